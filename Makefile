@@ -1,0 +1,37 @@
+# A fresh machine needs Python 3.10 or newer and make: `make demo` and `make test` do the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+DEMO := --data_config config/dataset/rotated_digits.yaml --continual --samples 10 --epochs 20 --overwrite
+
+.PHONY: demo test install lint perf clean
+
+# Ten tasks, handwritten digits turned by 0, 10, ... 90 degrees, ten images a class:
+# first each task alone, then the zoo, compared with it.
+demo: install
+	$(BIN)/python modelzoo.py $(DEMO) --method isolated --run_dir runs/demo-isolated
+	@echo
+	$(BIN)/python modelzoo.py $(DEMO) --run_dir runs/demo --isolated runs/demo-isolated
+
+test: install
+	$(BIN)/python -m pytest
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed; try make PYTHON=python3.12')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+perf: install
+	$(BIN)/python perf/step_efficiency.py
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

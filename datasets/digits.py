@@ -1,0 +1,42 @@
+"""scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels inside the package, no download."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from datasets.images import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.task import TaskStream
+from datasets.views import decode_view, rotation
+from utils.config import RunConfig
+
+_NAMES = tuple("0123456789")
+# A digit fills its 8x8 pixels: a shift by more than one cuts it.
+_PREPROCESS = ImagePreprocess(padding=1, flip=False)
+
+
+def split_digits(config: RunConfig, device: torch.device) -> TaskStream:
+    """Tasks are sets of the digits 0 to 9."""
+    return image_stream(config, ImageDataset(*_load(), _NAMES, _PREPROCESS), device)
+
+
+def rotated_digits(config: RunConfig, device: torch.device) -> TaskStream:
+    """Label 10x + y is digit y rotated by 10x degrees."""
+    data = ImageDataset(
+        *_load(), _NAMES, _PREPROCESS, decode_view, partial(rotation, 8), lambda x: f"rotated by {10 * x}°"
+    )
+    return image_stream(config, data, device)
+
+
+def _load() -> tuple[Images, Images]:
+    """A fixed half for training, half for testing, the same share of each digit in both."""
+    digits = load_digits()
+    pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target).long()
+    halves = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=digits.target, random_state=0)
+    train, test = (torch.from_numpy(half) for half in halves)
+    return Images(pixels[train], labels[train]), Images(pixels[test], labels[test])

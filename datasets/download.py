@@ -1,0 +1,33 @@
+"""Get a data set that is not on the disk, or say in one line which files go where."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.torchvision_ops import declare_missing_operators
+
+
+def fetch(name: str, data_dir: Path, wanted: Sequence[Path], note: str = "") -> None:
+    """Let torchvision download the data set `name` ("MNIST", "CIFAR10", "CIFAR100") into `data_dir`.
+
+    Raises:
+        UserError: it cannot be downloaded; lists the files `wanted`.
+    """
+    declare_missing_operators()
+    from torchvision import datasets
+
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            getattr(datasets, name)(str(data_dir), download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        files = ", ".join(path.name for path in wanted)
+        raise UserError(
+            f"{name} is not in {data_dir} and cannot be downloaded ({reason}); "
+            f"put {files} into {wanted[0].parent}" + (f" ({note})" if note else "")
+        ) from None

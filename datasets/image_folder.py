@@ -1,0 +1,147 @@
+"""A user's own images: train/<class>/... and test/<class>/... under one folder.
+
+Decoded once, in parallel, into one array file under <data_dir>/cache, which is made anew when a file of the
+folder is added, removed or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+
+from datasets.images import ImageDataset, ImagePreprocess, Images, Label, image_stream
+from datasets.task import TaskStream
+from utils.config import RunConfig
+from utils.errors import UserError
+from utils.files import read_tensors, write_tensors
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_SPLITS = ("train", "test")
+
+
+def image_folder(config: RunConfig, device: torch.device) -> TaskStream:
+    """Tasks are sets of class names (folder names); images become squares of `image_size` pixels, RGB.
+
+    The shorter side is scaled to `image_size` (antialiased) and the middle is cut out.
+    """
+    dataset = config.dataset
+    if dataset.root is None or dataset.image_size is None:
+        key = "root" if dataset.root is None else "image_size"
+        example = "root: my_images" if dataset.root is None else "image_size: 32"
+        raise UserError(f"{dataset.path}: key {key!r} is missing; dataset: image_folder needs it, such as {example}")
+    root = config.data_dir / dataset.root
+    names, files = _list(dataset.path, root)
+    train, test = _decoded(config.data_dir, root, dataset.image_size, files)
+    padding = max(1, dataset.image_size // 8) if dataset.augment != "none" else 0
+    preprocess = ImagePreprocess(min(padding, 4), flip=dataset.augment == "crop_flip")
+    return image_stream(config, ImageDataset(train, test, names, preprocess, partial(_folder_number, names)), device)
+
+
+def _folder_number(names: Sequence[str], entry: int) -> Label:
+    """YAML reads a folder name such as 7 as a number."""
+    if str(entry) not in names:
+        raise ValueError(
+            f"there is no folder of that name (there are {', '.join(names[:10])}{'...' * (len(names) > 10)})"
+        )
+    return Label(names.index(str(entry)))
+
+
+def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
+    """Class names, and the files of each split with their class numbers, all sorted."""
+    for split in _SPLITS:
+        if not (root / split).is_dir():
+            raise UserError(
+                f"{yaml_path}: root: {root / split} is not a folder; images go to "
+                f"{root}/train/<class>/ and {root}/test/<class>/ (root is relative to --data_dir)"
+            )
+    names = sorted({folder.name for split in _SPLITS for folder in (root / split).iterdir() if folder.is_dir()})
+    files: dict[str, list[tuple[Path, int]]] = {split: [] for split in _SPLITS}
+    for split in _SPLITS:
+        for number, name in enumerate(names):
+            folder = root / split / name
+            found = sorted(folder.iterdir()) if folder.is_dir() else []
+            files[split] += [(path, number) for path in found if path.suffix.lower() in _SUFFIXES]
+        if not files[split]:
+            raise UserError(f"{yaml_path}: root: {root / split} has no images ({', '.join(sorted(_SUFFIXES))})")
+    return names, files
+
+
+def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[Path, int]]]) -> list[Images]:
+    """The images of both splits, from the array file if it still matches the folder."""
+    everything = files["train"] + files["test"]
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
+    cache = data_dir / "cache" / f"{root.name}-{size}x{size}-{key}.safetensors"
+    fingerprint = torch.frombuffer(bytearray(_fingerprint(root, everything)), dtype=torch.uint8)
+    try:
+        stored = read_tensors(cache)
+        fresh = torch.equal(stored["fingerprint"], fingerprint)
+    except (OSError, SafetensorError, KeyError):
+        fresh = False
+    if not fresh:
+        labels = torch.tensor([number for _, number in everything])
+        stored = {
+            "pixels": _decode_all([path for path, _ in everything], size),
+            "labels": labels,
+            "fingerprint": fingerprint,
+        }
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(cache, stored)
+        except OSError:
+            pass  # a read-only --data_dir only costs decoding again next time
+    parts = len(files["train"]), len(files["test"])
+    pixels, labels = stored["pixels"].split(parts), stored["labels"].split(parts)
+    return [Images(p, y) for p, y in zip(pixels, labels, strict=True)]
+
+
+def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> bytes:
+    """Changes when a file is added, removed, renamed, resized or written."""
+    facts = []
+    for path, number in files:
+        status = os.stat(path)
+        facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(json.dumps(facts).encode()).digest()
+
+
+def _decode_all(paths: Sequence[Path], size: int) -> torch.Tensor:
+    """uint8 [N, 3, size, size]. Pillow decodes without holding the interpreter's lock, so threads run in parallel."""
+    pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+
+    def decode(position: int) -> None:
+        pixels[position] = decode_image(paths[position], size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(decode, range(len(paths))):
+            pass
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def decode_image(path: Path, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]: the shorter side scaled to `size`, the middle cut out.
+
+    Raises:
+        UserError: the file is not an image that can be read; names it.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None
+    width, height = image.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        width, height = max(size, round(width * scale)), max(size, round(height * scale))
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    return np.asarray(image)

@@ -1,0 +1,188 @@
+"""Images on the device as uint8, and the streams that are made of them.
+
+Every image is loaded once; tasks are row numbers. Crops, flips and normalisation act on whole batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.objectives import CrossEntropy
+from datasets.task import Examples, StreamSpec, Table, Task, TaskStream
+from utils.config import RunConfig, TaskConfig
+from utils.errors import UserError, unknown
+from utils.seeding import generator
+
+
+class Choices(NamedTuple):
+    """One augmentation of each of N images."""
+
+    top: Tensor  # [N] int64, row of the padded image at which the crop begins
+    left: Tensor  # [N] int64
+    flip: Tensor | None  # [N] bool
+
+    def __getitem__(self, part: slice) -> Choices:  # type: ignore[override]
+        return Choices(self.top[part], self.left[part], None if self.flip is None else self.flip[part])
+
+    def to(self, device: torch.device) -> Choices:
+        return Choices(*(None if x is None else x.to(device, non_blocking=True) for x in tuple(self)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """uint8 [B, C, H, W] -> float32, mean 0.5 and standard deviation 0.25 taken out; augmented on request.
+
+    The constants are not those of the data: statistics of later tasks would leak into the first.
+    Augmentation: a crop at a random place of the image padded with `padding` black pixels on each side,
+    and a horizontal flip of every second image if `flip`.
+    """
+
+    padding: int
+    flip: bool
+
+    def draw(self, count: int, rng: torch.Generator) -> Choices | None:
+        if not self.padding and not self.flip:
+            return None
+        top, left = torch.randint(2 * self.padding + 1, (2, count), generator=rng)
+        return Choices(top, left, torch.rand(count, generator=rng) < 0.5 if self.flip else None)
+
+    def __call__(self, inputs: Tensor, choices: Choices | None = None) -> Tensor:
+        if choices is not None:
+            inputs = self._augment(inputs, choices)
+        normal = inputs.to(torch.float32).sub_(0.5 * 255).mul_(1 / (0.25 * 255))
+        return normal.contiguous(memory_format=torch.channels_last)
+
+    def _augment(self, inputs: Tensor, choices: Choices) -> Tensor:
+        count, _, height, width = inputs.shape
+        if self.padding:
+            # All crops as a view without a copy, [N, C, 2p+1, 2p+1, H, W]; one of them is taken for each image.
+            crops = F.pad(inputs, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+            inputs = crops[torch.arange(count, device=inputs.device), :, choices.top, choices.left]
+        if choices.flip is not None:
+            inputs = torch.where(choices.flip[:, None, None, None], inputs.flip(-1), inputs)
+        return inputs
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split of a data set as it lies on the disk."""
+
+    pixels: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N], class numbers
+
+
+class Label(NamedTuple):
+    """What an entry of a task's `classes` means."""
+
+    number: int  # class in the data set
+    view: int = 0  # which permutation or rotation
+    random: bool = False  # the training labels of this class are random
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A data set and the label encoding of its streams."""
+
+    train: Images
+    test: Images
+    class_names: Sequence[str]
+    preprocess: ImagePreprocess
+    decode: Callable[[int], Label] = Label
+    views: Callable[[int], Tensor | None] = lambda view: None  # pixel map of each view, see Examples.view
+    view_name: Callable[[int], str] | None = None
+
+
+def image_stream(config: RunConfig, data: ImageDataset, device: torch.device) -> TaskStream:
+    """Tasks of classes as the dataset YAML names them.
+
+    Raises:
+        UserError: a class that the data set does not have, more samples than there are.
+    """
+    stores = data.train.pixels.to(device), data.test.pixels.to(device)
+    tasks = tuple(
+        _build_task(config, data, stores, number, task) for number, task in enumerate(config.dataset.tasks, 1)
+    )
+    shape = tuple(data.train.pixels.shape[1:])
+    return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
+
+
+def _build_task(
+    config: RunConfig, data: ImageDataset, stores: tuple[Tensor, Tensor], number: int, task: TaskConfig
+) -> Task:
+    where = f"{config.dataset.path}: task {number}"
+    labels = [_decode(where, data, entry) for entry in task.classes]
+    views = {label.view for label in labels}
+    if len(views) > 1:
+        raise UserError(
+            f"{where} mixes several permutations or rotations; a task has one, so all its labels are 10x + y of one x"
+        )
+    if len({label.number for label in labels}) < len(labels):
+        raise UserError(f"{where} has the same class twice, once with random labels; name each class of a task once")
+    view = views.pop()
+    pixel_map = data.views(view)
+
+    def examples(split: Images, store: Tensor, picks: list[Tensor], targets: Tensor) -> Examples:
+        on_device = None if pixel_map is None else pixel_map.to(store.device)
+        return Examples(store, torch.cat(picks).to(store.device), targets.to(store.device), on_device)
+
+    train_rows = [_rows(data.train, label.number) for label in labels]
+    test_rows = [_rows(data.test, label.number) for label in labels]
+    names = tuple(str(data.class_names[label.number]) for label in labels)
+    for split, found in (("training", train_rows), ("test", test_rows)):
+        for name, rows in zip(names, found, strict=True):
+            if not len(rows):
+                raise UserError(f"{where}: class {name!r} has no {split} images")
+    if config.samples is not None:
+        rng = generator(config.seed, "samples", number)
+        for i, rows in enumerate(train_rows):
+            if config.samples > len(rows):
+                raise UserError(
+                    f"--samples is {config.samples}; class {names[i]!r} of task {number} has {len(rows)} training images"
+                )
+            train_rows[i] = rows[torch.randperm(len(rows), generator=rng)[: config.samples]]
+    targets = _noisy_targets(config, number, task, labels, [len(rows) for rows in train_rows])
+    train = examples(data.train, stores[0], train_rows, targets)
+    test = examples(data.test, stores[1], test_rows, _targets([len(rows) for rows in test_rows]))
+    name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
+    return Task(number, name, names, Table(train), train, test)
+
+
+def _decode(where: str, data: ImageDataset, entry: int | str) -> Label:
+    names = [str(name) for name in data.class_names]
+    if isinstance(entry, str):
+        if entry not in names:
+            raise UserError(f"{where}: {unknown('class', entry, names)}")
+        return Label(names.index(entry))
+    try:
+        label = data.decode(entry)
+    except ValueError as error:
+        raise UserError(f"{where}: class {entry}: {error}") from None
+    if entry < 0 or label.number >= len(names):
+        raise UserError(f"{where}: class {entry} is not in the data set, which has the classes 0 to {len(names) - 1}")
+    return label
+
+
+def _rows(split: Images, number: int) -> Tensor:
+    return (split.labels == number).nonzero().flatten()
+
+
+def _targets(counts: Sequence[int]) -> Tensor:
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+
+def _noisy_targets(
+    config: RunConfig, number: int, task: TaskConfig, labels: Sequence[Label], counts: Sequence[int]
+) -> Tensor:
+    """Training targets; those of noise classes, and a share `label_noise` of all, drawn uniformly."""
+    targets = _targets(counts)
+    rng = generator(config.seed, "noise", number)
+    random = torch.tensor([label.random for label in labels])[targets]
+    noisy = torch.randperm(len(targets), generator=rng)[: round(task.label_noise * len(targets))]
+    random[noisy] = True
+    return torch.where(random, torch.randint(len(counts), targets.shape, generator=rng), targets)

@@ -1,0 +1,79 @@
+"""Split-Mini-ImageNet from the three Kaggle pickles; nothing a pickle carries is run.
+
+100 classes of 600 images, 84x84: 0-63 in the file `train`, 64-79 in `val`, 80-99 in `test`, each class in
+one block. Of each class the first 480 images are for training and the last 120 for testing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.images import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.task import TaskStream
+from utils.config import RunConfig
+from utils.errors import UserError
+from utils.safe_pickle import load_pickle
+
+_SIDE = 84
+_TRAIN_SHARE = 0.8
+
+
+def mini_imagenet(config: RunConfig, device: torch.device) -> TaskStream:
+    """Tasks are sets of the classes 0 to 99 in the order of the files."""
+    folder = config.data_dir / "mini_imagenet"
+    paths = [folder / f"mini-imagenet-cache-{part}.pkl" for part in ("train", "val", "test")]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise UserError(
+            f"Mini-ImageNet is not in {folder}; put {', '.join(missing)} there (the three pickles from Kaggle), "
+            "or use dataset: image_folder with your own copy of the images"
+        )
+    train, test, names = [], [], []
+    for path in paths:
+        for name, images in _read(path):
+            split = int(_TRAIN_SHARE * len(images))
+            train.append(images[:split])
+            test.append(images[split:])
+            names.append(name)
+    data = ImageDataset(_join(train), _join(test), names, ImagePreprocess(padding=4, flip=True))
+    return image_stream(config, data, device)
+
+
+def _read(path: Path) -> list[tuple[str, np.ndarray]]:
+    """Name and images, uint8 [n, 84, 84, 3], of each class of a file, in the order of their images."""
+    content = load_pickle(path)
+    images = content.get("image_data") if isinstance(content, dict) else None
+    classes = content.get("class_dict") if isinstance(content, dict) else None
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_SIDE, _SIDE, 3):
+        raise UserError(f"{path} must hold 'image_data', bytes of shape [N, 84, 84, 3]; get the file again")
+    if not isinstance(classes, dict) or not classes:
+        raise UserError(f"{path} must hold 'class_dict', the image numbers of each class; get the file again")
+    blocks = []
+    for name, numbers in classes.items():
+        rows = np.asarray(numbers)
+        if (
+            rows.ndim != 1
+            or rows.dtype.kind not in "iu"
+            or len(rows) < 2
+            or rows.min() < 0
+            or rows.max() >= len(images)
+        ):
+            raise UserError(
+                f"{path}: class {name!r} of 'class_dict' must list at least two image numbers below {len(images)}"
+            )
+        blocks.append((int(rows[0]), str(name), rows))
+    return [(name, images[rows]) for _, name, rows in sorted(blocks, key=lambda block: block[0])]
+
+
+def _join(classes: list[np.ndarray]) -> Images:
+    """One tensor of all classes, filled class by class so that the images are never held twice."""
+    pixels = torch.empty(sum(map(len, classes)), 3, _SIDE, _SIDE, dtype=torch.uint8)
+    start = 0
+    for images in classes:
+        pixels[start : start + len(images)] = torch.from_numpy(images).permute(0, 3, 1, 2)
+        start += len(images)
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(images) for images in classes]))
+    return Images(pixels, labels)

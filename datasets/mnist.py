@@ -1,0 +1,94 @@
+"""MNIST: split, rotated and permuted. Read from the four IDX files, gzipped or not, as torchvision lays them out."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.download import fetch
+from datasets.images import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.task import TaskStream
+from datasets.views import decode_view, permutation, rotation
+from utils.config import RunConfig
+from utils.errors import UserError
+
+_NAMES = tuple("0123456789")
+_SIDE = 28
+_CROP = ImagePreprocess(padding=4, flip=False)
+# Once the pixels are permuted, a shift is no longer a shift of the digit.
+_NO_CROP = ImagePreprocess(padding=0, flip=False)
+
+
+def split_mnist(config: RunConfig, device: torch.device) -> TaskStream:
+    """Tasks are sets of the digits 0 to 9."""
+    return image_stream(config, ImageDataset(*_load(config.data_dir), _NAMES, _CROP), device)
+
+
+def rotated_mnist(config: RunConfig, device: torch.device) -> TaskStream:
+    """Label 10x + y is digit y rotated by 10x degrees."""
+    views = partial(rotation, _SIDE)
+    data = ImageDataset(*_load(config.data_dir), _NAMES, _CROP, decode_view, views, lambda x: f"rotated by {10 * x}°")
+    return image_stream(config, data, device)
+
+
+def permuted_mnist(config: RunConfig, device: torch.device) -> TaskStream:
+    """Label 10x + y is digit y with its pixels permuted by the seed 1000x; x = 0 is the image itself."""
+    views = partial(permutation, _SIDE * _SIDE)
+    data = ImageDataset(*_load(config.data_dir), _NAMES, _NO_CROP, decode_view, views, lambda x: f"permutation {x}")
+    return image_stream(config, data, device)
+
+
+def _load(data_dir: Path) -> tuple[Images, Images]:
+    folder = data_dir / "MNIST" / "raw"
+    names = {split: (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte") for split in ("train", "t10k")}
+    wanted = [folder / name for pair in names.values() for name in pair]
+    if not all(path.exists() or _gzipped(path).exists() for path in wanted):
+        fetch("MNIST", data_dir, wanted, "each may be gzipped")
+
+    def split(images: str, labels: str) -> Images:
+        pixels, targets = read_idx(folder / images), read_idx(folder / labels)
+        if pixels.shape[1:] != (_SIDE, _SIDE) or targets.shape != pixels.shape[:1] or not len(targets):
+            raise UserError(
+                f"{folder / images} has shape {list(pixels.shape)} and {labels} {list(targets.shape)}; "
+                "they must hold as many images of 28x28 as labels"
+            )
+        if int(targets.max()) > 9:
+            raise UserError(f"{folder / labels} has the label {int(targets.max())}; MNIST has 0 to 9")
+        return Images(pixels.unsqueeze(1), targets.long())
+
+    return split(*names["train"]), split(*names["t10k"])
+
+
+def _gzipped(path: Path) -> Path:
+    return path.with_name(path.name + ".gz")
+
+
+def read_idx(path: Path) -> Tensor:
+    """The uint8 array of an IDX file, from `path` or, if that does not exist, from `path`.gz.
+
+    Raises:
+        UserError: not an IDX file of bytes, or shorter or longer than its header says.
+    """
+    source = path if path.exists() else _gzipped(path)
+    try:
+        content = source.read_bytes()
+        content = gzip.decompress(content) if source.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source} is damaged or cut short ({error}); delete it and get it again") from None
+    # Two zeros, 8 for unsigned bytes, the number of dimensions; then each dimension as a big-endian int32.
+    dims = content[3] if len(content) > 3 else 0
+    header = 4 + 4 * dims
+    if content[:3] != b"\0\0\x08" or not 1 <= dims <= 4 or len(content) < header:
+        raise UserError(f"{source} is not an IDX file of bytes; delete it and get it again")
+    shape = np.frombuffer(content, ">i4", dims, offset=4).astype(np.int64)
+    if (shape < 0).any() or len(content) - header != int(np.prod(shape, dtype=object)):
+        raise UserError(
+            f"{source} has {len(content) - header} bytes of data, its header says {list(map(int, shape))}; get it again"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

@@ -1,0 +1,45 @@
+"""Permuted and rotated images as pixel maps: which stored pixel each pixel shows (-1: black).
+
+Label 10x + y of a task is class y seen through view x. No copy of the images is made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.images import Label
+from utils.torchvision_ops import declare_missing_operators
+
+
+def decode_view(entry: int) -> Label:
+    """10x + y -> class y, view x."""
+    return Label(entry % 10, entry // 10)
+
+
+def permutation(pixels: int, x: int) -> Tensor | None:
+    """View x permutes the pixels with the seed 1000x of numpy's default generator; view 0 is the image itself."""
+    if x == 0:
+        return None
+    return torch.from_numpy(np.random.default_rng(1000 * x).permutation(pixels))
+
+
+def rotation(side: int, x: int) -> Tensor | None:
+    """View x turns a square image counter-clockwise by 10x degrees about its centre; nearest pixel, black outside.
+
+    torchvision's `rotate` with its default settings, as in the authors' code.
+
+    Raises:
+        ValueError: 360 degrees or more, which repeats a view.
+    """
+    if x == 0:
+        return None
+    if x >= 36:
+        raise ValueError(f"a rotation by {10 * x} degrees repeats an earlier one; 10x + y goes up to 359")
+    declare_missing_operators()
+    from torchvision.transforms.functional import rotate
+
+    # Pixel numbers from 1, so that what comes from outside is 0; exact in float32 up to 2**24 pixels.
+    numbers = torch.arange(1, side * side + 1, dtype=torch.float32).view(1, side, side)
+    return rotate(numbers, 10.0 * x).flatten().long() - 1

@@ -1,0 +1,78 @@
+"""What a continual-learning method is: it learns from episodes and predicts tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from datasets.objectives import Score
+from datasets.task import Episode, StreamSpec, Task
+from methods.training import Compute, TrainingStats
+from net.multihead import MultiHead
+from utils.config import RunConfig
+from utils.monitor import Monitor
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What one episode did."""
+
+    tasks: tuple[int, ...]  # trained on, by task id
+    weights: Mapping[int, float]  # sampling weight of each task that could be drawn; empty if nothing is drawn
+    stats: TrainingStats
+    changed: tuple[int, ...]  # tasks whose predictions may differ from before
+
+
+@dataclass
+class Member:
+    """A trained network, its tasks, and its predictions until they are written to the run directory."""
+
+    number: int  # from 0, the place in the zoo
+    episode: int
+    tasks: tuple[int, ...]
+    net: MultiHead
+    predictions: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (task id, split) -> [N, C]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a method holds at the end of an episode."""
+
+    examples: int  # training examples kept for later episodes
+    bytes: int  # of these examples
+    parameters: int
+    members_per_prediction: float  # networks evaluated for one test example, mean over tasks
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every method is built from."""
+
+    config: RunConfig
+    spec: StreamSpec
+    compute: Compute
+
+
+class Method(Protocol):
+    """A continual-learning algorithm. It sees a stream only through the episodes it is given."""
+
+    options: ClassVar[frozenset[str]]  # the RunConfig fields for methods that it reads
+    fresh: list[Member]  # networks of the last episode, to be saved
+
+    def __init__(self, setting: Setting) -> None: ...
+
+    @property
+    def fits(self) -> Mapping[int, tuple[int, Score]]:
+        """By task: how many training examples are kept, and how well the method fits them."""
+
+    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+        """Train on what the episode reveals and on what was kept of earlier ones."""
+
+    def predict(self, task: Task) -> Tensor:
+        """Probabilities on the task's test inputs, [N, C]. Test targets are never looked at."""
+
+    def storage(self) -> Storage:
+        """What is held now."""

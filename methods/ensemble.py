@@ -1,0 +1,119 @@
+"""Members and the average of their predictions: what the zoo and Isolated have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from datasets.objectives import Score
+from datasets.task import Examples, Task, TrainSource
+from methods.base import Member, Setting, Storage
+from methods.training import TrainingStats, predict_examples, train_member
+from net import build_net, count_parameters
+from utils.errors import TrainingError
+from utils.monitor import Monitor
+from utils.seeding import seeded
+
+
+class PredictionCache:
+    """Running weighted sums of the members' probabilities, so that no member is ever evaluated twice."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[int, str], tuple[Tensor, float, int]] = {}
+
+    def add(self, task_id: int, split: str, probabilities: Tensor, weight: float) -> None:
+        """Count one more member; `probabilities`: [N, C] on the fixed examples of that split."""
+        if (task_id, split) in self._sums:
+            total, weights, members = self._sums[task_id, split]
+            total.add_(probabilities, alpha=weight)
+            self._sums[task_id, split] = total, weights + weight, members + 1
+        else:
+            self._sums[task_id, split] = probabilities * weight, weight, 1
+
+    def average(self, task_id: int, split: str) -> Tensor:
+        """Weighted mean over the members counted so far, [N, C]."""
+        total, weights, _ = self._sums[task_id, split]
+        return total / weights
+
+    def members(self, task_id: int, split: str) -> int:
+        """How many members were counted."""
+        return self._sums[task_id, split][2] if (task_id, split) in self._sums else 0
+
+
+class Ensemble:
+    """Networks that are never changed once trained; a task is answered by the mean of those that saw it."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
+        self.fresh: list[Member] = []
+        self.fits: dict[int, tuple[int, Score]] = {}
+        self.cache = PredictionCache()
+        self._weights: dict[int, dict[int, float]] = {}  # by task: the weight of each member that saw it
+        self._members = 0
+        self._parameters = 0
+        self._head_sizes: dict[int, int] = {}
+
+    def grow(
+        self, episode: int, sources: Mapping[int, TrainSource], weights: Mapping[int, float], monitor: Monitor
+    ) -> TrainingStats:
+        """Train one more member on the tasks of `sources`, each seen with that weight in later averages."""
+        tasks = tuple(sources)
+        name = ("member", self._members)
+        hyper = self.config.hyper
+        head_sizes = {task: self._head_sizes[task] for task in tasks}
+        with seeded(self.config.seed, *name):
+            net = build_net(hyper.model, self.spec.input_shape, hyper.dropout, head_sizes)
+            net.to(self.compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            try:
+                stats = train_member(
+                    net, list(sources.items()), self.spec, hyper, self.compute, self.config.seed, name, monitor,
+                    augment=self.config.augment,
+                )  # fmt: skip
+            except TrainingError as error:
+                raise TrainingError(
+                    f"episode {episode}, member {self._members} (tasks {_listed(tasks)}): {error}"
+                ) from None
+        self.fresh.append(Member(self._members, episode, tasks, net))
+        for task in tasks:
+            self._weights.setdefault(task, {})[self._members] = weights[task]
+        self._members += 1
+        self._parameters += count_parameters(net)
+        return stats
+
+    def reveal(self, tasks: Sequence[Task]) -> None:
+        """Note the heads that new tasks need, and let go of the networks of the episode before."""
+        for member in self.fresh:
+            for task in member.tasks:
+                if self.cache.members(task, "test") < len(self._weights[task]):
+                    raise RuntimeError(f"task {task} was not predicted after member {member.number} joined")
+        self.fresh = []
+        self._head_sizes.update({task.id: task.num_outputs for task in tasks})
+
+    def predict(self, task: Task) -> Tensor:
+        """Weighted mean over the members that saw the task; a uniform guess if none has. [N, C]
+
+        Members of the last episode are evaluated here, once; earlier ones are in the running sum.
+        """
+        for member in self.fresh:
+            self.count(member, task.id, "test", task.test)
+        if task.id not in self._weights:
+            return self.spec.objective.guess(len(task.test), task.num_outputs).to(self.compute.device)
+        return self.cache.average(task.id, "test")
+
+    def count(self, member: Member, task_id: int, split: str, examples: Examples) -> None:
+        """Add the member's predictions to the average, once, if it saw the task."""
+        if task_id in member.tasks and (task_id, split) not in member.predictions:
+            predictions = predict_examples(member.net, task_id, examples, self.spec, self.compute)
+            member.predictions[task_id, split] = predictions
+            self.cache.add(task_id, split, predictions, self._weights[task_id][member.number])
+
+    def storage(self) -> Storage:
+        """All members are stored; one prediction asks those that saw the task."""
+        mean = sum(map(len, self._weights.values())) / max(1, len(self._head_sizes))
+        return Storage(0, 0, self._parameters, mean)
+
+
+def _listed(tasks: Sequence[int]) -> str:
+    return ", ".join(map(str, tasks))

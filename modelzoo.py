@@ -1,0 +1,222 @@
+"""Train a continual learner on a stream of tasks.
+
+config/*.yaml + argv -> RunConfig -> TaskStream
+for each episode: method.learn -> method.predict on the tasks seen -> rows
+rows -> run directory (facts) -> summary, final table, TensorBoard (derived)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from datasets import build_stream, check_dataset
+from datasets.objectives import Score
+from datasets.task import Episode, Task, TaskStream
+from methods import METHODS, build_method, check_method
+from methods.base import Learned, Method, Setting
+from methods.training import Compute
+from net import build_trunk, count_parameters, feature_size
+from utils.compute import describe_device, make_reproducible, peak_memory, pick_device, provenance
+from utils.config import RunConfig
+from utils.errors import TrainingError, UserError
+from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, TensorBoard
+from utils.options import Invocation, parse
+from utils.run_directory import RunDirectory, check_free
+from utils.seeding import seeded
+from utils.summary import final_table, load_isolated, summarize
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; each with one line on stderr."""
+    try:
+        prepare_and_run(parse(argv))
+    except UserError as error:
+        return _fail(error, 2)
+    except TrainingError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the finished episodes are in the run directory", 130)
+    return 0
+
+
+def prepare_and_run(invocation: Invocation) -> None:
+    """Check everything that can be wrong before anything is trained or written, then run."""
+    begin = time.perf_counter()
+    config = invocation.config
+    check_method(config.method, invocation.given)
+    check_dataset(config)
+    check_free(invocation.run_dir, invocation.overwrite)
+    device = pick_device(config.device)
+    make_reproducible()
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    resolved = resolve(config, device, bf16)
+    isolated = load_isolated(invocation.isolated, resolved) if invocation.isolated else None
+    stream = build_stream(config, device)
+    parameters = trunk_parameters(config, stream)
+    method = build_method(Setting(config, stream.spec, Compute(device, bf16)))
+
+    directory = RunDirectory(invocation.run_dir, resolved)
+    monitor = Monitors([Console(invocation.quiet), TensorBoard(directory.path)])
+    monitor.run_begins(
+        [
+            (
+                "stream",
+                f"{config.stream}: {len(stream.tasks)} tasks, {'continual' if config.continual else 'multi-task'}",
+            ),
+            ("method", config.method),
+            ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
+            ("device", f"{describe_device(device)}, {'bf16' if bf16 else 'fp32'}"),
+            ("run", str(directory.path)),
+        ]
+    )
+    try:
+        run(config, stream, method, directory, monitor, begin, isolated, device)
+    finally:
+        monitor.close()
+
+
+def run(
+    config: RunConfig, stream: TaskStream, method: Method, directory: RunDirectory, monitor: Monitor,
+    begin: float, isolated: Sequence[float] | None, device: torch.device,
+) -> None:  # fmt: skip
+    """The whole experiment: reveal, learn, measure, write down."""
+    episodes = schedule(config, stream)
+    scores: dict[int, Score] = {}
+    history: list[Learned] = []
+    for episode in episodes:
+        monitor.episode_begins(episode.number, len(episodes))
+        start = time.perf_counter()
+        learned = method.learn(episode, monitor)
+        seen = stream.tasks[: episode.number] if config.continual else stream.tasks
+        rows = evaluate(method, episode, seen, learned, scores, stream)
+        save_members(directory, method, config, stream)
+        facts = episode_facts(episode, learned, time.perf_counter() - start, device)
+        directory.add_episode(facts, rows)
+        monitor.episode_ends(facts, rows)
+        history.append(learned)
+    summary = {
+        **facts_of(config, stream, method, history),
+        **summarize(directory.rows, config.continual, isolated),
+        "total_seconds": time.perf_counter() - begin,
+    }
+    directory.write_summary(summary)
+    monitor.run_ends(final_table(summary))
+
+
+def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
+    """What is revealed when. A method without --rounds learns the multi-task setting in one episode."""
+    if config.continual:
+        return list(stream.continual())
+    if "rounds" not in METHODS[config.method].options:
+        return list(stream.multitask(1))
+    return list(stream.multitask((config.rounds or len(stream.tasks)) + config.warm_start))
+
+
+def evaluate(
+    method: Method,
+    episode: Episode,
+    seen: Sequence[Task],
+    learned: Learned,
+    scores: dict[int, Score],
+    stream: TaskStream,
+) -> list[Row]:
+    """One row per task seen and split: test, and train where examples were kept.
+
+    `scores`, by task id, carries over what the episode has not changed, so that its cost does not grow.
+    """
+    rows = []
+    for task in seen:
+        if task.id in learned.changed or task.id not in scores:
+            scores[task.id] = stream.spec.objective.evaluate(method.predict(task), task.test.targets)
+        measured = {"test": (len(task.test), scores[task.id])}
+        if task.id in method.fits:
+            measured["train"] = method.fits[task.id]
+        for split, (n, score) in measured.items():
+            rows.append(Row(episode.number, task.id, task.name, split, n, score.loss, score.accuracy))
+    return rows
+
+
+def save_members(directory: RunDirectory, method: Method, config: RunConfig, stream: TaskStream) -> None:
+    """Weights and predictions of the networks that this episode brought."""
+    for member in method.fresh:
+        tasks = [stream.tasks[number - 1] for number in member.tasks]
+        facts = {
+            "member": member.number,
+            "episode": member.episode,
+            "tasks": list(member.tasks),
+            "task_names": [task.name for task in tasks],
+            "classes": [list(task.classes) for task in tasks],
+            "net": config.hyper.model,
+            "dropout": config.hyper.dropout,
+            "input_shape": list(stream.spec.input_shape),
+            "parameters": count_parameters(member.net),
+        }
+        directory.add_member(member.number, member.net.state_dict(), facts)
+        directory.add_predictions(member.number, member.predictions)
+
+
+def episode_facts(episode: Episode, learned: Learned, seconds: float, device: torch.device) -> EpisodeFacts:
+    """A line of episodes.csv."""
+    stats = learned.stats
+    return EpisodeFacts(
+        episode.number, learned.tasks, learned.weights, stats.examples, stats.images, stats.steps, seconds,
+        stats.seconds, stats.images / stats.seconds, stats.loss, peak_memory(device),
+    )  # fmt: skip
+
+
+def facts_of(config: RunConfig, stream: TaskStream, method: Method, history: Sequence[Learned]) -> dict[str, Any]:
+    """What was run and what it cost."""
+    storage = method.storage()
+    images = sum(learned.stats.images for learned in history)
+    seconds = sum(learned.stats.seconds for learned in history)
+    return {
+        "method": config.method,
+        "stream": config.stream,
+        "model": config.hyper.model,
+        "seed": config.seed,
+        "continual": config.continual,
+        "tasks": len(stream.tasks),
+        "episodes": len(history),
+        "epochs": config.hyper.epochs,
+        "samples": config.samples,
+        "replay_frac": config.replay_frac,
+        "tasks_per_round": config.tasks_per_round,
+        "stored_examples": storage.examples,
+        "stored_bytes": storage.bytes,
+        "parameters_total": storage.parameters,
+        "members_per_prediction": storage.members_per_prediction,
+        "images_trained": images,
+        "train_seconds": seconds,
+        "images_per_second": images / seconds,
+    }
+
+
+def resolve(config: RunConfig, device: torch.device, bf16: bool) -> dict[str, Any]:
+    """config.yaml: every default filled in, what the run was made with."""
+    plain = asdict(config)
+    plain["dataset"]["tasks"] = [{**task, "classes": list(task["classes"])} for task in plain["dataset"]["tasks"]]
+    plain |= {"data_dir": str(config.data_dir), "device": str(device), "precision": "bf16" if bf16 else "fp32"}
+    return {"stream": config.stream, **plain, **provenance()}
+
+
+def trunk_parameters(config: RunConfig, stream: TaskStream) -> int:
+    """Build the trunk once, so that a network that does not fit the images fails before anything is written."""
+    with seeded(config.seed, "trial"):
+        trunk = build_trunk(config.hyper.model, stream.spec.input_shape, config.hyper.dropout)
+        feature_size(trunk, config.hyper.model, stream.spec.input_shape)
+    return count_parameters(trunk)
+
+
+def _fail(reason: object, code: int) -> int:
+    print("modelzoo.py: " + " ".join(str(reason).split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""A trunk and one linear head per task, all heads in one tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MultiHead(nn.Module):
+    """inputs [B, *input], task ids [B] -> outputs [B, C], C the width of the widest head.
+
+    The rows of all heads are stacked in one weight [sum of widths, D]: the logits of a mixed batch are one
+    matrix product and one gather, without a loop over tasks or a wait for the device. Heads may differ
+    in width; a narrower one is filled up with -inf, which softmax turns into probability 0.
+
+    Args:
+        trunk: inputs -> features [B, D].
+        features: D.
+        head_sizes: width of the head of each task, by task id.
+    """
+
+    def __init__(self, trunk: nn.Module, features: int, head_sizes: Mapping[int, int]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head_sizes = dict(head_sizes)
+        total, widest = sum(head_sizes.values()), max(head_sizes.values())
+        # As nn.Linear initialises each head; biases start at zero.
+        bound = 1 / math.sqrt(features)
+        self.weight = nn.Parameter(torch.empty(total, features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(total))
+        columns = torch.zeros(max(head_sizes) + 1, widest, dtype=torch.long)
+        filled = torch.zeros(max(head_sizes) + 1, widest)
+        start = 0
+        for task_id, size in head_sizes.items():
+            columns[task_id, :size] = torch.arange(start, start + size)
+            filled[task_id, size:] = -torch.inf
+            start += size
+        self.columns: Tensor
+        self.filled: Tensor | None
+        self.register_buffer("columns", columns, persistent=False)
+        equal = len(set(head_sizes.values())) == 1
+        self.register_buffer("filled", None if equal else filled, persistent=False)
+
+    def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
+        all_heads = F.linear(self.trunk(inputs), self.weight, self.bias)
+        outputs = all_heads.gather(1, self.columns[task_ids])
+        return outputs if self.filled is None else outputs + self.filled[task_ids]

@@ -1,0 +1,37 @@
+"""Any timm model as a trunk, without its classifier and without pretrained weights."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from utils.errors import UserError, unknown
+from utils.torchvision_ops import declare_missing_operators
+
+
+class TimmTrunk(nn.Module):
+    """images [B, C, H, W] -> pooled features of the timm model `name`, then dropout.
+
+    Raises:
+        UserError: timm has no such model, or the model cannot take images of this shape.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, int, int], dropout: float) -> None:
+        super().__init__()
+        declare_missing_operators()
+        import timm
+
+        if not timm.is_model(name):
+            raise UserError(f"model: timm/{name}: {unknown('timm model', name, timm.list_models())}")
+        channels, height, width = shape
+        options: dict[str, object] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
+        fixed = timm.get_pretrained_cfg(name)
+        if fixed is not None and fixed.fixed_input_size:
+            options["img_size"] = (height, width)
+        try:
+            self.model = timm.create_model(name, **options)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise UserError(f"model: timm/{name} cannot be built for images of {height}x{width}: {error}") from None
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.dropout(self.model(images))

@@ -1,0 +1,61 @@
+"""Wide residual network (Zagoruyko & Komodakis 2016), pre-activation, with dropout inside the blocks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """norm, ReLU, 3x3 convolution, norm, ReLU, dropout, 3x3 convolution, plus the input.
+
+    A 1x1 convolution carries the input across only where the number of channels or the resolution changes.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        changes = stride != 1 or channels_in != channels_out
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.norm1(x))
+        inner = self.conv2(self.dropout(F.relu(self.norm2(self.conv1(active)))))
+        return inner + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Module):
+    """images [B, C, H, W] -> features [B, 64 * widen].
+
+    Args:
+        shape: C, H, W of the images; any H and W from 8.
+        dropout: share of the activations dropped between the two convolutions of a block.
+        depth: 6n + 4 layers, n blocks in each of the three groups.
+        widen: factor on the 16, 32, 64 channels of the groups.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dropout: float, depth: int = 16, widen: int = 4) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        channels = 16
+        self.stem = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
+        layers = []
+        for group, stride in enumerate((1, 2, 2)):
+            for block in range(blocks):
+                width = (16 << group) * widen
+                layers.append(Block(channels, width, stride if block == 0 else 1, dropout))
+                channels = width
+        self.blocks = nn.Sequential(*layers)
+        self.norm = nn.BatchNorm2d(channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.blocks(self.stem(images))))
+        return torch.mean(x, dim=(2, 3))

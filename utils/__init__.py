@@ -1,0 +1,1 @@
+"""What every part needs and no part owns: nothing here imports datasets, net or methods."""

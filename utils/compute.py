@@ -1,0 +1,83 @@
+"""The device of a run, and what the run was made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError, unknown
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+
+
+def pick_device(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:N or mps -> a device that is there.
+
+    Raises:
+        UserError: unknown name, or a device that this machine does not have.
+    """
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(kind)
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (":" in name and (kind != "cuda" or not index.isdecimal())):
+        raise UserError(f"--device: {unknown('device', name, ['auto', 'cpu', 'cuda', 'cuda:N', 'mps'])}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count() or 'no'} CUDA device{'s' * (torch.cuda.device_count() != 1)}"
+        raise UserError(f"--device {name}: this machine has {found}; use --device cpu or auto")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: this machine has no Metal GPU; use --device cpu or auto")
+    return torch.device(name)
+
+
+def make_reproducible() -> None:
+    """The same run twice on one machine gives the same bits."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def describe_device(device: torch.device) -> str:
+    """For people."""
+    if device.type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}: {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a CUDA device, else the most the process ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def provenance() -> dict[str, object]:
+    """Versions of what a result depends on, and the commit of this project (None outside a git checkout)."""
+    versions = {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
+    return {
+        "versions": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", "-C", str(_PROJECT), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,262 @@
+"""YAML files and command line -> one frozen, fully resolved RunConfig, or a UserError that says what to write.
+
+The command line wins over the hyperparameter YAML, which wins over the defaults below.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task of a stream, as written in the dataset YAML."""
+
+    classes: tuple[int | str, ...]  # labels in the data set's encoding; output i of the head is classes[i]
+    name: str | None = None
+    label_noise: float = 0.0  # share of the training labels replaced by labels drawn at random
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Which tasks, in which order."""
+
+    path: str
+    dataset: str
+    tasks: tuple[TaskConfig, ...]
+    root: str | None = None  # image_folder: the folder that holds train/ and test/, relative to --data_dir
+    image_size: int | None = None  # image_folder: side of the square images, in pixels
+    augment: str = "crop_flip"  # image_folder: crop_flip, crop or none
+
+
+@dataclass(frozen=True)
+class HyperConfig:
+    """How one network is trained."""
+
+    model: str
+    epochs: int = 100
+    batch: int = 16
+    lr: float = 0.01
+    l2_reg: float = 1e-5
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run; written to config.yaml with every default filled in."""
+
+    dataset: DatasetConfig
+    hyper: HyperConfig
+    method: str = "zoo"
+    continual: bool = False
+    rounds: int | None = None
+    warm_start: bool = False
+    tasks_per_round: int = 5
+    replay_frac: float = 1.0
+    samples: int | None = None
+    selection: str = "boosting"
+    seed: int = 0
+    augment: bool = True
+    data_dir: Path = field(default_factory=lambda: Path("data"))
+    device: str = "auto"
+    precision: str = "auto"
+
+    @property
+    def stream(self) -> str:
+        """The stream's name: that of its YAML file."""
+        return Path(self.dataset.path).stem
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option or key accepts."""
+
+    low: float
+    high: float = math.inf
+    whole: bool = True
+    open_low: bool = False
+    open_high: bool = False
+
+    def describe(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        if self.high == math.inf:
+            return f"{kind} {low}"
+        return f"{kind} {low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+
+RANGES = {
+    "epochs": Range(1),
+    # Batch normalisation cannot normalise one value a channel.
+    "batch": Range(2, 65536),
+    "lr": Range(0, 1000, whole=False, open_low=True),
+    "l2_reg": Range(0, 1000, whole=False),
+    "dropout": Range(0, 1, whole=False, open_high=True),
+    "label_noise": Range(0, 1, whole=False),
+    "image_size": Range(8, 1024),
+    "rounds": Range(1),
+    "tasks_per_round": Range(1),
+    "replay_frac": Range(0, 1, whole=False),
+    "samples": Range(1),
+    "seed": Range(0, 2**63 - 1),
+}
+AUGMENTATIONS = ("crop_flip", "crop", "none")
+
+
+def check_range(where: str, name: str, value: object) -> Any:
+    """`value` if it is a number in the range of `name`; `where` opens the error message.
+
+    Raises:
+        UserError: not a number, not whole where it must be, or out of range.
+    """
+    limits = RANGES[name]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or (limits.whole and not isinstance(value, int)) or value not in limits:  # type: ignore[operator]
+        raise UserError(f"{where} is {value!r}; it must be {limits.describe()}")
+    return value if limits.whole else float(value)  # type: ignore[arg-type]
+
+
+def load_dataset_config(path: str) -> DatasetConfig:
+    """Read a dataset YAML: `dataset`, `tasks` and, for image_folder, `root`, `image_size`, `augment`.
+
+    A task is a list of classes, or a mapping with `classes` and optionally `name` and `label_noise`.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    content = _load_yaml(path)
+    _check_keys(path, content, DatasetConfig, required=("dataset", "tasks"), hidden=("path",))
+    name = _text(path, content, "dataset")
+    if name != "image_folder":
+        for key in ("root", "image_size", "augment"):
+            if key in content:
+                raise UserError(f"{path}: key {key!r} is only for dataset: image_folder, not for {name}")
+    options: dict[str, Any] = {}
+    if "root" in content:
+        options["root"] = _text(path, content, "root")
+    if "image_size" in content:
+        options["image_size"] = check_range(f"{path}: image_size", "image_size", content["image_size"])
+    if "augment" in content:
+        options["augment"] = _text(path, content, "augment")
+        if options["augment"] not in AUGMENTATIONS:
+            raise UserError(f"{path}: augment: {unknown('augmentation', options['augment'], AUGMENTATIONS)}")
+    tasks = content["tasks"]
+    if not isinstance(tasks, list) or not tasks:
+        raise UserError(f"{path}: tasks must be a list with at least one task, such as [[0, 1], [2, 3]]")
+    return DatasetConfig(
+        path, name, tuple(_task(path, number, task) for number, task in enumerate(tasks, 1)), **options
+    )
+
+
+def load_hyper_config(path: str, overrides: Mapping[str, Any]) -> HyperConfig:
+    """Read a hyperparameter YAML: `model` and optionally epochs, batch, lr, l2_reg, dropout.
+
+    `overrides` come from the command line and win where they are not None.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    content = _load_yaml(path)
+    _check_keys(path, content, HyperConfig, required=("model",))
+    values: dict[str, Any] = {"model": _text(path, content, "model")}
+    for key in content:
+        if key != "model":
+            values[key] = check_range(f"{path}: {key}", key, content[key])
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    return HyperConfig(**values)
+
+
+def _task(path: str, number: int, task: object) -> TaskConfig:
+    where = f"{path}: task {number}"
+    options: dict[str, Any] = {}
+    classes = task
+    if isinstance(task, dict):
+        _check_keys(where, task, TaskConfig, required=("classes",))
+        classes = task["classes"]
+        if "name" in task:
+            options["name"] = _text(where, task, "name")
+        if "label_noise" in task:
+            options["label_noise"] = check_range(f"{where}: label_noise", "label_noise", task["label_noise"])
+    if not isinstance(classes, list) or not all(isinstance(c, (int, str)) and not isinstance(c, bool) for c in classes):
+        raise UserError(f"{where} must be a list of classes such as [0, 1], or a mapping with the key 'classes'")
+    if not classes:
+        raise UserError(f"{where} has no classes; name at least two, such as [0, 1]")
+    twice = [c for i, c in enumerate(classes) if c in classes[:i]]
+    if twice:
+        raise UserError(f"{where} has class {twice[0]!r} twice; name each class of a task once")
+    if len(classes) < 2:
+        raise UserError(f"{where} has the single class {classes[0]!r}; a task needs at least two classes")
+    return TaskConfig(tuple(classes), **options)
+
+
+def _check_keys(
+    where: str, content: Mapping[str, Any], cls: type, required: Iterable[str], hidden: Iterable[str] = ()
+) -> None:
+    known = [f.name for f in fields(cls) if f.name not in hidden]
+    for key in content:
+        if key not in known:
+            raise UserError(f"{where}: {unknown('key', key, known)}")
+    for key in required:
+        if key not in content:
+            raise UserError(f"{where}: key {key!r} is missing")
+
+
+def _text(where: str, content: Mapping[str, Any], key: str) -> str:
+    value = content[key]
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{where}: {key} is {value!r}; it must be a text, such as {key}: {_EXAMPLES.get(key, 'name')}")
+    return value
+
+
+_EXAMPLES = {"dataset": "cifar100", "model": "conv", "root": "my_images", "augment": "crop_flip"}
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader that also reads 1e-5 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML follows, takes 1e-5 (no dot) for text; people write it for a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _load_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except FileNotFoundError:
+        folder = Path(path).parent
+        known = sorted(str(p) for p in folder.glob("*.yaml")) if folder.is_dir() else []
+        raise UserError(f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values, such as 'dataset: cifar100'")
+    return content

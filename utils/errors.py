@@ -1,0 +1,27 @@
+"""The two ways a run may fail, each shown to the user as one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The input is wrong: what, in which file and key, and what would be right. Exit code 2."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on: where it stopped and what to try. Exit code 1."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str], list_limit: int = 30) -> str:
+    """One sentence for a name that does not exist, with the nearest name that does.
+
+    >>> unknown("method", "zoom", ["zoo", "isolated"])
+    "unknown method 'zoom'; did you mean 'zoo'? (known: isolated, zoo)"
+    """
+    choices = sorted(known)
+    near = difflib.get_close_matches(str(name), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = f" (known: {', '.join(choices)})" if len(choices) <= list_limit else ""
+    return f"unknown {kind} {str(name)!r}{hint}{listed}"

@@ -1,0 +1,199 @@
+"""Watching a run: console and TensorBoard. A run does the same with any of them, or with none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+
+class Row(NamedTuple):
+    """One measurement: a line of metrics.csv."""
+
+    episode: int
+    task: int
+    task_name: str
+    split: str
+    n: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class EpisodeFacts:
+    """What an episode did: a line of episodes.csv."""
+
+    episode: int
+    tasks: Sequence[int]
+    sampling_weights: Mapping[int, float]
+    examples: int  # in one epoch of training
+    images: int  # single examples trained on, over all epochs
+    steps: int
+    seconds: float  # the whole episode: training, evaluation, writing the members
+    train_seconds: float  # inside training loops only
+    images_per_second: float  # images / train_seconds
+    train_loss: float  # mean over the last epoch
+    peak_memory_bytes: int
+
+
+class Monitor:
+    """Hears what happens in a run; this one ignores it."""
+
+    def run_begins(self, header: Sequence[tuple[str, str]]) -> None:
+        """`header`: names and values that describe the run."""
+
+    def episode_begins(self, episode: int, episodes: int) -> None:
+        """An episode, counted from 1."""
+
+    def member_begins(self, epochs: int, images: int) -> None:
+        """A network will be trained for `epochs` epochs of `images` images."""
+
+    def step(self, images: int) -> None:
+        """One gradient step was launched. Called for every batch: must be quick and must not ask the device."""
+
+    def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
+        """Mean training loss of the epoch and learning rate of its last step."""
+
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+        """`rows`: all measurements of the episode."""
+
+    def run_ends(self, text: str) -> None:
+        """`text`: the final table."""
+
+    def close(self) -> None:
+        """The run is over or failed."""
+
+
+class Monitors(Monitor):
+    """Several monitors as one."""
+
+    def __init__(self, monitors: Sequence[Monitor]) -> None:
+        for event in [name for name in vars(Monitor) if not name.startswith("_")]:
+            setattr(self, event, _all_of([getattr(monitor, event) for monitor in monitors]))
+
+
+def _all_of(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*arguments: object) -> None:
+        for listener in listeners:
+            listener(*arguments)
+
+    return tell
+
+
+class Console(Monitor):
+    """Header, progress, one line an episode, final table.
+
+    On a terminal a bar shows rate and remaining time while a member trains; elsewhere a plain line
+    appears every `plain_seconds`.
+    """
+
+    def __init__(self, quiet: bool = False, plain_seconds: float = 30.0) -> None:
+        self._quiet = quiet
+        self._plain_seconds = plain_seconds
+        self._bar: tqdm[object] | None = None
+        self._episodes = 0
+        self._title = ""
+
+    def run_begins(self, header: Sequence[tuple[str, str]]) -> None:
+        width = max(len(name) for name, _ in header)
+        for name, value in header:
+            self._say(f"{name:<{width}}  {value}")
+        self._say()
+
+    def episode_begins(self, episode: int, episodes: int) -> None:
+        self._title, self._episodes = f"episode {episode}/{episodes}", episodes
+
+    def member_begins(self, epochs: int, images: int) -> None:
+        self._epochs, self._total = epochs, epochs * images
+        self._done, self._epoch, self._loss = 0, 0, ""
+        self._begin = self._last_line = time.perf_counter()
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._close_bar()
+            self._bar = tqdm(total=self._total, desc=self._title, unit=" images", unit_scale=True, leave=False)
+
+    def step(self, images: int) -> None:
+        if self._bar is not None:
+            self._bar.update(images)
+        else:
+            self._done += images
+
+    def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
+        if self._bar is not None:
+            self._bar.set_description(f"{self._title} · epoch {epoch}/{self._epochs} · loss {loss:.4f}", refresh=False)
+            if epoch == self._epochs:
+                self._close_bar()
+            return
+        now = time.perf_counter()
+        if now - self._last_line >= self._plain_seconds and epoch < self._epochs:
+            self._last_line = now
+            rate = self._done / (now - self._begin)
+            left = (self._total - self._done) / rate
+            self._say(f"  epoch {epoch}/{self._epochs}: loss {loss:.4f}, {rate:,.0f} images/s, {left:,.0f} s left")
+
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+        self._close_bar()
+        test = [row.accuracy for row in rows if row.split == "test"]
+        tasks = ", ".join(map(str, facts.tasks))
+        width = 2 * len(str(self._episodes)) + 1
+        counter = f"{facts.episode}/{self._episodes}"
+        self._say(
+            f"episode {counter:>{width}}  accuracy {sum(test) / len(test):.4f} on tasks seen ({len(test)})"
+            f"  {facts.seconds:6.1f} s  {facts.images_per_second:8,.0f} images/s  trained on {tasks}"
+        )
+
+    def run_ends(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        self._close_bar()
+
+    def _say(self, line: str = "") -> None:
+        if not self._quiet:
+            print(line, flush=True)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class TensorBoard(Monitor):
+    """Scalars, live. Steps of train/* are epochs counted over the whole run, all others are episodes."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self._writer = SummaryWriter(str(folder), flush_secs=5)
+        self._epoch = 0
+
+    def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
+        self._epoch += 1
+        self._writer.add_scalar("train/loss", loss, self._epoch)
+        self._writer.add_scalar("train/learning_rate", lr, self._epoch)
+
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+        episode = facts.episode
+        for row in rows:
+            self._writer.add_scalar(f"{row.split}_accuracy/{_tag(row.task, row.task_name)}", row.accuracy, episode)
+            self._writer.add_scalar(f"{row.split}_loss/{_tag(row.task, row.task_name)}", row.loss, episode)
+        names = {row.task: row.task_name for row in rows}
+        for task, weight in facts.sampling_weights.items():
+            self._writer.add_scalar(f"sampling_weight/{_tag(task, names[task])}", weight, episode)
+        test = [row.accuracy for row in rows if row.split == "test"]
+        self._writer.add_scalar("average_accuracy", sum(test) / len(test), episode)
+        self._writer.add_scalar("images_per_second", facts.images_per_second, episode)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tag(task: int, name: str) -> str:
+    return f"{task:03d} {name}".replace("/", "-")

@@ -1,0 +1,165 @@
+"""The command line of modelzoo.py -> RunConfig and what concerns only this invocation."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.config import RANGES, RunConfig, check_range, load_dataset_config, load_hyper_config
+from utils.errors import UserError, unknown
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_DATA_CONFIG = _PROJECT / "config" / "dataset" / "split_digits.yaml"
+_HP_CONFIG = _PROJECT / "config" / "hyperparam" / "conv.yaml"
+_CHOICES = {"selection": ("boosting", "uniform"), "precision": ("auto", "fp32", "bf16")}
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A run, and how this command carries it out."""
+
+    config: RunConfig
+    given: frozenset[str]  # the options that stand on the command line
+    run_dir: Path
+    overwrite: bool
+    quiet: bool
+    isolated: Path | None
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line instead of the usage, and the nearest option for a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse_known(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        options, extra = self.parse_known_args(argv)
+        if extra:
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(extra[0].split("=")[0], known, n=1)
+            raise UserError(f"unknown option {extra[0]}" + (f"; did you mean {near[0]}?" if near else "; -h lists all"))
+        return options
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="modelzoo.py", allow_abbrev=False,
+        description="Train a continual learner on a stream of tasks. The command line wins over the "
+        "hyperparameter YAML, which wins over the defaults.",
+    )  # fmt: skip
+    add = parser.add_argument
+    group = parser.add_argument_group("what is learned")
+    add = group.add_argument
+    add(
+        "--data_config",
+        metavar="YAML",
+        help="which tasks, in which order (default: split_digits, which needs no download)",
+    )
+    add("--hp_config", metavar="YAML", help="which network and how it is trained (default: conv.yaml)")
+    add("--samples", metavar="N", help="keep only N training examples per class (default: all)")
+    add(
+        "--data_dir",
+        metavar="DIR",
+        help="where the data lies or is downloaded to, torchvision's root (default: ./data)",
+    )
+    group = parser.add_argument_group("how")
+    add = group.add_argument
+    add("--method", metavar="NAME", help="zoo, or isolated: one network per task (default: zoo)")
+    add("--continual", action="store_const", const=True,
+        help="tasks arrive one after another (default: multi-task, all are known from the start)")  # fmt: skip
+    add("--tasks_per_round", metavar="N", help="tasks that a member is trained on, the new one included (default: 5)")
+    add(
+        "--replay_frac",
+        metavar="F",
+        help="share of each past task's training examples that is kept, 0 to 1; needs --continual (default: 1.0)",
+    )
+    add(
+        "--selection",
+        metavar="NAME",
+        help="how tasks are drawn: boosting, the worse fitted the likelier, or uniform (default: boosting)",
+    )
+    add("--rounds", metavar="N", help="members to train; not with --continual (default: as many as tasks)")
+    add("--warm_start", action="store_const", const=True,
+        help="first train one more member on all tasks; not with --continual (default: no)")  # fmt: skip
+    add(
+        "--epochs",
+        metavar="N",
+        help="epochs per member; with 1 images are not augmented (default: from the YAML, else 100)",
+    )
+    add("--no_augment", action="store_const", const=True, help="train without random crops and flips (default: with)")
+    add("--seed", metavar="N", help="of all random choices (default: 0)")
+    group = parser.add_argument_group("where to")
+    add = group.add_argument
+    add("--run_dir", metavar="DIR", help="where results go (default: runs/<stream>-<net>-<method>-seed<N>)")
+    add("--overwrite", action="store_const", const=True, help="replace the run that is in --run_dir (default: refuse)")
+    add(
+        "--isolated",
+        metavar="RUN",
+        help="finished run of --method isolated, same options: measures forward transfer (default: none)",
+    )
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)")
+    add("--precision", metavar="NAME", help="fp32, bf16, or auto: bf16 on a CUDA GPU, else fp32 (default: auto)")
+    add(
+        "--quiet",
+        action="store_const",
+        const=True,
+        help="print only the final table (default: progress, a line per episode)",
+    )
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> Invocation:
+    """Everything resolved, every value checked that can be checked without loading data.
+
+    Raises:
+        UserError: names the option, or the file and key.
+    """
+    options = vars(_parser().parse_known(argv))
+    given = {name: value for name, value in options.items() if value is not None}
+    numbers: dict[str, Any] = {name: _number(name, value) for name, value in given.items() if name in RANGES}
+    for name, choices in _CHOICES.items():
+        if name in given and given[name] not in choices:
+            raise UserError(f"--{name}: {unknown('choice', given[name], choices)}")
+    _contradictions(given)
+    dataset = load_dataset_config(given.get("data_config", str(_DATA_CONFIG)))
+    hyper = load_hyper_config(given.get("hp_config", str(_HP_CONFIG)), {"epochs": numbers.pop("epochs", None)})
+    texts: dict[str, Any] = {
+        name: given[name]
+        for name in ("method", "continual", "warm_start", "selection", "device", "precision")
+        if name in given
+    }
+    # After one epoch every image has been seen once: nothing to be gained from seeing it shifted.
+    augment = "no_augment" not in given and hyper.epochs > 1
+    config = RunConfig(
+        dataset, hyper, augment=augment, data_dir=Path(given.get("data_dir", "data")), **texts, **numbers
+    )
+    name = f"{config.stream}-{hyper.model.replace('/', '_')}-{config.method}-seed{config.seed}"
+    return Invocation(
+        config,
+        frozenset(given),
+        Path(given.get("run_dir", Path("runs") / name)),
+        "overwrite" in given,
+        "quiet" in given,
+        Path(given["isolated"]) if "isolated" in given else None,
+    )
+
+
+def _number(name: str, text: str) -> int | float:
+    try:
+        value = int(text) if RANGES[name].whole else float(text)
+    except ValueError:
+        raise UserError(f"--{name} is {text!r}; it must be {RANGES[name].describe()}") from None
+    return check_range(f"--{name}", name, value)  # type: ignore[no-any-return]
+
+
+def _contradictions(given: dict[str, object]) -> None:
+    if "continual" in given:
+        for name in ("rounds", "warm_start"):
+            if name in given:
+                raise UserError(f"--{name} is for the multi-task mode; leave it or --continual out")
+    elif "replay_frac" in given:
+        raise UserError("--replay_frac is for past tasks, which only --continual has; add --continual or leave it out")

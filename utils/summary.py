@@ -1,0 +1,100 @@
+"""The figures of a finished run, from its measurements: summary.json and the final table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from utils import metrics
+from utils.errors import UserError
+from utils.monitor import Row
+
+# A reference is comparable if these entries of config.yaml agree.
+_SAME = ("dataset", "hyper", "samples", "augment")
+
+
+def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | None) -> dict[str, Any]:
+    """The metrics of a run, by definition id (utils/metrics.py); None where one is not defined.
+
+    Args:
+        rows: all measurements.
+        continual: a run in the multi-task mode has no episode of its own for each task, so what compares
+            with that episode is None.
+        isolated: accuracy of a network trained on each task alone.
+    """
+    test = [row for row in rows if row.split == "test"]
+    names = {row.task: row.task_name for row in test}
+    R = metrics.accuracy_matrix(
+        [(r.episode, r.task, r.accuracy) for r in test], max(r.episode for r in test), len(names)
+    )
+    own = R.diagonal() if continual else None
+    reference = None if isolated is None else np.array(isolated)
+    return {
+        "task_names": [names[task] for task in sorted(names)],
+        "avg_acc_final": metrics.avg_acc_final(R),
+        "avg_incremental_acc": metrics.avg_incremental_acc(R),
+        "bwt": _defined(metrics.bwt(R)) if continual else None,
+        "forgetting_chaudhry": _defined(metrics.forgetting_chaudhry(R)) if continual else None,
+        "learning_acc": metrics.learning_acc(R) if continual else None,
+        "worst_task_acc": metrics.worst_task_acc(R),
+        "per_task_acc": R[-1].tolist(),
+        "per_task_learning_acc": None if own is None else own.tolist(),
+        "per_task_isolated_acc": None if isolated is None else list(isolated),
+        "fwt_isolated": None if reference is None or not continual else _defined(metrics.fwt_isolated(R, reference)),
+    }
+
+
+def load_isolated(path: Path, config: dict[str, Any]) -> list[float]:
+    """Final accuracy per task of a finished Isolated run of the same stream.
+
+    Args:
+        path: its run directory.
+        config: resolved configuration of the run that is compared with it.
+
+    Raises:
+        UserError: not a finished run of --method isolated, or one of another stream or recipe.
+    """
+    try:
+        summary = json.loads((path / "summary.json").read_text())
+        reference = yaml.safe_load((path / "config.yaml").read_text())
+        accuracies, method = summary["per_task_acc"], summary["method"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
+    if method != "isolated":
+        raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")
+    for key in _SAME:
+        if reference.get(key) != config[key]:
+            raise UserError(
+                f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
+            )
+    return [float(accuracy) for accuracy in accuracies]
+
+
+def final_table(summary: dict[str, Any]) -> str:
+    """Accuracy per task right after it was learned and at the end, averages, backward and forward transfer."""
+    columns = {"right after": summary["per_task_learning_acc"], "at the end": summary["per_task_acc"]}
+    if summary["per_task_isolated_acc"] is not None:
+        columns["isolated"] = summary["per_task_isolated_acc"]
+    columns = {title: values for title, values in columns.items() if values is not None}
+    names = [f"{number} {name}" for number, name in enumerate(summary["task_names"], 1)]
+    width = max(len("task"), len("average"), *map(len, names))
+    lines = ["", f"{'task':<{width}}" + "".join(f"  {title:>11}" for title in columns)]
+    for i, name in enumerate(names):
+        lines.append(f"{name:<{width}}" + "".join(f"  {values[i]:>11.4f}" for values in columns.values()))
+    lines.append(f"{'average':<{width}}" + "".join(f"  {np.mean(values):>11.4f}" for values in columns.values()))
+    lines.append("")
+    if summary["bwt"] is not None:
+        lines.append(f"backward transfer  {summary['bwt']:+.4f}  change on a task from its own episode to the end")
+    if summary["fwt_isolated"] is not None:
+        lines.append(f"forward transfer   {summary['fwt_isolated']:+.4f}  right after its episode, against isolated")
+    return "\n".join(lines)
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,44 @@
+"""Make torchvision importable beside a CPU-only torch.
+
+The registry's torchvision wheel is compiled against a CUDA torch; beside a CPU-only one its library does
+not load, and `import torchvision` then fails because it registers shape functions for two operators that
+nobody declared. Nothing here uses them, so their schemas are declared, and only when the library is missing.
+Call this before importing torchvision, or anything that imports it (timm).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+@functools.cache
+def declare_missing_operators() -> torch.library.Library | None:
+    """Declare the schemas if torchvision's library does not load; they live as long as the (cached) result."""
+    if _compiled_operators_load():
+        return None
+    declarations = torch.library.Library("torchvision", "DEF")
+    for schema in _SCHEMAS:
+        declarations.define(schema)
+    return declarations
+
+
+def _compiled_operators_load() -> bool:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return True  # no torchvision: its own import error is the right one
+    for library in Path(spec.origin).parent.glob("_C*"):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            return False
+        return True
+    return False
