@@ -6,8 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from datasets.images import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.task import TaskStream
@@ -34,6 +32,9 @@ def rotated_digits(config: RunConfig, device: torch.device) -> TaskStream:
 
 def _load() -> tuple[Images, Images]:
     """A fixed half for training, half for testing, the same share of each digit in both."""
+    from sklearn.datasets import load_digits  # slow to import
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()

@@ -142,9 +142,8 @@ def _build_task(
         rng = generator(config.seed, "samples", number)
         for i, rows in enumerate(train_rows):
             if config.samples > len(rows):
-                raise UserError(
-                    f"--samples is {config.samples}; class {names[i]!r} of task {number} has {len(rows)} training images"
-                )
+                have = f"class {names[i]!r} of task {number} has {len(rows)} training images"
+                raise UserError(f"--samples is {config.samples}, but {have}")
             train_rows[i] = rows[torch.randperm(len(rows), generator=rng)[: config.samples]]
     targets = _noisy_targets(config, number, task, labels, [len(rows) for rows in train_rows])
     train = examples(data.train, stores[0], train_rows, targets)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -56,23 +57,30 @@ class Setting:
     compute: Compute
 
 
-class Method(Protocol):
-    """A continual-learning algorithm. It sees a stream only through the episodes it is given."""
+class Method(ABC):
+    """A continual-learning algorithm. It sees a stream only through the episodes it is given.
 
-    options: ClassVar[frozenset[str]]  # the RunConfig fields for methods that it reads
-    fresh: list[Member]  # networks of the last episode, to be saved
+    Attributes:
+        options: the fields of RunConfig that this method reads and others do not.
+        fresh: networks of the last episode, to be saved.
+        fits: by task id, how many training examples are kept and how well the method fits them.
+    """
 
-    def __init__(self, setting: Setting) -> None: ...
+    options: ClassVar[frozenset[str]] = frozenset()
 
-    @property
-    def fits(self) -> Mapping[int, tuple[int, Score]]:
-        """By task: how many training examples are kept, and how well the method fits them."""
+    def __init__(self, setting: Setting) -> None:
+        self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
+        self.fresh: list[Member] = []
+        self.fits: dict[int, tuple[int, Score]] = {}
 
+    @abstractmethod
     def learn(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train on what the episode reveals and on what was kept of earlier ones."""
 
+    @abstractmethod
     def predict(self, task: Task) -> Tensor:
         """Probabilities on the task's test inputs, [N, C]. Test targets are never looked at."""
 
+    @abstractmethod
     def storage(self) -> Storage:
         """What is held now."""

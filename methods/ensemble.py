@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from datasets.objectives import Score
 from datasets.task import Examples, Task, TrainSource
-from methods.base import Member, Setting, Storage
+from methods.base import Member, Method, Setting, Storage
 from methods.training import TrainingStats, predict_examples, train_member
 from net import build_net, count_parameters
 from utils.errors import TrainingError
@@ -18,37 +17,35 @@ from utils.seeding import seeded
 
 
 class PredictionCache:
-    """Running weighted sums of the members' probabilities, so that no member is ever evaluated twice."""
+    """Running weighted means of the members' probabilities, so that no member is ever evaluated twice."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[int, str], tuple[Tensor, float, int]] = {}
+        self._means: dict[tuple[int, str], tuple[Tensor, float, int]] = {}
 
     def add(self, task_id: int, split: str, probabilities: Tensor, weight: float) -> None:
         """Count one more member; `probabilities`: [N, C] on the fixed examples of that split."""
-        if (task_id, split) in self._sums:
-            total, weights, members = self._sums[task_id, split]
-            total.add_(probabilities, alpha=weight)
-            self._sums[task_id, split] = total, weights + weight, members + 1
-        else:
-            self._sums[task_id, split] = probabilities * weight, weight, 1
+        if (task_id, split) not in self._means:
+            self._means[task_id, split] = probabilities.clone(), weight, 1
+            return
+        mean, weights, members = self._means[task_id, split]
+        weights += weight
+        # A single member is its own mean to the bit, whatever its weight.
+        self._means[task_id, split] = mean.lerp_(probabilities, weight / weights), weights, members + 1
 
     def average(self, task_id: int, split: str) -> Tensor:
         """Weighted mean over the members counted so far, [N, C]."""
-        total, weights, _ = self._sums[task_id, split]
-        return total / weights
+        return self._means[task_id, split][0]
 
     def members(self, task_id: int, split: str) -> int:
         """How many members were counted."""
-        return self._sums[task_id, split][2] if (task_id, split) in self._sums else 0
+        return self._means[task_id, split][2] if (task_id, split) in self._means else 0
 
 
-class Ensemble:
+class Ensemble(Method):
     """Networks that are never changed once trained; a task is answered by the mean of those that saw it."""
 
     def __init__(self, setting: Setting) -> None:
-        self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
-        self.fresh: list[Member] = []
-        self.fits: dict[int, tuple[int, Score]] = {}
+        super().__init__(setting)
         self.cache = PredictionCache()
         self._weights: dict[int, dict[int, float]] = {}  # by task: the weight of each member that saw it
         self._members = 0
@@ -94,7 +91,7 @@ class Ensemble:
     def predict(self, task: Task) -> Tensor:
         """Weighted mean over the members that saw the task; a uniform guess if none has. [N, C]
 
-        Members of the last episode are evaluated here, once; earlier ones are in the running sum.
+        Members of the last episode are evaluated here, once; earlier ones are in the running mean.
         """
         for member in self.fresh:
             self.count(member, task.id, "test", task.test)

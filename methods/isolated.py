@@ -12,8 +12,6 @@ from utils.monitor import Monitor
 class Isolated(Ensemble):
     """Nothing is kept of a task but its network. Network k is initialised and trained like member k of a zoo."""
 
-    options: frozenset[str] = frozenset()
-
     def learn(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train one network for each new task."""
         self.reveal(episode.new)

@@ -1,0 +1,1 @@
+"""The tests. Toy streams are in toys.py."""

@@ -1,0 +1,75 @@
+"""Metrics against numbers that can be checked by hand, and properties that must hold for any matrix."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from utils import metrics
+
+NAN = math.nan
+R = np.array([[0.9, NAN, NAN], [0.7, 0.9, NAN], [0.5, 0.6, 0.8]])
+
+
+def test_matrix_is_filled_by_episode_and_task():
+    measured = [(1, 1, 0.9), (2, 1, 0.7), (2, 2, 0.9), (3, 1, 0.5), (3, 2, 0.6), (3, 3, 0.8)]
+    built = metrics.accuracy_matrix(measured, 3, 3)
+    np.testing.assert_array_equal(built, R)
+
+
+def test_average_accuracies():
+    assert metrics.avg_acc_final(R) == pytest.approx((0.5 + 0.6 + 0.8) / 3)
+    assert metrics.avg_incremental_acc(R) == pytest.approx((0.9 + (0.7 + 0.9) / 2 + (0.5 + 0.6 + 0.8) / 3) / 3)
+    assert metrics.learning_acc(R) == pytest.approx((0.9 + 0.9 + 0.8) / 3)
+    assert metrics.worst_task_acc(R) == pytest.approx(0.5)
+
+
+def test_backward_transfer_leaves_the_last_task_out():
+    assert metrics.bwt(R) == pytest.approx(((0.5 - 0.9) + (0.6 - 0.9)) / 2)
+
+
+def test_forgetting_is_measured_from_the_best_before_the_last_episode():
+    rising = np.array([[0.6, NAN, NAN], [0.8, 0.7, NAN], [0.7, 0.9, 0.5]])
+    assert metrics.forgetting_chaudhry(rising) == pytest.approx(((0.8 - 0.7) + (0.7 - 0.9)) / 2)
+
+
+def test_forward_transfer_leaves_the_first_task_out():
+    assert metrics.fwt_isolated(R, np.array([0.1, 0.8, 0.9])) == pytest.approx(((0.9 - 0.8) + (0.8 - 0.9)) / 2)
+
+
+def test_a_single_task_has_no_transfer():
+    one = np.array([[0.9]])
+    assert metrics.avg_acc_final(one) == pytest.approx(0.9)
+    assert math.isnan(metrics.bwt(one))
+    assert math.isnan(metrics.forgetting_chaudhry(one))
+    assert math.isnan(metrics.fwt_isolated(one, np.array([0.5])))
+
+
+def lower_triangle(values):
+    """Accuracies of seen tasks only."""
+    return np.where(np.tril(np.ones_like(values)) > 0, values, NAN)
+
+
+matrices = (
+    st.integers(2, 6).flatmap(lambda t: arrays(float, (t, t), elements=st.floats(0, 1, width=32))).map(lower_triangle)
+)
+
+
+@given(matrices)
+def test_final_accuracy_is_learning_accuracy_plus_backward_transfer(matrix):
+    tasks = len(matrix)
+    change = metrics.bwt(matrix) * (tasks - 1) / tasks
+    assert metrics.avg_acc_final(matrix) == pytest.approx(metrics.learning_acc(matrix) + change)
+
+
+@given(matrices)
+def test_forgetting_is_at_least_minus_backward_transfer(matrix):
+    assert metrics.forgetting_chaudhry(matrix) >= -metrics.bwt(matrix) - 1e-12
+
+
+@given(matrices)
+def test_nothing_is_transferred_against_oneself(matrix):
+    assert metrics.fwt_isolated(matrix, matrix.diagonal()) == 0

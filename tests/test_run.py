@@ -1,0 +1,247 @@
+"""The real command on embedded data: what it prints, what it leaves behind."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, log_loss
+
+from datasets import build_stream
+from modelzoo import main
+from net import build_net
+from utils import metrics
+from utils.options import parse
+
+PROJECT = Path(__file__).parent.parent
+QUICK = ["--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml"), "--samples", "4", "--epochs", "2"]
+FILES = {"config.yaml", "episodes.csv", "metrics.csv", "summary.json", "members", "predictions"}
+
+
+def command(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "modelzoo.py"), *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """An Isolated run and a zoo that is compared with it, through the real command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    isolated = command(*QUICK, "--continual", "--method", "isolated", "--run_dir", "isolated", cwd=folder)
+    assert isolated.returncode == 0, isolated.stderr
+    zoo = command(*QUICK, "--continual", "--run_dir", "zoo", "--isolated", "isolated", cwd=folder)
+    assert zoo.returncode == 0, zoo.stderr
+    return folder, zoo
+
+
+def matrix(folder):
+    rows = pd.read_csv(folder / "metrics.csv").query("split == 'test'")
+    return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
+
+
+def test_the_console_tells_what_is_run_and_what_came_out(runs):
+    folder, zoo = runs
+    lines = zoo.stdout.splitlines()
+    summary = json.loads((folder / "zoo/summary.json").read_text())
+    assert lines[0].split() == ["stream", "rotated_digits:", "10", "tasks,", "continual"]
+    assert any("116,240 parameters" in line for line in lines)
+    assert len([line for line in lines if line.startswith("episode ")]) == 10
+    table = next(i for i, line in enumerate(lines) if line.startswith("task "))
+    assert lines[table].split() == ["task", "right", "after", "at", "the", "end", "isolated"]
+    final = [line.split()[-3:] for line in lines[table + 1 : table + 11]]
+    expected = zip(
+        summary["per_task_learning_acc"], summary["per_task_acc"], summary["per_task_isolated_acc"], strict=True
+    )
+    assert final == [[f"{value:.4f}" for value in row] for row in expected]
+    assert f"backward transfer  {summary['bwt']:+.4f}" in zoo.stdout
+    assert f"forward transfer   {summary['fwt_isolated']:+.4f}" in zoo.stdout
+
+
+def test_plain_lines_where_there_is_no_terminal(runs):
+    _, zoo = runs
+    assert zoo.stderr == ""
+    assert "\r" not in zoo.stdout
+    assert "\x1b" not in zoo.stdout
+
+
+def test_the_run_directory_is_complete(runs):
+    folder, _ = runs
+    names = {path.name for path in (folder / "zoo").iterdir()}
+    assert names > FILES
+    assert sum(name.startswith("events.out.tfevents") for name in names - FILES) == len(names - FILES) == 1
+    members = [f"member_{i:03d}" for i in range(10)]
+    assert sorted(p.name for p in (folder / "zoo/members").iterdir()) == sorted(
+        f"{m}{end}" for m in members for end in (".json", ".safetensors")
+    )
+    assert sorted(p.stem for p in (folder / "zoo/predictions").iterdir()) == members
+
+
+def test_the_summary_follows_from_the_measurements(runs):
+    folder, _ = runs
+    summary = json.loads((folder / "zoo/summary.json").read_text())
+    R = matrix(folder / "zoo")
+    assert np.isnan(R[np.triu_indices(10, 1)]).all()
+    assert summary["avg_acc_final"] == pytest.approx(np.nanmean(R[9]))
+    assert summary["bwt"] == pytest.approx(np.mean([R[9, t] - R[t, t] for t in range(9)]))
+    assert summary["forgetting_chaudhry"] == pytest.approx(np.mean([R[t:9, t].max() - R[9, t] for t in range(9)]))
+    assert summary["avg_incremental_acc"] == pytest.approx(np.mean([R[k, : k + 1].mean() for k in range(10)]))
+    assert summary["learning_acc"] == pytest.approx(np.mean(np.diag(R)))
+    assert summary["worst_task_acc"] == R[9].min()
+    assert summary["per_task_acc"] == R[9].tolist()
+    isolated = matrix(folder / "isolated")[9]
+    assert summary["fwt_isolated"] == pytest.approx(np.mean(np.diag(R)[1:] - isolated[1:]))
+    episodes = pd.read_csv(folder / "zoo/episodes.csv")
+    assert summary["images_trained"] == episodes.images.sum() == 2 * 40 * sum(min(5, k) for k in range(1, 11))
+    assert summary["train_seconds"] == pytest.approx(episodes.train_seconds.sum())
+    assert summary["images_per_second"] == pytest.approx(summary["images_trained"] / summary["train_seconds"])
+    assert summary["train_seconds"] <= episodes.seconds.sum() <= summary["total_seconds"]
+    assert summary["stored_examples"] == 10 * 40
+    assert summary["stored_bytes"] == 10 * 40 * (64 + 8)
+    assert summary["members_per_prediction"] == pytest.approx(sum(min(5, k) for k in range(1, 11)) / 10)
+    for key in ("method", "stream", "seed", "tasks", "epochs", "replay_frac", "tasks_per_round", "parameters_total"):
+        assert key in summary
+    assert metrics.avg_acc_final(R) == summary["avg_acc_final"]
+
+
+def test_the_measurements_follow_from_the_saved_predictions(runs):
+    """Loss and accuracy of the last episode, recomputed with scikit-learn from predictions/ alone."""
+    folder, _ = runs
+    stream = build_stream(parse([*QUICK, "--continual"]).config, torch.device("cpu"))
+    saved = [load_file(path) for path in sorted((folder / "zoo/predictions").iterdir())]
+    rows = pd.read_csv(folder / "zoo/metrics.csv").query("episode == 10").set_index(["task", "split"])
+    for task in stream.tasks:
+        for split, examples in [("test", task.test), ("train", task.train_eval)]:
+            mean = np.mean(
+                [p[f"task_{task.id}/{split}"].double().numpy() for p in saved if f"task_{task.id}/{split}" in p], 0
+            )
+            row = rows.loc[(task.id, split)]
+            assert row.n == len(examples)
+            assert row.accuracy == accuracy_score(examples.targets, mean.argmax(1))
+            assert row.loss == pytest.approx(log_loss(examples.targets, mean / mean.sum(1, keepdims=True)), rel=1e-4)
+
+
+def test_a_saved_member_predicts_what_was_recorded(runs):
+    folder, _ = runs
+    stream = build_stream(parse([*QUICK, "--continual"]).config, torch.device("cpu"))
+    facts = json.loads((folder / "zoo/members/member_004.json").read_text())
+    sizes = {task: len(classes) for task, classes in zip(facts["tasks"], facts["classes"], strict=True)}
+    net = build_net(facts["net"], tuple(facts["input_shape"]), facts["dropout"], sizes).eval()
+    net.load_state_dict(load_file(folder / "zoo/members/member_004.safetensors"))
+    assert facts["parameters"] == sum(p.numel() for p in net.parameters())
+    task = stream.tasks[facts["tasks"][0] - 1]
+    with torch.no_grad():
+        images = stream.spec.preprocess(torch.stack([seen(task.test, i) for i in range(len(task.test))]))
+        probabilities = net(images, torch.full((len(images),), task.id)).softmax(1)
+    recorded = load_file(folder / "zoo/predictions/member_004.safetensors")[f"task_{task.id}/test"]
+    torch.testing.assert_close(probabilities, recorded, rtol=1e-3, atol=1e-5)
+
+
+def seen(examples, i):
+    """Image i through the view, pixel by pixel."""
+    pixels = examples.store[examples.rows[i]].flatten()
+    if examples.view is None:
+        return pixels.view(1, 8, 8)
+    return torch.tensor([int(pixels[p]) if p >= 0 else 0 for p in examples.view], dtype=torch.uint8).view(1, 8, 8)
+
+
+def test_the_configuration_is_resolved(runs):
+    folder, _ = runs
+    config = yaml.safe_load((folder / "zoo/config.yaml").read_text())
+    assert config["tasks_per_round"] == 5
+    assert config["device"] == "cpu" or config["device"].startswith("cuda")
+    assert config["hyper"]["lr"] == 0.01
+    assert config["samples"] == 4
+    assert config["versions"]["torch"] == torch.__version__.split("+")[0] or config["versions"]["torch"]
+    assert [len(task["classes"]) for task in config["dataset"]["tasks"]] == [10] * 10
+
+
+def test_tensorboard_has_the_same_numbers(runs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _ = runs
+    events = EventAccumulator(str(folder / "zoo"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    rows = pd.read_csv(folder / "zoo/metrics.csv")
+    last = rows.query("episode == 10 and split == 'test'").set_index("task")
+    for task, row in last.iterrows():
+        tag = f"test_accuracy/{task:03d} {row.task_name}"
+        points = events.Scalars(tag)
+        assert [point.step for point in points] == list(range(task, 11))
+        assert points[-1].value == pytest.approx(row.accuracy, rel=1e-6)
+        assert f"test_loss/{task:03d} {row.task_name}" in tags
+        assert (f"sampling_weight/{task:03d} {row.task_name}" in tags) == (task < 10)
+    assert events.Scalars("average_accuracy")[-1].value == pytest.approx(last.accuracy.mean(), rel=1e-6)
+    assert len(events.Scalars("train/loss")) == len(events.Scalars("train/learning_rate")) == 20
+    assert len(events.Scalars("images_per_second")) == 10
+
+
+def quiet(folder, *arguments):
+    assert main([*QUICK, "--quiet", "--run_dir", str(folder), *arguments]) == 0
+    return (folder / "metrics.csv").read_bytes()
+
+
+def test_a_seed_is_a_run(runs, tmp_path, capsys):
+    folder, _ = runs
+    assert quiet(tmp_path / "again", "--continual") == (folder / "zoo/metrics.csv").read_bytes()
+    assert quiet(tmp_path / "other", "--continual", "--seed", "1") != (folder / "zoo/metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [["--tasks_per_round", "1"], ["--replay_frac", "0"]])
+def test_a_zoo_without_replay_has_the_accuracy_matrix_of_isolated(runs, tmp_path, limit, capsys):
+    folder, _ = runs
+    quiet(tmp_path / "zoo", "--continual", *limit)
+    np.testing.assert_array_equal(matrix(tmp_path / "zoo"), matrix(folder / "isolated"))
+
+
+def test_the_multitask_mode(tmp_path, capsys):
+    quiet(tmp_path / "zoo", "--rounds", "2", "--warm_start")
+    out = capsys.readouterr().out
+    assert "backward transfer" not in out
+    summary = json.loads((tmp_path / "zoo/summary.json").read_text())
+    assert summary["episodes"] == 3
+    assert summary["bwt"] is None
+    assert matrix(tmp_path / "zoo").shape == (3, 10)
+    assert not np.isnan(matrix(tmp_path / "zoo")).any()
+
+
+def test_isolated_in_the_multitask_mode_trains_every_task_once(runs, tmp_path, capsys):
+    folder, _ = runs
+    quiet(tmp_path / "isolated", "--method", "isolated")
+    np.testing.assert_array_equal(matrix(tmp_path / "isolated")[-1], matrix(folder / "isolated")[-1])
+
+
+def test_overwrite_replaces_a_run(tmp_path, capsys):
+    first = quiet(tmp_path / "run", "--continual")
+    (tmp_path / "run/members/leftover.txt").write_text("old")
+    assert quiet(tmp_path / "run", "--continual", "--overwrite") == first
+    assert not (tmp_path / "run/members/leftover.txt").exists()
+
+
+def test_the_progress_bar_on_a_terminal(tmp_path):
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    arguments = ["--samples", "5", "--epochs", "20", "--continual", "--run_dir", "run"]
+    program = [sys.executable, str(PROJECT / "modelzoo.py"), *arguments]
+    process = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=child)
+    os.close(child)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(parent, 65536):
+            shown += part
+    assert process.wait() == 0
+    for words in ("episode 5/5", "epoch", "loss", "images/s"):
+        assert words in shown.decode()

@@ -1,0 +1,80 @@
+"""Toy streams: a few 8x8 images of two classes per task, as finite tables or drawn fresh every epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datasets.images import ImagePreprocess
+from datasets.objectives import CrossEntropy
+from datasets.task import Examples, StreamSpec, Table, Task, TaskStream
+from methods import build_method
+from methods.base import Learned, Method, Setting
+from methods.training import Compute
+from utils.config import DatasetConfig, HyperConfig, RunConfig, TaskConfig
+from utils.monitor import Monitor
+from utils.seeding import generator
+
+CPU = Compute(torch.device("cpu"))
+SHAPE = (1, 8, 8)
+
+
+def draw(task: int, classes: int, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise with a bright row: class c of task t shines in row (c + t) mod 8."""
+    targets = torch.arange(count) % classes
+    images = torch.randint(0, 100, (count, *SHAPE), generator=rng, dtype=torch.uint8)
+    images[torch.arange(count), 0, (targets + task) % 8] += 60
+    return images, targets
+
+
+def table(images: Tensor, targets: Tensor) -> Examples:
+    return Examples(images, torch.arange(len(images)), targets)
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A train source that draws new examples in every epoch."""
+
+    task: int
+    classes: int
+    count: int
+
+    def epoch(self, rng: torch.Generator) -> Examples:
+        return table(*draw(self.task, self.classes, self.count, rng))
+
+
+def toy_stream(tasks: int = 3, fresh: bool = False, classes: int = 2, count: int = 24, seed: int = 0) -> TaskStream:
+    """Tasks 1, 2, ...; task t has `classes` classes, one more in every second task."""
+    made = []
+    for number in range(1, tasks + 1):
+        rng = generator(seed, "toy", number)
+        width = classes + number % 2
+        kept = table(*draw(number, width, count, rng))
+        source = Fresh(number, width, count) if fresh else Table(kept)
+        test = table(*draw(number, width, 40, rng))
+        made.append(Task(number, f"task {number}", tuple("abcdefgh"[:width]), source, kept, test))
+    return TaskStream(StreamSpec("toy", SHAPE, CrossEntropy(), ImagePreprocess(1, flip=False)), tuple(made))
+
+
+def toy_config(**options: object) -> RunConfig:
+    """Two epochs of batches of 8, continual unless said otherwise."""
+    hyper = HyperConfig("conv", epochs=2, batch=8, dropout=0.0)
+    dataset = DatasetConfig("toy.yaml", "toy", (TaskConfig((0, 1)),))
+    values: dict[str, object] = {"continual": True, "data_dir": Path("none"), **options}
+    return RunConfig(dataset, hyper, **values)  # type: ignore[arg-type]
+
+
+def run_toy(config: RunConfig, stream: TaskStream) -> tuple[Method, list[Learned], list[dict[int, Tensor]]]:
+    """Learn the whole stream; the predictions on every task seen, after every episode."""
+    method = build_method(Setting(config, stream.spec, CPU))
+    rounds = config.rounds or len(stream.tasks)
+    episodes = stream.continual() if config.continual else stream.multitask(rounds)
+    history, predictions = [], []
+    for episode in episodes:
+        history.append(method.learn(episode, Monitor()))
+        seen = stream.tasks[: episode.number] if config.continual else stream.tasks
+        predictions.append({task.id: method.predict(task).clone() for task in seen})
+    return method, history, predictions
