@@ -1,0 +1,154 @@
+"""What each deviation from the authors' code changes: the digits stream, with one of their behaviours put back.
+
+    python docs/measure_deviations.py            # about 20 minutes on two cores; prints a Markdown table
+
+Each variant patches one function back to what the authors' code does and trains the zoo with five seeds. The
+difference to ours is paired over seeds, with a 95 % t-interval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from scipy import stats  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+import modelzoo  # noqa: E402
+from datasets.task import Examples, Mixture, Task  # noqa: E402
+from methods.replay import ReplayMemory  # noqa: E402
+from methods.zoo import Zoo, draw_tasks  # noqa: E402
+from utils.seeding import generator, seeded  # noqa: E402
+
+SEEDS = range(5)
+STREAM = ["--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml"), "--samples", "10", "--epochs", "30"]
+LIMITED = ["--replay_frac", "0.2"]
+
+
+def one_task_fewer() -> AbstractContextManager[Any]:
+    def draw(self: Zoo, episode: Any, new: int, weights: dict[int, float]) -> list[int]:
+        count = max(0, min(self.config.tasks_per_round, len(weights)) - 1)
+        return draw_tasks(weights, count, generator(self.config.seed, "select", episode.number))
+
+    return patch.object(Zoo, "_draw", draw)
+
+
+def one_initialisation() -> AbstractContextManager[Any]:
+    return patch("methods.ensemble.seeded", lambda seed, *name: seeded(seed, "member"))
+
+
+def unseen_tasks_in_the_mean() -> AbstractContextManager[Any]:
+    def weights(self: Zoo) -> dict[int, float]:
+        tasks, guess = self.memory.tasks, math.log(10)
+        losses = torch.tensor([self.fits[t][1].loss for t in tasks] + [guess] * (10 - len(tasks)), dtype=torch.float64)
+        raw = ((losses - losses.mean()) / losses.mean()).exp().clamp(1e-4, 1e3)[: len(tasks)]
+        return dict(zip(tasks, (raw / raw.sum()).tolist(), strict=True))
+
+    return patch.object(Zoo, "sampling_weights", weights)
+
+
+def losses_on_augmented_images() -> AbstractContextManager[Any]:
+    count = Zoo.count
+
+    def augmented(self: Zoo, member: Any, task_id: int, split: str, examples: Examples) -> None:
+        if split == "train":
+            rng = generator(self.config.seed, "augmented", member.number, task_id)
+            images = Mixture([(task_id, examples)]).inputs(torch.arange(len(examples)))
+            preprocess: Any = self.spec.preprocess
+            shifted = preprocess._augment(images, preprocess.draw(len(examples), rng))
+            examples = Examples(shifted, torch.arange(len(examples)), examples.targets)
+        count(self, member, task_id, split, examples)
+
+    return patch.object(Zoo, "count", augmented)
+
+
+def first_examples_kept() -> AbstractContextManager[Any]:
+    def first(targets: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
+        picks = [(targets == c).nonzero().flatten() for c in targets.unique()]
+        return torch.cat([pick[: math.floor(fraction * len(pick) + 1e-9)] for pick in picks])
+
+    return patch("methods.replay.balanced_subset", first)
+
+
+def losses_on_everything() -> AbstractContextManager[Any]:
+    """Training on the kept share as before, losses on all examples."""
+    add, source = ReplayMemory.add, ReplayMemory.source
+    shares: dict[int, ReplayMemory] = {}
+
+    def add_all(self: ReplayMemory, task: Task) -> None:
+        shares[task.id] = ReplayMemory(self.fraction, self._seed)
+        add(shares[task.id], task)
+        self._kept[task.id] = task.train_eval
+
+    def source_of_share(self: ReplayMemory, task_id: int, tasks_in_member: int) -> Any:
+        return source(shares[task_id], task_id, tasks_in_member)
+
+    return patch.multiple(ReplayMemory, add=add_all, source=source_of_share)
+
+
+VARIANTS: dict[str, tuple[str | None, list[str], Callable[[], AbstractContextManager[Any]]]] = {
+    "ours": (None, [], contextlib.nullcontext),
+    "one past task fewer per member": ("ours", [], one_task_fewer),
+    "all members start from the same weights": ("ours", [], one_initialisation),
+    "unseen tasks count in the mean of the losses": ("ours", [], unseen_tasks_in_the_mean),
+    "boosting losses on augmented images": ("ours", [], losses_on_augmented_images),
+    "uniform selection (for comparison)": ("ours", ["--selection", "uniform"], contextlib.nullcontext),
+    "dropout 0.2 on the features": ("ours", ["--hp_config", "DROPOUT"], contextlib.nullcontext),
+    "ours, replay_frac 0.2": (None, LIMITED, contextlib.nullcontext),
+    "the first examples are kept, not random ones": ("ours, replay_frac 0.2", LIMITED, first_examples_kept),
+    "boosting losses read all past examples": ("ours, replay_frac 0.2", LIMITED, losses_on_everything),
+}  # fmt: skip
+
+
+def accuracy(name: str, seed: int) -> float:
+    """avg_acc_final of one run."""
+    _, options, variant = VARIANTS[name]
+    with tempfile.TemporaryDirectory() as folder, variant(), contextlib.redirect_stdout(io.StringIO()):
+        dropout = Path(folder, "dropout.yaml")
+        dropout.write_text("model: conv\ndropout: 0.2\n")
+        options = [str(dropout) if option == "DROPOUT" else option for option in options]
+        run = ["--continual", "--seed", str(seed), "--run_dir", f"{folder}/run", "--quiet", *STREAM, *options]
+        if modelzoo.main(run) != 0:
+            raise RuntimeError(f"{name}, seed {seed} failed")
+        return float(json.loads(Path(folder, "run/summary.json").read_text())["avg_acc_final"])
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean and half width of the 95 % t-interval."""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return f"{values.mean():.4f} ± {half:.4f}"
+
+
+def main() -> None:
+    """Run everything, two processes of one thread each."""
+    found = {}
+    with ProcessPoolExecutor(2) as pool:
+        for name in VARIANTS:
+            found[name] = np.array(list(pool.map(partial(accuracy, name), SEEDS)))
+            print(f"{name}: {found[name].round(4).tolist()}", file=sys.stderr, flush=True)
+    print("| behaviour put back | accuracy at the end | change against ours |\n| --- | --- | --- |")
+    for name, (reference, _, _) in VARIANTS.items():
+        change = "" if reference is None else interval(found[name] - found[reference])
+        print(f"| {name} | {interval(found[name])} | {change} |")
+
+
+if __name__ == "__main__":
+    main()
