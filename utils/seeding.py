@@ -30,6 +30,6 @@ def seeded(seed: int, *name: object) -> Iterator[None]:
 
     The state before is restored afterwards, on the CPU and on every accelerator.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive_seed(seed, *name))
         yield
