@@ -59,7 +59,7 @@ def _read_batch(path: Path, label_key: str) -> Images:
     pixels: Any = content.get("data")
     labels: Any = content.get(label_key)
     is_image = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3072,)
-    is_label = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
+    is_label = isinstance(labels, list) and all(isinstance(label, int) and 0 <= label < 100 for label in labels)
     if not is_image or not is_label or len(labels) != len(pixels):
         raise UserError(
             f"{path} must hold 'data', bytes of shape [N, 3072], and N labels under {label_key!r}; get the file again"

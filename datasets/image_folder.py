@@ -88,27 +88,27 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[
     except (OSError, SafetensorError, KeyError):
         fresh = False
     if not fresh:
+        pixels = _decode_all([path for path, _ in everything], size)
         labels = torch.tensor([number for _, number in everything])
-        stored = {
-            "pixels": _decode_all([path for path, _ in everything], size),
-            "labels": labels,
-            "fingerprint": fingerprint,
-        }
+        stored = {"pixels": pixels, "labels": labels, "fingerprint": fingerprint}
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(cache, stored)
         except OSError:
             pass  # a read-only --data_dir only costs decoding again next time
     parts = len(files["train"]), len(files["test"])
-    pixels, labels = stored["pixels"].split(parts), stored["labels"].split(parts)
-    return [Images(p, y) for p, y in zip(pixels, labels, strict=True)]
+    splits = zip(stored["pixels"].split(parts), stored["labels"].split(parts), strict=True)
+    return [Images(pixels, labels) for pixels, labels in splits]
 
 
 def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> bytes:
     """Changes when a file is added, removed, renamed, resized or written."""
     facts = []
     for path, number in files:
-        status = os.stat(path)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from None
         facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).digest()
 

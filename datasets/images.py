@@ -125,7 +125,10 @@ def _build_task(
     if len({label.number for label in labels}) < len(labels):
         raise UserError(f"{where} has the same class twice, once with random labels; name each class of a task once")
     view = views.pop()
-    pixel_map = data.views(view)
+    try:
+        pixel_map = data.views(view)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
     def examples(split: Images, store: Tensor, picks: list[Tensor], targets: Tensor) -> Examples:
         on_device = None if pixel_map is None else pixel_map.to(store.device)

@@ -53,18 +53,13 @@ def _read(path: Path) -> list[tuple[str, np.ndarray]]:
         raise UserError(f"{path} must hold 'class_dict', the image numbers of each class; get the file again")
     blocks = []
     for name, numbers in classes.items():
-        rows = np.asarray(numbers)
-        if (
-            rows.ndim != 1
-            or rows.dtype.kind not in "iu"
-            or len(rows) < 2
-            or rows.min() < 0
-            or rows.max() >= len(images)
-        ):
+        numbers = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
+        listed = isinstance(numbers, list) and all(isinstance(i, int) and 0 <= i < len(images) for i in numbers)
+        if not listed or len(numbers) < 2:
             raise UserError(
                 f"{path}: class {name!r} of 'class_dict' must list at least two image numbers below {len(images)}"
             )
-        blocks.append((int(rows[0]), str(name), rows))
+        blocks.append((numbers[0], str(name), numbers))
     return [(name, images[rows]) for _, name, rows in sorted(blocks, key=lambda block: block[0])]
 
 

@@ -1,0 +1,792 @@
+"""Readers of files: what was written is what is read, and what is damaged or hostile is one clear error."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import math
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datasets.image_folder import decode_image
+from datasets.mnist import read_idx
+from datasets.task import Examples, TaskStream
+from tests.standins import (
+    Source,
+    Split,
+    idx,
+    python2_array,
+    python2_dtype,
+    python2_pickle,
+    random_split,
+    stream,
+    write_cifar10,
+    write_cifar100,
+    write_file,
+    write_image,
+    write_image_folder,
+    write_mini_imagenet,
+    write_mnist,
+)
+from utils.errors import UserError
+from utils.safe_pickle import load_pickle
+from utils.torchvision_ops import declare_missing_operators
+
+REAL_MNIST = Path(__file__).parent.parent.parent / "shared" / "data" / "mnist"
+
+# The folder that hypothesis gets is the same for all its examples: each writes its file anew.
+in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def check_split(examples: Examples, split: Split) -> None:
+    """A task of all classes has the split's images in the order of the files, with their labels."""
+    assert np.array_equal(examples.store.numpy(), split.pixels)
+    assert sorted(examples.rows.tolist()) == list(range(len(split.labels)))
+    assert examples.targets.tolist() == split.labels[examples.rows.numpy()].tolist()
+
+
+def check_read(made: TaskStream, source: Source) -> None:
+    task = made.tasks[0]
+    check_split(task.train_eval, source.train)
+    check_split(task.test, source.test)
+    assert task.classes == tuple(source.names)
+
+
+def refusal(read: Callable[[Path], object], path: Path) -> str | None:
+    """The error that a reader gives; None if it reads the file. Any other exception is a failure."""
+    try:
+        read(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+# MNIST and its file format
+
+ARRAYS = st.builds(
+    lambda shape, seed: np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8),
+    st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    st.integers(0, 2**32 - 1),
+)
+
+
+@in_one_folder
+@given(array=ARRAYS, gzipped=st.booleans())
+def test_an_idx_file_is_read_as_it_was_written(tmp_path, array, gzipped):
+    path = tmp_path / ("zipped" if gzipped else "plain")
+    write_file(path.with_name("zipped.gz") if gzipped else path, gzip.compress(idx(array)) if gzipped else idx(array))
+    assert np.array_equal(read_idx(path).numpy(), array)
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress], ids=["plain", "gzipped"])
+def test_mnist_is_read_as_it_was_written(pack, tmp_path):
+    source = write_mnist(tmp_path, pack)
+    check_read(stream("mnist", [range(10)], tmp_path), source)
+
+
+def test_torchvision_reads_the_same_from_the_same_mnist_files(tmp_path):
+    declare_missing_operators()
+    from torchvision.datasets import MNIST
+
+    write_mnist(tmp_path)
+    task = stream("mnist", [range(10)], tmp_path).tasks[0]
+    for examples, train in ((task.train_eval, True), (task.test, False)):
+        theirs = MNIST(str(tmp_path), train=train)
+        assert torch.equal(examples.store[:, 0], theirs.data)
+        assert torch.equal(examples.targets, theirs.targets[examples.rows])
+
+
+GOOD_IDX = idx(np.arange(12, dtype=np.uint8).reshape(3, 4))
+
+
+def test_an_idx_file_cut_short_anywhere_is_refused(tmp_path):
+    path = tmp_path / "cut"
+    for length in range(len(GOOD_IDX)):
+        path.write_bytes(GOOD_IDX[:length])
+        with pytest.raises(UserError, match="cut"):
+            read_idx(path)
+
+
+def test_a_gzipped_idx_file_cut_short_anywhere_is_refused(tmp_path):
+    packed = gzip.compress(GOOD_IDX)
+    for length in range(len(packed)):
+        write_file(tmp_path / "cut.gz", packed[:length])
+        with pytest.raises(UserError, match=r"cut\.gz"):
+            read_idx(tmp_path / "cut")
+
+
+WRONG_IDX = {
+    "trailing byte": GOOD_IDX + b"\0",
+    "another type of values": b"\0\0\x0d" + GOOD_IDX[3:],
+    "no zeros at the beginning": b"PK" + GOOD_IDX[2:],
+    "no dimensions": b"\0\0\x08\0",
+    "too many dimensions": b"\0\0\x08\x05" + struct.pack(">5i", 1, 1, 1, 1, 1) + b"\0",
+    "a negative size": b"\0\0\x08\x02" + struct.pack(">2i", -3, -4) + bytes(12),
+    "more than all memory": b"\0\0\x08\x04" + struct.pack(">4i", *[2**31 - 1] * 4) + bytes(12),
+    "sizes whose product wraps around to zero": b"\0\0\x08\x03" + struct.pack(">3i", 2**30, 2**30, 16),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", WRONG_IDX.values(), ids=WRONG_IDX.keys())
+@pytest.mark.parametrize("pack", [None, gzip.compress], ids=["plain", "gzipped"])
+def test_a_wrong_idx_file_is_refused_by_name(content, pack, tmp_path):
+    write_file(tmp_path / ("wrong.gz" if pack else "wrong"), pack(content) if pack else content)
+    with pytest.raises(UserError, match=r"wrong.* get it again"):
+        read_idx(tmp_path / "wrong")
+
+
+@in_one_folder
+@given(position=st.integers(0, 10_000), flip=st.integers(1, 255), gzipped=st.booleans())
+def test_a_damaged_idx_file_is_an_array_or_one_clear_error(tmp_path, position, flip, gzipped):
+    content = bytearray(gzip.compress(GOOD_IDX) if gzipped else GOOD_IDX)
+    content[position % len(content)] ^= flip
+    path = tmp_path / ("zipped" if gzipped else "plain")
+    write_file(path.with_name("zipped.gz") if gzipped else path, bytes(content))
+    error = refusal(read_idx, path)
+    assert path.name in error if error else math.prod(read_idx(path).shape) == 12
+
+
+@pytest.mark.skipif(not REAL_MNIST.is_dir(), reason="MNIST is not on this machine")
+def test_the_real_mnist_has_its_published_counts():
+    task = stream("mnist", [range(10)], REAL_MNIST).tasks[0]
+    counts = {
+        "train_eval": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+        "test": [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+    }
+    for split, wanted in counts.items():
+        assert torch.bincount(getattr(task, split).targets).tolist() == wanted
+    assert (len(task.train_eval), len(task.test)) == (60000, 10000)
+    # The first training image is the well-known 5; its mean is that of all who load it.
+    assert task.train_eval.targets[task.train_eval.rows == 0].tolist() == [5]
+    assert task.train_eval.store.double().mean().item() / 255 == pytest.approx(0.1307, abs=5e-5)
+
+
+# CIFAR
+
+DUMPS: dict[str, Callable[[Any], bytes]] = {
+    "Python 2": python2_pickle,
+    **{f"protocol {p}": partial(pickle.dumps, protocol=p) for p in range(2, 6)},
+}
+each_dump = pytest.mark.parametrize("dump", DUMPS.values(), ids=DUMPS.keys())
+
+
+@each_dump
+def test_cifar10_is_read_as_it_was_written(dump, tmp_path):
+    source = write_cifar10(tmp_path, dump)
+    check_read(stream("cifar10", [range(10)], tmp_path), source)
+
+
+@each_dump
+def test_cifar100_is_read_as_it_was_written(dump, tmp_path):
+    source = write_cifar100(tmp_path, dump)
+    check_read(stream("cifar100", [range(100)], tmp_path), source)
+
+
+@pytest.mark.parametrize(("name", "write"), [("CIFAR10", write_cifar10), ("CIFAR100", write_cifar100)])
+def test_torchvision_reads_the_same_from_the_same_cifar_files(name, write, tmp_path, monkeypatch):
+    declare_missing_operators()
+    from torchvision.datasets import cifar
+
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # our files have other check sums
+    source = write(tmp_path)
+    task = stream(name.lower(), [range(len(source.names))], tmp_path).tasks[0]
+    for examples, train in ((task.train_eval, True), (task.test, False)):
+        theirs = getattr(cifar, name)(str(tmp_path), train=train)
+        assert np.array_equal(examples.store.permute(0, 2, 3, 1).numpy(), theirs.data)
+        assert examples.targets.tolist() == [theirs.targets[row] for row in examples.rows]
+        assert list(task.classes) == theirs.classes
+
+
+def test_colours_are_planes_and_rows_run_from_left_to_right(tmp_path):
+    write_cifar10(tmp_path)
+    image = np.zeros(3072, np.uint8)
+    image[0], image[1], image[32], image[1024], image[2048] = 1, 2, 3, 4, 5
+    batch = {"data": np.tile(image, (10, 1)), "labels": list(range(10))}
+    write_file(tmp_path / "cifar-10-batches-py" / "test_batch", python2_pickle(batch))
+    read = stream("cifar10", [range(10)], tmp_path).tasks[0].test.store[0]
+    where = {(0, 0, 0): 1, (0, 0, 1): 2, (0, 1, 0): 3, (1, 0, 0): 4, (2, 0, 0): 5}
+    assert {place: int(read[place]) for place in where} == where
+    assert int(read.sum()) == 1 + 2 + 3 + 4 + 5
+
+
+@pytest.mark.parametrize(("write", "folder", "meta"), [(write_cifar10, "cifar-10-batches-py", "batches.meta")])
+def test_without_the_file_of_names_classes_are_numbers(write, folder, meta, tmp_path):
+    source = write(tmp_path)
+    (tmp_path / folder / meta).unlink()
+    check_read(stream("cifar10", [range(10)], tmp_path), source._replace(names="0123456789"))
+
+
+IMAGES = np.zeros((2, 3072), np.uint8)
+WRONG_BATCHES: dict[str, Any] = {
+    "no dictionary": [IMAGES, [0, 1]],
+    "no images": {"labels": [0, 1]},
+    "no labels": {"data": IMAGES},
+    "labels of CIFAR-100": {"data": IMAGES, "fine_labels": [0, 1]},
+    "fewer labels than images": {"data": IMAGES, "labels": [0]},
+    "images of another size": {"data": IMAGES[:, 1:], "labels": [0, 1]},
+    "images that are no bytes": {"data": IMAGES.astype(np.float32), "labels": [0, 1]},
+    "labels that are texts": {"data": IMAGES, "labels": ["cat", "dog"]},
+    "labels beyond any integer": {"data": IMAGES, "labels": [0, 2**70]},
+}
+
+
+@pytest.mark.parametrize("content", WRONG_BATCHES.values(), ids=WRONG_BATCHES.keys())
+def test_a_wrong_cifar_file_is_refused_by_name(content, tmp_path):
+    write_cifar10(tmp_path)
+    write_file(tmp_path / "cifar-10-batches-py" / "data_batch_4", pickle.dumps(content, protocol=4))
+    with pytest.raises(UserError, match=r"data_batch_4 .*get the file again"):
+        stream("cifar10", [range(10)], tmp_path)
+
+
+@pytest.mark.parametrize("names", [None, ["cat"] * 9, list(range(10)), "abcdefghij"])
+def test_a_wrong_file_of_class_names_is_refused_by_name(names, tmp_path):
+    write_cifar10(tmp_path)
+    write_file(tmp_path / "cifar-10-batches-py" / "batches.meta", pickle.dumps({"label_names": names}))
+    with pytest.raises(UserError, match=r"batches\.meta must hold 10 class names"):
+        stream("cifar10", [range(10)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "folder", "files"),
+    [
+        ("mnist", "MNIST", "MNIST/raw", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "gzipped"]),
+        ("cifar10", "CIFAR10", "cifar-10-batches-py", ["data_batch_1", "data_batch_5", "test_batch"]),
+        ("cifar100", "CIFAR100", "cifar-100-python", ["train, test"]),
+    ],
+)
+def test_without_files_and_network_the_error_says_which_files_go_where(
+    dataset, name, folder, files, tmp_path, monkeypatch
+):
+    declare_missing_operators()
+    import torchvision
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(torchvision.datasets, name, no_network)
+    with pytest.raises(UserError) as error:
+        stream(dataset, [[0, 1]], tmp_path)
+    assert "\n" not in str(error.value)
+    for word in (name, "no network", *files, f"into {tmp_path / folder}"):
+        assert word in str(error.value)
+
+
+# Mini-ImageNet
+
+
+@each_dump
+def test_mini_imagenet_has_the_classes_of_its_three_files_in_order(dump, tmp_path):
+    source = write_mini_imagenet(tmp_path, classes=(5, 2, 3), dump=dump)
+    check_read(stream("mini_imagenet", [range(10)], tmp_path), source)
+
+
+def test_of_600_images_the_first_480_are_for_training_and_the_last_120_for_testing(tmp_path):
+    source = write_mini_imagenet(tmp_path, classes=(1, 1, 1), images=600)
+    assert (len(source.train.labels), len(source.test.labels)) == (3 * 480, 3 * 120)
+    check_read(stream("mini_imagenet", [range(3)], tmp_path), source)
+
+
+def write_one_class(data_dir: Path, images: np.ndarray, rows: Any) -> None:
+    for part in ("train", "val", "test"):
+        content = pickle.dumps({"image_data": images, "class_dict": rows}, protocol=4)
+        write_file(data_dir / "mini_imagenet" / f"mini-imagenet-cache-{part}.pkl", content)
+
+
+def test_channels_come_first_and_rows_are_not_columns(tmp_path):
+    images = np.zeros((5, 84, 84, 3), np.uint8)
+    images[:, 10, 20] = 1, 2, 3
+    write_one_class(tmp_path, images, {"bird": [0, 1, 2, 3, 4]})
+    task = stream("mini_imagenet", [[0, 1, 2]], tmp_path).tasks[0]
+    for split in (task.train_eval, task.test):
+        assert split.store.shape[1:] == (3, 84, 84)
+        assert (split.store[:, :, 10, 20] == torch.tensor([1, 2, 3])).all()
+        assert (split.store.flatten(1).long().sum(1) == 1 + 2 + 3).all()
+
+
+WRONG_ROWS = {
+    "none": None, "no classes": {}, "one image": {"a": [0]}, "too large": {"a": [0, 5]}, "negative": {"a": [-1, 0]},
+    "texts": {"a": ["0", "1"]}, "fractions": {"a": [0.0, 1.0]}, "nested": {"a": [[0, 1]]},
+    "ragged": {"a": [[0, 1], [2]]}, "beyond any integer": {"a": [0, 2**70]}, "a number": {"a": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", WRONG_ROWS.values(), ids=WRONG_ROWS.keys())
+def test_wrong_image_numbers_are_refused_by_file(rows, tmp_path):
+    write_one_class(tmp_path, np.zeros((5, 84, 84, 3), np.uint8), rows)
+    with pytest.raises(UserError, match=r"mini-imagenet-cache-train\.pkl.*'class_dict'"):
+        stream("mini_imagenet", [[0, 1]], tmp_path)
+
+
+@pytest.mark.parametrize("images", [None, np.zeros((5, 3, 84, 84), np.uint8), np.zeros((5, 84, 84, 3), np.float32)])
+def test_wrong_images_are_refused_by_file(images, tmp_path):
+    write_one_class(tmp_path, images, {"a": [0, 1]})
+    with pytest.raises(UserError, match=r"mini-imagenet-cache-train\.pkl must hold 'image_data'"):
+        stream("mini_imagenet", [[0, 1]], tmp_path)
+
+
+# Pickles that are data, and pickles that are programs
+
+DATA = {
+    "bytes": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "columns first": np.asfortranarray(np.eye(3)[:, :2]),
+    "numbers": np.array([1.5, -2.0]), "big-endian": np.array([1, 2], ">i4"), "texts": np.array(["a", "bc"]),
+    "truths": np.array([True, False]), "one": np.array(7),
+    "scalars": [np.float64(2.5), np.int32(-3), np.uint8(255), np.bool_(True), np.float32(0.5)],
+    "plain": {"a": [1, 2**70, -1.5], 3: ("x", b"\0\xff", None, True), "é": {"deeper": []}},
+}  # fmt: skip
+
+
+def equal(one: Any, other: Any) -> bool:
+    """The same values in the same containers; arrays and scalars of numpy of the same kind, in any byte order."""
+    if isinstance(other, np.ndarray):
+        same_kind = isinstance(one, np.ndarray) and one.dtype.newbyteorder("=") == other.dtype.newbyteorder("=")
+        return same_kind and np.array_equal(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(other, dict):
+        return list(one) == list(other) and all(equal(one[key], other[key]) for key in other)
+    if isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_and_plain_containers_are_let_through(protocol, tmp_path):
+    write_file(tmp_path / "data", pickle.dumps(DATA, protocol))
+    assert equal(load_pickle(tmp_path / "data"), DATA)
+
+
+def test_texts_of_python_2_become_texts(tmp_path):
+    data = {"name": "café", "labels": [0, 300, -1], "data": np.arange(256, dtype=np.uint8), "long": "x" * 300}
+    write_file(tmp_path / "data", python2_pickle(data))
+    assert equal(load_pickle(tmp_path / "data"), data)
+    assert equal(pickle.loads(python2_pickle(data), encoding="latin1"), data)  # the stand-in is what it says
+
+
+class Call:
+    """Pickled as a call of `function`."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call
+
+
+def make_canary() -> None:
+    Path("canary").touch()
+
+
+HOSTILE = {
+    "os.system": Call(os.system, "touch canary"),
+    "eval": Call(eval, "open('canary', 'w').close()"),
+    "exec": Call(exec, "open('canary', 'w').close()"),
+    "open": Call(open, "canary", "w"),
+    "os.mkdir": Call(os.mkdir, "canary"),
+    "a function of the program": Call(make_canary),
+    "numpy": Call(np.save, "canary.npy", [0]),
+    "torch": Call(torch.save, [0], "canary"),
+    "a method of an array": Call(np.ndarray.tofile, np.zeros(1), "canary"),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_pickle_that_calls_something_is_refused_before_the_call(hostile, protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_file(Path("data"), pickle.dumps({"data": np.zeros(3), "labels": [hostile]}, protocol))
+    with pytest.raises(UserError, match=r"data wants to run .* not run"):
+        load_pickle(Path("data"))
+    assert list(Path().iterdir()) == [Path("data")]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
+def test_the_same_pickle_does_call_it_where_it_is_let_through(hostile, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(hostile))
+    assert len(list(Path().iterdir())) == 1
+
+
+NAMED = {
+    "GLOBAL": b"cos\nsystem\n.",
+    "INST": b"(S'touch canary'\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nS'touch canary'\no.",
+    "NEWOBJ": b"\x80\x02csubprocess\nPopen\n(S'touch'\nS'canary'\nt\x81.",
+    "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0ctouch canary\x85R.",
+    "a name within an admitted class": b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
+    "a name that does not exist": b"cno_such_module\nnothing\n.",
+    "object": b"cbuiltins\nobject\n.",
+    "getattr": b"cbuiltins\ngetattr\n.",
+}
+
+
+@pytest.mark.parametrize("content", NAMED.values(), ids=NAMED.keys())
+def test_every_way_to_name_something_is_refused(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_file(Path("data"), content)
+    with pytest.raises(UserError, match="wants to run"):
+        load_pickle(Path("data"))
+    assert list(Path().iterdir()) == [Path("data")]
+
+
+@pytest.mark.parametrize("codec", ["zip", "rot13", "idna"])
+def test_no_codec_is_looked_up(codec, tmp_path):
+    write_file(tmp_path / "data", b"c_codecs\nencode\n(S'abc'\nS'" + codec.encode() + b"'\ntR.")
+    with pytest.raises(UserError, match=f"codec '{codec}'"):
+        load_pickle(tmp_path / "data")
+
+
+def memory_as_objects() -> bytes:
+    """Eight bytes as an array; then its dtype is told that they are the address of an object."""
+    objects = python2_dtype("O8", (3, "|", None, None, None, -1, -1, 63))
+    record = b"(J\3\0\0\0U\1|N(U\1at}U\1a(" + objects + b"J\0\0\0\0ts" + b"J\x08\0\0\0J\1\0\0\0J\x1b\0\0\0tb"
+    honest = python2_dtype("V8", (3, "|", None, None, None, 8, 1, 0)) + b"q\1"
+    array = python2_array(b"(J\1\0\0\0t", honest, b"U\x08AAAAAAAA")
+    return b"\x80\x02](" + array + b"h\1" + record + b"e."
+
+
+def test_memory_cannot_be_passed_off_as_objects(tmp_path):
+    write_file(tmp_path / "data", memory_as_objects())
+    with pytest.raises(UserError, match="data is damaged"):
+        load_pickle(tmp_path / "data")
+
+
+def test_a_short_file_cannot_ask_for_much_memory(tmp_path):
+    write_file(tmp_path / "data", b"\x80\x02]r\xff\xff\xff\x7f.")  # an empty list, to be remembered as number 2**31 - 1
+    assert load_pickle(tmp_path / "data") == []
+
+
+GOOD_PICKLE = {"data": np.arange(6, dtype=np.uint8).reshape(2, 3), "labels": [1, 300], "mean": np.float64(2.5)}
+GOOD_PICKLES = [
+    *(pickle.dumps(GOOD_PICKLE, protocol) for protocol in range(6)),
+    python2_pickle({"data": np.arange(6, dtype=np.uint8).reshape(2, 3), "labels": [1, 300]}),
+]
+WORDS = b"".join(
+    struct.pack("B", opcode) for opcode in b"()NJKMGUTXRbtqhrj0123ualsed]}.\x85\x86\x87\x88\x89\x8c\x94\x93c"
+)
+
+
+def test_a_pickle_cut_short_anywhere_is_refused(tmp_path):
+    for content in (GOOD_PICKLES[2], GOOD_PICKLES[-1]):
+        for length in range(len(content)):
+            write_file(tmp_path / "data", content[:length])
+            with pytest.raises(UserError, match=r"data (is damaged or cut short|wants to run)"):
+                load_pickle(tmp_path / "data")
+
+
+@settings(in_one_folder, max_examples=500)
+@given(
+    content=st.sampled_from(GOOD_PICKLES),
+    changes=st.lists(
+        st.tuples(st.integers(0, 10_000), st.one_of(st.integers(0, 255), st.sampled_from(WORDS))),
+        min_size=1,
+        max_size=4,
+    ),
+    length=st.integers(1, 20_000),
+)
+def test_a_damaged_pickle_is_data_or_one_clear_error(tmp_path, content, changes, length):
+    damaged = bytearray(content)
+    for position, value in changes:
+        damaged[position % len(damaged)] = value
+    write_file(tmp_path / "data", bytes(damaged[:length]))
+    error = refusal(load_pickle, tmp_path / "data")
+    assert error is None or str(tmp_path / "data") in error
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.integers(-(2**31), 2**31 - 1),
+    st.integers(-1, 9),
+    st.sampled_from(["|", "<", "=", "", "u1", "O8", "names"]),
+    st.tuples(),
+    st.tuples(st.sampled_from(["a", "O8"])),
+)
+
+
+@settings(in_one_folder, max_examples=300)
+@given(
+    code=st.sampled_from(["u1", "f8", "U3", "O8", "V8", "u1,O8", "(2,3)u1", "u1,(", "m8", "i7", "", "u1\0"]),
+    state=st.one_of(
+        st.lists(VALUES, max_size=9).map(tuple),
+        st.tuples(st.integers(-1, 5), VALUES, VALUES, VALUES, VALUES, VALUES, VALUES, VALUES),
+        st.just((3, "|", None, None, None, -1, -1, 0)),
+    ),
+    shape=st.lists(st.integers(-1, 4), max_size=3).map(tuple),
+    raw=st.binary(max_size=24),
+)
+def test_a_damaged_description_of_an_array_is_data_or_one_clear_error(tmp_path, code, state, shape, raw):
+    def part(value: object) -> bytes:
+        return python2_pickle(value)[2:-1]
+
+    array = python2_array(part(shape), python2_dtype(code, state), part(raw))
+    write_file(tmp_path / "data", b"\x80\x02" + array + b".")
+    error = refusal(load_pickle, tmp_path / "data")
+    assert error is None or str(tmp_path / "data") in error
+
+
+def test_a_folder_or_nothing_in_place_of_a_pickle_is_one_clear_error(tmp_path):
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UserError, match=f"{path} cannot be read"):
+            load_pickle(path)
+
+
+# A user's own images
+
+
+def folder_stream(data_dir: Path, names: list[str], size: int = 16) -> TaskStream:
+    return stream("image_folder", [names], data_dir, folder={"root": "mine", "image_size": size})
+
+
+def test_images_of_the_right_size_are_read_as_they_are_in_the_order_of_their_names(tmp_path):
+    names = ["dog", "cat", "bird 2", "Bird"]
+    source = write_image_folder(tmp_path / "mine", names, side=16)
+    check_read(folder_stream(tmp_path, sorted(names)), source)
+
+
+def test_what_is_no_image_by_its_name_is_not_looked_at(tmp_path):
+    source = write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
+    write_file(tmp_path / "mine" / "train" / "a" / "notes.txt", b"mine")
+    write_file(tmp_path / "mine" / "train" / "README", b"mine")
+    check_read(folder_stream(tmp_path, ["a", "b"]), source)
+
+
+def test_folders_with_numbers_for_names_may_be_written_as_numbers(tmp_path):
+    source = write_image_folder(tmp_path / "mine", ["7", "12"], side=16)
+    task = stream("image_folder", [[7, 12]], tmp_path, folder={"root": "mine", "image_size": 16}).tasks[0]
+    assert task.classes == ("7", "12")
+    assert source.names == ["12", "7"]  # sorted as texts
+    assert task.test.targets.tolist() == [1 - label for label in source.test.labels[task.test.rows.numpy()]]
+
+
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "bmp", "tiff", "ppm"])
+def test_decoding_is_that_of_pillow(suffix, tmp_path):
+    path = tmp_path / f"image.{suffix}"
+    random_image(16, 16).save(path)
+    assert np.array_equal(decode_image(path, 16), np.asarray(Image.open(path)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (64, 48), (48, 64), (40, 20), (20, 60), (8, 12), (5, 5)])
+def test_the_shorter_side_is_scaled_and_the_middle_cut_as_torchvision_does(width, height, tmp_path):
+    declare_missing_operators()
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import center_crop, resize
+
+    image = random_image(width, height)
+    image.save(tmp_path / "image.png")
+    wanted = center_crop(resize(image, 16, InterpolationMode.BICUBIC), 16)
+    assert np.array_equal(decode_image(tmp_path / "image.png", 16), np.asarray(wanted))
+
+
+@in_one_folder
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(8, 40))
+def test_images_of_any_shape_become_squares(tmp_path, width, height, size):
+    Image.new("RGB", (width, height), (10, 20, 30)).save(tmp_path / "image.ppm")
+    decoded = decode_image(tmp_path / "image.ppm", size)
+    assert decoded.shape == (size, size, 3)
+    assert (decoded == (10, 20, 30)).all()  # nothing is filled in
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_the_middle_is_the_middle_of_the_longer_side(upright, tmp_path):
+    stripes = np.zeros((40, 120, 3), np.uint8)  # red, green, blue from left to right, or from the top
+    for colour in range(3):
+        stripes[:, 40 * colour : 40 * colour + 40, colour] = 255
+    Image.fromarray(stripes.transpose(1, 0, 2) if upright else stripes).save(tmp_path / "image.png")
+    decoded = decode_image(tmp_path / "image.png", 20)
+    inner = decoded[2:-2] if upright else decoded[:, 2:-2]
+    assert (inner == (0, 255, 0)).all()
+
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def as_grey(colour: np.ndarray) -> np.ndarray:
+    return np.stack([colour] * 3, axis=-1)
+
+
+def test_grey_images_have_three_equal_channels(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    Image.fromarray(GREY > 100).save(tmp_path / "black and white.png")
+    assert np.array_equal(decode_image(tmp_path / "grey.png", 16), as_grey(GREY))
+    assert np.array_equal(decode_image(tmp_path / "black and white.png", 16), as_grey((GREY > 100) * np.uint8(255)))
+
+
+def test_transparency_is_dropped(tmp_path):
+    colours = np.asarray(random_image(16, 16))
+    Image.fromarray(np.dstack([colours, GREY])).save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([GREY, GREY[::-1]])).save(tmp_path / "grey.png")
+    assert np.array_equal(decode_image(tmp_path / "rgba.png", 16), colours)
+    assert np.array_equal(decode_image(tmp_path / "grey.png", 16), as_grey(GREY))
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_palettes_are_looked_up(suffix, tmp_path):
+    palette = np.random.default_rng(0).integers(256, size=(256, 3), dtype=np.uint8)
+    image = Image.fromarray(GREY[::-1].copy()).convert("P")
+    image.putpalette(palette.tobytes())
+    image.save(tmp_path / f"image.{suffix}")
+    assert np.array_equal(decode_image(tmp_path / f"image.{suffix}", 16), palette[GREY[::-1]])
+
+
+DAMAGED_IMAGES = {"a text": b"hello", "nothing": b"", "cut short": None}
+
+
+@pytest.mark.parametrize("content", DAMAGED_IMAGES.values(), ids=DAMAGED_IMAGES.keys())
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_image_that_cannot_be_read_is_named(content, suffix, tmp_path):
+    write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
+    file = io.BytesIO()
+    random_image(64, 64).save(file, "PNG" if suffix == "png" else "JPEG")
+    path = tmp_path / "mine" / "train" / "b" / f"broken.{suffix}"
+    write_file(path, file.getvalue()[:-400] if content is None else content)
+    with pytest.raises(UserError, match=f"{path} cannot be read as an image.*repair or remove it"):
+        folder_stream(tmp_path, ["a", "b"])
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
+    link = tmp_path / "mine" / "test" / "a" / "link.png"
+    link.symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(UserError, match=str(link)):
+        folder_stream(tmp_path, ["a", "b"])
+
+
+# The array file of decoded images
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The files that are decoded, as they are."""
+    paths = []
+
+    def decode(path: Path, size: int) -> np.ndarray:
+        paths.append(path)
+        return decode_image(path, size)
+
+    monkeypatch.setattr(importlib.import_module("datasets.image_folder"), "decode_image", decode)
+    return paths
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A folder of images, decoded once."""
+    source = write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
+    folder_stream(tmp_path, ["a", "b"])
+    return source
+
+
+def cache_files(data_dir: Path) -> list[Path]:
+    return sorted((data_dir / "cache").iterdir())
+
+
+def test_images_are_decoded_once(tmp_path, mine, decoded):
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine)
+    assert decoded == []
+
+
+def test_another_order_of_classes_needs_no_decoding(tmp_path, mine, decoded):
+    task = folder_stream(tmp_path, ["b", "a"]).tasks[0]
+    assert task.test.targets.tolist() == [1 - label for label in mine.test.labels[task.test.rows.numpy()]]
+    assert decoded == []
+
+
+def test_another_size_is_decoded_and_kept_beside_the_first(tmp_path, mine, decoded):
+    assert folder_stream(tmp_path, ["a", "b"], size=8).spec.input_shape == (3, 8, 8)
+    assert len(decoded) == 10
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine)
+    assert len(decoded) == 10
+
+
+def test_an_image_that_changes_is_seen(tmp_path, mine, decoded):
+    path = tmp_path / "mine" / "test" / "b" / "0003.png"
+    write_image(path, 255 - mine.test.pixels[3])
+    mine.test.pixels[3] = 255 - mine.test.pixels[3]
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine)
+    assert path in decoded
+
+
+def test_a_change_that_keeps_the_size_of_the_file_is_seen(tmp_path, mine, decoded):
+    path = tmp_path / "mine" / "train" / "a" / "0000.png"
+    os.utime(path, (0, 0))
+    folder_stream(tmp_path, ["a", "b"])
+    assert path in decoded
+
+
+def test_an_image_that_is_added_or_removed_is_seen(tmp_path, mine):
+    path = tmp_path / "mine" / "test" / "b" / "new.png"
+    write_image(path, mine.train.pixels[0])
+    longer = Split(np.concatenate([mine.test.pixels, mine.train.pixels[:1]]), np.array([*mine.test.labels, 1]))
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine._replace(test=longer))
+    path.unlink()
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine)
+
+
+def test_an_image_that_moves_to_another_class_is_seen(tmp_path, mine):
+    (tmp_path / "mine" / "train" / "a" / "0002.png").rename(tmp_path / "mine" / "train" / "b" / "0002.png")
+    labels = mine.train.labels.copy()
+    labels[2] = 1
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine._replace(train=Split(mine.train.pixels, labels)))
+
+
+def test_a_new_class_before_the_others_shifts_their_labels(tmp_path, mine):
+    for split, images in (("train", mine.train), ("test", mine.test)):
+        write_image(tmp_path / "mine" / split / "0" / "0.png", images.pixels[0])
+    wanted = [
+        Split(np.concatenate([s.pixels[:1], s.pixels]), np.array([0, *(s.labels + 1)])) for s in (mine.train, mine.test)
+    ]
+    check_read(folder_stream(tmp_path, ["0", "a", "b"]), Source(wanted[0], wanted[1], ["0", "a", "b"]))
+
+
+def test_two_folders_of_one_name_are_not_confused(tmp_path):
+    options = {"root": "mine", "image_size": 16}
+    sources = [write_image_folder(tmp_path / name / "mine", ["a", "b"], side=16) for name in "xy"]
+    write_image(tmp_path / "y" / "mine" / "train" / "a" / "0000.png", 255 - sources[1].train.pixels[0])
+    roots = [{**options, "root": f"{name}/mine"} for name in "xy"]
+    first, second, again = (stream("image_folder", [["a", "b"]], tmp_path, folder=roots[i]) for i in (0, 1, 0))
+    check_read(first, sources[0])
+    check_read(again, sources[0])
+    assert not torch.equal(first.tasks[0].train_eval.store, second.tasks[0].train_eval.store)
+    assert len(cache_files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another file", "empty"])
+def test_a_damaged_array_file_is_made_anew(damage, tmp_path, mine, decoded):
+    (cache,) = cache_files(tmp_path)
+    content = {"cut short": cache.read_bytes()[:-1], "another file": b"hello", "empty": b""}[damage]
+    cache.write_bytes(content)
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine)
+    assert len(decoded) == 10
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine)
+    assert len(decoded) == 10
+
+
+def test_without_a_place_for_the_array_file_images_are_decoded_every_time(tmp_path, decoded):
+    source = write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
+    write_file(tmp_path / "cache", b"a file where the folder should be")
+    for times in (1, 2):
+        check_read(folder_stream(tmp_path, ["a", "b"]), source)
+        assert len(decoded) == 10 * times
+
+
+def test_the_image_fixtures_differ():
+    """Tests that compare images would see nothing if these were alike."""
+    images = [image.tobytes() for image in random_split(20, 10, (3, 16, 16), 0).pixels]
+    assert all(one != other for one, other in pairwise(sorted(images)))
