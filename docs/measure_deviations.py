@@ -118,17 +118,24 @@ VARIANTS: dict[str, tuple[str | None, list[str], Callable[[], AbstractContextMan
 }  # fmt: skip
 
 
-def accuracy(name: str, seed: int) -> float:
-    """avg_acc_final of one run."""
-    _, options, variant = VARIANTS[name]
-    with tempfile.TemporaryDirectory() as folder, variant(), contextlib.redirect_stdout(io.StringIO()):
+def summary_of(options: list[str], seed: int) -> dict[str, Any]:
+    """summary.json of one run on STREAM."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         dropout = Path(folder, "dropout.yaml")
         dropout.write_text("model: conv\ndropout: 0.2\n")
         options = [str(dropout) if option == "DROPOUT" else option for option in options]
         run = ["--continual", "--seed", str(seed), "--run_dir", f"{folder}/run", "--quiet", *STREAM, *options]
         if modelzoo.main(run) != 0:
-            raise RuntimeError(f"{name}, seed {seed} failed")
-        return float(json.loads(Path(folder, "run/summary.json").read_text())["avg_acc_final"])
+            raise RuntimeError(f"modelzoo.py {' '.join(run)} failed")
+        summary: dict[str, Any] = json.loads(Path(folder, "run/summary.json").read_text())
+        return summary
+
+
+def accuracy(name: str, seed: int) -> float:
+    """avg_acc_final of a variant."""
+    _, options, variant = VARIANTS[name]
+    with variant():
+        return float(summary_of(options, seed)["avg_acc_final"])
 
 
 def interval(values: np.ndarray) -> str:
