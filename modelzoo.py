@@ -63,12 +63,10 @@ def prepare_and_run(invocation: Invocation) -> None:
 
     directory = RunDirectory(invocation.run_dir, resolved)
     monitor = Monitors([Console(invocation.quiet), TensorBoard(directory.path)])
+    mode = "continual" if config.continual else "multi-task"
     monitor.run_begins(
         [
-            (
-                "stream",
-                f"{config.stream}: {len(stream.tasks)} tasks, {'continual' if config.continual else 'multi-task'}",
-            ),
+            ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
             ("method", config.method),
             ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
             ("device", f"{describe_device(device)}, {'bf16' if bf16 else 'fp32'}"),
@@ -76,16 +74,17 @@ def prepare_and_run(invocation: Invocation) -> None:
         ]
     )
     try:
-        run(config, stream, method, directory, monitor, begin, isolated, device)
+        run(stream, method, directory, monitor, begin, isolated)
     finally:
         monitor.close()
 
 
 def run(
-    config: RunConfig, stream: TaskStream, method: Method, directory: RunDirectory, monitor: Monitor,
-    begin: float, isolated: Sequence[float] | None, device: torch.device,
+    stream: TaskStream, method: Method, directory: RunDirectory, monitor: Monitor,
+    begin: float, isolated: Sequence[float] | None,
 ) -> None:  # fmt: skip
     """The whole experiment: reveal, learn, measure, write down."""
+    config = method.config
     episodes = schedule(config, stream)
     scores: dict[int, Score] = {}
     history: list[Learned] = []
@@ -94,14 +93,14 @@ def run(
         start = time.perf_counter()
         learned = method.learn(episode, monitor)
         seen = stream.tasks[: episode.number] if config.continual else stream.tasks
-        rows = evaluate(method, episode, seen, learned, scores, stream)
-        save_members(directory, method, config, stream)
-        facts = episode_facts(episode, learned, time.perf_counter() - start, device)
+        rows = evaluate(method, episode, learned, seen, scores)
+        save_members(directory, method, stream)
+        facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
         directory.add_episode(facts, rows)
         monitor.episode_ends(facts, rows)
         history.append(learned)
     summary = {
-        **facts_of(config, stream, method, history),
+        **facts_of(stream, method, history),
         **summarize(directory.rows, config.continual, isolated),
         "total_seconds": time.perf_counter() - begin,
     }
@@ -119,12 +118,7 @@ def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
 
 
 def evaluate(
-    method: Method,
-    episode: Episode,
-    seen: Sequence[Task],
-    learned: Learned,
-    scores: dict[int, Score],
-    stream: TaskStream,
+    method: Method, episode: Episode, learned: Learned, seen: Sequence[Task], scores: dict[int, Score]
 ) -> list[Row]:
     """One row per task seen and split: test, and train where examples were kept.
 
@@ -133,7 +127,7 @@ def evaluate(
     rows = []
     for task in seen:
         if task.id in learned.changed or task.id not in scores:
-            scores[task.id] = stream.spec.objective.evaluate(method.predict(task), task.test.targets)
+            scores[task.id] = method.spec.objective.evaluate(method.predict(task), task.test.targets)
         measured = {"test": (len(task.test), scores[task.id])}
         if task.id in method.fits:
             measured["train"] = method.fits[task.id]
@@ -142,7 +136,7 @@ def evaluate(
     return rows
 
 
-def save_members(directory: RunDirectory, method: Method, config: RunConfig, stream: TaskStream) -> None:
+def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
     """Weights and predictions of the networks that this episode brought."""
     for member in method.fresh:
         tasks = [stream.tasks[number - 1] for number in member.tasks]
@@ -152,8 +146,8 @@ def save_members(directory: RunDirectory, method: Method, config: RunConfig, str
             "tasks": list(member.tasks),
             "task_names": [task.name for task in tasks],
             "classes": [list(task.classes) for task in tasks],
-            "net": config.hyper.model,
-            "dropout": config.hyper.dropout,
+            "net": method.config.hyper.model,
+            "dropout": method.config.hyper.dropout,
             "input_shape": list(stream.spec.input_shape),
             "parameters": count_parameters(member.net),
         }
@@ -170,8 +164,9 @@ def episode_facts(episode: Episode, learned: Learned, seconds: float, device: to
     )  # fmt: skip
 
 
-def facts_of(config: RunConfig, stream: TaskStream, method: Method, history: Sequence[Learned]) -> dict[str, Any]:
+def facts_of(stream: TaskStream, method: Method, history: Sequence[Learned]) -> dict[str, Any]:
     """What was run and what it cost."""
+    config = method.config
     storage = method.storage()
     images = sum(learned.stats.images for learned in history)
     seconds = sum(learned.stats.seconds for learned in history)
