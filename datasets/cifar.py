@@ -22,14 +22,14 @@ _PREPROCESS = ImagePreprocess(padding=4, flip=True)
 def cifar10(config: RunConfig, device: torch.device) -> TaskStream:
     """Tasks are sets of the classes 0 to 9, in alphabetical order of their names."""
     train = [f"data_batch_{i}" for i in range(1, 6)]
-    splits = _load(config.data_dir, "CIFAR10", "cifar-10-batches-py", train, "test_batch", "labels")
+    splits = _load(config.data_dir, "CIFAR10", "cifar-10-batches-py", train, "test_batch", "labels", 10)
     names = _class_names(config.data_dir / "cifar-10-batches-py" / "batches.meta", "label_names", 10)
     return image_stream(config, ImageDataset(*splits, names, _PREPROCESS), device)
 
 
 def cifar100(config: RunConfig, device: torch.device) -> TaskStream:
     """Tasks are sets of the fine classes 0 to 99; c + 100 is class c with random training labels."""
-    splits = _load(config.data_dir, "CIFAR100", "cifar-100-python", ["train"], "test", "fine_labels")
+    splits = _load(config.data_dir, "CIFAR100", "cifar-100-python", ["train"], "test", "fine_labels", 100)
     names = _class_names(config.data_dir / "cifar-100-python" / "meta", "fine_label_names", 100)
     return image_stream(config, ImageDataset(*splits, names, _PREPROCESS, _noise_label), device)
 
@@ -41,29 +41,28 @@ def _noise_label(entry: int) -> Label:
 
 
 def _load(
-    data_dir: Path, name: str, folder: str, train: Sequence[str], test: str, label_key: str
+    data_dir: Path, name: str, folder: str, train: Sequence[str], test: str, label_key: str, classes: int
 ) -> tuple[Images, Images]:
     wanted = [data_dir / folder / file for file in (*train, test)]
     if not all(path.exists() for path in wanted):
         fetch(name, data_dir, wanted)
-    splits = [_read_batch(path, label_key) for path in wanted]
+    splits = [_read_batch(path, label_key, classes) for path in wanted]
     joined = Images(
         torch.cat([split.pixels for split in splits[:-1]]), torch.cat([split.labels for split in splits[:-1]])
     )
     return joined, splits[-1]
 
 
-def _read_batch(path: Path, label_key: str) -> Images:
+def _read_batch(path: Path, label_key: str, classes: int) -> Images:
     """One file: `data` uint8 [N, 3072], the three colour planes in turn, and a list of N labels."""
     content = _dictionary(path)
     pixels: Any = content.get("data")
     labels: Any = content.get(label_key)
     is_image = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3072,)
-    is_label = isinstance(labels, list) and all(isinstance(label, int) and 0 <= label < 100 for label in labels)
+    is_label = isinstance(labels, list) and all(isinstance(label, int) and 0 <= label < classes for label in labels)
     if not is_image or not is_label or len(labels) != len(pixels):
-        raise UserError(
-            f"{path} must hold 'data', bytes of shape [N, 3072], and N labels under {label_key!r}; get the file again"
-        )
+        labelled = f"N labels below {classes} under {label_key!r}"
+        raise UserError(f"{path} must hold 'data', bytes of shape [N, 3072], and {labelled}; get the file again")
     return Images(torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels))
 
 

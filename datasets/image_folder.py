@@ -134,8 +134,10 @@ def decode_image(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+            # Pillow clips 16-bit grey instead of scaling it, which would turn nearly everything white.
+            deep = file.mode.startswith("I;16")
+            image = (Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file).convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, TypeError, ValueError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None
     width, height = image.size

@@ -123,7 +123,7 @@ def _build_task(
             f"{where} mixes several permutations or rotations; a task has one, so all its labels are 10x + y of one x"
         )
     if len({label.number for label in labels}) < len(labels):
-        raise UserError(f"{where} has the same class twice, once with random labels; name each class of a task once")
+        raise UserError(f"{where} names the same class twice, in two ways; name each class of a task once")
     view = views.pop()
     try:
         pixel_map = data.views(view)

@@ -790,3 +790,19 @@ def test_the_image_fixtures_differ():
     """Tests that compare images would see nothing if these were alike."""
     images = [image.tobytes() for image in random_split(20, 10, (3, 16, 16), 0).pixels]
     assert all(one != other for one, other in pairwise(sorted(images)))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    decoded = decode_image(tmp_path / "deep.png", 8)
+    for channel in range(3):
+        np.testing.assert_array_equal(decoded[:, :, channel], deep >> 8)
+
+
+def test_a_cifar10_label_beyond_nine_is_refused(tmp_path):
+    write_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]}))
+    with pytest.raises(UserError, match=r"data_batch_3 must hold .* labels below 10"):
+        stream("cifar10", [[0, 1]], tmp_path)

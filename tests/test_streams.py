@@ -362,6 +362,16 @@ def test_true_classes_beside_random_ones_keep_their_labels(data_dir, sources):
     assert pictures(task.test) == expected("cifar100", sources["cifar100"], sources["cifar100"].test, [10, 20, 30])
 
 
+@pytest.mark.parametrize(("entry", "is_random"), [(0, False), (99, False), (100, True), (199, True)])
+def test_random_labels_begin_at_100_and_end_at_199(entry, is_random, data_dir, sources):
+    drawn = set()
+    for seed in range(10):
+        train = stream("cifar100", [[entry, 50]], data_dir, seed=seed).tasks[0].train_eval
+        true = sources["cifar100"].train.labels[train.rows.numpy()]
+        drawn.update(train.targets[true == entry % 100].tolist())
+    assert drawn == ({0, 1} if is_random else {0})
+
+
 @pytest.mark.parametrize(("classes", "words"), [([0, 200], "class 200.*99"), ([5, 105], "same class twice")])
 def test_what_is_no_class_with_or_without_random_labels_is_refused(classes, words, data_dir, sources):
     with pytest.raises(UserError, match=rf"d\.yaml: task 1.*{words}"):
