@@ -13,8 +13,9 @@ demo: install
 	@echo
 	$(BIN)/python modelzoo.py $(DEMO) --run_dir runs/demo --isolated runs/demo-isolated
 
+# Two processes of one thread each: toy networks do not get faster from more.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 install: $(INSTALLED)
 

@@ -86,6 +86,22 @@ HOSTILE = pickle.dumps({"data": Hostile(), "labels": [0]})
 HOSTILE_TEXT = b'cbuiltins\nexec\n(S\'open("canary", "w").close()\'\ntR.'  # the oldest protocol
 
 
+class Objects:
+    def __reduce__(self):
+        return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 1)
+
+
+class Pointers:
+    """An array whose flags make numpy take its bytes for pointers to Python objects, and follow them."""
+
+    def __reduce__(self):
+        rebuild = np.array(0).__reduce__()[0]
+        return rebuild, (np.ndarray, (0,), b"b"), (1, (2,), Objects(), False, b"A" * 16)
+
+
+POINTERS = pickle.dumps({"data": Pointers(), "labels": [0]}, protocol=2)
+
+
 # What must be refused.
 
 
@@ -177,6 +193,7 @@ CASES = [
     tasks("single class", "[[0, 1], [2]]", "task 2 has the single class 2", "at least two"),
     tasks("class too large", "[[0, 1], [2, 10]]", "task 2", "class 10", "classes 0 to 9"),
     dataset("two rotations in a task", "{dataset: rotated_digits, tasks: [[0, 11]]}", "d.yaml: task 1", "10x + y"),
+    dataset("full turn", "{dataset: rotated_digits, tasks: [[360, 361]]}", "d.yaml: task 1", "360", "359"),
     # how a network is trained
     hyper("unknown hyperparameter", "{model: conv, l2reg: 0}", "h.yaml", "'l2reg'", "did you mean 'l2_reg'?"),
     hyper("wrong type of epochs", "{model: conv, epochs: true}", "epochs is True", "a whole number at least 1"),
@@ -196,6 +213,7 @@ CASES = [
     # CIFAR
     without("no CIFAR", "cifar10", "data_batch_4", "CIFAR10 is not in data", "data_batch_4", f"into {CIFAR}"),
     damaged("hostile CIFAR", "cifar10", f"{CIFAR}/test_batch", HOSTILE, "wants to run", "system", "not run"),
+    damaged("CIFAR with pointers", "cifar10", f"{CIFAR}/test_batch", POINTERS, "get the file again"),
     damaged("truncated CIFAR", "cifar10", f"{CIFAR}/data_batch_2", BATCH[:-1000], "damaged or cut short", "again"),
     damaged("wrong CIFAR", "cifar10", f"{CIFAR}/data_batch_1", pickle.dumps({}), "must hold 'data'", "[N, 3072]"),
     # Mini-ImageNet
@@ -228,6 +246,7 @@ MORE_CASES = [
     tasks("wrong type of tasks", "all", "at least one task", "[[0, 1], [2, 3]]"),
     tasks("wrong type of class", "[[0.5, 1]]", "task 1 must be a list of classes", "[0, 1]"),
     tasks("class name", "[[zero, 1]]", "task 1", "unknown class 'zero'", "0, 1, 2"),
+    tasks("class by number and name", "[[0, '0']]", "d.yaml: task 1", "same class twice"),
     tasks("negative class", "[[-1, 1]]", "task 1", "class -1", "classes 0 to 9"),
     tasks("unknown key of a task", "[{class: [0, 1]}]", "task 1", "'class'", "did you mean 'classes'?"),
     tasks("missing key of a task", "[{name: low}]", "task 1", "key 'classes' is missing"),

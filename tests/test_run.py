@@ -47,8 +47,13 @@ def runs(tmp_path_factory):
     return folder, zoo
 
 
+def read_csv(path):
+    """Every digit that was written."""
+    return pd.read_csv(path, float_precision="round_trip")
+
+
 def matrix(folder):
-    rows = pd.read_csv(folder / "metrics.csv").query("split == 'test'")
+    rows = read_csv(folder / "metrics.csv").query("split == 'test'")
     return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
 
 
@@ -103,7 +108,7 @@ def test_the_summary_follows_from_the_measurements(runs):
     assert summary["per_task_acc"] == R[9].tolist()
     isolated = matrix(folder / "isolated")[9]
     assert summary["fwt_isolated"] == pytest.approx(np.mean(np.diag(R)[1:] - isolated[1:]))
-    episodes = pd.read_csv(folder / "zoo/episodes.csv")
+    episodes = read_csv(folder / "zoo/episodes.csv")
     assert summary["images_trained"] == episodes.images.sum() == 2 * 40 * sum(min(5, k) for k in range(1, 11))
     assert summary["train_seconds"] == pytest.approx(episodes.train_seconds.sum())
     assert summary["images_per_second"] == pytest.approx(summary["images_trained"] / summary["train_seconds"])
@@ -121,7 +126,7 @@ def test_the_measurements_follow_from_the_saved_predictions(runs):
     folder, _ = runs
     stream = build_stream(parse([*QUICK, "--continual"]).config, torch.device("cpu"))
     saved = [load_file(path) for path in sorted((folder / "zoo/predictions").iterdir())]
-    rows = pd.read_csv(folder / "zoo/metrics.csv").query("episode == 10").set_index(["task", "split"])
+    rows = read_csv(folder / "zoo/metrics.csv").query("episode == 10").set_index(["task", "split"])
     for task in stream.tasks:
         for split, examples in [("test", task.test), ("train", task.train_eval)]:
             mean = np.mean(
@@ -175,7 +180,7 @@ def test_tensorboard_has_the_same_numbers(runs):
     events = EventAccumulator(str(folder / "zoo"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    rows = pd.read_csv(folder / "zoo/metrics.csv")
+    rows = read_csv(folder / "zoo/metrics.csv")
     last = rows.query("episode == 10 and split == 'test'").set_index("task")
     for task, row in last.iterrows():
         tag = f"test_accuracy/{task:03d} {row.task_name}"
