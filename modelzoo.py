@@ -202,14 +202,17 @@ def resolve(config: RunConfig, device: torch.device, bf16: bool) -> dict[str, An
 
 def trunk_parameters(config: RunConfig, stream: TaskStream) -> int:
     """Build the trunk once, so that a network that does not fit the images fails before anything is written."""
-    with seeded(config.seed, "trial"):
-        trunk = build_trunk(config.hyper.model, stream.spec.input_shape, config.hyper.dropout)
-        feature_size(trunk, config.hyper.model, stream.spec.input_shape)
+    try:
+        with seeded(config.seed, "trial"):
+            trunk = build_trunk(config.hyper.model, stream.spec.input_shape, config.hyper.dropout)
+            feature_size(trunk, config.hyper.model, stream.spec.input_shape)
+    except UserError as error:
+        raise UserError(f"{config.hyper.path}: {error}") from None
     return count_parameters(trunk)
 
 
 def _fail(reason: object, code: int) -> int:
-    print("modelzoo.py: " + " ".join(str(reason).split()), file=sys.stderr)
+    print("modelzoo.py: " + " ".join(line.strip() for line in str(reason).splitlines()), file=sys.stderr)
     return code
 
 

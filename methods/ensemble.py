@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datasets.task import Examples, Task, TrainSource
 from methods.base import Member, Method, Setting, Storage
-from methods.training import TrainingStats, predict_examples, train_member
+from methods.training import TrainingStats, not_finite, predict_examples, train_member
 from net import build_net, count_parameters
 from utils.errors import TrainingError
 from utils.monitor import Monitor
@@ -69,9 +69,7 @@ class Ensemble(Method):
                     augment=self.config.augment,
                 )  # fmt: skip
             except TrainingError as error:
-                raise TrainingError(
-                    f"episode {episode}, member {self._members} (tasks {_listed(tasks)}): {error}"
-                ) from None
+                raise TrainingError(f"{_place(episode, self._members, tasks)}: {error}") from None
         self.fresh.append(Member(self._members, episode, tasks, net))
         for task in tasks:
             self._weights.setdefault(task, {})[self._members] = weights[task]
@@ -103,6 +101,10 @@ class Ensemble(Method):
         """Add the member's predictions to the average, once, if it saw the task."""
         if task_id in member.tasks and (task_id, split) not in member.predictions:
             predictions = predict_examples(member.net, task_id, examples, self.spec, self.compute)
+            # The last step can destroy a network whose losses were all finite.
+            if not predictions.isfinite().all():
+                error = not_finite("the prediction", self.config.hyper.epochs, self.config.hyper, self.compute)
+                raise TrainingError(f"{_place(member.episode, member.number, member.tasks)}: {error}")
             member.predictions[task_id, split] = predictions
             self.cache.add(task_id, split, predictions, self._weights[task_id][member.number])
 
@@ -112,5 +114,5 @@ class Ensemble(Method):
         return Storage(0, 0, self._parameters, mean)
 
 
-def _listed(tasks: Sequence[int]) -> str:
-    return ", ".join(map(str, tasks))
+def _place(episode: int, member: int, tasks: Sequence[int]) -> str:
+    return f"episode {episode}, member {member} (tasks {', '.join(map(str, tasks))})"

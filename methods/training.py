@@ -122,6 +122,12 @@ def batches(data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *,
             yield Batch(*batch)
 
 
+def not_finite(what: str, epoch: int, hyper: HyperConfig, compute: Compute) -> TrainingError:
+    """The error for a network that diverged: when, and what to try."""
+    remedy = f"try a smaller lr (now {hyper.lr:g})" + (", or --precision fp32" if compute.bf16 else "")
+    return TrainingError(f"{what} is not finite in epoch {epoch} of {hyper.epochs}; {remedy}")
+
+
 def train_member(
     net: MultiHead,
     sources: Sequence[tuple[int, TrainSource]],
@@ -166,14 +172,12 @@ def train_member(
             monitor.step(len(batch.targets))
         mean = total.item() / count  # the only wait for the device in an epoch
         if not math.isfinite(mean):
-            raise TrainingError(
-                f"the training loss is not finite in epoch {epoch} of {hyper.epochs}; "
-                f"try a smaller lr (now {hyper.lr:g})" + (", or --precision fp32" if compute.bf16 else "")
-            )
+            raise not_finite("the training loss", epoch, hyper, compute)
         monitor.epoch_ends(epoch, mean, lr)
         stats = TrainingStats(count, epoch * count, step, 0.0, mean)
+    seconds = time.perf_counter() - begin
     net.eval()
-    return TrainingStats(stats.examples, stats.images, stats.steps, time.perf_counter() - begin, stats.loss)
+    return TrainingStats(stats.examples, stats.images, stats.steps, seconds, stats.loss)
 
 
 @torch.inference_mode()

@@ -24,10 +24,10 @@ class TimmTrunk(nn.Module):
             raise UserError(f"model: timm/{name}: {unknown('timm model', name, timm.list_models())}")
         channels, height, width = shape
         options: dict[str, object] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
-        fixed = timm.get_pretrained_cfg(name)
-        if fixed is not None and fixed.fixed_input_size:
-            options["img_size"] = (height, width)
         try:
+            facts = timm.get_pretrained_cfg(name)
+            if facts is not None and facts.fixed_input_size:
+                options["img_size"] = (height, width)
             self.model = timm.create_model(name, **options)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise UserError(f"model: timm/{name} cannot be built for images of {height}x{width}: {error}") from None

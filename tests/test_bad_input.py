@@ -241,6 +241,10 @@ MORE_CASES = [
     option("--device cuda:one", "--device", "unknown device 'cuda:one'", "cuda:N"),
     option("--hp_config folder", "folder cannot be read", "directory", files={"folder/h.yaml": ""}),
     dataset("not UTF-8", b"dataset: \xff", "d.yaml cannot be read", "utf-8"),
+    dataset("no such date", "{dataset: digits, tasks: [[2020-13-45, 1]]}", "d.yaml is not valid YAML"),
+    dataset("no number", "{dataset: digits, tasks: [[!!int abc, 1]]}", "d.yaml is not valid YAML"),
+    dataset("no digits", "{dataset: digits, tasks: [[0x_, 1]]}", "d.yaml is not valid YAML"),
+    dataset("key twice, in line 3", "dataset: digits\ntasks: [[0, 1]]\ndataset: mnist", "in line 3"),
     dataset("wrong type of dataset", "{dataset: 10, tasks: [[0, 1]]}", "d.yaml", "dataset is 10", "must be a text"),
     dataset("key of another dataset", "{dataset: digits, root: x, tasks: [[0, 1]]}", "'root'", "image_folder"),
     tasks("wrong type of tasks", "all", "at least one task", "[[0, 1], [2, 3]]"),
@@ -259,8 +263,15 @@ MORE_CASES = [
     hyper("infinite lr", "{model: conv, lr: .inf}", "h.yaml", "lr is inf", "a number above 0"),
     hyper("wrong type of lr", "{model: conv, lr: fast}", "h.yaml", "lr is 'fast'", "a number above 0"),
     hyper("all dropped out", "{model: conv, dropout: 1}", "h.yaml", "dropout is 1", "at least 0 and below 1"),
+    hyper("endless epochs", "{model: conv, epochs: 1" + "0" * 400 + "}", "h.yaml: epochs is 1000"),
+    hyper("unknown model, where", "{model: convv}", "h.yaml: model: unknown model 'convv'"),
+    hyper("unknown timm weights", "{model: timm/resnet18.nope}", "timm/resnet18.nope"),
     option("--run_dir notes", "--run_dir notes is not empty and not a run", files=NOTES),
+    Case("long run directory", f"--run_dir {'x' * 300}", ("--run_dir x", "too long")),
     isolated("damaged reference", "{", "{}", "is not the directory of a finished run"),
+    isolated(
+        "empty reference", '{"method": "isolated", "per_task_acc": [1]}', "", "not the directory of a finished run"
+    ),
     isolated("another reference", '{"method": "isolated", "per_task_acc": [1]}', "{}", "another 'dataset'"),
     damaged("CIFAR that is a web page", "cifar10", f"{CIFAR}/data_batch_2", b"<html>", "damaged or cut short", "again"),
     damaged("truncated Mini-ImageNet", "mini_imagenet", f"{MINI}-test.pkl", CACHE[:-1000], "damaged or cut short"),
@@ -355,3 +366,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         answer.stderr,
     )
     assert not (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("zoo", 2), ("isolated", 3)])
+def test_a_network_that_the_last_step_destroys_stops_the_run(method, epochs, tmp_path):
+    """No training loss shows it, only the predictions."""
+    (tmp_path / "h.yaml").write_text(f"{{model: conv, lr: 1000, l2_reg: 1000, epochs: {epochs}}}")
+    answer = command(f"--hp_config h.yaml --samples 2 --continual --quiet --method {method}", tmp_path)
+    assert answer.returncode == 1
+    assert len(answer.stderr.splitlines()) == 1
+    assert all(word in answer.stderr for word in ("episode", "member", "epoch", "not finite", "smaller lr"))

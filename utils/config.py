@@ -48,6 +48,7 @@ class HyperConfig:
     lr: float = 0.01
     l2_reg: float = 1e-5
     dropout: float = 0.2
+    path: str = ""  # of the YAML
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,12 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return above and below and math.isfinite(value)
+        return above and below and abs(value) < _HUGE
 
 
+_HUGE = 2**63
 RANGES = {
-    "epochs": Range(1),
+    "epochs": Range(1, 10**6),
     # Batch normalisation cannot normalise one value a channel.
     "batch": Range(2, 65536),
     "lr": Range(0, 1000, whole=False, open_low=True),
@@ -108,7 +110,7 @@ RANGES = {
     "dropout": Range(0, 1, whole=False, open_high=True),
     "label_noise": Range(0, 1, whole=False),
     "image_size": Range(8, 1024),
-    "rounds": Range(1),
+    "rounds": Range(1, 10**6),
     "tasks_per_round": Range(1),
     "replay_frac": Range(0, 1, whole=False),
     "samples": Range(1),
@@ -171,8 +173,8 @@ def load_hyper_config(path: str, overrides: Mapping[str, Any]) -> HyperConfig:
         UserError: names the file and the key.
     """
     content = _load_yaml(path)
-    _check_keys(path, content, HyperConfig, required=("model",))
-    values: dict[str, Any] = {"model": _text(path, content, "model")}
+    _check_keys(path, content, HyperConfig, required=("model",), hidden=("path",))
+    values: dict[str, Any] = {"model": _text(path, content, "model"), "path": path}
     for key in content:
         if key != "model":
             values[key] = check_range(f"{path}: {key}", key, content[key])
@@ -229,10 +231,10 @@ class _Loader(yaml.SafeLoader):
     """The safe loader that also reads 1e-5 as a number and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+            if key.value in [earlier.value for earlier in keys[:i]]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -247,7 +249,7 @@ def _load_yaml(path: str) -> dict[str, Any]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except FileNotFoundError:
         folder = Path(path).parent
-        known = sorted(str(p) for p in folder.glob("*.yaml")) if folder.is_dir() else []
+        known = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
         raise UserError(f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
@@ -257,6 +259,8 @@ def _load_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', None) or error}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:  # from PyYAML's dates and numbers
+        raise UserError(f"{path} is not valid YAML: a value cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, such as 'dataset: cifar100'")
     return content

@@ -15,6 +15,7 @@ from utils.errors import UserError, unknown
 _PROJECT = Path(__file__).resolve().parent.parent
 _DATA_CONFIG = _PROJECT / "config" / "dataset" / "split_digits.yaml"
 _HP_CONFIG = _PROJECT / "config" / "hyperparam" / "conv.yaml"
+_HP_KEYS = ("model", "batch", "lr", "l2_reg", "dropout")
 _CHOICES = {"selection": ("boosting", "uniform"), "precision": ("auto", "fp32", "bf16")}
 
 
@@ -40,7 +41,9 @@ class _Parser(argparse.ArgumentParser):
         options, extra = self.parse_known_args(argv)
         if extra:
             known = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(extra[0].split("=")[0], known, n=1)
+            near = difflib.get_close_matches(extra[0].split("=")[0], known, n=1, cutoff=0.7)
+            if extra[0].lstrip("-") in _HP_KEYS:
+                raise UserError(f"unknown option {extra[0]}; {extra[0].lstrip('-')} is a key of the --hp_config YAML")
             raise UserError(f"unknown option {extra[0]}" + (f"; did you mean {near[0]}?" if near else "; -h lists all"))
         return options
 
@@ -123,7 +126,7 @@ def parse(argv: Sequence[str] | None) -> Invocation:
     numbers: dict[str, Any] = {name: _number(name, value) for name, value in given.items() if name in RANGES}
     for name, choices in _CHOICES.items():
         if name in given and given[name] not in choices:
-            raise UserError(f"--{name}: {unknown('choice', given[name], choices)}")
+            raise UserError(f"--{name}: {unknown(name, given[name], choices)}")
     _contradictions(given)
     dataset = load_dataset_config(given.get("data_config", str(_DATA_CONFIG)))
     hyper = load_hyper_config(given.get("hp_config", str(_HP_CONFIG)), {"epochs": numbers.pop("epochs", None)})

@@ -32,7 +32,7 @@ class RunDirectory:
             (path / "predictions").mkdir()
             write_yaml(path / CONFIG, config)
         except OSError as error:
-            raise UserError(f"--run_dir {path} cannot be written: {error.strerror}") from None
+            raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
 
     def add_member(self, number: int, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Save a network: its tensors, and what they belong to."""
@@ -70,8 +70,11 @@ def check_free(path: Path, overwrite: bool) -> None:
     Raises:
         UserError: there is a run and `overwrite` is not set, or something that is not a run.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
+    try:
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+    except OSError as error:
+        raise UserError(f"--run_dir {path} cannot be used: {error.strerror}") from None
     if not path.is_dir():
         raise UserError(f"--run_dir {path} is a file; name a directory")
     if not (path / CONFIG).is_file():

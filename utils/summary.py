@@ -63,17 +63,18 @@ def load_isolated(path: Path, config: dict[str, Any]) -> list[float]:
     try:
         summary = json.loads((path / "summary.json").read_text())
         reference = yaml.safe_load((path / "config.yaml").read_text())
-        accuracies, method = summary["per_task_acc"], summary["method"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        accuracies, method = [float(accuracy) for accuracy in summary["per_task_acc"]], summary["method"]
+        recipe = {key: _without_path(reference.get(key)) for key in _SAME}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
     if method != "isolated":
         raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")
     for key in _SAME:
-        if reference.get(key) != config[key]:
+        if recipe[key] != _without_path(config[key]):
             raise UserError(
                 f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
             )
-    return [float(accuracy) for accuracy in accuracies]
+    return accuracies
 
 
 def final_table(summary: dict[str, Any]) -> str:
@@ -94,6 +95,11 @@ def final_table(summary: dict[str, Any]) -> str:
     if summary["fwt_isolated"] is not None:
         lines.append(f"forward transfer   {summary['fwt_isolated']:+.4f}  right after its episode, against isolated")
     return "\n".join(lines)
+
+
+def _without_path(value: Any) -> Any:
+    """The same YAML is the same wherever it lies."""
+    return {key: entry for key, entry in value.items() if key != "path"} if isinstance(value, dict) else value
 
 
 def _defined(value: float) -> float | None:
