@@ -46,7 +46,7 @@ from utils.errors import UserError
 from utils.safe_pickle import load_pickle
 from utils.torchvision_ops import declare_missing_operators
 
-REAL_MNIST = Path(__file__).parent.parent.parent / "shared" / "data" / "mnist"
+REAL_MNIST = Path(__file__).parent.parent / "data"  # where --data_dir looks unless told otherwise
 
 # The folder that hypothesis gets is the same for all its examples: each writes its file anew.
 in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
