@@ -197,6 +197,7 @@ CASES = [
     # how a network is trained
     hyper("unknown hyperparameter", "{model: conv, l2reg: 0}", "h.yaml", "'l2reg'", "did you mean 'l2_reg'?"),
     hyper("wrong type of epochs", "{model: conv, epochs: true}", "epochs is True", "a whole number at least 1"),
+    hyper("no model", "{lr: 0.1}", "h.yaml", "key 'model' is missing"),
     hyper("batch of one", "{model: conv, batch: 1}", "h.yaml", "batch is 1", "a whole number at least 2"),
     hyper("no lr", "{model: conv, lr: 0}", "h.yaml", "lr is 0", "a number above 0"),
     hyper("unknown model", "{model: convv}", "unknown model 'convv'", "did you mean 'conv'?"),
@@ -256,7 +257,6 @@ MORE_CASES = [
     tasks("missing key of a task", "[{name: low}]", "task 1", "key 'classes' is missing"),
     tasks("label noise", "[{classes: [0, 1], label_noise: 2}]", "label_noise is 2", "at least 0 and at most 1"),
     dataset("negative rotation", "{dataset: rotated_digits, tasks: [[-9, -8]]}", "d.yaml: task 1: class -9"),
-    hyper("no model", "{lr: 0.1}", "h.yaml", "key 'model' is missing"),
     hyper("wrong type of model", "{model: [conv]}", "h.yaml", "model is ['conv']", "must be a text"),
     hyper("no epochs", "{model: conv, epochs: 0}", "h.yaml", "epochs is 0", "a whole number at least 1"),
     hyper("wrong type of batch", "{model: conv, batch: 16.0}", "batch is 16.0", "a whole number at least 2"),
