@@ -49,12 +49,15 @@ class TrainingStats:
     loss: float = math.nan  # mean over the last epoch
 
     def __add__(self, other: TrainingStats) -> TrainingStats:
+        if not self.examples:
+            return other
+        examples = self.examples + other.examples
         return TrainingStats(
-            self.examples + other.examples,
+            examples,
             self.images + other.images,
             self.steps + other.steps,
             self.seconds + other.seconds,
-            other.loss if math.isnan(self.loss) else (self.loss + other.loss) / 2,
+            (self.loss * self.examples + other.loss * other.examples) / examples,
         )
 
 
@@ -152,7 +155,6 @@ def train_member(
     net.train()
     optimizer = make_optimizer(net, hyper)
     rng = generator(seed, *name, "data")
-    stats = TrainingStats()
     step, steps = 0, 0
     begin = time.perf_counter()
     for epoch in range(1, hyper.epochs + 1):
@@ -174,10 +176,9 @@ def train_member(
         if not math.isfinite(mean):
             raise not_finite("the training loss", epoch, hyper, compute)
         monitor.epoch_ends(epoch, mean, lr)
-        stats = TrainingStats(count, epoch * count, step, 0.0, mean)
     seconds = time.perf_counter() - begin
     net.eval()
-    return TrainingStats(stats.examples, stats.images, stats.steps, seconds, stats.loss)
+    return TrainingStats(count, hyper.epochs * count, step, seconds, mean)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datasets.images import ImagePreprocess
 from datasets.task import Mixture, Table
-from methods.training import batches, cosine, predict_examples, train_member
+from methods.training import TrainingStats, batches, cosine, predict_examples, train_member
 from net import build_net
 from tests.toys import CPU, SHAPE, table, toy_stream
 from utils.config import HyperConfig
@@ -115,6 +115,16 @@ def test_the_learning_rate_is_pytorchs_cosine():
         assert cosine(step, 17) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
+
+
+def test_the_loss_of_several_members_is_the_mean_over_their_examples():
+    members = [
+        TrainingStats(10, 20, 2, 1.0, 0.5),
+        TrainingStats(10, 20, 2, 1.0, 0.7),
+        TrainingStats(20, 40, 4, 2.0, 0.2),
+    ]
+    total = sum(members, TrainingStats())
+    assert total == TrainingStats(40, 80, 8, 4.0, pytest.approx((10 * 0.5 + 10 * 0.7 + 20 * 0.2) / 40))
 
 
 def test_loss_images_and_rates_are_reported():
