@@ -32,7 +32,10 @@ lint: install
 
 perf: install
 	$(BIN)/python perf/step_efficiency.py
+	$(BIN)/python perf/growth.py
+	$(BIN)/python perf/peers.py
+	$(BIN)/python perf/micro.py
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-avalanche runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

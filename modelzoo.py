@@ -20,9 +20,10 @@ from datasets.objectives import Score
 from datasets.task import Episode, Task, TaskStream
 from methods import METHODS, build_method, check_method
 from methods.base import Learned, Method, Setting
-from methods.training import Compute
-from net import build_trunk, count_parameters, feature_size
-from utils.compute import describe_device, make_reproducible, peak_memory, pick_device, provenance
+from methods.steps import Compute
+from methods.training import choose_launch
+from net import build_net, count_parameters
+from utils.compute import describe_device, keep_freed_memory, make_reproducible, peak_memory, pick_device, provenance
 from utils.config import RunConfig
 from utils.errors import TrainingError, UserError
 from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, TensorBoard
@@ -54,22 +55,27 @@ def prepare_and_run(invocation: Invocation) -> None:
     check_free(invocation.run_dir, invocation.overwrite)
     device = pick_device(config.device)
     make_reproducible()
+    keep_freed_memory()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     resolved = resolve(config, device, bf16)
     isolated = load_isolated(invocation.isolated, resolved) if invocation.isolated else None
     stream = build_stream(config, device)
-    parameters = trunk_parameters(config, stream)
-    method = build_method(Setting(config, stream.spec, Compute(device, bf16)))
+    parameters, compute, launch = try_network(config, stream, Compute(device, bf16))
+    method = build_method(Setting(config, stream.spec, compute))
 
     directory = RunDirectory(invocation.run_dir, resolved)
     monitor = Monitors([Console(invocation.quiet), TensorBoard(directory.path)])
     mode = "continual" if config.continual else "multi-task"
+    held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
     monitor.run_begins(
         [
             ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
+            ("data", ", ".join(held)),
             ("method", config.method),
             ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
-            ("device", f"{describe_device(device)}, {'bf16' if bf16 else 'fp32'}"),
+            ("device", ", ".join(filter(None, [describe_device(device), "bf16" if bf16 else "fp32", launch]))),
             ("run", str(directory.path)),
         ]
     )
@@ -197,18 +203,25 @@ def resolve(config: RunConfig, device: torch.device, bf16: bool) -> dict[str, An
     plain = asdict(config)
     plain["dataset"]["tasks"] = [{**task, "classes": list(task["classes"])} for task in plain["dataset"]["tasks"]]
     plain |= {"data_dir": str(config.data_dir), "device": str(device), "precision": "bf16" if bf16 else "fp32"}
+    plain["threads"] = torch.get_num_threads()
     return {"stream": config.stream, **plain, **provenance()}
 
 
-def trunk_parameters(config: RunConfig, stream: TaskStream) -> int:
-    """Build the trunk once, so that a network that does not fit the images fails before anything is written."""
-    try:
-        with seeded(config.seed, "trial"):
-            trunk = build_trunk(config.hyper.model, stream.spec.input_shape, config.hyper.dropout)
-            feature_size(trunk, config.hyper.model, stream.spec.input_shape)
-    except UserError as error:
-        raise UserError(f"{config.hyper.path}: {error}") from None
-    return count_parameters(trunk)
+def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:
+    """Build a network once, so that one that does not fit the images fails before anything is written.
+
+    Returns:
+        Parameters of the trunk, and how steps are launched: see choose_launch.
+    """
+    task, hyper = stream.tasks[0], config.hyper
+    with seeded(config.seed, "trial"):
+        try:
+            net = build_net(hyper.model, stream.spec.input_shape, hyper.dropout, {task.id: task.num_outputs})
+        except UserError as error:
+            raise UserError(f"{hyper.path}: {error}") from None
+        net.to(compute.device)
+        compute, launch = choose_launch(net, task.id, task.train, stream.spec, hyper, compute)
+    return count_parameters(net.trunk), compute, launch
 
 
 def _fail(reason: object, code: int) -> int:

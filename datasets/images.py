@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from datasets.objectives import CrossEntropy
 from datasets.task import Examples, StreamSpec, Table, Task, TaskStream
+from utils.compute import place
 from utils.config import RunConfig, TaskConfig
 from utils.errors import UserError, unknown
 from utils.seeding import generator
@@ -104,16 +106,32 @@ def image_stream(config: RunConfig, data: ImageDataset, device: torch.device) ->
     Raises:
         UserError: a class that the data set does not have, more samples than there are.
     """
-    stores = data.train.pixels.to(device), data.test.pixels.to(device)
+    stores = place(data.train.pixels, device), place(data.test.pixels, device)
+    share = _Shared(device)
     tasks = tuple(
-        _build_task(config, data, stores, number, task) for number, task in enumerate(config.dataset.tasks, 1)
+        _build_task(config, data, stores, share, number, task) for number, task in enumerate(config.dataset.tasks, 1)
     )
     shape = tuple(data.train.pixels.shape[1:])
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 
 
+class _Shared:
+    """Equal tensors once on the device: a hundred permutations of all images have the same rows and targets."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tensors: dict[tuple[bytes, torch.device], Tensor] = {}
+
+    def __call__(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
+        device = device or self._device
+        key = sha256(tensor.numpy().tobytes()).digest(), device
+        if key not in self._tensors:
+            self._tensors[key] = tensor.to(device)
+        return self._tensors[key]
+
+
 def _build_task(
-    config: RunConfig, data: ImageDataset, stores: tuple[Tensor, Tensor], number: int, task: TaskConfig
+    config: RunConfig, data: ImageDataset, stores: tuple[Tensor, Tensor], share: _Shared, number: int, task: TaskConfig
 ) -> Task:
     where = f"{config.dataset.path}: task {number}"
     labels = [_decode(where, data, entry) for entry in task.classes]
@@ -130,9 +148,9 @@ def _build_task(
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
 
-    def examples(split: Images, store: Tensor, picks: list[Tensor], targets: Tensor) -> Examples:
-        on_device = None if pixel_map is None else pixel_map.to(store.device)
-        return Examples(store, torch.cat(picks).to(store.device), targets.to(store.device), on_device)
+    def examples(store: Tensor, picks: list[Tensor], targets: Tensor) -> Examples:
+        on_device = None if pixel_map is None else share(pixel_map)
+        return Examples(store, share(torch.cat(picks), store.device), share(targets), on_device)
 
     train_rows = [_rows(data.train, label.number) for label in labels]
     test_rows = [_rows(data.test, label.number) for label in labels]
@@ -149,8 +167,8 @@ def _build_task(
                 raise UserError(f"--samples is {config.samples}, but {have}")
             train_rows[i] = rows[torch.randperm(len(rows), generator=rng)[: config.samples]]
     targets = _noisy_targets(config, number, task, labels, [len(rows) for rows in train_rows])
-    train = examples(data.train, stores[0], train_rows, targets)
-    test = examples(data.test, stores[1], test_rows, _targets([len(rows) for rows in test_rows]))
+    train = examples(stores[0], train_rows, targets)
+    test = examples(stores[1], test_rows, _targets([len(rows) for rows in test_rows]))
     name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
     return Task(number, name, names, Table(train), train, test)
 

@@ -8,6 +8,8 @@ epoch, and inputs are rows of a tensor on the device, gathered a batch at a time
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,8 +28,8 @@ class Examples:
     (a permutation or a rotation of the image, without a rotated copy of the data).
     """
 
-    store: Tensor  # [M, *input]
-    rows: Tensor  # [N] int64, rows of the store
+    store: Tensor  # [M, *input], on the device or, if it is too large for that, in the host's memory
+    rows: Tensor  # [N] int64, rows of the store, beside it
     targets: Tensor  # [N, *target]
     view: Tensor | None = None  # [P] int64, P the number of values of one input
 
@@ -36,7 +38,8 @@ class Examples:
 
     def subset(self, positions: Tensor) -> Examples:
         """The examples at `positions`, [K] int64, repeats allowed."""
-        return Examples(self.store, self.rows[positions], self.targets[positions], self.view)
+        rows = self.rows[positions.to(self.rows.device)]
+        return Examples(self.store, rows, self.targets[positions.to(self.targets.device)], self.view)
 
     @property
     def nbytes(self) -> int:
@@ -63,9 +66,7 @@ class Table:
     def epoch(self, rng: torch.Generator) -> Examples:
         if self.repeat == 1:
             return self.examples
-        return self.examples.subset(
-            torch.arange(len(self.examples), device=self.examples.rows.device).repeat(self.repeat)
-        )
+        return self.examples.subset(torch.arange(len(self.examples)).repeat(self.repeat))
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,19 @@ class TaskStream:
     spec: StreamSpec
     tasks: tuple[Task, ...]
 
+    def held(self) -> dict[torch.device, int]:
+        """Bytes of the examples of all tasks by device; what tasks share counts once."""
+        tensors: dict[int, Tensor] = {}
+        for task in self.tasks:
+            for examples in (task.train_eval, task.test):
+                for tensor in (examples.store, examples.rows, examples.targets, examples.view):
+                    if tensor is not None:
+                        tensors[tensor.data_ptr()] = tensor
+        held: Counter[torch.device] = Counter()
+        for tensor in tensors.values():
+            held[tensor.device] += tensor.nbytes
+        return dict(held)
+
     def continual(self) -> Iterator[Episode]:
         """One task after the other."""
         for task in self.tasks:
@@ -133,35 +147,61 @@ class TaskStream:
 class Mixture:
     """The examples of several tasks as one table, from which mixed batches are gathered.
 
+    Rows and images may lie in another memory than targets and task ids: a store that is too large for the
+    device stays in the host's, and batches of it are copied over.
+
     Args:
         parts: task id and examples of each task; inputs have one shape.
+
+    Attributes:
+        device: where inputs are wanted, and where targets and task ids lie.
     """
 
     def __init__(self, parts: Sequence[tuple[int, Examples]]) -> None:
         examples = [part for _, part in parts]
-        device = examples[0].rows.device
-        if all(part.store is examples[0].store for part in examples):
-            self._store, self._rows = examples[0].store, torch.cat([part.rows for part in examples])
+        self._store = examples[0].store
+        if all(part.store is self._store for part in examples):
+            self._rows = torch.cat([part.rows for part in examples])
         else:
             self._store = torch.cat([part.store[part.rows] for part in examples])
-            self._rows = torch.arange(len(self._store), device=device)
+            self._rows = torch.arange(len(self._store), device=self._store.device)
         self.targets = torch.cat([part.targets for part in examples])
-        sizes = torch.tensor([len(part) for part in examples], device=device)
-        self.task_ids = torch.tensor([task_id for task_id, _ in parts], device=device).repeat_interleave(sizes)
+        self.device = self.targets.device
+        sizes = torch.tensor([len(part) for part in examples], device=self.device)
+        numbers = torch.tensor([task_id for task_id, _ in parts], device=self.device)
+        self.task_ids = numbers.repeat_interleave(sizes)
         self._views: Tensor | None = None
         if any(part.view is not None for part in examples):
-            same = torch.arange(self._store[0].numel(), device=device)
+            same = torch.arange(self._store[0].numel(), device=self.device)
             self._views = torch.stack([same if part.view is None else part.view for part in examples])
-            self._view_of = torch.arange(len(parts), device=device).repeat_interleave(sizes)
+            self._view_of = torch.arange(len(parts), device=self.device).repeat_interleave(sizes)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def inputs(self, positions: Tensor) -> Tensor:
-        """[K, *input] as stored, of the examples at `positions`, [K] int64."""
-        inputs = self._store[self._rows[positions]]
+    def reordered(self, order: Tensor) -> Mixture:
+        """The examples at the positions `order`, [K] int64 on the CPU."""
+        other = copy.copy(self)
+        other._rows = self._rows[order.to(self._rows.device)]
+        order = order.to(self.device)
+        other.targets, other.task_ids = self.targets[order], self.task_ids[order]
+        if self._views is not None:
+            other._view_of = self._view_of[order]
+        return other
+
+    def inputs(self, part: slice) -> Tensor:
+        """[K, *input] as stored, on the device: a copy of the inputs of consecutive examples."""
+        rows = self._rows[part]
+        if self._store.device == self.device:
+            inputs = self._store[rows]
+        else:
+            # Page-locked memory is copied while the host goes on: it gathers a batch, and launches what is to
+            # be done with it, while the device still works on the batches before.
+            gathered = torch.empty(len(rows), *self._store.shape[1:], dtype=self._store.dtype, pin_memory=True)
+            torch.index_select(self._store, 0, rows, out=gathered)
+            inputs = gathered.to(self.device, non_blocking=True)
         if self._views is None:
             return inputs
-        view = self._views[self._view_of[positions]]
+        view = self._views[self._view_of[part]]
         seen = inputs.flatten(1).gather(1, view.clamp_min(0)).masked_fill_(view < 0, 0)
         return seen.view_as(inputs)

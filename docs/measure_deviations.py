@@ -71,7 +71,7 @@ def losses_on_augmented_images() -> AbstractContextManager[Any]:
     def augmented(self: Zoo, member: Any, task_id: int, split: str, examples: Examples) -> None:
         if split == "train":
             rng = generator(self.config.seed, "augmented", member.number, task_id)
-            images = Mixture([(task_id, examples)]).inputs(torch.arange(len(examples)))
+            images = Mixture([(task_id, examples)]).inputs(slice(0, len(examples)))
             preprocess: Any = self.spec.preprocess
             shifted = preprocess._augment(images, preprocess.draw(len(examples), rng))
             examples = Examples(shifted, torch.arange(len(examples)), examples.targets)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from datasets.objectives import Score
 from datasets.task import Episode, StreamSpec, Task
-from methods.training import Compute, TrainingStats
+from methods.steps import Compute
+from methods.training import TrainingStats
 from net.multihead import MultiHead
 from utils.config import RunConfig
 from utils.monitor import Monitor

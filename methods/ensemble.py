@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from datasets.task import Examples, Task, TrainSource
@@ -36,6 +35,11 @@ class PredictionCache:
         """Weighted mean over the members counted so far, [N, C]."""
         return self._means[task_id, split][0]
 
+    @property
+    def nbytes(self) -> int:
+        """What is kept."""
+        return sum(mean.nbytes for mean, _, _ in self._means.values())
+
     def members(self, task_id: int, split: str) -> int:
         """How many members were counted."""
         return self._means[task_id, split][2] if (task_id, split) in self._means else 0
@@ -62,7 +66,7 @@ class Ensemble(Method):
         head_sizes = {task: self._head_sizes[task] for task in tasks}
         with seeded(self.config.seed, *name):
             net = build_net(hyper.model, self.spec.input_shape, hyper.dropout, head_sizes)
-            net.to(self.compute.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net.to(self.compute.device)
             try:
                 stats = train_member(
                     net, list(sources.items()), self.spec, hyper, self.compute, self.config.seed, name, monitor,

@@ -57,6 +57,9 @@ def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
 def build_net(model: str, shape: tuple[int, ...], dropout: float, head_sizes: Mapping[int, int]) -> MultiHead:
     """A network with one head a task, on the CPU, initialised from torch's global generator.
 
+    Convolution weights lie in memory with the channels last, like the images: convolutions and pooling are
+    faster so, on a CPU and on a GPU.
+
     Args:
         shape: of one input, as the trunk sees it.
         head_sizes: width of the head of each task, by task id.
@@ -65,7 +68,8 @@ def build_net(model: str, shape: tuple[int, ...], dropout: float, head_sizes: Ma
         UserError: see build_trunk and feature_size.
     """
     trunk = build_trunk(model, shape, dropout)
-    return MultiHead(trunk, feature_size(trunk, model, shape), head_sizes)
+    net = MultiHead(trunk, feature_size(trunk, model, shape), head_sizes)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def count_parameters(net: nn.Module) -> int:

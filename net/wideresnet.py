@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.relu_dropout import ReluDropout
+
 
 class Block(nn.Module):
     """norm, ReLU, 3x3 convolution, norm, ReLU, dropout, 3x3 convolution, plus the input.
@@ -18,15 +20,15 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels_out)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = ReluDropout(dropout)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         changes = stride != 1 or channels_in != channels_out
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.norm1(x))
-        inner = self.conv2(self.dropout(F.relu(self.norm2(self.conv1(active)))))
-        return inner + (x if self.shortcut is None else self.shortcut(active))
+        active = F.relu(self.norm1(x), inplace=True)
+        inner = self.conv2(self.dropout(self.norm2(self.conv1(active))))
+        return inner.add_(x if self.shortcut is None else self.shortcut(active))
 
 
 class WideResNet(nn.Module):
@@ -57,5 +59,5 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.blocks(self.stem(images))))
+        x = F.relu(self.norm(self.blocks(self.stem(images))), inplace=True)
         return torch.mean(x, dim=(2, 3))

@@ -1,106 +1,109 @@
-"""How much of a run's training is arithmetic: its images per second over those of a bare loop.
+"""How much of a run is arithmetic, and how fast the arithmetic is.
 
-    python perf/step_efficiency.py [--device cuda] [--repeats 5]
+    python perf/step_efficiency.py [--device cuda] [--repeats 3]
 
-The bare loop repeats forward, backward and optimizer step on one batch that already lies in place, with the
-same network, optimizer and precision. Run and loop alternate in one process, so that a change in the
-machine's speed meets both; the table shows medians and the median of the ratios.
+run: images per second of training (images_trained / train_seconds) of a member of 20 epochs, started by the
+command line. bare: forward, backward and optimizer step on one fixed batch in place, same net and precision.
+naive: the same as it is usually written, see plain.py, with SGD one parameter after the other.
+outside: share of the run's wall time outside training. On a GPU, eager: the bare loop without a CUDA graph.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-import time
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+import torch
+from common import (
+    BATCH,
+    CASES,
+    CLASSES,
+    DROPOUT,
+    TASKS,
+    Case,
+    bare_step,
+    captured,
+    fixed_batch,
+    in_turn,
+    rate,
+    ratio,
+    run,
+    title,
+)
+from plain import Plain
+from torch import Tensor
 
-import torch  # noqa: E402
+from methods.steps import make_optimizer
+from net import build_net
+from utils.compute import keep_freed_memory, pick_device
+from utils.config import HyperConfig
 
-from datasets.images import ImagePreprocess  # noqa: E402
-from datasets.objectives import CrossEntropy  # noqa: E402
-from datasets.task import Examples, StreamSpec, Table  # noqa: E402
-from methods.training import Batch, Compute, make_optimizer, train_member, training_step  # noqa: E402
-from net import build_net  # noqa: E402
-from utils.compute import pick_device  # noqa: E402
-from utils.config import HyperConfig  # noqa: E402
-from utils.monitor import Console  # noqa: E402
-from utils.seeding import seeded  # noqa: E402
-
-TASKS, CLASSES, BATCH = 5, 5, 16
-
-
-class Case(NamedTuple):
-    """A network and what it is trained on."""
-
-    name: str
-    model: str
-    shape: tuple[int, int, int]
-    preprocess: ImagePreprocess
-    images: int  # trained on between two looks at the clock
+EPOCHS = 20
 
 
-CASES = [
-    Case("digits, conv", "conv", (1, 8, 8), ImagePreprocess(1, flip=False), 8000),
-    Case("MNIST, conv", "conv", (1, 28, 28), ImagePreprocess(4, flip=False), 3200),
-    Case("CIFAR, conv", "conv", (3, 32, 32), ImagePreprocess(4, flip=True), 3200),
-    Case("CIFAR, WRN-16-4", "wrn16_4", (3, 32, 32), ImagePreprocess(4, flip=True), 480),
-]
+def bare(case: Case, device: torch.device) -> Callable[[], Tensor]:
+    """A step of our network."""
+    heads = dict.fromkeys(range(1, TASKS + 1), CLASSES)
+    net = build_net(case.model, case.shape, DROPOUT, heads).to(device)
+    optimizer = make_optimizer(net, HyperConfig(case.model, batch=BATCH), 0.01)
+    return bare_step(net, optimizer, fixed_batch(case, device), bf16=device.type == "cuda")
 
 
-def compare(case: Case, compute: Compute, repeats: int) -> tuple[float, float, float]:
-    """Median images per second of training and of the bare loop, and the median ratio."""
-    device, images = compute.device, case.images
-    spec = StreamSpec("perf", case.shape, CrossEntropy(), case.preprocess)
-    store = torch.randint(0, 256, (images, *case.shape), dtype=torch.uint8, device=device)
-    targets = torch.randint(0, CLASSES, (images,), device=device)
-    rows = torch.arange(images, device=device).chunk(TASKS)
-    sources = [(task, Table(Examples(store, part, targets[part]))) for task, part in enumerate(rows, 1)]
-    hyper = HyperConfig(case.model, epochs=1, batch=BATCH, dropout=0.2)
-    with seeded(0, "perf"):
-        net = build_net(case.model, case.shape, hyper.dropout, dict.fromkeys(range(1, TASKS + 1), CLASSES))
-    net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(net, hyper)
-    fixed = Batch(
-        spec.preprocess(store[:BATCH]),
-        targets[:BATCH],
-        torch.randint(1, TASKS + 1, (BATCH,), device=device),
+def naive(case: Case, device: torch.device) -> Callable[[], Tensor]:
+    """A step of the plain network."""
+    net = Plain(case.shape, [CLASSES] * TASKS).to(device)
+    optimizer = torch.optim.SGD(
+        net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=False, fused=False
     )
+    images, targets, task_ids = fixed_batch(case, device)
+    return bare_step(net, optimizer, (images.contiguous(), targets, task_ids), bf16=device.type == "cuda")
 
-    def bare() -> float:
-        net.train()
-        begin = time.perf_counter()
-        for _ in range(images // BATCH):
-            loss = training_step(net, optimizer, spec, compute, fixed)
-        loss.item()
-        return images / (time.perf_counter() - begin)
 
-    def training() -> float:
-        stats = train_member(net, sources, spec, hyper, compute, 0, ("perf",), Console(quiet=True), augment=True)
-        return stats.images / stats.seconds
+def compare(case: Case, device: torch.device, repeats: int) -> str:
+    """A line of the table."""
+    summaries = []
 
-    bare(), training()
-    pairs = [(training(), bare()) for _ in range(repeats)]
-    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    return medians[0], medians[1], statistics.median(a / b for a, b in pairs)
+    def trained() -> float:
+        summaries.append(run(case, EPOCHS, str(device)))
+        return summaries[-1]["images_per_second"]
+
+    eager = bare(case, device)
+    step = captured(bare(case, device)) if device.type == "cuda" else eager
+    measures = [trained, lambda: rate(step)]
+    if case.model == "conv":
+        plain = naive(case, device)
+        measures.append(lambda: rate(plain))
+    if device.type == "cuda":
+        measures.append(lambda: rate(eager))
+    for measure in measures:
+        measure()  # the first time, libraries are loaded and algorithms chosen
+    summaries.clear()
+    columns = in_turn(measures, repeats)
+    outside = statistics.median(1 - s["train_seconds"] / s["total_seconds"] for s in summaries)
+    medians = [statistics.median(column) for column in columns]
+    line = (
+        f"{case.name:<16} {medians[0]:>9,.0f} {medians[1]:>9,.0f} {ratio(columns[0], columns[1]):>9.2f} {outside:>9.1%}"
+    )
+    if case.model == "conv":
+        line += f" {medians[2]:>9,.0f} {ratio(columns[1], columns[2]):>11.2f}"
+    if device.type == "cuda":
+        line += f"   eager {medians[-1]:,.0f}, bare/eager {ratio(columns[1], columns[-1]):.2f}"
+    return line
 
 
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements (default: 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of measurements (default: 3)")
     options = parser.parse_args()
     device = pick_device(options.device)
-    compute = Compute(device, bf16=device.type == "cuda")
-    print(f"{'':<16} {'training':>10} {'bare loop':>10} {'ratio':>7}   images/s, batch {BATCH}, {device}")
+    keep_freed_memory()
+    print(f"Step efficiency: images/s, batch {BATCH}. {title(device)}")
+    print(f"{'':<16} {'run':>9} {'bare':>9} {'run/bare':>9} {'outside':>9} {'naive':>9} {'bare/naive':>11}")
     for case in CASES:
-        run, bare, ratio = compare(case, compute, options.repeats)
-        print(f"{case.name:<16} {run:>10,.0f} {bare:>10,.0f} {ratio:>7.2f}", flush=True)
+        print(compare(case, device, options.repeats), flush=True)
 
 
 if __name__ == "__main__":

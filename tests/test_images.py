@@ -185,7 +185,11 @@ def test_a_mixture_gathers_what_stacking_gathers(parts, seed):
     assert mixture.task_ids.tolist() == [task for task, _, _ in one_by_one]
     assert mixture.targets.tolist() == [int(target) for _, _, target in one_by_one]
     positions = torch.randint(len(mixture), (20,), generator=generator(seed))
-    assert torch.equal(mixture.inputs(positions), torch.stack([one_by_one[p][1] for p in positions.tolist()]))
+    picked = mixture.reordered(positions)
+    assert torch.equal(picked.inputs(slice(0, 20)), torch.stack([one_by_one[p][1] for p in positions.tolist()]))
+    assert torch.equal(picked.targets, mixture.targets[positions])
+    assert torch.equal(picked.task_ids, mixture.task_ids[positions])
+    assert torch.equal(mixture.inputs(slice(0, 2)), torch.stack([image for _, image, _ in one_by_one[:2]]))
 
 
 def test_a_task_without_examples_adds_nothing_to_a_mixture():
@@ -193,14 +197,14 @@ def test_a_task_without_examples_adds_nothing_to_a_mixture():
     empty, some = random_examples(store, 0, True, 1), random_examples(store, 4, False, 2)
     mixture = Mixture([(1, empty), (2, some)])
     assert mixture.task_ids.tolist() == [2] * 4
-    assert torch.equal(mixture.inputs(torch.arange(4)), store[some.rows])
+    assert torch.equal(mixture.inputs(slice(0, 4)), store[some.rows])
 
 
 def test_gathering_does_not_change_the_store():
     store = random_images((5, *SHAPE), 0)
     before = store.clone()
     mixture = Mixture([(1, random_examples(store, 4, True, 1)), (2, random_examples(store, 4, False, 2))])
-    mixture.inputs(torch.arange(8)).zero_()
+    mixture.inputs(slice(0, 8)).zero_()
     assert torch.equal(store, before)
 
 

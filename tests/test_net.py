@@ -1,5 +1,8 @@
 """Networks: parameter counts of the paper, no dead parameters, and the head against separate linear layers."""
 
+import copy
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from torch import nn
 
 from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size
 from net.multihead import MultiHead
+from net.relu_dropout import ReluDropout
 from utils.errors import UserError
 from utils.seeding import seeded
 
@@ -72,6 +76,62 @@ def test_pooling_before_the_activation_changes_nothing():
     x = F.max_pool2d(F.relu(trunk.norm2(trunk.conv2(x))), 2)
     x = F.max_pool2d(F.relu(trunk.norm3(trunk.conv3(x))), 2)
     torch.testing.assert_close(trunk(images), x.flatten(1), rtol=0, atol=1e-6)
+
+
+def test_operations_in_place_change_nothing():
+    """A residual network of ordinary operations has the same outputs and gradients."""
+    trunk = build_trunk("wrn16_4", (3, 16, 16), 0.0).train()
+    plain = copy.deepcopy(trunk)
+
+    def forward(images):
+        x = plain.stem(images)
+        for block in plain.blocks:
+            active = F.relu(block.norm1(x))
+            inner = block.conv2(F.relu(block.norm2(block.conv1(active))))
+            x = inner + (x if block.shortcut is None else block.shortcut(active))
+        return F.relu(plain.norm(x)).mean((2, 3))
+
+    images = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    ours, theirs = trunk(images), forward(images)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    (ours**2).sum().backward()
+    (theirs**2).sum().backward()
+    for (name, a), b in zip(trunk.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 3), (1001,), (16, 64, 8, 8)], ids=str)
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.999])
+def test_relu_and_dropout_in_one(shape, p):
+    layer, rng = ReluDropout(p), torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=rng)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    leaf = x.clone().requires_grad_()
+    y = layer(leaf * 1)
+    kept = y != 0
+    assert not kept[x <= 0].any()
+    scale = 65536 / (65536 - round(65536 * p))
+    torch.testing.assert_close(y, torch.where(kept, x * scale, 0.0))
+    direction = torch.randn(shape, generator=rng)
+    y.backward(direction)
+    torch.testing.assert_close(leaf.grad, torch.where(kept, direction * scale, 0.0))
+    torch.testing.assert_close(layer.eval()(x.clone()), F.relu(x))
+
+
+@given(st.sampled_from([0.001, 0.1, 0.2, 0.5, 0.9]), st.integers(0, 2**32))
+@settings(max_examples=30, deadline=None)
+def test_dropout_drops_independently_the_share_asked_for(p, seed):
+    n = 40_000
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        dropped = (ReluDropout(p)(torch.ones(n)) == 0).double()
+    # Five standard deviations of a binomial; the four values that share a random word are looked at apart.
+    counts = dropped.view(-1, 4).sum(0)
+    assert abs(dropped.sum() - n * p) < 5 * math.sqrt(n * p * (1 - p)) + 1
+    assert (abs(counts - n / 4 * p) < 5 * math.sqrt(n / 4 * p * (1 - p)) + 1).all()
+    pairs = (dropped[:-1] * dropped[1:]).sum()
+    assert abs(pairs - (n - 1) * p * p) < 6 * math.sqrt(n * p * p * (1 + 2 * p)) + 2
 
 
 class Flatten(nn.Module):

@@ -162,6 +162,14 @@ def seen(examples, i):
     return torch.tensor([int(pixels[p]) if p >= 0 else 0 for p in examples.view], dtype=torch.uint8).view(1, 8, 8)
 
 
+def test_threads_are_as_many_as_asked_for(tmp_path):
+    done = command(
+        *QUICK, "--continual", "--epochs", "1", "--threads", "1", "--device", "cpu", "--run_dir", "run", cwd=tmp_path
+    )
+    assert "cpu: 1 thread, fp32" in done.stdout
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["threads"] == 1
+
+
 def test_the_configuration_is_resolved(runs):
     folder, _ = runs
     config = yaml.safe_load((folder / "zoo/config.yaml").read_text())

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from datasets.images import ImagePreprocess
 from datasets.task import Mixture, Table
-from methods.training import TrainingStats, batches, cosine, predict_examples, train_member
+from methods.steps import cosine
+from methods.training import TrainingStats, batches, predict_examples, train_member
 from net import build_net
 from tests.toys import CPU, SHAPE, table, toy_stream
 from utils.config import HyperConfig
@@ -20,9 +21,9 @@ from utils.monitor import Monitor
 from utils.seeding import generator, seeded
 
 
-def new_net(stream, dropout=0.0):
+def new_net(stream, dropout=0.0, model="conv"):
     with seeded(0, "net"):
-        return build_net("conv", SHAPE, dropout, {task.id: task.num_outputs for task in stream.tasks})
+        return build_net(model, SHAPE, dropout, {task.id: task.num_outputs for task in stream.tasks})
 
 
 def sources(stream):
@@ -44,8 +45,7 @@ class Recorder(Monitor):
 def test_equals_a_plain_loop():
     """Same data order; an ordinary optimizer, scheduler and memory layout, image by image."""
     stream, hyper = toy_stream(3), HyperConfig("conv", epochs=3, batch=8, lr=0.05, l2_reg=1e-3)
-    ours, plain = new_net(stream), new_net(stream)
-    ours.to(memory_format=torch.channels_last)
+    ours, plain = new_net(stream), new_net(stream).to(memory_format=torch.contiguous_format)
     train_member(ours, sources(stream), stream.spec, hyper, CPU, 0, ("m",), Monitor(), augment=False)
 
     rows = [(task.train_eval, i, task.id) for task in stream.tasks for i in range(len(task.train_eval))]
@@ -185,26 +185,3 @@ def test_a_repeated_table_repeats_every_row():
     examples = toy_stream(1).tasks[0].train_eval
     repeated = Table(examples, 3).epoch(generator(0, "e"))
     assert sorted(repeated.rows.tolist()) == sorted(examples.rows.tolist() * 3)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_gpu_trains_to_the_same_loss():
-    stream, hyper = toy_stream(2), HyperConfig("conv", epochs=3, batch=8)
-    losses = []
-    for device in ("cpu", "cuda"):
-        compute = type(CPU)(torch.device(device))
-        moved = [
-            (
-                task.id,
-                Table(
-                    type(task.train_eval)(
-                        *(x.to(device) for x in (task.train_eval.store, task.train_eval.rows, task.train_eval.targets))
-                    )
-                ),
-            )
-            for task in stream.tasks
-        ]
-        net = new_net(stream).to(device)
-        losses.append(train_member(net, moved, stream.spec, hyper, compute, 0, ("m",), Monitor(), augment=True).loss)
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -13,7 +13,7 @@ from datasets.objectives import CrossEntropy
 from datasets.task import Examples, StreamSpec, Table, Task, TaskStream
 from methods import build_method
 from methods.base import Learned, Method, Setting
-from methods.training import Compute
+from methods.steps import Compute
 from utils.config import DatasetConfig, HyperConfig, RunConfig, TaskConfig
 from utils.monitor import Monitor
 from utils.seeding import generator

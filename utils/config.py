@@ -70,6 +70,7 @@ class RunConfig:
     data_dir: Path = field(default_factory=lambda: Path("data"))
     device: str = "auto"
     precision: str = "auto"
+    threads: int | None = None  # of the CPU; as many as it has cores if None
 
     @property
     def stream(self) -> str:
@@ -115,6 +116,7 @@ RANGES = {
     "replay_frac": Range(0, 1, whole=False),
     "samples": Range(1),
     "seed": Range(0, 2**63 - 1),
+    "threads": Range(1, 1024),
 }
 AUGMENTATIONS = ("crop_flip", "crop", "none")
 

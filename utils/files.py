@@ -36,13 +36,18 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100).encode())
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Comma-separated values; floats are written with all their digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+class CsvText:
+    """A growing table as comma-separated values: a row becomes text once. Floats keep all their digits."""
+
+    def __init__(self, header: Sequence[str]) -> None:
+        self._text = io.StringIO()
+        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._writer.writerow(header)
+
+    def add(self, rows: Iterable[Sequence[object]]) -> bytes:
+        """The whole table, these rows at its end."""
+        self._writer.writerows(rows)
+        return self._text.getvalue().encode()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -168,31 +168,36 @@ class TensorBoard(Monitor):
     """Scalars, live. Steps of train/* are epochs counted over the whole run, all others are episodes."""
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        from torch.utils.tensorboard.writer import FileWriter  # slow to import
 
-        self._writer = SummaryWriter(str(folder), flush_secs=5)
+        self._writer = FileWriter(str(folder), flush_secs=5)
         self._epoch = 0
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
         self._epoch += 1
-        self._writer.add_scalar("train/loss", loss, self._epoch)
-        self._writer.add_scalar("train/learning_rate", lr, self._epoch)
+        self._write({"train/loss": loss, "train/learning_rate": lr}, self._epoch)
 
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
-        episode = facts.episode
-        for row in rows:
-            self._writer.add_scalar(f"{row.split}_accuracy/{_tag(row.task, row.task_name)}", row.accuracy, episode)
-            self._writer.add_scalar(f"{row.split}_loss/{_tag(row.task, row.task_name)}", row.loss, episode)
-        names = {row.task: row.task_name for row in rows}
-        for task, weight in facts.sampling_weights.items():
-            self._writer.add_scalar(f"sampling_weight/{_tag(task, names[task])}", weight, episode)
         test = [row.accuracy for row in rows if row.split == "test"]
-        self._writer.add_scalar("average_accuracy", sum(test) / len(test), episode)
-        self._writer.add_scalar("images_per_second", facts.images_per_second, episode)
+        scalars = {"average_accuracy": sum(test) / len(test), "images_per_second": facts.images_per_second}
+        tags = {row.task: _tag(row.task, row.task_name) for row in rows}
+        for row in rows:
+            scalars[f"{row.split}_accuracy/{tags[row.task]}"] = row.accuracy
+            scalars[f"{row.split}_loss/{tags[row.task]}"] = row.loss
+        for task, weight in facts.sampling_weights.items():
+            scalars[f"sampling_weight/{tags[task]}"] = weight
+        self._write(scalars, facts.episode)
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+    def _write(self, scalars: Mapping[str, float], step: int) -> None:
+        """All in one record: the writer's thread takes time from training for every record."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._writer.add_summary(Summary(value=values), step)
 
 
 def _tag(task: int, name: str) -> str:

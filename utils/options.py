@@ -106,6 +106,7 @@ def _parser() -> _Parser:
     )
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)")
     add("--precision", metavar="NAME", help="fp32, bf16, or auto: bf16 on a CUDA GPU, else fp32 (default: auto)")
+    add("--threads", metavar="N", help="CPU threads, for a shared machine (default: as many as there are cores)")
     add(
         "--quiet",
         action="store_const",

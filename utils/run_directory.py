@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import write_csv, write_json, write_tensors, write_yaml
+from utils.files import CsvText, write_bytes, write_json, write_tensors, write_yaml
 from utils.monitor import EpisodeFacts, Row
 
 CONFIG = "config.yaml"
@@ -24,7 +24,8 @@ class RunDirectory:
         """Make the directory, in place of an old run (see check_free), and write config.yaml."""
         self.path = path
         self._rows: list[Row] = []
-        self._episodes: list[list[object]] = []
+        self._metrics = CsvText(Row._fields)
+        self._episodes = CsvText([f.name for f in fields(EpisodeFacts)])
         try:
             if path.exists():
                 shutil.rmtree(path)
@@ -49,10 +50,10 @@ class RunDirectory:
         weights = " ".join(f"{task}:{weight:.6g}" for task, weight in facts.sampling_weights.items())
         values = list(astuple(facts))
         values[1:3] = [" ".join(map(str, facts.tasks)), weights]
-        self._episodes.append(values)
-        self._rows += rows
-        write_csv(self.path / "episodes.csv", [f.name for f in fields(EpisodeFacts)], self._episodes)
-        write_csv(self.path / "metrics.csv", Row._fields, self._rows)
+        new = list(rows)
+        self._rows += new
+        write_bytes(self.path / "episodes.csv", self._episodes.add([values]))
+        write_bytes(self.path / "metrics.csv", self._metrics.add(new))
 
     @property
     def rows(self) -> list[Row]:

@@ -1,0 +1,150 @@
+"""Gradient steps on one network, launched as cheaply as the device allows.
+
+On a CUDA device a batch of 16 small images is bound by the launching of some hundred operations, so
+whole steps are captured into CUDA graphs and replayed, where that is possible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets.task import StreamSpec
+from net.multihead import MultiHead
+from utils.config import HyperConfig
+
+# Steps of one batch size that are launched one operation at a time before the next one is captured: by
+# then the optimizer has its state and the libraries have chosen their algorithms.
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how networks run."""
+
+    device: torch.device
+    bf16: bool = False
+    captured: bool = False  # training steps are replayed as CUDA graphs
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def training_stream(self) -> Iterator[None]:
+        """A stream that can be captured: steps before, during and after a capture share one, not the default one."""
+        if self.device.type != "cuda":
+            yield
+            return
+        outside = torch.cuda.current_stream(self.device)
+        inside = torch.cuda.Stream(self.device)
+        inside.wait_stream(outside)
+        with torch.cuda.stream(inside):
+            yield
+        outside.wait_stream(inside)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a network sees in one step."""
+
+    inputs: Tensor  # [B, *input]
+    targets: Tensor  # [B, *target]
+    task_ids: Tensor  # [B]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def cosine(step: int, steps: int) -> float:
+    """Learning-rate factor at a step from 0: 1 at the start, towards 0 after the last (Loshchilov & Hutter 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def make_optimizer(net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9 and weight decay `l2_reg` on every parameter."""
+    device = next(net.parameters()).device.type
+    return torch.optim.SGD(
+        net.parameters(),
+        lr,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=hyper.l2_reg,
+        fused=device in ("cpu", "cuda"),
+    )
+
+
+class GradientSteps:
+    """Forward, backward and optimizer steps of one network, the learning rate falling to zero over `steps` of them.
+
+    Nothing in a step waits for the device. With `compute.captured` the step of each batch size is
+    launched as one CUDA graph after a short warm-up, with the same results.
+
+    Attributes:
+        done: number of steps taken.
+        rate: learning rate of the last step.
+    """
+
+    def __init__(self, net: MultiHead, spec: StreamSpec, hyper: HyperConfig, compute: Compute, steps: int) -> None:
+        self._net, self._spec, self._hyper, self._compute, self._steps = net, spec, hyper, compute, steps
+        self._loss = torch.zeros((), device=compute.device)
+        # A captured step reads its learning rate from the device.
+        self._rate = torch.tensor(hyper.lr, device=compute.device) if compute.captured else None
+        self._optimizer = make_optimizer(net, hyper, hyper.lr if self._rate is None else self._rate)
+        self._launched: Counter[int] = Counter()  # steps by batch size, before one is captured
+        self._captured: dict[int, tuple[Callable[[], None], Batch]] = {}
+        self.done = 0
+        self.rate = hyper.lr
+
+    def __call__(self, batch: Batch) -> None:
+        """Take one step on a batch, [B, ...]; any B."""
+        self.rate = self._hyper.lr * cosine(self.done, self._steps)
+        if self._rate is None:
+            self._optimizer.param_groups[0]["lr"] = self.rate
+            self._step(batch)
+        else:
+            self._rate.fill_(self.rate)
+            self._replay(batch)
+        self.done += 1
+
+    def take_loss(self) -> float:
+        """Sum of the losses of all examples since the last call; waits for the device."""
+        loss = self._loss.item()
+        self._loss.zero_()
+        return loss
+
+    def _step(self, batch: Batch) -> None:
+        with self._compute.autocast():
+            outputs = self._net(batch.inputs, batch.task_ids)
+        loss = self._spec.objective.loss(outputs, batch.targets)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._loss.add_(loss.detach(), alpha=len(batch))
+
+    def _replay(self, batch: Batch) -> None:
+        size = len(batch)
+        if size not in self._captured:
+            if self._launched[size] < WARM_UP:
+                self._launched[size] += 1
+                self._step(batch)
+                return
+            place = Batch(batch.inputs.clone(), batch.targets.clone(), batch.task_ids.clone())
+            self._captured[size] = self._capture(place), place
+        replay, place = self._captured[size]
+        place.inputs.copy_(batch.inputs)
+        place.targets.copy_(batch.targets)
+        place.task_ids.copy_(batch.task_ids)
+        replay()
+
+    def _capture(self, place: Batch) -> Callable[[], None]:
+        """Record a step on whatever will lie in `place`, without taking it."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            self._step(place)
+        return graph.replay

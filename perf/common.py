@@ -1,0 +1,185 @@
+"""What the measurements share: cases, synthetic streams, the bare loop, and timing in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import modelzoo  # noqa: E402
+from datasets import STREAMS  # noqa: E402
+from datasets.images import ImageDataset, ImagePreprocess, Images, Label, image_stream  # noqa: E402
+from datasets.task import TaskStream  # noqa: E402
+from datasets.views import permutation  # noqa: E402
+from utils.compute import describe_device  # noqa: E402
+from utils.config import RunConfig  # noqa: E402
+
+TASKS, CLASSES, BATCH, DROPOUT = 5, 2, 16, 0.2
+Measure = Callable[[], float]
+
+
+class Case(NamedTuple):
+    """A network, and synthetic images of the size and number of a benchmark or a part of it."""
+
+    name: str
+    model: str
+    shape: tuple[int, int, int]
+    preprocess: ImagePreprocess
+    train: int  # images, over all tasks
+    test: int
+
+
+DIGITS = Case("digits, conv", "conv", (1, 8, 8), ImagePreprocess(1, flip=False), 1440, 360)
+MNIST = Case("MNIST, conv", "conv", (1, 28, 28), ImagePreprocess(4, flip=False), 960, 160)
+CIFAR = Case("CIFAR, conv", "conv", (3, 32, 32), ImagePreprocess(4, flip=True), 800, 160)
+CIFAR_WRN = Case("CIFAR, WRN-16-4", "wrn16_4", (3, 32, 32), ImagePreprocess(4, flip=True), 80, 16)
+CASES = [DIGITS, MNIST, CIFAR, CIFAR_WRN]
+
+
+def random_images(case: Case) -> tuple[Images, Images]:
+    """Training and test images of noise, as many of each class; the same ones every time."""
+    rng = torch.Generator().manual_seed(0)
+    splits = []
+    for count in (case.train, case.test):
+        pixels = torch.randint(0, 256, (count, *case.shape), generator=rng, dtype=torch.uint8)
+        splits.append(Images(pixels, torch.arange(count) % (TASKS * CLASSES)))
+    return splits[0], splits[1]
+
+
+def use(case: Case, permuted: bool = False) -> None:
+    """Let the dataset name `perf` mean this case; label 10x + y is class y, its pixels permuted in the x-th way."""
+
+    def decode(entry: int) -> Label:
+        return Label(entry % 10, entry // 10) if permuted else Label(entry)
+
+    def views(x: int) -> Tensor | None:
+        return permutation(case.shape[0] * case.shape[1] * case.shape[2], x) if permuted else None
+
+    def build(config: RunConfig, device: torch.device) -> TaskStream:
+        names = [str(number) for number in range(TASKS * CLASSES)]
+        data = ImageDataset(*random_images(case), names, case.preprocess, decode, views)
+        return image_stream(config, data, device)
+
+    STREAMS["perf"] = build
+
+
+def write_configs(folder: Path, case: Case, tasks: Sequence[Sequence[int]]) -> list[str]:
+    """Dataset and hyperparameter YAML of a case in `folder`, as options of the command line."""
+    data, hyper = folder / "perf.yaml", folder / "net.yaml"
+    data.write_text(yaml.safe_dump({"dataset": "perf", "tasks": [list(task) for task in tasks]}))
+    hyper.write_text(yaml.safe_dump({"model": case.model, "batch": BATCH, "dropout": DROPOUT}))
+    return ["--data_config", str(data), "--hp_config", str(hyper)]
+
+
+FIVE_TASKS = [range(start, start + CLASSES) for start in range(0, TASKS * CLASSES, CLASSES)]
+
+
+def run(case: Case, epochs: int, device: str, tasks: Sequence[Sequence[int]] = FIVE_TASKS) -> dict[str, Any]:
+    """Train one member on all tasks through the command line; its summary.json."""
+    use(case)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*write_configs(Path(folder), case, tasks), "--rounds", "1", "--epochs", str(epochs), "--quiet"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = modelzoo.main([*arguments, "--device", device, "--run_dir", f"{folder}/run"])
+        if code:
+            raise SystemExit(code)
+        return json.loads(Path(folder, "run", "summary.json").read_text())
+
+
+def fixed_batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, targets and task ids of one batch, in place."""
+    pixels = random_images(case)[0].pixels[:BATCH].to(device)
+    targets = torch.arange(BATCH, device=device) % CLASSES
+    return case.preprocess(pixels), targets, torch.arange(BATCH, device=device) % TASKS + 1
+
+
+def bare_step(
+    net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], bf16: bool = False
+) -> Callable[[], Tensor]:
+    """Forward, backward and optimizer step on one batch that lies in place, and nothing else."""
+    images, targets, task_ids = batch
+    net.train()
+
+    def step() -> Tensor:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs = net(images, task_ids)
+        loss = F.cross_entropy(outputs.float(), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The step as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            loss = step()
+    torch.cuda.current_stream().wait_stream(side)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return loss
+
+    return replay
+
+
+def rate(step: Callable[[], Tensor], seconds: float = 1.5) -> float:
+    """Images per second of steps on batches of BATCH, over about that time."""
+    for _ in range(2):
+        step().item()
+    begin, steps = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        for _ in range(10):
+            loss = step()
+        loss.item()
+        steps += 10
+    return steps * BATCH / (time.perf_counter() - begin)
+
+
+def in_turn(measures: Sequence[Measure], repeats: int) -> list[list[float]]:
+    """Every measure once, then again: a change in the machine's speed meets all. One list per measure."""
+    rounds = [[measure() for measure in measures] for _ in range(repeats)]
+    return [list(column) for column in zip(*rounds, strict=True)]
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Median of the ratios of measurements that were taken next to each other."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def title(device: torch.device) -> str:
+    """Machine and date, to be copied with the table."""
+    return f"{describe_device(device)}, {_processor()}, torch {torch.__version__}, {datetime.date.today()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

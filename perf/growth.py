@@ -1,0 +1,129 @@
+"""What an episode costs when the zoo has grown, and what a run keeps in memory.
+
+    python perf/growth.py [--device cuda] [--tasks 100]
+
+A stream of 100 tasks, each another permutation of the pixels of 28x28 images; members of five tasks, so all
+are equally large. Seconds are wall time from one episode to the next: training, evaluation, files, TensorBoard;
+medians of ten episodes. Those in training are the same work in every episode: if they change, the machine does,
+and the last column takes that out.
+
+Memory is that of the process above what the libraries take, at its highest. It is compared with a run of
+five tasks, which holds the data once and trains one full member, plus the cached probabilities of the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from common import MNIST, Case, title, use, write_configs
+
+import modelzoo
+from datasets import build_stream
+from methods.ensemble import PredictionCache
+from utils.compute import peak_memory, pick_device
+from utils.monitor import Console, EpisodeFacts, Row
+from utils.options import parse
+
+CASE: Case = MNIST._replace(train=20_000, test=1_000, preprocess=MNIST.preprocess)
+SAMPLES = 40  # a class and task: 400 images a task, 2,000 a member
+WINDOW = 10
+
+
+class Clock(Console):
+    """Notes when every episode is over and how much memory was ever used by then."""
+
+    marks: list[tuple[float, int, float]]
+
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+        self.marks.append((time.perf_counter(), facts.peak_memory_bytes, facts.train_seconds))
+
+
+def measure(tasks: int, device: str) -> None:
+    """Print a run's figures as JSON; in a process of its own, because the highest memory never falls."""
+    use(CASE, permuted=True)
+    marks: list[tuple[float, int, float]] = []
+    Clock.marks = marks
+    with tempfile.TemporaryDirectory() as folder:
+        stream = [[10 * task + digit for digit in range(10)] for task in range(tasks)]
+        options = [
+            *write_configs(Path(folder), CASE, stream), "--continual", "--samples", str(SAMPLES), "--epochs", "1",
+            "--quiet", "--device", device, "--run_dir", f"{folder}/run",
+        ]  # fmt: skip
+        torch.zeros(1, device=device)
+        before = peak_memory(pick_device(device))
+        caches: list[PredictionCache] = []
+        make = PredictionCache.__init__
+
+        def remember(cache: PredictionCache) -> None:
+            make(cache)
+            caches.append(cache)
+
+        begin = time.perf_counter()
+        with (
+            patch.object(modelzoo, "Console", Clock),
+            patch.object(PredictionCache, "__init__", remember),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            code = modelzoo.main(options)
+        if code:
+            raise SystemExit(code)
+        held = sum(build_stream(parse(options).config, pick_device(device)).held().values())
+    print(json.dumps({"begin": begin, "before": before, "marks": marks, "data": held, "cached": caches[0].nbytes}))
+
+
+def main() -> None:
+    """Print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
+    parser.add_argument("--tasks", type=int, default=100, help="length of the stream (default: 100)")
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = str(pick_device(options.device))
+    if options.measure:
+        measure(options.measure, device)
+        return
+    few, many = (figures(tasks, device) for tasks in (5, options.tasks))
+    seconds = [b[0] - a[0] for a, b in zip(many["marks"], many["marks"][1:], strict=False)]
+    print(f"Growth: {options.tasks} tasks, members of 2,000 images. {title(torch.device(device))}")
+    training = [mark[2] for mark in many["marks"][1:]]
+    print(
+        f"{'episode':<10} {'seconds':>8} {'ratio':>6} {'in training':>12} {'ratio':>6} {'corrected':>10} {'memory, MB':>11}"
+    )
+    first: list[float] = []
+    for episode in sorted({10, options.tasks // 2, options.tasks}):
+        last = min(episode + WINDOW // 2, len(seconds))
+        now = [statistics.median(column[last - WINDOW : last]) for column in (seconds, training)]
+        first = first or now
+        whole, part = now[0] / first[0], now[1] / first[1]
+        memory = (many["marks"][episode - 1][1] - many["before"]) / 1e6
+        line = f"{episode:<10} {now[0]:>8.3f} {whole:>6.3f} {now[1]:>12.3f} {part:>6.3f} {whole / part:>10.3f}"
+        print(f"{line} {memory:>11.1f}")
+    used, once = (run["marks"][-1][1] - run["before"] for run in (many, few))
+    allowed = once + many["cached"] - few["cached"]
+    print(f"{'data held':<40} {many['data'] / 1e6:>8.1f} MB")
+    print(f"{'cached probabilities':<40} {many['cached'] / 1e6:>8.1f} MB")
+    print(f"{'data once, one member, cached':<40} {allowed / 1e6:>8.1f} MB")
+    print(f"{'highest memory of the run':<40} {used / 1e6:>8.1f} MB   {used / allowed:.2f} of it")
+
+
+def figures(tasks: int, device: str) -> dict:
+    """The figures of a run in a process of its own."""
+    command = [sys.executable, __file__, "--measure", str(tasks), "--device", device]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Parts of a training step against the plain version of each, on a batch of 16.
+
+    python perf/micro.py [--device cuda]
+
+Times are microseconds a batch. What is prepared for many batches at once is measured so and divided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from common import BATCH, CIFAR, CIFAR_WRN, CLASSES, TASKS, in_turn, random_images, ratio, title
+from plain import Plain
+from torch import Tensor
+
+from datasets.images import ImagePreprocess
+from datasets.task import Examples, Mixture
+from methods.steps import make_optimizer
+from net import build_net
+from net.relu_dropout import ReluDropout
+from utils.compute import keep_freed_memory, pick_device
+from utils.config import HyperConfig
+
+CHUNK = 20  # batches that are gathered and augmented together
+Operation = Callable[[], object]
+
+
+def microseconds(operation: Operation, device: torch.device, seconds: float = 0.2) -> float:
+    """Mean time of one call."""
+    begin, calls = time.perf_counter(), 0
+    while True:
+        for _ in range(5):
+            operation()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        calls += 5
+        spent = time.perf_counter() - begin
+        if spent > seconds:
+            return spent / calls * 1e6
+
+
+def head(device: torch.device) -> tuple[Operation, Operation]:
+    """Outputs of five heads for a mixed batch, and their gradients."""
+    ours = build_net("conv", CIFAR.shape, 0.0, dict.fromkeys(range(1, TASKS + 1), CLASSES)).to(device)
+    plain = Plain(CIFAR.shape, [CLASSES] * TASKS).to(device)
+    features = torch.randn(BATCH, 320, device=device, requires_grad=True)
+    task_ids = torch.arange(BATCH, device=device) % TASKS + 1
+    ours.trunk, plain.trunk = torch.nn.Identity(), torch.nn.Sequential()
+    return lambda: ours(features, task_ids).sum().backward(), lambda: plain(features, task_ids).sum().backward()
+
+
+def augmentation(preprocess: ImagePreprocess, device: torch.device) -> tuple[Operation, Operation]:
+    """Augment and normalise, against a loop over images."""
+    images = random_images(CIFAR)[0].pixels[: CHUNK * BATCH].to(device)
+    rng = torch.Generator().manual_seed(0)
+
+    def ours() -> None:
+        choices = preprocess.draw(len(images), rng)
+        preprocess(images, choices if choices is None else choices.to(device))
+
+    def plain() -> None:
+        batch = []
+        for image in images[:BATCH]:
+            if preprocess.padding:
+                top, left = torch.randint(9, (2,), generator=rng).tolist()
+                image = F.pad(image, [4] * 4)[:, top : top + 32, left : left + 32]
+            if preprocess.flip and torch.rand((), generator=rng) < 0.5:
+                image = image.flip(-1)
+            batch.append((image / 255 - 0.5) / 0.25)
+        torch.stack(batch)
+
+    return ours, plain
+
+
+def gather(device: torch.device) -> tuple[Operation, Operation]:
+    """Images of shuffled examples as one tensor, against stacking them."""
+    store = random_images(CIFAR)[0].pixels.to(device)
+    rows = torch.randperm(len(store), device=device)[: CHUNK * BATCH]
+    data, listed = Mixture([(1, Examples(store, rows, torch.zeros_like(rows)))]), rows.tolist()[:BATCH]
+    return lambda: data.inputs(slice(0, len(rows))), lambda: torch.stack([store[row] for row in listed])
+
+
+def optimizer(model: str, device: torch.device) -> tuple[Operation, Operation]:
+    """SGD of all parameters, against one parameter after the other."""
+    steps = []
+    for fused in (True, False):
+        net = build_net(model, CIFAR.shape, 0.0, dict.fromkeys(range(1, TASKS + 1), CLASSES)).to(device)
+        for parameter in net.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        sgd = make_optimizer(net, HyperConfig(model), 0.01)
+        if not fused:
+            sgd = torch.optim.SGD(
+                net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=False, fused=False
+            )
+        steps.append(sgd.step)
+    return steps[0], steps[1]
+
+
+def dropout(device: torch.device) -> tuple[Operation, Operation]:
+    """ReLU and dropout of the widest activation of a WRN-16-4, and their gradient."""
+    ours, values = ReluDropout(0.2), torch.randn(BATCH, 64, 32, 32, device=device)
+    values = values.contiguous(memory_format=torch.channels_last).requires_grad_()
+    ones = torch.ones_like(values)
+
+    def differentiate(function: Callable[[Tensor], Tensor]) -> Operation:
+        return lambda: torch.autograd.grad(function(values * 1), values, ones)
+
+    return differentiate(ours), differentiate(lambda x: F.dropout(F.relu(x), 0.2))
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
+    device = pick_device(parser.parse_args().device)
+    keep_freed_memory()
+    rows = [
+        ("five heads, forward and backward", head(device), 1),
+        ("crop 32x32x3, normalise", augmentation(ImagePreprocess(4, flip=False), device), CHUNK),
+        ("flip, normalise", augmentation(ImagePreprocess(0, flip=True), device), CHUNK),
+        ("normalise", augmentation(ImagePreprocess(0, flip=False), device), CHUNK),
+        ("gather", gather(device), CHUNK),
+        ("optimizer step, conv", optimizer("conv", device), 1),
+        ("optimizer step, WRN-16-4", optimizer(CIFAR_WRN.model, device), 1),
+        ("ReLU and dropout, 16x64x32x32", dropout(device), 1),
+    ]
+    print(f"Parts of a step: microseconds a batch of {BATCH}. {title(device)}")
+    print(f"{'':<34} {'ours':>8} {'plain':>8} {'plain/ours':>11}")
+    for name, (ours, plain), batches in rows:
+        measures = [lambda f=ours, n=batches: microseconds(f, device) / n, lambda f=plain: microseconds(f, device)]  # type: ignore[misc]
+        for measure in measures:
+            measure()
+        columns = in_turn(measures, 5)
+        medians = [statistics.median(column) for column in columns]
+        print(f"{name:<34} {medians[0]:>8,.1f} {medians[1]:>8,.1f} {ratio(columns[1], columns[0]):>11.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The small conv net and its data as most users write them, with nothing but torch, torchvision and Pillow."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+DROPOUT = 0.2
+
+
+class Plain(nn.Module):
+    """ReLU before pooling, a bias everywhere, a list of heads and a loop over them.
+
+    Args:
+        shape: C, H, W of the images.
+        heads: width of the head of each task, tasks numbered from 1.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], heads: list[int]) -> None:
+        super().__init__()
+        padding = int(shape[1] < 22)
+        blocks: list[nn.Module] = []
+        channels = shape[0]
+        for block in range(3):
+            blocks += [nn.Conv2d(channels, 80, 3, padding=padding), *([nn.BatchNorm2d(80)] if block else [])]
+            blocks += [nn.ReLU(), nn.MaxPool2d(2)]
+            channels = 80
+        self.trunk = nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(DROPOUT))
+        features = self.trunk(torch.zeros(2, *shape)).shape[1]
+        self.heads = nn.ModuleList(nn.Linear(features, width) for width in heads)
+        self.widest = max(heads)
+
+    def forward(self, images: Tensor, task_ids: Tensor) -> Tensor:
+        features = self.trunk(images)
+        outputs = features.new_zeros(len(features), self.widest)
+        for number, head in enumerate(self.heads, 1):
+            of_task = task_ids == number
+            if of_task.any():
+                own = head(features[of_task])
+                outputs[of_task, : own.shape[1]] = own
+        return outputs
+
+
+def optimizer(net: nn.Module) -> torch.optim.Optimizer:
+    """SGD as torch builds it by default."""
+    return torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5)
+
+
+class PilImages(torch.utils.data.Dataset):
+    """Grey images as Pillow images, cropped and normalised one by one when they are asked for."""
+
+    def __init__(self, pixels: Tensor, targets: Tensor) -> None:
+        from torchvision import transforms
+
+        self.pixels, self.targets = pixels, targets.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(pixels.shape[-1], padding=4),
+                transforms.ToTensor(),
+                transforms.Normalize((0.5,), (0.25,)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[position, 0].numpy())), self.targets[position]
