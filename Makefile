@@ -32,6 +32,7 @@ lint: install
 
 perf: install
 	$(BIN)/python perf/step_efficiency.py
+	$(BIN)/python perf/ablation.py
 	$(BIN)/python perf/growth.py
 	$(BIN)/python perf/peers.py
 	$(BIN)/python perf/micro.py

@@ -98,9 +98,7 @@ def main() -> None:
     seconds = [b[0] - a[0] for a, b in zip(many["marks"], many["marks"][1:], strict=False)]
     print(f"Growth: {options.tasks} tasks, members of 2,000 images. {title(torch.device(device))}")
     training = [mark[2] for mark in many["marks"][1:]]
-    print(
-        f"{'episode':<10} {'seconds':>8} {'ratio':>6} {'in training':>12} {'ratio':>6} {'corrected':>10} {'memory, MB':>11}"
-    )
+    print("episode     seconds  ratio  in training  ratio  corrected  memory, MB")
     first: list[float] = []
     for episode in sorted({10, options.tasks // 2, options.tasks}):
         last = min(episode + WINDOW // 2, len(seconds))
