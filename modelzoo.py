@@ -18,7 +18,7 @@ import torch
 from datasets import build_stream, check_dataset
 from datasets.objectives import Score
 from datasets.task import Episode, Task, TaskStream
-from methods import METHODS, build_method, check_method
+from methods import METHODS, build_method, check_method, with_settings
 from methods.base import Learned, Method, Setting
 from methods.steps import Compute
 from methods.training import choose_launch
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare_and_run(invocation: Invocation) -> None:
     """Check everything that can be wrong before anything is trained or written, then run."""
     begin = time.perf_counter()
-    config = invocation.config
-    check_method(config.method, invocation.given)
+    check_method(invocation.config, invocation.given)
+    config = with_settings(invocation.config, invocation.method_config)
     check_dataset(config)
     check_free(invocation.run_dir, invocation.overwrite)
     device = pick_device(config.device)
@@ -188,11 +188,16 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[Learned]) -> 
         "samples": config.samples,
         "replay_frac": config.replay_frac,
         "tasks_per_round": config.tasks_per_round,
+        "memory": config.memory,
+        "memory_per_class": config.memory_per_class,
+        "settings": dict(config.settings),
         "stored_examples": storage.examples,
         "stored_bytes": storage.bytes,
         "parameters_total": storage.parameters,
         "members_per_prediction": storage.members_per_prediction,
+        "parameters_per_prediction": storage.parameters_per_prediction,
         "images_trained": images,
+        "sample_gradients": sum(learned.stats.gradients for learned in history),
         "train_seconds": seconds,
         "images_per_second": images / seconds,
     }

@@ -1,35 +1,81 @@
 """Continual-learning methods: the zoo and what it is compared with.
 
-To add a method: one file with a class (see Method in base.py) and one line in METHODS.
+To add a method: one file with a class (see Method in base.py) and one line in METHODS; if it has settings, a
+file config/method/<name>.yaml.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
+from methods.agem import AGEM, MEGA
 from methods.base import Method, Setting
-from methods.isolated import Isolated
+from methods.er import ER
+from methods.ewc import EWC, OnlineEWC
+from methods.finetune import Finetune
+from methods.gem import GEM
+from methods.isolated import Isolated, IsolatedEnsemble
+from methods.joint import Cumulative, Joint
+from methods.lwf import LwF
+from methods.si import SI
 from methods.zoo import Zoo
+from utils.config import RunConfig, load_settings
 from utils.errors import UserError, unknown
 
-METHODS: dict[str, type[Method]] = {"zoo": Zoo, "isolated": Isolated}
-
-
+METHODS: dict[str, type[Method]] = {
+    "zoo": Zoo,
+    "isolated": Isolated,
+    "isolated_ensemble": IsolatedEnsemble,
+    "joint": Joint,
+    "cumulative": Cumulative,
+    "finetune": Finetune,
+    "ewc": EWC,
+    "ewc_online": OnlineEWC,
+    "si": SI,
+    "lwf": LwF,
+    "er": ER,
+    "gem": GEM,
+    "agem": AGEM,
+    "mega": MEGA,
+}
 METHOD_OPTIONS = frozenset().union(*(method.options for method in METHODS.values()))
+_CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"
 
 
-def check_method(name: str, given: Iterable[str]) -> None:
-    """Check a method's name and that it reads the method options that were given.
+def check_method(config: RunConfig, given: Iterable[str]) -> None:
+    """Check a method's name, its mode, and that it reads the method options that were given.
 
     Raises:
-        UserError: there is no such method, or an option belongs to another one.
+        UserError: there is no such method, it has no such mode, or an option belongs to another one.
     """
+    name = config.method
     if name not in METHODS:
         raise UserError(f"--method: {unknown('method', name, METHODS)}")
     for option in given:
         if option in METHOD_OPTIONS and option not in METHODS[name].options:
             users = [other for other in METHODS if option in METHODS[other].options]
             raise UserError(f"--{option} is for --method {' or '.join(users)}; {name} does not use it")
+    if config.continual and "continual" not in METHODS[name].modes:
+        raise UserError(f"--method {name} learns all tasks at once; leave --continual out")
+    if not config.continual and "multi-task" not in METHODS[name].modes:
+        raise UserError(f"--method {name} learns tasks one after another; add --continual")
+
+
+def with_settings(config: RunConfig, path: str | None = None) -> RunConfig:
+    """The configuration with the settings of its method, from config/method/<name>.yaml or another file.
+
+    Raises:
+        UserError: names the file and the key; or the method has no settings.
+    """
+    known = METHODS[config.method].settings
+    if not known:
+        if path is not None:
+            raise UserError(f"--method_config {path}: --method {config.method} has no settings; leave it out")
+        return config
+    settings = load_settings(path or str(_CONFIGS / f"{config.method}.yaml"), known, config.stream)
+    return replace(config, settings=settings)
 
 
 def build_method(setting: Setting) -> Method:

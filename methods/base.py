@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,8 +14,10 @@ from datasets.task import Episode, StreamSpec, Task
 from methods.steps import Compute
 from methods.training import TrainingStats
 from net.multihead import MultiHead
-from utils.config import RunConfig
+from utils.config import Range, RunConfig
 from utils.monitor import Monitor
+
+Accepted = Mapping[str, Range | Sequence[str]]  # values of settings: numbers, or one of some words
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Storage:
     bytes: int  # of these examples
     parameters: int
     members_per_prediction: float  # networks evaluated for one test example, mean over tasks
+    parameters_per_prediction: float  # of these networks, and of one head in each
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,15 @@ class Method(ABC):
 
     Attributes:
         options: the fields of RunConfig that this method reads and others do not.
+        settings: what config/method/<name>.yaml holds, and which values it accepts.
+        modes: continual, multi-task or both.
         fresh: networks of the last episode, to be saved.
         fits: by task id, how many training examples are kept and how well the method fits them.
     """
 
     options: ClassVar[frozenset[str]] = frozenset()
+    settings: ClassVar[Accepted] = {}
+    modes: ClassVar[frozenset[str]] = frozenset({"continual", "multi-task"})
 
     def __init__(self, setting: Setting) -> None:
         self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute

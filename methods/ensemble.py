@@ -54,6 +54,7 @@ class Ensemble(Method):
         self._weights: dict[int, dict[int, float]] = {}  # by task: the weight of each member that saw it
         self._members = 0
         self._parameters = 0
+        self._used = 0  # parameters that answer a task, summed over tasks
         self._head_sizes: dict[int, int] = {}
 
     def grow(
@@ -79,6 +80,9 @@ class Ensemble(Method):
             self._weights.setdefault(task, {})[self._members] = weights[task]
         self._members += 1
         self._parameters += count_parameters(net)
+        self._used += count_parameters(net.trunk) * len(tasks) + sum(
+            head_sizes[task] * (net.weight.shape[1] + 1) for task in tasks
+        )
         return stats
 
     def reveal(self, tasks: Sequence[Task]) -> None:
@@ -89,6 +93,10 @@ class Ensemble(Method):
                     raise RuntimeError(f"task {task} was not predicted after member {member.number} joined")
         self.fresh = []
         self._head_sizes.update({task.id: task.num_outputs for task in tasks})
+
+    def forget(self) -> None:
+        """Drop all members and what they predicted."""
+        self.cache, self._weights, self._parameters, self._used = PredictionCache(), {}, 0, 0
 
     def predict(self, task: Task) -> Tensor:
         """Weighted mean over the members that saw the task; a uniform guess if none has. [N, C]
@@ -114,8 +122,9 @@ class Ensemble(Method):
 
     def storage(self) -> Storage:
         """All members are stored; one prediction asks those that saw the task."""
-        mean = sum(map(len, self._weights.values())) / max(1, len(self._head_sizes))
-        return Storage(0, 0, self._parameters, mean)
+        tasks = max(1, len(self._head_sizes))
+        mean = sum(map(len, self._weights.values())) / tasks
+        return Storage(0, 0, self._parameters, mean, self._used / tasks)
 
 
 def _place(episode: int, member: int, tasks: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Isolated: one fresh network per task, trained on that task alone. The reference for forward transfer."""
+"""Isolated: fresh networks for every task, trained on that task alone. One is the reference for forward transfer."""
 
 from __future__ import annotations
 
@@ -20,3 +20,23 @@ class Isolated(Ensemble):
             stats += self.grow(episode.number, {task.id: task.train}, {task.id: 1.0}, monitor)
         tasks = tuple(task.id for task in episode.new)
         return Learned(tasks, {}, stats, changed=tasks)
+
+
+class IsolatedEnsemble(Ensemble):
+    """Isolated with the training budget of the zoo: in episode k, min(b, k) networks for the new task.
+
+    A zoo trains one network on min(b, k) tasks there, b the tasks per round. What it gains over this is
+    not gained by averaging networks.
+    """
+
+    options = frozenset({"tasks_per_round"})
+    modes = frozenset({"continual"})
+
+    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+        """Train several networks for the new task."""
+        self.reveal(episode.new)
+        (task,) = episode.new
+        stats = TrainingStats()
+        for _ in range(min(self.config.tasks_per_round, episode.number)):
+            stats += self.grow(episode.number, {task.id: task.train}, {task.id: 1.0}, monitor)
+        return Learned((task.id,), {}, stats, changed=(task.id,))

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from datasets.objectives import Objective
 from datasets.task import StreamSpec
 from net.multihead import MultiHead
 from utils.config import HyperConfig
@@ -56,9 +58,18 @@ class Batch:
     inputs: Tensor  # [B, *input]
     targets: Tensor  # [B, *target]
     task_ids: Tensor  # [B]
+    replayed: int = 0  # the last so many examples are of past tasks, drawn from a replay memory
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The examples of the new task, and those that are replayed."""
+        new = len(self) - self.replayed
+        return (
+            Batch(self.inputs[:new], self.targets[:new], self.task_ids[:new]),
+            Batch(self.inputs[new:], self.targets[new:], self.task_ids[new:]),
+        )
 
 
 def cosine(step: int, steps: int) -> float:
@@ -67,16 +78,44 @@ def cosine(step: int, steps: int) -> float:
 
 
 def make_optimizer(net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9 and weight decay `l2_reg` on every parameter."""
-    device = next(net.parameters()).device.type
+    """SGD with Nesterov momentum 0.9 and weight decay `l2_reg` on every parameter that is trained."""
+    parameters = trained_parameters(net)
     return torch.optim.SGD(
-        net.parameters(),
+        parameters,
         lr,
         momentum=0.9,
         nesterov=True,
         weight_decay=hyper.l2_reg,
-        fused=device in ("cpu", "cuda"),
+        fused=parameters[0].device.type in ("cpu", "cuda"),
     )
+
+
+class Rule:
+    """What a method does in a gradient step beside it; this one does nothing more than supervised training.
+
+    Attributes:
+        capturable: no operation waits for the device or depends on what it has computed.
+    """
+
+    capturable: ClassVar[bool] = True
+
+    def begin(self, net: MultiHead) -> None:
+        """The network is in training mode and about to be trained."""
+
+    def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
+        """What is differentiated; a scalar."""
+        return objective.loss(net(batch.inputs, batch.task_ids), batch.targets)
+
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        """Change the gradients, before the optimizer's step."""
+
+    def finish(self, net: MultiHead) -> None:
+        """After the optimizer's step."""
+
+
+def trained_parameters(net: MultiHead) -> list[nn.Parameter]:
+    """Those that the optimizer changes."""
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
 class GradientSteps:
@@ -90,14 +129,24 @@ class GradientSteps:
         rate: learning rate of the last step.
     """
 
-    def __init__(self, net: MultiHead, spec: StreamSpec, hyper: HyperConfig, compute: Compute, steps: int) -> None:
+    def __init__(
+        self,
+        net: MultiHead,
+        spec: StreamSpec,
+        hyper: HyperConfig,
+        compute: Compute,
+        steps: int,
+        rule: Rule,
+    ) -> None:
         self._net, self._spec, self._hyper, self._compute, self._steps = net, spec, hyper, compute, steps
+        self._rule = rule
         self._loss = torch.zeros((), device=compute.device)
         # A captured step reads its learning rate from the device.
-        self._rate = torch.tensor(hyper.lr, device=compute.device) if compute.captured else None
+        captured = compute.captured and self._rule.capturable
+        self._rate = torch.tensor(hyper.lr, device=compute.device) if captured else None
         self._optimizer = make_optimizer(net, hyper, hyper.lr if self._rate is None else self._rate)
-        self._launched: Counter[int] = Counter()  # steps by batch size, before one is captured
-        self._captured: dict[int, tuple[Callable[[], None], Batch]] = {}
+        self._launched: Counter[tuple[int, int]] = Counter()  # steps by batch size, before one is captured
+        self._captured: dict[tuple[int, int], tuple[Callable[[], None], Batch]] = {}
         self.done = 0
         self.rate = hyper.lr
 
@@ -119,22 +168,25 @@ class GradientSteps:
         return loss
 
     def _step(self, batch: Batch) -> None:
+        objective = self._spec.objective
         with self._compute.autocast():
-            outputs = self._net(batch.inputs, batch.task_ids)
-        loss = self._spec.objective.loss(outputs, batch.targets)
+            loss = self._rule.loss(self._net, batch, objective)
         self._optimizer.zero_grad()
         loss.backward()
+        with self._compute.autocast():
+            self._rule.adjust(self._net, batch, objective)
         self._optimizer.step()
-        self._loss.add_(loss.detach(), alpha=len(batch))
+        self._rule.finish(self._net)
+        self._loss.add_(loss.detach(), alpha=len(batch) - batch.replayed)
 
     def _replay(self, batch: Batch) -> None:
-        size = len(batch)
+        size = len(batch), batch.replayed
         if size not in self._captured:
             if self._launched[size] < WARM_UP:
                 self._launched[size] += 1
                 self._step(batch)
                 return
-            place = Batch(batch.inputs.clone(), batch.targets.clone(), batch.task_ids.clone())
+            place = Batch(batch.inputs.clone(), batch.targets.clone(), batch.task_ids.clone(), batch.replayed)
             self._captured[size] = self._capture(place), place
         replay, place = self._captured[size]
         place.inputs.copy_(batch.inputs)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datasets.task import Examples, Mixture, StreamSpec, TrainSource
-from methods.steps import WARM_UP, Batch, Compute, GradientSteps, make_optimizer
+from methods.steps import WARM_UP, Batch, Compute, GradientSteps, Rule, make_optimizer
 from net.multihead import MultiHead
 from utils.config import HyperConfig
 from utils.errors import TrainingError
@@ -34,7 +34,8 @@ class TrainingStats:
     """What training one or several members took."""
 
     examples: int = 0  # in one epoch
-    images: int = 0  # forward and backward passes of single examples
+    images: int = 0  # examples of the tasks trained on, over all epochs
+    gradients: int = 0  # of single examples: those of `images`, of replayed and of reference examples
     steps: int = 0
     seconds: float = 0.0  # inside the training loop only
     loss: float = math.nan  # mean over the last epoch
@@ -46,6 +47,7 @@ class TrainingStats:
         return TrainingStats(
             examples,
             self.images + other.images,
+            self.gradients + other.gradients,
             self.steps + other.steps,
             self.seconds + other.seconds,
             (self.loss * self.examples + other.loss * other.examples) / examples,
@@ -73,6 +75,27 @@ def batches(data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *,
             yield Batch(*batch)
 
 
+def replays(data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool) -> Iterator[Batch]:
+    """Batches of `size` examples of a replay memory, drawn with replacement, without end."""
+    chunk = size * max(1, _CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
+    while True:
+        part = slice(0, chunk)
+        drawn = data.reordered(torch.randint(len(data), (chunk,), generator=rng))
+        choices = spec.preprocess.draw(chunk, rng) if augment else None
+        inputs = spec.preprocess(drawn.inputs(part), None if choices is None else choices.to(data.device))
+        split = (inputs.split(size), drawn.targets.split(size), drawn.task_ids.split(size))
+        for batch in zip(*split, strict=True):
+            yield Batch(*batch)
+
+
+def with_replay(new: Iterator[Batch], past: Iterator[Batch]) -> Iterator[Batch]:
+    """Each batch of the new task followed by one of the replay memory."""
+    for batch, old in zip(new, past, strict=False):
+        both = zip((batch.inputs, batch.targets, batch.task_ids), (old.inputs, old.targets, old.task_ids), strict=True)
+        inputs, targets, task_ids = (torch.cat(pair) for pair in both)
+        yield Batch(inputs, targets, task_ids, len(old))
+
+
 def not_finite(what: str, epoch: int, hyper: HyperConfig, compute: Compute) -> TrainingError:
     """The error for a network that diverged: when, and what to try."""
     remedy = f"try a smaller lr (now {hyper.lr:g})" + (", or --precision fp32" if compute.bf16 else "")
@@ -90,36 +113,44 @@ def train_member(
     monitor: Monitor,
     *,
     augment: bool,
+    rule: Rule | None = None,
+    past: Iterator[Batch] | None = None,
 ) -> TrainingStats:
     """Train `net` in place on all tasks of `sources` together, cosine learning rate over all steps.
 
     Args:
         sources: task id and train source of each task.
         seed, name: of the random stream for data order and augmentation.
+        rule: what the method does in every step; plain supervised training without one.
+        past: batches of a replay memory; each is put behind a batch of the tasks trained on.
 
     Raises:
         TrainingError: the loss is not finite; says where and what to try.
     """
-    net.train()
+    rule = rule or Rule()
+    rule.begin(net.train())
     rng = generator(seed, *name, "data")
+    gradients = 0
     begin = time.perf_counter()
     with compute.training_stream():
         for epoch in range(1, hyper.epochs + 1):
             data = Mixture([(task_id, source.epoch(rng)) for task_id, source in sources])
             if epoch == 1:
                 count = len(data) - (len(data) % hyper.batch == 1)
-                steps = GradientSteps(net, spec, hyper, compute, hyper.epochs * math.ceil(count / hyper.batch))
+                steps = GradientSteps(net, spec, hyper, compute, hyper.epochs * math.ceil(count / hyper.batch), rule)
                 monitor.member_begins(hyper.epochs, count)
-            for batch in batches(data, spec, hyper.batch, rng, augment=augment):
+            epoch_batches = batches(data, spec, hyper.batch, rng, augment=augment)
+            for batch in epoch_batches if past is None else with_replay(epoch_batches, past):
                 steps(batch)
-                monitor.step(len(batch))
+                gradients += len(batch)
+                monitor.step(len(batch) - batch.replayed)
             mean = steps.take_loss() / count  # the only wait for the device in an epoch
             if not math.isfinite(mean):
                 raise not_finite("the training loss", epoch, hyper, compute)
             monitor.epoch_ends(epoch, mean, steps.rate)
     seconds = time.perf_counter() - begin
     net.eval()
-    return TrainingStats(count, hyper.epochs * count, steps.done, seconds, mean)
+    return TrainingStats(count, hyper.epochs * count, gradients, steps.done, seconds, mean)
 
 
 def choose_launch(
@@ -140,7 +171,7 @@ def choose_launch(
     data = Mixture([(task_id, source.epoch(rng))])
     try:
         with captured.training_stream():
-            steps = GradientSteps(net.train(), spec, hyper, captured, WARM_UP + 2)
+            steps = GradientSteps(net.train(), spec, hyper, captured, WARM_UP + 2, Rule())
             for batch in batches(data, spec, hyper.batch, rng, augment=False):
                 for _ in range(WARM_UP + 2):
                     steps(batch)

@@ -7,6 +7,7 @@ Ramesh & Chaudhari, "Model Zoo: A Growing Brain That Learns Continually", ICLR 2
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -89,8 +90,8 @@ class Zoo(Ensemble):
 
     def storage(self) -> Storage:
         """The members, and the kept training examples."""
-        members = super().storage()
-        return Storage(*self.memory.size(), members.parameters, members.members_per_prediction)
+        examples, count = self.memory.size()
+        return replace(super().storage(), examples=examples, bytes=count)
 
     def _keep(self, tasks: Sequence[Task]) -> None:
         for task in tasks:

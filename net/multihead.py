@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,19 @@ class MultiHead(nn.Module):
         self.register_buffer("filled", None if equal else filled, persistent=False)
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
-        all_heads = F.linear(self.trunk(inputs), self.weight, self.bias)
-        outputs = all_heads.gather(1, self.columns[task_ids])
+        return self.head(self.trunk(inputs), task_ids)
+
+    def head(self, features: Tensor, task_ids: Tensor) -> Tensor:
+        """Outputs of each example's own head; features [B, D], task ids [B] -> [B, C]."""
+        outputs = F.linear(features, self.weight, self.bias).gather(1, self.columns[task_ids])
         return outputs if self.filled is None else outputs + self.filled[task_ids]
+
+    def heads(self, features: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Outputs of several heads for every example; features [B, D] -> [B, tasks, C]."""
+        outputs = F.linear(features, self.weight, self.bias)[:, self.columns[list(tasks)]]
+        return outputs if self.filled is None else outputs + self.filled[list(tasks)]
+
+    def rows(self, task_id: int) -> slice:
+        """Where the rows of a task's head are in `weight` and `bias`."""
+        start = int(self.columns[task_id, 0])
+        return slice(start, start + self.head_sizes[task_id])

@@ -119,6 +119,10 @@ def option(arguments, *words, files=()):
     return Case(arguments, arguments, words, dict(files))
 
 
+def settings(name, yaml, *words):
+    return Case(name, "--continual --method si --method_config m.yaml", words, {"m.yaml": yaml})
+
+
 def dataset(name, yaml, *words, files=()):
     return Case(name, "--data_config d.yaml", words, {"d.yaml": yaml, **dict(files)})
 
@@ -175,6 +179,21 @@ CASES = [
     option("--continual --warm_start", "--warm_start is for the multi-task mode", "--continual"),
     option("--replay_frac 0.5", "--replay_frac", "add --continual"),
     option("--method isolated --tasks_per_round 2", "--tasks_per_round is for --method zoo", "isolated"),
+    option("--method ewc", "--method ewc learns tasks one after another", "add --continual"),
+    option("--method joint --continual", "--method joint learns all tasks at once", "leave --continual out"),
+    option("--continual --method er --memory 9 --memory_per_class 9", "--memory and --memory_per_class", "leave one"),
+    option("--continual --method ewc --memory 9", "--memory is for --method er", "ewc does not use it"),
+    option("--continual --method er --memory 0", "--memory is 0", "a whole number at least 1"),
+    # the settings of a method
+    option("--continual --method_config m.yaml", "--method_config m.yaml", "zoo has no settings", "leave it out"),
+    settings("unknown setting", "{bn: shared, strenght: 1}", "m.yaml", "'strenght'", "did you mean 'strength'?"),
+    settings("missing setting", "{bn: shared, strength: 1}", "m.yaml: key 'damping' is missing"),
+    settings("setting out of range", "{bn: shared, strength: 1, damping: 0}", "damping", "is 0", "a number above 0"),
+    settings("no such word", "{bn: batch, strength: 1, damping: 1}", "key 'bn' is 'batch'", "shared or per_task"),
+    settings("wrong presets", "{bn: shared, strength: 1, damping: 1, streams: 3}", "m.yaml: key 'streams' is 3"),
+    settings(
+        "wrong preset", "{bn: shared, strength: 1, damping: 1, streams: {split_digits: 3}}", "'streams: split_digits'"
+    ),
     # a YAML file as a whole
     option("--data_config e.yaml", "e.yaml does not exist", "d.yaml", files={"d.yaml": ""}),
     dataset("not YAML", "dataset: digits\ntasks: [[0, 1]", "d.yaml is not valid YAML in line 2"),

@@ -1,9 +1,11 @@
 """YAML files and command line -> RunConfig. What is refused is tested through the command line in test_bad_input.py."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from methods import METHODS, with_settings
 from utils.config import RANGES, load_dataset_config, load_hyper_config
 from utils.errors import UserError, unknown
 from utils.options import _parser, parse
@@ -96,3 +98,21 @@ def test_every_shipped_file_says_how_to_run_it():
     for path in (PROJECT / "config" / "hyperparam").glob("*.yaml"):
         assert path.read_text().startswith("#"), path
         assert load_hyper_config(str(path), {}).model
+
+
+def test_every_method_with_settings_has_a_file_and_every_file_a_method():
+    """Each setting has its source beside it."""
+    files = {path.stem for path in (PROJECT / "config/method").glob("*.yaml")}
+    assert files == {name for name, method in METHODS.items() if method.settings}
+    for name in files:
+        lines = (PROJECT / f"config/method/{name}.yaml").read_text().splitlines()
+        assert all(re.fullmatch(r"# .+|\w+: \S+  # .+", line) for line in lines), name
+
+
+def test_a_stream_can_have_settings_of_its_own(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text("bn: shared\nstrength: 1\ndamping: 0.1\nstreams: {split_digits: {strength: 5}}\n")
+    config = parse(["--method", "si", "--continual"]).config
+    assert with_settings(config, str(path)).settings == {"bn": "shared", "strength": 5.0, "damping": 0.1}
+    other = parse(["--method", "si", "--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml")]).config
+    assert with_settings(other, str(path)).settings["strength"] == 1.0

@@ -12,16 +12,34 @@ from tests.toys import CPU, run_toy, toy_config, toy_stream
 from utils.monitor import Monitor
 from utils.seeding import generator
 
-SETTINGS = [(method, fresh, fraction) for method in METHODS for fresh in (False, True) for fraction in (1.0, 0.25, 0.0)]
+# How much is kept of a task of 24 examples: everything, a part, nothing; where a method can choose.
+LIMITS: dict[str, list[dict[str, float]]] = {
+    "zoo": [{"replay_frac": fraction} for fraction in (1.0, 0.25, 0.0)],
+    **{
+        name: [{"memory_per_class": 12}, {"memory_per_class": 2}, {"memory": 7}]
+        for name in ("er", "gem", "agem", "mega")
+    },
+}
+CONTINUAL = [name for name, method in METHODS.items() if "continual" in method.modes]
+SETTINGS = [(name, fresh, limit) for name in CONTINUAL for fresh in (False, True) for limit in LIMITS.get(name, [{}])]
+
+
+def allowed(name, limit, tasks):
+    """How many examples may be kept of so many tasks of 24."""
+    if name == "cumulative":
+        return 24 * tasks
+    if name == "zoo":
+        return {1.0: 24, 0.25: 6, 0.0: 0}[limit["replay_frac"]] * tasks
+    return limit["memory"] if "memory" in limit else 3 * limit.get("memory_per_class", 0) * tasks
 
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[task], other[task]) for task in one)
 
 
-@pytest.mark.parametrize(("method", "fresh", "fraction"), SETTINGS)
-def test_every_method_learns_tables_and_generators_reproducibly(method, fresh, fraction):
-    config = toy_config(method=method, replay_frac=fraction, tasks_per_round=2)
+@pytest.mark.parametrize(("method", "fresh", "limit"), SETTINGS)
+def test_every_method_learns_tables_and_generators_reproducibly(method, fresh, limit):
+    config = toy_config(method=method, tasks_per_round=2, **limit)
     first, _, once = run_toy(config, toy_stream(3, fresh=fresh))
     _, _, twice = run_toy(config, toy_stream(3, fresh=fresh))
     assert all(same(a, b) for a, b in zip(once, twice, strict=True))
@@ -30,9 +48,7 @@ def test_every_method_learns_tables_and_generators_reproducibly(method, fresh, f
     for task, probabilities in once[-1].items():
         assert probabilities.shape == (40, 3 if task % 2 else 2)
         torch.testing.assert_close(probabilities.sum(1), torch.ones(40))
-    # What is stored stays within the budget: of 24 examples a task.
-    share = {1.0: 24, 0.25: 6, 0.0: 0}[fraction] if method == "zoo" else 0
-    assert first.storage().examples <= 3 * share
+    assert first.storage().examples <= allowed(method, limit, 3)
 
 
 def with_other_future(stream, known):
@@ -46,9 +62,9 @@ def with_other_future(stream, known):
     return TaskStream(stream.spec, tuple(tasks))
 
 
-@pytest.mark.parametrize(("method", "fresh", "fraction"), SETTINGS)
-def test_future_tasks_and_test_labels_change_nothing(method, fresh, fraction):
-    config = toy_config(method=method, replay_frac=fraction, tasks_per_round=2)
+@pytest.mark.parametrize(("method", "fresh", "limit"), SETTINGS)
+def test_future_tasks_and_test_labels_change_nothing(method, fresh, limit):
+    config = toy_config(method=method, tasks_per_round=2, **limit)
     stream = toy_stream(4, fresh=fresh)
     _, _, expected = run_toy(config, stream)
     for known in (1, 2, 3):
@@ -66,21 +82,42 @@ def test_a_zoo_without_replay_is_isolated_to_the_bit(limit, fresh):
     assert all(same(a, b) for a, b in zip(zoo, isolated, strict=True))
 
 
-def test_a_limited_zoo_never_reads_what_it_did_not_keep():
-    """Rows of past tasks outside the replay memory are destroyed once their episode is over."""
-    config = toy_config(replay_frac=0.25, tasks_per_round=3)
-    _, _, expected = run_toy(config, toy_stream(3, count=32))
+def kept_rows(method, task):
+    """Rows of a task's training examples that a method has declared to keep."""
+    for holder in ("memory", "buffer", "_memory"):
+        if hasattr(method, holder):
+            kept = getattr(method, holder).examples(task)
+            return set() if kept is None else set(kept.rows.tolist())
+    return set()
 
-    stream = toy_stream(3, count=32)
-    method = build_method(Setting(config, stream.spec, CPU))
+
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [(name, limit) for name, fresh, limit in SETTINGS if not fresh and limit != {"replay_frac": 0.0}],
+)
+def test_no_method_reads_what_it_did_not_keep(method, limit):
+    """Training examples of past tasks outside the memory are destroyed once their episode is over."""
+    config = toy_config(method=method, tasks_per_round=3, **limit)
+    _, _, expected = run_toy(config, toy_stream(3, count=24))
+
+    stream = toy_stream(3, count=24)
+    learner = build_method(Setting(config, stream.spec, CPU))
     for episode, answers in zip(stream.continual(), expected, strict=True):
-        method.learn(episode, Monitor())
+        learner.learn(episode, Monitor())
         for task in stream.tasks[: episode.number]:
-            assert torch.equal(method.predict(task), answers[task.id])
-        spent = episode.new[0].train_eval
-        kept = set(method.memory.examples(episode.number).rows.tolist())
-        for row in set(spent.rows.tolist()) - kept:
-            spent.store[row] = 255
+            assert torch.equal(learner.predict(task), answers[task.id])
+        for past in stream.tasks[: episode.number]:
+            for row in set(past.train_eval.rows.tolist()) - kept_rows(learner, past.id):
+                past.train_eval.store[row] = 255
+                past.train_eval.targets[row] = 0
+
+
+def test_the_first_task_is_learned_the_same_by_every_method_with_one_network():
+    """Before there is a past, there is nothing to be done about it."""
+    _, _, expected = run_toy(toy_config(method="isolated"), toy_stream(1))
+    for name in CONTINUAL:
+        _, _, found = run_toy(toy_config(method=name), toy_stream(1))
+        assert same(found[0], expected[0]), name
 
 
 def test_members_do_not_share_their_initialisation():

@@ -119,12 +119,12 @@ def test_the_learning_rate_is_pytorchs_cosine():
 
 def test_the_loss_of_several_members_is_the_mean_over_their_examples():
     members = [
-        TrainingStats(10, 20, 2, 1.0, 0.5),
-        TrainingStats(10, 20, 2, 1.0, 0.7),
-        TrainingStats(20, 40, 4, 2.0, 0.2),
+        TrainingStats(10, 20, 30, 2, 1.0, 0.5),
+        TrainingStats(10, 20, 20, 2, 1.0, 0.7),
+        TrainingStats(20, 40, 50, 4, 2.0, 0.2),
     ]
     total = sum(members, TrainingStats())
-    assert total == TrainingStats(40, 80, 8, 4.0, pytest.approx((10 * 0.5 + 10 * 0.7 + 20 * 0.2) / 40))
+    assert total == TrainingStats(40, 80, 100, 8, 4.0, pytest.approx((10 * 0.5 + 10 * 0.7 + 20 * 0.2) / 40))
 
 
 def test_loss_images_and_rates_are_reported():
@@ -132,7 +132,7 @@ def test_loss_images_and_rates_are_reported():
     hyper = HyperConfig("conv", epochs=3, batch=8, lr=0.01)
     stats = train_member(new_net(stream), sources(stream), stream.spec, hyper, CPU, 0, ("m",), recorder, augment=True)
     assert stats.examples == 42
-    assert stats.images == recorder.images == 3 * 42
+    assert stats.images == stats.gradients == recorder.images == 3 * 42
     assert stats.steps == 3 * 6
     assert stats.loss == recorder.losses[-1] < recorder.losses[0]
     assert recorder.rates[-1] == pytest.approx(0.01 * cosine(17, 18))

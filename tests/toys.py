@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from datasets.images import ImagePreprocess
 from datasets.objectives import CrossEntropy
 from datasets.task import Examples, StreamSpec, Table, Task, TaskStream
-from methods import build_method
+from methods import build_method, with_settings
 from methods.base import Learned, Method, Setting
 from methods.steps import Compute
 from utils.config import DatasetConfig, HyperConfig, RunConfig, TaskConfig
@@ -64,7 +64,9 @@ def toy_config(**options: object) -> RunConfig:
     hyper = HyperConfig("conv", epochs=2, batch=8, dropout=0.0)
     dataset = DatasetConfig("toy.yaml", "toy", (TaskConfig((0, 1)),))
     values: dict[str, object] = {"continual": True, "data_dir": Path("none"), **options}
-    return RunConfig(dataset, hyper, **values)  # type: ignore[arg-type]
+    settings = values.pop("settings", {})
+    config = with_settings(RunConfig(dataset, hyper, **values))  # type: ignore[arg-type]
+    return replace(config, settings={**config.settings, **settings})  # type: ignore[dict-item]
 
 
 def run_toy(config: RunConfig, stream: TaskStream) -> tuple[Method, list[Learned], list[dict[int, Tensor]]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class RunConfig:
     warm_start: bool = False
     tasks_per_round: int = 5
     replay_frac: float = 1.0
+    memory: int | None = None  # training examples of past tasks that are kept, in total
+    memory_per_class: int | None = None  # the same for each class of each past task
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the method, see config/method/
     samples: int | None = None
     selection: str = "boosting"
     seed: int = 0
@@ -100,6 +103,17 @@ class Range:
         below = value < self.high if self.open_high else value <= self.high
         return above and below and abs(value) < _HUGE
 
+    def check(self, where: str, value: object) -> Any:
+        """`value` if it is a number in the range; `where` opens the error message.
+
+        Raises:
+            UserError: not a number, not whole where it must be, or out of range.
+        """
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or (self.whole and not isinstance(value, int)) or value not in self:  # type: ignore[operator]
+            raise UserError(f"{where} is {value!r}; it must be {self.describe()}")
+        return value if self.whole else float(value)  # type: ignore[arg-type]
+
 
 _HUGE = 2**63
 RANGES = {
@@ -115,6 +129,8 @@ RANGES = {
     "tasks_per_round": Range(1),
     "replay_frac": Range(0, 1, whole=False),
     "samples": Range(1),
+    "memory": Range(1),
+    "memory_per_class": Range(1),
     "seed": Range(0, 2**63 - 1),
     "threads": Range(1, 1024),
 }
@@ -127,11 +143,7 @@ def check_range(where: str, name: str, value: object) -> Any:
     Raises:
         UserError: not a number, not whole where it must be, or out of range.
     """
-    limits = RANGES[name]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or (limits.whole and not isinstance(value, int)) or value not in limits:  # type: ignore[operator]
-        raise UserError(f"{where} is {value!r}; it must be {limits.describe()}")
-    return value if limits.whole else float(value)  # type: ignore[arg-type]
+    return RANGES[name].check(where, value)
 
 
 def load_dataset_config(path: str) -> DatasetConfig:
@@ -244,6 +256,37 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def load_settings(path: str, known: Mapping[str, Range | Sequence[str]], stream: str) -> dict[str, Any]:
+    """Read the settings of a method, all of them; those below `streams: <name>` win for the stream of that name.
+
+    Args:
+        known: the numbers that each setting accepts, or its words.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    content = _load_yaml(path)
+    presets = content.pop("streams", {})
+    if not isinstance(presets, dict):
+        raise UserError(f"{path}: key 'streams' is {presets!r}; it must map names of streams to settings")
+    preset = presets.get(stream, {})
+    if not isinstance(preset, dict):
+        raise UserError(f"{path}: key 'streams: {stream}' is {preset!r}; it must map names of settings to values")
+    settings = {**content, **preset}
+    for key in settings:
+        if key not in known:
+            raise UserError(f"{path}: {unknown('key', str(key), [*known, 'streams'])}")
+    for key, accepted in known.items():
+        if key not in settings:
+            raise UserError(f"{path}: key {key!r} is missing")
+        value = settings[key]
+        if isinstance(accepted, Range):
+            settings[key] = accepted.check(f"{path}: key {key!r}", value)
+        elif value not in accepted:
+            raise UserError(f"{path}: key {key!r} is {value!r}; it must be {' or '.join(accepted)}")
+    return settings
 
 
 def _load_yaml(path: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Invocation:
     overwrite: bool
     quiet: bool
     isolated: Path | None
+    method_config: str | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +72,8 @@ def _parser() -> _Parser:
     )
     group = parser.add_argument_group("how")
     add = group.add_argument
-    add("--method", metavar="NAME", help="zoo, or isolated: one network per task (default: zoo)")
+    add("--method", metavar="NAME", help="zoo, or a baseline; an unknown name lists them (default: zoo)")
+    add("--method_config", metavar="YAML", help="settings of the method (default: config/method/<method>.yaml)")
     add("--continual", action="store_const", const=True,
         help="tasks arrive one after another (default: multi-task, all are known from the start)")  # fmt: skip
     add("--tasks_per_round", metavar="N", help="tasks that a member is trained on, the new one included (default: 5)")
@@ -80,6 +82,8 @@ def _parser() -> _Parser:
         metavar="F",
         help="share of each past task's training examples that is kept, 0 to 1; needs --continual (default: 1.0)",
     )
+    add("--memory", metavar="N", help="training examples of past tasks that are kept in total (default: see the YAML)")
+    add("--memory_per_class", metavar="N", help="the same for each class of each past task (default: see the YAML)")
     add(
         "--selection",
         metavar="NAME",
@@ -149,6 +153,7 @@ def parse(argv: Sequence[str] | None) -> Invocation:
         "overwrite" in given,
         "quiet" in given,
         Path(given["isolated"]) if "isolated" in given else None,
+        given.get("method_config"),
     )
 
 
@@ -161,6 +166,8 @@ def _number(name: str, text: str) -> int | float:
 
 
 def _contradictions(given: dict[str, object]) -> None:
+    if "memory" in given and "memory_per_class" in given:
+        raise UserError("--memory and --memory_per_class are two ways to say the same; leave one out")
     if "continual" in given:
         for name in ("rounds", "warm_start"):
             if name in given:

@@ -1,0 +1,109 @@
+"""A-GEM and MEGA: the step on the new task is turned so that it does not harm a batch of past tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from datasets.objectives import Objective
+from datasets.task import Task
+from methods.base import Accepted
+from methods.single import NormRule, ReplayNet
+from methods.steps import Batch, trained_parameters
+from net.multihead import MultiHead
+
+Gradient = Sequence[Tensor]
+
+
+def dot(one: Gradient, other: Gradient) -> Tensor:
+    """Scalar product over all parameters, float32."""
+    products = torch._foreach_mul(list(one), list(other))
+    return torch.stack([product.sum(dtype=torch.float32) for product in products]).sum()
+
+
+def project(gradient: Gradient, reference: Gradient) -> tuple[Tensor, Tensor]:
+    """Factors a, b of a g + b g_ref: g where it agrees with g_ref, else its part at right angles to g_ref.
+
+        g - (g.g_ref / g_ref.g_ref) g_ref   if g.g_ref < 0
+
+    Chaudhry et al. (2019), "Efficient Lifelong Learning with A-GEM", eq. 11.
+    """
+    product, square = dot(gradient, reference), dot(reference, reference)
+    factor = torch.where(product < 0, -product / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0)
+    return torch.ones_like(factor), factor
+
+
+def rotate(gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors a, b of a g + b g_ref: g turned towards g_ref, the further the larger the loss on past tasks.
+
+    The angle b from g maximises  l cos(b) + l_ref cos(theta - b), theta the angle between g and g_ref:
+    tan(b) = l_ref sin(theta) / (l + l_ref cos(theta)). The length stays that of g.
+
+    Guo et al. (2020), "Improved Schemes for Episodic Memory-based Lifelong Learning" (MEGA-II), eq. 6 ff.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    size, reference_size = dot(gradient, gradient).sqrt(), dot(reference, reference).sqrt()
+    cosine = (dot(gradient, reference) / (size * reference_size).clamp_min(tiny)).clamp(-1, 1)
+    sine = (1 - cosine**2).sqrt()
+    angle = torch.atan2(reference_loss * sine, loss + reference_loss * cosine)
+    # In the plane of both: cos(angle) g/|g| + sin(angle) (g_ref/|g_ref| - cosine g/|g|) / sine, times |g|.
+    along = torch.where(sine > 1e-6, angle.sin() / sine.clamp_min(1e-6), 0.0)
+    turned = torch.where(sine > 1e-6, angle.cos() - along * cosine, 1.0)
+    return turned, along * size / reference_size.clamp_min(tiny)
+
+
+class Referenced(NormRule):
+    """The loss is that on the new task; the gradient of the replayed batch is the reference."""
+
+    def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
+        new, _ = batch.halves()
+        self.new_loss = objective.loss(net(new.inputs, new.task_ids), new.targets)
+        return self.new_loss
+
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        if not batch.replayed:
+            return
+        _, past = batch.halves()
+        parameters = trained_parameters(net)
+        reference_loss = objective.loss(net(past.inputs, past.task_ids), past.targets)
+        reference = torch.autograd.grad(reference_loss, parameters)
+        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        own, other = self.factors(gradient, reference, self.new_loss.detach(), reference_loss.detach())
+        torch._foreach_mul_(gradient, own)
+        torch._foreach_add_(gradient, torch._foreach_mul(list(reference), other))
+
+    def factors(
+        self, gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the gradient and of the reference."""
+        return project(gradient, reference)
+
+
+class Rotated(Referenced):
+    """The rule of MEGA-II."""
+
+    def factors(
+        self, gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return rotate(gradient, reference, loss, reference_loss)
+
+
+class AGEM(ReplayNet):
+    """Averaged gradient episodic memory."""
+
+    settings: ClassVar[Accepted] = ReplayNet.settings
+
+    def rule(self, task: Task) -> NormRule:
+        return Referenced()
+
+
+class MEGA(ReplayNet):
+    """Mixed stochastic gradients, second scheme."""
+
+    settings: ClassVar[Accepted] = ReplayNet.settings
+
+    def rule(self, task: Task) -> NormRule:
+        return Rotated()

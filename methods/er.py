@@ -1,0 +1,36 @@
+"""Experience replay: every batch of the new task comes with one of past tasks.
+
+Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", arXiv 1902.10486 (2019).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from datasets.objectives import Objective
+from datasets.task import Task
+from methods.base import Accepted
+from methods.single import NormRule, ReplayNet
+from methods.steps import Batch
+from net.multihead import MultiHead
+
+
+class SumOfMeans(NormRule):
+    """The mean loss on the new task plus the mean loss on what is replayed."""
+
+    def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
+        outputs = net(batch.inputs, batch.task_ids)
+        new, past = batch.halves()
+        loss = objective.loss(outputs[: len(new)], new.targets)
+        return loss + objective.loss(outputs[len(new) :], past.targets) if len(past) else loss
+
+
+class ER(ReplayNet):
+    """`replay_loss`: mean is the mean over new and replayed examples together; sum is a mean of each, added up."""
+
+    settings: ClassVar[Accepted] = {**ReplayNet.settings, "replay_loss": ("mean", "sum")}
+
+    def rule(self, task: Task) -> NormRule:
+        return SumOfMeans() if self.config.settings["replay_loss"] == "sum" else NormRule()

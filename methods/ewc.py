@@ -1,0 +1,153 @@
+"""Elastic weight consolidation: parameters that mattered for past tasks are held back by springs.
+
+Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017; the online form is that of
+Schwarz et al., "Progress & Compress", ICML 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from datasets.objectives import Objective
+from datasets.task import Mixture, Task
+from methods.base import Accepted, Setting, Storage
+from methods.single import NormRule, SingleNet
+from methods.steps import Batch
+from net.multihead import MultiHead
+from utils.config import Range
+from utils.seeding import generator
+
+_AT_ONCE = 16  # examples whose gradients are held together
+Values = dict[str, Tensor]  # by name of the parameter
+
+
+def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: str, rng: torch.Generator) -> Values:
+    """Diagonal of the Fisher information of the trunk's parameters: a mean over examples of squared gradients.
+
+        exact      F_i = 1/N sum_x sum_y p(y|x) (d log p(y|x) / d theta_i)^2
+        sample     one y per x, drawn from p(y|x)
+        empirical  y is the target
+
+    Args:
+        net: is evaluated as in a test: batch normalisation uses its running statistics.
+        inputs: [N, *input], as the network sees them. targets: [N].
+        form: exact, sample or empirical.
+
+    Source: Kirkpatrick et al. (2017), eq. 3; on the forms: van de Ven (2025), arXiv 2502.11756.
+    """
+    net.eval()
+    classes = net.head_sizes[task_id]
+    names = [name for name, parameter in net.trunk.named_parameters() if parameter.requires_grad]
+    parameters = {f"trunk.{name}": dict(net.trunk.named_parameters())[name].detach() for name in names}
+
+    def log_likelihood(chosen: Values, image: Tensor, label: Tensor) -> Tensor:
+        ids = torch.full((1,), task_id, device=image.device)
+        outputs = functional_call(net, chosen, (image[None], ids))
+        return F.log_softmax(outputs[0, :classes].float(), 0).gather(0, label[None])[0]
+
+    gradients = vmap(grad(log_likelihood), in_dims=(None, 0, 0), randomness="error")
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for images, labels in zip(inputs.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
+        with torch.no_grad():
+            ids = torch.full((len(images),), task_id, device=images.device)
+            likelihoods = net(images, ids)[:, :classes].float().softmax(1)
+        if form == "exact":
+            asked = [(torch.full_like(labels, label), likelihoods[:, label]) for label in range(classes)]
+        elif form == "sample":
+            drawn = torch.multinomial(likelihoods.cpu(), 1, generator=rng).flatten().to(labels.device)
+            asked = [(drawn, torch.ones(len(images), device=images.device))]
+        else:
+            asked = [(labels, torch.ones(len(images), device=images.device))]
+        for label, weights in asked:
+            for name, value in gradients(parameters, images, label).items():
+                total[name] += torch.einsum("n,n...->...", weights, value.square())
+    return {name.removeprefix("trunk."): value / len(inputs) for name, value in total.items()}
+
+
+class Springs(NormRule):
+    """Adds the gradient of  strength/2 sum_i (F_i theta_i^2 - 2 G_i theta_i)  to that of the loss.
+
+    With F the sum of all past tasks' stiffnesses F_k and G that of F_k theta*_k, this is the gradient of
+    strength/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2, at a cost that does not grow with the tasks.
+    """
+
+    def __init__(self, strength: float, stiffness: Values, pull: Values) -> None:
+        self.strength, self.stiffness, self.pull = strength, stiffness, pull
+
+    def begin(self, net: MultiHead) -> None:
+        super().begin(net)
+        held = [(p, name) for name, p in net.trunk.named_parameters() if p.requires_grad and name in self.stiffness]
+        self._parameters: list[nn.Parameter] = [parameter for parameter, _ in held]
+        self._stiffness = [self.stiffness[name] for _, name in held]
+        self._pull = [self.pull[name] for _, name in held]
+
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        if not self._parameters:
+            return
+        with torch.no_grad():
+            force = torch._foreach_mul(self._stiffness, [parameter.detach() for parameter in self._parameters])
+            torch._foreach_sub_(force, self._pull)
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            torch._foreach_add_(gradients, force, alpha=self.strength)
+
+
+class EWC(SingleNet):
+    """One spring per past task and parameter."""
+
+    settings: ClassVar[Accepted] = {
+        **SingleNet.settings,
+        "strength": Range(0, whole=False),
+        "fisher": ("exact", "sample", "empirical"),
+        "fisher_examples": Range(1),
+    }
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._stiffness: Values = {}
+        self._pull: Values = {}
+
+    def rule(self, task: Task) -> NormRule:
+        return Springs(self.config.settings["strength"], self._stiffness, self._pull)
+
+    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
+        rng = generator(self.config.seed, "fisher", task.id)
+        count = min(self.config.settings["fisher_examples"], len(task.train_eval))
+        chosen = torch.randperm(len(task.train_eval), generator=rng)[:count]
+        data = Mixture([(task.id, task.train_eval.subset(chosen))])
+        inputs = self.spec.preprocess(data.inputs(slice(0, count)))
+        found = fisher(net, inputs, data.targets, task.id, self.config.settings["fisher"], rng)
+        self.consolidate(found, {name: value.detach().clone() for name, value in net.trunk.named_parameters()})
+        return count * (task.num_outputs if self.config.settings["fisher"] == "exact" else 1)
+
+    def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
+        """Add the springs of a task, at rest where the parameters are now."""
+        for name, value in found.items():
+            self._stiffness[name] = self._stiffness.get(name, 0) + value
+            self._pull[name] = self._pull.get(name, 0) + value * place[name]
+
+    def storage(self) -> Storage:
+        """The network, and two values a parameter."""
+        net = super().storage()
+        more = sum(value.numel() for state in (self._stiffness, self._pull) for value in state.values())
+        return replace(net, parameters=net.parameters + more)
+
+
+class OnlineEWC(EWC):
+    """All springs end where the last task has ended, and lose strength by `decay` with every task.
+
+    F~_t = decay F~_{t-1} + F_t,   penalty  strength/2 sum_i F~_{t-1,i} (theta_i - theta*_{t-1,i})^2
+    """
+
+    settings: ClassVar[Accepted] = {**EWC.settings, "decay": Range(0, 1, whole=False)}
+
+    def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
+        for name, value in found.items():
+            self._stiffness[name] = self.config.settings["decay"] * self._stiffness.get(name, 0) + value
+            self._pull[name] = self._stiffness[name] * place[name]

@@ -1,0 +1,50 @@
+"""Networks that see all tasks at once: once at the start, or anew in every episode. The usual upper bounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from datasets.task import Episode
+from methods.base import Learned, Setting, Storage
+from methods.ensemble import Ensemble
+from methods.replay import ReplayMemory
+from utils.monitor import Monitor
+
+
+class Joint(Ensemble):
+    """One network, trained once on all tasks together."""
+
+    modes = frozenset({"multi-task"})
+
+    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+        """Train on everything."""
+        self.reveal(episode.new)
+        sources = {task.id: task.train for task in episode.new}
+        stats = self.grow(episode.number, sources, dict.fromkeys(sources, 1.0), monitor)
+        return Learned(tuple(sources), {}, stats, changed=tuple(sources))
+
+
+class Cumulative(Ensemble):
+    """In every episode a fresh network is trained on all tasks seen so far, and answers alone. Keeps all examples."""
+
+    modes = frozenset({"continual"})
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._memory = ReplayMemory(1.0, self.config.seed)
+
+    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+        """Train on the new task and all before it; the network of the episode before is let go."""
+        self.reveal(episode.new)
+        for task in episode.new:
+            self._memory.add(task)
+        self.forget()
+        tasks = self._memory.tasks
+        sources = {task: self._memory.source(task, len(tasks)) for task in tasks}
+        stats = self.grow(episode.number, sources, dict.fromkeys(sources, 1.0), monitor)
+        return Learned(tasks, {}, stats, changed=tasks)
+
+    def storage(self) -> Storage:
+        """One network and all examples."""
+        examples, count = self._memory.size()
+        return replace(super().storage(), examples=examples, bytes=count)

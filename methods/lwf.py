@@ -1,0 +1,87 @@
+"""Learning without forgetting: on the new task's images the old heads go on saying what they said before.
+
+Li & Hoiem, "Learning without Forgetting", ECCV 2016.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.objectives import Objective
+from datasets.task import Task
+from methods.base import Accepted, Setting, Storage
+from methods.single import NormRule, SingleNet
+from methods.steps import Batch
+from net import count_parameters
+from net.multihead import MultiHead
+from utils.config import Range
+
+
+def distillation(outputs: Tensor, old_outputs: Tensor, temperature: float) -> Tensor:
+    """T^2 KL( softmax(old / T) || softmax(new / T) ), mean over examples and over heads.
+
+    Args:
+        outputs, old_outputs: [B, tasks, C] logits of each head; -inf where a head is narrower than C.
+
+    Source: Li & Hoiem (2016), eq. 2-4; the mean over heads, so that the term does not grow with their number.
+    """
+    new = F.log_softmax(outputs.float() / temperature, -1)
+    old = F.softmax(old_outputs.float() / temperature, -1)
+    # 0 log 0 is 0: heads narrower than the widest have probability zero there.
+    terms = torch.where(old > 0, old * (old.clamp_min(torch.finfo(old.dtype).tiny).log() - new), 0.0)
+    return temperature**2 * terms.sum(-1).mean()
+
+
+class Distill(NormRule):
+    """The loss on the new task plus that of the old heads against a copy of the network from before."""
+
+    def __init__(self, strength: float, temperature: float, old: MultiHead | None, tasks: list[int]) -> None:
+        self.strength, self.temperature, self.old, self.tasks = strength, temperature, old, tasks
+
+    def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
+        if self.old is None:
+            return super().loss(net, batch, objective)
+        features = net.trunk(batch.inputs)
+        loss = objective.loss(net.head(features, batch.task_ids), batch.targets)
+        with torch.no_grad():
+            before = self.old.heads(self.old.trunk(batch.inputs), self.tasks)
+        # A new task with the widest head only adds columns that no old head has.
+        now = net.heads(features, self.tasks)[..., : before.shape[-1]]
+        return loss + self.strength * distillation(now, before, self.temperature)
+
+
+class LwF(SingleNet):
+    """Old heads are trained, too, by the distillation."""
+
+    settings: ClassVar[Accepted] = {
+        **SingleNet.settings,
+        "strength": Range(0, whole=False),
+        "temperature": Range(0, whole=False, open_low=True),
+    }
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._old: MultiHead | None = None
+
+    def heads_with(self, task: Task) -> list[int]:
+        return [*self._seen, task.id]
+
+    def rule(self, task: Task) -> NormRule:
+        settings = self.config.settings
+        return Distill(settings["strength"], settings["temperature"], self._old, list(self._seen))
+
+    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
+        # In test mode: what the network said is what it would have answered.
+        self._old = copy.deepcopy(net).eval().requires_grad_(False)
+        return 0
+
+    def storage(self) -> Storage:
+        """The network, and its copy from before."""
+        net = super().storage()
+        return replace(net, parameters=net.parameters + (count_parameters(self._old) if self._old else 0))

@@ -1,0 +1,86 @@
+"""Synaptic intelligence: what a parameter did for the loss along the way is what it is held back by later.
+
+Zenke, Poole & Ganguli, "Continual Learning Through Synaptic Intelligence", ICML 2017.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from datasets.objectives import Objective
+from datasets.task import Task
+from methods.base import Accepted, Setting, Storage
+from methods.ewc import Springs, Values
+from methods.single import NormRule, SingleNet
+from methods.steps import Batch
+from net.multihead import MultiHead
+from utils.config import Range
+
+
+class PathIntegral(Springs):
+    """Springs, and the sum over steps of -g_i (theta_i after - theta_i before), g the gradient of the loss alone.
+
+    With momentum a step also has older gradients in it; they count with the newest one.
+    """
+
+    def begin(self, net: MultiHead) -> None:
+        super().begin(net)
+        trained = [(name, p) for name, p in net.trunk.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in trained]
+        self._all = [parameter for _, parameter in trained]
+        self.start = [parameter.detach().clone() for parameter in self._all]
+        self.work = [torch.zeros_like(parameter) for parameter in self.start]
+
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        self._gradients = [p.grad.clone() for p in self._all if p.grad is not None]
+        self._before = [parameter.detach().clone() for parameter in self._all]
+        super().adjust(net, batch, objective)
+
+    def finish(self, net: MultiHead) -> None:
+        moved = torch._foreach_sub([parameter.detach() for parameter in self._all], self._before)
+        torch._foreach_addcmul_(self.work, self._gradients, moved, value=-1.0)
+
+    def importance(self, damping: float) -> Values:
+        """max(0, work / (distance^2 + damping)) of every parameter, by name."""
+        ends = [parameter.detach() for parameter in self._all]
+        rows = zip(self.names, self.work, ends, self.start, strict=True)
+        return {
+            name: (work / ((end - start) ** 2 + damping)).clamp_min(0) for name, work, end, start in rows
+        }  # fmt: skip
+
+
+class SI(SingleNet):
+    """Penalty  strength sum_i Omega_i (theta_i - theta*_i)^2: Omega a sum over tasks, theta* the last one's end."""
+
+    settings: ClassVar[Accepted] = {
+        **SingleNet.settings,
+        "strength": Range(0, whole=False),
+        "damping": Range(0, whole=False, open_low=True),
+    }
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._importance: Values = {}
+        self._pull: Values = {}
+
+    def rule(self, task: Task) -> PathIntegral:
+        # The springs' energy has a factor 1/2 that this one has not.
+        return PathIntegral(2 * self.config.settings["strength"], self._importance, self._pull)
+
+    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
+        assert isinstance(rule, PathIntegral)
+        for name, value in rule.importance(self.config.settings["damping"]).items():
+            self._importance[name] = self._importance.get(name, 0) + value
+        place: dict[str, Tensor] = {name: value.detach() for name, value in net.trunk.named_parameters()}
+        self._pull = {name: value * place[name] for name, value in self._importance.items()}
+        return 0
+
+    def storage(self) -> Storage:
+        """The network, and two values a parameter."""
+        net = super().storage()
+        more = sum(value.numel() for state in (self._importance, self._pull) for value in state.values())
+        return replace(net, parameters=net.parameters + more)

@@ -1,0 +1,211 @@
+"""One network for all tasks: what finetuning and the methods against forgetting have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from datasets.task import Episode, Task
+from methods.base import Accepted, Learned, Member, Method, Setting, Storage
+from methods.replay import Buffer
+from methods.steps import Batch, Rule
+from methods.training import predict_examples, replays, train_member
+from net import build_net, count_parameters
+from net.multihead import MultiHead
+from utils.config import RANGES, Range
+from utils.errors import TrainingError
+from utils.monitor import Monitor
+from utils.seeding import generator, seeded
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class NormRule(Rule):
+    """Batch normalisation that stays as the first task has left it, if asked to."""
+
+    frozen = False
+
+    def begin(self, net: MultiHead) -> None:
+        for module in net.modules():
+            if isinstance(module, BatchNorm):
+                module.train(not self.frozen)
+                for parameter in module.parameters():
+                    parameter.requires_grad_(not self.frozen)
+
+
+class SingleNet(Method):
+    """A trunk that every task goes on training, and a head per task.
+
+    Only the heads of the tasks that an episode trains on are in that episode's network: the others have
+    no gradient, no momentum and no weight decay.
+
+    The setting `bn` says what batch normalisation does, which all tasks share: `shared` follows the newest
+    task; `freeze_after_first` stays, statistics and weights, as the first task has left it; `per_task`
+    keeps a copy for each task.
+    """
+
+    settings: ClassVar[Accepted] = {"bn": ("shared", "per_task", "freeze_after_first")}
+    modes: ClassVar[frozenset[str]] = frozenset({"continual"})
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._trunk: nn.Module | None = None
+        self._heads: dict[int, tuple[Tensor, Tensor]] = {}  # weight [C, D] and bias [C] of each task
+        self._norms: dict[int, dict[str, Tensor]] = {}  # batch normalisation of each task, with bn: per_task
+        self._seen: list[int] = []  # no more of a task than its number outlives its episode
+
+    # What methods differ in.
+
+    def rule(self, task: Task) -> NormRule:
+        """What is done in every step while a task is learned."""
+        return NormRule()
+
+    def heads_with(self, task: Task) -> list[int]:
+        """Tasks whose heads are trained, or needed, together with a new one."""
+        return [task.id]
+
+    def past(self, task: Task) -> Iterator[Batch] | None:
+        """Batches of past tasks, one for every step."""
+        return None
+
+    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
+        """The task has been learned; returns how many gradients of single examples this took."""
+        return 0
+
+    # What they share.
+
+    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+        """Train the network on the new task."""
+        (task,) = episode.new
+        name = ("member", episode.number - 1)
+        with seeded(self.config.seed, *name):
+            net = self.network(self.heads_with(task), {task.id: task.num_outputs})
+            rule = self.rule(task)
+            rule.frozen = self.config.settings["bn"] == "freeze_after_first" and bool(self._seen)
+            try:
+                stats = train_member(
+                    net, [(task.id, task.train)], self.spec, self.config.hyper, self.compute, self.config.seed, name,
+                    monitor, augment=self.config.augment, rule=rule, past=self.past(task),
+                )  # fmt: skip
+            except TrainingError as error:
+                raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
+        self._keep_heads(net)
+        self._seen.append(task.id)
+        if self.config.settings["bn"] == "per_task":
+            self._norms[task.id] = {name: value.clone() for name, value in _norm_state(net.trunk).items()}
+        stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
+        seen = tuple(self._seen)
+        self.fresh = [Member(episode.number - 1, episode.number, seen, self.network(seen))]
+        return Learned((task.id,), {}, stats, changed=seen)
+
+    def predict(self, task: Task) -> Tensor:
+        """Probabilities of the network as it is now. [N, C]"""
+        net = self.network([task.id])
+        current = {name: value.clone() for name, value in _norm_state(net.trunk).items()} if self._norms else {}
+        _load(net.trunk, self._norms.get(task.id, {}))
+        predictions = predict_examples(net, task.id, task.test, self.spec, self.compute)
+        _load(net.trunk, current)
+        self.fresh[-1].predictions[task.id, "test"] = predictions
+        return predictions
+
+    def storage(self) -> Storage:
+        """One network; what a method needs beside it is added by the method."""
+        heads = sum(weight.numel() + bias.numel() for weight, bias in self._heads.values())
+        trunk = count_parameters(self._trunk) if self._trunk is not None else 0
+        norms = sum(value.numel() for state in self._norms.values() for value in state.values())
+        return Storage(0, 0, trunk + heads + norms, 1.0, trunk + heads // max(1, len(self._heads)))
+
+    def network(self, tasks: Sequence[int], new: Mapping[int, int] | None = None) -> MultiHead:
+        """The trunk, shared by all networks made here, with the heads of some tasks.
+
+        Args:
+            new: width of the head of tasks that have none yet.
+        """
+        sizes = {task: len(self._heads[task][1]) for task in tasks if task in self._heads} | dict(new or {})
+        hyper = self.config.hyper
+        if self._trunk is None:
+            net = build_net(hyper.model, self.spec.input_shape, hyper.dropout, sizes).to(self.compute.device)
+            self._trunk = net.trunk
+            return net
+        features = next(iter(self._heads.values()))[0].shape[1]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            net = MultiHead(self._trunk, features, sizes)
+            for task in new or {}:
+                # The same, however many other heads the network has.
+                bound = 1 / math.sqrt(features)
+                net.weight[net.rows(task)].uniform_(-bound, bound, generator=generator(self.config.seed, "head", task))
+            net.to(self.compute.device)
+            for task in sizes:
+                if task in self._heads:
+                    net.weight[net.rows(task)], net.bias[net.rows(task)] = self._heads[task]
+        return net
+
+    def _keep_heads(self, net: MultiHead) -> None:
+        for task in net.head_sizes:
+            rows = net.rows(task)
+            self._heads[task] = net.weight.detach()[rows].clone(), net.bias.detach()[rows].clone()
+
+
+class ReplayNet(SingleNet):
+    """A single network that keeps some examples of past tasks.
+
+    The buffer is filled when an episode ends: while a task is learned all its examples are at hand, so
+    what is replayed is of past tasks only. `memory` or `memory_per_class` of the command line wins over the
+    setting `memory_per_class`.
+    """
+
+    options = frozenset({"memory", "memory_per_class"})
+    # Statistics of a batch with several tasks belong to none of them.
+    settings: ClassVar[Accepted] = {
+        "bn": ("shared", "freeze_after_first"),
+        "memory_per_class": RANGES["memory_per_class"],
+        "buffer": ("balanced", "reservoir"),
+        "replay_batch": Range(1, 65536),
+    }
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        total, per_class = self.config.memory, self.config.memory_per_class
+        if total is None and per_class is None:
+            per_class = self.config.settings["memory_per_class"]
+        self.buffer = Buffer(total, per_class, self.config.settings["buffer"] == "reservoir", self.config.seed)
+
+    def heads_with(self, task: Task) -> list[int]:
+        return [*self.buffer.tasks, task.id]
+
+    def past(self, task: Task) -> Iterator[Batch] | None:
+        if not self.buffer.tasks:
+            return None
+        rng = generator(self.config.seed, "member", len(self._seen), "replay")
+        size = self.config.settings["replay_batch"]
+        return replays(self.buffer.mixture(), self.spec, size, rng, augment=self.config.augment)
+
+    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
+        self.buffer.add(task)
+        return 0
+
+    def storage(self) -> Storage:
+        """The network and the buffer."""
+        net = super().storage()
+        return replace(net, examples=self.buffer.size()[0], bytes=self.buffer.size()[1])
+
+
+def _norm_state(trunk: nn.Module) -> dict[str, Tensor]:
+    """Weights and statistics of batch normalisation, by name."""
+    return {
+        f"{name}.{key}": value
+        for name, module in trunk.named_modules()
+        if isinstance(module, BatchNorm)
+        for key, value in module.state_dict(keep_vars=False).items()
+    }
+
+
+def _load(trunk: nn.Module, state: Mapping[str, Tensor]) -> None:
+    here = _norm_state(trunk) if state else {}
+    for name, value in state.items():
+        here[name].copy_(value)

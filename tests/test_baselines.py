@@ -1,0 +1,484 @@
+"""Every baseline's algorithm against an independent truth: closed forms, brute force, geometry, statistics."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize, nnls
+from scipy.stats import chisquare
+from torch import nn
+
+from datasets.objectives import CrossEntropy
+from methods import METHODS
+from methods.agem import dot, project, rotate
+from methods.ewc import fisher
+from methods.gem import Constrained, dual, nonnegative_quadratic
+from methods.lwf import distillation
+from methods.replay import Buffer, balanced_order, reservoir
+from methods.si import PathIntegral
+from methods.steps import Batch
+from net.multihead import MultiHead
+from tests.test_training import new_net
+from tests.toys import run_toy, toy_config, toy_stream
+from utils.config import HyperConfig
+from utils.seeding import generator
+
+OBJECTIVE = CrossEntropy()
+LONGER = HyperConfig("conv", epochs=8, batch=8, dropout=0.0)
+
+
+class Linear(nn.Module):
+    """A trunk without nonlinearity: with a head it is softmax regression."""
+
+    def __init__(self, inputs, features):
+        super().__init__()
+        self.map = nn.Linear(inputs, features, bias=False)
+
+    def forward(self, x):
+        return self.map(x.flatten(1))
+
+
+# Fisher information
+
+
+def test_fisher_of_softmax_regression_has_a_closed_form():
+    """Trunk = W, head = identity: d log p(y)/dW = (e_y - p) x', so E_y of its square is p (1 - p) x^2."""
+    torch.manual_seed(0)
+    net = MultiHead(Linear(6, 4), 4, {1: 4})
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(4))
+    x = torch.randn(50, 6)
+    p = net(x, torch.ones(50, dtype=torch.long)).softmax(1).detach()
+    expected = torch.einsum("nc,ni->ci", p * (1 - p), x**2) / 50
+    found = fisher(net, x, torch.zeros(50, dtype=torch.long), 1, "exact", generator(0, "f"))
+    torch.testing.assert_close(found["map.weight"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["exact", "sample", "empirical"])
+def test_fisher_equals_a_loop_over_examples(form):
+    stream = toy_stream(1, count=20)
+    task = stream.tasks[0]
+    net = new_net(stream).eval()
+    inputs = stream.spec.preprocess(task.train_eval.store)
+    found = fisher(net, inputs, task.train_eval.targets, 1, form, generator(0, "f"))
+    rng, drawn = generator(0, "f"), []
+    with torch.no_grad():
+        p = net(inputs, torch.ones(len(inputs), dtype=torch.long)).softmax(1)
+    for part in p.split(16):
+        drawn += torch.multinomial(part, 1, generator=rng).flatten().tolist()
+    total = {name: torch.zeros_like(value) for name, value in net.trunk.named_parameters()}
+    for n, image in enumerate(inputs):
+        labels = {"exact": range(3), "sample": [drawn[n]], "empirical": [int(task.train_eval.targets[n])]}[form]
+        for label in labels:
+            net.zero_grad()
+            F.log_softmax(net(image[None], torch.ones(1, dtype=torch.long)), 1)[0, label].backward()
+            weight = float(p[n, label]) if form == "exact" else 1.0
+            for name, parameter in net.trunk.named_parameters():
+                total[name] += weight * parameter.grad**2 / len(inputs)
+    for name, value in total.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-7, msg=name)
+
+
+# Springs
+
+
+def penalty_gradient(rule, net):
+    """What a rule adds to gradients that are zero."""
+    rule.begin(net)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    rule.adjust(net, Batch(torch.zeros(2, 3), torch.zeros(2), torch.zeros(2)), OBJECTIVE)
+    return {name: parameter.grad.clone() for name, parameter in net.trunk.named_parameters()}
+
+
+def test_ewc_pulls_with_the_gradient_of_its_penalty():
+    """Two past tasks: autograd through strength/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2."""
+    torch.manual_seed(0)
+    config = toy_config(method="ewc", settings={"strength": 7.0})
+    method, _, _ = run_toy(config, toy_stream(1))
+    net = MultiHead(Linear(3, 2), 2, {1: 2})
+    method._stiffness, method._pull = {}, {}
+    past = [({"map.weight": torch.rand(2, 3)}, {"map.weight": torch.randn(2, 3)}) for _ in range(2)]
+    for stiffness, place in past:
+        method.consolidate(stiffness, place)
+    found = penalty_gradient(method.rule(toy_stream(1).tasks[0]), net)["map.weight"]
+    theta = net.trunk.map.weight.detach().clone().requires_grad_()
+    energy = 7 / 2 * sum((f["map.weight"] * (theta - at["map.weight"]) ** 2).sum() for f, at in past)
+    assert energy > 0
+    torch.testing.assert_close(found, torch.autograd.grad(energy, theta)[0])
+
+
+def test_online_ewc_keeps_one_spring_that_decays():
+    config = toy_config(method="ewc_online", settings={"strength": 3.0, "decay": 0.5})
+    method, _, _ = run_toy(config, toy_stream(1))
+    method._stiffness, method._pull = {}, {}
+    net = MultiHead(Linear(3, 2), 2, {1: 2})
+    first, second, place = torch.rand(2, 3), torch.rand(2, 3), torch.randn(2, 3)
+    method.consolidate({"map.weight": first}, {"map.weight": torch.randn(2, 3)})
+    method.consolidate({"map.weight": second}, {"map.weight": place})
+    found = penalty_gradient(method.rule(toy_stream(1).tasks[0]), net)["map.weight"]
+    theta = net.trunk.map.weight.detach()
+    torch.testing.assert_close(found, 3 * (0.5 * first + second) * (theta - place))
+
+
+@pytest.mark.parametrize("method", ["ewc", "ewc_online", "si"])
+def test_penalties_are_positive_after_a_perturbation_and_zero_where_the_task_ended(method):
+    learner, _, _ = run_toy(toy_config(method=method), toy_stream(1))
+    net = learner.network([1])
+    rule = learner.rule(toy_stream(1).tasks[0])
+    at_rest = penalty_gradient(rule, net)
+    assert all(value.abs().max() < 1e-5 for value in at_rest.values())
+    moved = {name: 0.1 * torch.randn_like(value) for name, value in at_rest.items()}
+    with torch.no_grad():
+        for name, parameter in net.trunk.named_parameters():
+            parameter += moved[name]
+    force = penalty_gradient(rule, net)
+    # Moving on in the same direction would raise the penalty.
+    assert sum((force[name] * moved[name]).sum() for name in force) > 0
+
+
+def test_springs_hold_the_trunk_where_it_was():
+    stream, learners = toy_stream(2), []
+    for strength in (0.0, 300.0):
+        config = replace(toy_config(method="ewc", settings={"strength": strength}), hyper=LONGER)
+        learners.append(run_toy(config, stream)[0])
+    first, _, _ = run_toy(config, toy_stream(1))
+    free, held = (
+        sum(
+            float((stiffness * (dict(learner._trunk.named_parameters())[name] - place) ** 2).detach().sum())
+            for (name, place), stiffness in zip(first._trunk.named_parameters(), first._stiffness.values(), strict=True)
+        )
+        for learner in learners
+    )
+    assert held < 0.5 * free
+
+
+def test_ewc_of_no_strength_is_finetuning_to_the_bit():
+    for name in ("ewc", "ewc_online", "si", "lwf"):
+        _, _, loose = run_toy(toy_config(method=name, settings={"strength": 0.0}), toy_stream(2))
+        _, _, free = run_toy(toy_config(method="finetune"), toy_stream(2))
+        for task in (1, 2):
+            if name == "lwf":  # its old heads are in the network: weight decay reaches them
+                torch.testing.assert_close(loose[-1][task], free[-1][task], rtol=1e-4, atol=1e-5)
+            else:
+                assert torch.equal(loose[-1][task], free[-1][task]), name
+
+
+# Synaptic intelligence
+
+
+def test_the_path_integral_is_the_loss_drop_on_a_quadratic():
+    """Small steps downhill on 1/2 sum a_i x_i^2: parameter i's work is its share of the drop."""
+    torch.manual_seed(0)
+    net = MultiHead(Linear(3, 2), 2, {1: 2})
+    rule = PathIntegral(0.0, {}, {})
+    rule.begin(net)
+    stiffness = torch.rand(2, 3) + 0.5
+    weight = net.trunk.map.weight
+    before = 0.5 * stiffness * weight.detach() ** 2
+    optimizer = torch.optim.SGD([weight], 0.001)
+    batch = Batch(torch.zeros(2, 3), torch.zeros(2), torch.zeros(2))
+    for _ in range(500):
+        optimizer.zero_grad()
+        (0.5 * stiffness * weight**2).sum().backward()
+        rule.adjust(net, batch, OBJECTIVE)
+        optimizer.step()
+        rule.finish(net)
+    drop = before - 0.5 * stiffness * weight.detach() ** 2
+    torch.testing.assert_close(rule.work[0], drop, rtol=2e-3, atol=1e-6)
+    distance = (weight.detach() - rule.start[0]) ** 2
+    torch.testing.assert_close(rule.importance(0.1)["map.weight"], rule.work[0].clamp_min(0) / (distance + 0.1))
+
+
+def test_the_path_integral_leaves_the_springs_out():
+    net = MultiHead(Linear(3, 2), 2, {1: 2})
+    spring = {"map.weight": torch.ones(2, 3)}
+    rules = [PathIntegral(strength, spring, spring) for strength in (0.0, 50.0)]
+    gradients = []
+    for rule in rules:
+        penalty_gradient(rule, net)
+        gradients.append(rule._gradients[0].clone())
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], torch.zeros(2, 3))
+
+
+# Distillation
+
+
+def test_distillation_is_zero_for_the_same_outputs_and_kl_otherwise():
+    torch.manual_seed(0)
+    old, new = torch.randn(5, 3, 4), torch.randn(5, 3, 4)
+    assert distillation(old, old, 2.0) == pytest.approx(0, abs=1e-6)
+    kl = F.kl_div((new / 2).log_softmax(-1), (old / 2).softmax(-1), reduction="none").sum(-1).mean()
+    assert distillation(new, old, 2.0) == pytest.approx(4 * float(kl), rel=1e-5)
+
+
+def test_distillation_has_the_gradient_of_finite_differences_also_beside_narrow_heads():
+    torch.manual_seed(1)
+    old = torch.randn(4, 2, 3, dtype=torch.float64)
+    new = torch.randn(4, 2, 3, dtype=torch.float64)
+    for outputs in (old, new):
+        outputs[:, 1, 2] = -torch.inf  # the second head has two outputs
+    leaf = new.clone().requires_grad_()
+    distillation(leaf, old, 2.0).backward()
+    assert leaf.grad.isfinite().all()
+    for index in [(0, 0, 0), (1, 0, 2), (2, 1, 1), (3, 1, 0)]:
+        sides = []
+        for sign in (1, -1):
+            moved = new.clone()
+            moved[index] += sign * 1e-2
+            sides.append(float(distillation(moved, old, 2.0)))
+        assert float(leaf.grad[index]) == pytest.approx((sides[0] - sides[1]) / 2e-2, rel=2e-2, abs=2e-5)
+
+
+# Gradients that do not harm
+
+VECTORS = st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=4, max_size=4)
+
+
+def combine(gradient, reference, factors):
+    return float(factors[0]) * gradient + float(factors[1]) * reference
+
+
+@given(VECTORS, VECTORS)
+@settings(max_examples=200, deadline=None)
+def test_agem_takes_the_nearest_gradient_that_does_not_raise_the_reference_loss(g, r):
+    g, r = torch.tensor(g), torch.tensor(r)
+    found = combine(g, r, project([g], [r]))
+    if dot([g], [r]) >= 0:
+        assert torch.equal(found, g)
+        return
+    assert float(found @ r) == pytest.approx(0, abs=1e-3)
+    # Nearest: what was taken away is along the reference.
+    taken = g - found
+    assert float(taken @ r) ** 2 == pytest.approx(float(taken @ taken) * float(r @ r), rel=1e-3, abs=1e-5)
+
+
+@given(VECTORS, VECTORS, st.floats(0, 5), st.floats(0, 5))
+@settings(max_examples=200, deadline=None)
+def test_mega_turns_without_stretching_to_the_best_angle(g, r, loss, reference_loss):
+    g, r = torch.tensor(g), torch.tensor(r)
+    if g.norm() < 0.1 or r.norm() < 0.1 or loss + reference_loss < 0.1:
+        return
+    cosine = float(g @ r / (g.norm() * r.norm()))
+    if abs(cosine) > 0.999:
+        return
+    found = combine(g, r, rotate([g], [r], torch.tensor(loss), torch.tensor(reference_loss)))
+    assert float(found.norm()) == pytest.approx(float(g.norm()), rel=1e-3)
+    # The angle from g is the maximiser of  l cos(b) + l_ref cos(theta - b)  over a fine grid.
+    theta = math.acos(cosine)
+    grid = np.linspace(0, theta, 20_001)
+    value = loss * np.cos(grid) + reference_loss * np.cos(theta - grid)
+    angle = math.acos(max(-1.0, min(1.0, float(found @ g / (found.norm() * g.norm())))))
+    reached = loss * math.cos(angle) + reference_loss * math.cos(theta - angle)
+    assert reached == pytest.approx(value.max(), rel=1e-3, abs=1e-3)
+
+
+def test_mega_without_a_loss_on_past_tasks_changes_nothing():
+    g, r = torch.randn(9), torch.randn(9)
+    found = combine(g, r, rotate([g], [r], torch.tensor(1.0), torch.tensor(0.0)))
+    torch.testing.assert_close(found, g, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 8), st.integers(0, 10_000))
+@settings(max_examples=100, deadline=None)
+def test_the_quadratic_solver_equals_scipys_nonnegative_least_squares(n, seed):
+    rng = np.random.default_rng(seed)
+    A, b = rng.standard_normal((n + 3, n)), rng.standard_normal(n + 3)
+    expected, _ = nnls(A, b)
+    found = nonnegative_quadratic(torch.tensor(A.T @ A), torch.tensor(-A.T @ b))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-7)
+
+
+@given(st.integers(1, 6), st.floats(0, 1), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_gems_projection_equals_a_generic_solver_and_keeps_its_constraints(tasks, margin, seed):
+    rng = torch.Generator().manual_seed(seed)
+    G = torch.randn(tasks, 30, generator=rng, dtype=torch.float64)
+    g = torch.randn(30, generator=rng, dtype=torch.float64)
+    v = dual(G @ G.T, G @ g, margin)
+    assert (v >= margin - 1e-12).all()
+    P = (G @ G.T).numpy() + 1e-3 * float((G**2).sum(1).mean()) * np.eye(tasks)
+    q = (G @ g).numpy()
+    generic = minimize(
+        lambda v: 0.5 * v @ P @ v + q @ v, np.full(tasks, margin + 1.0), jac=lambda v: P @ v + q,
+        bounds=[(margin, None)] * tasks, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10},
+    )  # fmt: skip
+    np.testing.assert_allclose(v.numpy(), generic.x, atol=1e-4)
+    projected = g + v @ G
+    # Every past loss falls or stays, up to what the thousandth on the diagonal allows.
+    slack = 1e-3 * float((G**2).sum(1).mean()) * float(v.max())
+    assert ((G @ projected) >= -slack - 1e-9).all()
+
+
+def test_gems_step_leaves_a_gradient_alone_that_harms_nobody():
+    stream = toy_stream(2)
+    net = new_net(stream).train()
+    images = stream.spec.preprocess(stream.tasks[0].train_eval.store[:8])
+    targets, ids = stream.tasks[0].train_eval.targets[:8], torch.ones(8, dtype=torch.long)
+    rule = Constrained(1, 0.5)
+    rule.begin(net)
+    # The reference batch is the batch itself: their gradients agree.
+    twice = Batch(torch.cat([images, images]), torch.cat([targets, targets]), torch.cat([ids, ids]), 8)
+    rule.loss(net, twice, OBJECTIVE).backward()
+    before = [parameter.grad.clone() for parameter in net.parameters()]
+    rule.adjust(net, twice, OBJECTIVE)
+    assert all(torch.equal(a, p.grad) for a, p in zip(before, net.parameters(), strict=True))
+    # Wrong labels: the references oppose it, and the projected gradient no longer raises their loss.
+    wrong = Batch(twice.inputs, torch.cat([targets, (targets + 1) % 2]), twice.task_ids, 8)
+    net.zero_grad()
+    rule.loss(net, wrong, OBJECTIVE).backward()
+    loss = OBJECTIVE.loss(net(images, ids), wrong.targets[8:])
+    reference = torch.autograd.grad(loss, list(net.parameters()))
+    gradients = [parameter.grad for parameter in net.parameters()]
+    assert dot(gradients, reference) < 0
+    rule.adjust(net, wrong, OBJECTIVE)
+    assert dot([parameter.grad for parameter in net.parameters()], reference) > -1e-4
+
+
+# What is kept
+
+
+def test_a_reservoir_keeps_every_example_equally_likely():
+    """Three tasks of 40, 25 and 35 into 10 slots, 4,000 times: chi-square over the 100 examples."""
+    counts = np.zeros(100)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(4000):
+        slots, seen = torch.full((10,), -1), 0
+        for count in (40, 25, 35):
+            chosen = reservoir(10, seen, count, rng)
+            slots = torch.where(chosen >= 0, chosen + seen, slots)
+            seen += count
+        assert len(set(slots.tolist())) == 10
+        counts[slots.numpy()] += 1
+    assert chisquare(counts).pvalue > 1e-4
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 100))
+@settings(max_examples=60, deadline=None)
+def test_every_beginning_of_a_balanced_order_is_balanced(targets, seed):
+    targets = torch.tensor(targets)
+    order = balanced_order(targets, generator(seed, "b"))
+    assert sorted(order.tolist()) == list(range(len(targets)))
+    sizes = torch.bincount(targets)
+    for end in range(1, len(order) + 1):
+        kept = torch.bincount(targets[order[:end]], minlength=len(sizes))
+        level = int(kept.max())
+        assert all(have >= min(level - 1, size) for have, size in zip(kept.tolist(), sizes.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("reservoir_form", [False, True])
+@given(total=st.integers(1, 60), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_a_buffer_stays_within_its_total_and_only_gets_smaller(reservoir_form, total, seed):
+    buffer = Buffer(total, None, reservoir_form, seed)
+    before = {}
+    for task in toy_stream(4, count=24).tasks:
+        buffer.add(task)
+        assert buffer.size()[0] == min(total, 24 * task.id)
+        now = {t: set(buffer.examples(t).rows.tolist()) for t in range(1, task.id + 1)}
+        assert all(now[t] <= before[t] for t in before)
+        assert all(len(rows) == len(buffer.examples(t)) for t, rows in now.items())
+        before = now
+
+
+def test_a_buffer_per_class_has_as_many_of_each():
+    buffer = Buffer(None, 5, False, 0)
+    for task in toy_stream(2, count=24).tasks:
+        buffer.add(task)
+        assert torch.bincount(buffer.examples(task.id).targets).tolist() == [5] * task.num_outputs
+
+
+# Methods as a whole
+
+
+def test_replaying_everything_of_one_past_task_sees_every_example_of_it():
+    method, _, _ = run_toy(toy_config(method="er", memory_per_class=100), toy_stream(2))
+    assert set(method.buffer.examples(1).rows.tolist()) == set(range(24))
+
+
+def test_the_two_forms_of_the_replay_loss_differ_by_a_factor():
+    """On equal halves the sum of two means is twice the mean over both."""
+    stream = toy_stream(2)
+    net = new_net(stream).eval()
+    images = stream.spec.preprocess(stream.tasks[0].train_eval.store[:16])
+    batch = Batch(images, stream.tasks[0].train_eval.targets[:16], torch.tensor([1, 2] * 8), 8)
+    rules = [
+        METHODS["er"].rule(run_toy(toy_config(method="er", settings={"replay_loss": form}), toy_stream(1))[0], None)
+        for form in ("mean", "sum")
+    ]
+    mean, both = (float(rule.loss(net, batch, OBJECTIVE).detach()) for rule in rules)
+    assert both == pytest.approx(2 * mean, rel=1e-5)
+
+
+def test_finetuning_forgets_and_remembering_does_not():
+    """Two tasks with the same images and opposite labels in a shared trunk: replay, springs and isolation help."""
+    stream = toy_stream(4, count=120)
+    after = {}
+    for name in ("finetune", "er", "cumulative", "isolated"):
+        config = toy_config(method=name)
+        config = config.__class__(
+            **{**vars(config), "hyper": config.hyper.__class__("conv", epochs=8, batch=8, dropout=0.0)}
+        )
+        _, _, predictions = run_toy(config, stream)
+        answers = [predictions[-1][t.id].argmax(1) == t.test.targets for t in stream.tasks[:-1]]
+        after[name] = float(torch.cat(answers).float().mean())
+    assert after["finetune"] < min(after["er"], after["cumulative"], after["isolated"])
+
+
+@pytest.mark.parametrize("method", ["finetune", "ewc"])
+def test_batch_normalisation_of_each_task(method):
+    """per_task: a task is answered with its own statistics, however long ago; frozen: nobody's change."""
+    stream = toy_stream(3)
+    states = {}
+    for bn in ("shared", "per_task", "freeze_after_first"):
+        learner, _, _ = run_toy(toy_config(method=method, settings={"bn": bn}), stream)
+        states[bn] = learner
+    first, _, _ = run_toy(toy_config(method=method, settings={"bn": "shared"}), toy_stream(1))
+    name = "norm2.running_mean"
+    assert torch.equal(states["per_task"]._norms[1][name], first._trunk.norm2.running_mean)
+    assert torch.equal(states["freeze_after_first"]._trunk.norm2.running_mean, first._trunk.norm2.running_mean)
+    assert torch.equal(states["freeze_after_first"]._trunk.norm2.weight, first._trunk.norm2.weight)
+    assert not torch.equal(states["shared"]._trunk.norm2.running_mean, first._trunk.norm2.running_mean)
+    # Asking about an old task does not disturb the newest one.
+    newest = states["per_task"]._trunk.norm2.running_mean.clone()
+    states["per_task"].predict(stream.tasks[0])
+    assert torch.equal(states["per_task"]._trunk.norm2.running_mean, newest)
+
+
+def test_heads_of_other_tasks_are_not_touched():
+    method, _, _ = run_toy(toy_config(method="finetune"), toy_stream(1))
+    before = [value.clone() for value in method._heads[1]]
+    method, _, _ = run_toy(toy_config(method="finetune"), toy_stream(3))
+    assert all(torch.equal(a, b) for a, b in zip(before, method._heads[1], strict=True))
+
+
+def test_an_isolated_ensemble_spends_what_the_zoo_spends():
+    stream = toy_stream(4)
+    spent = {}
+    for name in ("zoo", "isolated_ensemble"):
+        _, history, _ = run_toy(toy_config(method=name, tasks_per_round=3), stream)
+        spent[name] = [learned.stats.gradients for learned in history]
+    assert spent["zoo"] == spent["isolated_ensemble"]
+
+
+def test_joint_is_the_zoos_warm_start():
+    """One network on all tasks, in the multi-task mode."""
+    stream = toy_stream(3)
+    _, history, joint = run_toy(toy_config(method="joint", continual=False, rounds=1), stream)
+    assert history[0].tasks == (1, 2, 3)
+    _, _, warm = run_toy(toy_config(method="zoo", continual=False, rounds=1, warm_start=True), stream)
+    assert all(torch.equal(joint[0][t], warm[0][t]) for t in (1, 2, 3))
+
+
+def test_cumulative_has_one_network_of_all_tasks_seen():
+    stream = toy_stream(2)
+    method, history, _ = run_toy(toy_config(method="cumulative"), stream)
+    assert [learned.tasks for learned in history] == [(1,), (1, 2)]
+    assert method.storage().members_per_prediction == 1
+    assert method.storage().examples == 48
