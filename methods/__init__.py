@@ -12,6 +12,7 @@ from pathlib import Path
 
 from methods.agem import AGEM, MEGA
 from methods.base import Method, Setting
+from methods.der import DER, DERpp
 from methods.er import ER
 from methods.ewc import EWC, OnlineEWC
 from methods.finetune import Finetune
@@ -20,6 +21,7 @@ from methods.isolated import Isolated, IsolatedEnsemble
 from methods.joint import Cumulative, Joint
 from methods.lwf import LwF
 from methods.si import SI
+from methods.stable_sgd import StableSGD
 from methods.zoo import Zoo
 from utils.config import RunConfig, load_settings
 from utils.errors import UserError, unknown
@@ -31,11 +33,14 @@ METHODS: dict[str, type[Method]] = {
     "joint": Joint,
     "cumulative": Cumulative,
     "finetune": Finetune,
+    "stable_sgd": StableSGD,
     "ewc": EWC,
     "ewc_online": OnlineEWC,
     "si": SI,
     "lwf": LwF,
     "er": ER,
+    "der": DER,
+    "derpp": DERpp,
     "gem": GEM,
     "agem": AGEM,
     "mega": MEGA,

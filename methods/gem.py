@@ -16,7 +16,7 @@ from datasets.task import Mixture, Task
 from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
 from methods.steps import Batch, trained_parameters
-from methods.training import replays
+from methods.training import joined, replays
 from net.multihead import MultiHead
 from utils.config import Range
 from utils.seeding import generator
@@ -123,12 +123,3 @@ class GEM(ReplayNet):
 
     def rule(self, task: Task) -> NormRule:
         return Constrained(len(self.buffer.tasks), self.config.settings["margin"])
-
-
-def joined(parts: tuple[Batch, ...]) -> Batch:
-    """Several batches as one."""
-    return Batch(
-        torch.cat([part.inputs for part in parts]),
-        torch.cat([part.targets for part in parts]),
-        torch.cat([part.task_ids for part in parts]),
-    )

@@ -59,6 +59,7 @@ class Batch:
     targets: Tensor  # [B, *target]
     task_ids: Tensor  # [B]
     replayed: int = 0  # the last so many examples are of past tasks, drawn from a replay memory
+    recorded: Tensor | None = None  # [replayed, C] what the network once said to the replayed examples
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -68,7 +69,7 @@ class Batch:
         new = len(self) - self.replayed
         return (
             Batch(self.inputs[:new], self.targets[:new], self.task_ids[:new]),
-            Batch(self.inputs[new:], self.targets[new:], self.task_ids[new:]),
+            Batch(self.inputs[new:], self.targets[new:], self.task_ids[new:], recorded=self.recorded),
         )
 
 
@@ -77,14 +78,16 @@ def cosine(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def make_optimizer(net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9 and weight decay `l2_reg` on every parameter that is trained."""
+def make_optimizer(
+    net: MultiHead, hyper: HyperConfig, lr: float | Tensor, momentum: float = 0.9, nesterov: bool = True
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum and weight decay `l2_reg` on every parameter that is trained."""
     parameters = trained_parameters(net)
     return torch.optim.SGD(
         parameters,
         lr,
-        momentum=0.9,
-        nesterov=True,
+        momentum=momentum,
+        nesterov=nesterov,
         weight_decay=hyper.l2_reg,
         fused=parameters[0].device.type in ("cpu", "cuda"),
     )
@@ -98,6 +101,14 @@ class Rule:
     """
 
     capturable: ClassVar[bool] = True
+
+    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+        """What takes the steps; a new one for every network that is trained and every task."""
+        return make_optimizer(net, hyper, lr)
+
+    def rate(self, lr: float, step: int, steps: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return lr * cosine(step, steps)
 
     def begin(self, net: MultiHead) -> None:
         """The network is in training mode and about to be trained."""
@@ -144,7 +155,7 @@ class GradientSteps:
         # A captured step reads its learning rate from the device.
         captured = compute.captured and self._rule.capturable
         self._rate = torch.tensor(hyper.lr, device=compute.device) if captured else None
-        self._optimizer = make_optimizer(net, hyper, hyper.lr if self._rate is None else self._rate)
+        self._optimizer = rule.optimizer(net, hyper, hyper.lr if self._rate is None else self._rate)
         self._launched: Counter[tuple[int, int]] = Counter()  # steps by batch size, before one is captured
         self._captured: dict[tuple[int, int], tuple[Callable[[], None], Batch]] = {}
         self.done = 0
@@ -152,7 +163,7 @@ class GradientSteps:
 
     def __call__(self, batch: Batch) -> None:
         """Take one step on a batch, [B, ...]; any B."""
-        self.rate = self._hyper.lr * cosine(self.done, self._steps)
+        self.rate = self._rule.rate(self._hyper.lr, self.done, self._steps)
         if self._rate is None:
             self._optimizer.param_groups[0]["lr"] = self.rate
             self._step(batch)
@@ -186,12 +197,17 @@ class GradientSteps:
                 self._launched[size] += 1
                 self._step(batch)
                 return
-            place = Batch(batch.inputs.clone(), batch.targets.clone(), batch.task_ids.clone(), batch.replayed)
+            recorded = None if batch.recorded is None else batch.recorded.clone()
+            place = Batch(
+                batch.inputs.clone(), batch.targets.clone(), batch.task_ids.clone(), batch.replayed, recorded
+            )  # fmt: skip
             self._captured[size] = self._capture(place), place
         replay, place = self._captured[size]
         place.inputs.copy_(batch.inputs)
         place.targets.copy_(batch.targets)
         place.task_ids.copy_(batch.task_ids)
+        if place.recorded is not None and batch.recorded is not None:
+            place.recorded.copy_(batch.recorded)
         replay()
 
     def _capture(self, place: Batch) -> Callable[[], None]:

@@ -75,25 +75,40 @@ def batches(data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *,
             yield Batch(*batch)
 
 
-def replays(data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool) -> Iterator[Batch]:
-    """Batches of `size` examples of a replay memory, drawn with replacement, without end."""
+def replays(
+    data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool, recorded: Tensor | None = None
+) -> Iterator[Batch]:
+    """Batches of `size` examples of a replay memory, drawn with replacement, without end.
+
+    Args:
+        recorded: [len(data), C], comes along with the examples.
+    """
     chunk = size * max(1, _CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
     while True:
-        part = slice(0, chunk)
-        drawn = data.reordered(torch.randint(len(data), (chunk,), generator=rng))
+        picks = torch.randint(len(data), (chunk,), generator=rng)
+        drawn = data.reordered(picks)
         choices = spec.preprocess.draw(chunk, rng) if augment else None
-        inputs = spec.preprocess(drawn.inputs(part), None if choices is None else choices.to(data.device))
+        inputs = spec.preprocess(drawn.inputs(slice(0, chunk)), None if choices is None else choices.to(data.device))
+        along = [None] * (chunk // size) if recorded is None else recorded[picks.to(recorded.device)].split(size)
         split = (inputs.split(size), drawn.targets.split(size), drawn.task_ids.split(size))
-        for batch in zip(*split, strict=True):
-            yield Batch(*batch)
+        for (images, targets, task_ids), said in zip(zip(*split, strict=True), along, strict=True):
+            yield Batch(images, targets, task_ids, recorded=said)
 
 
 def with_replay(new: Iterator[Batch], past: Iterator[Batch]) -> Iterator[Batch]:
     """Each batch of the new task followed by one of the replay memory."""
     for batch, old in zip(new, past, strict=False):
-        both = zip((batch.inputs, batch.targets, batch.task_ids), (old.inputs, old.targets, old.task_ids), strict=True)
-        inputs, targets, task_ids = (torch.cat(pair) for pair in both)
-        yield Batch(inputs, targets, task_ids, len(old))
+        both = joined([batch, old])
+        yield replace(both, replayed=len(old), recorded=old.recorded)
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Several batches as one."""
+    return Batch(
+        torch.cat([part.inputs for part in parts]),
+        torch.cat([part.targets for part in parts]),
+        torch.cat([part.task_ids for part in parts]),
+    )
 
 
 def not_finite(what: str, epoch: int, hyper: HyperConfig, compute: Compute) -> TrainingError:

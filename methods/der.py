@@ -1,0 +1,119 @@
+"""Dark experience replay: past examples are answered as they once were, whatever their labels.
+
+Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.objectives import Objective
+from datasets.task import Examples, Mixture, Task
+from methods.base import Accepted, Setting
+from methods.single import NormRule, ReplayNet
+from methods.steps import Batch
+from methods.training import replays
+from net.multihead import MultiHead
+from utils.config import Range
+from utils.seeding import generator
+
+
+def squared_distance(outputs: Tensor, recorded: Tensor) -> Tensor:
+    """Mean of (z - z')^2 over the outputs of each example's own head; [N, C] both, -inf in `outputs` beside a head."""
+    own = outputs.isfinite()
+    difference = torch.where(own, outputs.float(), 0.0) - torch.where(own, recorded, 0.0)
+    return difference.square().sum() / own.sum()
+
+
+class DarkLoss(NormRule):
+    """CE(new) + alpha |h(x') - z'|^2 + beta CE(h(x''), y''), x' and x'' two draws of the same number."""
+
+    def __init__(self, alpha: float, beta: float | None) -> None:
+        self.alpha, self.beta = alpha, beta
+
+    def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
+        outputs = net(batch.inputs, batch.task_ids)
+        if batch.recorded is None:
+            return objective.loss(outputs, batch.targets)
+        new, past = batch.halves()
+        said, labelled = outputs[len(new) :], None
+        recorded = batch.recorded
+        if self.beta is not None:
+            half = len(past) // 2
+            said, labelled, recorded = said[:half], said[half:], recorded[:half]
+        loss = objective.loss(outputs[: len(new)], new.targets) + self.alpha * squared_distance(said, recorded)
+        if labelled is not None and self.beta is not None:
+            loss = loss + self.beta * objective.loss(labelled, past.targets[len(said) :])
+        return loss
+
+
+class DER(ReplayNet):
+    """What is answered is recorded when the task has been learned, on its images as they are, in test mode.
+
+    The paper records it in passing, in training mode, when an example enters the buffer. Here that would
+    be impossible for tasks that draw their examples fresh, and a network with batch normalisation answers in
+    training mode differently from what it will be asked to preserve.
+    """
+
+    settings: ClassVar[Accepted] = {**ReplayNet.settings, "alpha": Range(0, whole=False)}
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._recorded: dict[int, tuple[Tensor, Tensor]] = {}  # by task: rows in ascending order, outputs
+
+    def rule(self, task: Task) -> NormRule:
+        return DarkLoss(self.config.settings["alpha"], None)
+
+    @property
+    def draws(self) -> int:
+        """How many batches of past tasks a step has."""
+        return 1
+
+    def past(self, task: Task) -> Iterator[Batch] | None:
+        if not self.buffer.tasks:
+            return None
+        outputs = [self._of(self.buffer.examples(other), *self._recorded[other]) for other in self.buffer.tasks]
+        widest = max(task.num_outputs, *(part.shape[1] for part in outputs))
+        recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])
+        rng = generator(self.config.seed, "member", len(self._seen), "replay")
+        return replays(
+            self.buffer.mixture(), self.spec, self.draws * self.config.settings["replay_batch"], rng,
+            augment=self.config.augment, recorded=recorded,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
+        super().after(task, net, rule)
+        kept = self.buffer.examples(task.id)
+        rows, order = kept.rows.sort()
+        data = Mixture([(task.id, kept.subset(order))])
+        net.eval()
+        outputs = [
+            net(self.spec.preprocess(data.inputs(slice(start, start + 256))), data.task_ids[start : start + 256])
+            for start in range(0, len(data), 256)
+        ]
+        recorded = torch.cat([part.float() for part in outputs]) if outputs else torch.zeros(0, task.num_outputs)
+        self._recorded[task.id] = rows, recorded[:, : task.num_outputs].clone()
+        return 0
+
+    def _of(self, kept: Examples, rows: Tensor, outputs: Tensor) -> Tensor:
+        """What was recorded of the examples that are still kept, in their order."""
+        return outputs[torch.searchsorted(rows, kept.rows).to(outputs.device)]
+
+
+class DERpp(DER):
+    """DER, and the labels of a second draw."""
+
+    settings: ClassVar[Accepted] = {**DER.settings, "beta": Range(0, whole=False)}
+
+    def rule(self, task: Task) -> NormRule:
+        return DarkLoss(self.config.settings["alpha"], self.config.settings["beta"])
+
+    @property
+    def draws(self) -> int:
+        return 2

@@ -1,0 +1,46 @@
+"""Stable SGD: wide minima forget less, so dropout, small batches and a learning rate that falls from task to task.
+
+Mirzadeh et al., "Understanding the Role of Training Regimes in Continual Learning", NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from datasets.task import Task
+from methods.base import Accepted
+from methods.single import NormRule, SingleNet
+from methods.steps import make_optimizer
+from net.multihead import MultiHead
+from utils.config import HyperConfig, Range
+
+
+class StableRate(NormRule):
+    """Plain momentum and one learning rate for the whole task: max(lr decay^t, floor), t past tasks."""
+
+    def __init__(self, decay: float, floor: float, momentum: float, tasks: int) -> None:
+        self.factor, self.floor, self.momentum = decay**tasks, floor, momentum
+
+    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+        return make_optimizer(net, hyper, lr, self.momentum, nesterov=False)
+
+    def rate(self, lr: float, step: int, steps: int) -> float:
+        return max(lr * self.factor, min(lr, self.floor))
+
+
+class StableSGD(SingleNet):
+    """`lr` and `dropout` are those of the hyperparameter YAML."""
+
+    settings: ClassVar[Accepted] = {
+        **SingleNet.settings,
+        "decay": Range(0, 1, whole=False, open_low=True),
+        "floor": Range(0, whole=False),
+        "momentum": Range(0, 1, whole=False, open_high=True),
+    }
+
+    def rule(self, task: Task) -> NormRule:
+        settings = self.config.settings
+        return StableRate(settings["decay"], settings["floor"], settings["momentum"], len(self._seen))
