@@ -28,6 +28,7 @@ _AT_ONCE = 16  # examples whose gradients are held together
 Values = dict[str, Tensor]  # by name of the parameter
 
 
+@torch.no_grad()  # the gradients themselves are not to be differentiated
 def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: str, rng: torch.Generator) -> Values:
     """Diagonal of the Fisher information of the trunk's parameters: a mean over examples of squared gradients.
 
@@ -55,9 +56,8 @@ def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: 
     gradients = vmap(grad(log_likelihood), in_dims=(None, 0, 0), randomness="error")
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     for images, labels in zip(inputs.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
-        with torch.no_grad():
-            ids = torch.full((len(images),), task_id, device=images.device)
-            likelihoods = net(images, ids)[:, :classes].float().softmax(1)
+        ids = torch.full((len(images),), task_id, device=images.device)
+        likelihoods = net(images, ids)[:, :classes].float().softmax(1)
         if form == "exact":
             asked = [(torch.full_like(labels, label), likelihoods[:, label]) for label in range(classes)]
         elif form == "sample":

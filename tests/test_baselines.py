@@ -87,6 +87,7 @@ def test_fisher_equals_a_loop_over_examples(form):
             weight = float(p[n, label]) if form == "exact" else 1.0
             for name, parameter in net.trunk.named_parameters():
                 total[name] += weight * parameter.grad**2 / len(inputs)
+    assert not any(value.requires_grad for value in found.values())  # or it would hold all those passes
     for name, value in total.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-7, msg=name)
 
