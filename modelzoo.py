@@ -225,7 +225,8 @@ def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tupl
         except UserError as error:
             raise UserError(f"{hyper.path}: {error}") from None
         net.to(compute.device)
-        compute, launch = choose_launch(net, task.id, task.train, stream.spec, hyper, compute)
+        waits = METHODS[config.method].waits
+        compute, launch = choose_launch(net, task.id, task.train, stream.spec, hyper, compute, waits)
     return count_parameters(net.trunk), compute, launch
 
 

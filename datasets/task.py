@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -39,7 +39,7 @@ class Examples:
     def subset(self, positions: Tensor) -> Examples:
         """The examples at `positions`, [K] int64, repeats allowed."""
         rows = self.rows[positions.to(self.rows.device)]
-        return Examples(self.store, rows, self.targets[positions.to(self.targets.device)], self.view)
+        return replace(self, rows=rows, targets=self.targets[positions.to(self.targets.device)])
 
     @property
     def nbytes(self) -> int:

@@ -89,19 +89,15 @@ def first_examples_kept() -> AbstractContextManager[Any]:
 
 
 def losses_on_everything() -> AbstractContextManager[Any]:
-    """Training on the kept share as before, losses on all examples."""
-    add, source = ReplayMemory.add, ReplayMemory.source
-    shares: dict[int, ReplayMemory] = {}
+    """Training on the kept share as before, losses on all examples, behind the auditor's back."""
+    add, everything = ReplayMemory.add, {}
 
-    def add_all(self: ReplayMemory, task: Task) -> None:
-        shares[task.id] = ReplayMemory(self.fraction, self._seed)
-        add(shares[task.id], task)
-        self._kept[task.id] = task.train_eval
+    def add_all(self: ReplayMemory, task: Task) -> Any:
+        given = task.train_eval
+        everything[task.id] = Examples(given.store, given.rows, given.targets, given.view)
+        return add(self, task)
 
-    def source_of_share(self: ReplayMemory, task_id: int, tasks_in_member: int) -> Any:
-        return source(shares[task_id], task_id, tasks_in_member)
-
-    return patch.multiple(ReplayMemory, add=add_all, source=source_of_share)
+    return patch.multiple(ReplayMemory, add=add_all, examples=lambda self, task_id: everything[task_id])
 
 
 VARIANTS: dict[str, tuple[str | None, list[str], Callable[[], AbstractContextManager[Any]]]] = {

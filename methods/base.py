@@ -10,11 +10,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from datasets.objectives import Score
-from datasets.task import Episode, StreamSpec, Task
+from datasets.task import Episode, Examples, StreamSpec, Task
+from methods.audit import Budget
+from methods.replay import ReplayMemory
 from methods.steps import Compute
-from methods.training import TrainingStats
+from methods.training import TrainingStats, not_finite, predict_examples
 from net.multihead import MultiHead
 from utils.config import Range, RunConfig
+from utils.errors import TrainingError
 from utils.monitor import Monitor
 
 Accepted = Mapping[str, Range | Sequence[str]]  # values of settings: numbers, or one of some words
@@ -68,6 +71,8 @@ class Method(ABC):
         options: the fields of RunConfig that this method reads and others do not.
         settings: what config/method/<name>.yaml holds, and which values it accepts.
         modes: continual, multi-task or both.
+        waits: why the steps of this method cannot be CUDA graphs; "" if they can.
+        memory: the training examples that are kept.
         fresh: networks of the last episode, to be saved.
         fits: by task id, how many training examples are kept and how well the method fits them.
     """
@@ -75,15 +80,31 @@ class Method(ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     settings: ClassVar[Accepted] = {}
     modes: ClassVar[frozenset[str]] = frozenset({"continual", "multi-task"})
+    waits: ClassVar[str] = ""
 
     def __init__(self, setting: Setting) -> None:
         self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
+        self.memory = ReplayMemory(self.budget(), self.config.seed, self.config.settings.get("buffer") == "reservoir")
         self.fresh: list[Member] = []
         self.fits: dict[int, tuple[int, Score]] = {}
 
-    @abstractmethod
+    def budget(self) -> Budget:
+        """How many training examples of past tasks are kept."""
+        return Budget(fraction=0.0)
+
     def learn(self, episode: Episode, monitor: Monitor) -> Learned:
-        """Train on what the episode reveals and on what was kept of earlier ones."""
+        """Train on what the episode reveals and on what was kept of earlier ones.
+
+        Raises:
+            TrainingError: training diverged.
+            BudgetError: an example was read or kept that must not be.
+        """
+        with self.memory.auditor.lending(episode) as lent:
+            return self.train(lent, monitor)
+
+    @abstractmethod
+    def train(self, episode: Episode, monitor: Monitor) -> Learned:
+        """What `learn` does; the training examples of the episode are on loan until it returns."""
 
     @abstractmethod
     def predict(self, task: Task) -> Tensor:
@@ -92,3 +113,15 @@ class Method(ABC):
     @abstractmethod
     def storage(self) -> Storage:
         """What is held now."""
+
+    def ask(self, net: MultiHead, task_id: int, examples: Examples, place: str) -> Tensor:
+        """Predictions of a trained network, [N, C].
+
+        Raises:
+            TrainingError: they are not finite: the last step can destroy a network whose losses were all finite.
+        """
+        predictions = predict_examples(net, task_id, examples, self.spec, self.compute)
+        if not predictions.isfinite().all():
+            hyper = self.config.hyper
+            raise TrainingError(f"{place}: {not_finite('the prediction', hyper.epochs, hyper, self.compute)}")
+        return predictions

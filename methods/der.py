@@ -6,6 +6,7 @@ Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simpl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -13,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.objectives import Objective
-from datasets.task import Examples, Mixture, Task
-from methods.base import Accepted, Setting
+from datasets.task import Task
+from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, ReplayNet
 from methods.steps import Batch
-from methods.training import replays
+from methods.training import outputs_on, replays
 from net.multihead import MultiHead
 from utils.config import Range
 from utils.seeding import generator
@@ -64,7 +65,7 @@ class DER(ReplayNet):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self._recorded: dict[int, tuple[Tensor, Tensor]] = {}  # by task: rows in ascending order, outputs
+        self._recorded: dict[int, Tensor] = {}  # by task: outputs on what is kept of it, [kept, C]
 
     def rule(self, task: Task) -> NormRule:
         return DarkLoss(self.config.settings["alpha"], None)
@@ -75,35 +76,28 @@ class DER(ReplayNet):
         return 1
 
     def past(self, task: Task) -> Iterator[Batch] | None:
-        if not self.buffer.tasks:
+        if not self.memory.tasks:
             return None
-        outputs = [self._of(self.buffer.examples(other), *self._recorded[other]) for other in self.buffer.tasks]
+        outputs = [self._recorded[other] for other in self.memory.tasks]
         widest = max(task.num_outputs, *(part.shape[1] for part in outputs))
         recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
         return replays(
-            self.buffer.mixture(), self.spec, self.draws * self.config.settings["replay_batch"], rng,
+            self.memory.mixture(), self.spec, self.draws * self.config.settings["replay_batch"], rng,
             augment=self.config.augment, recorded=recorded,
         )  # fmt: skip
 
-    @torch.no_grad()
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
-        super().after(task, net, rule)
-        kept = self.buffer.examples(task.id)
-        rows, order = kept.rows.sort()
-        data = Mixture([(task.id, kept.subset(order))])
-        net.eval()
-        outputs = [
-            net(self.spec.preprocess(data.inputs(slice(start, start + 256))), data.task_ids[start : start + 256])
-            for start in range(0, len(data), 256)
-        ]
-        recorded = torch.cat([part.float() for part in outputs]) if outputs else torch.zeros(0, task.num_outputs)
-        self._recorded[task.id] = rows, recorded[:, : task.num_outputs].clone()
+        for other, stay in self.memory.add(task).items():
+            self._recorded[other] = self._recorded[other][stay.to(self.compute.device)]
+        parts = list(outputs_on(net, task.id, self.memory.examples(task.id), self.spec, self.compute))
+        self._recorded[task.id] = torch.cat(parts).float() if parts else torch.zeros(0, task.num_outputs)
         return 0
 
-    def _of(self, kept: Examples, rows: Tensor, outputs: Tensor) -> Tensor:
-        """What was recorded of the examples that are still kept, in their order."""
-        return outputs[torch.searchsorted(rows, kept.rows).to(outputs.device)]
+    def storage(self) -> Storage:
+        """The network, and the examples with what is recorded of them."""
+        held = super().storage()
+        return replace(held, bytes=held.bytes + sum(outputs.nbytes for outputs in self._recorded.values()))
 
 
 class DERpp(DER):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datasets.task import Examples, Task, TrainSource
 from methods.base import Member, Method, Setting, Storage
-from methods.training import TrainingStats, not_finite, predict_examples, train_member
+from methods.training import TrainingStats, train_member
 from net import build_net, count_parameters
 from utils.errors import TrainingError
 from utils.monitor import Monitor
@@ -35,10 +35,10 @@ class PredictionCache:
         """Weighted mean over the members counted so far, [N, C]."""
         return self._means[task_id, split][0]
 
-    @property
-    def nbytes(self) -> int:
-        """What is kept."""
-        return sum(mean.nbytes for mean, _, _ in self._means.values())
+    def restrict(self, task_id: int, split: str, positions: Tensor) -> None:
+        """Go on with the examples at `positions` only."""
+        mean, weights, members = self._means[task_id, split]
+        self._means[task_id, split] = mean[positions.to(mean.device)], weights, members
 
     def members(self, task_id: int, split: str) -> int:
         """How many members were counted."""
@@ -112,11 +112,8 @@ class Ensemble(Method):
     def count(self, member: Member, task_id: int, split: str, examples: Examples) -> None:
         """Add the member's predictions to the average, once, if it saw the task."""
         if task_id in member.tasks and (task_id, split) not in member.predictions:
-            predictions = predict_examples(member.net, task_id, examples, self.spec, self.compute)
-            # The last step can destroy a network whose losses were all finite.
-            if not predictions.isfinite().all():
-                error = not_finite("the prediction", self.config.hyper.epochs, self.config.hyper, self.compute)
-                raise TrainingError(f"{_place(member.episode, member.number, member.tasks)}: {error}")
+            place = _place(member.episode, member.number, member.tasks)
+            predictions = self.ask(member.net, task_id, examples, place)
             member.predictions[task_id, split] = predictions
             self.cache.add(task_id, split, predictions, self._weights[task_id][member.number])
 
@@ -124,7 +121,7 @@ class Ensemble(Method):
         """All members are stored; one prediction asks those that saw the task."""
         tasks = max(1, len(self._head_sizes))
         mean = sum(map(len, self._weights.values())) / tasks
-        return Storage(0, 0, self._parameters, mean, self._used / tasks)
+        return Storage(*self.memory.size(), self._parameters, mean, self._used / tasks)
 
 
 def _place(episode: int, member: int, tasks: Sequence[int]) -> str:

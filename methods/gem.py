@@ -72,8 +72,6 @@ def dual(products: Tensor, violations: Tensor, margin: float) -> Tensor:
 class Constrained(NormRule):
     """One reference gradient per past task, and the nearest gradient that makes an obtuse angle with none."""
 
-    capturable = False  # whether anything has to be done depends on the gradients
-
     def __init__(self, tasks: int, margin: float) -> None:
         self.tasks, self.margin = tasks, margin
 
@@ -107,19 +105,20 @@ class GEM(ReplayNet):
     """`replay_batch` examples of each past task in every step."""
 
     settings: ClassVar[Accepted] = {**ReplayNet.settings, "margin": Range(0, whole=False)}
+    waits = "whether GEM has to project depends on the gradients"
 
     def past(self, task: Task) -> Iterator[Batch] | None:
-        if not self.buffer.tasks:
+        if not self.memory.tasks:
             return None
         size = self.config.settings["replay_batch"]
         streams = [
             replays(
-                Mixture([(other, self.buffer.examples(other))]), self.spec, size,
+                Mixture([(other, self.memory.examples(other))]), self.spec, size,
                 generator(self.config.seed, "member", len(self._seen), "replay", other), augment=self.config.augment,
             )
-            for other in self.buffer.tasks
+            for other in self.memory.tasks
         ]  # fmt: skip
         return (joined(parts) for parts in zip(*streams, strict=True))
 
     def rule(self, task: Task) -> NormRule:
-        return Constrained(len(self.buffer.tasks), self.config.settings["margin"])
+        return Constrained(len(self.memory.tasks), self.config.settings["margin"])

@@ -12,7 +12,7 @@ from utils.monitor import Monitor
 class Isolated(Ensemble):
     """Nothing is kept of a task but its network. Network k is initialised and trained like member k of a zoo."""
 
-    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+    def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train one network for each new task."""
         self.reveal(episode.new)
         stats = TrainingStats()
@@ -32,7 +32,7 @@ class IsolatedEnsemble(Ensemble):
     options = frozenset({"tasks_per_round"})
     modes = frozenset({"continual"})
 
-    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+    def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train several networks for the new task."""
         self.reveal(episode.new)
         (task,) = episode.new

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from datasets.task import Episode
-from methods.base import Learned, Setting, Storage
+from methods.audit import Budget
+from methods.base import Learned
 from methods.ensemble import Ensemble
-from methods.replay import ReplayMemory
 from utils.monitor import Monitor
 
 
@@ -16,7 +14,7 @@ class Joint(Ensemble):
 
     modes = frozenset({"multi-task"})
 
-    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+    def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train on everything."""
         self.reveal(episode.new)
         sources = {task.id: task.train for task in episode.new}
@@ -29,22 +27,16 @@ class Cumulative(Ensemble):
 
     modes = frozenset({"continual"})
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        self._memory = ReplayMemory(1.0, self.config.seed)
+    def budget(self) -> Budget:
+        return Budget(fraction=1.0)
 
-    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+    def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train on the new task and all before it; the network of the episode before is let go."""
         self.reveal(episode.new)
         for task in episode.new:
-            self._memory.add(task)
+            self.memory.add(task)
         self.forget()
-        tasks = self._memory.tasks
-        sources = {task: self._memory.source(task, len(tasks)) for task in tasks}
+        tasks = self.memory.tasks
+        sources = {task: self.memory.source(task, len(tasks)) for task in tasks}
         stats = self.grow(episode.number, sources, dict.fromkeys(sources, 1.0), monitor)
         return Learned(tasks, {}, stats, changed=tasks)
-
-    def storage(self) -> Storage:
-        """One network and all examples."""
-        examples, count = self._memory.size()
-        return replace(super().storage(), examples=examples, bytes=count)

@@ -8,105 +8,81 @@ import torch
 from torch import Tensor
 
 from datasets.task import Examples, Mixture, Table, Task, TrainSource
+from methods.audit import Auditor, Budget
 from utils.seeding import generator
 
 
 class ReplayMemory:
-    """Keeps a fraction of the training examples of each task, drawn once when the task arrives.
+    """Keeps some training examples of each task, drawn when the task arrives; later they can only get fewer.
 
-    Nothing but what is kept is ever handed out again, neither for training nor for boosting losses.
+    Nothing else is ever handed out again, neither for training nor for boosting losses: see Auditor.
 
     Args:
-        fraction: of each class of a task, rounded down but at least one example; 1 keeps everything
-            (a generator of examples stays a generator), 0 nothing.
+        budget: how many. A fraction of 1 keeps everything (a generator of examples stays a generator); a total
+            is shared by all tasks, so that earlier ones have to make room.
         seed: of the run.
+        reservoir: with a total, every example seen so far is kept with the same probability (Vitter 1985,
+            algorithm R), instead of as many of each task and, within it, of each class.
+
+    Attributes:
+        auditor: lends a method its training examples.
     """
 
-    def __init__(self, fraction: float, seed: int) -> None:
-        self.fraction = fraction
-        self._seed = seed
+    def __init__(self, budget: Budget, seed: int, reservoir: bool = False) -> None:
+        if reservoir and budget.total is None:
+            raise ValueError("a reservoir has a total")
+        self.budget, self.auditor = budget, Auditor(budget)
+        self._seed, self._reservoir = seed, reservoir
         self._kept: dict[int, Examples] = {}
-        self._sources: dict[int, TrainSource] = {}
+        self._whole: dict[int, int] = {}  # by task: how many examples it had
+        self._sources: dict[int, TrainSource] = {}  # of tasks that are kept whole
+        self._slots: dict[int, Tensor] = {}  # of a reservoir, by task: where its kept examples are
+        self._seen = 0
 
-    def add(self, task: Task) -> None:
-        """Keep the task's share."""
-        if self.fraction == 1:
-            self._kept[task.id], self._sources[task.id] = task.train_eval, task.train
-        elif self.fraction > 0:
-            rng = generator(self._seed, "replay", task.id)
-            self._kept[task.id] = task.train_eval.subset(balanced_subset(task.train_eval.targets, self.fraction, rng))
+    def add(self, task: Task) -> dict[int, Tensor]:
+        """Keep a new task's share; earlier tasks may have to make room.
 
-    def examples(self, task_id: int) -> Examples | None:
-        """What was kept of a task, un-augmented; None if nothing was."""
-        return self._kept.get(task_id)
+        Returns:
+            Of each task that had to: positions, among its examples kept before, of those that stay.
+        """
+        if self.budget.fraction == 0:
+            return {}
+        rng = generator(self._seed, "replay", task.id)
+        self._whole[task.id] = len(task.train_eval)
+        if self.budget.fraction is not None:
+            if self.budget.fraction == 1:
+                self._sources[task.id] = task.train
+            chosen = {task.id: balanced_subset(task.train_eval.targets, self.budget.fraction, rng)}
+        elif self.budget.per_class is not None:
+            order = balanced_order(task.train_eval.targets, rng)
+            chosen = {task.id: first_of_each(task.train_eval.targets, order, self.budget.per_class, task.num_outputs)}
+        elif self._reservoir:
+            chosen = self._into_slots(task.id, rng)
+        else:
+            chosen = self._shares(task, rng)
+        self._kept.update(self.auditor.keep(chosen))
+        return {other: stay for other, stay in chosen.items() if other != task.id}
+
+    def examples(self, task_id: int) -> Examples:
+        """What is kept of a task, un-augmented."""
+        return self._kept[task_id]
+
+    def share(self, task_id: int) -> float:
+        """How much of a task is kept, in [0, 1]."""
+        if self.budget.fraction is not None:
+            return self.budget.fraction
+        return len(self._kept[task_id]) / self._whole[task_id]
 
     def source(self, task_id: int, tasks_in_member: int) -> TrainSource:
         """What a member of m tasks trains on for a past task.
 
-        With a fraction f < 1 the kept examples are repeated max(1, int(1 / ((m - 1) f))) times, so that
+        Where a share f < 1 is kept, its examples are repeated max(1, int(1 / ((m - 1) f))) times, so that
         past tasks together weigh about as much as the new one (Ramesh & Chaudhari 2022, authors' code).
         """
-        if self.fraction == 1:
+        if task_id in self._sources:
             return self._sources[task_id]
-        return Table(self._kept[task_id], max(1, int(1 / ((tasks_in_member - 1) * self.fraction))))
-
-    @property
-    def tasks(self) -> tuple[int, ...]:
-        """Tasks of which something was kept, in the order of their arrival."""
-        return tuple(self._kept)
-
-    def size(self) -> tuple[int, int]:
-        """Examples and bytes kept."""
-        return sum(map(len, self._kept.values())), sum(kept.nbytes for kept in self._kept.values())
-
-
-class Buffer:
-    """Training examples of past tasks within a fixed number, for methods that replay a few in every step.
-
-    A task's share is drawn when the task arrives and only ever gets smaller. Nothing outside it is read again.
-
-    Args:
-        total: of examples; or
-        per_class: of examples of each class of each task.
-        reservoir: with `total`, every example seen so far is kept with the same probability (Vitter 1985,
-            algorithm R), instead of as many of each task and, within it, of each class.
-        seed: of the run.
-    """
-
-    def __init__(self, total: int | None, per_class: int | None, reservoir: bool, seed: int) -> None:
-        if (total is None) == (per_class is None):
-            raise ValueError("a buffer has either a total or a number per class")
-        self._total, self._per_class, self._reservoir, self._seed = total, per_class, reservoir, seed
-        self._kept: dict[int, Examples] = {}
-        self._slots: dict[int, Tensor] = {}  # of a reservoir, by task: where its kept examples are
-        self._seen = 0
-
-    def add(self, task: Task) -> None:
-        """Keep the task's share; other tasks may have to make room."""
-        rng = generator(self._seed, "replay", task.id)
-        if self._total is not None and self._reservoir:
-            order = torch.randperm(len(task.train_eval), generator=rng)
-            chosen = reservoir(self._total, self._seen, len(order), rng)
-            self._seen += len(order)
-            taken = (chosen >= 0).nonzero().flatten()
-            for other, slots in self._slots.items():
-                stay = (chosen[slots] < 0).nonzero().flatten()
-                self._slots[other], self._kept[other] = slots[stay], self._kept[other].subset(stay)
-            self._slots[task.id], self._kept[task.id] = taken, task.train_eval.subset(order[chosen[taken]])
-            return
-        self._kept[task.id] = task.train_eval.subset(balanced_order(task.train_eval.targets, rng))
-        if self._per_class is not None:
-            count = min(self._per_class * task.num_outputs, len(task.train_eval))
-            self._kept[task.id] = self._kept[task.id].subset(torch.arange(count))
-        elif self._total is not None:
-            share, more = divmod(self._total, len(self._kept))
-            for place, (other, kept) in enumerate(self._kept.items()):
-                count = min(share + (place < more), len(kept))
-                self._kept[other] = kept.subset(torch.arange(count))
-
-    def examples(self, task_id: int) -> Examples:
-        """What is kept of a task; may be nothing."""
-        return self._kept[task_id]
+        others = max(1, tasks_in_member - 1)
+        return Table(self._kept[task_id], max(1, int(1 / (others * self.share(task_id)))))
 
     @property
     def tasks(self) -> tuple[int, ...]:
@@ -120,6 +96,31 @@ class Buffer:
     def size(self) -> tuple[int, int]:
         """Examples and bytes kept."""
         return sum(map(len, self._kept.values())), sum(kept.nbytes for kept in self._kept.values())
+
+    def _shares(self, task: Task, rng: torch.Generator) -> dict[int, Tensor]:
+        """As many of each task; every beginning of what is kept of a task is balanced, so the rest is let go."""
+        assert self.budget.total is not None
+        share, more = divmod(self.budget.total, len(self._kept) + 1)
+        chosen = {}
+        for place, (other, kept) in enumerate(self._kept.items()):
+            if len(kept) > share + (place < more):
+                chosen[other] = torch.arange(share + (place < more))
+        chosen[task.id] = balanced_order(task.train_eval.targets, rng)[:share]
+        return chosen
+
+    def _into_slots(self, task_id: int, rng: torch.Generator) -> dict[int, Tensor]:
+        assert self.budget.total is not None
+        order = torch.randperm(self._whole[task_id], generator=rng)
+        taken_by = reservoir(self.budget.total, self._seen, len(order), rng)
+        self._seen += len(order)
+        chosen = {}
+        for other, slots in self._slots.items():
+            stay = (taken_by[slots] < 0).nonzero().flatten()
+            if len(stay) < len(slots):
+                chosen[other], self._slots[other] = stay, slots[stay]
+        self._slots[task_id] = (taken_by >= 0).nonzero().flatten()
+        chosen[task_id] = order[taken_by[self._slots[task_id]]]
+        return chosen
 
 
 def reservoir(size: int, seen: int, count: int, rng: torch.Generator) -> Tensor:
@@ -145,12 +146,16 @@ def balanced_order(targets: Tensor, rng: torch.Generator) -> Tensor:
     """
     classes = _classes(targets)
     order = torch.randperm(len(classes), generator=rng)
-    rank = torch.empty(len(classes), dtype=torch.long)
-    for value in classes.unique():
-        members = order[classes[order] == value]
-        rank[members] = torch.arange(len(members))
     # First one of each class, then a second one of each: by rank, in random order within a rank.
-    return order[rank[order].argsort(stable=True)]
+    return order[_ranks(classes[order]).argsort(stable=True)]
+
+
+def first_of_each(targets: Tensor, order: Tensor, count: int, num_outputs: int) -> Tensor:
+    """The positions in `order` up to the `count`-th of each class; count * num_outputs if there are no classes."""
+    classes = _classes(targets)
+    if classes.is_floating_point():
+        return order[: count * num_outputs]
+    return order[_ranks(classes[order]) < count]
 
 
 def balanced_subset(targets: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
@@ -165,8 +170,17 @@ def balanced_subset(targets: Tensor, fraction: float, rng: torch.Generator) -> T
         # 0.29 * 100 is 28.999999999999996
         count = max(1, math.floor(fraction * len(of_class) + 1e-9))
         picks.append(of_class[torch.randperm(len(of_class), generator=rng)[:count]])
-    return torch.cat(picks).sort().values.to(targets.device)
+    return torch.cat(picks).sort().values
 
 
 def _classes(targets: Tensor) -> Tensor:
     return targets.cpu() if targets.ndim == 1 and not targets.is_floating_point() else torch.zeros(len(targets))
+
+
+def _ranks(classes: Tensor) -> Tensor:
+    """For each position, how many of the same class come before it."""
+    rank = torch.empty(len(classes), dtype=torch.long)
+    for value in classes.unique():
+        members = (classes == value).nonzero().flatten()
+        rank[members] = torch.arange(len(members))
+    return rank

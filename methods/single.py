@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from datasets.task import Episode, Task
+from methods.audit import Budget
 from methods.base import Accepted, Learned, Member, Method, Setting, Storage
-from methods.replay import Buffer
 from methods.steps import Batch, Rule
-from methods.training import predict_examples, replays, train_member
+from methods.training import replays, train_member
 from net import build_net, count_parameters
 from net.multihead import MultiHead
 from utils.config import RANGES, Range
-from utils.errors import TrainingError
+from utils.errors import TrainingError, UserError
 from utils.monitor import Monitor
 from utils.seeding import generator, seeded
 
@@ -46,7 +46,7 @@ class SingleNet(Method):
 
     The setting `bn` says what batch normalisation does, which all tasks share: `shared` follows the newest
     task; `freeze_after_first` stays, statistics and weights, as the first task has left it; `per_task`
-    keeps a copy for each task.
+    keeps a copy for each task. A method whose trunk differs from task to task in more than that says so in `own`.
     """
 
     settings: ClassVar[Accepted] = {"bn": ("shared", "per_task", "freeze_after_first")}
@@ -77,9 +77,13 @@ class SingleNet(Method):
         """The task has been learned; returns how many gradients of single examples this took."""
         return 0
 
+    def own(self, task_id: int) -> Mapping[str, Tensor]:
+        """Parameters and statistics of the trunk, by name, that are not the newest ones where the task is answered."""
+        return self._norms.get(task_id, {})
+
     # What they share.
 
-    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+    def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train the network on the new task."""
         (task,) = episode.new
         name = ("member", episode.number - 1)
@@ -97,7 +101,7 @@ class SingleNet(Method):
         self._keep_heads(net)
         self._seen.append(task.id)
         if self.config.settings["bn"] == "per_task":
-            self._norms[task.id] = {name: value.clone() for name, value in _norm_state(net.trunk).items()}
+            self._norms[task.id] = {name: value.clone() for name, value in norm_state(net.trunk).items()}
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
         seen = tuple(self._seen)
         self.fresh = [Member(episode.number - 1, episode.number, seen, self.network(seen))]
@@ -105,11 +109,14 @@ class SingleNet(Method):
 
     def predict(self, task: Task) -> Tensor:
         """Probabilities of the network as it is now. [N, C]"""
-        net = self.network([task.id])
-        current = {name: value.clone() for name, value in _norm_state(net.trunk).items()} if self._norms else {}
-        _load(net.trunk, self._norms.get(task.id, {}))
-        predictions = predict_examples(net, task.id, task.test, self.spec, self.compute)
-        _load(net.trunk, current)
+        net, own = self.network([task.id]), self.own(task.id)
+        here = net.trunk.state_dict()
+        newest = {name: here[name].clone() for name in own}
+        for name, value in own.items():
+            here[name].copy_(value)
+        predictions = self.ask(net, task.id, task.test, f"episode {self.fresh[-1].episode} (task {task.id})")
+        for name, value in newest.items():
+            here[name].copy_(value)
         self.fresh[-1].predictions[task.id, "test"] = predictions
         return predictions
 
@@ -118,7 +125,7 @@ class SingleNet(Method):
         heads = sum(weight.numel() + bias.numel() for weight, bias in self._heads.values())
         trunk = count_parameters(self._trunk) if self._trunk is not None else 0
         norms = sum(value.numel() for state in self._norms.values() for value in state.values())
-        return Storage(0, 0, trunk + heads + norms, 1.0, trunk + heads // max(1, len(self._heads)))
+        return Storage(*self.memory.size(), trunk + heads + norms, 1.0, trunk + heads // max(1, len(self._heads)))
 
     def network(self, tasks: Sequence[int], new: Mapping[int, int] | None = None) -> MultiHead:
         """The trunk, shared by all networks made here, with the heads of some tasks.
@@ -154,7 +161,7 @@ class SingleNet(Method):
 class ReplayNet(SingleNet):
     """A single network that keeps some examples of past tasks.
 
-    The buffer is filled when an episode ends: while a task is learned all its examples are at hand, so
+    The memory is filled when an episode ends: while a task is learned all its examples are at hand, so
     what is replayed is of past tasks only. `memory` or `memory_per_class` of the command line wins over the
     setting `memory_per_class`.
     """
@@ -168,34 +175,30 @@ class ReplayNet(SingleNet):
         "replay_batch": Range(1, 65536),
     }
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def budget(self) -> Budget:
         total, per_class = self.config.memory, self.config.memory_per_class
+        if total is None and self.config.settings["buffer"] == "reservoir":
+            raise UserError(f"--method {self.config.method}: its setting buffer: reservoir needs --memory")
         if total is None and per_class is None:
             per_class = self.config.settings["memory_per_class"]
-        self.buffer = Buffer(total, per_class, self.config.settings["buffer"] == "reservoir", self.config.seed)
+        return Budget(total=total, per_class=per_class)
 
     def heads_with(self, task: Task) -> list[int]:
-        return [*self.buffer.tasks, task.id]
+        return [*self.memory.tasks, task.id]
 
     def past(self, task: Task) -> Iterator[Batch] | None:
-        if not self.buffer.tasks:
+        if not self.memory.tasks:
             return None
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
         size = self.config.settings["replay_batch"]
-        return replays(self.buffer.mixture(), self.spec, size, rng, augment=self.config.augment)
+        return replays(self.memory.mixture(), self.spec, size, rng, augment=self.config.augment)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
-        self.buffer.add(task)
+        self.memory.add(task)
         return 0
 
-    def storage(self) -> Storage:
-        """The network and the buffer."""
-        net = super().storage()
-        return replace(net, examples=self.buffer.size()[0], bytes=self.buffer.size()[1])
 
-
-def _norm_state(trunk: nn.Module) -> dict[str, Tensor]:
+def norm_state(trunk: nn.Module) -> dict[str, Tensor]:
     """Weights and statistics of batch normalisation, by name."""
     return {
         f"{name}.{key}": value
@@ -203,9 +206,3 @@ def _norm_state(trunk: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, BatchNorm)
         for key, value in module.state_dict(keep_vars=False).items()
     }
-
-
-def _load(trunk: nn.Module, state: Mapping[str, Tensor]) -> None:
-    here = _norm_state(trunk) if state else {}
-    for name, value in state.items():
-        here[name].copy_(value)

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,13 +93,7 @@ def make_optimizer(
 
 
 class Rule:
-    """What a method does in a gradient step beside it; this one does nothing more than supervised training.
-
-    Attributes:
-        capturable: no operation waits for the device or depends on what it has computed.
-    """
-
-    capturable: ClassVar[bool] = True
+    """What a method does in a gradient step beside it; this one does nothing more than supervised training."""
 
     def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
         """What takes the steps; a new one for every network that is trained and every task."""
@@ -112,6 +105,9 @@ class Rule:
 
     def begin(self, net: MultiHead) -> None:
         """The network is in training mode and about to be trained."""
+
+    def before(self, step: int, steps: int) -> None:
+        """Before a step, counted from 0; what must not be part of a step that is captured and replayed."""
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         """What is differentiated; a scalar."""
@@ -153,8 +149,7 @@ class GradientSteps:
         self._rule = rule
         self._loss = torch.zeros((), device=compute.device)
         # A captured step reads its learning rate from the device.
-        captured = compute.captured and self._rule.capturable
-        self._rate = torch.tensor(hyper.lr, device=compute.device) if captured else None
+        self._rate = torch.tensor(hyper.lr, device=compute.device) if compute.captured else None
         self._optimizer = rule.optimizer(net, hyper, hyper.lr if self._rate is None else self._rate)
         self._launched: Counter[tuple[int, int]] = Counter()  # steps by batch size, before one is captured
         self._captured: dict[tuple[int, int], tuple[Callable[[], None], Batch]] = {}
@@ -164,8 +159,10 @@ class GradientSteps:
     def __call__(self, batch: Batch) -> None:
         """Take one step on a batch, [B, ...]; any B."""
         self.rate = self._rule.rate(self._hyper.lr, self.done, self._steps)
+        self._rule.before(self.done, self._steps)
         if self._rate is None:
-            self._optimizer.param_groups[0]["lr"] = self.rate
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.rate
             self._step(batch)
         else:
             self._rate.fill_(self.rate)

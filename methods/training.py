@@ -25,6 +25,8 @@ from utils.seeding import generator
 # Batches are gathered and augmented together, up to this many bytes of network input: the cost of
 # launching those operations is shared by all batches of the chunk, and the chunk stays in the cache.
 _CHUNK_BYTES = 4 << 20
+# Of a replay memory not more batches than these, which a small task can use up.
+_REPLAYS_AT_ONCE = 64
 # Evaluation on a CPU is fastest where the activations of a batch stay in its caches.
 _EVALUATION_BYTES = {"cpu": 256 << 10, "cuda": _CHUNK_BYTES}
 
@@ -66,13 +68,18 @@ def batches(data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *,
     choices = spec.preprocess.draw(len(order), rng) if augment else None
     choices = choices.to(data.device) if choices is not None else None
     data = data.reordered(order)
-    chunk = size * max(1, _CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
+    chunk = size * _at_once(size, spec)
     for start in range(0, len(data), chunk):
         part = slice(start, start + chunk)
         inputs = spec.preprocess(data.inputs(part), None if choices is None else choices[part])
         split = (inputs.split(size), data.targets[part].split(size), data.task_ids[part].split(size))
         for batch in zip(*split, strict=True):
             yield Batch(*batch)
+
+
+def _at_once(size: int, spec: StreamSpec) -> int:
+    """How many batches of `size` are gathered together."""
+    return max(1, _CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
 
 
 def replays(
@@ -83,7 +90,7 @@ def replays(
     Args:
         recorded: [len(data), C], comes along with the examples.
     """
-    chunk = size * max(1, _CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
+    chunk = size * min(_REPLAYS_AT_ONCE, _at_once(size, spec))
     while True:
         picks = torch.randint(len(data), (chunk,), generator=rng)
         drawn = data.reordered(picks)
@@ -169,12 +176,14 @@ def train_member(
 
 
 def choose_launch(
-    net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, hyper: HyperConfig, compute: Compute
-) -> tuple[Compute, str]:
+    net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, hyper: HyperConfig, compute: Compute,
+    waits: str = "",
+) -> tuple[Compute, str]:  # fmt: skip
     """Find out whether training steps of a network can be captured, by capturing one.
 
     Args:
         net: a trial network on the device; its weights may be changed.
+        waits: why the method's steps cannot be captured, if so.
 
     Returns:
         What to run with, and how steps are launched, for people; "" where there is no choice.
@@ -182,6 +191,8 @@ def choose_launch(
     if compute.device.type != "cuda":
         make_optimizer(net, hyper, hyper.lr)  # torch loads a second's worth of modules, which is not training
         return compute, ""
+    if waits:
+        return compute, f"steps launched one operation at a time ({waits})"
     captured, rng = replace(compute, captured=True), generator(0, "trial")
     data = Mixture([(task_id, source.epoch(rng))])
     try:
@@ -198,18 +209,23 @@ def choose_launch(
     return captured, "steps launched as CUDA graphs"
 
 
-@torch.inference_mode()
-def predict_examples(net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, compute: Compute) -> Tensor:
-    """Predictions of a trained network on un-augmented examples of one task, [N, C], on the device."""
+@torch.no_grad()
+def outputs_on(
+    net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, compute: Compute
+) -> Iterator[Tensor]:
+    """Outputs of a network, in test mode, on un-augmented examples of one task: parts of [N, C], on the device."""
     net.eval()
     data = Mixture([(task_id, examples)])
     budget = _EVALUATION_BYTES.get(compute.device.type, _CHUNK_BYTES)
     size = max(64, min(512, budget // (4 * math.prod(spec.input_shape))))
-    parts = []
     for start in range(0, len(data), size):
         part = slice(start, start + size)
         inputs = spec.preprocess(data.inputs(part))
         with compute.autocast():
             outputs = net(inputs, data.task_ids[part])
-        parts.append(spec.objective.predict(outputs)[:, : net.head_sizes[task_id]])
-    return torch.cat(parts)
+        yield outputs[:, : net.head_sizes[task_id]]
+
+
+def predict_examples(net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, compute: Compute) -> Tensor:
+    """Predictions of a trained network on un-augmented examples of one task, [N, C], on the device."""
+    return torch.cat([spec.objective.predict(part) for part in outputs_on(net, task_id, examples, spec, compute)])

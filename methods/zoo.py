@@ -6,16 +6,15 @@ Ramesh & Chaudhari, "Model Zoo: A Growing Brain That Learns Continually", ICLR 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from datasets.task import Episode, Task, TrainSource
-from methods.base import Learned, Setting, Storage
+from methods.audit import Budget
+from methods.base import Learned
 from methods.ensemble import Ensemble
-from methods.replay import ReplayMemory
 from utils.monitor import Monitor
 from utils.seeding import generator
 
@@ -51,14 +50,17 @@ def draw_tasks(weights: Mapping[int, float], count: int, rng: torch.Generator) -
 class Zoo(Ensemble):
     """The growing ensemble."""
 
-    options = frozenset({"rounds", "warm_start", "tasks_per_round", "replay_frac", "selection"})
+    options = frozenset(
+        {"rounds", "warm_start", "tasks_per_round", "replay_frac", "memory", "memory_per_class", "selection"}
+    )
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def budget(self) -> Budget:
+        if self.config.memory is not None or self.config.memory_per_class is not None:
+            return Budget(total=self.config.memory, per_class=self.config.memory_per_class)
         # What is known from the start is not a past task: the multi-task mode keeps everything.
-        self.memory = ReplayMemory(self.config.replay_frac if self.config.continual else 1.0, self.config.seed)
+        return Budget(fraction=self.config.replay_frac if self.config.continual else 1.0)
 
-    def learn(self, episode: Episode, monitor: Monitor) -> Learned:
+    def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Draw past tasks, train a member on them and the new one, update how well each task is fitted."""
         self.reveal(episode.new)
         # In the multi-task mode all tasks are there to be drawn and none has to be taken.
@@ -70,11 +72,9 @@ class Zoo(Ensemble):
         sources: dict[int, TrainSource] = {t: self.memory.source(t, len(drawn) + len(new)) for t in drawn}
         sources.update({task.id: task.train for task in new})
         # The member that saw all of a task counts for as much more as it saw more.
-        full = 1 / self.memory.fraction if self.memory.fraction else 1.0
-        seen = {**dict.fromkeys(drawn, 1.0), **{task.id: full for task in new}}
+        seen = {t: self.memory.share(t) for t in drawn} | {task.id: 1.0 for task in new}
         stats = self.grow(episode.number, sources, seen, monitor)
-        self._keep(new)
-        self._measure_fit()
+        self._measure_fit({*self._keep(new), *self.fresh[-1].tasks})
         return Learned(tuple(sources), weights, stats, changed=tuple(sources))
 
     def sampling_weights(self) -> dict[int, float]:
@@ -88,14 +88,14 @@ class Zoo(Ensemble):
         losses = [self.fits[t][1].loss if t in self.fits else guess(self._head_sizes[t]) for t in tasks]
         return dict(zip(tasks, boosting_weights(torch.tensor(losses, dtype=torch.float64)).tolist(), strict=True))
 
-    def storage(self) -> Storage:
-        """The members, and the kept training examples."""
-        examples, count = self.memory.size()
-        return replace(super().storage(), examples=examples, bytes=count)
-
-    def _keep(self, tasks: Sequence[Task]) -> None:
+    def _keep(self, tasks: Sequence[Task]) -> set[int]:
+        """Keep a share of new tasks. Returns of which others some examples had to make room."""
+        shrunk: set[int] = set()
         for task in tasks:
-            self.memory.add(task)
+            for other, stay in self.memory.add(task).items():
+                self.cache.restrict(other, "train", stay)
+                shrunk.add(other)
+        return shrunk
 
     def _draw(self, episode: Episode, new: int, weights: Mapping[int, float]) -> list[int]:
         if self.config.warm_start and episode.number == 1:
@@ -103,12 +103,12 @@ class Zoo(Ensemble):
         count = min(self.config.tasks_per_round - new, len(weights))
         return draw_tasks(weights, count, generator(self.config.seed, "select", episode.number))
 
-    def _measure_fit(self) -> None:
-        """Loss and accuracy of the zoo on what was kept of the newest member's tasks; the others are as before."""
-        member = self.fresh[-1]
-        for task_id in member.tasks:
-            kept = self.memory.examples(task_id)
-            if kept is not None:
-                self.count(member, task_id, "train", kept)
+    def _measure_fit(self, tasks: Iterable[int]) -> None:
+        """Loss and accuracy of the zoo on what is kept of some tasks, the newest member included."""
+        for task_id in tasks:
+            self.fits.pop(task_id, None)
+            if task_id in self.memory.tasks:
+                kept = self.memory.examples(task_id)
+                self.count(self.fresh[-1], task_id, "train", kept)
                 score = self.spec.objective.evaluate(self.cache.average(task_id, "train"), kept.targets)
                 self.fits[task_id] = len(kept), score

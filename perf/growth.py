@@ -36,7 +36,7 @@ from utils.compute import peak_memory, pick_device
 from utils.monitor import Console, EpisodeFacts, Row
 from utils.options import parse
 
-CASE: Case = MNIST._replace(train=20_000, test=1_000, preprocess=MNIST.preprocess)
+CASE: Case = MNIST._replace(train=20_000, test=1_000)
 SAMPLES = 40  # a class and task: 400 images a task, 2,000 a member
 WINDOW = 10
 
@@ -80,7 +80,14 @@ def measure(tasks: int, device: str) -> None:
         if code:
             raise SystemExit(code)
         held = sum(build_stream(parse(options).config, pick_device(device)).held().values())
-    print(json.dumps({"begin": begin, "before": before, "marks": marks, "data": held, "cached": caches[0].nbytes}))
+    print(
+        json.dumps({"begin": begin, "before": before, "marks": marks, "data": held, "cached": cached_bytes(caches[0])})
+    )
+
+
+def cached_bytes(cache: PredictionCache) -> int:
+    """Of the running means."""
+    return sum(mean.nbytes for mean, _, _ in cache._means.values())
 
 
 def main() -> None:

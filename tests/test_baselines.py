@@ -15,17 +15,20 @@ from torch import nn
 
 from datasets.objectives import CrossEntropy
 from methods.agem import dot, project, rotate
+from methods.audit import Budget
 from methods.ewc import fisher
 from methods.gem import Constrained, dual, nonnegative_quadratic
 from methods.lwf import distillation
-from methods.replay import Buffer, balanced_order, reservoir
+from methods.replay import balanced_order, reservoir
 from methods.si import PathIntegral
 from methods.stable_sgd import StableRate
 from methods.steps import Batch
+from methods.training import train_member
 from net.multihead import MultiHead
 from tests.test_training import new_net
-from tests.toys import run_toy, toy_config, toy_stream
+from tests.toys import filled, run_toy, toy_config, toy_stream
 from utils.config import HyperConfig
+from utils.errors import TrainingError, UserError
 from utils.seeding import generator
 
 OBJECTIVE = CrossEntropy()
@@ -255,9 +258,9 @@ def test_what_der_records_is_what_the_network_said_and_follows_its_example():
         inputs = stream.spec.preprocess(stream.tasks[0].train_eval.store)
         said = method.network([1]).eval()(inputs, torch.ones(24, dtype=torch.long))
         method, _, _ = run_toy(toy_config(method="der", memory=20, settings={"buffer": form}), stream)
-        kept = method.buffer.examples(1)
+        kept = method.memory.examples(1)
         assert 0 < len(kept) < 20
-        torch.testing.assert_close(method._of(kept, *method._recorded[1]), said[kept.rows].detach())
+        torch.testing.assert_close(method._recorded[1], said[kept.rows].detach())
 
 
 def test_ders_loss_is_its_equation():
@@ -435,31 +438,30 @@ def test_every_beginning_of_a_balanced_order_is_balanced(targets, seed):
 @pytest.mark.parametrize("reservoir_form", [False, True])
 @given(total=st.integers(1, 60), seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_a_buffer_stays_within_its_total_and_only_gets_smaller(reservoir_form, total, seed):
-    buffer = Buffer(total, None, reservoir_form, seed)
-    before = {}
-    for task in toy_stream(4, count=24).tasks:
-        buffer.add(task)
-        assert buffer.size()[0] == min(total, 24 * task.id)
-        now = {t: set(buffer.examples(t).rows.tolist()) for t in range(1, task.id + 1)}
+def test_a_memory_stays_within_its_total_and_only_gets_smaller(reservoir_form, total, seed):
+    tasks, before = toy_stream(4, count=24).tasks, {}
+    for arrived in range(1, 5):
+        memory = filled(Budget(total=total), tasks[:arrived], seed, reservoir_form)
+        assert memory.size()[0] == min(total, 24 * arrived)
+        now = {t: set(memory.examples(t).rows.tolist()) for t in range(1, arrived + 1)}
         assert all(now[t] <= before[t] for t in before)
-        assert all(len(rows) == len(buffer.examples(t)) for t, rows in now.items())
+        assert all(len(rows) == len(memory.examples(t)) for t, rows in now.items())
         before = now
 
 
-def test_a_buffer_per_class_has_as_many_of_each():
-    buffer = Buffer(None, 5, False, 0)
-    for task in toy_stream(2, count=24).tasks:
-        buffer.add(task)
-        assert torch.bincount(buffer.examples(task.id).targets).tolist() == [5] * task.num_outputs
+def test_a_memory_per_class_has_as_many_of_each():
+    tasks = toy_stream(2, count=24).tasks
+    memory = filled(Budget(per_class=5), tasks)
+    for task in tasks:
+        assert torch.bincount(memory.examples(task.id).targets).tolist() == [5] * task.num_outputs
 
 
 # Methods as a whole
 
 
-def test_replaying_everything_of_one_past_task_sees_every_example_of_it():
+def test_a_memory_larger_than_a_task_keeps_all_of_it():
     method, _, _ = run_toy(toy_config(method="er", memory_per_class=100), toy_stream(2))
-    assert set(method.buffer.examples(1).rows.tolist()) == set(range(24))
+    assert set(method.memory.examples(1).rows.tolist()) == set(range(24))
 
 
 def test_the_two_forms_of_the_replay_loss_differ_by_a_factor():
@@ -539,3 +541,43 @@ def test_cumulative_has_one_network_of_all_tasks_seen():
     assert [learned.tasks for learned in history] == [(1,), (1, 2)]
     assert method.storage().members_per_prediction == 1
     assert method.storage().examples == 48
+
+
+def test_gradients_of_replayed_examples_are_counted():
+    """3 tasks of 24 in batches of 8 over two epochs: six steps a task, from the second on with 16 replayed examples."""
+    _, history, _ = run_toy(toy_config(method="er", settings={"replay_batch": 16}), toy_stream(3))
+    assert [learned.stats.images for learned in history] == [48, 48, 48]
+    assert [learned.stats.gradients for learned in history] == [48, 48 + 6 * 16, 48 + 6 * 16]
+
+
+def test_what_is_recorded_comes_with_its_example():
+    """The recorded outputs of example i are made i everywhere: they must come with the image of example i."""
+    stream = toy_stream(2)
+    method, _, _ = run_toy(toy_config(method="der", memory_per_class=4), toy_stream(1))
+    kept = method.memory.examples(1)
+    method._recorded[1] = kept.rows.float()[:, None].expand(-1, 3)
+    batch = next(method.past(stream.tasks[1]))
+    shown = {tuple(image.flatten().tolist()): row for row, image in enumerate(stream.spec.preprocess(kept.store))}
+    method.config = replace(method.config, augment=False)
+    batch = next(method.past(stream.tasks[1]))
+    assert [shown[tuple(image.flatten().tolist())] for image in batch.inputs] == batch.recorded[:, 0].tolist()
+
+
+def test_a_reservoir_without_a_total_is_refused():
+    with pytest.raises(UserError, match="method er: its setting buffer: reservoir needs --memory"):
+        run_toy(toy_config(method="er", memory_per_class=4, settings={"buffer": "reservoir"}), toy_stream(1))
+
+
+@pytest.mark.parametrize("method", ["finetune", "isolated"])
+def test_a_network_that_the_last_step_destroyed_is_not_believed(method, monkeypatch):
+    def destroyed(*given, **options):
+        stats = train_member(*given, **options)
+        given[0].weight.data.fill_(math.nan)
+        return stats
+
+    for module in ("single", "ensemble"):
+        monkeypatch.setattr(f"methods.{module}.train_member", destroyed)
+    with pytest.raises(
+        TrainingError, match=r"episode 1.*: the prediction is not finite in epoch 2 of 2; try a smaller"
+    ):
+        run_toy(toy_config(method=method), toy_stream(1))

@@ -14,9 +14,14 @@ from utils.seeding import generator
 
 # How much is kept of a task of 24 examples: everything, a part, nothing; where a method can choose.
 LIMITS: dict[str, list[dict[str, float]]] = {
-    "zoo": [{"replay_frac": fraction} for fraction in (1.0, 0.25, 0.0)],
+    "zoo": [
+        *({"replay_frac": fraction} for fraction in (1.0, 0.25, 0.0)),
+        {"memory_per_class": 2},
+        {"memory": 7},
+        {"memory": 1},
+    ],
     **{
-        name: [{"memory_per_class": 12}, {"memory_per_class": 2}, {"memory": 7}]
+        name: [{"memory_per_class": 12}, {"memory_per_class": 2}, {"memory": 7}, {"memory": 1}]
         for name in ("er", "der", "derpp", "gem", "agem", "mega")
     },
 }
@@ -28,7 +33,7 @@ def allowed(name, limit, tasks):
     """How many examples may be kept of so many tasks of 24."""
     if name == "cumulative":
         return 24 * tasks
-    if name == "zoo":
+    if "replay_frac" in limit:
         return {1.0: 24, 0.25: 6, 0.0: 0}[limit["replay_frac"]] * tasks
     return limit["memory"] if "memory" in limit else 3 * limit.get("memory_per_class", 0) * tasks
 
@@ -84,11 +89,7 @@ def test_a_zoo_without_replay_is_isolated_to_the_bit(limit, fresh):
 
 def kept_rows(method, task):
     """Rows of a task's training examples that a method has declared to keep."""
-    for holder in ("memory", "buffer", "_memory"):
-        if hasattr(method, holder):
-            kept = getattr(method, holder).examples(task)
-            return set() if kept is None else set(kept.rows.tolist())
-    return set()
+    return set(method.memory.examples(task).rows.tolist()) if task in method.memory.tasks else set()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from datasets.task import Examples, Mixture, Table
+from methods import METHODS
 from methods.steps import Compute, GradientSteps
 from methods.training import batches, choose_launch, predict_examples, train_member
 from tests.test_training import new_net, sources
@@ -54,6 +55,17 @@ def test_a_step_replayed_on_fixed_tensors_is_the_same_step(monkeypatch):
 def test_on_a_cpu_there_is_nothing_to_choose():
     stream = toy_stream(1)
     assert choose_launch(new_net(stream), 1, stream.tasks[0].train, stream.spec, HYPER, CPU) == (CPU, "")
+
+
+def test_steps_that_wait_for_the_device_are_not_captured():
+    """Decided before anything is tried on the device, so that it can be tested without one."""
+    stream = toy_stream(1)
+    compute, launch = choose_launch(
+        new_net(stream), 1, stream.tasks[0].train, stream.spec, HYPER, CUDA, METHODS["gem"].waits
+    )  # fmt: skip
+    assert compute == CUDA
+    assert not compute.captured
+    assert "one operation at a time (whether GEM" in launch
 
 
 def test_what_does_not_fit_stays_in_the_memory_of_the_host(monkeypatch):

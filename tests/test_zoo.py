@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from methods import build_method
+from methods.audit import Budget
 from methods.base import Setting
 from methods.ensemble import PredictionCache
-from methods.replay import ReplayMemory, balanced_subset
+from methods.replay import balanced_subset
+from methods.training import predict_examples
 from methods.zoo import boosting_weights, draw_tasks
-from tests.toys import CPU, run_toy, toy_config, toy_stream
+from tests.toys import CPU, filled, run_toy, toy_config, toy_stream
 from utils.monitor import Monitor
 from utils.seeding import generator
 
@@ -82,8 +84,7 @@ def test_the_kept_share_is_random_not_the_first():
 @pytest.mark.parametrize(("fraction", "members", "repeats"), [(0.01, 5, 25), (0.1, 5, 2), (0.5, 5, 1), (0.5, 2, 2)])
 def test_kept_examples_are_repeated_to_weigh_as_much_as_the_new_task(fraction, members, repeats):
     task = toy_stream(1, count=200).tasks[0]
-    memory = ReplayMemory(fraction, seed=0)
-    memory.add(task)
+    memory = filled(Budget(fraction=fraction), [task])
     epoch = memory.source(task.id, members).epoch(generator(0, "e"))
     assert len(epoch) == repeats * memory.size()[0]
     kept = set(memory.examples(task.id).rows.tolist())
@@ -161,3 +162,25 @@ def test_a_prediction_that_was_not_taken_is_noticed():
     method.learn(first, Monitor())
     with pytest.raises(RuntimeError, match="task 1 was not predicted"):
         method.learn(second, Monitor())
+
+
+@pytest.mark.parametrize("limit", [{"memory": 20}, {"memory": 3}, {"memory_per_class": 3}, {"replay_frac": 0.25}])
+def test_the_fit_on_a_memory_is_that_of_all_members_on_what_is_still_kept(limit):
+    """Examples that make room leave the running means; the rest is as if it had been measured from the start."""
+    config, stream = toy_config(tasks_per_round=3, **limit), toy_stream(5)
+    method, members = build_method(Setting(config, stream.spec, CPU)), []
+    for episode in stream.continual():
+        shares = {task: method.memory.share(task) for task in method.memory.tasks}
+        method.learn(episode, Monitor())
+        (member,) = method.fresh
+        members.append((member, shares | {episode.number: 1.0}))
+        assert set(method.fits) == set(method.memory.tasks)
+        for task, (count, score) in method.fits.items():
+            kept = method.memory.examples(task)
+            seen = [(made.net, weights[task]) for made, weights in members if task in made.tasks]
+            total = sum(predict_examples(net, task, kept, stream.spec, CPU) * weight for net, weight in seen)
+            expected = stream.spec.objective.evaluate(total / sum(weight for _, weight in seen), kept.targets)
+            assert count == len(kept)
+            assert (score.loss, score.accuracy) == pytest.approx((expected.loss, expected.accuracy), rel=1e-5)
+        for task in stream.tasks[: episode.number]:
+            method.predict(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from datasets.images import ImagePreprocess
 from datasets.objectives import CrossEntropy
-from datasets.task import Examples, StreamSpec, Table, Task, TaskStream
+from datasets.task import Episode, Examples, StreamSpec, Table, Task, TaskStream
 from methods import build_method, with_settings
+from methods.audit import Budget
 from methods.base import Learned, Method, Setting
+from methods.replay import ReplayMemory
 from methods.steps import Compute
 from utils.config import DatasetConfig, HyperConfig, RunConfig, TaskConfig
 from utils.monitor import Monitor
@@ -67,6 +70,15 @@ def toy_config(**options: object) -> RunConfig:
     settings = values.pop("settings", {})
     config = with_settings(RunConfig(dataset, hyper, **values))  # type: ignore[arg-type]
     return replace(config, settings={**config.settings, **settings})  # type: ignore[dict-item]
+
+
+def filled(budget: Budget, tasks: Sequence[Task], seed: int = 0, reservoir: bool = False) -> ReplayMemory:
+    """A replay memory that these tasks have arrived at, one after the other."""
+    memory = ReplayMemory(budget, seed, reservoir)
+    for number, task in enumerate(tasks, 1):
+        with memory.auditor.lending(Episode(number, (task,))) as episode:
+            memory.add(episode.new[0])
+    return memory
 
 
 def run_toy(config: RunConfig, stream: TaskStream) -> tuple[Method, list[Learned], list[dict[int, Tensor]]]:

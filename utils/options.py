@@ -49,74 +49,63 @@ class _Parser(argparse.ArgumentParser):
         return options
 
 
+def _what_is_learned(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what is learned").add_argument
+    add("--data_config", metavar="YAML",
+        help="which tasks, in which order (default: split_digits, which needs no download)")  # fmt: skip
+    add("--hp_config", metavar="YAML", help="which network and how it is trained (default: conv.yaml)")
+    add("--samples", metavar="N", help="keep only N training examples per class (default: all)")
+    add("--data_dir", metavar="DIR",
+        help="where the data lies or is downloaded to, torchvision's root (default: ./data)")  # fmt: skip
+
+
+def _how(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("how").add_argument
+    add("--method", metavar="NAME", help="zoo, or a baseline; an unknown name lists them (default: zoo)")
+    add("--method_config", metavar="YAML", help="settings of the method (default: config/method/<method>.yaml)")
+    add("--continual", action="store_const", const=True,
+        help="tasks arrive one after another (default: multi-task, all are known from the start)")  # fmt: skip
+    add("--tasks_per_round", metavar="N", help="tasks that a member is trained on, the new one included (default: 5)")
+    add("--replay_frac", metavar="F",
+        help="share of each past task's training examples that the zoo keeps, 0 to 1; "
+        "needs --continual (default: 1.0)")  # fmt: skip
+    add("--memory", metavar="N",
+        help="training examples of past tasks that are kept in total, instead of a share or a number per class; "
+        "needs --continual (default: see the method)")  # fmt: skip
+    add("--memory_per_class", metavar="N", help="the same for each class of each past task (default: see the method)")
+    add("--selection", metavar="NAME",
+        help="how tasks are drawn: boosting, the worse fitted the likelier, or uniform (default: boosting)")  # fmt: skip
+    add("--rounds", metavar="N", help="members to train; not with --continual (default: as many as tasks)")
+    add("--warm_start", action="store_const", const=True,
+        help="first train one more member on all tasks; not with --continual (default: no)")  # fmt: skip
+    add("--epochs", metavar="N",
+        help="epochs per member; with 1 images are not augmented (default: from the YAML, else 100)")  # fmt: skip
+    add("--no_augment", action="store_const", const=True, help="train without random crops and flips (default: with)")
+    add("--seed", metavar="N", help="of all random choices (default: 0)")
+
+
+def _where_to(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("where to").add_argument
+    add("--run_dir", metavar="DIR", help="where results go (default: runs/<stream>-<net>-<method>-seed<N>)")
+    add("--overwrite", action="store_const", const=True, help="replace the run that is in --run_dir (default: refuse)")
+    add("--isolated", metavar="RUN",
+        help="finished run of --method isolated, same options: measures forward transfer (default: none)")  # fmt: skip
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)")
+    add("--precision", metavar="NAME", help="fp32, bf16, or auto: bf16 on a CUDA GPU, else fp32 (default: auto)")
+    add("--threads", metavar="N", help="CPU threads, for a shared machine (default: as many as there are cores)")
+    add("--quiet", action="store_const", const=True,
+        help="print only the final table (default: progress, a line per episode)")  # fmt: skip
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="modelzoo.py", allow_abbrev=False,
         description="Train a continual learner on a stream of tasks. The command line wins over the "
         "hyperparameter YAML, which wins over the defaults.",
     )  # fmt: skip
-    add = parser.add_argument
-    group = parser.add_argument_group("what is learned")
-    add = group.add_argument
-    add(
-        "--data_config",
-        metavar="YAML",
-        help="which tasks, in which order (default: split_digits, which needs no download)",
-    )
-    add("--hp_config", metavar="YAML", help="which network and how it is trained (default: conv.yaml)")
-    add("--samples", metavar="N", help="keep only N training examples per class (default: all)")
-    add(
-        "--data_dir",
-        metavar="DIR",
-        help="where the data lies or is downloaded to, torchvision's root (default: ./data)",
-    )
-    group = parser.add_argument_group("how")
-    add = group.add_argument
-    add("--method", metavar="NAME", help="zoo, or a baseline; an unknown name lists them (default: zoo)")
-    add("--method_config", metavar="YAML", help="settings of the method (default: config/method/<method>.yaml)")
-    add("--continual", action="store_const", const=True,
-        help="tasks arrive one after another (default: multi-task, all are known from the start)")  # fmt: skip
-    add("--tasks_per_round", metavar="N", help="tasks that a member is trained on, the new one included (default: 5)")
-    add(
-        "--replay_frac",
-        metavar="F",
-        help="share of each past task's training examples that is kept, 0 to 1; needs --continual (default: 1.0)",
-    )
-    add("--memory", metavar="N", help="training examples of past tasks that are kept in total (default: see the YAML)")
-    add("--memory_per_class", metavar="N", help="the same for each class of each past task (default: see the YAML)")
-    add(
-        "--selection",
-        metavar="NAME",
-        help="how tasks are drawn: boosting, the worse fitted the likelier, or uniform (default: boosting)",
-    )
-    add("--rounds", metavar="N", help="members to train; not with --continual (default: as many as tasks)")
-    add("--warm_start", action="store_const", const=True,
-        help="first train one more member on all tasks; not with --continual (default: no)")  # fmt: skip
-    add(
-        "--epochs",
-        metavar="N",
-        help="epochs per member; with 1 images are not augmented (default: from the YAML, else 100)",
-    )
-    add("--no_augment", action="store_const", const=True, help="train without random crops and flips (default: with)")
-    add("--seed", metavar="N", help="of all random choices (default: 0)")
-    group = parser.add_argument_group("where to")
-    add = group.add_argument
-    add("--run_dir", metavar="DIR", help="where results go (default: runs/<stream>-<net>-<method>-seed<N>)")
-    add("--overwrite", action="store_const", const=True, help="replace the run that is in --run_dir (default: refuse)")
-    add(
-        "--isolated",
-        metavar="RUN",
-        help="finished run of --method isolated, same options: measures forward transfer (default: none)",
-    )
-    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)")
-    add("--precision", metavar="NAME", help="fp32, bf16, or auto: bf16 on a CUDA GPU, else fp32 (default: auto)")
-    add("--threads", metavar="N", help="CPU threads, for a shared machine (default: as many as there are cores)")
-    add(
-        "--quiet",
-        action="store_const",
-        const=True,
-        help="print only the final table (default: progress, a line per episode)",
-    )
+    _what_is_learned(parser)
+    _how(parser)
+    _where_to(parser)
     return parser
 
 
@@ -166,11 +155,12 @@ def _number(name: str, text: str) -> int | float:
 
 
 def _contradictions(given: dict[str, object]) -> None:
-    if "memory" in given and "memory_per_class" in given:
-        raise UserError("--memory and --memory_per_class are two ways to say the same; leave one out")
+    kept = [name for name in ("memory", "memory_per_class", "replay_frac") if name in given]
+    if len(kept) > 1:
+        raise UserError(f"--{kept[0]} and --{kept[1]} are two ways to say the same; leave one out")
     if "continual" in given:
         for name in ("rounds", "warm_start"):
             if name in given:
                 raise UserError(f"--{name} is for the multi-task mode; leave it or --continual out")
-    elif "replay_frac" in given:
-        raise UserError("--replay_frac is for past tasks, which only --continual has; add --continual or leave it out")
+    elif kept:
+        raise UserError(f"--{kept[0]} is for past tasks, which only --continual has; add --continual or leave it out")

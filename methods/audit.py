@@ -1,0 +1,168 @@
+"""Who may read which training examples: the new tasks' in their episode, afterwards what the budget lets a method keep.
+
+A method is handed training examples on loan. Reading them after the loan has ended fails the run, and so
+does keeping more than was declared, whichever part of a method does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.task import Episode, Examples, TrainSource
+
+
+class BudgetError(Exception):
+    """A method has read or kept training examples that it must not have; a mistake in the method."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many training examples of past tasks a method may keep; one of the three is set.
+
+    Attributes:
+        fraction: of each class of each task, rounded down but at least one example; 0 is nothing at all.
+        per_class: of each class of each task.
+        total: of all tasks together.
+    """
+
+    fraction: float | None = None
+    per_class: int | None = None
+    total: int | None = None
+
+    def allowed(self, targets: Tensor, num_outputs: int) -> Tensor | None:
+        """How many examples of each class of a task may be kept; None if only the total counts.
+
+        Targets that are not class numbers ([N] int64) are one class, of which as many count as `num_outputs` have.
+        """
+        if self.total is not None:
+            return None
+        counts = count_classes(targets, num_outputs)
+        if self.per_class is not None:
+            return torch.full_like(counts, self.per_class * (num_outputs // len(counts)))
+        share = self.fraction or 0.0
+        return (share * counts + 1e-6).floor().clamp_min(1 if share else 0)
+
+
+def count_classes(targets: Tensor, num_outputs: int) -> Tensor:
+    """Examples of each class, [num_outputs]; all of them, [1], if the targets are not class numbers."""
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return torch.bincount(targets.cpu(), minlength=num_outputs)
+    return torch.tensor([len(targets)])
+
+
+class Loan:
+    """Permission to read some training examples."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._ended = what, ""
+
+    def end(self, why: str) -> None:
+        """Reading is an error from now on."""
+        self._ended = why
+
+    def check(self) -> None:
+        """
+        Raises:
+            BudgetError: the loan has ended.
+        """
+        if self._ended:
+            raise BudgetError(f"{self._what} were read after {self._ended}")
+
+
+@dataclass(frozen=True)
+class Lent(Examples):
+    """Examples that can be read while the loan lasts."""
+
+    loan: Loan | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("store", "rows", "targets"):
+            loan = object.__getattribute__(self, "loan")
+            if loan is not None:
+                loan.check()
+        return object.__getattribute__(self, name)
+
+
+def lend(examples: Examples, loan: Loan) -> Lent:
+    """The same examples on loan."""
+    return Lent(**{field.name: getattr(examples, field.name) for field in fields(Examples)}, loan=loan)
+
+
+@dataclass(frozen=True)
+class LentSource:
+    """A train source that can be asked while the loan lasts."""
+
+    source: TrainSource
+    loan: Loan
+
+    def epoch(self, rng: torch.Generator) -> Examples:
+        self.loan.check()
+        return lend(self.source.epoch(rng), self.loan)
+
+
+class Auditor:
+    """Lends training examples, and holds what is kept of them."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._allowed: dict[int, Tensor | None] = {}  # by task: of each class
+        self._outputs: dict[int, int] = {}
+        self._held: dict[int, Examples] = {}  # all of a new task, what is kept of a past one
+        self._kept: dict[int, Loan] = {}
+
+    @contextmanager
+    def lending(self, episode: Episode) -> Iterator[Episode]:
+        """The episode with its training examples on loan until the end."""
+        loans, lent = [], []
+        for task in episode.new:
+            loan = Loan(f"training examples of task {task.id}")
+            examples = lend(task.train_eval, loan)
+            self._allowed[task.id] = self.budget.allowed(examples.targets, task.num_outputs)
+            self._outputs[task.id] = task.num_outputs
+            self._held[task.id] = examples
+            loans.append(loan)
+            lent.append(replace(task, train=LentSource(task.train, loan), train_eval=examples))
+        yield Episode(episode.number, tuple(lent))
+        # Who may keep everything may go on drawing from the source, which may be a generator.
+        if self.budget.fraction != 1:
+            for loan in loans:
+                loan.end(f"episode {episode.number}, in which it was new")
+        for task in episode.new:
+            if task.id not in self._kept:
+                del self._held[task.id]
+
+    def keep(self, positions: Mapping[int, Tensor]) -> dict[int, Examples]:
+        """Keep these and no others, by task: positions among those held so far; tasks left out stay as they are.
+
+        Raises:
+            BudgetError: an example is named twice, or the budget is exceeded.
+        """
+        for task_id, places in positions.items():
+            if len(places.unique()) < len(places):
+                raise BudgetError(f"a training example of task {task_id} is kept twice")
+            loan = Loan(f"training examples kept of task {task_id}")
+            chosen = self._held[task_id].subset(places)
+            self._held[task_id] = replace(chosen, loan=loan)  # type: ignore[call-arg]
+            if task_id in self._kept:
+                self._kept[task_id].end("some had to make room")
+            self._kept[task_id] = loan
+        self._check()
+        return {task_id: self._held[task_id] for task_id in positions}
+
+    def _check(self) -> None:
+        kept = {task_id: self._held[task_id] for task_id in self._kept}
+        count = sum(map(len, kept.values()))
+        if self.budget.total is not None and count > self.budget.total:
+            raise BudgetError(f"{count} training examples are kept; the memory is of {self.budget.total}")
+        for task_id, examples in kept.items():
+            allowed = self._allowed[task_id]
+            if allowed is not None and (count_classes(examples.targets, self._outputs[task_id]) > allowed).any():
+                raise BudgetError(
+                    f"{len(examples)} training examples of task {task_id} are kept, too many: {self.budget}"
+                )

@@ -1,0 +1,113 @@
+"""No method reads or keeps training examples beyond what it has declared: the run fails if one tries."""
+
+import pytest
+import torch
+
+from datasets.task import Episode, Mixture
+from methods import METHODS
+from methods.audit import Auditor, Budget, BudgetError
+from methods.replay import ReplayMemory
+from tests.toys import filled, run_toy, toy_config, toy_stream
+from utils.seeding import generator
+
+# Cumulative declares that it keeps everything.
+BOUNDED = [name for name, method in METHODS.items() if "continual" in method.modes and name != "cumulative"]
+KEEPING = [name for name in BOUNDED if "memory" in METHODS[name].options]
+LIMITS = [{"memory_per_class": 2}, {"memory": 7}]
+READS = {
+    "inputs": lambda task: Mixture([(task.id, task.train_eval)]),
+    "labels": lambda task: task.train_eval.targets.sum(),
+    "a part": lambda task: task.train_eval.subset(torch.arange(2)),
+    "an epoch": lambda task: task.train.epoch(generator(0, "e")),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("method", BOUNDED)
+def test_reading_a_past_task_beyond_the_memory_fails_the_run(method, read, monkeypatch):
+    """A method that has remembered its first task looks at it again in the second episode."""
+    limit = {"replay_frac": 0.25} if method == "zoo" else {"memory": 7} if method in KEEPING else {}
+    train, remembered = METHODS[method].train, []
+
+    def curious(self, episode, monitor):
+        remembered.append(episode.new[0])
+        READS[read](remembered[0])
+        return train(self, episode, monitor)
+
+    monkeypatch.setattr(METHODS[method], "train", curious)
+    with pytest.raises(BudgetError, match="training examples of task 1 were read after episode 1"):
+        run_toy(toy_config(method=method, **limit), toy_stream(2))
+    assert len(remembered) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [(name, limit) for name in KEEPING for limit in LIMITS] + [("zoo", {"replay_frac": 0.25}), ("finetune", {})],
+)
+def test_keeping_more_than_was_declared_fails_the_run(method, limit, monkeypatch):
+    """A memory that is broken and keeps all of a task."""
+
+    def everything(self, task):
+        self._kept.update(self.auditor.keep({task.id: torch.arange(len(task.train_eval))}))
+        return {}
+
+    monkeypatch.setattr(ReplayMemory, "add", everything)
+    if method == "finetune":
+        monkeypatch.setattr(METHODS[method], "after", lambda self, task, net, rule: len(self.memory.add(task)))
+    with pytest.raises(BudgetError, match="24 training examples"):
+        run_toy(toy_config(method=method, **limit), toy_stream(1))
+
+
+@pytest.mark.parametrize("limit", [{"replay_frac": 0.25}, *LIMITS])
+def test_boosting_losses_on_more_than_was_kept_fail_the_run(limit, monkeypatch):
+    add, whole = ReplayMemory.add, {}
+
+    def remember(self, task):
+        whole[task.id] = task.train_eval
+        return add(self, task)
+
+    monkeypatch.setattr(ReplayMemory, "add", remember)
+    monkeypatch.setattr(ReplayMemory, "examples", lambda self, task_id: whole[task_id])
+    with pytest.raises(BudgetError, match="training examples of task 1 were read"):
+        run_toy(toy_config(tasks_per_round=2, **limit), toy_stream(2))
+
+
+@pytest.mark.parametrize("reservoir", [False, True])
+def test_examples_that_had_to_make_room_cannot_be_read(reservoir):
+    first, second = toy_stream(2).tasks
+    memory = ReplayMemory(Budget(total=10), 0, reservoir)
+    with memory.auditor.lending(Episode(1, (first,))) as episode:
+        memory.add(episode.new[0])
+    before = memory.examples(1)
+    assert len(before.targets) == 10
+    with memory.auditor.lending(Episode(2, (second,))) as episode:
+        memory.add(episode.new[0])
+    assert len(memory.examples(1).targets) < 10
+    with pytest.raises(BudgetError, match="kept of task 1 were read after some had to make room"):
+        Mixture([(1, before)])
+
+
+def test_an_example_is_kept_once():
+    (task,) = toy_stream(1).tasks
+    auditor = Auditor(Budget(total=10))
+    with auditor.lending(Episode(1, (task,))), pytest.raises(BudgetError, match="task 1 is kept twice"):
+        auditor.keep({1: torch.tensor([3, 5, 3])})
+
+
+def test_who_may_keep_everything_goes_on_drawing_from_a_generator():
+    """Its examples are new in every epoch: the memory keeps the source."""
+    stream = toy_stream(1, fresh=True)
+    memory = filled(Budget(fraction=1.0), stream.tasks)
+    epochs = [memory.source(1, 2).epoch(generator(0, name)) for name in "ab"]
+    assert len(epochs[0]) == 24
+    assert not torch.equal(epochs[0].store, epochs[1].store)
+
+
+def test_a_share_is_counted_in_classes_or_as_a_whole():
+    classes, numbers = torch.tensor([0] * 7 + [1] * 3), torch.zeros(10, 2)
+    assert Budget(fraction=0.5).allowed(classes, 3).tolist() == [3, 1, 1]
+    assert Budget(fraction=0.5).allowed(numbers, 3).tolist() == [5]
+    assert Budget(fraction=0.0).allowed(classes, 2).tolist() == [0, 0]
+    assert Budget(per_class=4).allowed(classes, 2).tolist() == [4, 4]
+    assert Budget(per_class=4).allowed(numbers, 3).tolist() == [12]
+    assert Budget(total=4).allowed(classes, 2) is None
