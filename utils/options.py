@@ -74,7 +74,8 @@ def _how(parser: argparse.ArgumentParser) -> None:
         "needs --continual (default: see the method)")  # fmt: skip
     add("--memory_per_class", metavar="N", help="the same for each class of each past task (default: see the method)")
     add("--selection", metavar="NAME",
-        help="how tasks are drawn: boosting, the worse fitted the likelier, or uniform (default: boosting)")  # fmt: skip
+        help="how tasks are drawn: boosting, the worse fitted the likelier, or uniform "
+        "(default: boosting)")  # fmt: skip
     add("--rounds", metavar="N", help="members to train; not with --continual (default: as many as tasks)")
     add("--warm_start", action="store_const", const=True,
         help="first train one more member on all tasks; not with --continual (default: no)")  # fmt: skip
