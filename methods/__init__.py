@@ -17,11 +17,14 @@ from methods.er import ER
 from methods.ewc import EWC, OnlineEWC
 from methods.finetune import Finetune
 from methods.gem import GEM
+from methods.gpm import GPM
 from methods.isolated import Isolated, IsolatedEnsemble
 from methods.joint import Cumulative, Joint
 from methods.lwf import LwF
+from methods.packnet import PackNet
 from methods.si import SI
 from methods.stable_sgd import StableSGD
+from methods.wsn import WSN
 from methods.zoo import Zoo
 from utils.config import RunConfig, load_settings
 from utils.errors import UserError, unknown
@@ -44,6 +47,9 @@ METHODS: dict[str, type[Method]] = {
     "gem": GEM,
     "agem": AGEM,
     "mega": MEGA,
+    "packnet": PackNet,
+    "wsn": WSN,
+    "gpm": GPM,
 }
 METHOD_OPTIONS = frozenset().union(*(method.options for method in METHODS.values()))
 _CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"

@@ -1,0 +1,156 @@
+"""Gradient projection memory: a layer's weights move only at right angles to what past tasks put into the layer.
+
+Saha, Garg & Roy, "Gradient Projection Memory for Continual Learning", ICLR 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.objectives import Objective
+from datasets.task import Task
+from methods.base import Accepted, Setting, Storage
+from methods.single import NormRule, SingleNet
+from methods.steps import Batch, make_optimizer, trained_parameters
+from methods.subnets import hold_others
+from methods.training import outputs_on
+from net.multihead import MultiHead
+from utils.config import HyperConfig, Range
+from utils.seeding import generator
+
+Layer = nn.Conv2d | nn.Linear
+
+
+def projectable(trunk: nn.Module) -> dict[str, Layer]:
+    """Layers that are one matrix applied to (patches of) their input, by the name of their weight."""
+    return {
+        f"{name}.weight": module
+        for name, module in trunk.named_modules()
+        if isinstance(module, nn.Linear)
+        or (type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros")
+    }
+
+
+def columns(layer: Layer, inputs: Tensor) -> Tensor:
+    """What the matrix of a layer, [out, d], is applied to: [d, n], one column per position of each example."""
+    if isinstance(layer, nn.Linear):
+        return inputs.flatten(0, -2).T
+    assert not isinstance(layer.padding, str)
+    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    return patches.transpose(0, 1).flatten(1)
+
+
+def extended(basis: Tensor | None, gram: Tensor, threshold: float) -> Tensor:
+    """An orthonormal basis, [d, r], with as few more directions as hold `threshold` of the energy of the inputs.
+
+        |B'R|^2 >= threshold |R|^2   (squared Frobenius norms)
+
+    Args:
+        basis: of earlier tasks, [d, r'], or None.
+        gram: R R', [d, d] float64, of the inputs R of the layer, see `columns`.
+
+    Source: Saha et al. (2021), eq. 5 and 9.
+    """
+    if basis is None:
+        basis = gram.new_zeros(len(gram), 0)
+    total = gram.trace()
+    missing = threshold * total - (basis * (gram @ basis)).sum()
+    if missing <= 1e-9 * total:
+        return basis
+    outside = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - basis @ basis.T
+    energy, directions = torch.linalg.eigh(outside @ gram @ outside)
+    energy, directions = energy.flip(0).clamp_min(0), directions.flip(1)
+    more = int((energy.cumsum(0) < missing - 1e-9 * total).sum()) + 1
+    # Rounding must not add up over tasks.
+    return torch.linalg.qr(torch.cat([basis, directions[:, :more]], 1)[:, : len(gram)]).Q
+
+
+class Projected(NormRule):
+    """g - (g B) B' for the matrix of each layer, B its basis; the heads are free.
+
+    Weight decay joins the gradient before the projection: momentum adds up what was projected, so that the
+    step itself is at right angles, too.
+    """
+
+    def __init__(self, bases: Mapping[str, Tensor], l2_reg: float) -> None:
+        self.bases, self.l2_reg = bases, l2_reg
+
+    def begin(self, net: MultiHead) -> None:
+        super().begin(net)
+        layers = projectable(net.trunk)
+        hold_others(net.trunk, layers, free=not self.bases)
+        self._pairs = [(layers[name].weight, basis) for name, basis in self.bases.items()]
+
+    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+        return make_optimizer(net, replace(hyper, l2_reg=0.0) if self.bases else hyper, lr)
+
+    @torch.no_grad()
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        if not self.bases:
+            return
+        decayed = [parameter for parameter in trained_parameters(net) if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in decayed if parameter.grad is not None]
+        torch._foreach_add_(gradients, [parameter.detach() for parameter in decayed], alpha=self.l2_reg)
+        for weight, basis in self._pairs:
+            assert weight.grad is not None
+            matrix = weight.grad.flatten(1)
+            weight.grad.sub_(((matrix @ basis) @ basis.T).view(weight.shape))
+
+
+class GPM(SingleNet):
+    """After each task the directions of its inputs to each layer are added to the layer's basis."""
+
+    # As in the paper: with shared statistics the inputs of old tasks would change under the weights.
+    settings: ClassVar[Accepted] = {
+        "bn": ("freeze_after_first", "per_task"),
+        "threshold": Range(0, 1, whole=False, open_low=True),
+        "threshold_step": Range(0, 1, whole=False),
+        "basis_examples": Range(1),
+    }
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._bases: dict[str, Tensor] = {}
+
+    def rule(self, task: Task) -> NormRule:
+        return Projected(self._bases, self.config.hyper.l2_reg)
+
+    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
+        settings = self.config.settings
+        rng = generator(self.config.seed, "basis", task.id)
+        chosen = torch.randperm(len(task.train_eval), generator=rng)[: settings["basis_examples"]]
+        threshold = min(1.0, settings["threshold"] + settings["threshold_step"] * (len(self._seen) - 1))
+        layers = projectable(net.trunk)
+        grams: dict[str, Tensor] = {}
+
+        def watch(name: str, layer: Layer) -> None:
+            def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                # In parts: patches take as much more memory than the input as the kernel has places.
+                for part in inputs[0].detach().split(16):
+                    R = columns(layer, part.double())
+                    grams[name] = grams.get(name, 0) + R @ R.T
+
+            hooks.append(layer.register_forward_pre_hook(note))
+
+        hooks: list[torch.utils.hooks.RemovableHandle] = []
+        for name, layer in layers.items():
+            watch(name, layer)
+        for _ in outputs_on(net, task.id, task.train_eval.subset(chosen), self.spec, self.compute):
+            pass
+        for hook in hooks:
+            hook.remove()
+        for name, gram in grams.items():
+            old = self._bases[name].double() if name in self._bases else None
+            self._bases[name] = extended(old, gram, threshold).to(layers[name].weight.dtype)
+        return 0
+
+    def storage(self) -> Storage:
+        """The network and the bases."""
+        net = super().storage()
+        return replace(net, parameters=net.parameters + sum(basis.numel() for basis in self._bases.values()))

@@ -1,0 +1,66 @@
+"""PackNet: each task trains the weights that are free, keeps the largest of them, and frees the rest for later tasks.
+
+Mallya & Lazebnik, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning", CVPR 2018.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from datasets.task import Task
+from methods.base import Accepted
+from methods.steps import cosine
+from methods.subnets import FixedWeights, Masks, Subnets
+from utils.config import Range
+
+
+class Packing(FixedWeights):
+    """Two thirds of the steps before the pruning, the rest after it, each with a learning rate that falls to zero.
+
+    Args:
+        share: of the free weights of each layer that the task keeps, in [0, 1].
+    """
+
+    def __init__(self, used: Masks, share: float) -> None:
+        super().__init__(used)
+        self.share = share
+
+    def rate(self, lr: float, step: int, steps: int) -> float:
+        cut = pruning_step(steps)
+        return lr * (cosine(step, cut) if step < cut else cosine(step - cut, steps - cut))
+
+    @torch.no_grad()
+    def before(self, step: int, steps: int) -> None:
+        if step != pruning_step(steps):
+            return
+        self.kept = []
+        for weight, taken, free in zip(self.weights, self.taken, self.free, strict=True):
+            size = torch.where(taken, -1.0, weight.abs()).flatten()
+            count = round(self.share * int((~taken).sum()))
+            largest = torch.zeros_like(size, dtype=torch.bool)
+            largest[size.topk(count).indices] = True
+            kept = largest.view(weight.shape)
+            # In place: these are the tensors that a captured step reads.
+            free.copy_(kept)
+            weight.mul_(kept | taken)
+            self.kept.append(kept | taken)
+
+    def masks(self) -> Masks:
+        return dict(zip(self.names, self.kept, strict=True))
+
+
+def pruning_step(steps: int) -> int:
+    """The step, from 0, before which is pruned."""
+    return 2 * steps // 3
+
+
+class PackNet(Subnets):
+    """`tasks` is how many tasks the network has room for, in equal shares; later ones only train a head and norms."""
+
+    settings: ClassVar[Accepted] = {**Subnets.settings, "tasks": Range(1)}
+
+    def rule(self, task: Task) -> Packing:
+        left = self.config.settings["tasks"] - len(self._seen)
+        return Packing(self.used, 1 / left if left > 0 else 0.0)

@@ -1,0 +1,107 @@
+"""A part of one network for each task: weights that a task uses are never changed again, so nothing is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from datasets.objectives import Objective
+from datasets.task import Task
+from methods.base import Accepted, Setting, Storage
+from methods.single import BatchNorm, NormRule, SingleNet
+from methods.steps import Batch
+from net.multihead import MultiHead
+
+Masks = dict[str, Tensor]  # bool, by name of the weight
+
+
+def layer_weights(trunk: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of the convolutions and linear maps of a trunk, by name."""
+    return {
+        f"{name}.weight": cast(nn.Parameter, module.weight)
+        for name, module in trunk.named_modules()
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+    }
+
+
+def hold_others(trunk: nn.Module, trained: Collection[str], free: bool) -> None:
+    """Let all parameters but these and those of batch normalisation be trained or not: biases, embeddings..."""
+    norms = {id(p) for module in trunk.modules() if isinstance(module, BatchNorm) for p in module.parameters()}
+    for name, parameter in trunk.named_parameters():
+        if name not in trained and id(parameter) not in norms:
+            parameter.requires_grad_(free)
+
+
+class FixedWeights(NormRule):
+    """Weights that earlier tasks use stay what they are, to the bit, whatever momentum and weight decay would do.
+
+    What is no weight of a layer and no batch normalisation is trained in the first task only.
+    """
+
+    def __init__(self, used: Masks) -> None:
+        self.used = used
+
+    def begin(self, net: MultiHead) -> None:
+        super().begin(net)
+        layers = layer_weights(net.trunk)
+        hold_others(net.trunk, layers, free=not self.used)
+        self.names = list(layers)
+        self.weights: list[Tensor] = list(layers.values())
+        none = [torch.zeros_like(weight, dtype=torch.bool) for weight in self.weights]
+        self.taken = [self.used[name] for name in self.names] if self.used else none
+        with torch.no_grad():
+            self.free = [(~taken).to(weight.dtype) for taken, weight in zip(self.taken, self.weights, strict=True)]
+            self.fixed = [weight * taken for taken, weight in zip(self.taken, self.weights, strict=True)]
+
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        torch._foreach_mul_(gradients, self.free)
+
+    @torch.no_grad()
+    def finish(self, net: MultiHead) -> None:
+        torch._foreach_mul_(self.weights, self.free)
+        torch._foreach_add_(self.weights, self.fixed)
+
+    def masks(self) -> Masks:
+        """The weights that the new task uses, when it has been learned."""
+        raise NotImplementedError
+
+
+class Subnets(SingleNet):
+    """A mask of the weights for each task; a task is answered by the network with the others set to zero."""
+
+    # With shared statistics an old task's answers would change.
+    settings: ClassVar[Accepted] = {"bn": ("per_task", "freeze_after_first")}
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._masks: dict[int, Masks] = {}
+
+    @property
+    def used(self) -> Masks:
+        """The weights that any task uses."""
+        union: Masks = {}
+        for masks in self._masks.values():
+            union = {name: mask | union[name] if union else mask for name, mask in masks.items()}
+        return union
+
+    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
+        assert isinstance(rule, FixedWeights)
+        self._masks[task.id] = rule.masks()
+        return 0
+
+    def own(self, task_id: int) -> Mapping[str, Tensor]:
+        assert self._trunk is not None
+        weights = layer_weights(self._trunk)
+        masked = {name: torch.where(mask, weights[name].detach(), 0.0) for name, mask in self._masks[task_id].items()}
+        return {**super().own(task_id), **masked}
+
+    def storage(self) -> Storage:
+        """The network, and a bit per weight and task: a parameter has 32."""
+        net = super().storage()
+        bits = sum(mask.numel() for masks in self._masks.values() for mask in masks.values())
+        return replace(net, parameters=net.parameters + -(-bits // 32))

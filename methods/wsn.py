@@ -1,0 +1,87 @@
+"""Winning subnetworks: weights and scores are trained together, a task uses the weights with the largest scores.
+
+Kang et al., "Forget-free Continual Learning with Winning Subnetworks", ICML 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from datasets.objectives import Objective
+from datasets.task import Task
+from methods.base import Accepted
+from methods.steps import Batch
+from methods.subnets import FixedWeights, Masks, Subnets
+from net.multihead import MultiHead
+from utils.config import HyperConfig, Range
+
+
+def largest(scores: Tensor, share: float) -> Tensor:
+    """Mask of that share of a layer's weights, those with the largest |scores|; at least one."""
+    size = scores.detach().abs().flatten()
+    count = max(1, round(share * len(size)))
+    return scores.detach().abs() >= size.kthvalue(len(size) - count + 1).values
+
+
+class Winning(FixedWeights):
+    """The forward pass has the weights W m, m the mask of the largest scores s of each layer.
+
+    With g the gradient of the loss with respect to W m, that of W is g m, zero for weights of earlier tasks, and
+    that of s is g W sign(s), as if m were |s| (straight-through; eq. 4-5 of the paper).
+
+    Args:
+        share: of the weights of each layer that the task uses.
+        score_rate: factor on the learning rate of the scores.
+    """
+
+    def __init__(self, used: Masks, share: float, score_rate: float) -> None:
+        super().__init__(used)
+        self.share, self.score_rate = share, score_rate
+
+    def begin(self, net: MultiHead) -> None:
+        super().begin(net)
+        self.scores = [nn.Parameter(torch.empty_like(weight)) for weight in self.weights]
+        for scores in self.scores:
+            nn.init.kaiming_uniform_(scores, a=math.sqrt(5))
+
+    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+        optimizer = super().optimizer(net, hyper, lr)
+        optimizer.add_param_group({"params": self.scores, "weight_decay": 0.0})
+        return optimizer
+
+    def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
+        with torch.no_grad():
+            self._whole = [weight.clone() for weight in self.weights]
+            self._winning = [largest(scores, self.share).to(scores.dtype) for scores in self.scores]
+            torch._foreach_mul_(self.weights, self._winning)
+        return super().loss(net, batch, objective)
+
+    @torch.no_grad()
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        for weight, scores, whole in zip(self.weights, self.scores, self._whole, strict=True):
+            assert weight.grad is not None
+            scores.grad = weight.grad * whole * scores.sign() * self.score_rate
+            weight.copy_(whole)
+        torch._foreach_mul_([weight.grad for weight in self.weights if weight.grad is not None], self._winning)
+        super().adjust(net, batch, objective)
+
+    def masks(self) -> Masks:
+        return {name: largest(scores, self.share) for name, scores in zip(self.names, self.scores, strict=True)}
+
+
+class WSN(Subnets):
+    """Weights of earlier tasks can be used again, but not changed."""
+
+    settings: ClassVar[Accepted] = {
+        **Subnets.settings,
+        "share": Range(0, 1, whole=False, open_low=True),
+        "score_rate": Range(0, whole=False),
+    }
+    waits = "which weights win depends on the scores"
+
+    def rule(self, task: Task) -> Winning:
+        return Winning(self.used, self.config.settings["share"], self.config.settings["score_rate"])
