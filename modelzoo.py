@@ -100,9 +100,10 @@ def run(
         learned = method.learn(episode, monitor)
         seen = stream.tasks[: episode.number] if config.continual else stream.tasks
         rows = evaluate(method, episode, learned, seen, scores)
+        before = untrained_rows(method, stream) if episode.number == 1 else []
         save_members(directory, method, stream)
         facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
-        directory.add_episode(facts, rows)
+        directory.add_episode(facts, [*before, *rows])
         monitor.episode_ends(facts, rows)
         history.append(learned)
     summary = {
@@ -139,6 +140,16 @@ def evaluate(
             measured["train"] = method.fits[task.id]
         for split, (n, score) in measured.items():
             rows.append(Row(episode.number, task.id, task.name, split, n, score.loss, score.accuracy))
+    return rows
+
+
+def untrained_rows(method: Method, stream: TaskStream) -> list[Row]:
+    """Episode 0: the first network before it was trained, on the tasks that it has heads for."""
+    rows = []
+    for number, predictions in method.untrained.items():
+        task = stream.tasks[number - 1]
+        score = method.spec.objective.evaluate(predictions, task.test.targets)
+        rows.append(Row(0, number, task.name, "test", len(task.test), score.loss, score.accuracy))
     return rows
 
 

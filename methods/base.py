@@ -73,6 +73,7 @@ class Method(ABC):
         modes: continual, multi-task or both.
         waits: why the steps of this method cannot be CUDA graphs; "" if they can.
         memory: the training examples that are kept.
+        untrained: by task id, what the first network said on the test inputs before it was trained, [N, C].
         fresh: networks of the last episode, to be saved.
         fits: by task id, how many training examples are kept and how well the method fits them.
     """
@@ -87,6 +88,7 @@ class Method(ABC):
         self.memory = ReplayMemory(self.budget(), self.config.seed, self.config.settings.get("buffer") == "reservoir")
         self.fresh: list[Member] = []
         self.fits: dict[int, tuple[int, Score]] = {}
+        self.untrained: dict[int, Tensor] = {}
 
     def budget(self) -> Budget:
         """How many training examples of past tasks are kept."""

@@ -56,6 +56,7 @@ class Ensemble(Method):
         self._parameters = 0
         self._used = 0  # parameters that answer a task, summed over tasks
         self._head_sizes: dict[int, int] = {}
+        self._revealed: Sequence[Task] = ()
 
     def grow(
         self, episode: int, sources: Mapping[int, TrainSource], weights: Mapping[int, float], monitor: Monitor
@@ -68,6 +69,9 @@ class Ensemble(Method):
         with seeded(self.config.seed, *name):
             net = build_net(hyper.model, self.spec.input_shape, hyper.dropout, head_sizes)
             net.to(self.compute.device)
+            if not self._members:
+                known = [task for task in self._revealed if task.id in head_sizes]
+                self.untrained = {t.id: self.ask(net, t.id, t.test, _place(episode, 0, tasks)) for t in known}
             try:
                 stats = train_member(
                     net, list(sources.items()), self.spec, hyper, self.compute, self.config.seed, name, monitor,
@@ -93,6 +97,7 @@ class Ensemble(Method):
                     raise RuntimeError(f"task {task} was not predicted after member {member.number} joined")
         self.fresh = []
         self._head_sizes.update({task.id: task.num_outputs for task in tasks})
+        self._revealed = tasks
 
     def forget(self) -> None:
         """Drop all members and what they predicted."""

@@ -89,6 +89,8 @@ class SingleNet(Method):
         name = ("member", episode.number - 1)
         with seeded(self.config.seed, *name):
             net = self.network(self.heads_with(task), {task.id: task.num_outputs})
+            if not self._seen:
+                self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
             rule = self.rule(task)
             rule.frozen = self.config.settings["bn"] == "freeze_after_first" and bool(self._seen)
             try:

@@ -8,9 +8,11 @@ import torch
 from datasets.task import Examples, Table, TaskStream
 from methods import METHODS, build_method
 from methods.base import Setting
-from tests.toys import CPU, run_toy, toy_config, toy_stream
+from methods.training import predict_examples
+from net import build_net
+from tests.toys import CPU, SHAPE, run_toy, toy_config, toy_stream
 from utils.monitor import Monitor
-from utils.seeding import generator
+from utils.seeding import generator, seeded
 
 # How much is kept of a task of 24 examples: everything, a part, nothing; where a method can choose.
 LIMITS: dict[str, list[dict[str, float]]] = {
@@ -120,6 +122,17 @@ def test_the_first_task_is_learned_the_same_by_every_method_with_one_network():
     for name in set(CONTINUAL) - {"stable_sgd", "packnet", "wsn"}:
         _, _, found = run_toy(toy_config(method=name), toy_stream(1))
         assert same(found[0], expected[0]), name
+
+
+@pytest.mark.parametrize("method", CONTINUAL)
+def test_what_the_untrained_network_says_is_recorded(method):
+    """The network of the first episode as it is initialised, before any step."""
+    stream = toy_stream(2)
+    learner, _, _ = run_toy(toy_config(method=method), stream)
+    with seeded(0, "member", 0):
+        net = build_net("conv", SHAPE, 0.0, {1: 3})
+    assert learner.untrained.keys() == {1}
+    assert torch.equal(learner.untrained[1], predict_examples(net, 1, stream.tasks[0].test, stream.spec, CPU))
 
 
 def test_members_do_not_share_their_initialisation():

@@ -73,3 +73,31 @@ def test_forgetting_is_at_least_minus_backward_transfer(matrix):
 @given(matrices)
 def test_nothing_is_transferred_against_oneself(matrix):
     assert metrics.fwt_isolated(matrix, matrix.diagonal()) == 0
+
+
+def test_gain_over_isolated_is_the_mean_difference_at_the_end():
+    assert metrics.gain_isolated(R, np.array([0.1, 0.8, 0.9])) == pytest.approx((0.4 - 0.2 - 0.1) / 3)
+
+
+def test_zero_shot_transfer_is_measured_right_before_a_task_is_learned():
+    full = np.array([[0.9, 0.5, 0.2], [0.7, 0.9, 0.4], [0.5, 0.6, 0.8]])
+    assert metrics.fwt_zero_shot(full, np.array([0.3, 0.3, 0.1])) == pytest.approx(((0.5 - 0.3) + (0.4 - 0.1)) / 2)
+    assert math.isnan(metrics.fwt_zero_shot(R, np.array([0.3, NAN, NAN])))
+    assert math.isnan(metrics.fwt_zero_shot(np.array([[0.9]]), np.array([0.5])))
+
+
+@given(matrices, arrays(float, 6, elements=st.floats(0, 1, width=32)))
+def test_gain_over_isolated_is_what_is_transferred_forward_and_backward(matrix, alone):
+    """At the end minus isolated = (at the end minus right after) + (right after minus isolated), task by task."""
+    tasks = len(matrix)
+    alone = alone[:tasks]
+    forward = metrics.fwt_isolated(matrix, alone) * (tasks - 1) + matrix[0, 0] - alone[0]
+    expected = (metrics.bwt(matrix) * (tasks - 1) + forward) / tasks
+    assert metrics.gain_isolated(matrix, alone) == pytest.approx(expected)
+
+
+@given(matrices)
+def test_no_average_is_above_the_best_or_below_the_worst(matrix):
+    for value in (metrics.avg_acc_final(matrix), metrics.avg_incremental_acc(matrix), metrics.learning_acc(matrix)):
+        assert np.nanmin(matrix) - 1e-9 <= value <= np.nanmax(matrix) + 1e-9
+    assert metrics.worst_task_acc(matrix) <= metrics.avg_acc_final(matrix) + 1e-9

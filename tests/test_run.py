@@ -53,7 +53,7 @@ def read_csv(path):
 
 
 def matrix(folder):
-    rows = read_csv(folder / "metrics.csv").query("split == 'test'")
+    rows = read_csv(folder / "metrics.csv").query("split == 'test' and episode > 0")
     return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
 
 
@@ -218,6 +218,17 @@ def test_a_zoo_without_replay_has_the_accuracy_matrix_of_isolated(runs, tmp_path
     folder, _ = runs
     quiet(tmp_path / "zoo", "--continual", *limit)
     np.testing.assert_array_equal(matrix(tmp_path / "zoo"), matrix(folder / "isolated"))
+
+
+def test_row_zero_is_the_untrained_network_on_the_tasks_it_has_heads_for(runs, tmp_path):
+    folder, _ = runs
+    row = read_csv(folder / "zoo/metrics.csv").query("episode == 0")
+    assert row.task.tolist() == [1]
+    assert row.accuracy.item() < 0.35  # ten classes
+    summary = json.loads((folder / "zoo/summary.json").read_text())
+    assert summary["per_task_untrained_acc"] == [row.accuracy.item(), *[None] * 9]
+    quiet(tmp_path / "joint", "--method", "joint")
+    assert read_csv(tmp_path / "joint/metrics.csv").query("episode == 0").task.tolist() == list(range(1, 11))
 
 
 def test_the_multitask_mode(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """Continual-learning metrics: pure functions of the accuracy matrix R.
 
 R is [T, T], R[k, t] the test accuracy on task t after episode k (rows and columns in the order of the
-stream), NaN where the task had not been revealed. Several of these names have different definitions
-in the literature; each function states the one it computes.
+stream), NaN where the task had not been revealed; the untrained network's, R[0], is a vector of its own.
+Several of these names have different definitions in the literature; each function states the one it computes.
 """
 
 from __future__ import annotations
@@ -60,6 +60,27 @@ def forgetting_chaudhry(R: Matrix) -> float:
     """
     T = len(R)
     return _mean(np.array([R[t : T - 1, t].max() - R[-1, t] for t in range(T - 1)]))
+
+
+def fwt_zero_shot(R: Matrix, untrained: npt.NDArray[np.float64]) -> float:
+    """Forward transfer as accuracy on a task before its own episode, against the untrained network.
+
+        FWT = 1/(T-1) sum_{t>=2} (R[t-1, t] - R[0, t])
+
+    Lopez-Paz & Ranzato (2017), eq. 4; `untrained`: R[0], [T]. NaN where either was not measured: with a head for
+    each task there is none before the task's own episode.
+    """
+    return _mean(np.diagonal(R, 1) - untrained[1:])
+
+
+def gain_isolated(R: Matrix, isolated: npt.NDArray[np.float64]) -> float:
+    """What learning the whole stream has brought over networks trained on each task alone, at the end.
+
+        1/T sum_t (R[T, t] - isolated[t])
+
+    What the tables of Ramesh & Chaudhari (2022) compare. `isolated`: [T].
+    """
+    return _mean(R[-1] - isolated)
 
 
 def worst_task_acc(R: Matrix) -> float:

@@ -28,7 +28,8 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
             with that episode is None.
         isolated: accuracy of a network trained on each task alone.
     """
-    test = [row for row in rows if row.split == "test"]
+    test = [row for row in rows if row.split == "test" and row.episode > 0]
+    untrained = {row.task: row.accuracy for row in rows if row.episode == 0}
     names = {row.task: row.task_name for row in test}
     R = metrics.accuracy_matrix(
         [(r.episode, r.task, r.accuracy) for r in test], max(r.episode for r in test), len(names)
@@ -45,7 +46,9 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
         "worst_task_acc": metrics.worst_task_acc(R),
         "per_task_acc": R[-1].tolist(),
         "per_task_learning_acc": None if own is None else own.tolist(),
+        "per_task_untrained_acc": [untrained.get(task) for task in sorted(names)],
         "per_task_isolated_acc": None if isolated is None else list(isolated),
+        "gain_isolated": None if reference is None else metrics.gain_isolated(R, reference),
         "fwt_isolated": None if reference is None or not continual else _defined(metrics.fwt_isolated(R, reference)),
     }
 
