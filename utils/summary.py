@@ -35,6 +35,7 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
         [(r.episode, r.task, r.accuracy) for r in test], max(r.episode for r in test), len(names)
     )
     own = R.diagonal() if continual else None
+    first = np.array([untrained.get(task, np.nan) for task in sorted(names)])
     reference = None if isolated is None else np.array(isolated)
     return {
         "task_names": [names[task] for task in sorted(names)],
@@ -49,6 +50,7 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
         "per_task_untrained_acc": [untrained.get(task) for task in sorted(names)],
         "per_task_isolated_acc": None if isolated is None else list(isolated),
         "gain_isolated": None if reference is None else metrics.gain_isolated(R, reference),
+        "fwt_zero_shot": _defined(metrics.fwt_zero_shot(R, first)) if continual else None,
         "fwt_isolated": None if reference is None or not continual else _defined(metrics.fwt_isolated(R, reference)),
     }
 

@@ -1,0 +1,139 @@
+"""Choose settings of the baselines for a stream, on validation data of its first tasks, and write them down.
+
+python docs/choose_settings.py --data_config config/dataset/rotated_digits.yaml --samples 10 --epochs 20
+
+Training examples that the run does not train on are the validation data: `--samples` of each class are trained
+on, up to 100 more of each class are predicted; without --samples a fifth is held out. Test data is never
+touched, nor are the later tasks (as Chaudhry et al. 2019 do it, who tune on the first three). The seeds are
+not those of the comparisons. Each method's best mean accuracy at the end goes to the block `streams` of
+config/method/<name>.yaml; a Markdown table of everything that was tried goes to the console.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+import yaml
+
+from datasets import build_stream
+from datasets.task import Table, Task, TaskStream
+from methods import build_method, with_settings
+from methods.base import Setting
+from methods.replay import balanced_order, first_of_each
+from methods.steps import Compute
+from utils.errors import TrainingError
+from utils.monitor import Monitor
+from utils.options import parse
+from utils.seeding import generator
+
+CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"
+SEEDS = (1000, 1001)
+TASKS = 3
+HELD_OUT = 100  # of each class
+TRIED: dict[str, dict[str, Sequence[Any]]] = {
+    "ewc": {"strength": [1.0, 3.0, 10.0, 30.0, 100.0, 1000.0]},
+    "ewc_online": {"strength": [1.0, 3.0, 10.0, 30.0, 100.0, 1000.0]},
+    "si": {"strength": [0.1, 1.0, 3.0, 10.0, 100.0]},
+    "lwf": {"strength": [0.3, 1.0, 3.0, 10.0]},
+    "er": {"replay_loss": ["mean", "sum"]},
+    "der": {"alpha": [0.1, 0.3, 1.0]},
+    "derpp": {"alpha": [0.1, 0.3, 1.0], "beta": [0.5, 1.0]},
+    "gem": {"margin": [0.0, 0.5, 1.0]},
+    "stable_sgd": {"decay": [0.4, 0.55, 0.7, 0.85]},
+    "wsn": {"share": [0.3, 0.5, 0.7], "score_rate": [1.0, 10.0, 30.0]},
+    "gpm": {"threshold": [0.9, 0.95, 0.97, 0.99]},
+}
+
+
+def validation_stream(stream: TaskStream, samples: int | None) -> TaskStream:
+    """The first tasks, with training examples in the place of test examples."""
+
+    def divided(task: Task) -> Task:
+        examples = task.train_eval
+        order = balanced_order(examples.targets, generator(0, "validation", task.id))
+        if samples is None:
+            trained = order[: len(order) * 4 // 5]
+        else:
+            trained = first_of_each(examples.targets, order, samples, task.num_outputs)
+        held = order[~torch.isin(order, trained)]
+        held = held[first_of_each(examples.targets[held], torch.arange(len(held)), HELD_OUT, task.num_outputs)]
+        kept = examples.subset(trained)
+        return replace(task, train=Table(kept), train_eval=kept, test=examples.subset(held))
+
+    return replace(stream, tasks=tuple(divided(task) for task in stream.tasks[:TASKS]))
+
+
+def accuracy(argv: list[str], samples: int | None, trial: tuple[str, dict[str, Any], int]) -> float:
+    """Mean validation accuracy over the first tasks when they have been learned; NaN if training diverged."""
+    method, settings, seed = trial
+    torch.set_num_threads(1)
+    config = with_settings(parse([*argv, "--continual", "--method", method, "--seed", str(seed)]).config)
+    config = replace(config, settings={**config.settings, **settings})
+    cpu = torch.device("cpu")
+    stream = validation_stream(build_stream(config, cpu), samples)
+    learner = build_method(Setting(config, stream.spec, Compute(cpu)))
+    try:
+        for episode in stream.continual():
+            learner.learn(episode, Monitor())
+        scores = [stream.spec.objective.evaluate(learner.predict(task), task.test.targets) for task in stream.tasks]
+    except TrainingError:
+        return float("nan")
+    return float(np.mean([score.accuracy for score in scores]))
+
+
+def write_down(method: str, stream: str, settings: dict[str, Any]) -> None:
+    """Put settings into the block `streams` at the end of the method's file."""
+    path = CONFIGS / f"{method}.yaml"
+    head, _, _ = path.read_text().partition("streams:")
+    presets = yaml.safe_load(path.read_text()).get("streams", {})
+    presets[stream] = {**presets.get(stream, {}), **settings}
+    lines = [yaml.safe_dump({name: presets[name]}, default_flow_style=None).strip() for name in sorted(presets)]
+    note = "streams:  # chosen by docs/choose_settings.py on validation data of the first three tasks\n"
+    path.write_text(head + note + "".join(f"  {line}\n" for line in lines))
+
+
+def main() -> None:
+    """Try everything, two processes of one thread each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data_config", required=True, help="the stream")
+    parser.add_argument("--samples", type=int, help="training examples per class, as in the comparison (default: all)")
+    parser.add_argument("--methods", nargs="+", choices=list(TRIED), default=list(TRIED), help="(default: all)")
+    parser.add_argument("--dry_run", action="store_true", help="print the table, leave the files alone")
+    options, rest = parser.parse_known_args()  # the rest is for modelzoo.py: --epochs, --hp_config, --data_dir
+    argv = ["--data_config", options.data_config, *rest]
+    trials = [
+        (method, dict(zip(TRIED[method], values, strict=True)), seed)
+        for method in options.methods
+        for values in itertools.product(*TRIED[method].values())
+        for seed in SEEDS
+    ]
+    with ProcessPoolExecutor(2) as pool:
+        found = np.array(list(pool.map(partial(accuracy, argv, options.samples), trials))).reshape(-1, len(SEEDS))
+    means = found.mean(1)
+    tried = [(method, settings) for method, settings, seed in trials if seed == SEEDS[0]]
+    print("| method | settings | validation accuracy |\n| --- | --- | --- |")
+    for method in options.methods:
+        rows = [i for i, (name, _) in enumerate(tried) if name == method]
+        best = max(rows, key=lambda i: np.nan_to_num(means[i]))
+        for i in rows:
+            settings = ", ".join(f"{name} {value}" for name, value in tried[i][1].items())
+            mark = "**" if i == best else ""
+            print(f"| {method} | {settings} | {mark}{means[i]:.4f}{mark} |")
+        if not options.dry_run:
+            write_down(method, Path(options.data_config).stem, tried[best][1])
+
+
+if __name__ == "__main__":
+    main()
