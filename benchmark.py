@@ -56,7 +56,7 @@ the store:
 
 Finished runs are kept, and refused if they were run with other options than the grid has now. Interrupted and failed
 ones are run again. In the tables:"""
-EXIT_CODES = "exit code: 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted"
+EXIT_CODES = "\nexit code: 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted"
 
 
 class Entry(NamedTuple):
@@ -96,7 +96,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="benchmark.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run methods x streams x networks x seeds and compare them in tables.",
-        epilog="\n".join([HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), "", EXIT_CODES]),
+        epilog="\n".join([HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), EXIT_CODES]),
     )  # fmt: skip
     parser.add_argument("--config", metavar="YAML", help="the grid")
     parser.add_argument("--store", metavar="DIR", help="where runs and tables go; the same command goes on there")
@@ -107,9 +107,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, example in (("config", "config/benchmark/digits.yaml"), ("store", "runs/digits")):
         if not getattr(options, name):
             raise UserError(f"--{name} is missing; give one, such as --{name} {example}")
-    options.jobs = Range(1, 1024).check(
-        "--jobs", int(options.jobs) if re.fullmatch("[0-9]{1,9}", options.jobs) else options.jobs
-    )
+    if re.fullmatch("[0-9]{1,9}", options.jobs):
+        options.jobs = int(options.jobs)
+    Range(1, 1024).check("--jobs", options.jobs)
     return options
 
 
@@ -282,15 +282,18 @@ def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: 
     for key, value in options.items():
         if value is not False:
             given.append(f"--{key}" if value is True else f"--{key}={value}")
+    where = f"{path}: methods: {entry.label}"
     try:
         invocation = parse(given)
         check_method(invocation.config, invocation.given)
         config = with_settings(invocation.config, invocation.method_config)
+        where = f"{path}: streams"
+        check_dataset(config)
     except UserError as error:
-        raise UserError(f"{path}: methods: {entry.label}: {_undashed(error)}") from None
-    check_dataset(config)
-    if config.hyper.model not in TRUNKS and not config.hyper.model.startswith("timm/"):
-        raise UserError(f"{hyper}: model: {unknown('model', config.hyper.model, [*TRUNKS, 'timm/<name>'])}")
+        raise UserError(f"{where}: {_undashed(error)}") from None
+    model = config.hyper.model
+    if model not in TRUNKS and not model.startswith("timm/"):
+        raise UserError(f"{path}: {hyper}: model: {unknown('model', model, [*TRUNKS, 'timm/<name>'])}")
     net = Path(hyper).stem
     directory = store / f"{config.stream}-{net}-{re.sub('[^A-Za-z0-9._+-]+', '_', entry.label)}"
     return Run(directory, entry.label, net, config, tuple(given))

@@ -103,9 +103,10 @@ def locked(folder: Path) -> Iterator[int]:
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another process; wait for it, or name another folder") from None
         yield lock
-    except BlockingIOError:
-        raise UserError(f"{folder} is in use by another process; wait for it, or name another folder") from None
     finally:
         os.close(lock)
