@@ -173,10 +173,11 @@ def load_grid(path: str, store: Path) -> Grid:
         for stream in streams for hyper in hyperparams for entry in entries
     ]  # fmt: skip
     runs = tuple(_with_seed(run, seed) for seed in seeds for run in models)
-    names = [run.name.casefold() for run in runs]  # as on disks that do not tell a from A
-    for i, run in enumerate(runs):
-        if names[i] in names[:i]:
+    names = set()
+    for run in runs:
+        if run.name.casefold() in names:  # some disks do not tell a from A
             raise UserError(f"{path}: two runs would be {run.directory}; rename a stream, hyperparams or a label")
+        names.add(run.name.casefold())
     told = [f"{key} {value}" for key, value in common.items()]
     told += [f"{entry.label}: {key} {value}" for entry in entries for key, value in entry.options.items()]
     told += [f"{label}: all tasks at once" for label in dict.fromkeys(r.label for r in runs if not r.config.continual)]
@@ -232,7 +233,7 @@ def _entry(path: str, entry: object) -> Entry:
         raise UserError(f"{where}: label is {label!r}; it must be a line of text of at most 80 characters")
     where = f"{where}: {label}"
     for key in options:
-        if key not in OPTIONS and key not in ("continual", "method_config"):
+        if key not in {"continual", *OPTIONS}:
             raise UserError(f"{where}: {unknown('key', key, ['label', 'method', 'continual', *OPTIONS])}")
     return Entry(method, label, {key: _option(where, key, value) for key, value in options.items()})
 
@@ -321,7 +322,7 @@ def execute(runs: Sequence[Run], store: Path, at_a_time: int, lock: int, failure
     by_name = {run.name: run for run in runs}
     begin = time.perf_counter()
     jobs = [job(run, store, share) for run in runs]
-    with closing(run_jobs(jobs, at_a_time, {"OMP_NUM_THREADS": str(share)}, lock)) as ended:
+    with closing(run_jobs(jobs, at_a_time, lock)) as ended:
         for number, end in enumerate(ended, 1):
             remain = len(runs) - number
             left = (time.perf_counter() - begin) / number * remain
@@ -336,21 +337,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def job(run: Run, store: Path, threads: int) -> Job:
-    """The command of a run."""
+def job(run: Run, store: Path, share: int) -> Job:
+    """The command of a run; `share`: threads, unless the grid gives them."""
+    threads = run.config.threads or share
     command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet"]
     if run.config.threads is None:
         command.append(f"--threads={threads}")
     if run.directory.exists():  # and interrupted: see check_run
         command.append("--overwrite")
-    return Job(run.name, command, store / "logs" / f"{run.name}.log")
+    return Job(run.name, command, {"OMP_NUM_THREADS": str(threads)}, store / "logs" / f"{run.name}.log")
 
 
 def outcome(run: Run, end: Ended, failures: dict[str, str]) -> str:
     """In a word; a failure is noted."""
     if end.code == 0 and run.summary.exists():
         return f"accuracy {json.loads(run.summary.read_text())['avg_acc_final']:.4f}"
-    failures[run.name] = end.reason()
+    failures[run.name] = end.reason() if end.code else "it ended without a summary.json"
     return "failed"
 
 

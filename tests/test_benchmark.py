@@ -42,7 +42,7 @@ directory = pathlib.Path(next(a for a in sys.argv if a.startswith("--run_dir="))
 order = pathlib.Path("orders", directory.name)
 order = order.read_text().split() if order.exists() else ["finish"]
 with open("started", "a") as file:
-    file.write(f"{os.getpid()} {' '.join(sys.argv[1:])}\\n")
+    file.write(f"{os.getpid()} {' '.join(sys.argv[1:])} OMP={os.environ['OMP_NUM_THREADS']}\\n")
 if order[0] == "sleep":
     print("asleep", flush=True)
     time.sleep(float(order[1]))
@@ -346,14 +346,16 @@ def test_runs_share_the_cores(here, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     prepare(write_grid(seeds=1))
     assert command("--jobs", "2") == 0
-    assert all("--threads=3" in line and "--quiet" in line for line in Path("started").read_text().splitlines())
+    for line in Path("started").read_text().splitlines():
+        assert {"--threads=3", "--quiet", "OMP=3"} < set(line.split())
 
 
 def test_threads_of_the_grid(here):
     prepare(write_grid(seeds=1, threads=5))
     assert command() == 0
-    assert Path("started").read_text().count("--threads") == 2
-    assert Path("started").read_text().count("--threads=5") == 2
+    for line in Path("started").read_text().splitlines():
+        assert line.count("--threads") == 1
+        assert {"--threads=5", "OMP=5"} < set(line.split())
 
 
 def test_as_many_at_a_time_as_jobs(here):
@@ -377,7 +379,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):
     assert error.splitlines() == [
         f"failed: {grid.runs[0].name}: exit code 2: modelzoo.py: no such data",
         f"failed: {grid.runs[1].name}: ended by signal 9",
-        f"failed: {grid.runs[2].name}: exit code 0",
+        f"failed: {grid.runs[2].name}: it ended without a summary.json",
     ]
     assert f"{grid.runs[0].name}: failed" in out
     assert [results()[run.name]["status"] for run in grid.runs] == ["failed", "failed", "failed", "finished"]
@@ -439,7 +441,7 @@ import sys
 from pathlib import Path
 from utils.jobs import Job, locked, run_jobs
 with locked(Path("store")) as lock:
-    next(run_jobs([Job("run", [sys.executable, "-c", {sleeper!r}], Path("log"))], 1, {{}}, lock))
+    next(run_jobs([Job("run", [sys.executable, "-c", {sleeper!r}], {{}}, Path("log"))], 1, lock))
 """
     parent = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -581,10 +583,30 @@ def test_notes_below_the_tables(here):
     assert command("--tables_only") == 0
     text = Path("store/table.md").read_text()
     assert "2 seeds; fewer finished: joint 1, small 1." in text
-    assert "Options: samples 2; epochs 1; small: memory_per_class 1; joint: all tasks at once." in text
+    options = "samples 2; epochs 1; small: memory_per_class 1; joint: all tasks at once"
+    assert f"Options, each for the methods that use it: {options}." in text
     assert "Made with: device cpu, precision fp32, threads 1, python 3.12.0, torch 2.0.0, commit cccccccccccc." in text
     assert "`python benchmark.py --config grid.yaml --store store`" in text
     assert "Newest run: 2026-02-03." in text
+
+
+def test_a_table_for_each_stream_and_network(here):
+    streams = [f"config/dataset/{name}.yaml" for name in ("split_digits", "rotated_digits")]
+    grid = write_grid(streams=streams, hyperparams=["config/hyperparam/conv.yaml", "config/hyperparam/wrn.yaml"])
+    for number, run in enumerate(grid.runs):
+        finish(run, final=(number / 16, number / 16))
+    assert command("--tables_only") == 0
+    parts = Path("store/table.md").read_text().split("## ")[1:]
+    assert [part.partition("\n")[0] for part in parts] == [
+        "split_digits, conv", "split_digits, wrn", "rotated_digits, conv", "rotated_digits, wrn",
+    ]  # fmt: skip
+    for number, part in enumerate(parts):  # runs 2 n and 2 n + 1 with seed 0, and 8 more with seed 1
+        isolated, finetune = (line for line in part.splitlines() if line.startswith(("| isolated", "| finetune")))
+        assert f"**{(2 * number + 4) / 16:.4f} ± " not in isolated
+        assert f" {(2 * number + 4) / 16:.4f} ± " in isolated
+        assert f"**{(2 * number + 5) / 16:.4f} ± " in finetune
+        assert "**+0.0625 ± 0.0000**" in finetune
+    assert Path("store/table.tex").read_text().count(r"\begin{table}") == 4
 
 
 def runs(*columns):

@@ -19,10 +19,11 @@ _SECONDS_TO_END = 5  # between asking a process to end and ending it
 
 @dataclass(frozen=True)
 class Job:
-    """A command and the file that its output goes to."""
+    """A command, what it finds in its environment, and the file that its output goes to."""
 
     name: str
     command: Sequence[str]
+    environment: Mapping[str, str]  # added to that of this process
     log: Path
 
 
@@ -41,9 +42,7 @@ class Ended:
         return f"{how}: {self.last_line}" if self.last_line else how
 
 
-def run_jobs(
-    jobs: Iterable[Job], at_a_time: int, environment: Mapping[str, str], lock: int
-) -> Generator[Ended, None, None]:
+def run_jobs(jobs: Iterable[Job], at_a_time: int, lock: int) -> Generator[Ended, None, None]:
     """Run the jobs in this order; yields each when it has ended. Closing the iterator ends those that still run.
 
     Args:
@@ -59,7 +58,7 @@ def run_jobs(
                 with open(job.log, "wb") as log:
                     child = subprocess.Popen(
                         job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                        env={**os.environ, **environment}, pass_fds=(lock,),
+                        env={**os.environ, **job.environment}, pass_fds=(lock,),
                     )  # fmt: skip
                 running.append((job, child, time.perf_counter()))
             ended = [entry for entry in running if entry[1].poll() is not None]

@@ -119,7 +119,10 @@ def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], 
             finished[run.config.seed] = values
     seeds = len({run.config.seed for run in runs})
     compared = [Table(title, seeds, labels) for title, labels in tables.items()]
-    notes = [f"Options: {options}.", *provenance_notes([run for run in runs if run.name in measured])]
+    notes = [
+        f"Options, each for the methods that use it: {options}.",
+        *provenance_notes([run for run in runs if run.name in measured]),
+    ]
     write_bytes(store / "results.csv", csv.add(rows))
     write_bytes(store / "table.md", markdown(compared, notes, command).encode())
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
@@ -149,7 +152,7 @@ def figures(runs: Sequence[Run]) -> dict[str, Values]:
         if reference(run) in isolated:
             alone = isolated[reference(run)]
             values["gain_isolated"] = float(np.mean(summary["per_task_acc"] - alone))
-            if summary["per_task_learning_acc"] is not None and len(alone) > 1:
+            if summary.get("per_task_learning_acc") is not None and len(alone) > 1:
                 values["fwt_isolated"] = float(np.mean((summary["per_task_learning_acc"] - alone)[1:]))
         measured[run.name] = values
     return measured
