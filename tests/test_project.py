@@ -9,6 +9,7 @@ import yaml
 PROJECT = Path(__file__).parent.parent
 # Each part may import those after it, and itself.
 MAY_IMPORT = {
+    "benchmark": {"methods", "datasets", "net", "utils"},
     "modelzoo": {"methods", "datasets", "net", "utils"},
     "methods": {"methods", "datasets", "net", "utils"},
     "datasets": {"datasets", "utils"},

@@ -154,7 +154,7 @@ def load_dataset_config(path: str) -> DatasetConfig:
     Raises:
         UserError: names the file and the key.
     """
-    content = _load_yaml(path)
+    content = load_yaml(path)
     _check_keys(path, content, DatasetConfig, required=("dataset", "tasks"), hidden=("path",))
     name = _text(path, content, "dataset")
     if name != "image_folder":
@@ -186,7 +186,7 @@ def load_hyper_config(path: str, overrides: Mapping[str, Any]) -> HyperConfig:
     Raises:
         UserError: names the file and the key.
     """
-    content = _load_yaml(path)
+    content = load_yaml(path)
     _check_keys(path, content, HyperConfig, required=("model",), hidden=("path",))
     values: dict[str, Any] = {"model": _text(path, content, "model"), "path": path}
     for key in content:
@@ -267,7 +267,7 @@ def load_settings(path: str, known: Mapping[str, Range | Sequence[str]], stream:
     Raises:
         UserError: names the file and the key.
     """
-    content = _load_yaml(path)
+    content = load_yaml(path)
     presets = content.pop("streams", {})
     if not isinstance(presets, dict):
         raise UserError(f"{path}: key 'streams' is {presets!r}; it must map names of streams to settings")
@@ -289,7 +289,12 @@ def load_settings(path: str, known: Mapping[str, Range | Sequence[str]], stream:
     return settings
 
 
-def _load_yaml(path: str) -> dict[str, Any]:
+def load_yaml(path: str) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        UserError: names the file and, where it can, the line.
+    """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except FileNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ _PROJECT = Path(__file__).resolve().parent.parent
 _DATA_CONFIG = _PROJECT / "config" / "dataset" / "split_digits.yaml"
 _HP_CONFIG = _PROJECT / "config" / "hyperparam" / "conv.yaml"
 _HP_KEYS = ("model", "batch", "lr", "l2_reg", "dropout")
-_CHOICES = {"selection": ("boosting", "uniform"), "precision": ("auto", "fp32", "bf16")}
+CHOICES = {"selection": ("boosting", "uniform"), "precision": ("auto", "fp32", "bf16")}
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,23 @@ class Invocation:
     method_config: str | None
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """One line instead of the usage, and the nearest option for a misspelt one."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
-    def parse_known(self, argv: Sequence[str] | None) -> argparse.Namespace:
+    def parse_known(
+        self, argv: Sequence[str] | None, keys: Container[str] = _HP_KEYS, of: str = "the --hp_config YAML"
+    ) -> argparse.Namespace:
+        """The options; `keys` are no options, but could be taken for some."""
         options, extra = self.parse_known_args(argv)
         if extra:
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(extra[0].split("=")[0], known, n=1, cutoff=0.7)
-            if extra[0].lstrip("-") in _HP_KEYS:
-                raise UserError(f"unknown option {extra[0]}; {extra[0].lstrip('-')} is a key of the --hp_config YAML")
+            key = extra[0].split("=")[0].lstrip("-")
+            if key in keys:
+                raise UserError(f"unknown option {extra[0]}; {key} is a key of {of}")
             raise UserError(f"unknown option {extra[0]}" + (f"; did you mean {near[0]}?" if near else "; -h lists all"))
         return options
 
@@ -98,8 +102,8 @@ def _where_to(parser: argparse.ArgumentParser) -> None:
         help="print only the final table (default: progress, a line per episode)")  # fmt: skip
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="modelzoo.py", allow_abbrev=False,
         description="Train a continual learner on a stream of tasks. The command line wins over the "
         "hyperparameter YAML, which wins over the defaults.",
@@ -108,6 +112,11 @@ def _parser() -> _Parser:
     _how(parser)
     _where_to(parser)
     return parser
+
+
+def driver_options() -> dict[str, bool]:
+    """Every option of modelzoo.py by name, and whether it is a switch, which takes no value."""
+    return {action.dest: action.nargs == 0 for action in _parser()._actions if action.dest != "help"}
 
 
 def parse(argv: Sequence[str] | None) -> Invocation:
@@ -119,7 +128,7 @@ def parse(argv: Sequence[str] | None) -> Invocation:
     options = vars(_parser().parse_known(argv))
     given = {name: value for name, value in options.items() if value is not None}
     numbers: dict[str, Any] = {name: _number(name, value) for name, value in given.items() if name in RANGES}
-    for name, choices in _CHOICES.items():
+    for name, choices in CHOICES.items():
         if name in given and given[name] not in choices:
             raise UserError(f"--{name}: {unknown(name, given[name], choices)}")
     _contradictions(given)

@@ -1,0 +1,690 @@
+"""Grids, runs and tables: what is refused, what is run when, what is told and what is written."""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+import benchmark
+from benchmark import load_grid, main
+from utils.errors import UserError
+from utils.jobs import locked
+from utils.tables import Table, latex, markdown, readable
+
+PROJECT = Path(__file__).parent.parent
+GRID: dict[str, Any] = {
+    "streams": ["config/dataset/split_digits.yaml"],
+    "hyperparams": ["config/hyperparam/conv.yaml"],
+    "methods": ["isolated", "finetune"],
+    "seeds": 2,
+    "samples": 2,
+    "epochs": 1,
+}
+# Stands in for modelzoo.py: does what the first word of orders/<run> says, then has the results prepared for it.
+PROGRAM = """
+import os, pathlib, shutil, sys, time
+directory = pathlib.Path(next(a for a in sys.argv if a.startswith("--run_dir=")).partition("=")[2])
+order = pathlib.Path("orders", directory.name)
+order = order.read_text().split() if order.exists() else ["finish"]
+with open("started", "a") as file:
+    file.write(f"{os.getpid()} {' '.join(sys.argv[1:])} OMP={os.environ['OMP_NUM_THREADS']}\\n")
+if order[0] == "sleep":
+    print("asleep", flush=True)
+    time.sleep(float(order[1]))
+if order[0] == "fail":
+    print("modelzoo.py: " + " ".join(order[1:]), file=sys.stderr)
+    sys.exit(2)
+if order[0] == "die":
+    os.kill(os.getpid(), 9)
+if order[0] != "nothing":
+    shutil.copytree(pathlib.Path("prepared", directory.name), directory, dirs_exist_ok="--overwrite" in sys.argv)
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder to work in; runs are of PROGRAM."""
+    monkeypatch.chdir(tmp_path)
+    Path("program.py").write_text(PROGRAM)
+    Path("orders").mkdir()
+    monkeypatch.setattr(benchmark, "PROGRAM", tmp_path / "program.py")
+    return tmp_path
+
+
+def write_grid(**changes):
+    grid = {key: value for key, value in {**GRID, **changes}.items() if value is not None}
+    Path("grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    return load_grid("grid.yaml", Path("store"))
+
+
+def command(*more):
+    return main(["--config", "grid.yaml", "--store", "store", *more])
+
+
+def finish(run, folder="store", final=(0.5, 0.75), learned=(0.75, 0.75), **summary):
+    """A directory as modelzoo.py would leave it."""
+    directory = Path(folder, run.name)
+    directory.mkdir(parents=True)
+    facts = {"commit": "c" * 40, "uncommitted_changes": False, "versions": {"python": "3.12.0", "torch": "2.0.0"}}
+    config = json.loads(json.dumps(asdict(run.config), default=str)) | {
+        "device": "cpu",
+        "threads": 1,
+        "precision": "fp32",
+    }
+    (directory / "config.yaml").write_text(yaml.safe_dump(config | facts, sort_keys=False))
+    values = {
+        "per_task_acc": list(final), "per_task_learning_acc": None if learned is None else list(learned),
+        "avg_acc_final": float(np.mean(final)), "learning_acc": None if learned is None else float(np.mean(learned)),
+        "bwt": None, "forgetting_chaudhry": None, "stored_examples": 0, "stored_bytes": 0, "parameters_total": 117050,
+        "parameters_per_prediction": 116402.0, "sample_gradients": 20, "train_seconds": 12.5, **summary,
+    }  # fmt: skip
+    (directory / "summary.json").write_text(json.dumps(values))
+
+
+def prepare(grid):
+    for run in grid.runs:
+        finish(run, "prepared")
+
+
+def order(run, words):
+    Path("orders", run.name).write_text(words)
+
+
+def started():
+    """Names of the runs that were started, in this order."""
+    lines = Path("started").read_text().splitlines() if Path("started").exists() else []
+    return [line.partition("--run_dir=store/")[2].split()[0] for line in lines]
+
+
+def results():
+    with open("store/results.csv", newline="") as file:
+        return {row["directory"]: row for row in csv.DictReader(file)}
+
+
+# The real thing.
+
+
+def test_a_benchmark_from_grid_to_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    grid = write_grid()
+    assert command("--jobs", "2") == 0
+    out = capsys.readouterr().out.splitlines()
+    summaries = {run.name: json.loads(Path(run.directory, "summary.json").read_text()) for run in grid.runs}
+    told = {line.partition(":")[0]: line for line in out}
+    for name, summary in summaries.items():
+        assert f"accuracy {summary['avg_acc_final']:.4f}" in told[name]
+        assert "backward transfer" in Path("store/logs", f"{name}.log").read_text()  # its final table
+        assert {key: results()[name][key] for key in ("status", "method")} == {
+            "status": "finished",
+            "method": summary["method"],
+        }
+        assert float(results()[name]["bwt"]) == summary["bwt"]
+        assert yaml.safe_load(Path("store", name, "config.yaml").read_text())["threads"] >= 1
+    gains = []
+    for seed in (0, 1):
+        R, alone = (
+            np.array(summaries[f"split_digits-conv-{m}-seed{seed}"]["per_task_acc"]) for m in ("finetune", "isolated")
+        )
+        gains.append((R - alone).mean())
+        assert float(results()[f"split_digits-conv-finetune-seed{seed}"]["gain_isolated"]) == pytest.approx(gains[-1])
+    half = stats.t.ppf(0.975, 1) * np.std(gains, ddof=1) / math.sqrt(2)
+    assert f"{np.mean(gains):+.4f} ± {half:.4f}" in Path("store/table.md").read_text()
+
+    before = Path("store/table.md").read_bytes()
+    assert command() == 0  # what modelzoo.py has written down is what the grid asks for
+    assert "4 runs, 0 of them to do" in capsys.readouterr().out
+    assert Path("store/table.md").read_bytes() == before
+
+
+# Which runs.
+
+
+def test_the_runs_of_a_grid(here):
+    methods = ["joint", "er", {"method": "zoo", "label": "zoo, half kept!", "replay_frac": 0.5}]
+    grid = write_grid(methods=methods, seeds=[3, 1], memory_per_class=7, tasks_per_round=2)
+    assert [run.name for run in grid.runs] == [
+        f"split_digits-conv-{label}-seed{seed}" for seed in (3, 1) for label in ("joint", "er", "zoo_half_kept_")
+    ]
+    joint, er, zoo = (run.config for run in grid.runs[:3])
+    assert [config.continual for config in (joint, er, zoo)] == [False, True, True]
+    assert [config.samples for config in (joint, er, zoo)] == [2, 2, 2]
+    assert (joint.memory_per_class, er.memory_per_class) == (None, 7)
+    assert (er.tasks_per_round, zoo.tasks_per_round, zoo.replay_frac) == (5, 2, 0.5)
+    assert er.settings["replay_batch"] == 16
+    assert [config.seed for config in (joint, er, zoo)] == [3, 3, 3]
+
+
+def test_a_run_is_what_modelzoo_makes_of_its_arguments(here):
+    from methods import with_settings
+    from utils.options import parse
+
+    grid = write_grid(methods=["er", "joint"], no_augment=True, epochs=3, data_dir="elsewhere")
+    for run in grid.runs:
+        invocation = parse(run.arguments)
+        assert with_settings(invocation.config) == run.config
+        assert invocation.run_dir == run.directory
+        assert not run.config.augment
+        assert run.config.data_dir == Path("elsewhere")
+
+
+def test_everything_in_the_multitask_mode(here):
+    assert not any(run.config.continual for run in write_grid(continual=False, methods=["zoo", "joint"]).runs)
+    methods = [{"method": "zoo", "continual": True}, {"method": "zoo", "label": "rounds", "rounds": 2}]
+    runs = write_grid(continual=False, methods=methods, seeds=1).runs
+    assert [(run.config.continual, run.config.rounds) for run in runs] == [(True, None), (False, 2)]
+
+
+def test_files_of_the_current_directory_come_before_those_of_the_project(here):
+    Path("config/hyperparam").mkdir(parents=True)
+    Path("config/hyperparam/conv.yaml").write_text("{model: conv, lr: 0.5}")
+    assert write_grid().runs[0].config.hyper.lr == 0.5
+    assert write_grid().runs[0].config.dataset.path == str(PROJECT / "config/dataset/split_digits.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "config/benchmark").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_grids_of_the_project_are_good(path):
+    runs = load_grid(str(path), Path("store")).runs
+    assert len({run.name for run in runs}) == len(runs)
+    assert {"isolated", "joint", "zoo"} <= {run.config.method for run in runs}
+
+
+BAD: dict[str, Any] = {
+    "unknown key": ({"sample": 3}, "unknown key 'sample'", "did you mean 'samples'"),
+    "own key": ({"run_dir": "x"}, "unknown key 'run_dir'"),
+    "key missing": ({"streams": None}, "key 'streams' is missing"),
+    "seeds missing": ({"seeds": None}, "key 'seeds' is missing"),
+    "empty list": ({"hyperparams": []}, "hyperparams is []", "at least one entry"),
+    "no list": ({"methods": "zoo"}, "methods is 'zoo'", "must be a list"),
+    "no seeds": ({"seeds": 0}, "seeds is 0", "at least 1"),
+    "no number of seeds": ({"seeds": "five"}, "seeds is 'five'", "a whole number"),
+    "seed twice": ({"seeds": [1, 2, 1]}, "seeds has 1 twice"),
+    "negative seed": ({"seeds": [-1]}, "seeds is -1", "at least 0"),
+    "unknown method": ({"methods": ["zooo"]}, "methods: unknown method 'zooo'", "did you mean 'zoo'"),
+    "method of a wrong type": ({"methods": [["zoo"]]}, "methods: unknown method"),
+    "entry without method": ({"methods": [{"label": "x"}]}, "has no key 'method'"),
+    "label twice": ({"methods": ["er", "er"]}, "methods: er is there twice", "label of its own"),
+    "label of a wrong type": ({"methods": [{"method": "er", "label": 3}]}, "label is 3"),
+    "label of two lines": ({"methods": [{"method": "er", "label": "a\nb"}]}, "label is 'a\\nb'", "a line of text"),
+    "labels with one directory": (
+        {"methods": [{"method": "er", "label": "a b"}, {"method": "er", "label": "A,b"}]}, "two runs would be", "A_b",
+    ),
+    "stream twice": ({"streams": GRID["streams"] * 2}, "two runs would be", "split_digits-conv-isolated-seed0"),
+    "file missing": ({"streams": ["config/dataset/nope.yaml"]}, "streams: config/dataset/nope.yaml does not exist"),
+    "path of a wrong type": ({"streams": [5]}, "streams: 5 is not the path"),
+    "bad stream": ({"streams": ["bad.yaml"]}, "streams: bad.yaml", "key 'dataset' is missing"),
+    "unknown data set": ({"streams": ["data.yaml"]}, "grid.yaml: streams: data.yaml: dataset: unknown dataset 'nope'"),
+    "unknown network": ({"hyperparams": ["net.yaml"]}, "grid.yaml: net.yaml: model: unknown model", "mean 'conv'"),
+    "option out of range": ({"epochs": 0}, "grid.yaml: epochs is 0", "at least 1"),
+    "option of a wrong type": ({"samples": "many"}, "grid.yaml: samples is 'many'"),
+    "fraction for a number": ({"samples": 1.5}, "grid.yaml: samples is 1.5", "a whole number"),
+    "unknown choice": ({"selection": "boost", "methods": ["zoo"]}, "selection: unknown", "did you mean 'boosting'"),
+    "text for a switch": ({"no_augment": "yes please"}, "no_augment is 'yes please'", "true or false"),
+    "list for a text": ({"data_dir": ["a"]}, "data_dir is ['a']", "a text"),
+    "unknown device": ({"device": "gpu"}, "grid.yaml: device", "unknown device 'gpu'"),
+    "option that no method reads": ({"memory": 5}, "memory is not used by any method"),
+    "option not read by the method": (
+        {"methods": [{"method": "joint", "memory": 5}]}, "methods: joint: memory is for", "joint does not use it",
+    ),
+    "unknown option of a method": ({"methods": [{"method": "er", "memry": 5}]}, "methods: er: unknown key 'memry'"),
+    "option of a method out of range": ({"methods": [{"method": "er", "memory": 0}]}, "methods: er: memory is 0"),
+    "options that contradict": (
+        {"methods": [{"method": "er", "memory": 5, "memory_per_class": 5}]}, "methods: er: memory and memory_per_class",
+    ),
+    "rounds with continual": ({"methods": ["zoo"], "rounds": 3}, "methods: zoo: rounds is for the multi-task mode"),
+    "no multi-task mode": ({"continual": False}, "methods: finetune: continual is false", "one after another"),
+    "no continual mode": ({"methods": [{"method": "joint", "continual": True}]}, "methods: joint: continual is true"),
+    "settings for all": ({"method_config": "net.yaml"}, "method_config is of one method", "move it to an entry"),
+    "settings missing": (
+        {"methods": [{"method": "er", "method_config": "nope.yaml"}]}, "methods: er: nope.yaml does not exist",
+    ),
+    "settings without method settings": (
+        {"methods": [{"method": "joint", "method_config": "net.yaml"}]}, "methods: joint", "has no settings",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_grid_is_one_line_and_nothing_is_written(here, capsys, name):
+    changes, *words = BAD[name]
+    Path("bad.yaml").write_text("tasks: [[0, 1]]")
+    Path("data.yaml").write_text("{dataset: nope, tasks: [[0, 1]]}")
+    Path("net.yaml").write_text("model: convv")
+    content = {key: value for key, value in {**GRID, **changes}.items() if value is not None}
+    Path("grid.yaml").write_text(yaml.safe_dump(content))
+    refused(capsys, *words)
+
+
+@pytest.mark.parametrize("text", ["[zoo, er]", "", "streams: [", "streams: [a]\nstreams: [b]"])
+def test_a_grid_that_is_no_mapping(here, capsys, text):
+    Path("grid.yaml").write_text(text)
+    refused(capsys, "grid.yaml")
+
+
+def refused(capsys, *words, more=()):
+    assert command(*more) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("benchmark.py: ")
+    assert error.count("\n") == 1
+    assert [word for word in words if word not in error] == []
+    assert not Path("store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--job", "2"], ["unknown option --job", "did you mean --jobs?"]),
+        (["--epochs", "2"], ["unknown option --epochs", "epochs is a key of the --config YAML"]),
+        (["--jobs", "0"], ["--jobs is 0", "at least 1"]),
+        (["--jobs", "two"], ["--jobs is 'two'"]),
+        (["--tables_only"], ["--store store does not exist"]),
+    ],
+)
+def test_bad_options(here, capsys, options, words):
+    write_grid()
+    refused(capsys, *words, more=options)
+
+
+def test_what_must_be_given(here, capsys):
+    assert main([]) == 2
+    assert main(["--config", "grid.yaml"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "benchmark.py: --config is missing; give one, such as --config config/benchmark/digits.yaml",
+        "benchmark.py: --store is missing; give one, such as --store runs/digits",
+    ]
+
+
+def test_help_explains_every_option(here, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["-h"])
+    assert done.value.code == 0
+    told = capsys.readouterr().out
+    for word in ("--config", "--store", "--jobs", "--tables_only", *benchmark.AXES, "results.csv", "exit code"):
+        assert word in told
+    assert "%%" not in told
+
+
+# When they run.
+
+
+def test_runs_of_one_seed_come_first_and_finished_ones_are_kept(here, capsys):
+    grid = write_grid()
+    prepare(grid)
+    finish(grid.runs[1])
+    assert command() == 0
+    assert started() == [grid.runs[i].name for i in (0, 2, 3)]
+    assert "4 runs, 3 of them to do" in capsys.readouterr().out
+    assert command() == 0
+    assert len(started()) == 3
+
+
+def test_a_line_for_each_run(here, capsys):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    assert command() == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("split_digits")]
+    assert [line.split(",")[0] for line in lines] == [f"{run.name}: accuracy 0.6250" for run in grid.runs]
+    assert ["1 remain, about" in lines[0], "0 remain" in lines[1]] == [True, True]
+
+
+def test_runs_share_the_cores(here, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    prepare(write_grid(seeds=1))
+    assert command("--jobs", "2") == 0
+    for line in Path("started").read_text().splitlines():
+        assert {"--threads=3", "--quiet", "OMP=3"} < set(line.split())
+
+
+def test_threads_of_the_grid(here):
+    prepare(write_grid(seeds=1, threads=5))
+    assert command() == 0
+    for line in Path("started").read_text().splitlines():
+        assert line.count("--threads") == 1
+        assert {"--threads=5", "OMP=5"} < set(line.split())
+
+
+def test_as_many_at_a_time_as_jobs(here):
+    grid = write_grid(methods=["isolated"], seeds=4)
+    prepare(grid)
+    for run in grid.runs:
+        order(run, "sleep 0.7")
+    begin = time.perf_counter()
+    assert command("--jobs", "4") == 0
+    assert time.perf_counter() - begin < 4 * 0.7
+
+
+def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):
+    grid = write_grid()
+    prepare(grid)
+    order(grid.runs[0], "fail no such data")
+    order(grid.runs[1], "die")
+    order(grid.runs[2], "nothing")
+    assert command() == 1
+    out, error = capsys.readouterr()
+    assert error.splitlines() == [
+        f"failed: {grid.runs[0].name}: exit code 2: modelzoo.py: no such data",
+        f"failed: {grid.runs[1].name}: ended by signal 9",
+        f"failed: {grid.runs[2].name}: it ended without a summary.json",
+    ]
+    assert f"{grid.runs[0].name}: failed" in out
+    assert [results()[run.name]["status"] for run in grid.runs] == ["failed", "failed", "failed", "finished"]
+    assert "modelzoo.py: no such data" in Path("store/logs", f"{grid.runs[0].name}.log").read_text()
+    for run in grid.runs:
+        order(run, "finish")
+    assert command() == 0
+    assert started()[4:] == [run.name for run in grid.runs[:3]]
+
+
+def test_an_interrupted_run_is_run_again(here):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    grid.runs[0].directory.mkdir(parents=True)
+    Path(grid.runs[0].directory, "config.yaml").write_text("{}")
+    assert command() == 0
+    overwriting = ["--overwrite" in line for line in Path("started").read_text().splitlines()]
+    assert overwriting == [True, False]
+    assert results()[grid.runs[0].name]["status"] == "finished"
+
+
+def test_ctrl_c_ends_the_runs_and_the_next_command_goes_on(here, capsys):
+    grid = write_grid()
+    prepare(grid)
+    order(grid.runs[1], "sleep 60")
+
+    def interrupt():
+        log = Path("store/logs", f"{grid.runs[1].name}.log")
+        while not log.exists() or "asleep" not in log.read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert command() == 130
+    assert capsys.readouterr().err == "benchmark.py: interrupted; the same command goes on with the runs that remain\n"
+    sleeper = int(Path("started").read_text().splitlines()[1].split()[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(sleeper, 0)
+    assert [results()[run.name]["status"] for run in grid.runs] == ["finished", *["missing"] * 3]
+    order(grid.runs[1], "finish")
+    assert command() == 0
+    assert started()[2:] == [run.name for run in grid.runs[1:]]
+
+
+def test_a_store_is_for_one_process_at_a_time(here, capsys):
+    write_grid()
+    with locked(Path("store")):
+        assert command() == 2
+    assert capsys.readouterr().err == (
+        "benchmark.py: store is in use by another process; wait for it, or name another folder\n"
+    )
+    assert not Path("started").exists()
+
+
+def test_a_store_stays_locked_while_a_run_outlives_its_benchmark(tmp_path):
+    sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    program = f"""
+import sys
+from pathlib import Path
+from utils.jobs import Job, locked, run_jobs
+with locked(Path("store")) as lock:
+    next(run_jobs([Job("run", [sys.executable, "-c", {sleeper!r}], {{}}, Path("log"))], 1, lock))
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)}
+    )
+    log = tmp_path / "log"
+    while not log.exists() or not log.read_text().endswith("\n"):
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    with pytest.raises(UserError, match="is in use"), locked(tmp_path / "store"):
+        pass
+    os.kill(int(log.read_text()), signal.SIGKILL)
+    for _ in range(500):
+        with contextlib.suppress(UserError), locked(tmp_path / "store"):
+            return
+        time.sleep(0.02)
+    pytest.fail("the store is still locked")
+
+
+# What is already there.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"samples": 3}, "was run with samples: 2, but grid.yaml asks for 3"),
+        ({"epochs": 5}, "was run with augment: False, but grid.yaml asks for True"),
+        ({"samples": None}, "was run with samples: 2, but grid.yaml asks for None"),
+    ],
+)
+def test_a_finished_run_of_another_grid_is_refused(here, capsys, changes, words):
+    finish(write_grid().runs[2])
+    write_grid(**changes)
+    for more in ([], ["--tables_only"]):
+        assert command(*more) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"benchmark.py: store/split_digits-conv-isolated-seed1 {words};")
+        assert error.count("\n") == 1
+    assert not Path("started").exists()
+    assert not Path("store/table.md").exists()
+
+
+def test_other_settings_and_other_tasks_are_other_runs(here, capsys):
+    Path("er.yaml").write_text((PROJECT / "config/method/er.yaml").read_text())
+    Path("stream.yaml").write_text("{dataset: digits, tasks: [[0, 1], [2, 3]]}")
+    grid = {"streams": ["stream.yaml"], "methods": [{"method": "er", "method_config": "er.yaml"}], "seeds": 1}
+    finish(write_grid(**grid).runs[0])
+    Path("er.yaml").write_text(Path("er.yaml").read_text().replace("replay_batch: 16", "replay_batch: 8"))
+    assert command() == 2
+    assert "settings.replay_batch: 16, but grid.yaml asks for 8" in capsys.readouterr().err
+    Path("er.yaml").write_text((PROJECT / "config/method/er.yaml").read_text())
+    Path("stream.yaml").write_text("{dataset: digits, tasks: [[0, 1], [2, 4]]}")
+    assert command() == 2
+    assert "was run with dataset.tasks" in capsys.readouterr().err
+
+
+def test_where_and_how_fast_may_differ(here):
+    grid = write_grid(seeds=1)
+    for run in grid.runs:
+        finish(run)
+    write_grid(seeds=1, device="cpu", threads=2, precision="fp32", data_dir="elsewhere")
+    assert command() == 0
+    assert not Path("started").exists()
+
+
+def test_a_damaged_run_is_named(here, capsys):
+    run = write_grid().runs[0]
+    finish(run)
+    Path(run.directory, "summary.json").write_text("{")
+    assert command() == 2
+    assert f"{run.directory} is not a finished run" in capsys.readouterr().err
+
+
+def test_a_directory_that_is_no_run_is_not_replaced(here, capsys):
+    run = write_grid().runs[0]
+    run.directory.mkdir(parents=True)
+    Path(run.directory, "thesis.txt").write_text("years of work")
+    assert command() == 2
+    assert "is not empty and not a run" in capsys.readouterr().err
+    assert Path(run.directory, "thesis.txt").exists()
+
+
+def test_other_directories_of_the_store_are_left_alone(here):
+    grid = write_grid(methods=["isolated", "er"])
+    for run in grid.runs:
+        finish(run)
+    write_grid(methods=["isolated"])
+    assert command() == 0
+    assert len(results()) == 2
+    assert "| er " not in Path("store/table.md").read_text()
+    assert all(run.summary.exists() for run in grid.runs)
+
+
+# What is written.
+
+
+def test_results_have_every_run_and_every_figure(here):
+    grid = write_grid(methods=["isolated", "er", "joint"])
+    isolated, er, joint = grid.runs[:3]
+    finish(isolated, final=(0.5, 0.25), learned=(0.5, 0.25))
+    finish(er, final=(0.75, 0.75), learned=(1.0, 0.5), bwt=-0.25, stored_bytes=1440, stored_examples=20)
+    finish(joint, final=(1.0, 1.0), learned=None)
+    assert command("--tables_only") == 0
+    assert not Path("started").exists()
+    rows = results()
+    assert list(rows) == [run.name for run in grid.runs]
+    assert [row["status"] for row in rows.values()] == ["finished"] * 3 + ["missing"] * 3
+    row = rows[er.name]
+    assert (row["label"], row["method"], row["stream"], row["net"], row["seed"]) == (
+        "er",
+        "er",
+        "split_digits",
+        "conv",
+        "0",
+    )
+    assert float(row["gain_isolated"]) == (0.25 + 0.5) / 2
+    assert float(row["fwt_isolated"]) == 0.5 - 0.25  # the second task only
+    assert (float(row["bwt"]), row["stored_bytes"], row["stored_examples"]) == (-0.25, "1440", "20")
+    assert float(rows[joint.name]["gain_isolated"]) == (0.5 + 0.75) / 2
+    assert rows[joint.name]["fwt_isolated"] == rows[joint.name]["bwt"] == ""
+
+
+def test_isolated_runs_are_a_reference_for_the_same_recipe_only(here):
+    grid = write_grid(methods=["isolated", "er", {"method": "er", "label": "longer", "epochs": 3}], seeds=1)
+    for run in grid.runs:
+        finish(run)
+    assert command("--tables_only") == 0
+    assert [results()[run.name]["gain_isolated"] for run in grid.runs] == ["0.0", "0.0", ""]
+
+
+def test_notes_below_the_tables(here):
+    grid = write_grid(methods=["isolated", "joint", {"method": "er", "label": "small", "memory_per_class": 1}])
+    for run in grid.runs[:3]:
+        finish(run)
+    finish(grid.runs[3])
+    for day, run in enumerate((grid.runs[0], grid.runs[3], *grid.runs[1:3])):
+        noon = datetime(2026, 2, 3 - day % 3, 12).timestamp()
+        os.utime(run.summary, (noon, noon))
+    assert command("--tables_only") == 0
+    text = Path("store/table.md").read_text()
+    assert "2 seeds; fewer finished: joint 1, small 1." in text
+    options = "samples 2; epochs 1; small: memory_per_class 1; joint: all tasks at once"
+    assert f"Options, each for the methods that use it: {options}." in text
+    assert "Made with: device cpu, precision fp32, threads 1, python 3.12.0, torch 2.0.0, commit cccccccccccc." in text
+    assert "`python benchmark.py --config grid.yaml --store store`" in text
+    assert "Newest run: 2026-02-03." in text
+
+
+def test_a_table_for_each_stream_and_network(here):
+    streams = [f"config/dataset/{name}.yaml" for name in ("split_digits", "rotated_digits")]
+    grid = write_grid(streams=streams, hyperparams=["config/hyperparam/conv.yaml", "config/hyperparam/wrn.yaml"])
+    for number, run in enumerate(grid.runs):
+        finish(run, final=(number / 16, number / 16))
+    assert command("--tables_only") == 0
+    parts = Path("store/table.md").read_text().split("## ")[1:]
+    assert [part.partition("\n")[0] for part in parts] == [
+        "split_digits, conv", "split_digits, wrn", "rotated_digits, conv", "rotated_digits, wrn",
+    ]  # fmt: skip
+    for number, part in enumerate(parts):  # runs 2 n and 2 n + 1 with seed 0, and 8 more with seed 1
+        isolated, finetune = (line for line in part.splitlines() if line.startswith(("| isolated", "| finetune")))
+        assert f"**{(2 * number + 4) / 16:.4f} ± " not in isolated
+        assert f" {(2 * number + 4) / 16:.4f} ± " in isolated
+        assert f"**{(2 * number + 5) / 16:.4f} ± " in finetune
+        assert "**+0.0625 ± 0.0000**" in finetune
+    assert Path("store/table.tex").read_text().count(r"\begin{table}") == 4
+
+
+def runs(*columns):
+    """Seed -> values; what is not given is 0."""
+    keys = ("avg_acc_final", "forgetting_chaudhry", "bwt", "learning_acc", "fwt_isolated", "gain_isolated")
+    ledger = (
+        "stored_examples", "stored_bytes", "parameters_total", "parameters_per_prediction", "sample_gradients",
+        "train_seconds",
+    )  # fmt: skip
+    return {seed: {**dict.fromkeys((*keys, *ledger), 0.0), **values} for seed, values in enumerate(columns)}
+
+
+EXAMPLE = Table("tiny_stream, conv", 3, {
+    "good": runs({"avg_acc_final": 0.8, "forgetting_chaudhry": 0.1, "bwt": None, "stored_bytes": 2_345_678},
+                 {"avg_acc_final": 0.9, "forgetting_chaudhry": 0.1, "bwt": None, "stored_bytes": 2_345_678},
+                 {"avg_acc_final": 1.0, "forgetting_chaudhry": 0.1, "bwt": None, "stored_bytes": 2_345_678}),
+    "near": runs({"avg_acc_final": 0.8, "forgetting_chaudhry": 0.0, "bwt": -0.25, "parameters_total": 1_162_400},
+                 {"avg_acc_final": 0.9, "forgetting_chaudhry": 0.0, "bwt": -0.25, "parameters_total": 1_162_400},
+                 {"avg_acc_final": 0.7, "forgetting_chaudhry": 0.0, "bwt": None, "parameters_total": 1_162_400}),
+    "50% & worse_|": runs({"avg_acc_final": 0.7, "train_seconds": 1234.56}, {"avg_acc_final": 0.8},
+                          {"avg_acc_final": 0.9}),
+    "once": runs({"avg_acc_final": 1.0}),
+    "never": {},
+})  # fmt: skip
+
+
+def test_a_markdown_table_by_hand():
+    """0.8, 0.9, 1.0: s = 0.1 and t = 4.3027 for 2 degrees of freedom, 0.2484. `near` differs by (0, 0, -0.3), p = 0.42;
+    the third by -0.1 in each seed."""
+    lines = markdown([EXAMPLE], [], "python").splitlines()
+    assert lines[0] == "## tiny_stream, conv"
+    table = [[cell.strip() for cell in line.replace("\\|", "¦").split("|")[1:-1]] for line in lines[2:9]]
+    assert {len(row) for row in table} == {13}
+    assert len({len(line) for line in lines[2:9]}) == 1  # aligned
+    assert table[0][:2] == ["method", "final accuracy `avg_acc_final`"]
+    rows = {row[0]: dict(zip(table[0], row, strict=True)) for row in table[2:]}
+    assert list(rows) == ["good", "near", "50% & worse_¦", "once", "never"]
+    accuracy, forgetting, bwt = table[0][1:4]
+    assert [row[accuracy] for row in rows.values()] == [
+        "**0.9000 ± 0.2484**", "**0.8000 ± 0.2484**", "0.8000 ± 0.2484", "1.0000", "n/a",
+    ]  # fmt: skip
+    assert [row[forgetting] for row in rows.values()][:2] == ["+0.1000 ± 0.0000", "**+0.0000 ± 0.0000**"]
+    assert [row[bwt] for row in rows.values()][:2] == ["n/a", "-0.2500 ± 0.0000 (n = 2)"]
+    assert rows["good"]["stored MB `stored_bytes`"] == "2.35"
+    assert rows["near"]["parameters stored `parameters_total`"] == "1.16 M"
+    assert rows["50% & worse_¦"]["seconds of training `train_seconds`"] == "411.5"
+    assert "3 seeds; fewer finished: once 1, never 0." in lines
+
+
+def test_a_latex_table_has_the_same_cells():
+    text = latex([EXAMPLE], ["a_b at 5 %"], "python --store c_d")
+    rows = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.endswith(r" \\")]
+    assert [len(row) for row in rows] == [7, 7, 7, 7, 8 - 1, 7, 7] * 2
+    assert rows[0][:2] == ["method", "final accuracy"]
+    assert rows[1][:2] == ["", r"{\tiny\texttt{avg\_acc\_final}}"]
+    assert rows[2][:2] == ["good", r"\textbf{0.9000 $\pm$ 0.2484}"]
+    assert rows[3][3] == r"$-$0.2500 $\pm$ 0.0000 (n = 2)"
+    assert rows[4][0] == r"50\% \& worse\_|"
+    assert rows[10][3] == "1.16 M"
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 2
+    assert r"\caption{tiny\_stream, conv: 3 seeds; fewer finished: once 1, never 0.}" in text
+    assert r"a\_b at 5 \%" in text
+    assert r"\texttt{python --store c\_d}" in text
+
+
+def test_latex_escapes():
+    label = r"\a{b}$#_^~<>[x]*%&"
+    text = latex([Table("t", 1, {label: {}})], [], "c")
+    assert r"\textbackslash{}a\{b\}\$\#\_\textasciicircum{}\textasciitilde{}$<$$>${[}x]{*}\%\& & n/a" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"), (0.00072, "0.00072"), (12.34, "12.3"), (999, "999"), (999.6, "1 k"), (35_000, "35 k"),
+        (116_402, "116 k"), (999_600, "1 M"), (1_162_400, "1.16 M"), (2.5e9, "2.5 G"), (3e12, "3 T"),
+    ],
+)  # fmt: skip
+def test_large_numbers_can_be_read(number, text):
+    assert readable(number) == text

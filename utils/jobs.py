@@ -1,0 +1,111 @@
+"""Commands as processes, a few at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+
+_SECONDS_TO_END = 5  # between asking a process to end and ending it
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, what it finds in its environment, and the file that its output goes to."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]  # added to that of this process
+    log: Path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended."""
+
+    name: str
+    seconds: float
+    code: int  # negative: the signal that ended it
+    last_line: str  # of the log
+
+    def reason(self) -> str:
+        """In words, for a job that failed."""
+        how = f"ended by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
+        return f"{how}: {self.last_line}" if self.last_line else how
+
+
+def run_jobs(jobs: Iterable[Job], at_a_time: int, lock: int) -> Generator[Ended, None, None]:
+    """Run the jobs in this order; yields each when it has ended. Closing the iterator ends those that still run.
+
+    Args:
+        lock: descriptor of `locked`. The processes inherit it: should this one be killed, the folder stays
+            locked until they have ended.
+    """
+    waiting = deque(jobs)
+    running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                job = waiting.popleft()
+                with open(job.log, "wb") as log:
+                    child = subprocess.Popen(
+                        job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                        env={**os.environ, **job.environment}, pass_fds=(lock,),
+                    )  # fmt: skip
+                running.append((job, child, time.perf_counter()))
+            ended = [entry for entry in running if entry[1].poll() is not None]
+            running = [entry for entry in running if entry not in ended]
+            for job, child, begin in ended:
+                yield Ended(job.name, time.perf_counter() - begin, child.returncode, _last_line(job.log))
+            if not ended:
+                time.sleep(0.05)
+    finally:
+        _stop([child for _, child, _ in running])
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _stop(children: Collection[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.terminate()
+    end = time.monotonic() + _SECONDS_TO_END
+    try:
+        for child in children:
+            child.wait(max(0.0, end - time.monotonic()))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """The folder, made if it is not there, for one process at a time; yields the descriptor that holds it.
+
+    Raises:
+        UserError: another process has it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another process; wait for it, or name another folder") from None
+        yield lock
+    finally:
+        os.close(lock)

@@ -1,0 +1,69 @@
+"""How far a comparison over a few seeds can be trusted: pure functions, NaN where they are not defined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean, and half-width of its confidence interval.
+
+        mean ± t_{n-1}((1 + level) / 2) s / sqrt(n),   s² = 1/(n-1) sum_i (x_i - mean)²
+
+    Student (1908): exact for independent normal values. The half-width is NaN for n < 2, the mean for n = 0.
+    """
+    n = len(values)
+    if n == 0:
+        return math.nan, math.nan
+    mean = float(np.mean(values))
+    if n == 1:
+        return mean, math.nan
+    return mean, float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
+    """Two-sided p-value of the paired t-test that `one` and `other` have the same mean.
+
+        t = mean(d) sqrt(n) / s(d),   d_i = one_i - other_i,   n - 1 degrees of freedom
+
+    Student (1908). Where s(d) = 0, t has no value but its limit: p = 1 if all d are 0, else p = 0. NaN for n < 2.
+
+    Args:
+        one, other: [n], values of the same seeds in the same order.
+    """
+    difference = np.subtract(one, other)
+    n = len(difference)
+    if n < 2:
+        return math.nan
+    if np.ptp(difference) == 0:
+        return 1.0 if difference[0] == 0 else 0.0
+    t = difference.mean() * math.sqrt(n) / difference.std(ddof=1)
+    return float(2 * stats.t.sf(abs(t), n - 1))
+
+
+def level_with_best(
+    values: Mapping[str, Mapping[int, float]], higher_is_better: bool = True, alpha: float = 0.05
+) -> set[str]:
+    """The best mean, and all that do not differ from it in a paired t-test over the seeds both have.
+
+    Each is tested at `alpha`: there is no correction for the number of comparisons. What has fewer than two
+    seeds cannot be tested and is neither the best nor level with it.
+
+    Args:
+        values: name -> seed -> value.
+    """
+    means = {name: float(np.mean(list(found.values()))) for name, found in values.items() if len(found) >= 2}
+    if not means:
+        return set()
+    best = (max if higher_is_better else min)(means, key=means.__getitem__)
+    level = {best}
+    for name in means:
+        common = sorted(values[name].keys() & values[best].keys())
+        p = paired_p([values[name][seed] for seed in common], [values[best][seed] for seed in common])
+        if p >= alpha:  # not if p is NaN
+            level.add(name)
+    return level

@@ -1,0 +1,182 @@
+"""The runs of a benchmark: are they what was asked for, and what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from utils.config import RunConfig
+from utils.errors import UserError
+from utils.files import CsvText, write_bytes
+from utils.run_directory import CONFIG, check_free
+from utils.tables import LEDGER, METRICS, Table, Values, latex, markdown
+
+# Of config.yaml, what may differ between the runs of a table: they change where and how fast, not what is learned.
+MACHINE = {"data_dir", "device", "precision", "threads"}
+COLUMNS = (
+    *(column.key for column in METRICS), "avg_incremental_acc", "worst_task_acc",
+    *(column.key for column in LEDGER), "members_per_prediction", "images_trained", "images_per_second",
+    "total_seconds",
+)  # fmt: skip
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is ten times as fast
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of modelzoo.py."""
+
+    directory: Path
+    label: str
+    net: str
+    config: RunConfig
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def table(self) -> str:
+        return f"{self.config.stream}, {self.net}"
+
+    @property
+    def summary(self) -> Path:
+        """Written at the end of a run."""
+        return self.directory / "summary.json"
+
+
+def check_run(run: Run, grid: str) -> None:
+    """A finished run must be the one that the grid asks for, an unfinished one may be replaced.
+
+    Raises:
+        UserError: names the run and what differs.
+    """
+    if not run.summary.exists():
+        check_free(run.directory, overwrite=True)
+        return
+    asked = dict(_flat(json.loads(json.dumps(asdict(run.config), default=str))))  # tuples are lists in YAML
+    config = read_config(run)
+    found = dict(_flat({field.name: config[field.name] for field in fields(RunConfig) if field.name in config}))
+    for key in sorted(asked.keys() | found.keys()):
+        if asked.get(key) != found.get(key) or (key in asked) != (key in found):
+            was, now = (f"{values[key]!s:.60}" if key in values else "nothing" for values in (found, asked))
+            raise UserError(
+                f"{run.directory} was run with {key}: {was}, but {grid} asks for {now}; "
+                "name another --store or remove that directory"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """dataset: {tasks: ...} -> dataset.tasks, without what does not change a result."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif key != "path" and key not in MACHINE:
+            yield prefix + key, value
+
+
+def read_config(run: Run) -> dict[str, Any]:
+    """config.yaml of a finished run, whose summary.json is tried too.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    try:
+        json.loads(run.summary.read_text())["per_task_acc"]
+        config = yaml.load((run.directory / CONFIG).read_text(), _LOADER)
+        return dict(config)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{run.directory} is not a finished run ({error}); remove it") from None
+
+
+def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], options: str, command: str) -> None:
+    """results.csv, table.md and table.tex from the run directories.
+
+    Args:
+        failures: name of a run -> reason.
+        options, command: how the runs were asked for; they stand below the tables.
+    """
+    measured = figures(runs)
+    csv = CsvText(["label", "method", "stream", "net", "seed", "status", *COLUMNS, "directory"])
+    rows: list[list[object]] = []
+    tables: dict[str, dict[str, dict[int, Values]]] = {}
+    for run in runs:
+        values = measured.get(run.name)
+        status = "finished" if values else "failed" if run.name in failures else "missing"
+        shown = [(values or {}).get(key) for key in COLUMNS]
+        rows.append([
+            run.label, run.config.method, run.config.stream, run.net, run.config.seed, status, *shown, run.name
+        ])  # fmt: skip
+        finished = tables.setdefault(run.table, {}).setdefault(run.label, {})
+        if values:
+            finished[run.config.seed] = values
+    seeds = len({run.config.seed for run in runs})
+    compared = [Table(title, seeds, labels) for title, labels in tables.items()]
+    notes = [
+        f"Options, each for the methods that use it: {options}.",
+        *provenance_notes([run for run in runs if run.name in measured]),
+    ]
+    write_bytes(store / "results.csv", csv.add(rows))
+    write_bytes(store / "table.md", markdown(compared, notes, command).encode())
+    write_bytes(store / "table.tex", latex(compared, notes, command).encode())
+
+
+def figures(runs: Sequence[Run]) -> dict[str, Values]:
+    """By name, what each finished run has in its summary.json, and how it compares with isolated networks.
+
+        gain_isolated = mean over t of R[T, t] - I[t]
+        fwt_isolated = mean over t >= 2 of R[t, t] - I[t]
+
+    R[k, t] is the accuracy on task t after episode k, I[t] that of the isolated run with the same data, recipe
+    and seed. Ramesh & Chaudhari (2022), figures.
+    """
+    summaries = {run.name: json.loads(run.summary.read_text()) for run in runs if run.summary.exists()}
+    isolated = {
+        reference(run): np.array(summaries[run.name]["per_task_acc"])
+        for run in runs if run.name in summaries and run.config.method == "isolated"
+    }  # fmt: skip
+    measured: dict[str, Values] = {}
+    for run in runs:
+        if run.name not in summaries:
+            continue
+        summary = summaries[run.name]
+        values = {key: summary.get(key) for key in COLUMNS}
+        values["gain_isolated"] = values["fwt_isolated"] = None
+        if reference(run) in isolated:
+            alone = isolated[reference(run)]
+            values["gain_isolated"] = float(np.mean(summary["per_task_acc"] - alone))
+            if summary.get("per_task_learning_acc") is not None and len(alone) > 1:
+                values["fwt_isolated"] = float(np.mean((summary["per_task_learning_acc"] - alone)[1:]))
+        measured[run.name] = values
+    return measured
+
+
+def reference(run: Run) -> tuple[object, ...]:
+    """Runs in which this is equal can be compared task by task."""
+    config = run.config
+    return config.dataset, config.hyper, config.samples, config.augment, config.seed
+
+
+def provenance_notes(runs: Sequence[Run]) -> list[str]:
+    """What the finished runs were made with; several values where they differ."""
+    facts: dict[str, dict[str, None]] = {}  # a dict for a set that keeps its order
+    for run in runs:
+        config = read_config(run)
+        for key in ("device", "precision", "threads"):
+            facts.setdefault(key, {})[str(config.get(key))] = None
+        for package, version in config.get("versions", {}).items():
+            facts.setdefault(package, {})[str(version)] = None
+        commit = str(config.get("commit"))[:12] + " with changes" * bool(config.get("uncommitted_changes"))
+        facts.setdefault("commit", {})[commit] = None
+    if not runs:
+        return []
+    made = ", ".join(f"{key} {' / '.join(values)}" for key, values in facts.items())
+    newest = date.fromtimestamp(max(run.summary.stat().st_mtime for run in runs))
+    return [f"Made with: {made}.", f"Newest run: {newest}."]
