@@ -43,9 +43,9 @@ SEEDS = (1000, 1001)
 TASKS = 3
 HELD_OUT = 100  # of each class
 TRIED: dict[str, dict[str, Sequence[Any]]] = {
-    "ewc": {"strength": [1.0, 3.0, 10.0, 30.0, 100.0, 1000.0]},
-    "ewc_online": {"strength": [1.0, 3.0, 10.0, 30.0, 100.0, 1000.0]},
-    "si": {"strength": [0.1, 1.0, 3.0, 10.0, 100.0]},
+    "ewc": {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]},
+    "ewc_online": {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]},
+    "si": {"strength": [0.1, 1.0, 10.0, 100.0, 1e3]},
     "lwf": {"strength": [0.3, 1.0, 3.0, 10.0]},
     "er": {"replay_loss": ["mean", "sum"]},
     "der": {"alpha": [0.1, 0.3, 1.0]},

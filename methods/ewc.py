@@ -12,14 +12,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from datasets.objectives import Objective
 from datasets.task import Mixture, Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, SingleNet
-from methods.steps import Batch
+from methods.steps import MOMENTUM
 from net.multihead import MultiHead
 from utils.config import Range
 from utils.seeding import generator
@@ -72,10 +71,19 @@ def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: 
 
 
 class Springs(NormRule):
-    """Adds the gradient of  strength/2 sum_i (F_i theta_i^2 - 2 G_i theta_i)  to that of the loss.
+    """Holds parameters back by  strength/2 sum_i (F_i theta_i^2 - 2 G_i theta_i), added to the loss.
 
-    With F the sum of all past tasks' stiffnesses F_k and G that of F_k theta*_k, this is the gradient of
+    With F the sum of all past tasks' stiffnesses F_k and G that of F_k theta*_k, this is up to a constant
     strength/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2, at a cost that does not grow with the tasks.
+
+    The penalty is not differentiated but minimised in every step, after the optimizer's, together with the
+    distance from where that has led:
+
+        theta <- argmin  penalty(theta) + |theta - theta'|^2 / (2 h) = (theta' + h strength G) / (1 + h strength F)
+
+    with h = rate / (1 - momentum), the learning rate that momentum adds up to, so that the loss with its penalty
+    is stationary where this is (forward-backward splitting, Combettes & Wajs 2005). A gradient step of the
+    penalty diverges once rate * strength * F exceeds some 2, which sums over tasks do sooner or later.
     """
 
     def __init__(self, strength: float, stiffness: Values, pull: Values) -> None:
@@ -84,18 +92,17 @@ class Springs(NormRule):
     def begin(self, net: MultiHead) -> None:
         super().begin(net)
         held = [(p, name) for name, p in net.trunk.named_parameters() if p.requires_grad and name in self.stiffness]
-        self._parameters: list[nn.Parameter] = [parameter for parameter, _ in held]
-        self._stiffness = [self.stiffness[name] for _, name in held]
-        self._pull = [self.pull[name] for _, name in held]
+        self._parameters: list[Tensor] = [parameter for parameter, _ in held]
+        self._stiffness = [self.stiffness[name] * self.strength for _, name in held]
+        self._pull = [self.pull[name] * self.strength for _, name in held]
 
-    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+    @torch.no_grad()
+    def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         if not self._parameters:
             return
-        with torch.no_grad():
-            force = torch._foreach_mul(self._stiffness, [parameter.detach() for parameter in self._parameters])
-            torch._foreach_sub_(force, self._pull)
-            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            torch._foreach_add_(gradients, force, alpha=self.strength)
+        h = rate / (1 - MOMENTUM)
+        torch._foreach_add_(self._parameters, torch._foreach_mul(self._pull, h))
+        torch._foreach_div_(self._parameters, torch._foreach_add(torch._foreach_mul(self._stiffness, h), 1.0))
 
 
 class EWC(SingleNet):

@@ -40,7 +40,8 @@ class PathIntegral(Springs):
         self._before = [parameter.detach().clone() for parameter in self._all]
         super().adjust(net, batch, objective)
 
-    def finish(self, net: MultiHead) -> None:
+    def finish(self, net: MultiHead, rate: float | Tensor) -> None:
+        super().finish(net, rate)
         moved = torch._foreach_sub([parameter.detach() for parameter in self._all], self._before)
         torch._foreach_addcmul_(self.work, self._gradients, moved, value=-1.0)
 

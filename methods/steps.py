@@ -23,6 +23,7 @@ from utils.config import HyperConfig
 # Steps of one batch size that are launched one operation at a time before the next one is captured: by
 # then the optimizer has its state and the libraries have chosen their algorithms.
 WARM_UP = 3
+MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def cosine(step: int, steps: int) -> float:
 
 
 def make_optimizer(
-    net: MultiHead, hyper: HyperConfig, lr: float | Tensor, momentum: float = 0.9, nesterov: bool = True
+    net: MultiHead, hyper: HyperConfig, lr: float | Tensor, momentum: float = MOMENTUM, nesterov: bool = True
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum and weight decay `l2_reg` on every parameter that is trained."""
     parameters = trained_parameters(net)
@@ -116,8 +117,8 @@ class Rule:
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
         """Change the gradients, before the optimizer's step."""
 
-    def finish(self, net: MultiHead) -> None:
-        """After the optimizer's step."""
+    def finish(self, net: MultiHead, rate: float | Tensor) -> None:
+        """After the optimizer's step, which had this learning rate; a tensor on the device where it is captured."""
 
 
 def trained_parameters(net: MultiHead) -> list[nn.Parameter]:
@@ -184,7 +185,7 @@ class GradientSteps:
         with self._compute.autocast():
             self._rule.adjust(self._net, batch, objective)
         self._optimizer.step()
-        self._rule.finish(self._net)
+        self._rule.finish(self._net, self.rate if self._rate is None else self._rate)
         self._loss.add_(loss.detach(), alpha=len(batch) - batch.replayed)
 
     def _replay(self, batch: Batch) -> None:

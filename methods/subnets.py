@@ -62,7 +62,7 @@ class FixedWeights(NormRule):
         torch._foreach_mul_(gradients, self.free)
 
     @torch.no_grad()
-    def finish(self, net: MultiHead) -> None:
+    def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         torch._foreach_mul_(self.weights, self.free)
         torch._foreach_add_(self.weights, self.fixed)
 

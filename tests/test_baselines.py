@@ -98,43 +98,96 @@ def test_fisher_equals_a_loop_over_examples(form):
 # Springs
 
 
-def penalty_gradient(rule, net):
-    """What a rule adds to gradients that are zero."""
+RATE = 0.01
+
+
+def pulled(rule, net):
+    """Where a step leads the trunk's parameters that the loss has not moved."""
     rule.begin(net)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     rule.adjust(net, Batch(torch.zeros(2, 3), torch.zeros(2), torch.zeros(2)), OBJECTIVE)
-    return {name: parameter.grad.clone() for name, parameter in net.trunk.named_parameters()}
+    rule.finish(net, RATE)
+    return {name: parameter.detach().clone() for name, parameter in net.trunk.named_parameters()}
 
 
-def test_ewc_pulls_with_the_gradient_of_its_penalty():
+def assert_stationary(energy, found, start):
+    """`found` minimises  energy(theta) + |theta - start|^2 / (2 h),  h what momentum makes of the rate."""
+    theta = found.clone().requires_grad_()
+    total = energy(theta) + (theta - start).square().sum() / (2 * RATE / (1 - 0.9))
+    assert float(energy(start)) > float(energy(found)) > 0
+    torch.testing.assert_close(torch.autograd.grad(total, theta)[0], torch.zeros_like(found), rtol=0, atol=1e-4)
+
+
+def softmax_regression_trunk(method, **settings):
+    """A learner of that method without springs, and a network of one matrix for it."""
+    learner, _, _ = run_toy(toy_config(method=method, settings=settings), toy_stream(1))
+    learner._stiffness, learner._pull = {}, {}
+    return learner, MultiHead(Linear(3, 2), 2, {1: 2})
+
+
+def test_ewcs_step_minimises_its_penalty_and_the_way_there():
     """Two past tasks: autograd through strength/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2."""
     torch.manual_seed(0)
-    config = toy_config(method="ewc", settings={"strength": 7.0})
-    method, _, _ = run_toy(config, toy_stream(1))
-    net = MultiHead(Linear(3, 2), 2, {1: 2})
-    method._stiffness, method._pull = {}, {}
-    past = [({"map.weight": torch.rand(2, 3)}, {"map.weight": torch.randn(2, 3)}) for _ in range(2)]
+    learner, net = softmax_regression_trunk("ewc", strength=7.0)
+    past = [(torch.rand(2, 3), torch.randn(2, 3)) for _ in range(2)]
     for stiffness, place in past:
-        method.consolidate(stiffness, place)
-    found = penalty_gradient(method.rule(toy_stream(1).tasks[0]), net)["map.weight"]
-    theta = net.trunk.map.weight.detach().clone().requires_grad_()
-    energy = 7 / 2 * sum((f["map.weight"] * (theta - at["map.weight"]) ** 2).sum() for f, at in past)
-    assert energy > 0
-    torch.testing.assert_close(found, torch.autograd.grad(energy, theta)[0])
+        learner.consolidate({"map.weight": stiffness}, {"map.weight": place})
+    start = net.trunk.map.weight.detach().clone()
+    found = pulled(learner.rule(toy_stream(1).tasks[0]), net)["map.weight"]
+    assert_stationary(lambda theta: 7 / 2 * sum((f * (theta - at) ** 2).sum() for f, at in past), found, start)
 
 
 def test_online_ewc_keeps_one_spring_that_decays():
-    config = toy_config(method="ewc_online", settings={"strength": 3.0, "decay": 0.5})
-    method, _, _ = run_toy(config, toy_stream(1))
-    method._stiffness, method._pull = {}, {}
-    net = MultiHead(Linear(3, 2), 2, {1: 2})
+    torch.manual_seed(0)
+    learner, net = softmax_regression_trunk("ewc_online", strength=3.0, decay=0.5)
     first, second, place = torch.rand(2, 3), torch.rand(2, 3), torch.randn(2, 3)
-    method.consolidate({"map.weight": first}, {"map.weight": torch.randn(2, 3)})
-    method.consolidate({"map.weight": second}, {"map.weight": place})
-    found = penalty_gradient(method.rule(toy_stream(1).tasks[0]), net)["map.weight"]
-    theta = net.trunk.map.weight.detach()
-    torch.testing.assert_close(found, 3 * (0.5 * first + second) * (theta - place))
+    learner.consolidate({"map.weight": first}, {"map.weight": torch.randn(2, 3)})
+    learner.consolidate({"map.weight": second}, {"map.weight": place})
+    start = net.trunk.map.weight.detach().clone()
+    found = pulled(learner.rule(toy_stream(1).tasks[0]), net)["map.weight"]
+    assert_stationary(lambda theta: 3 / 2 * ((0.5 * first + second) * (theta - place) ** 2).sum(), found, start)
+
+
+def test_training_with_springs_ends_where_the_loss_and_its_penalty_are_stationary():
+    """Full batches of softmax regression, SGD with momentum: the gradient of loss + penalty vanishes."""
+    stream = toy_stream(1)
+    learner, _ = softmax_regression_trunk("ewc", strength=2.0)
+    net = MultiHead(Linear(64, 3), 3, {1: 3})
+    stiffness, place = torch.rand(3, 64), 0.1 * torch.randn(3, 64)
+    learner.consolidate({"map.weight": stiffness}, {"map.weight": place})
+    net.weight.requires_grad_(False)
+    net.bias.requires_grad_(False)
+    rule = learner.rule(stream.tasks[0])
+    rule.begin(net)
+    examples = stream.tasks[0].train_eval
+    batch = Batch(stream.spec.preprocess(examples.store), examples.targets, torch.ones(24, dtype=torch.long))
+    optimizer = rule.optimizer(net, replace(LONGER, l2_reg=0.0), RATE)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        rule.loss(net, batch, OBJECTIVE).backward()
+        rule.adjust(net, batch, OBJECTIVE)
+        optimizer.step()
+        rule.finish(net, RATE)
+    theta = net.trunk.map.weight
+    total = rule.loss(net, batch, OBJECTIVE) + (stiffness * (theta - place) ** 2).sum()
+    (gradient,) = torch.autograd.grad(total, theta)
+    assert gradient.abs().max() < 1e-4
+    assert (theta - place).abs().max() > 1e-2  # the loss has pulled, too
+
+
+@pytest.mark.parametrize("method", ["ewc", "ewc_online", "si"])
+def test_springs_hold_at_any_strength(method):
+    """A gradient step of so stiff a penalty would overshoot and diverge."""
+    config = toy_config(method=method, settings={"strength": 1e12})
+    first, _, _ = run_toy(config, toy_stream(1))
+    learner, _, answers = run_toy(config, toy_stream(3))
+    important = first._importance if method == "si" else first._stiffness
+    for name, parameter in learner._trunk.named_parameters():
+        before = dict(first._trunk.named_parameters())[name]
+        stiff = important[name] > 1e-4
+        torch.testing.assert_close(parameter[stiff], before[stiff], rtol=1e-3, atol=1e-4)
+    assert all(probabilities.isfinite().all() for probabilities in answers[-1].values())
 
 
 @pytest.mark.parametrize("method", ["ewc", "ewc_online", "si"])
@@ -142,15 +195,19 @@ def test_penalties_are_positive_after_a_perturbation_and_zero_where_the_task_end
     learner, _, _ = run_toy(toy_config(method=method), toy_stream(1))
     net = learner.network([1])
     rule = learner.rule(toy_stream(1).tasks[0])
-    at_rest = penalty_gradient(rule, net)
-    assert all(value.abs().max() < 1e-5 for value in at_rest.values())
-    moved = {name: 0.1 * torch.randn_like(value) for name, value in at_rest.items()}
+    ended = {name: parameter.detach().clone() for name, parameter in net.trunk.named_parameters()}
+    for name, value in pulled(rule, net).items():
+        torch.testing.assert_close(value, ended[name], rtol=1e-4, atol=1e-6)
+    moved = {name: 0.1 * torch.randn_like(value) for name, value in ended.items()}
     with torch.no_grad():
         for name, parameter in net.trunk.named_parameters():
-            parameter += moved[name]
-    force = penalty_gradient(rule, net)
-    # Moving on in the same direction would raise the penalty.
-    assert sum((force[name] * moved[name]).sum() for name in force) > 0
+            parameter.copy_(ended[name] + moved[name])
+    back = pulled(rule, net)
+    # The springs pull back towards where the task ended, which lowers their energy.
+    assert sum(((ended[name] + moved[name] - back[name]) * moved[name]).sum() for name in back) > 0
+    stiffness = learner._importance if method == "si" else learner._stiffness
+    energy = sum((value * moved[name] ** 2).sum() for name, value in stiffness.items())
+    assert energy > sum((value * (back[name] - ended[name]) ** 2).sum() for name, value in stiffness.items()) > 0
 
 
 def test_springs_hold_the_trunk_where_it_was():
@@ -199,7 +256,7 @@ def test_the_path_integral_is_the_loss_drop_on_a_quadratic():
         (0.5 * stiffness * weight**2).sum().backward()
         rule.adjust(net, batch, OBJECTIVE)
         optimizer.step()
-        rule.finish(net)
+        rule.finish(net, 0.001)
     drop = before - 0.5 * stiffness * weight.detach() ** 2
     torch.testing.assert_close(rule.work[0], drop, rtol=2e-3, atol=1e-6)
     distance = (weight.detach() - rule.start[0]) ** 2
@@ -207,15 +264,12 @@ def test_the_path_integral_is_the_loss_drop_on_a_quadratic():
 
 
 def test_the_path_integral_leaves_the_springs_out():
+    """Where the loss is flat, springs move parameters without work done for the loss."""
     net = MultiHead(Linear(3, 2), 2, {1: 2})
-    spring = {"map.weight": torch.ones(2, 3)}
-    rules = [PathIntegral(strength, spring, spring) for strength in (0.0, 50.0)]
-    gradients = []
-    for rule in rules:
-        penalty_gradient(rule, net)
-        gradients.append(rule._gradients[0].clone())
-    assert torch.equal(gradients[0], gradients[1])
-    assert torch.equal(gradients[0], torch.zeros(2, 3))
+    rule = PathIntegral(50.0, {"map.weight": torch.ones(2, 3)}, {"map.weight": torch.ones(2, 3)})
+    start = net.trunk.map.weight.detach().clone()
+    assert not torch.equal(pulled(rule, net)["map.weight"], start)
+    assert torch.equal(rule.work[0], torch.zeros(2, 3))
 
 
 # Distillation
