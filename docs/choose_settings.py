@@ -1,6 +1,7 @@
-"""Choose settings of the baselines for a stream, on validation data of its first tasks, and write them down.
+r"""Choose settings of the baselines for a stream, on validation data of its first tasks, and write them down.
 
-python docs/choose_settings.py --data_config config/dataset/rotated_digits.yaml --samples 10 --epochs 20
+python docs/choose_settings.py --data_config config/dataset/rotated_digits.yaml --samples 10 --epochs 20 \
+    --memory_per_class 2
 
 Training examples that the run does not train on are the validation data: `--samples` of each class are trained
 on, up to 100 more of each class are predicted; without --samples a fifth is held out. Test data is never
@@ -29,7 +30,7 @@ import yaml
 
 from datasets import build_stream
 from datasets.task import Table, Task, TaskStream
-from methods import build_method, with_settings
+from methods import METHODS, build_method, with_settings
 from methods.base import Setting
 from methods.replay import balanced_order, first_of_each
 from methods.steps import Compute
@@ -45,14 +46,14 @@ HELD_OUT = 100  # of each class
 TRIED: dict[str, dict[str, Sequence[Any]]] = {
     "ewc": {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]},
     "ewc_online": {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]},
-    "si": {"strength": [0.1, 1.0, 10.0, 100.0, 1e3]},
+    "si": {"strength": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]},
     "lwf": {"strength": [0.3, 1.0, 3.0, 10.0]},
     "er": {"replay_loss": ["mean", "sum"]},
     "der": {"alpha": [0.1, 0.3, 1.0]},
     "derpp": {"alpha": [0.1, 0.3, 1.0], "beta": [0.5, 1.0]},
-    "gem": {"margin": [0.0, 0.5, 1.0]},
-    "stable_sgd": {"decay": [0.4, 0.55, 0.7, 0.85]},
-    "wsn": {"share": [0.3, 0.5, 0.7], "score_rate": [1.0, 10.0, 30.0]},
+    "gem": {"margin": [0.0, 0.5, 1.0, 2.0]},
+    "stable_sgd": {"decay": [0.1, 0.2, 0.4, 0.55, 0.7, 0.85]},
+    "wsn": {"share": [0.3, 0.5, 0.7, 0.9], "score_rate": [1.0, 10.0, 30.0, 100.0]},
     "gpm": {"threshold": [0.9, 0.95, 0.97, 0.99]},
 }
 
@@ -75,10 +76,12 @@ def validation_stream(stream: TaskStream, samples: int | None) -> TaskStream:
     return replace(stream, tasks=tuple(divided(task) for task in stream.tasks[:TASKS]))
 
 
-def accuracy(argv: list[str], samples: int | None, trial: tuple[str, dict[str, Any], int]) -> float:
+def accuracy(argv: list[str], samples: int | None, memory: int | None, trial: tuple[str, dict[str, Any], int]) -> float:
     """Mean validation accuracy over the first tasks when they have been learned; NaN if training diverged."""
     method, settings, seed = trial
     torch.set_num_threads(1)
+    if memory is not None and "memory_per_class" in METHODS[method].options:
+        argv = [*argv, "--memory_per_class", str(memory)]
     config = with_settings(parse([*argv, "--continual", "--method", method, "--seed", str(seed)]).config)
     config = replace(config, settings={**config.settings, **settings})
     cpu = torch.device("cpu")
@@ -109,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data_config", required=True, help="the stream")
     parser.add_argument("--samples", type=int, help="training examples per class, as in the comparison (default: all)")
+    parser.add_argument("--memory_per_class", type=int, help="as in the comparison (default: see the method)")
     parser.add_argument("--methods", nargs="+", choices=list(TRIED), default=list(TRIED), help="(default: all)")
     parser.add_argument("--dry_run", action="store_true", help="print the table, leave the files alone")
     options, rest = parser.parse_known_args()  # the rest is for modelzoo.py: --epochs, --hp_config, --data_dir
@@ -119,8 +123,9 @@ def main() -> None:
         for values in itertools.product(*TRIED[method].values())
         for seed in SEEDS
     ]
+    measure = partial(accuracy, argv, options.samples, options.memory_per_class)
     with ProcessPoolExecutor(2) as pool:
-        found = np.array(list(pool.map(partial(accuracy, argv, options.samples), trials))).reshape(-1, len(SEEDS))
+        found = np.array(list(pool.map(measure, trials))).reshape(-1, len(SEEDS))
     means = found.mean(1)
     tried = [(method, settings) for method, settings, seed in trials if seed == SEEDS[0]]
     print("| method | settings | validation accuracy |\n| --- | --- | --- |")
