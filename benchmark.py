@@ -29,7 +29,7 @@ from utils.compute import pick_device
 from utils.config import RANGES, Range, check_range, load_dataset_config, load_hyper_config, load_yaml
 from utils.errors import UserError, unknown
 from utils.jobs import Ended, Job, locked, run_jobs
-from utils.options import CHOICES, Parser, driver_options, parse
+from utils.options import CHOICES, KEPT, Parser, driver_options, parse
 from utils.store import Run, check_run, write_tables
 from utils.tables import READING
 
@@ -46,7 +46,7 @@ HELP = """the grid, a YAML file (see config/benchmark/):
   seeds                  a number n for the seeds 0 to n - 1, or a list
   continual: false       all in the multi-task mode (default: continual, but for methods that have only the other)
   any option of modelzoo.py, without the dashes: epochs, samples, data_dir, memory, no_augment: true, ...; a method
-                         that does not use it runs without it
+                         that does not use it runs without it, and an entry that says how many examples are kept wins
 
 the store:
   <stream>-<net>-<label>-seed<s>/   run directories; stream and net are the names of their YAML files
@@ -278,6 +278,8 @@ def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: 
     options: dict[str, Any] = {"continual": "continual" in kind.modes}
     options |= {key: value for key, value in common.items() if key not in METHOD_OPTIONS or key in kind.options}
     options["continual"] &= "continual" in kind.modes
+    if any(key in KEPT for key in entry.options):
+        options = {key: value for key, value in options.items() if key not in KEPT}
     options |= entry.options
     given = [f"--data_config={stream}", f"--hp_config={hyper}", f"--method={entry.method}"]
     for key, value in options.items():

@@ -163,7 +163,7 @@ def test_the_runs_of_a_grid(here):
     joint, er, zoo = (run.config for run in grid.runs[:3])
     assert [config.continual for config in (joint, er, zoo)] == [False, True, True]
     assert [config.samples for config in (joint, er, zoo)] == [2, 2, 2]
-    assert (joint.memory_per_class, er.memory_per_class) == (None, 7)
+    assert (joint.memory_per_class, er.memory_per_class, zoo.memory_per_class) == (None, 7, None)
     assert (er.tasks_per_round, zoo.tasks_per_round, zoo.replay_frac) == (5, 2, 0.5)
     assert er.settings["replay_batch"] == 16
     assert [config.seed for config in (joint, er, zoo)] == [3, 3, 3]
@@ -238,7 +238,7 @@ BAD: dict[str, Any] = {
     "unknown device": ({"device": "gpu"}, "grid.yaml: device", "unknown device 'gpu'"),
     "option that no method reads": ({"memory": 5}, "memory is not used by any method"),
     "option not read by the method": (
-        {"methods": [{"method": "joint", "memory": 5}]}, "methods: joint: memory is for", "joint does not use it",
+        {"methods": [{"method": "ewc", "memory": 5}]}, "methods: ewc: memory is for", "ewc does not use it",
     ),
     "unknown option of a method": ({"methods": [{"method": "er", "memry": 5}]}, "methods: er: unknown key 'memry'"),
     "option of a method out of range": ({"methods": [{"method": "er", "memory": 0}]}, "methods: er: memory is 0"),

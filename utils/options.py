@@ -16,6 +16,7 @@ _PROJECT = Path(__file__).resolve().parent.parent
 _DATA_CONFIG = _PROJECT / "config" / "dataset" / "split_digits.yaml"
 _HP_CONFIG = _PROJECT / "config" / "hyperparam" / "conv.yaml"
 _HP_KEYS = ("model", "batch", "lr", "l2_reg", "dropout")
+KEPT = ("memory", "memory_per_class", "replay_frac")  # three ways to say how many examples are kept
 CHOICES = {"selection": ("boosting", "uniform"), "precision": ("auto", "fp32", "bf16")}
 
 
@@ -165,7 +166,7 @@ def _number(name: str, text: str) -> int | float:
 
 
 def _contradictions(given: dict[str, object]) -> None:
-    kept = [name for name in ("memory", "memory_per_class", "replay_frac") if name in given]
+    kept = [name for name in KEPT if name in given]
     if len(kept) > 1:
         raise UserError(f"--{kept[0]} and --{kept[1]} are two ways to say the same; leave one out")
     if "continual" in given:

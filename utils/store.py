@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from utils import metrics
 from utils.config import RunConfig
 from utils.errors import UserError
 from utils.files import CsvText, write_bytes
@@ -129,13 +130,8 @@ def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], 
 
 
 def figures(runs: Sequence[Run]) -> dict[str, Values]:
-    """By name, what each finished run has in its summary.json, and how it compares with isolated networks.
-
-        gain_isolated = mean over t of R[T, t] - I[t]
-        fwt_isolated = mean over t >= 2 of R[t, t] - I[t]
-
-    R[k, t] is the accuracy on task t after episode k, I[t] that of the isolated run with the same data, recipe
-    and seed. Ramesh & Chaudhari (2022), figures.
+    """By name, what each finished run has in its summary.json, and how it compares with isolated networks:
+    gain_isolated and fwt_isolated (utils/metrics.py) against the isolated run with the same data, recipe and seed.
     """
     summaries = {run.name: json.loads(run.summary.read_text()) for run in runs if run.summary.exists()}
     isolated = {
@@ -151,9 +147,14 @@ def figures(runs: Sequence[Run]) -> dict[str, Values]:
         values["gain_isolated"] = values["fwt_isolated"] = None
         if reference(run) in isolated:
             alone = isolated[reference(run)]
-            values["gain_isolated"] = float(np.mean(summary["per_task_acc"] - alone))
-            if summary.get("per_task_learning_acc") is not None and len(alone) > 1:
-                values["fwt_isolated"] = float(np.mean((summary["per_task_learning_acc"] - alone)[1:]))
+            # Of the accuracy matrix both need no more than its diagonal and its last row.
+            R = np.full((len(alone), len(alone)), np.nan)
+            if summary.get("per_task_learning_acc") is not None:
+                np.fill_diagonal(R, summary["per_task_learning_acc"])
+                if len(alone) > 1:
+                    values["fwt_isolated"] = metrics.fwt_isolated(R, alone)
+            R[-1] = summary["per_task_acc"]
+            values["gain_isolated"] = metrics.gain_isolated(R, alone)
         measured[run.name] = values
     return measured
 
