@@ -103,7 +103,7 @@ def write_down(method: str, stream: str, settings: dict[str, Any]) -> None:
     presets = yaml.safe_load(path.read_text()).get("streams", {})
     presets[stream] = {**presets.get(stream, {}), **settings}
     lines = [yaml.safe_dump({name: presets[name]}, default_flow_style=None).strip() for name in sorted(presets)]
-    note = "streams:  # chosen by docs/choose_settings.py on validation data of the first half of the tasks\n"
+    note = "streams:  # chosen by docs/choose_settings.py on validation data of the first half of the tasks, at least three\n"
     path.write_text(head + note + "".join(f"  {line}\n" for line in lines))
 
 
