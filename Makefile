@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEMO := --data_config config/dataset/rotated_digits.yaml --continual --samples 10 --epochs 20 --overwrite
 
-.PHONY: demo test install lint perf clean
+.PHONY: demo benchmark test install lint perf clean
 
 # Ten tasks, handwritten digits turned by 0, 10, ... 90 degrees, ten images a class:
 # first each task alone, then the zoo, compared with it.
@@ -12,6 +12,10 @@ demo: install
 	$(BIN)/python modelzoo.py $(DEMO) --method isolated --run_dir runs/demo-isolated
 	@echo
 	$(BIN)/python modelzoo.py $(DEMO) --run_dir runs/demo --isolated runs/demo-isolated
+
+# All methods on the digits, five seeds: the tables of the README.
+benchmark: install
+	$(BIN)/python benchmark.py --config config/benchmark/digits.yaml --store runs/digits --jobs 2
 
 # Two processes of one thread each: toy networks do not get faster from more.
 test: install
