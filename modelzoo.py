@@ -184,7 +184,7 @@ def episode_facts(episode: Episode, learned: Learned, seconds: float, device: to
 def facts_of(stream: TaskStream, method: Method, history: Sequence[Learned]) -> dict[str, Any]:
     """What was run and what it cost."""
     config = method.config
-    storage = method.storage()
+    storage, budget = method.storage(), method.memory.budget
     images = sum(learned.stats.images for learned in history)
     seconds = sum(learned.stats.seconds for learned in history)
     return {
@@ -197,10 +197,10 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[Learned]) -> 
         "episodes": len(history),
         "epochs": config.hyper.epochs,
         "samples": config.samples,
-        "replay_frac": config.replay_frac,
+        "replay_frac": budget.fraction,
         "tasks_per_round": config.tasks_per_round,
-        "memory": config.memory,
-        "memory_per_class": config.memory_per_class,
+        "memory": budget.total,
+        "memory_per_class": budget.per_class,
         "settings": dict(config.settings),
         "stored_examples": storage.examples,
         "stored_bytes": storage.bytes,

@@ -85,7 +85,10 @@ def with_settings(config: RunConfig, path: str | None = None) -> RunConfig:
         if path is not None:
             raise UserError(f"--method_config {path}: --method {config.method} has no settings; leave it out")
         return config
-    settings = load_settings(path or str(_CONFIGS / f"{config.method}.yaml"), known, config.stream)
+    path = path or str(_CONFIGS / f"{config.method}.yaml")
+    settings = load_settings(path, known, config.stream)
+    if settings.get("buffer") == "reservoir" and config.memory is None:
+        raise UserError(f"{path}: key 'buffer' is 'reservoir', which has a total: add --memory, or make it 'balanced'")
     return replace(config, settings=settings)
 
 

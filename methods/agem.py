@@ -68,7 +68,8 @@ class Referenced(NormRule):
             return
         _, past = batch.halves()
         parameters = trained_parameters(net)
-        reference_loss = objective.loss(net(past.inputs, past.task_ids), past.targets)
+        with self.autocast():
+            reference_loss = objective.loss(net(past.inputs, past.task_ids), past.targets)
         reference = torch.autograd.grad(reference_loss, parameters)
         gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
         own, other = self.factors(gradient, reference, self.new_loss.detach(), reference_loss.detach())

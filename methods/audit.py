@@ -1,11 +1,13 @@
 """Who may read which training examples: the new tasks' in their episode, afterwards what the budget lets a method keep.
 
-A method is handed training examples on loan. Reading them after the loan has ended fails the run, and so
-does keeping more than was declared, whichever part of a method does it.
+A method is handed training examples on loan. Reading them after the loan has ended fails the run, and so does
+keeping more than was declared. Test targets are never handed out. What is guarded are Examples and train
+sources; tensors that a method has taken out of them are not (tests destroy what is behind them).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.task import Episode, Examples, TrainSource
+from datasets.task import Episode, Examples, Task, TrainSource
 
 
 class BudgetError(Exception):
@@ -45,15 +47,24 @@ class Budget:
         counts = count_classes(targets, num_outputs)
         if self.per_class is not None:
             return torch.full_like(counts, self.per_class * (num_outputs // len(counts)))
-        share = self.fraction or 0.0
-        return (share * counts + 1e-6).floor().clamp_min(1 if share else 0)
+        return torch.tensor([kept_of(self.fraction or 0.0, count) for count in counts.tolist()])
+
+
+def class_numbers(targets: Tensor) -> Tensor | None:
+    """Targets that are class numbers, [N] int64 on the CPU; None for others, which count as one class."""
+    return targets.cpu() if targets.ndim == 1 and not targets.is_floating_point() else None
+
+
+def kept_of(fraction: float, count: int) -> int:
+    """How many of `count` examples of a class are a fraction: rounded down, but at least one; none if it is 0."""
+    # 0.29 * 100 is 28.999999999999996
+    return max(1, math.floor(fraction * count + 1e-9)) if fraction and count else 0
 
 
 def count_classes(targets: Tensor, num_outputs: int) -> Tensor:
     """Examples of each class, [num_outputs]; all of them, [1], if the targets are not class numbers."""
-    if targets.ndim == 1 and not targets.is_floating_point():
-        return torch.bincount(targets.cpu(), minlength=num_outputs)
-    return torch.tensor([len(targets)])
+    numbers = class_numbers(targets)
+    return torch.tensor([len(targets)]) if numbers is None else torch.bincount(numbers, minlength=num_outputs)
 
 
 class Loan:
@@ -98,12 +109,26 @@ def lend(examples: Examples, loan: Loan) -> Lent:
 class LentSource:
     """A train source that can be asked while the loan lasts."""
 
-    source: TrainSource
-    loan: Loan
+    _source: TrainSource
+    _loan: Loan
 
     def epoch(self, rng: torch.Generator) -> Examples:
-        self.loan.check()
-        return lend(self.source.epoch(rng), self.loan)
+        self._loan.check()
+        return lend(self._source.epoch(rng), self._loan)
+
+
+def blind(examples: Examples) -> Examples:
+    """Test examples without their targets: all are zero."""
+    return replace(examples, targets=torch.zeros_like(examples.targets))
+
+
+def to_predict(task: Task) -> Task:
+    """A task of which nothing but the test inputs can be read."""
+    loan = Loan(f"training examples of task {task.id}")
+    loan.end("its test inputs were all that there was to see")
+    return replace(
+        task, train=LentSource(task.train, loan), train_eval=lend(task.train_eval, loan), test=blind(task.test)
+    )
 
 
 class Auditor:
@@ -127,7 +152,7 @@ class Auditor:
             self._outputs[task.id] = task.num_outputs
             self._held[task.id] = examples
             loans.append(loan)
-            lent.append(replace(task, train=LentSource(task.train, loan), train_eval=examples))
+            lent.append(replace(task, train=LentSource(task.train, loan), train_eval=examples, test=blind(task.test)))
         yield Episode(episode.number, tuple(lent))
         # Who may keep everything may go on drawing from the source, which may be a generator.
         if self.budget.fraction != 1:

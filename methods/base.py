@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets.objectives import Score
 from datasets.task import Episode, Examples, StreamSpec, Task
-from methods.audit import Budget
+from methods.audit import Budget, to_predict
 from methods.replay import ReplayMemory
 from methods.steps import Compute
 from methods.training import TrainingStats, not_finite, predict_examples
@@ -108,9 +108,13 @@ class Method(ABC):
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """What `learn` does; the training examples of the episode are on loan until it returns."""
 
-    @abstractmethod
     def predict(self, task: Task) -> Tensor:
-        """Probabilities on the task's test inputs, [N, C]. Test targets are never looked at."""
+        """Probabilities on the task's test inputs, [N, C]. Nothing else of the task can be read."""
+        return self.answer(to_predict(task))
+
+    @abstractmethod
+    def answer(self, task: Task) -> Tensor:
+        """What `predict` does."""
 
     @abstractmethod
     def storage(self) -> Storage:

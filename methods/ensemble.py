@@ -103,7 +103,7 @@ class Ensemble(Method):
         """Drop all members and what they predicted."""
         self.cache, self._weights, self._parameters, self._used = PredictionCache(), {}, 0, 0
 
-    def predict(self, task: Task) -> Tensor:
+    def answer(self, task: Task) -> Tensor:
         """Weighted mean over the members that saw the task; a uniform guess if none has. [N, C]
 
         Members of the last episode are evaluated here, once; earlier ones are in the running mean.

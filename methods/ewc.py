@@ -121,7 +121,7 @@ class EWC(SingleNet):
         self._pull: Values = {}
 
     def rule(self, task: Task) -> NormRule:
-        return Springs(self.config.settings["strength"], self._stiffness, self._pull)
+        return Springs(self.config.settings["strength"], self.common(self._stiffness), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "fisher", task.id)

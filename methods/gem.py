@@ -88,7 +88,8 @@ class Constrained(NormRule):
         references = []
         for start in range(0, len(past), size):
             part = slice(start, start + size)
-            loss = objective.loss(net(past.inputs[part], past.task_ids[part]), past.targets[part])
+            with self.autocast():
+                loss = objective.loss(net(past.inputs[part], past.task_ids[part]), past.targets[part])
             references.append(torch.cat([x.flatten() for x in torch.autograd.grad(loss, parameters)]))
         G = torch.stack(references)
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]

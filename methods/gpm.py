@@ -64,8 +64,13 @@ def extended(basis: Tensor | None, gram: Tensor, threshold: float) -> Tensor:
     if missing <= 1e-9 * total:
         return basis
     outside = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - basis @ basis.T
-    energy, directions = torch.linalg.eigh(outside @ gram @ outside)
-    energy, directions = energy.flip(0).clamp_min(0), directions.flip(1)
+    rest = outside @ gram @ outside
+    try:
+        energy, directions = torch.linalg.eigh(rest)
+        energy, directions = energy.flip(0).clamp_min(0), directions.flip(1)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        # Channels that are always zero make many zero rows, on which some libraries' eigh does not converge.
+        directions, energy, _ = torch.linalg.svd(rest)
     more = int((energy.cumsum(0) < missing - 1e-9 * total).sum()) + 1
     # Rounding must not add up over tasks.
     return torch.linalg.qr(torch.cat([basis, directions[:, :more]], 1)[:, : len(gram)]).Q
@@ -84,7 +89,8 @@ class Projected(NormRule):
     def begin(self, net: MultiHead) -> None:
         super().begin(net)
         layers = projectable(net.trunk)
-        hold_others(net.trunk, layers, free=not self.bases)
+        if self.bases:
+            hold_others(net.trunk, self.bases)
         self._pairs = [(layers[name].weight, basis) for name, basis in self.bases.items()]
 
     def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:

@@ -42,7 +42,9 @@ class Distill(NormRule):
     """The loss on the new task plus that of the old heads against a copy of the network from before."""
 
     def __init__(self, strength: float, temperature: float, old: MultiHead | None, tasks: list[int]) -> None:
-        self.strength, self.temperature, self.old, self.tasks = strength, temperature, old, tasks
+        self.strength, self.temperature, self.old = strength, temperature, old
+        # On the device before the first step: copying it there in a captured step is not allowed.
+        self.tasks = torch.tensor(tasks, device=None if old is None else old.weight.device)
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         if self.old is None:
@@ -59,8 +61,9 @@ class Distill(NormRule):
 class LwF(SingleNet):
     """Old heads are trained, too, by the distillation."""
 
+    # With statistics of each task the copy would not answer as the network does.
     settings: ClassVar[Accepted] = {
-        **SingleNet.settings,
+        "bn": ("shared", "freeze_after_first"),
         "strength": Range(0, whole=False),
         "temperature": Range(0, whole=False, open_low=True),
     }

@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 
 from datasets.task import Task
-from methods.base import Accepted
+from methods.base import Accepted, Setting
 from methods.steps import cosine
 from methods.subnets import FixedWeights, Masks, Subnets
 from utils.config import Range
+from utils.errors import UserError
 
 
 class Packing(FixedWeights):
@@ -57,10 +58,15 @@ def pruning_step(steps: int) -> int:
 
 
 class PackNet(Subnets):
-    """`tasks` is how many tasks the network has room for, in equal shares; later ones only train a head and norms."""
+    """`tasks` is how many tasks the network has room for, in equal shares."""
 
     settings: ClassVar[Accepted] = {**Subnets.settings, "tasks": Range(1)}
 
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        room, tasks = self.config.settings["tasks"], len(self.config.dataset.tasks)
+        if room < tasks:
+            raise UserError(f"--method packnet: its setting tasks is {room}; the stream has {tasks}")
+
     def rule(self, task: Task) -> Packing:
-        left = self.config.settings["tasks"] - len(self._seen)
-        return Packing(self.used, 1 / left if left > 0 else 0.0)
+        return Packing(self.used, 1 / (self.config.settings["tasks"] - len(self._seen)))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from datasets.task import Examples, Mixture, Table, Task, TrainSource
-from methods.audit import Auditor, Budget
+from methods.audit import Auditor, Budget, class_numbers, kept_of
 from utils.seeding import generator
 
 
@@ -98,7 +96,10 @@ class ReplayMemory:
         return sum(map(len, self._kept.values())), sum(kept.nbytes for kept in self._kept.values())
 
     def _shares(self, task: Task, rng: torch.Generator) -> dict[int, Tensor]:
-        """As many of each task; every beginning of what is kept of a task is balanced, so the rest is let go."""
+        """As many of each task; every beginning of what is kept of a task is balanced, so the rest is let go.
+
+        With a total below the number of tasks the earliest ones have one each.
+        """
         assert self.budget.total is not None
         share, more = divmod(self.budget.total, len(self._kept) + 1)
         chosen = {}
@@ -152,10 +153,9 @@ def balanced_order(targets: Tensor, rng: torch.Generator) -> Tensor:
 
 def first_of_each(targets: Tensor, order: Tensor, count: int, num_outputs: int) -> Tensor:
     """The positions in `order` up to the `count`-th of each class; count * num_outputs if there are no classes."""
-    classes = _classes(targets)
-    if classes.is_floating_point():
+    if class_numbers(targets) is None:
         return order[: count * num_outputs]
-    return order[_ranks(classes[order]) < count]
+    return order[_ranks(_classes(targets)[order]) < count]
 
 
 def balanced_subset(targets: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
@@ -167,14 +167,13 @@ def balanced_subset(targets: Tensor, fraction: float, rng: torch.Generator) -> T
     picks = []
     for value in classes.unique():
         of_class = (classes == value).nonzero().flatten()
-        # 0.29 * 100 is 28.999999999999996
-        count = max(1, math.floor(fraction * len(of_class) + 1e-9))
-        picks.append(of_class[torch.randperm(len(of_class), generator=rng)[:count]])
+        picks.append(of_class[torch.randperm(len(of_class), generator=rng)[: kept_of(fraction, len(of_class))]])
     return torch.cat(picks).sort().values
 
 
 def _classes(targets: Tensor) -> Tensor:
-    return targets.cpu() if targets.ndim == 1 and not targets.is_floating_point() else torch.zeros(len(targets))
+    numbers = class_numbers(targets)
+    return torch.zeros(len(targets), dtype=torch.long) if numbers is None else numbers
 
 
 def _ranks(classes: Tensor) -> Tensor:

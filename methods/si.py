@@ -70,7 +70,8 @@ class SI(SingleNet):
 
     def rule(self, task: Task) -> PathIntegral:
         # The springs' energy has a factor 1/2 that this one has not.
-        return PathIntegral(2 * self.config.settings["strength"], self._importance, self._pull)
+        strength = 2 * self.config.settings["strength"]
+        return PathIntegral(strength, self.common(self._importance), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         assert isinstance(rule, PathIntegral)

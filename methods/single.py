@@ -18,7 +18,7 @@ from methods.training import replays, train_member
 from net import build_net, count_parameters
 from net.multihead import MultiHead
 from utils.config import RANGES, Range
-from utils.errors import TrainingError, UserError
+from utils.errors import TrainingError
 from utils.monitor import Monitor
 from utils.seeding import generator, seeded
 
@@ -83,6 +83,11 @@ class SingleNet(Method):
 
     # What they share.
 
+    def common(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of values by name of the parameter, those of parameters that all tasks have in common."""
+        own = norm_state(self._trunk) if self._norms and self._trunk is not None else {}
+        return {name: value for name, value in values.items() if name not in own}
+
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train the network on the new task."""
         (task,) = episode.new
@@ -109,7 +114,7 @@ class SingleNet(Method):
         self.fresh = [Member(episode.number - 1, episode.number, seen, self.network(seen))]
         return Learned((task.id,), {}, stats, changed=seen)
 
-    def predict(self, task: Task) -> Tensor:
+    def answer(self, task: Task) -> Tensor:
         """Probabilities of the network as it is now. [N, C]"""
         net, own = self.network([task.id]), self.own(task.id)
         here = net.trunk.state_dict()
@@ -179,8 +184,6 @@ class ReplayNet(SingleNet):
 
     def budget(self) -> Budget:
         total, per_class = self.config.memory, self.config.memory_per_class
-        if total is None and self.config.settings["buffer"] == "reservoir":
-            raise UserError(f"--method {self.config.method}: its setting buffer: reservoir needs --memory")
         if total is None and per_class is None:
             per_class = self.config.settings["memory_per_class"]
         return Budget(total=total, per_class=per_class)

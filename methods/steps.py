@@ -6,10 +6,11 @@ whole steps are captured into CUDA graphs and replayed, where that is possible.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +95,13 @@ def make_optimizer(
 
 
 class Rule:
-    """What a method does in a gradient step beside it; this one does nothing more than supervised training."""
+    """What a method does in a gradient step beside it; this one does nothing more than supervised training.
+
+    Attributes:
+        autocast: the precision in which networks run; for forward passes outside `loss`, which is in it.
+    """
+
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
     def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
         """What takes the steps; a new one for every network that is trained and every task."""
@@ -115,7 +122,7 @@ class Rule:
         return objective.loss(net(batch.inputs, batch.task_ids), batch.targets)
 
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
-        """Change the gradients, before the optimizer's step."""
+        """Change the gradients, before the optimizer's step, in full precision."""
 
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         """After the optimizer's step, which had this learning rate; a tensor on the device where it is captured."""
@@ -148,6 +155,7 @@ class GradientSteps:
     ) -> None:
         self._net, self._spec, self._hyper, self._compute, self._steps = net, spec, hyper, compute, steps
         self._rule = rule
+        rule.autocast = compute.autocast
         self._loss = torch.zeros((), device=compute.device)
         # A captured step reads its learning rate from the device.
         self._rate = torch.tensor(hyper.lr, device=compute.device) if compute.captured else None
@@ -182,8 +190,7 @@ class GradientSteps:
             loss = self._rule.loss(self._net, batch, objective)
         self._optimizer.zero_grad()
         loss.backward()
-        with self._compute.autocast():
-            self._rule.adjust(self._net, batch, objective)
+        self._rule.adjust(self._net, batch, objective)
         self._optimizer.step()
         self._rule.finish(self._net, self.rate if self._rate is None else self._rate)
         self._loss.add_(loss.detach(), alpha=len(batch) - batch.replayed)

@@ -28,12 +28,12 @@ def layer_weights(trunk: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def hold_others(trunk: nn.Module, trained: Collection[str], free: bool) -> None:
-    """Let all parameters but these and those of batch normalisation be trained or not: biases, embeddings..."""
+def hold_others(trunk: nn.Module, trained: Collection[str]) -> None:
+    """Let no parameters but these and those of batch normalisation be trained: no biases, embeddings..."""
     norms = {id(p) for module in trunk.modules() if isinstance(module, BatchNorm) for p in module.parameters()}
     for name, parameter in trunk.named_parameters():
         if name not in trained and id(parameter) not in norms:
-            parameter.requires_grad_(free)
+            parameter.requires_grad_(False)
 
 
 class FixedWeights(NormRule):
@@ -48,7 +48,8 @@ class FixedWeights(NormRule):
     def begin(self, net: MultiHead) -> None:
         super().begin(net)
         layers = layer_weights(net.trunk)
-        hold_others(net.trunk, layers, free=not self.used)
+        if self.used:
+            hold_others(net.trunk, layers)
         self.names = list(layers)
         self.weights: list[Tensor] = list(layers.values())
         none = [torch.zeros_like(weight, dtype=torch.bool) for weight in self.weights]

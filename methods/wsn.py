@@ -81,7 +81,7 @@ class WSN(Subnets):
         "share": Range(0, 1, whole=False, open_low=True),
         "score_rate": Range(0, whole=False),
     }
-    waits = "which weights win depends on the scores"
+    waits = "those of WSN have not been tried as a CUDA graph"
 
     def rule(self, task: Task) -> Winning:
         return Winning(self.used, self.config.settings["share"], self.config.settings["score_rate"])

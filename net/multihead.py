@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,10 @@ class MultiHead(nn.Module):
         outputs = F.linear(features, self.weight, self.bias).gather(1, self.columns[task_ids])
         return outputs if self.filled is None else outputs + self.filled[task_ids]
 
-    def heads(self, features: Tensor, tasks: Sequence[int]) -> Tensor:
-        """Outputs of several heads for every example; features [B, D] -> [B, tasks, C]."""
-        outputs = F.linear(features, self.weight, self.bias)[:, self.columns[list(tasks)]]
-        return outputs if self.filled is None else outputs + self.filled[list(tasks)]
+    def heads(self, features: Tensor, tasks: Tensor) -> Tensor:
+        """Outputs of several heads for every example; features [B, D], tasks [T] on their device -> [B, T, C]."""
+        outputs = F.linear(features, self.weight, self.bias)[:, self.columns[tasks]]
+        return outputs if self.filled is None else outputs + self.filled[tasks]
 
     def rows(self, task_id: int) -> slice:
         """Where the rows of a task's head are in `weight` and `bias`."""

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datasets.task import Episode, Mixture
 from methods import METHODS
 from methods.audit import Auditor, Budget, BudgetError
-from methods.replay import ReplayMemory
+from methods.replay import ReplayMemory, balanced_subset
 from tests.toys import filled, run_toy, toy_config, toy_stream
 from utils.seeding import generator
 
@@ -105,9 +107,49 @@ def test_who_may_keep_everything_goes_on_drawing_from_a_generator():
 
 def test_a_share_is_counted_in_classes_or_as_a_whole():
     classes, numbers = torch.tensor([0] * 7 + [1] * 3), torch.zeros(10, 2)
-    assert Budget(fraction=0.5).allowed(classes, 3).tolist() == [3, 1, 1]
+    assert Budget(fraction=0.5).allowed(classes, 3).tolist() == [3, 1, 0]
     assert Budget(fraction=0.5).allowed(numbers, 3).tolist() == [5]
     assert Budget(fraction=0.0).allowed(classes, 2).tolist() == [0, 0]
     assert Budget(per_class=4).allowed(classes, 2).tolist() == [4, 4]
     assert Budget(per_class=4).allowed(numbers, 3).tolist() == [12]
     assert Budget(total=4).allowed(classes, 2) is None
+
+
+@pytest.mark.parametrize("method", BOUNDED)
+def test_nothing_but_test_inputs_can_be_read_to_predict(method, monkeypatch):
+    """Neither training examples nor the labels that the answer will be compared with."""
+    answer, shown = METHODS[method].answer, []
+
+    def curious(self, task):
+        shown.append(task)
+        return answer(self, task)
+
+    monkeypatch.setattr(METHODS[method], "answer", curious)
+    stream = toy_stream(1)
+    run_toy(toy_config(method=method), stream)
+    assert stream.tasks[0].test.targets.any()
+    assert not shown[0].test.targets.any()
+    for read in READS.values():
+        with pytest.raises(BudgetError, match="training examples of task 1 were read"):
+            read(shown[0])
+
+
+def test_no_test_label_is_shown_while_a_task_is_learned():
+    auditor = Auditor(Budget(total=10))
+    with auditor.lending(next(iter(toy_stream(1).continual()))) as episode:
+        assert not episode.new[0].test.targets.any()
+
+
+@given(st.floats(0, 1), st.lists(st.integers(0, 3), min_size=1, max_size=300), st.integers(0, 99))
+@settings(deadline=None)
+def test_what_a_memory_keeps_of_a_share_is_allowed(fraction, targets, seed):
+    """The rounding of both agrees for every share."""
+    targets = torch.tensor(targets)
+    budget = Budget(fraction=fraction)
+    kept = balanced_subset(targets, fraction, generator(seed, "k")) if fraction else torch.zeros(0, dtype=torch.long)
+    assert (torch.bincount(targets[kept], minlength=4) <= budget.allowed(targets, 4)).all()
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.29, 100), (0.53, 100), (0.59, 5000), (0.65, 6000)])
+def test_a_share_of_a_class_is_not_lost_to_rounding(fraction, count):
+    assert Budget(fraction=fraction).allowed(torch.zeros(count, dtype=torch.long), 1).item() == round(fraction * count)

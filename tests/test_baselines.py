@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 from torch import nn
 
 from datasets.objectives import CrossEntropy
+from methods import with_settings
 from methods.agem import dot, project, rotate
 from methods.audit import Budget
 from methods.ewc import fisher
@@ -617,9 +618,22 @@ def test_what_is_recorded_comes_with_its_example():
     assert [shown[tuple(image.flatten().tolist())] for image in batch.inputs] == batch.recorded[:, 0].tolist()
 
 
-def test_a_reservoir_without_a_total_is_refused():
-    with pytest.raises(UserError, match="method er: its setting buffer: reservoir needs --memory"):
-        run_toy(toy_config(method="er", memory_per_class=4, settings={"buffer": "reservoir"}), toy_stream(1))
+def test_a_reservoir_without_a_total_is_refused(tmp_path):
+    path = tmp_path / "er.yaml"
+    path.write_text("{memory_per_class: 4, buffer: reservoir, replay_batch: 8, replay_loss: mean, bn: shared}")
+    config = toy_config(method="er")
+    with pytest.raises(UserError, match=r"er\.yaml: key 'buffer' is 'reservoir', which has a total: add --memory"):
+        with_settings(config, str(path))
+    assert with_settings(replace(config, memory=5), str(path)).settings["buffer"] == "reservoir"
+
+
+@pytest.mark.parametrize("method", ["ewc", "ewc_online", "si"])
+def test_springs_do_not_hold_what_each_task_has_of_its_own(method):
+    learner, _, _ = run_toy(toy_config(method=method, settings={"bn": "per_task"}), toy_stream(1))
+    held = learner.rule(toy_stream(2).tasks[1]).stiffness
+    assert {"conv1.weight", "conv2.weight", "conv3.weight"} == set(held)
+    learner, _, _ = run_toy(toy_config(method=method, settings={"bn": "shared"}), toy_stream(1))
+    assert "norm2.weight" in learner.rule(toy_stream(2).tasks[1]).stiffness
 
 
 @pytest.mark.parametrize("method", ["finetune", "isolated"])

@@ -21,6 +21,7 @@ from methods.training import outputs_on
 from methods.wsn import Winning, largest
 from tests.test_training import new_net
 from tests.toys import CPU, run_toy, toy_config, toy_stream
+from utils.errors import UserError
 from utils.monitor import Monitor
 
 OBJECTIVE = CrossEntropy()
@@ -99,16 +100,11 @@ def test_packnet_keeps_the_largest_of_the_free_weights_and_frees_the_rest():
         assert torch.equal(weight, torch.where(kept, before[name], 0.0))
 
 
-def test_packnet_without_room_trains_a_head_and_norms():
-    """And still does better than a guess on a task that looks like the first."""
-    config = with_model(toy_config(method="packnet", settings={"tasks": 1}), "conv", epochs=20)
-    stream = toy_stream(1, count=120)
-    twins = replace(stream, tasks=(stream.tasks[0], replace(stream.tasks[0], id=2)))
-    method, _, answers = run_toy(config, twins)
-    assert method._masks[1].keys() == method._masks[2].keys()
-    assert all(torch.equal(method._masks[1][name], method._masks[2][name]) for name in method._masks[1])
-    accuracy = (answers[-1][2].argmax(1) == twins.tasks[1].test.targets).float().mean()
-    assert accuracy > 0.6
+def test_packnet_without_room_for_all_tasks_is_refused():
+    config = toy_config(method="packnet", settings={"tasks": 1})
+    tasks = config.dataset.tasks * 2
+    with pytest.raises(UserError, match="its setting tasks is 1; the stream has 2"):
+        build_method(Setting(replace(config, dataset=replace(config.dataset, tasks=tasks)), toy_stream(1).spec, CPU))
 
 
 def test_packnets_two_phases_have_a_cosine_each():
@@ -224,18 +220,23 @@ def test_gpm_leaves_what_it_has_seen_and_changes_the_rest():
     assert (finetuned._trunk.eval()(inputs[0]) - before[0]).abs().max() > 0.05
 
 
-def test_gpms_step_has_no_part_in_its_basis():
-    """Ten steps of SGD with momentum and weight decay: the sum of all updates is at right angles to the basis."""
+@pytest.mark.parametrize("model", ["conv", "timm/resnet10t"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gpms_step_has_no_part_in_its_basis(model, bf16):
+    """Steps of SGD with momentum and weight decay: the sum of all updates is at right angles to the basis."""
     stream = toy_stream(2)
-    config = with_model(toy_config(method="gpm"), "conv", l2_reg=0.1, lr=0.1)
-    learner, _, _ = run_toy(config, toy_stream(1))
+    config = toy_config(method="gpm", settings={"bn": "freeze_after_first" if model == "conv" else "per_task"})
+    config = with_model(config, model, l2_reg=0.1, lr=0.1 if model == "conv" else 0.01)
+    learner = build_method(Setting(config, stream.spec, replace(CPU, bf16=bf16)))
+    learner.learn(next(iter(stream.continual())), Monitor())
     before = {name: layer.weight.detach().clone() for name, layer in projectable(learner._trunk).items()}
     bases = {name: basis.clone() for name, basis in learner._bases.items()}
     _, second = stream.continual()
     learner.learn(second, Monitor())
     assert set(bases) == set(before)
+    distances = []
     for name, layer in projectable(learner._trunk).items():
         moved = (layer.weight.detach() - before[name]).flatten(1)
-        assert float((moved @ bases[name]).norm()) < 1e-4 * max(1.0, float(moved.norm()))
-        # The first layer sees patches of nine pixels, whose few directions the basis may hold all.
-        assert float(moved.norm()) > 1e-2 or name == "conv1.weight"
+        distances.append(float(moved.norm()))
+        assert float((moved @ bases[name]).norm()) < 1e-4 * max(1.0, distances[-1])
+    assert max(distances) > 0.03
