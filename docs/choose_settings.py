@@ -5,10 +5,11 @@ python docs/choose_settings.py --data_config config/dataset/rotated_digits.yaml 
 
 Training examples that the run does not train on are the validation data: `--samples` of each class are trained
 on, up to 100 more of each class are predicted; without --samples a fifth is held out. Test data is never
-touched, nor is the later half of the tasks (Chaudhry et al. 2019 tune on the first three of twenty; a strength
-or a rate that is right for three need not be right for more). The seeds are not those of the comparisons. Each
-method's best mean accuracy at the end goes to the block `streams` of config/method/<name>.yaml; a Markdown
-table of everything that was tried goes to the console.
+touched, and of the tasks only the first half, at least three (Chaudhry et al. 2019 tune on the first three of
+twenty; a strength or a rate that is right for three need not be right for more). The seeds are not those of the
+comparisons. Each method's best mean accuracy at the end goes to the block `streams` of config/method/<name>.yaml;
+a Markdown table of everything that was tried goes to the console. A best value at the edge of what was tried is
+marked: try more.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from datasets import build_stream
 from datasets.task import Table, Task, TaskStream
 from methods import METHODS, build_method, with_settings
 from methods.base import Setting
-from methods.replay import balanced_order, first_of_each
+from methods.replay import balanced_order, balanced_subset, first_of_each
 from methods.steps import Compute
 from utils.errors import TrainingError
 from utils.monitor import Monitor
@@ -42,20 +43,21 @@ from utils.seeding import generator
 
 CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"
 NOTE = "chosen by docs/choose_settings.py on validation data of the first half of the tasks, at least three"
+RECIPE = ("--hp_config", "--samples", "--epochs", "--memory_per_class")
 SEEDS = (1000, 1001)
 HELD_OUT = 100  # of each class
 TRIED: dict[str, dict[str, Sequence[Any]]] = {
     "ewc": {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]},
     "ewc_online": {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]},
-    "si": {"strength": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]},
-    "lwf": {"strength": [0.3, 1.0, 3.0, 10.0]},
+    "si": {"strength": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6]},
+    "lwf": {"strength": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0]},
     "er": {"replay_loss": ["mean", "sum"]},
-    "der": {"alpha": [0.1, 0.3, 1.0]},
-    "derpp": {"alpha": [0.1, 0.3, 1.0], "beta": [0.5, 1.0]},
+    "der": {"alpha": [0.01, 0.03, 0.1, 0.3, 1.0]},
+    "derpp": {"alpha": [0.03, 0.1, 0.3, 1.0], "beta": [0.25, 0.5, 1.0, 2.0]},
     "gem": {"margin": [0.0, 0.5, 1.0, 2.0]},
     "stable_sgd": {"decay": [0.1, 0.2, 0.4, 0.55, 0.7, 0.85]},
-    "wsn": {"share": [0.3, 0.5, 0.7, 0.9], "score_rate": [1.0, 10.0, 30.0, 100.0]},
-    "gpm": {"threshold": [0.9, 0.95, 0.97, 0.99]},
+    "wsn": {"share": [0.1, 0.3, 0.5, 0.7, 0.9], "score_rate": [10.0, 100.0, 1e3, 1e4]},
+    "gpm": {"threshold": [0.8, 0.9, 0.95, 0.97, 0.99]},
 }
 
 
@@ -66,11 +68,13 @@ def validation_stream(stream: TaskStream, samples: int | None) -> TaskStream:
         examples = task.train_eval
         order = balanced_order(examples.targets, generator(0, "validation", task.id))
         if samples is None:
-            trained = order[: len(order) * 4 // 5]
+            trained = balanced_subset(examples.targets, 0.8, generator(0, "validation", task.id))
         else:
             trained = first_of_each(examples.targets, order, samples, task.num_outputs)
         held = order[~torch.isin(order, trained)]
         held = held[first_of_each(examples.targets[held], torch.arange(len(held)), HELD_OUT, task.num_outputs)]
+        if len(examples.targets[held].unique()) < task.num_outputs:
+            raise SystemExit(f"task {task.id} has a class without examples to hold out; try fewer --samples")
         kept = examples.subset(trained)
         return replace(task, train=Table(kept), train_eval=kept, test=examples.subset(held))
 
@@ -97,14 +101,20 @@ def accuracy(argv: list[str], samples: int | None, memory: int | None, trial: tu
     return float(np.mean([score.accuracy for score in scores]))
 
 
-def write_down(method: str, stream: str, settings: dict[str, Any]) -> None:
-    """Put settings into the block `streams` at the end of the method's file."""
-    path = CONFIGS / f"{method}.yaml"
-    head, _, _ = path.read_text().partition("streams:")
-    presets = yaml.safe_load(path.read_text()).get("streams", {})
-    presets[stream] = {**presets.get(stream, {}), **settings}
-    lines = [yaml.safe_dump({name: presets[name]}, default_flow_style=None).strip() for name in sorted(presets)]
-    path.write_text(head + f"streams:  # {NOTE}\n" + "".join(f"  {line}\n" for line in lines))
+def at_edge(method: str, settings: dict[str, Any]) -> bool:
+    """A number is the smallest or the largest that was tried."""
+    tried = TRIED[method]
+    numbers = [key for key, values in tried.items() if not isinstance(values[0], str)]
+    return any(settings[key] in (tried[key][0], tried[key][-1]) for key in numbers)
+
+
+def write_down(path: Path, stream: str, settings: dict[str, Any], recipe: str) -> None:
+    """Put settings into the block `streams` at the end of the method's file, with what they were chosen for."""
+    head, _, block = path.read_text().partition("streams:")
+    lines = [line for line in block.splitlines()[1:] if line.strip() and not line.startswith(f"  {stream}:")]
+    values = yaml.safe_dump(settings, default_flow_style=True, sort_keys=False, width=1000).strip()
+    lines.append(f"  {stream}: {values}  # {recipe}")
+    path.write_text(head + f"streams:  # {NOTE}\n" + "".join(f"{line}\n" for line in sorted(lines)))
 
 
 def main() -> None:
@@ -126,18 +136,28 @@ def main() -> None:
     measure = partial(accuracy, argv, options.samples, options.memory_per_class)
     with ProcessPoolExecutor(2) as pool:
         found = np.array(list(pool.map(measure, trials))).reshape(-1, len(SEEDS))
-    means = found.mean(1)
+    means = np.nan_to_num(found.mean(1))  # what diverged is worst
     tried = [(method, settings) for method, settings, seed in trials if seed == SEEDS[0]]
     print("| method | settings | validation accuracy |\n| --- | --- | --- |")
     for method in options.methods:
         rows = [i for i, (name, _) in enumerate(tried) if name == method]
-        best = max(rows, key=lambda i: np.nan_to_num(means[i]))
+        best = max(rows, key=lambda i: means[i])
         for i in rows:
-            settings = ", ".join(f"{name} {value}" for name, value in tried[i][1].items())
+            settings = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                                 for name, value in tried[i][1].items())  # fmt: skip
             mark = "**" if i == best else ""
-            print(f"| {method} | {settings} | {mark}{means[i]:.4f}{mark} |")
+            edge = " (edge)" if i == best and at_edge(method, tried[i][1]) else ""
+            print(f"| {method} | {settings} | {mark}{means[i]:.4f}{mark}{edge} |")
         if not options.dry_run:
-            write_down(method, Path(options.data_config).stem, tried[best][1])
+            write_down(
+                CONFIGS / f"{method}.yaml", Path(options.data_config).stem, tried[best][1], recipe_of(sys.argv[1:])
+            )
+
+
+def recipe_of(argv: Sequence[str]) -> str:
+    """The arguments that say how the networks were trained."""
+    pairs = zip(argv, argv[1:], strict=False)
+    return " ".join(f"{name} {value}" for name, value in pairs if name in RECIPE)
 
 
 if __name__ == "__main__":
