@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 from datasets import check_dataset
 from methods import METHOD_OPTIONS, METHODS, check_method, with_settings
 from net import TRUNKS
-from utils.compute import pick_device
+from utils.compute import pick_device, runs_in_bf16
 from utils.config import RANGES, Range, check_range, load_dataset_config, load_hyper_config, load_yaml
 from utils.errors import UserError, unknown
 from utils.jobs import Ended, Job, locked, run_jobs
 from utils.options import CHOICES, KEPT, Parser, driver_options, parse
-from utils.store import Run, check_run, write_tables
+from utils.store import Run, check_run, read_config, write_tables
 from utils.tables import READING
 
 PROJECT = Path(__file__).resolve().parent
@@ -125,7 +125,7 @@ def benchmark(options: argparse.Namespace) -> int:
             raise UserError(f"--store {store} does not exist; without --tables_only it is made")
         write_tables(grid.runs, store, {}, grid.options, command)
         return 0
-    check_devices(grid, options.config)
+    check_machine(grid, options.config)
     failures: dict[str, str] = {}
     with locked(store) as lock:
         missing = [run for run in grid.runs if not run.summary.exists()]
@@ -140,13 +140,28 @@ def benchmark(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def check_devices(grid: Grid, path: str) -> None:
-    """Raises UserError if a run that is to be done asks for a device that is not here."""
-    try:
-        for device in {run.config.device for run in grid.runs if not run.summary.exists()}:
-            pick_device(device)
-    except UserError as error:
-        raise UserError(f"{path}: {_undashed(error)}") from None
+def check_machine(grid: Grid, path: str) -> None:
+    """What is to be done can be done here, and in the precision in which the same row's other runs were done.
+
+    Raises:
+        UserError: names the device that is not here, or the row that would mix precisions.
+    """
+    made: dict[tuple[str, str], str] = {}
+    for run in sorted(grid.runs, key=lambda run: not run.summary.exists()):
+        if run.summary.exists():
+            precision = str(read_config(run).get("precision"))
+        else:
+            try:
+                device = pick_device(run.config.device)
+            except UserError as error:
+                raise UserError(f"{path}: {_undashed(error)}") from None
+            precision = "bf16" if runs_in_bf16(run.config.precision, device) else "fp32"
+        first = made.setdefault((run.table, run.label), precision)
+        if first != precision:
+            raise UserError(
+                f"{path}: some runs of {run.label} are in {first}, others would be in {precision}; "
+                f"add precision: {first}, or name another --store"
+            )
 
 
 # The grid.

@@ -23,7 +23,15 @@ from methods.base import Learned, Method, Setting
 from methods.steps import Compute
 from methods.training import choose_launch
 from net import build_net, count_parameters
-from utils.compute import describe_device, keep_freed_memory, make_reproducible, peak_memory, pick_device, provenance
+from utils.compute import (
+    describe_device,
+    keep_freed_memory,
+    make_reproducible,
+    peak_memory,
+    pick_device,
+    provenance,
+    runs_in_bf16,
+)
 from utils.config import RunConfig
 from utils.errors import TrainingError, UserError
 from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, TensorBoard
@@ -58,7 +66,7 @@ def prepare_and_run(invocation: Invocation) -> None:
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    bf16 = runs_in_bf16(config.precision, device)
     resolved = resolve(config, device, bf16)
     isolated = load_isolated(invocation.isolated, resolved) if invocation.isolated else None
     stream = build_stream(config, device)

@@ -156,8 +156,7 @@ def main() -> None:
 
 def recipe_of(argv: Sequence[str]) -> str:
     """The arguments that say how the networks were trained."""
-    pairs = zip(argv, argv[1:], strict=False)
-    return " ".join(f"{name} {value}" for name, value in pairs if name in RECIPE)
+    return " ".join(f"{name} {value}" for name, value in itertools.pairwise(argv) if name in RECIPE)
 
 
 if __name__ == "__main__":

@@ -507,6 +507,19 @@ def test_where_and_how_fast_may_differ(here):
     assert not Path("started").exists()
 
 
+def test_the_runs_of_a_row_have_one_precision(here, capsys):
+    """A store that was begun on a GPU, where auto is bf16, and goes on without one."""
+    grid = write_grid(seeds=2)
+    finish(grid.runs[0])
+    config = Path(grid.runs[0].directory, "config.yaml")
+    config.write_text(config.read_text().replace("precision: fp32", "precision: bf16"))
+    assert command() == 2
+    words = f"some runs of {grid.runs[0].label} are in bf16, others would be in fp32; add precision: bf16"
+    assert words in capsys.readouterr().err
+    assert not Path("started").exists()
+    assert command("--tables_only") == 0
+
+
 def test_a_damaged_run_is_named(here, capsys):
     run = write_grid().runs[0]
     finish(run)

@@ -41,6 +41,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def runs_in_bf16(precision: str, device: torch.device) -> bool:
+    """What the option --precision, fp32, bf16 or auto, means on a device."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
 def place(data: Tensor, device: torch.device) -> Tensor:
     """Data to where a run reads it: the device, but the host if it would take more than half a GPU's free memory."""
     if device.type == "cuda" and data.nbytes > torch.cuda.mem_get_info(device)[0] / 2:

@@ -20,6 +20,7 @@ from utils.run_directory import CONFIG, check_free
 from utils.tables import LEDGER, METRICS, Table, Values, latex, markdown
 
 # Of config.yaml, what may differ between the runs of a table: they change where and how fast, not what is learned.
+# (auto stands for another precision on another device; that a row does not mix them is checked before a run.)
 MACHINE = {"data_dir", "device", "precision", "threads"}
 COLUMNS = (
     *(column.key for column in METRICS), "avg_incremental_acc", "worst_task_acc",

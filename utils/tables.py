@@ -78,7 +78,8 @@ READING = (
     "Lower is better for forgetting, higher for all others.",
     "n/a: not defined for the method, or no finished run; forward transfer and gain need isolated runs of the same "
     "stream, network, seed, samples and augmentation. (n = k): defined for only k of the finished seeds.",
-    "What was stored, computed and taken in time is a mean over seeds.",
+    "What was stored, computed and taken in time is a mean over seeds; with --jobs 2 or more, runs share the machine "
+    "while they are timed.",
 )
 
 
