@@ -153,3 +153,33 @@ def test_what_a_memory_keeps_of_a_share_is_allowed(fraction, targets, seed):
 @pytest.mark.parametrize(("fraction", "count"), [(0.29, 100), (0.53, 100), (0.59, 5000), (0.65, 6000)])
 def test_a_share_of_a_class_is_not_lost_to_rounding(fraction, count):
     assert Budget(fraction=fraction).allowed(torch.zeros(count, dtype=torch.long), 1).item() == round(fraction * count)
+
+
+def remember_tasks(method, monkeypatch):
+    """The tasks that a method is lent, in the order of the episodes."""
+    train, lent = METHODS[method].train, []
+
+    def remembering(self, episode, monitor):
+        lent.extend(episode.new)
+        return train(self, episode, monitor)
+
+    monkeypatch.setattr(METHODS[method], "train", remembering)
+    return lent
+
+
+def test_joint_reads_nothing_after_its_episode(monkeypatch):
+    lent = remember_tasks("joint", monkeypatch)
+    run_toy(toy_config(method="joint", continual=False, rounds=1), toy_stream(2))
+    assert [task.id for task in lent] == [1, 2]
+    for read in READS.values():
+        with pytest.raises(BudgetError, match="training examples of task 2 were read after episode 1"):
+            read(lent[1])
+
+
+def test_cumulative_declares_that_it_keeps_everything(monkeypatch):
+    lent = remember_tasks("cumulative", monkeypatch)
+    method, _, _ = run_toy(toy_config(method="cumulative"), toy_stream(2))
+    assert method.budget() == Budget(fraction=1.0)
+    assert method.storage().examples == 48
+    for read in READS.values():
+        read(lent[0])
