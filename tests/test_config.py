@@ -106,7 +106,9 @@ def test_every_method_with_settings_has_a_file_and_every_file_a_method():
     assert files == {name for name, method in METHODS.items() if method.settings}
     for name in files:
         lines = (PROJECT / f"config/method/{name}.yaml").read_text().splitlines()
-        assert all(re.fullmatch(r"# .+|\w+: \S+  # .+", line) for line in lines), name
+        assert all(
+            re.fullmatch(r"# .+|\w+: \S+  # .+|streams:  # .+|  \w+: {.+}(  # --.+)?", line) for line in lines
+        ), name
 
 
 def test_a_stream_can_have_settings_of_its_own(tmp_path):
