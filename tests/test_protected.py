@@ -222,7 +222,7 @@ def test_gpm_leaves_what_it_has_seen_and_changes_the_rest():
 
 # No bfloat16 with the timm network: torch's CPU gradient of a 3x3 convolution over a single pixel, which these images
 # shrink to, is then uninitialised memory (torch 2.13.0).
-@pytest.mark.parametrize("model, bf16", [("conv", False), ("conv", True), ("timm/test_resnet", False)])
+@pytest.mark.parametrize(("model", "bf16"), [("conv", False), ("conv", True), ("timm/test_resnet", False)])
 def test_gpms_step_has_no_part_in_its_basis(model, bf16):
     """Steps of SGD with momentum and weight decay: the sum of all updates is at right angles to the basis."""
     stream = toy_stream(2)
