@@ -28,7 +28,8 @@ from net import TRUNKS
 from utils.compute import pick_device, runs_in_bf16
 from utils.config import RANGES, Range, check_range, load_dataset_config, load_hyper_config, load_yaml
 from utils.errors import UserError, unknown
-from utils.jobs import Ended, Job, locked, run_jobs
+from utils.jobs import Ended, Job, run_jobs
+from utils.lock import locked
 from utils.options import CHOICES, KEPT, Parser, driver_options, parse
 from utils.store import Run, check_run, read_config, write_tables
 from utils.tables import READING
@@ -37,7 +38,19 @@ PROJECT = Path(__file__).resolve().parent
 PROGRAM = PROJECT / "modelzoo.py"
 AXES = ("streams", "hyperparams", "methods", "seeds")
 # What the grid or this program sets itself, or what belongs to a method.
-OWN = {"data_config", "hp_config", "method", "seed", "run_dir", "overwrite", "quiet", "isolated", "continual"}
+OWN = {
+    "data_config",
+    "hp_config",
+    "method",
+    "seed",
+    "run_dir",
+    "overwrite",
+    "resume",
+    "verify",
+    "quiet",
+    "isolated",
+    "continual",
+}
 OPTIONS = {name: switch for name, switch in driver_options().items() if name not in OWN}
 HELP = """the grid, a YAML file (see config/benchmark/):
   streams, hyperparams   lists of YAML files, relative to the current directory, else to the project
@@ -128,7 +141,7 @@ def benchmark(options: argparse.Namespace) -> int:
     check_machine(grid, options.config)
     failures: dict[str, str] = {}
     with locked(store) as lock:
-        missing = [run for run in grid.runs if not run.summary.exists()]
+        missing = [run for run in grid.runs if not run.finished]
         print(f"{len(grid.runs)} runs, {len(missing)} of them to do", flush=True)
         try:
             execute(missing, store, options.jobs, lock, failures)
@@ -147,8 +160,8 @@ def check_machine(grid: Grid, path: str) -> None:
         UserError: names the device that is not here, or the row that would mix precisions.
     """
     made: dict[tuple[str, str], str] = {}
-    for run in sorted(grid.runs, key=lambda run: not run.summary.exists()):
-        if run.summary.exists():
+    for run in sorted(grid.runs, key=lambda run: not run.finished):
+        if run.finished:
             precision = str(read_config(run).get("precision"))
         else:
             try:
@@ -360,14 +373,13 @@ def job(run: Run, store: Path, share: int) -> Job:
     command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet"]
     if run.config.threads is None:
         command.append(f"--threads={threads}")
-    if run.directory.exists():  # and interrupted: see check_run
-        command.append("--overwrite")
+    command.append("--resume")  # where it was interrupted, if it was
     return Job(run.name, command, {"OMP_NUM_THREADS": str(threads)}, store / "logs" / f"{run.name}.log")
 
 
 def outcome(run: Run, end: Ended, failures: dict[str, str]) -> str:
     """In a word; a failure is noted."""
-    if end.code == 0 and run.summary.exists():
+    if end.code == 0 and run.finished:
         return f"accuracy {json.loads(run.summary.read_text())['avg_acc_final']:.4f}"
     failures[run.name] = end.reason() if end.code else "it ended without a summary.json"
     return "failed"

@@ -7,10 +7,13 @@ rows -> run directory (facts) -> summary, final table, TensorBoard (derived)
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +21,15 @@ import torch
 from datasets import build_stream, check_dataset
 from datasets.objectives import Score
 from datasets.task import Episode, Task, TaskStream
-from methods import METHODS, build_method, check_method, with_settings
+from methods import METHODS, build_method, check_method, check_saved, with_settings
 from methods.base import Learned, Method, Setting
 from methods.steps import Compute
 from methods.training import choose_launch
 from net import build_net, count_parameters
+from utils.checkpoints import RunCheckpoints, load_state
 from utils.compute import (
     describe_device,
+    enough_memory,
     keep_freed_memory,
     make_reproducible,
     peak_memory,
@@ -33,76 +38,114 @@ from utils.compute import (
     runs_in_bf16,
 )
 from utils.config import RunConfig
-from utils.errors import TrainingError, UserError
+from utils.errors import SignalError, TrainingError, UserError
+from utils.lock import locked
+from utils.manifest import verify
 from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, TensorBoard
 from utils.options import Invocation, parse
-from utils.run_directory import RunDirectory, check_free
+from utils.resume import check_same_data, resumed
+from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
 from utils.seeding import seeded
 from utils.summary import final_table, load_isolated, summarize
+from utils.trees import to_bytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; each with one line on stderr."""
+    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 130 or 143 if stopped; one line on stderr."""
     try:
-        prepare_and_run(parse(argv))
+        invocation = parse(argv)
+        if invocation.verify is not None:
+            return verify_run(invocation.verify)
+        prepare_and_run(invocation)
     except UserError as error:
         return _fail(error, 2)
     except TrainingError as error:
         return _fail(error, 1)
+    except SignalError as error:
+        return _fail(f"{error}; go on with: {resuming_command(invocation.run_dir)}", 128 + error.number)
     except KeyboardInterrupt:
-        return _fail("interrupted; the finished episodes are in the run directory", 130)
+        return _fail("interrupted; what was saved before is in the run directory", 130)
     return 0
 
 
 def prepare_and_run(invocation: Invocation) -> None:
     """Check everything that can be wrong before anything is trained or written, then run."""
-    begin = time.perf_counter()
-    check_method(invocation.config, invocation.given)
-    config = with_settings(invocation.config, invocation.method_config)
-    check_dataset(config)
-    check_free(invocation.run_dir, invocation.overwrite)
-    device = pick_device(config.device)
-    make_reproducible()
-    keep_freed_memory()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    bf16 = runs_in_bf16(config.precision, device)
-    resolved = resolve(config, device, bf16)
-    isolated = load_isolated(invocation.isolated, resolved) if invocation.isolated else None
-    stream = build_stream(config, device)
-    parameters, compute, launch = try_network(config, stream, Compute(device, bf16))
-    method = build_method(Setting(config, stream.spec, compute))
+    begin, path = time.perf_counter(), invocation.run_dir
+    with ExitStack() as stack:
+        resumes = invocation.resume and holds_run(path)
+        if resumes:
+            stack.enter_context(locked(path, "--run_dir "))
+            saved = read_config(path)
+            invocation = resumed(invocation, saved)
+            config = invocation.config
+            check_saved(config, path / CONFIG)
+            if summary := read_summary(path):
+                RunDirectory.reopen(path)
+                print(final_table(summary))
+                return
+        else:
+            check_method(invocation.config, invocation.given)
+            config = with_settings(invocation.config, invocation.method_config)
+            check_free(path, invocation.overwrite)
+        check_dataset(config)
+        device = pick_device(config.device)
+        make_reproducible()
+        keep_freed_memory()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        bf16 = runs_in_bf16(config.precision, device)
+        with enough_memory(f"the data on {device}", "--samples keeps fewer images"):
+            stream = build_stream(config, device)
+            resolved = resolve(config, device, bf16, stream, invocation.isolated)
+        if resumes:
+            check_same_data(path, saved, resolved)
+        isolated = load_isolated(invocation.isolated, resolved) if invocation.isolated else None
+        with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
+            parameters, compute, launch = try_network(config, stream, Compute(device, bf16))
+            method = build_method(Setting(config, stream.spec, compute))
 
-    directory = RunDirectory(invocation.run_dir, resolved)
-    monitor = Monitors([Console(invocation.quiet), TensorBoard(directory.path)])
-    mode = "continual" if config.continual else "multi-task"
-    held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
-    monitor.run_begins(
-        [
-            ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
-            ("data", ", ".join(held)),
-            ("method", config.method),
-            ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
-            ("device", ", ".join(filter(None, [describe_device(device), "bf16" if bf16 else "fp32", launch]))),
-            ("run", str(directory.path)),
-        ]
-    )
-    try:
-        run(stream, method, directory, monitor, begin, isolated)
-    finally:
-        monitor.close()
+            if not resumes:
+                stack.enter_context(locked(path, "--run_dir "))
+                check_free(path, invocation.overwrite)  # nobody else has begun there meanwhile
+            stack.enter_context(writable(path))
+            directory = RunDirectory.reopen(path) if resumes else RunDirectory.begin(path, resolved)
+            stack.callback(directory.close)
+            done, before = directory.manifest.episode, directory.manifest.seconds
+            if done:
+                go_on(method, directory, schedule(config, stream)[:done])
+            checkpoints = RunCheckpoints(
+                directory, invocation.checkpoint_minutes, lambda: before + time.perf_counter() - begin, device
+            )
+            method.checkpoints = checkpoints
+            board = TensorBoard(directory.log, directory.manifest.members * config.hyper.epochs)
+            monitor = Monitors([Console(invocation.quiet), board])
+            stack.callback(monitor.close)
+            mode = "continual" if config.continual else "multi-task"
+            held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
+            monitor.run_begins(
+                [
+                    ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
+                    ("data", ", ".join(held)),
+                    ("method", config.method),
+                    ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
+                    ("device", ", ".join(filter(None, [describe_device(device), "bf16" if bf16 else "fp32", launch]))),
+                    ("run", f"{path}, resumed after episode {done}" if resumes else str(path)),
+                ]
+            )
+            with checkpoints.catching():
+                run(stream, method, directory, monitor, checkpoints, isolated)
 
 
 def run(
-    stream: TaskStream, method: Method, directory: RunDirectory, monitor: Monitor,
-    begin: float, isolated: Sequence[float] | None,
+    stream: TaskStream, method: Method, directory: RunDirectory, monitor: Monitor, checkpoints: RunCheckpoints,
+    isolated: Sequence[float] | None,
 ) -> None:  # fmt: skip
     """The whole experiment: reveal, learn, measure, write down."""
     config = method.config
-    episodes = schedule(config, stream)
-    scores: dict[int, Score] = {}
-    history: list[Learned] = []
-    for episode in episodes:
+    episodes, done = schedule(config, stream), directory.manifest.episode
+    scores = {row.task: Score(row.loss, row.accuracy) for row in directory.rows if is_last(row, done)}
+    for episode in episodes[done:]:
+        checkpoints.episode_begins()
         monitor.episode_begins(episode.number, len(episodes))
         start = time.perf_counter()
         learned = method.learn(episode, monitor)
@@ -113,14 +156,70 @@ def run(
         facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
         directory.add_episode(facts, [*before, *rows])
         monitor.episode_ends(facts, rows)
-        history.append(learned)
+        members = directory.manifest.members + len(method.fresh)
+        state = {part: to_bytes(tree) for part, tree in method.state_dict().items()}
+        directory.commit(episode.number, members, checkpoints.seconds(), state)
+        checkpoints.stop_if_asked()
     summary = {
-        **facts_of(stream, method, history),
+        **facts_of(stream, method, directory.episodes),
         **summarize(directory.rows, config.continual, isolated),
-        "total_seconds": time.perf_counter() - begin,
+        "total_seconds": checkpoints.seconds(),
     }
-    directory.write_summary(summary)
+    directory.finish(summary)
     monitor.run_ends(final_table(summary))
+
+
+def is_last(row: Row, episode: int) -> bool:
+    """Whether a test score still holds in the episode after this one."""
+    return row.episode == episode and row.split == "test"
+
+
+def go_on(method: Method, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
+    """Bring a method to where it was after these episodes.
+
+    Raises:
+        UserError: what was saved does not belong to this run.
+    """
+    device = method.compute.device
+    state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
+    try:
+        method.load_state_dict(state, episodes)
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{directory.path / 'state'} does not fit the run ({reason}); use --overwrite") from None
+
+
+def verify_run(path: Path) -> int:
+    """Print what is wrong with the files of a run; exit code 0 if nothing is."""
+    wrong, others = verify(path)
+    for name in others:
+        print(f"not part of the run: {path / name}")
+    for line in wrong[1:]:
+        print(line)
+    if wrong:
+        return _fail(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""), 2)
+    print(f"{path}: all files are as they were written")
+    return 0
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        TrainingError: the run directory cannot be written any more.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename or path} cannot be written: {error.strerror or error}; "
+            f"when it can, go on with: {resuming_command(path)}"
+        ) from None
+
+
+def resuming_command(path: Path) -> str:
+    """For people to copy."""
+    return f"python modelzoo.py --resume --run_dir {shlex.quote(str(path))}"
 
 
 def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
@@ -184,17 +283,17 @@ def episode_facts(episode: Episode, learned: Learned, seconds: float, device: to
     """A line of episodes.csv."""
     stats = learned.stats
     return EpisodeFacts(
-        episode.number, learned.tasks, learned.weights, stats.examples, stats.images, stats.steps, seconds,
-        stats.seconds, stats.images / stats.seconds, stats.loss, peak_memory(device),
+        episode.number, learned.tasks, learned.weights, stats.examples, stats.images, stats.gradients, stats.steps,
+        seconds, stats.seconds, stats.images / stats.seconds, stats.loss, peak_memory(device),
     )  # fmt: skip
 
 
-def facts_of(stream: TaskStream, method: Method, history: Sequence[Learned]) -> dict[str, Any]:
+def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]) -> dict[str, Any]:
     """What was run and what it cost."""
     config = method.config
     storage, budget = method.storage(), method.memory.budget
-    images = sum(learned.stats.images for learned in history)
-    seconds = sum(learned.stats.seconds for learned in history)
+    images = sum(facts.images for facts in history)
+    seconds = sum(facts.train_seconds for facts in history)
     return {
         "method": config.method,
         "stream": config.stream,
@@ -216,19 +315,21 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[Learned]) -> 
         "members_per_prediction": storage.members_per_prediction,
         "parameters_per_prediction": storage.parameters_per_prediction,
         "images_trained": images,
-        "sample_gradients": sum(learned.stats.gradients for learned in history),
+        "sample_gradients": sum(facts.sample_gradients for facts in history),
         "train_seconds": seconds,
         "images_per_second": images / seconds,
     }
 
 
-def resolve(config: RunConfig, device: torch.device, bf16: bool) -> dict[str, Any]:
+def resolve(
+    config: RunConfig, device: torch.device, bf16: bool, stream: TaskStream, isolated: Path | None
+) -> dict[str, Any]:
     """config.yaml: every default filled in, what the run was made with."""
     plain = asdict(config)
     plain["dataset"]["tasks"] = [{**task, "classes": list(task["classes"])} for task in plain["dataset"]["tasks"]]
     plain |= {"data_dir": str(config.data_dir), "device": str(device), "precision": "bf16" if bf16 else "fp32"}
-    plain["threads"] = torch.get_num_threads()
-    return {"stream": config.stream, **plain, **provenance()}
+    plain |= {"threads": torch.get_num_threads(), "compared_with": None if isolated is None else str(isolated)}
+    return {"stream": config.stream, **plain, "data_sha256": stream.fingerprint(), **provenance()}
 
 
 def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:

@@ -23,7 +23,7 @@ from datasets.images import ImageDataset, ImagePreprocess, Images, Label, image_
 from datasets.task import TaskStream
 from utils.config import RunConfig
 from utils.errors import UserError
-from utils.files import read_tensors, write_tensors
+from utils.files import read_tensors, tensor_bytes, write_bytes
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _SPLITS = ("train", "test")
@@ -93,7 +93,7 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[
         stored = {"pixels": pixels, "labels": labels, "fingerprint": fingerprint}
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(cache, stored)
+            write_bytes(cache, tensor_bytes(stored))
         except OSError:
             pass  # a read-only --data_dir only costs decoding again next time
     parts = len(files["train"]), len(files["test"])

@@ -9,6 +9,7 @@ epoch, and inputs are rows of a tensor on the device, gathered a batch at a time
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -132,6 +133,19 @@ class TaskStream:
         for tensor in tensors.values():
             held[tensor.device] += tensor.nbytes
         return dict(held)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all examples: tells whether another process has the same data."""
+        sums: dict[tuple[int, torch.Size], bytes] = {}  # what tasks share is read once
+        whole = hashlib.sha256()
+        for task in self.tasks:
+            for examples in (task.train_eval, task.test):
+                for tensor in (examples.store, examples.rows, examples.targets, examples.view):
+                    if tensor is not None and (tensor.data_ptr(), tensor.shape) not in sums:
+                        content = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                        sums[tensor.data_ptr(), tensor.shape] = hashlib.sha256(content.data).digest()
+                    whole.update(b"-" if tensor is None else sums[tensor.data_ptr(), tensor.shape])
+        return whole.hexdigest()
 
     def continual(self) -> Iterator[Episode]:
         """One task after the other."""

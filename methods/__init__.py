@@ -26,7 +26,7 @@ from methods.si import SI
 from methods.stable_sgd import StableSGD
 from methods.wsn import WSN
 from methods.zoo import Zoo
-from utils.config import RunConfig, load_settings
+from utils.config import RunConfig, check_settings, load_settings
 from utils.errors import UserError, unknown
 
 METHODS: dict[str, type[Method]] = {
@@ -90,6 +90,17 @@ def with_settings(config: RunConfig, path: str | None = None) -> RunConfig:
     if settings.get("buffer") == "reservoir" and config.memory is None:
         raise UserError(f"{path}: key 'buffer' is 'reservoir', which has a total: add --memory, or make it 'balanced'")
     return replace(config, settings=settings)
+
+
+def check_saved(config: RunConfig, path: Path) -> None:
+    """Check what an interrupted run has in its config.yaml.
+
+    Raises:
+        UserError: there is no such method, or it has other settings.
+    """
+    if config.method not in METHODS:
+        raise UserError(f"{path}: method: {unknown('method', config.method, METHODS)}")
+    check_settings(str(path), dict(config.settings), METHODS[config.method].settings)
 
 
 def build_method(setting: Setting) -> Method:

@@ -16,9 +16,11 @@ from methods.replay import ReplayMemory
 from methods.steps import Compute
 from methods.training import TrainingStats, not_finite, predict_examples
 from net.multihead import MultiHead
+from utils.checkpoints import Checkpoints
 from utils.config import Range, RunConfig
 from utils.errors import TrainingError
 from utils.monitor import Monitor
+from utils.trees import Tree
 
 Accepted = Mapping[str, Range | Sequence[str]]  # values of settings: numbers, or one of some words
 
@@ -72,7 +74,9 @@ class Method(ABC):
         settings: what config/method/<name>.yaml holds, and which values it accepts.
         modes: continual, multi-task or both.
         waits: why the steps of this method cannot be CUDA graphs; "" if they can.
+        lasting: names of the attributes that hold what it has learned: nested containers of tensors and plain values.
         memory: the training examples that are kept.
+        checkpoints: where training that is under way is saved.
         untrained: by task id, what the first network said on the test inputs before it was trained, [N, C].
         fresh: networks of the last episode, to be saved.
         fits: by task id, how many training examples are kept and how well the method fits them.
@@ -82,9 +86,11 @@ class Method(ABC):
     settings: ClassVar[Accepted] = {}
     modes: ClassVar[frozenset[str]] = frozenset({"continual", "multi-task"})
     waits: ClassVar[str] = ""
+    lasting: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, setting: Setting) -> None:
         self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
+        self.checkpoints = Checkpoints()
         self.memory = ReplayMemory(self.budget(), self.config.seed, self.config.settings.get("buffer") == "reservoir")
         self.fresh: list[Member] = []
         self.fits: dict[int, tuple[int, Score]] = {}
@@ -119,6 +125,28 @@ class Method(ABC):
     @abstractmethod
     def storage(self) -> Storage:
         """What is held now."""
+
+    def state_dict(self) -> dict[str, Tree]:
+        """All that the method needs to go on after this episode, by part; a part that is the same is not saved anew."""
+        return {
+            "method": {name: getattr(self, name) for name in self.lasting},
+            "fits": {task: (count, score.loss, score.accuracy) for task, (count, score) in self.fits.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
+        """Go on after `episodes`, as if they had just been learned.
+
+        Args:
+            state: what `state_dict` returned then.
+            episodes: their tasks are revealed once more, for the replay memory to find its examples.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError: not such a state.
+        """
+        for name in self.lasting:
+            setattr(self, name, state["method"][name])
+        self.memory.revisit(episodes)
+        self.fits = {task: (count, Score(loss, accuracy)) for task, (count, loss, accuracy) in state["fits"].items()}
 
     def ask(self, net: MultiHead, task_id: int, examples: Examples, place: str) -> Tensor:
         """Predictions of a trained network, [N, C].

@@ -5,7 +5,6 @@ Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simpl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
@@ -18,7 +17,7 @@ from datasets.task import Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, ReplayNet
 from methods.steps import Batch
-from methods.training import outputs_on, replays
+from methods.training import Replays, outputs_on
 from net.multihead import MultiHead
 from utils.config import Range
 from utils.seeding import generator
@@ -63,6 +62,8 @@ class DER(ReplayNet):
 
     settings: ClassVar[Accepted] = {**ReplayNet.settings, "alpha": Range(0, whole=False)}
 
+    lasting = (*ReplayNet.lasting, "_recorded")
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._recorded: dict[int, Tensor] = {}  # by task: outputs on what is kept of it, [kept, C]
@@ -75,14 +76,14 @@ class DER(ReplayNet):
         """How many batches of past tasks a step has."""
         return 1
 
-    def past(self, task: Task) -> Iterator[Batch] | None:
+    def past(self, task: Task) -> Replays | None:
         if not self.memory.tasks:
             return None
         outputs = [self._recorded[other] for other in self.memory.tasks]
         widest = max(task.num_outputs, *(part.shape[1] for part in outputs))
         recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
-        return replays(
+        return Replays(
             self.memory.mixture(), self.spec, self.draws * self.config.settings["replay_batch"], rng,
             augment=self.config.augment, recorded=recorded,
         )  # fmt: skip

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
-from datasets.task import Examples, Task, TrainSource
+from datasets.task import Episode, Examples, Task, TrainSource
 from methods.base import Member, Method, Setting, Storage
 from methods.training import TrainingStats, train_member
 from net import build_net, count_parameters
 from utils.errors import TrainingError
 from utils.monitor import Monitor
 from utils.seeding import seeded
+from utils.trees import Tree
 
 
 class PredictionCache:
@@ -40,6 +42,17 @@ class PredictionCache:
         mean, weights, members = self._means[task_id, split]
         self._means[task_id, split] = mean[positions.to(mean.device)], weights, members
 
+    def state_dict(self) -> dict[str, Tree]:
+        """A part for each task and split: most stay the same from episode to episode."""
+        return {f"task_{task}_{split}": (task, split, *mean) for (task, split), mean in self._means.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tree]) -> None:
+        """Go on from what `state_dict` returned; other parts are left alone."""
+        for part, content in state.items():
+            if part.startswith("task_"):
+                task, split, *mean = content
+                self._means[task, split] = tuple(mean)
+
     def members(self, task_id: int, split: str) -> int:
         """How many members were counted."""
         return self._means[task_id, split][2] if (task_id, split) in self._means else 0
@@ -47,6 +60,8 @@ class PredictionCache:
 
 class Ensemble(Method):
     """Networks that are never changed once trained; a task is answered by the mean of those that saw it."""
+
+    lasting: ClassVar[tuple[str, ...]] = ("_weights", "_members", "_parameters", "_used", "_head_sizes")
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -75,7 +90,7 @@ class Ensemble(Method):
             try:
                 stats = train_member(
                     net, list(sources.items()), self.spec, hyper, self.compute, self.config.seed, name, monitor,
-                    augment=self.config.augment,
+                    augment=self.config.augment, checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"{_place(episode, self._members, tasks)}: {error}") from None
@@ -121,6 +136,13 @@ class Ensemble(Method):
             predictions = self.ask(member.net, task_id, examples, place)
             member.predictions[task_id, split] = predictions
             self.cache.add(task_id, split, predictions, self._weights[task_id][member.number])
+
+    def state_dict(self) -> dict[str, Tree]:
+        return {**super().state_dict(), **self.cache.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
+        super().load_state_dict(state, episodes)
+        self.cache.load_state_dict(state)
 
     def storage(self) -> Storage:
         """All members are stored; one prediction asks those that saw the task."""

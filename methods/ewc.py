@@ -115,6 +115,8 @@ class EWC(SingleNet):
         "fisher_examples": Range(1),
     }
 
+    lasting = (*SingleNet.lasting, "_stiffness", "_pull")
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._stiffness: Values = {}

@@ -5,7 +5,6 @@ Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from datasets.task import Mixture, Task
 from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
 from methods.steps import Batch, trained_parameters
-from methods.training import joined, replays
+from methods.training import Joined, Replays
 from net.multihead import MultiHead
 from utils.config import Range
 from utils.seeding import generator
@@ -108,18 +107,18 @@ class GEM(ReplayNet):
     settings: ClassVar[Accepted] = {**ReplayNet.settings, "margin": Range(0, whole=False)}
     waits = "whether GEM has to project depends on the gradients"
 
-    def past(self, task: Task) -> Iterator[Batch] | None:
+    def past(self, task: Task) -> Joined | None:
         if not self.memory.tasks:
             return None
         size = self.config.settings["replay_batch"]
         streams = [
-            replays(
+            Replays(
                 Mixture([(other, self.memory.examples(other))]), self.spec, size,
                 generator(self.config.seed, "member", len(self._seen), "replay", other), augment=self.config.augment,
             )
             for other in self.memory.tasks
         ]  # fmt: skip
-        return (joined(parts) for parts in zip(*streams, strict=True))
+        return Joined(streams)
 
     def rule(self, task: Task) -> NormRule:
         return Constrained(len(self.memory.tasks), self.config.settings["margin"])

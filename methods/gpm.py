@@ -120,6 +120,8 @@ class GPM(SingleNet):
         "basis_examples": Range(1),
     }
 
+    lasting = (*SingleNet.lasting, "_bases")
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._bases: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ Li & Hoiem, "Learning without Forgetting", ECCV 2016.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.objectives import Objective
-from datasets.task import Task
+from datasets.task import Episode, Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, SingleNet
 from methods.steps import Batch
 from net import count_parameters
 from net.multihead import MultiHead
 from utils.config import Range
+from utils.trees import Tree
 
 
 def distillation(outputs: Tensor, old_outputs: Tensor, temperature: float) -> Tensor:
@@ -83,6 +85,10 @@ class LwF(SingleNet):
         # In test mode: what the network said is what it would have answered.
         self._old = copy.deepcopy(net).eval().requires_grad_(False)
         return 0
+
+    def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
+        super().load_state_dict(state, episodes)
+        self._old = copy.deepcopy(self.network(self._seen)).eval().requires_grad_(False)
 
     def storage(self) -> Storage:
         """The network, and its copy from before."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from datasets.task import Task
 from methods.base import Accepted, Setting
@@ -15,6 +16,7 @@ from methods.steps import cosine
 from methods.subnets import FixedWeights, Masks, Subnets
 from utils.config import Range
 from utils.errors import UserError
+from utils.trees import Tree
 
 
 class Packing(FixedWeights):
@@ -27,6 +29,7 @@ class Packing(FixedWeights):
     def __init__(self, used: Masks, share: float) -> None:
         super().__init__(used)
         self.share = share
+        self.kept: list[Tensor] = []
 
     def rate(self, lr: float, step: int, steps: int) -> float:
         cut = pruning_step(steps)
@@ -36,7 +39,6 @@ class Packing(FixedWeights):
     def before(self, step: int, steps: int) -> None:
         if step != pruning_step(steps):
             return
-        self.kept = []
         for weight, taken, free in zip(self.weights, self.taken, self.free, strict=True):
             size = torch.where(taken, -1.0, weight.abs()).flatten()
             count = round(self.share * int((~taken).sum()))
@@ -47,6 +49,12 @@ class Packing(FixedWeights):
             free.copy_(kept)
             weight.mul_(kept | taken)
             self.kept.append(kept | taken)
+
+    def state(self) -> Tree:
+        return {"kept": self.kept, "free": self.free}
+
+    def restore(self, state: Tree) -> None:
+        self.kept, self.free = state["kept"], state["free"]
 
     def masks(self) -> Masks:
         return dict(zip(self.names, self.kept, strict=True))

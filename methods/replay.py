@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from datasets.task import Examples, Mixture, Table, Task, TrainSource
+from datasets.task import Episode, Examples, Mixture, Table, Task, TrainSource
 from methods.audit import Auditor, Budget, class_numbers, kept_of
 from utils.seeding import generator
 
@@ -60,6 +62,13 @@ class ReplayMemory:
             chosen = self._shares(task, rng)
         self._kept.update(self.auditor.keep(chosen))
         return {other: stay for other, stay in chosen.items() if other != task.id}
+
+    def revisit(self, episodes: Sequence[Episode]) -> None:
+        """Keep what was kept after these episodes: it is drawn anew, from the same random streams."""
+        for episode in episodes:
+            with self.auditor.lending(episode) as lent:
+                for task in lent.new:
+                    self.add(task)
 
     def examples(self, task_id: int) -> Examples:
         """What is kept of a task, un-augmented."""

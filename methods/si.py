@@ -19,6 +19,7 @@ from methods.single import NormRule, SingleNet
 from methods.steps import Batch
 from net.multihead import MultiHead
 from utils.config import Range
+from utils.trees import Tree
 
 
 class PathIntegral(Springs):
@@ -45,6 +46,12 @@ class PathIntegral(Springs):
         moved = torch._foreach_sub([parameter.detach() for parameter in self._all], self._before)
         torch._foreach_addcmul_(self.work, self._gradients, moved, value=-1.0)
 
+    def state(self) -> Tree:
+        return self.work
+
+    def restore(self, state: Tree) -> None:
+        self.work = state
+
     def importance(self, damping: float) -> Values:
         """max(0, work / (distance^2 + damping)) of every parameter, by name."""
         ends = [parameter.detach() for parameter in self._all]
@@ -62,6 +69,8 @@ class SI(SingleNet):
         "strength": Range(0, whole=False),
         "damping": Range(0, whole=False, open_low=True),
     }
+
+    lasting = (*SingleNet.lasting, "_importance", "_pull")
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

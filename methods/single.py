@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from datasets.task import Episode, Task
 from methods.audit import Budget
 from methods.base import Accepted, Learned, Member, Method, Setting, Storage
-from methods.steps import Batch, Rule
-from methods.training import replays, train_member
+from methods.steps import Rule
+from methods.training import Joined, Replays, train_member
 from net import build_net, count_parameters
 from net.multihead import MultiHead
 from utils.config import RANGES, Range
 from utils.errors import TrainingError
 from utils.monitor import Monitor
 from utils.seeding import generator, seeded
+from utils.trees import Tree
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -51,6 +52,7 @@ class SingleNet(Method):
 
     settings: ClassVar[Accepted] = {"bn": ("shared", "per_task", "freeze_after_first")}
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
+    lasting: ClassVar[tuple[str, ...]] = ("_heads", "_norms", "_seen")
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -69,7 +71,7 @@ class SingleNet(Method):
         """Tasks whose heads are trained, or needed, together with a new one."""
         return [task.id]
 
-    def past(self, task: Task) -> Iterator[Batch] | None:
+    def past(self, task: Task) -> Replays | Joined | None:
         """Batches of past tasks, one for every step."""
         return None
 
@@ -102,6 +104,7 @@ class SingleNet(Method):
                 stats = train_member(
                     net, [(task.id, task.train)], self.spec, self.config.hyper, self.compute, self.config.seed, name,
                     monitor, augment=self.config.augment, rule=rule, past=self.past(task),
+                    checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
@@ -126,6 +129,17 @@ class SingleNet(Method):
             here[name].copy_(value)
         self.fresh[-1].predictions[task.id, "test"] = predictions
         return predictions
+
+    def state_dict(self) -> dict[str, Tree]:
+        assert self._trunk is not None
+        return {**super().state_dict(), "trunk": dict(self._trunk.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
+        super().load_state_dict(state, episodes)
+        with torch.random.fork_rng(devices=[]):
+            self.network([], {task: len(bias) for task, (_, bias) in self._heads.items()})
+        assert self._trunk is not None
+        self._trunk.load_state_dict(state["trunk"])
 
     def storage(self) -> Storage:
         """One network; what a method needs beside it is added by the method."""
@@ -191,12 +205,12 @@ class ReplayNet(SingleNet):
     def heads_with(self, task: Task) -> list[int]:
         return [*self.memory.tasks, task.id]
 
-    def past(self, task: Task) -> Iterator[Batch] | None:
+    def past(self, task: Task) -> Replays | Joined | None:
         if not self.memory.tasks:
             return None
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
         size = self.config.settings["replay_batch"]
-        return replays(self.memory.mixture(), self.spec, size, rng, augment=self.config.augment)
+        return Replays(self.memory.mixture(), self.spec, size, rng, augment=self.config.augment)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         self.memory.add(task)

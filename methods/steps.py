@@ -20,6 +20,7 @@ from datasets.objectives import Objective
 from datasets.task import StreamSpec
 from net.multihead import MultiHead
 from utils.config import HyperConfig
+from utils.trees import Tree
 
 # Steps of one batch size that are launched one operation at a time before the next one is captured: by
 # then the optimizer has its state and the libraries have chosen their algorithms.
@@ -127,6 +128,13 @@ class Rule:
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         """After the optimizer's step, which had this learning rate; a tensor on the device where it is captured."""
 
+    def state(self) -> Tree:
+        """What it has learned in the steps so far, beside the network and the optimizer."""
+        return None
+
+    def restore(self, state: Tree) -> None:
+        """Go on from what `state` returned; `begin` was called, with the network as it was before the first step."""
+
 
 def trained_parameters(net: MultiHead) -> list[nn.Parameter]:
     """Those that the optimizer changes."""
@@ -183,6 +191,22 @@ class GradientSteps:
         loss = self._loss.item()
         self._loss.zero_()
         return loss
+
+    def state(self) -> Tree:
+        """What is needed to go on: position, momentum, and the sum of losses that `take_loss` has not taken."""
+        states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters()]
+        return {"done": self.done, "loss": self._loss, "optimizer": [dict(state) for state in states]}
+
+    def restore(self, state: Tree) -> None:
+        """Go on from what `state` returned."""
+        self.done = state["done"]
+        self._loss.copy_(state["loss"])
+        for parameter, values in zip(self._parameters(), state["optimizer"], strict=True):
+            if values:
+                self._optimizer.state[parameter] = values
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def _step(self, batch: Batch) -> None:
         objective = self._spec.objective

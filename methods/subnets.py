@@ -78,6 +78,8 @@ class Subnets(SingleNet):
     # With shared statistics an old task's answers would change.
     settings: ClassVar[Accepted] = {"bn": ("per_task", "freeze_after_first")}
 
+    lasting = (*SingleNet.lasting, "_masks")
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._masks: dict[int, Masks] = {}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from torch import Tensor
 from datasets.task import Examples, Mixture, StreamSpec, TrainSource
 from methods.steps import WARM_UP, Batch, Compute, GradientSteps, Rule, make_optimizer
 from net.multihead import MultiHead
+from utils.checkpoints import Checkpoints
 from utils.config import HyperConfig
 from utils.errors import TrainingError
 from utils.monitor import Monitor
 from utils.seeding import generator
+from utils.trees import Tree
 
 # Batches are gathered and augmented together, up to this many bytes of network input: the cost of
 # launching those operations is shared by all batches of the chunk, and the chunk stays in the cache.
@@ -56,6 +59,17 @@ class TrainingStats:
         )
 
 
+@dataclass
+class Place:
+    """Where training is: after `batch` batches of an epoch."""
+
+    epoch: int = 1
+    batch: int = 0
+    gradients: int = 0  # of single examples, so far
+    seconds: float = 0.0  # so far
+    order: Tensor | None = None  # state of the data's random generator before the epoch
+
+
 def batches(data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool) -> Iterator[Batch]:
     """The examples in a random order, in batches of `size`; the last one may be smaller.
 
@@ -82,24 +96,72 @@ def _at_once(size: int, spec: StreamSpec) -> int:
     return max(1, _CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
 
 
-def replays(
-    data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool, recorded: Tensor | None = None
-) -> Iterator[Batch]:
+class Replays:
     """Batches of `size` examples of a replay memory, drawn with replacement, without end.
 
     Args:
         recorded: [len(data), C], comes along with the examples.
     """
-    chunk = size * min(_REPLAYS_AT_ONCE, _at_once(size, spec))
-    while True:
-        picks = torch.randint(len(data), (chunk,), generator=rng)
-        drawn = data.reordered(picks)
-        choices = spec.preprocess.draw(chunk, rng) if augment else None
-        inputs = spec.preprocess(drawn.inputs(slice(0, chunk)), None if choices is None else choices.to(data.device))
-        along = [None] * (chunk // size) if recorded is None else recorded[picks.to(recorded.device)].split(size)
+
+    def __init__(
+        self, data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool,
+        recorded: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self._data, self._spec, self._size, self._rng = data, spec, size, rng
+        self._augment, self._recorded = augment, recorded
+        self._at_once = min(_REPLAYS_AT_ONCE, _at_once(size, spec))
+        self._ready: Iterator[Batch] = iter(())
+
+    def __iter__(self) -> Replays:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._ready, None)
+        if batch is None:
+            self._ready = self._gathered(*self._drawn())
+            batch = next(self._ready)
+        return batch
+
+    def skip(self, count: int) -> None:
+        """Go on after `count` more batches, as if they had been asked for; nothing is gathered for most of them."""
+        for _ in range(count // self._at_once):
+            self._drawn()
+        for _ in range(count % self._at_once):
+            next(self)
+
+    def _drawn(self) -> tuple[Tensor, Tensor | None]:
+        chunk = self._size * self._at_once
+        picks = torch.randint(len(self._data), (chunk,), generator=self._rng)
+        return picks, self._spec.preprocess.draw(chunk, self._rng) if self._augment else None
+
+    def _gathered(self, picks: Tensor, choices: Tensor | None) -> Iterator[Batch]:
+        drawn, size = self._data.reordered(picks), self._size
+        choices = None if choices is None else choices.to(drawn.device)
+        inputs = self._spec.preprocess(drawn.inputs(slice(0, len(picks))), choices)
+        along: Sequence[Tensor | None] = [None] * self._at_once
+        if self._recorded is not None:
+            along = self._recorded[picks.to(self._recorded.device)].split(size)
         split = (inputs.split(size), drawn.targets.split(size), drawn.task_ids.split(size))
         for (images, targets, task_ids), said in zip(zip(*split, strict=True), along, strict=True):
             yield Batch(images, targets, task_ids, recorded=said)
+
+
+class Joined:
+    """Batches of several replay memories, one of each in every batch."""
+
+    def __init__(self, parts: Sequence[Replays]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Joined:
+        return self
+
+    def __next__(self) -> Batch:
+        return joined([next(part) for part in self._parts])
+
+    def skip(self, count: int) -> None:
+        """Go on after `count` more batches."""
+        for part in self._parts:
+            part.skip(count)
 
 
 def with_replay(new: Iterator[Batch], past: Iterator[Batch]) -> Iterator[Batch]:
@@ -136,7 +198,8 @@ def train_member(
     *,
     augment: bool,
     rule: Rule | None = None,
-    past: Iterator[Batch] | None = None,
+    past: Replays | Joined | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingStats:
     """Train `net` in place on all tasks of `sources` together, cosine learning rate over all steps.
 
@@ -145,34 +208,83 @@ def train_member(
         seed, name: of the random stream for data order and augmentation.
         rule: what the method does in every step; plain supervised training without one.
         past: batches of a replay memory; each is put behind a batch of the tasks trained on.
+        checkpoints: where training is saved while it is under way, and found if it was interrupted: what comes
+            out is the same to the bit. Only plain training may be saved when it is over (see Checkpoints.finished).
 
     Raises:
         TrainingError: the loss is not finite; says where and what to try.
     """
-    rule = rule or Rule()
+    rule, checkpoints = rule or Rule(), checkpoints or Checkpoints()
+    rng, file = generator(seed, *name, "data"), "_".join(map(str, name))
+    saved = checkpoints.found(file) or {}
+    if "stats" in saved:
+        net.load_state_dict(saved["net"])
+        net.eval()
+        stats = TrainingStats(**saved["stats"])
+        monitor.member_begins(hyper.epochs, stats.examples, hyper.epochs)
+        return stats
+    place = Place(**saved["place"]) if saved else Place()
+    first = place.epoch
     rule.begin(net.train())
-    rng = generator(seed, *name, "data")
-    gradients = 0
-    begin = time.perf_counter()
+    begin = time.perf_counter() - place.seconds
+
+    def state() -> Tree:
+        here = replace(place, seconds=time.perf_counter() - begin)
+        # The fields as they are: asdict would copy tensors.
+        return {"place": vars(here), "net": net.state_dict(), "steps": steps.state(), "rule": rule.state(),
+                "random": random_state(compute.device)}  # fmt: skip
+
     with compute.training_stream():
-        for epoch in range(1, hyper.epochs + 1):
+        for epoch in range(first, hyper.epochs + 1):
+            if place.order is not None:
+                rng.set_state(place.order)
+            place = replace(place, epoch=epoch, order=rng.get_state())
             data = Mixture([(task_id, source.epoch(rng)) for task_id, source in sources])
-            if epoch == 1:
+            if epoch == first:
                 count = len(data) - (len(data) % hyper.batch == 1)
                 steps = GradientSteps(net, spec, hyper, compute, hyper.epochs * math.ceil(count / hyper.batch), rule)
-                monitor.member_begins(hyper.epochs, count)
-            epoch_batches = batches(data, spec, hyper.batch, rng, augment=augment)
-            for batch in epoch_batches if past is None else with_replay(epoch_batches, past):
+                monitor.member_begins(hyper.epochs, count, epoch - 1)
+                if saved:
+                    net.load_state_dict(saved["net"])
+                    steps.restore(saved["steps"])
+                    rule.restore(saved["rule"])
+                    if past is not None:
+                        past.skip(steps.done)
+                    restore_random_state(saved["random"], compute.device)
+            fresh = islice(batches(data, spec, hyper.batch, rng, augment=augment), place.batch, None)
+            for batch in fresh if past is None else with_replay(fresh, past):
                 steps(batch)
-                gradients += len(batch)
+                place.batch += 1
+                place.gradients += len(batch)
                 monitor.step(len(batch) - batch.replayed)
+                if checkpoints.due():
+                    checkpoints.save(file, state)
             mean = steps.take_loss() / count  # the only wait for the device in an epoch
             if not math.isfinite(mean):
                 raise not_finite("the training loss", epoch, hyper, compute)
             monitor.epoch_ends(epoch, mean, steps.rate)
-    seconds = time.perf_counter() - begin
+            place = Place(epoch + 1, 0, place.gradients, place.seconds, rng.get_state())
+            if epoch < hyper.epochs and checkpoints.due(epoch_ends=True):
+                checkpoints.save(file, state)
     net.eval()
-    return TrainingStats(count, hyper.epochs * count, gradients, steps.done, seconds, mean)
+    stats = TrainingStats(
+        count, hyper.epochs * count, place.gradients, steps.done, time.perf_counter() - begin, mean
+    )  # fmt: skip
+    checkpoints.finished(file, lambda: {"net": net.state_dict(), "stats": asdict(stats)})
+    return stats
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Of torch's global generators, which draw dropout."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on drawing where `random_state` was asked."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def choose_launch(

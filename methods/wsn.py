@@ -18,6 +18,7 @@ from methods.steps import Batch
 from methods.subnets import FixedWeights, Masks, Subnets
 from net.multihead import MultiHead
 from utils.config import HyperConfig, Range
+from utils.trees import Tree
 
 
 def largest(scores: Tensor, share: float) -> Tensor:
@@ -68,6 +69,14 @@ class Winning(FixedWeights):
             weight.copy_(whole)
         torch._foreach_mul_([weight.grad for weight in self.weights if weight.grad is not None], self._winning)
         super().adjust(net, batch, objective)
+
+    def state(self) -> Tree:
+        return [scores.detach() for scores in self.scores]
+
+    def restore(self, state: Tree) -> None:
+        with torch.no_grad():
+            for scores, saved in zip(self.scores, state, strict=True):
+                scores.copy_(saved)
 
     def masks(self) -> Masks:
         return {name: largest(scores, self.share) for name, scores in zip(self.names, self.scores, strict=True)}

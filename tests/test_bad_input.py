@@ -1,6 +1,7 @@
 """Wrong input through the real command line: one line that says what, where and what would be right, exit code 2."""
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -19,6 +20,7 @@ from PIL import Image
 
 from datasets import build_stream
 from modelzoo import main
+from utils.manifest import Entry, Manifest
 from utils.options import parse
 
 PROGRAM = Path(__file__).parent.parent / "modelzoo.py"
@@ -151,7 +153,10 @@ def images(name, yaml, *words):
 
 
 def isolated(name, summary, config, *words):
-    files = {"reference/summary.json": summary, "reference/config.yaml": config}
+    files = {"summary.json": summary.encode(), "config.yaml": config.encode()}
+    entries = {path: Entry(len(content), hashlib.sha256(content).hexdigest()) for path, content in files.items()}
+    files["manifest.json"] = Manifest(files=entries).content()
+    files = {f"reference/{path}": content for path, content in files.items()}
     return Case(name, "--isolated reference", ("--isolated reference", *words), files)
 
 

@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from scipy import stats
 import benchmark
 from benchmark import load_grid, main
 from utils.errors import UserError
-from utils.jobs import locked
+from utils.lock import locked
 from utils.tables import Table, latex, markdown, readable
 
 PROJECT = Path(__file__).parent.parent
@@ -52,7 +53,7 @@ if order[0] == "fail":
 if order[0] == "die":
     os.kill(os.getpid(), 9)
 if order[0] != "nothing":
-    shutil.copytree(pathlib.Path("prepared", directory.name), directory, dirs_exist_ok="--overwrite" in sys.argv)
+    shutil.copytree(pathlib.Path("prepared", directory.name), directory, dirs_exist_ok="--resume" in sys.argv)
 """
 
 
@@ -390,14 +391,13 @@ def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):
     assert started()[4:] == [run.name for run in grid.runs[:3]]
 
 
-def test_an_interrupted_run_is_run_again(here):
+def test_an_interrupted_run_is_gone_on_with(here):
     grid = write_grid(seeds=1)
     prepare(grid)
     grid.runs[0].directory.mkdir(parents=True)
     Path(grid.runs[0].directory, "config.yaml").write_text("{}")
     assert command() == 0
-    overwriting = ["--overwrite" in line for line in Path("started").read_text().splitlines()]
-    assert overwriting == [True, False]
+    assert all("--resume" in line.split() for line in Path("started").read_text().splitlines())
     assert results()[grid.runs[0].name]["status"] == "finished"
 
 
@@ -428,8 +428,10 @@ def test_a_store_is_for_one_process_at_a_time(here, capsys):
     write_grid()
     with locked(Path("store")):
         assert command() == 2
-    assert capsys.readouterr().err == (
-        "benchmark.py: store is in use by another process; wait for it, or name another folder\n"
+    assert re.fullmatch(
+        rf"benchmark.py: store is in use by host \S+, process {os.getpid()}, since [-\d]+ [:\d]+; "
+        r"wait for it, or name another folder\n",
+        capsys.readouterr().err,
     )
     assert not Path("started").exists()
 
@@ -439,7 +441,8 @@ def test_a_store_stays_locked_while_a_run_outlives_its_benchmark(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from utils.jobs import Job, locked, run_jobs
+from utils.jobs import Job, run_jobs
+from utils.lock import locked
 with locked(Path("store")) as lock:
     next(run_jobs([Job("run", [sys.executable, "-c", {sleeper!r}], {{}}, Path("log"))], 1, lock))
 """

@@ -90,7 +90,7 @@ def test_packnet_keeps_the_largest_of_the_free_weights_and_frees_the_rest():
     before = {name: weight.detach().clone() for name, weight in layer_weights(net.trunk).items()}
     for step in range(9):
         rule.before(step, 9)
-        assert hasattr(rule, "kept") == (step >= 6 == pruning_step(9))
+        assert bool(rule.kept) == (step >= 6 == pruning_step(9))
     for name, weight in layer_weights(net.trunk).items():
         taken, kept = method._masks[1][name], rule.masks()[name]
         free = before[name][~taken].abs().sort(descending=True).values

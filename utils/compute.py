@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import platform
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, unknown
+from utils.errors import TrainingError, UserError, unknown
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
@@ -88,6 +91,28 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextlib.contextmanager
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turns a lack of memory into one line.
+
+    Args:
+        what: needs the memory. remedy: which option makes it less.
+
+    Raises:
+        TrainingError: there was not enough memory; how much was asked for.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        # On the host torch and numpy have no exception of their own for it.
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not re.search("(?i)allocate.*memory", text):
+            raise
+        asked = re.search(r"(?i)allocate (\d[\d.,]* ?[A-Za-z]+)", text)
+        needed = f" (it asked for {asked[1]} more)" if asked else ""
+        raise TrainingError(f"not enough memory for {what}{needed}; {remedy}") from None
 
 
 def provenance() -> dict[str, object]:

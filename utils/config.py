@@ -115,7 +115,10 @@ class Range:
         return value if self.whole else float(value)  # type: ignore[arg-type]
 
 
+Known = Mapping[str, Range | Sequence[str] | None]
 _HUGE = 2**63
+_LARGEST_YAML = 16 << 20  # bytes
+_DEEPEST_YAML = 32
 RANGES = {
     "epochs": Range(1, 10**6),
     # Batch normalisation cannot normalise one value a channel.
@@ -133,6 +136,7 @@ RANGES = {
     "memory_per_class": Range(1),
     "seed": Range(0, 2**63 - 1),
     "threads": Range(1, 1024),
+    "checkpoint_minutes": Range(0, 1e6, whole=False),
 }
 AUGMENTATIONS = ("crop_flip", "crop", "none")
 
@@ -154,27 +158,31 @@ def load_dataset_config(path: str) -> DatasetConfig:
     Raises:
         UserError: names the file and the key.
     """
-    content = load_yaml(path)
-    _check_keys(path, content, DatasetConfig, required=("dataset", "tasks"), hidden=("path",))
-    name = _text(path, content, "dataset")
+    return _dataset(path, path, load_yaml(path))
+
+
+def _dataset(where: str, path: str, content: Mapping[str, Any]) -> DatasetConfig:
+    """`where` opens error messages, `path` is the YAML's."""
+    _check_keys(where, content, DatasetConfig, required=("dataset", "tasks"), hidden=("path",))
+    name = _text(where, content, "dataset")
     if name != "image_folder":
         for key in ("root", "image_size", "augment"):
             if key in content:
-                raise UserError(f"{path}: key {key!r} is only for dataset: image_folder, not for {name}")
+                raise UserError(f"{where}: key {key!r} is only for dataset: image_folder, not for {name}")
     options: dict[str, Any] = {}
     if "root" in content:
-        options["root"] = _text(path, content, "root")
+        options["root"] = _text(where, content, "root")
     if "image_size" in content:
-        options["image_size"] = check_range(f"{path}: image_size", "image_size", content["image_size"])
+        options["image_size"] = check_range(f"{where}: image_size", "image_size", content["image_size"])
     if "augment" in content:
-        options["augment"] = _text(path, content, "augment")
+        options["augment"] = _text(where, content, "augment")
         if options["augment"] not in AUGMENTATIONS:
-            raise UserError(f"{path}: augment: {unknown('augmentation', options['augment'], AUGMENTATIONS)}")
+            raise UserError(f"{where}: augment: {unknown('augmentation', options['augment'], AUGMENTATIONS)}")
     tasks = content["tasks"]
     if not isinstance(tasks, list) or not tasks:
-        raise UserError(f"{path}: tasks must be a list with at least one task, such as [[0, 1], [2, 3]]")
+        raise UserError(f"{where}: tasks must be a list with at least one task, such as [[0, 1], [2, 3]]")
     return DatasetConfig(
-        path, name, tuple(_task(path, number, task) for number, task in enumerate(tasks, 1)), **options
+        path, name, tuple(_task(where, number, task) for number, task in enumerate(tasks, 1)), **options
     )
 
 
@@ -186,14 +194,63 @@ def load_hyper_config(path: str, overrides: Mapping[str, Any]) -> HyperConfig:
     Raises:
         UserError: names the file and the key.
     """
-    content = load_yaml(path)
-    _check_keys(path, content, HyperConfig, required=("model",), hidden=("path",))
-    values: dict[str, Any] = {"model": _text(path, content, "model"), "path": path}
+    values = _hyper(path, load_yaml(path))
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    return HyperConfig(**values, path=path)
+
+
+def _hyper(where: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    _check_keys(where, content, HyperConfig, required=("model",), hidden=("path",))
+    values: dict[str, Any] = {"model": _text(where, content, "model")}
     for key in content:
         if key != "model":
-            values[key] = check_range(f"{path}: {key}", key, content[key])
-    values.update({key: value for key, value in overrides.items() if value is not None})
-    return HyperConfig(**values)
+            values[key] = check_range(f"{where}: {key}", key, content[key])
+    return values
+
+
+def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from its config.yaml. Settings of the method are not checked here.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    values: dict[str, Any] = {}
+    for option in fields(RunConfig):
+        where, key = f"{path}: {option.name}", option.name
+        if key not in content:
+            raise UserError(f"{path}: key {key!r} is missing")
+        value = content[key]
+        if key in ("dataset", "hyper", "settings"):
+            if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+                raise UserError(f"{where} must hold keys and values")
+            value = _saved_part(where, key, value)
+        elif key in RANGES and not (value is None and option.default is None):
+            value = check_range(where, key, value)
+        elif key not in RANGES and not isinstance(value, bool if isinstance(option.default, bool) else str):
+            raise UserError(
+                f"{where} is {value!r}; it must be {'true or false' if option.default is False else 'a text'}"
+            )
+        values[key] = Path(value) if key == "data_dir" else value
+    return RunConfig(**values)
+
+
+def _saved_part(where: str, key: str, content: Mapping[str, Any]) -> Any:
+    if key == "settings":
+        return dict(content)
+    given = {name: value for name, value in content.items() if value is not None and name != "path"}
+    path = _text(where, content, "path") if "path" in content else ""
+    if key == "hyper":
+        return HyperConfig(**_hyper(where, given), path=path)
+    if given.get("dataset") != "image_folder":
+        given.pop("augment", None)  # its default
+    tasks = given.get("tasks")
+    if isinstance(tasks, list):
+        given["tasks"] = [_without_none(task) for task in tasks]
+    return _dataset(where, path, given)
+
+
+def _without_none(task: Any) -> Any:
+    return {key: value for key, value in task.items() if value is not None} if isinstance(task, dict) else task
 
 
 def _task(path: str, number: int, task: object) -> TaskConfig:
@@ -258,11 +315,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_settings(path: str, known: Mapping[str, Range | Sequence[str]], stream: str) -> dict[str, Any]:
+def load_settings(path: str, known: Known, stream: str) -> dict[str, Any]:
     """Read the settings of a method, all of them; those below `streams: <name>` win for the stream of that name.
 
     Args:
-        known: the numbers that each setting accepts, or its words.
+        known: the numbers that each setting accepts, or its words; None where they are not checked.
 
     Raises:
         UserError: names the file and the key.
@@ -274,7 +331,15 @@ def load_settings(path: str, known: Mapping[str, Range | Sequence[str]], stream:
     preset = presets.get(stream, {})
     if not isinstance(preset, dict):
         raise UserError(f"{path}: key 'streams: {stream}' is {preset!r}; it must map names of settings to values")
-    settings = {**content, **preset}
+    return check_settings(path, {**content, **preset}, known)
+
+
+def check_settings(path: str, settings: dict[str, Any], known: Known) -> dict[str, Any]:
+    """All settings of a method, each with a value that it accepts.
+
+    Raises:
+        UserError: names the file and the key.
+    """
     for key in settings:
         if key not in known:
             raise UserError(f"{path}: {unknown('key', str(key), [*known, 'streams'])}")
@@ -282,6 +347,8 @@ def load_settings(path: str, known: Mapping[str, Range | Sequence[str]], stream:
         if key not in settings:
             raise UserError(f"{path}: key {key!r} is missing")
         value = settings[key]
+        if accepted is None:
+            continue
         if isinstance(accepted, Range):
             settings[key] = accepted.check(f"{path}: key {key!r}", value)
         elif value not in accepted:
@@ -296,13 +363,33 @@ def load_yaml(path: str) -> dict[str, Any]:
         UserError: names the file and, where it can, the line.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+        if Path(path).stat().st_size > _LARGEST_YAML:
+            raise UserError(f"{path} is larger than {_LARGEST_YAML >> 20} MiB, which no configuration is")
+        content = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         folder = Path(path).parent
         known = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
         raise UserError(f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UserError(f"{path} cannot be read: {error}") from None
+    return parse_yaml(path, content)
+
+
+def parse_yaml(path: str, text: str) -> dict[str, Any]:
+    """The keys and values of the text of a YAML file; neither anchors nor deep nesting.
+
+    Raises:
+        UserError: names the file and, where it can, the line.
+    """
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise UserError(f"{path} has an anchor (&) or an alias (*); write the values out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_YAML:
+                raise UserError(f"{path} is nested too deeply")
+        content = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

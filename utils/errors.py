@@ -1,8 +1,9 @@
-"""The two ways a run may fail, each shown to the user as one line."""
+"""The ways a run may end before it is finished, each shown to the user as one line."""
 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -12,6 +13,14 @@ class UserError(Exception):
 
 class TrainingError(Exception):
     """Training cannot go on: where it stopped and what to try. Exit code 1."""
+
+
+class SignalError(Exception):
+    """A signal asked the run to stop, and everything is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
 
 
 def unknown(kind: str, name: object, known: Iterable[str], list_limit: int = 30) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
+import hashlib
 import io
 import json
 import os
@@ -15,34 +18,48 @@ import torch
 import yaml
 from torch import Tensor
 
+PARTIAL = ".partial"
+
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write aside, flush to the disk, rename: a reader sees the old file or the new one."""
-    aside = path.with_name(path.name + ".partial")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """Write aside, flush to the disk, rename: a reader sees the old file or the new one.
+
+    Raises:
+        OSError: the disk is full, read-only...; names `path`, and nothing is left behind.
+    """
+    aside = path.with_name(path.name + PARTIAL)
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Indented JSON; NaN is not JSON, so a value that is undefined must come as None."""
-    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
-def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+def yaml_bytes(content: Mapping[str, Any]) -> bytes:
     """Block-style YAML in the order given."""
-    write_bytes(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100).encode())
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100).encode()
 
 
 class CsvText:
     """A growing table as comma-separated values: a row becomes text once. Floats keep all their digits."""
 
-    def __init__(self, header: Sequence[str]) -> None:
+    def __init__(self, header: Sequence[str], begun: str = "") -> None:
+        """`begun`: the table as it was written so far."""
         self._text = io.StringIO()
+        self._text.write(begun)
         self._writer = csv.writer(self._text, lineterminator="\n")
-        self._writer.writerow(header)
+        if not begun:
+            self._writer.writerow(header)
 
     def add(self, rows: Iterable[Sequence[object]]) -> bytes:
         """The whole table, these rows at its end."""
@@ -50,10 +67,37 @@ class CsvText:
         return self._text.getvalue().encode()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+class GrowingFile:
+    """A file that is only ever added to, and the SHA-256 of what it holds."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115
+        self._sum, self._size = hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> None:
+        """To the end, at once.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self._file.write(content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file.name))
+        self._sum.update(content)
+        self._size += len(content)
+
+    def sum(self) -> tuple[int, str]:
+        """Bytes so far, all on the disk, and their checksum."""
+        os.fsync(self._file.fileno())
+        return self._size, self._sum.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """safetensors: opens with an ordinary library, runs no code when read."""
     plain = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(plain))
+    return safetensors.torch.save(plain)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

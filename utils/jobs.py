@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import subprocess
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from utils.errors import UserError
 
 _SECONDS_TO_END = 5  # between asking a process to end and ending it
 
@@ -46,8 +42,8 @@ def run_jobs(jobs: Iterable[Job], at_a_time: int, lock: int) -> Generator[Ended,
     """Run the jobs in this order; yields each when it has ended. Closing the iterator ends those that still run.
 
     Args:
-        lock: descriptor of `locked`. The processes inherit it: should this one be killed, the folder stays
-            locked until they have ended.
+        lock: descriptor of `locked` (utils/lock.py). The processes inherit it: should this one be killed, the
+            folder stays locked until they have ended.
     """
     waiting = deque(jobs)
     running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
@@ -87,25 +83,3 @@ def _stop(children: Collection[subprocess.Popen[bytes]]) -> None:
         for child in children:
             child.kill()
             child.wait()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """The folder, made if it is not there, for one process at a time; yields the descriptor that holds it.
-
-    Raises:
-        UserError: another process has it, or it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another process; wait for it, or name another folder") from None
-        yield lock
-    finally:
-        os.close(lock)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -33,6 +33,7 @@ class EpisodeFacts:
     sampling_weights: Mapping[int, float]
     examples: int  # in one epoch of training
     images: int  # single examples trained on, over all epochs
+    sample_gradients: int  # of single examples: those of `images`, and of replayed and reference examples
     steps: int
     seconds: float  # the whole episode: training, evaluation, writing the members
     train_seconds: float  # inside training loops only
@@ -50,8 +51,8 @@ class Monitor:
     def episode_begins(self, episode: int, episodes: int) -> None:
         """An episode, counted from 1."""
 
-    def member_begins(self, epochs: int, images: int) -> None:
-        """A network will be trained for `epochs` epochs of `images` images."""
+    def member_begins(self, epochs: int, images: int, done: int = 0) -> None:
+        """A network will be trained for `epochs` epochs of `images` images; an earlier process did `done` of them."""
 
     def step(self, images: int) -> None:
         """One gradient step was launched. Called for every batch: must be quick and must not ask the device."""
@@ -108,9 +109,9 @@ class Console(Monitor):
     def episode_begins(self, episode: int, episodes: int) -> None:
         self._title, self._episodes = f"episode {episode}/{episodes}", episodes
 
-    def member_begins(self, epochs: int, images: int) -> None:
-        self._epochs, self._total = epochs, epochs * images
-        self._done, self._epoch, self._loss = 0, 0, ""
+    def member_begins(self, epochs: int, images: int, done: int = 0) -> None:
+        self._epochs, self._total = epochs, (epochs - done) * images
+        self._done = 0
         self._begin = self._last_line = time.perf_counter()
         if self._quiet:
             return
@@ -164,14 +165,33 @@ class Console(Monitor):
             self._bar = None
 
 
+class Log(Protocol):
+    """A file that grows."""
+
+    def write(self, content: bytes) -> None:
+        """To its end."""
+
+
 class TensorBoard(Monitor):
-    """Scalars, live. Steps of train/* are epochs counted over the whole run, all others are episodes."""
+    """Scalars, live. Steps of train/* are epochs counted over the whole run, all others are episodes.
 
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard.writer import FileWriter  # slow to import
+    Args:
+        open_log: opens a new file by its name.
+        epochs: how many there were before.
+    """
 
-        self._writer = FileWriter(str(folder), flush_secs=5)
-        self._epoch = 0
+    def __init__(self, open_log: Callable[[str], Log], epochs: int = 0) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event = Event
+        # The names by which TensorBoard finds its files, in the order of time; a process may begin a second one.
+        self._records = RecordWriter(open_log(f"events.out.tfevents.{time.time_ns() // 1000:016d}.{os.getpid()}"))
+        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        self._epoch = epochs
+
+    def member_begins(self, epochs: int, images: int, done: int = 0) -> None:
+        self._epoch += done
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
         self._epoch += 1
@@ -187,17 +207,12 @@ class TensorBoard(Monitor):
         for task, weight in facts.sampling_weights.items():
             scalars[f"sampling_weight/{tags[task]}"] = weight
         self._write(scalars, facts.episode)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
     def _write(self, scalars: Mapping[str, float], step: int) -> None:
-        """All in one record: the writer's thread takes time from training for every record."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._writer.add_summary(Summary(value=values), step)
+        event = self._event(wall_time=time.time(), step=step)
+        for tag, value in scalars.items():
+            event.summary.value.add(tag=tag, simple_value=value)
+        self._records.write(event.SerializeToString())
 
 
 def _tag(task: int, name: str) -> str:

@@ -28,6 +28,9 @@ class Invocation:
     given: frozenset[str]  # the options that stand on the command line
     run_dir: Path
     overwrite: bool
+    resume: bool
+    verify: Path | None  # a run directory that is to be checked, and nothing else done
+    checkpoint_minutes: float
     quiet: bool
     isolated: Path | None
     method_config: str | None
@@ -94,6 +97,16 @@ def _where_to(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("where to").add_argument
     add("--run_dir", metavar="DIR", help="where results go (default: runs/<stream>-<net>-<method>-seed<N>)")
     add("--overwrite", action="store_const", const=True, help="replace the run that is in --run_dir (default: refuse)")
+    add("--resume", action="store_const", const=True,
+        help="go on with the run in --run_dir where it was interrupted, with its options; "
+        "begin it if there is none (default: refuse)")  # fmt: skip
+    add("--checkpoint_minutes", metavar="M",
+        help="save training that is under way every M minutes; 0 is every epoch (default: 10)")  # fmt: skip
+    add(
+        "--verify",
+        metavar="RUN",
+        help="check all files of a run against their checksums, and do nothing else (default: run)",
+    )
     add("--isolated", metavar="RUN",
         help="finished run of --method isolated, same options: measures forward transfer (default: none)")  # fmt: skip
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)")
@@ -132,6 +145,7 @@ def parse(argv: Sequence[str] | None) -> Invocation:
     for name, choices in CHOICES.items():
         if name in given and given[name] not in choices:
             raise UserError(f"--{name}: {unknown(name, given[name], choices)}")
+    minutes = numbers.pop("checkpoint_minutes", 10.0)
     _contradictions(given)
     dataset = load_dataset_config(given.get("data_config", str(_DATA_CONFIG)))
     hyper = load_hyper_config(given.get("hp_config", str(_HP_CONFIG)), {"epochs": numbers.pop("epochs", None)})
@@ -151,6 +165,9 @@ def parse(argv: Sequence[str] | None) -> Invocation:
         frozenset(given),
         Path(given.get("run_dir", Path("runs") / name)),
         "overwrite" in given,
+        "resume" in given,
+        Path(given["verify"]) if "verify" in given else None,
+        minutes,
         "quiet" in given,
         Path(given["isolated"]) if "isolated" in given else None,
         given.get("method_config"),
@@ -166,6 +183,11 @@ def _number(name: str, text: str) -> int | float:
 
 
 def _contradictions(given: dict[str, object]) -> None:
+    if "resume" in given and "overwrite" in given:
+        raise UserError("--resume and --overwrite contradict each other; leave one out")
+    if "verify" in given and len(given) > 1:
+        other = next(name for name in given if name != "verify")
+        raise UserError(f"--verify only checks a run; leave --{other} out")
     kept = [name for name in KEPT if name in given]
     if len(kept) > 1:
         raise UserError(f"--{kept[0]} and --{kept[1]} are two ways to say the same; leave one out")

@@ -1,7 +1,16 @@
-"""The files of a run: facts, written as they happen, each whole or not at all."""
+"""The files of a run: facts, written as they happen, each whole or not at all, and committed together.
+
+An episode's files are written first and the manifest last: until then the run is what it was before. What
+the manifest does not name is half-done, and is removed when the run is gone on with.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
+import io
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields
@@ -10,59 +19,226 @@ from typing import Any
 
 from torch import Tensor
 
+from utils.config import load_yaml, parse_yaml
 from utils.errors import UserError
-from utils.files import CsvText, write_bytes, write_json, write_tensors, write_yaml
+from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
+from utils.lock import LOCK
+from utils.manifest import GROWING, MANIFEST, Entry, Manifest, checked, read_manifest
 from utils.monitor import EpisodeFacts, Row
 
 CONFIG = "config.yaml"
+_FOLDERS = ("members", "predictions", "state")
+_TRAINING = "training-"  # in state/: training under way; other files there belong to the last complete episode
+_HASH = 16  # of its checksum in the name of a file in state/, so that the old and the new one can lie side by side
 
 
 class RunDirectory:
-    """config.yaml, episodes.csv, metrics.csv, summary.json, members/, predictions/."""
+    """config.yaml, episodes.csv, metrics.csv, summary.json, members/, predictions/, state/, manifest.json.
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Make the directory, in place of an old run (see check_free), and write config.yaml."""
-        self.path = path
-        self._rows: list[Row] = []
-        self._metrics = CsvText(Row._fields)
-        self._episodes = CsvText([f.name for f in fields(EpisodeFacts)])
+    Attributes:
+        manifest: what is committed.
+        rows, episodes: all measurements and episodes so far.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._files = dict(manifest.files)
+        self._logs: dict[str, GrowingFile] = {}
+        texts = [self._committed(name).decode() for name in ("metrics.csv", "episodes.csv")]
+        self.rows = [_row(line) for line in csv.DictReader(io.StringIO(texts[0]))]
+        self.episodes = [_facts(line) for line in csv.DictReader(io.StringIO(texts[1]))]
+        self._metrics = CsvText(Row._fields, texts[0])
+        self._episodes = CsvText([f.name for f in fields(EpisodeFacts)], texts[1])
+
+    @classmethod
+    def begin(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
+        """An empty run in place of whatever was there (see check_free); the folder is locked and stays so.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         try:
-            if path.exists():
-                shutil.rmtree(path)
-            (path / "members").mkdir(parents=True)
-            (path / "predictions").mkdir()
-            write_yaml(path / CONFIG, config)
+            # First what makes it a run, so that one that is half removed is never taken for one.
+            (path / MANIFEST).unlink(missing_ok=True)
+            _remove(entry for entry in path.iterdir() if entry.name not in (CONFIG, LOCK))
+            write_bytes(path / CONFIG, yaml_bytes(config))
+            return cls._opened(path, {CONFIG: _entry(yaml_bytes(config))})
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
 
+    @classmethod
+    def reopen(cls, path: Path) -> RunDirectory:
+        """The run as it was last committed; what was half-done is removed. The folder is locked.
+
+        Raises:
+            UserError: a file is missing or damaged: names it, and what can be done.
+        """
+        manifest = read_manifest(path)
+        if manifest is None:
+            # Killed before it had begun: of what is there only config.yaml counts, which is whole.
+            return cls.begin_again(path)
+        for name in manifest.files:
+            checked(path, manifest, name)
+        for folder in _FOLDERS:
+            if (path / folder).is_symlink():
+                raise UserError(f"{path / folder} is a link; a run keeps its files in its own directory")
+        try:
+            leftovers = [entry for folder in (path, *(path / name for name in _FOLDERS)) for entry in folder.glob("*")
+                         if not entry.is_dir() and _ours(path, entry)
+                         and entry.relative_to(path).as_posix() not in manifest.files]  # fmt: skip
+            _remove(leftovers)
+            for name in manifest.files:
+                if GROWING.fullmatch(name) and (path / name).stat().st_size > manifest.files[name].size:
+                    with open(path / name, "r+b") as file:
+                        file.truncate(manifest.files[name].size)
+            for folder in _FOLDERS[: 2 if manifest.finished else 3]:
+                (path / folder).mkdir(exist_ok=True)
+            return cls(path, manifest)
+        except OSError as error:
+            raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: metrics.csv or episodes.csv is damaged ({error})") from None
+
+    @classmethod
+    def begin_again(cls, path: Path) -> RunDirectory:
+        """An empty run with the config.yaml that is there."""
+        try:
+            content = (path / CONFIG).read_bytes()
+            _remove(entry for entry in path.iterdir() if entry.name not in (CONFIG, LOCK))
+            return cls._opened(path, {CONFIG: _entry(content)})
+        except OSError as error:
+            raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
+
+    @classmethod
+    def _opened(cls, path: Path, files: Mapping[str, Entry]) -> RunDirectory:
+        for folder in _FOLDERS:
+            (path / folder).mkdir()
+        manifest = Manifest(files=files)
+        manifest.write(path)
+        return cls(path, manifest)
+
+    def log(self, name: str) -> GrowingFile:
+        """A new file that grows with the run."""
+        self._logs[name] = GrowingFile(self.path / name)
+        return self._logs[name]
+
     def add_member(self, number: int, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Save a network: its tensors, and what they belong to."""
-        write_tensors(self.path / "members" / f"member_{number:03d}.safetensors", weights)
-        write_json(self.path / "members" / f"member_{number:03d}.json", facts)
+        self._write(f"members/member_{number:03d}.safetensors", tensor_bytes(weights))
+        self._write(f"members/member_{number:03d}.json", json_bytes(facts))
 
     def add_predictions(self, number: int, predictions: Mapping[tuple[int, str], Tensor]) -> None:
         """Save a member's probabilities, float32 [N, C], under the names task_<id>/<split>."""
         named = {f"task_{task}/{split}": tensor.float() for (task, split), tensor in predictions.items()}
-        write_tensors(self.path / "predictions" / f"member_{number:03d}.safetensors", named)
+        self._write(f"predictions/member_{number:03d}.safetensors", tensor_bytes(named))
 
     def add_episode(self, facts: EpisodeFacts, rows: Iterable[Row]) -> None:
         """Append to episodes.csv and metrics.csv."""
-        weights = " ".join(f"{task}:{weight:.6g}" for task, weight in facts.sampling_weights.items())
-        values = list(astuple(facts))
-        values[1:3] = [" ".join(map(str, facts.tasks)), weights]
         new = list(rows)
-        self._rows += new
-        write_bytes(self.path / "episodes.csv", self._episodes.add([values]))
-        write_bytes(self.path / "metrics.csv", self._metrics.add(new))
+        self.rows += new
+        self.episodes.append(facts)
+        self._write("episodes.csv", self._episodes.add([_line(facts)]))
+        self._write("metrics.csv", self._metrics.add(new))
 
-    @property
-    def rows(self) -> list[Row]:
-        """All measurements so far."""
-        return self._rows
+    def commit(self, episode: int, members: int, seconds: float, state: Mapping[str, bytes]) -> None:
+        """The episode is complete, and everything that was written belongs to the run.
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """summary.json: the run is complete."""
-        write_json(self.path / "summary.json", summary)
+        Args:
+            members: how many networks were saved so far.
+            seconds: that the run has taken so far.
+            state: part -> what is needed to go on; parts that are as before are not written again.
+        """
+        self._replace_state({f"state/{part}-": content for part, content in state.items()}, lambda name: True)
+        self._commit(episode, members, seconds)
+
+    def keep_training(self, seconds: float, parts: Mapping[str, bytes]) -> None:
+        """Training that is under way, by the name of the network; counts until the next commit."""
+        self._replace_state(
+            {f"state/{_TRAINING}{part}-": content for part, content in parts.items()},
+            lambda name: any(name.startswith(f"state/{_TRAINING}{part}-") for part in parts),
+        )
+        self._commit(self.manifest.episode, self.manifest.members, seconds)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """summary.json: the run is complete; what was needed to go on is removed."""
+        self._write("summary.json", json_bytes(summary))
+        self._files = {name: entry for name, entry in self._files.items() if not name.startswith("state/")}
+        self._commit(self.manifest.episode, self.manifest.members, summary["total_seconds"])
+        with contextlib.suppress(OSError):
+            (self.path / "state").rmdir()
+
+    def state(self) -> dict[str, bytes]:
+        """What `commit` was given last."""
+        return {_part(name): self._committed(name) for name in self._files
+                if name.startswith("state/") and not name.startswith(f"state/{_TRAINING}")}  # fmt: skip
+
+    def training(self, part: str) -> bytes | None:
+        """What `keep_training` was given last, since the last commit."""
+        names = [name for name in self._files if name.startswith(f"state/{_TRAINING}{part}-")]
+        return self._committed(names[0]) if names else None
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        for log in self._logs.values():
+            log.close()
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_bytes(self.path / name, content)
+        self._files[name] = _entry(content)
+
+    def _replace_state(self, parts: Mapping[str, bytes], replaced: Any) -> None:
+        old = {name for name in self._files if name.startswith("state/") and replaced(name)}
+        for prefix, content in parts.items():
+            entry = _entry(content)
+            name = f"{prefix}{entry.sha256[:_HASH]}.safetensors"
+            if self._files.get(name) != entry:
+                self._write(name, content)
+            old.discard(name)
+        for name in old:
+            del self._files[name]
+
+    def _commit(self, episode: int, members: int, seconds: float) -> None:
+        self._files.update({name: Entry(*log.sum()) for name, log in self._logs.items()})
+        before, self.manifest = self.manifest, Manifest(episode, members, seconds, dict(self._files))
+        self.manifest.write(self.path)
+        for name in before.files.keys() - self._files.keys():
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+
+    def _committed(self, name: str) -> bytes:
+        return checked(self.path, self.manifest, name) if name in self.manifest.files else b""
+
+
+def holds_run(path: Path) -> bool:
+    """Whether there is something to go on with."""
+    try:
+        return (path / CONFIG).is_file()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--run_dir {path} cannot be used: {error}") from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.yaml of a run, as it was written.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    manifest = read_manifest(path)
+    if manifest is None:
+        return load_yaml(str(path / CONFIG))
+    return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode())
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """summary.json, as it was written; None if the run is not finished.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    manifest = read_manifest(path)
+    if manifest is None or not manifest.finished:
+        return None
+    return dict(json.loads(checked(path, manifest, "summary.json")))
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -72,7 +248,7 @@ def check_free(path: Path, overwrite: bool) -> None:
         UserError: there is a run and `overwrite` is not set, or something that is not a run.
     """
     try:
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if not path.exists() or (path.is_dir() and all(_trace(entry) for entry in path.iterdir())):
             return
     except OSError as error:
         raise UserError(f"--run_dir {path} cannot be used: {error.strerror}") from None
@@ -81,4 +257,61 @@ def check_free(path: Path, overwrite: bool) -> None:
     if not (path / CONFIG).is_file():
         raise UserError(f"--run_dir {path} is not empty and not a run; name another directory")
     if not overwrite:
-        raise UserError(f"--run_dir {path} already holds a run; name another directory, or replace it with --overwrite")
+        raise UserError(
+            f"--run_dir {path} already holds a run; go on with it with --resume, "
+            "replace it with --overwrite, or name another directory"
+        )
+
+
+def _trace(entry: Path) -> bool:
+    """Of a run that was killed before it had written its first file, or of one that has just begun."""
+    return entry.name in (LOCK, CONFIG + PARTIAL)
+
+
+def _ours(path: Path, entry: Path) -> bool:
+    """Whether a file can only be from an interrupted commit: what people put beside a run is left alone."""
+    if entry.parent != path:
+        return entry.name.startswith(("member_", *("method", "task", _TRAINING))) or entry.name.endswith(PARTIAL)
+    return bool(GROWING.fullmatch(entry.name)) or entry.name.endswith(PARTIAL) or entry.name == "summary.json"
+
+
+def _remove(entries: Iterable[Path]) -> None:
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _entry(content: bytes) -> Entry:
+    return Entry(len(content), hashlib.sha256(content).hexdigest())
+
+
+def _part(name: str) -> str:
+    return name.removeprefix("state/").removesuffix(".safetensors")[: -_HASH - 1]
+
+
+def _line(facts: EpisodeFacts) -> list[object]:
+    weights = " ".join(f"{task}:{weight:.6g}" for task, weight in facts.sampling_weights.items())
+    values = list(astuple(facts))
+    values[1:3] = [" ".join(map(str, facts.tasks)), weights]
+    return values
+
+
+def _facts(line: Mapping[str, str]) -> EpisodeFacts:
+    weights = dict(pair.split(":") for pair in line["sampling_weights"].split())
+    numbers = {f.name: line[f.name] for f in fields(EpisodeFacts)}
+    given: dict[str, Any] = {
+        name: int(value) if name not in _REAL else float(value)
+        for name, value in numbers.items() if name not in ("tasks", "sampling_weights")
+    }  # fmt: skip
+    tasks = [int(task) for task in line["tasks"].split()]
+    return EpisodeFacts(tasks=tasks, sampling_weights={int(t): float(w) for t, w in weights.items()}, **given)
+
+
+_REAL = ("seconds", "train_seconds", "images_per_second", "train_loss")
+
+
+def _row(line: Mapping[str, str]) -> Row:
+    return Row(int(line["episode"]), int(line["task"]), line["task_name"], line["split"], int(line["n"]),
+               float(line["loss"]), float(line["accuracy"]))  # fmt: skip

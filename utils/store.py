@@ -53,6 +53,11 @@ class Run:
         """Written at the end of a run."""
         return self.directory / "summary.json"
 
+    @property
+    def finished(self) -> bool:
+        """What is needed to go on is removed last."""
+        return self.summary.exists() and not (self.directory / "state").exists()
+
 
 def check_run(run: Run, grid: str) -> None:
     """A finished run must be the one that the grid asks for, an unfinished one may be replaced.
@@ -60,7 +65,7 @@ def check_run(run: Run, grid: str) -> None:
     Raises:
         UserError: names the run and what differs.
     """
-    if not run.summary.exists():
+    if not run.finished:
         check_free(run.directory, overwrite=True)
         return
     asked = dict(_flat(json.loads(json.dumps(asdict(run.config), default=str))))  # tuples are lists in YAML
@@ -134,7 +139,7 @@ def figures(runs: Sequence[Run]) -> dict[str, Values]:
     """By name, what each finished run has in its summary.json, and how it compares with isolated networks:
     gain_isolated and fwt_isolated (utils/metrics.py) against the isolated run with the same data, recipe and seed.
     """
-    summaries = {run.name: json.loads(run.summary.read_text()) for run in runs if run.summary.exists()}
+    summaries = {run.name: json.loads(run.summary.read_text()) for run in runs if run.finished}
     isolated = {
         reference(run): np.array(summaries[run.name]["per_task_acc"])
         for run in runs if run.name in summaries and run.config.method == "isolated"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from utils import metrics
 from utils.errors import UserError
 from utils.monitor import Row
+from utils.run_directory import read_config, read_summary
 
 # A reference is comparable if these entries of config.yaml agree.
 _SAME = ("dataset", "hyper", "samples", "augment")
@@ -66,11 +65,12 @@ def load_isolated(path: Path, config: dict[str, Any]) -> list[float]:
         UserError: not a finished run of --method isolated, or one of another stream or recipe.
     """
     try:
-        summary = json.loads((path / "summary.json").read_text())
-        reference = yaml.safe_load((path / "config.yaml").read_text())
+        summary, reference = read_summary(path), read_config(path)
+        if summary is None:
+            raise ValueError("it has no summary.json yet")
         accuracies, method = [float(accuracy) for accuracy in summary["per_task_acc"]], summary["method"]
         recipe = {key: _without_path(reference.get(key)) for key in _SAME}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
     if method != "isolated":
         raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")

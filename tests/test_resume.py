@@ -1,0 +1,135 @@
+"""An interrupted run that is gone on with is the run that was never interrupted, to the bit."""
+
+import csv
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import utils.files
+from methods import METHODS
+from modelzoo import main
+from utils.checkpoints import RunCheckpoints
+
+PROJECT = Path(__file__).parent.parent
+
+
+class Killed(BaseException):
+    """As kill -9: nothing that the program could catch."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current directory, with a stream of three tasks."""
+    monkeypatch.chdir(tmp_path)
+    tasks = [[0, 1], [10, 11, 12], [22, 23]]
+    Path("d.yaml").write_text(yaml.safe_dump({"dataset": "rotated_digits", "tasks": tasks}))
+    Path("h.yaml").write_text("{model: conv, batch: 8, epochs: 3}")
+    return tmp_path
+
+
+def options(method):
+    given = ["--data_config", "d.yaml", "--hp_config", "h.yaml", "--samples", "8", "--threads", "1", "--quiet"]
+    given += ["--method", method] + (["--continual"] if "continual" in METHODS[method].modes else [])
+    if "tasks_per_round" in METHODS[method].options:
+        given += ["--tasks_per_round", "2"]
+    if "memory_per_class" in METHODS[method].options and method != "zoo":
+        given += ["--memory_per_class", "2"]
+    return given
+
+
+def start(where, *more):
+    return main([*more, "--run_dir", where])
+
+
+def results(run):
+    """What must be the same to the bit, by name."""
+    run = Path(run)
+    names = ["metrics.csv", *(f"{folder}/{p.name}" for folder in ("members", "predictions")
+                              for p in (run / folder).iterdir())]  # fmt: skip
+    return {name: (run / name).read_bytes() for name in names}
+
+
+def untimed(run):
+    """episodes.csv but for times and memory."""
+    with open(Path(run) / "episodes.csv") as file:
+        keep = ("episode", "tasks", "sampling_weights", "examples", "images", "sample_gradients", "steps", "train_loss")
+        return [[line[name] for name in keep] for line in csv.DictReader(file)]
+
+
+def same_as(run, expected):
+    assert results(run) == results(expected)
+    assert untimed(run) == untimed(expected)
+    left = {path.name for path in Path(run).iterdir() if not path.name.startswith("events.")}
+    assert left == {path.name for path in Path(expected).iterdir() if not path.name.startswith("events.")}
+    assert main(["--verify", run]) == 0
+
+
+def stop_after(monkeypatch, steps):
+    """A signal arrives in that step."""
+    due, seen = RunCheckpoints.due, [0]
+
+    def counted(self, *, epoch_ends=False):
+        seen[0] += not epoch_ends
+        if seen[0] == steps:
+            self._signal = 15
+        return due(self, epoch_ends=epoch_ends)
+
+    monkeypatch.setattr(RunCheckpoints, "due", counted)
+
+
+def kill_at_write(monkeypatch, count):
+    """Killed just before a file appears, or just after, the partial file still there."""
+    replace, seen = utils.files.os.replace, [0]
+
+    def counted(source, target):
+        seen[0] += 1
+        if seen[0] == count:
+            raise Killed
+        replace(source, target)
+        if seen[0] + 0.5 == count:
+            raise Killed
+
+    monkeypatch.setattr("utils.files.os.replace", counted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
+    given = options(method)
+    assert start("whole", *given) == 0
+    rng = random.Random(method)
+    stops = 0
+    for _ in range(30):
+        with monkeypatch.context() as patch:
+            stop_after(patch, rng.randint(1, 5))
+            code = start("run", *(["--resume"] if stops else []), *given)
+        if code == 0:
+            break
+        assert code == 143
+        stops += 1
+        assert "stopped by SIGTERM; go on with: python modelzoo.py --resume --run_dir run" in capsys.readouterr().err
+    assert stops >= 3
+    same_as("run", "whole")
+
+
+@pytest.mark.parametrize(("method", "every"), [("zoo", 2), ("isolated", 7), ("derpp", 7), ("packnet", 7), ("joint", 3)])
+def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
+    """tests/torture.py kills runs everywhere."""
+    given = [*options(method), "--checkpoint_minutes", "0"]
+    assert start("whole", *given) == 0
+    for count in (1, 1.5, 2, 2.5, *range(3, 200, every)):
+        shutil.rmtree("run", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            kill_at_write(patch, count)
+            try:
+                assert start("run", *given) == 0
+                break
+            except Killed:
+                pass
+        assert start("run", "--resume", *given) == 0
+        same_as("run", "whole")
+    else:
+        pytest.fail("never finished")
+    assert count > 15

@@ -1,0 +1,151 @@
+"""manifest.json: which files belong to a run, and their checksums. What it does not name is not part of the run.
+
+It is written last, by one rename, and so commits everything that was written before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.errors import UserError
+from utils.files import write_bytes
+from utils.lock import LOCK
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"(?:(?:members|predictions|state)/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
+# Grow while a run goes on: may be longer than what was committed.
+GROWING = re.compile(r"metrics\.csv|episodes\.csv|events\.out\.tfevents\..*")
+
+
+class Entry(NamedTuple):
+    """The first `size` bytes of a file, and their SHA-256."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How far a run has come, and the files that say so."""
+
+    episode: int = 0  # the last one that is complete
+    members: int = 0  # networks saved until then
+    seconds: float = 0.0  # of all processes of the run until then
+    files: Mapping[str, Entry] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return "summary.json" in self.files
+
+    def write(self, run: Path) -> None:
+        """Commit."""
+        write_bytes(run / MANIFEST, self.content())
+
+    def content(self) -> bytes:
+        """The text of the file."""
+        content = {"episode": self.episode, "members": self.members, "seconds": self.seconds,
+                   "files": {name: list(entry) for name, entry in sorted(self.files.items())}}  # fmt: skip
+        content["sha256"] = _own_sum(content)
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def read_manifest(run: Path) -> Manifest | None:
+    """The manifest of a run directory; None if there is none, so that nothing of a run is complete.
+
+    Raises:
+        UserError: it is damaged, or was not written by this program.
+    """
+    path = run / MANIFEST
+    try:
+        if path.stat().st_size > 1 << 28:
+            raise ValueError("it is too large")
+        content = json.loads(path.read_bytes())
+        stated = content.pop("sha256")
+        if stated != _own_sum(content):
+            raise ValueError("its checksum is wrong")
+        files = {str(name): Entry(*entry) for name, entry in content["files"].items()}
+        for name, entry in files.items():
+            if not _NAME.fullmatch(name) or not isinstance(entry.size, int) or not isinstance(entry.sha256, str):
+                raise ValueError(f"{name!r} is no file of a run")
+        numbers = [content["episode"], content["members"], content["seconds"]]
+        if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
+            raise ValueError("it does not say how far the run has come")
+        return Manifest(int(numbers[0]), int(numbers[1]), float(numbers[2]), files)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); the files it lists cannot be checked without it: run again with --overwrite"
+        ) from None
+
+
+def checked(run: Path, manifest: Manifest, name: str) -> bytes:
+    """What was committed of a file of the run.
+
+    Raises:
+        UserError: it is not what was written; says what can be done.
+    """
+    path, entry = run / name, manifest.files.get(name)
+    if entry is None:
+        raise UserError(f"{path} is not in {MANIFEST}: it does not belong to the run")
+    try:
+        size = path.lstat().st_size
+        exact = manifest.finished or not GROWING.fullmatch(name)
+        if path.is_symlink() or size < entry.size or (exact and size > entry.size):
+            raise ValueError(f"has {size:,} bytes instead of {entry.size:,}")
+        with open(path, "rb") as file:
+            content = file.read(entry.size)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {remedy(name)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({getattr(error, 'strerror', None) or error}); {remedy(name)}") from None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise UserError(f"{path} is damaged (its checksum is wrong); {remedy(name)}")
+    return content
+
+
+def remedy(name: str) -> str:
+    """From what a file of a run can be made again."""
+    if name.startswith("predictions/"):
+        return f"members/{name.removeprefix('predictions/')} and the data give it again"
+    if name.startswith("state/"):
+        return "only the run, repeated with --overwrite, gives it again"
+    if name == "summary.json":
+        return "metrics.csv and episodes.csv give all of its figures again"
+    if name.startswith("events.out"):
+        return "metrics.csv and episodes.csv have the same figures but the training loss of each epoch"
+    if name == "metrics.csv":
+        return "predictions/ and the data give it again"
+    return "only the run, repeated with --overwrite, gives it again"
+
+
+def verify(run: Path) -> tuple[list[str], list[str]]:
+    """What is wrong with the files of a run, a line each; and what lies there without being part of it.
+
+    Raises:
+        UserError: there is no run, or its manifest is damaged.
+    """
+    manifest = read_manifest(run)
+    if manifest is None:
+        raise UserError(f"{run} has no {MANIFEST}: it is no run, or one in which nothing is complete yet")
+    wrong = [line for name in manifest.files if (line := _damage(run, manifest, name))]
+    found = [path.relative_to(run).as_posix() for path in sorted(run.rglob("*")) if not path.is_dir()]
+    return wrong, [name for name in found if name not in (*manifest.files, MANIFEST, LOCK)]
+
+
+def _damage(run: Path, manifest: Manifest, name: str) -> str:
+    try:
+        checked(run, manifest, name)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _own_sum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""Going on with a run: with the options and the data that it was begun with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from utils.config import RunConfig, load_settings, saved_config
+from utils.errors import UserError
+from utils.options import Invocation
+from utils.run_directory import CONFIG
+
+# Options that cannot change the result are not in RunConfig, but for this one: where the same data lie.
+_FREE = "data_dir"
+
+
+def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
+    """The invocation with the configuration of the interrupted run.
+
+    Args:
+        saved: what its config.yaml holds.
+
+    Raises:
+        UserError: config.yaml is damaged, or the command line asks for something else; names the keys.
+    """
+    path = str(invocation.run_dir / CONFIG)
+    config = saved_config(path, saved)
+    if differing := sorted(name for name in invocation.given if _differs(name, invocation, config)):
+        raise UserError(
+            f"--resume: {path} has another {', '.join(differing)}; leave out what has changed, "
+            "or name another --run_dir for another run"
+        )
+    if _FREE in invocation.given:
+        config = replace(config, data_dir=invocation.config.data_dir)
+    reference = saved.get("compared_with")
+    if invocation.isolated is None and isinstance(reference, str):
+        return replace(invocation, config=config, isolated=Path(reference))
+    return replace(invocation, config=config)
+
+
+def _differs(name: str, invocation: Invocation, config: RunConfig) -> bool:
+    """Whether an option that was given would make another run."""
+    asked = invocation.config
+    if name == "data_config":
+        return replace(asked.dataset, path="") != replace(config.dataset, path="")
+    if name == "hp_config":
+        return replace(asked.hyper, path="", epochs=1) != replace(config.hyper, path="", epochs=1)
+    if name == "epochs":
+        return asked.hyper.epochs != config.hyper.epochs
+    if name == "no_augment":
+        return config.augment
+    if name == "method_config":
+        path = str(invocation.method_config)
+        return load_settings(path, dict.fromkeys(config.settings), config.stream) != config.settings
+    if name in ("device", "precision") and getattr(asked, name) == "auto":
+        return False
+    return name in vars(asked) and name != _FREE and getattr(asked, name) != getattr(config, name)
+
+
+def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+    """The data are those that the run was begun with. Other versions of libraries are warned of on stderr.
+
+    Args:
+        saved, resolved: config.yaml as it is, and as it would be now.
+
+    Raises:
+        UserError: the data have changed.
+    """
+    if saved.get("data_sha256") != resolved["data_sha256"]:
+        raise UserError(
+            f"{resolved['data_dir']}: the data are not those that {run_dir} was begun with (data_sha256 in its "
+            f"{CONFIG}); put them back, or begin anew with --overwrite"
+        )
+    versions = saved.get("versions")
+    for name, version in resolved["versions"].items():
+        before = versions.get(name) if isinstance(versions, dict) else None
+        if before != version:
+            print(f"begun with {name} {before}, goes on with {version}: not the same to the bit", file=sys.stderr)

@@ -1,0 +1,88 @@
+"""State as one file: nested containers of tensors and plain values, as safetensors. No code is run when it is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+Tree = Any  # None, bool, int, float, str, Tensor; list, tuple and dict of them
+
+
+def to_bytes(tree: Tree) -> bytes:
+    """A safetensors file whose metadata say where each tensor belongs.
+
+    Raises:
+        TypeError: there is something else in the tree.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_described(tree, tensors), separators=(",", ":"))
+    return safetensors.torch.save(tensors, {"tree": skeleton})
+
+
+def from_bytes(content: bytes, device: torch.device) -> Tree:
+    """What `to_bytes` was given, to the bit: tensors with their strides, those that were not on the CPU on `device`.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    try:
+        length = int.from_bytes(content[:8], "little")
+        tensors = safetensors.torch.load(content)
+        skeleton = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tree"])
+        return _rebuilt(skeleton, tensors, device)
+    except (SafetensorError, KeyError, IndexError, TypeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"not a saved state: {error}") from None
+
+
+def _described(tree: Tree, tensors: dict[str, Tensor]) -> Any:
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    if isinstance(tree, Tensor):
+        name = str(len(tensors))
+        # Fused optimizers want a momentum to lie in memory as its parameter does.
+        strides = None if tree.is_contiguous() or not _dense(tree.shape, tree.stride()) else list(tree.stride())
+        tensors[name] = tree.detach().cpu().contiguous()
+        if tree.device.type == "cpu" and tensors[name].data_ptr() == tree.data_ptr():
+            tensors[name] = tensors[name].clone()  # safetensors refuses tensors that share memory
+        return {"tensor": name, "strides": strides, "host": tree.device.type == "cpu"}
+    if isinstance(tree, (list, tuple)):
+        return {type(tree).__name__: [_described(value, tensors) for value in tree]}
+    if isinstance(tree, dict):
+        return {"dict": [[_described(key, tensors), _described(value, tensors)] for key, value in tree.items()]}
+    raise TypeError(f"{type(tree).__name__} is no part of a state")
+
+
+def _rebuilt(skeleton: Any, tensors: dict[str, Tensor], device: torch.device) -> Tree:
+    if not isinstance(skeleton, dict):
+        return skeleton
+    if "tensor" in skeleton:
+        tensor, strides = tensors[skeleton["tensor"]], skeleton["strides"]
+        if strides is not None:
+            if not _dense(tensor.shape, strides):
+                raise TypeError("impossible strides")
+            tensor = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+        return tensor if skeleton["host"] else tensor.to(device)
+    if "dict" in skeleton:
+        pairs = [[_rebuilt(part, tensors, device) for part in pair] for pair in skeleton["dict"]]
+        return dict(pairs)
+    kind = list if "list" in skeleton else tuple
+    return kind(_rebuilt(value, tensors, device) for value in skeleton[kind.__name__])
+
+
+def _dense(shape: torch.Size, strides: Any) -> bool:
+    """Whether the elements fill a piece of memory without gaps, in whatever order of dimensions."""
+    if len(shape) != len(strides) or not all(isinstance(stride, int) for stride in strides):
+        return False
+    expected = 1
+    for stride, side in sorted(zip(strides, shape, strict=True)):
+        if side != 1:
+            if stride != expected:
+                return False
+            expected *= side
+    return math.prod(shape) > 0
