@@ -29,12 +29,13 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import tensorboard.compat.proto.event_pb2  # noqa: E402
+import tensorboard.compat.proto.event_pb2  # noqa: E402, F401
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402
 from tensorboard.summary.writer import record_writer  # noqa: E402, F401
 
 import modelzoo  # noqa: E402
+from utils.manifest import verify  # noqa: E402
 
 METHODS = {
     "zoo": ["--tasks_per_round", "3"],
@@ -128,7 +129,7 @@ def compare(run: Path, reference: Path) -> None:
     assert here.keys() == there.keys(), f"files: {sorted(here.keys() ^ there.keys())}"
     different = [name for name in here if here[name] != there[name]]
     assert not different, f"different: {different}"
-    wrong, others = modelzoo.verify(run)
+    wrong, others = verify(run)
     assert not wrong, wrong
     assert not others, others
 

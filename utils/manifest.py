@@ -20,6 +20,7 @@ from utils.lock import LOCK
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"(?:(?:members|predictions|state)/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
 # Grow while a run goes on: may be longer than what was committed.
+EVENTS = re.compile(r"events\.out\.tfevents\..*")
 GROWING = re.compile(r"metrics\.csv|episodes\.csv|events\.out\.tfevents\..*")
 
 
@@ -118,8 +119,8 @@ def remedy(name: str) -> str:
         return "only the run, repeated with --overwrite, gives it again"
     if name == "summary.json":
         return "metrics.csv and episodes.csv give all of its figures again"
-    if name.startswith("events.out"):
-        return "metrics.csv and episodes.csv have the same figures but the training loss of each epoch"
+    if EVENTS.match(name):
+        return "TensorBoard shows it, nothing else needs it: --resume goes on without it if it is removed"
     if name == "metrics.csv":
         return "predictions/ and the data give it again"
     return "only the run, repeated with --overwrite, gives it again"

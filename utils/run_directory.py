@@ -13,7 +13,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from utils.config import load_yaml, parse_yaml
 from utils.errors import UserError
 from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 from utils.lock import LOCK
-from utils.manifest import GROWING, MANIFEST, Entry, Manifest, checked, read_manifest
+from utils.manifest import EVENTS, GROWING, MANIFEST, Entry, Manifest, checked, read_manifest
 from utils.monitor import EpisodeFacts, Row
 
 CONFIG = "config.yaml"
@@ -75,8 +75,10 @@ class RunDirectory:
         """
         manifest = read_manifest(path)
         if manifest is None:
-            # Killed before it had begun: of what is there only config.yaml counts, which is whole.
-            return cls.begin_again(path)
+            return cls._begin_again(path)
+        # What TensorBoard shows can be removed to save room.
+        gone = {name for name in manifest.files if EVENTS.match(name) and not (path / name).exists()}
+        manifest = replace(manifest, files={name: e for name, e in manifest.files.items() if name not in gone})
         for name in manifest.files:
             checked(path, manifest, name)
         for folder in _FOLDERS:
@@ -100,9 +102,16 @@ class RunDirectory:
             raise UserError(f"{path}: metrics.csv or episodes.csv is damaged ({error})") from None
 
     @classmethod
-    def begin_again(cls, path: Path) -> RunDirectory:
-        """An empty run with the config.yaml that is there."""
+    def _begin_again(cls, path: Path) -> RunDirectory:
+        """A run that was killed before it had begun: there is a config.yaml, which is whole, and nothing else."""
         try:
+            more = [entry for folder in (path, *(path / name for name in _FOLDERS)) for entry in folder.glob("*")
+                    if entry.name not in (CONFIG, LOCK, *_FOLDERS) and not entry.name.endswith(PARTIAL)]  # fmt: skip
+            if more:
+                raise UserError(
+                    f"{path / MANIFEST} is missing; without it {more[0]} and other files cannot be checked: "
+                    "run again with --overwrite"
+                )
             content = (path / CONFIG).read_bytes()
             _remove(entry for entry in path.iterdir() if entry.name not in (CONFIG, LOCK))
             return cls._opened(path, {CONFIG: _entry(content)})

@@ -1,0 +1,436 @@
+"""One owner of a run directory, checksums that find every damage, and failures that end with one line."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import modelzoo
+import utils.files
+from datasets.task import Mixture
+from methods.training import Joined, Replays
+from modelzoo import main
+from tests.test_resume import Killed, folder, kill_at_write, options, results, start, stop_after  # noqa: F401
+from tests.toys import toy_stream
+from utils.compute import enough_memory
+from utils.errors import TrainingError, UserError
+from utils.lock import LOCK, locked
+from utils.manifest import Manifest, read_manifest
+from utils.seeding import generator
+from utils.trees import from_bytes, to_bytes
+
+PROJECT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def interrupted(monkeypatch, method="zoo", steps=14):
+    """A run in its second or third episode, with a network half trained."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        assert start("run", *options(method)) == 143
+
+
+# Options.
+
+
+def test_a_finished_run_is_told_again_and_not_touched(capsys):
+    assert start("run", *options("zoo")) == 0
+    told = capsys.readouterr().out
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert start("run", "--resume") == 0
+    assert capsys.readouterr().out == told
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        (["--seed", "1"], "seed"),
+        (["--epochs", "5"], "epochs"),
+        (["--method", "er"], "method"),
+        (["--tasks_per_round", "4", "--selection", "uniform"], "selection, tasks_per_round"),
+        (["--hp_config", "other.yaml"], "hp_config"),
+        (["--data_config", "other_stream.yaml"], "data_config"),
+        (["--no_augment"], "no_augment"),
+        (["--precision", "bf16"], "precision"),
+        (["--threads", "2"], "threads"),
+    ],
+)
+def test_changed_options_are_refused(changed, key, monkeypatch, capsys):
+    interrupted(monkeypatch)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    Path("other.yaml").write_text("{model: conv, batch: 8, epochs: 3, lr: 0.02}")
+    Path("other_stream.yaml").write_text("{dataset: rotated_digits, tasks: [[0, 1], [10, 11, 12], [22, 24]]}")
+    capsys.readouterr()
+    assert start("run", "--resume", *changed) == 2
+    assert capsys.readouterr().err == (
+        f"modelzoo.py: --resume: run/config.yaml has another {key}; leave out what has changed, "
+        "or name another --run_dir for another run\n"
+    )
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+def test_what_cannot_change_the_result_may_change(monkeypatch):
+    interrupted(monkeypatch)
+    Path("moved.yaml").write_text(Path("h.yaml").read_text())
+    more = ["--hp_config", "moved.yaml", "--data_dir", "elsewhere", "--checkpoint_minutes", "0", "--device", "auto"]
+    assert start("run", "--resume", *more) == 0
+    assert start("whole", *options("zoo")) == 0
+    assert results("run") == results("whole")
+
+
+def test_a_reference_is_compared_with_after_the_interruption_too(monkeypatch):
+    assert start("alone", *options("isolated")) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 14)
+        assert start("run", *options("zoo"), "--isolated", "alone") == 143
+    assert start("run", "--resume") == 0
+    assert json.loads(Path("run/summary.json").read_text())["fwt_isolated"] is not None
+
+
+def test_other_data_are_refused(monkeypatch, capsys):
+    interrupted(monkeypatch)
+    build = modelzoo.build_stream
+
+    def changed(config, device):
+        stream = build(config, device)
+        stream.tasks[1].test.store[3, 0, 4, 4] += 1
+        return stream
+
+    monkeypatch.setattr(modelzoo, "build_stream", changed)
+    capsys.readouterr()
+    assert start("run", "--resume") == 2
+    assert "the data are not those that run was begun with" in capsys.readouterr().err
+
+
+# Integrity.
+
+
+def flipped(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_flipped_bit_in_any_file_is_found(whole, monkeypatch, capsys):
+    if whole:
+        assert start("run", *options("zoo")) == 0
+    else:
+        interrupted(monkeypatch)
+    files = sorted(path for path in Path("run").rglob("*") if path.is_file())
+    assert {path.name.split(".")[0] for path in files} >= {"config", "manifest", "episodes", "metrics", "member_000"}
+    assert any(path.parent.name == "state" for path in files) != whole
+    assert main(["--verify", "run"]) == 0
+    rng = torch.Generator().manual_seed(0)
+    for path in files:
+        kept = path.read_bytes()
+        for bit in torch.randint(8 * len(kept), (12,), generator=rng).tolist():
+            flipped(path, bit)
+            capsys.readouterr()
+            for command in (["--verify", "run"], ["--resume", "--run_dir", "run"]):
+                assert main(command) == 2, (path, bit)
+                out, err = capsys.readouterr()
+                assert out == ""
+                assert re.fullmatch(rf"modelzoo.py: {re.escape(str(path))} is damaged \(.+\); .+\n", err), err
+            path.write_bytes(kept)
+    for path in files:
+        if not path.name.startswith("events."):
+            kept = path.read_bytes()
+            path.unlink()
+            assert main(["--resume", "--run_dir", "run"]) == 2, path
+            assert "is missing" in capsys.readouterr().err or path.name == "config.yaml"
+            path.write_bytes(kept)
+    assert main(["--verify", "run"]) == 0
+
+
+def test_tensorboards_files_may_be_removed(monkeypatch):
+    interrupted(monkeypatch)
+    (events,) = Path("run").glob("events.*")
+    events.unlink()
+    assert start("run", "--resume") == 0
+    assert start("whole", *options("zoo")) == 0
+    assert results("run") == results("whole")
+
+
+def test_a_flipped_bit_in_a_reference_is_found(capsys):
+    assert start("alone", *options("isolated")) == 0
+    flipped(Path("alone/summary.json"), 100)
+    assert start("run", *options("zoo"), "--isolated", "alone") == 2
+    assert "alone/summary.json is damaged" in capsys.readouterr().err
+
+
+def test_verify_names_every_damaged_file_and_what_is_not_of_the_run(capsys):
+    assert start("run", *options("zoo")) == 0
+    flipped(Path("run/predictions/member_001.safetensors"), 999)
+    Path("run/members/member_002.json").unlink()
+    Path("run/notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert main(["--verify", "run"]) == 2
+    out, err = capsys.readouterr()
+    assert "not part of the run: run/notes.txt" in out
+    assert "run/predictions/member_001.safetensors is damaged" in out
+    assert "members/member_001.safetensors and the data give it again" in out
+    assert "run/members/member_002.json is missing" in err
+    assert "(and 1 more)" in err
+
+
+def test_a_manifest_cannot_name_a_file_outside_the_run(capsys):
+    assert start("run", *options("zoo")) == 0
+    manifest = read_manifest(Path("run"))
+    for name in ("../d.yaml", "/etc/hostname", "members/../../d.yaml", "state/x/y"):
+        Path("run/manifest.json").write_bytes(Manifest(3, 3, 1.0, {**manifest.files, name: (1, "")}).content())
+        assert main(["--verify", "run"]) == 2
+        assert "is no file of a run" in capsys.readouterr().err
+
+
+def test_a_run_does_not_write_through_links(monkeypatch, capsys):
+    interrupted(monkeypatch)
+    shutil.move("run/members", "elsewhere")
+    Path("run/members").symlink_to(Path("elsewhere").resolve())
+    assert start("run", "--resume") == 2
+    assert "run/members is a link" in capsys.readouterr().err
+
+
+# One owner.
+
+
+def test_a_second_run_is_told_who_has_the_directory(capsys):
+    with locked(Path("run")):
+        assert start("run", *options("zoo")) == 2
+    assert re.fullmatch(
+        rf"modelzoo.py: --run_dir run is in use by host {socket.gethostname()}, process {os.getpid()}, "
+        r"since [-\d]+ [:\d]+; wait for it, or name another folder\n",
+        capsys.readouterr().err,
+    )
+    assert not Path("run", LOCK).exists()
+    assert start("run", *options("zoo")) == 0
+
+
+def test_the_lock_of_a_dead_process_is_taken_over():
+    program = "import sys, time\nfrom pathlib import Path\nfrom utils.lock import locked\n"
+    program += "with locked(Path('run')):\n    print('here', flush=True)\n    time.sleep(60)"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(PROJECT)}, stdout=subprocess.PIPE
+    )
+    assert owner.stdout.readline() == b"here\n"
+    with pytest.raises(UserError, match=f"process {owner.pid}"), locked(Path("run")):
+        pass
+    owner.kill()
+    owner.wait()
+    assert json.loads(Path("run", LOCK).read_text())["process"] == owner.pid
+    with locked(Path("run")):
+        assert json.loads(Path("run", LOCK).read_text())["process"] == os.getpid()
+
+
+def test_the_lock_of_another_machine_is_not_taken_over():
+    Path("run").mkdir()
+    Path("run", LOCK).write_text('{"host": "elsewhere", "process": 7, "since": "2026-01-01 00:00:00"}')
+    with (
+        pytest.raises(UserError, match=r"in use by host elsewhere, process 7, .*; if that has ended, remove run/.lock"),
+        locked(Path("run")),
+    ):
+        pass
+    assert Path("run", LOCK).exists()
+
+
+# Failing well.
+
+
+@pytest.mark.parametrize("method", ["zoo", "er"])
+def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(method, monkeypatch, capsys):
+    assert start("whole", *options(method)) == 0
+    sync = utils.files.os.fsync
+    for count in range(3, 200, 6):
+        shutil.rmtree("run", ignore_errors=True)
+        left = [count]
+
+        def full(file, left=left):
+            left[0] -= 1
+            if left[0] <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(file)
+
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr("utils.files.os.fsync", full)
+            code = start("run", *options(method))
+        if code == 0:
+            break
+        error = capsys.readouterr().err
+        assert code == 1
+        assert re.fullmatch(
+            r"modelzoo.py: run\S* cannot be written: No space left on device; when it can, go on with: "
+            r"python modelzoo.py --resume --run_dir run\n",
+            error,
+        ), error
+        assert not list(Path("run").rglob("*.partial"))
+        assert start("run", "--resume") == 0
+        assert results("run") == results("whole")
+    assert count > 20
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (lambda: torch.empty(1 << 50), "it asked for 4503599627370496 bytes more"),
+        (lambda: bytearray(1 << 62), "not enough memory for training; less"),
+        (lambda: __import__("numpy").empty(1 << 50), "it asked for 8.00 PiB more"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(action, words):
+    with (
+        pytest.raises(TrainingError, match="not enough memory for training") as error,
+        enough_memory("training", "less"),
+    ):
+        action()
+    assert words in str(error.value)
+    with pytest.raises(RuntimeError, match="something else"), enough_memory("training", "less"):
+        raise RuntimeError("something else")
+
+
+def test_a_run_that_lacks_memory_goes_on_later(monkeypatch, capsys):
+    evaluate, calls = modelzoo.evaluate, [0]
+
+    def hungry(*given):
+        calls[0] += 1
+        if calls[0] == 3:
+            torch.empty(1 << 50)
+        return evaluate(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modelzoo, "evaluate", hungry)
+        assert start("run", *options("zoo")) == 1
+    assert "a smaller batch or model in --hp_config needs less" in capsys.readouterr().err
+    assert start("run", "--resume") == 0
+
+
+def test_a_clock_that_jumps_changes_nothing(monkeypatch):
+    assert start("whole", *options("zoo")) == 0
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    monkeypatch.setattr(time, "time_ns", lambda: 10**18)
+    assert start("run", *options("zoo")) == 0
+    assert results("run") == results("whole")
+
+
+def test_the_second_signal_stops_at_once(monkeypatch, capsys):
+    def twice(self, *, epoch_ends=False):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.checkpoints.RunCheckpoints.due", twice)
+        assert start("run", *options("zoo")) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert start("run", "--resume") == 0
+
+
+def test_a_run_killed_before_it_has_begun_is_begun(monkeypatch):
+    for count in (1, 2):
+        shutil.rmtree("run", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            kill_at_write(patch, count)
+            with pytest.raises(Killed):
+                start("run", *options("zoo"))
+        assert start("run", *options("zoo"), "--resume") == 0
+
+
+# Its parts.
+
+
+@st.composite
+def trees(draw):
+    shape = draw(st.lists(st.integers(0, 3), max_size=4))
+    values = draw(st.integers(0, 2**16))
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(values))
+    tensor = tensor.permute(*draw(st.permutations(range(len(shape))))) if shape else tensor
+    kind = draw(st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16, torch.uint8]))
+    leaf = st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.just(tensor.to(kind))
+    )
+    keys = st.one_of(st.integers(), st.text(), st.tuples(st.integers(), st.text()))
+    return draw(
+        st.recursive(
+            leaf,
+            lambda part: st.one_of(
+                st.lists(part, max_size=3),
+                st.lists(part, max_size=3).map(tuple),
+                st.dictionaries(keys, part, max_size=3),
+            ),
+        )
+    )
+
+
+def alike(one, other):
+    if isinstance(one, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape
+        return same and torch.equal(one, other) and (one.numel() == 0 or one.stride() == other.stride())
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(alike(one[key], other[key]) for key in one)
+    return type(one) is type(other) and one == other
+
+
+@settings(max_examples=60, deadline=None)
+@given(trees())
+def test_a_tree_comes_back_as_it_was(tree):
+    assert alike(tree, from_bytes(to_bytes(tree), CPU))
+
+
+def test_a_tree_has_no_place_for_anything_else():
+    with pytest.raises(TypeError, match="object is no part of a state"):
+        to_bytes({"x": [object()]})
+    for content in (b"", b"x" * 100, to_bytes([1])[:-1], b"\xff" * 8 + b"{}"):
+        with pytest.raises(ValueError, match="not a saved state"):
+            from_bytes(content, CPU)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 63, 64, 65, 200])
+def test_skipped_replays_are_those_that_would_have_come(count):
+    stream = toy_stream(2)
+
+    def made():
+        parts = [
+            Replays(Mixture([(task.id, task.train_eval)]), stream.spec, 3, generator(0, task.id), augment=True)
+            for task in stream.tasks
+        ]
+        return parts[0], Joined([parts[1]])
+
+    for asked, skipping in zip(made(), made(), strict=True):
+        for _ in range(count):
+            next(asked)
+        skipping.skip(count)
+        for _ in range(70):
+            one, other = next(asked), next(skipping)
+            assert torch.equal(one.inputs, other.inputs)
+            assert torch.equal(one.targets, other.targets)
+
+
+def test_the_configuration_of_a_run_is_read_back_as_it_was():
+    assert start("run", *options("zoo")) == 0
+    plain = yaml.safe_load(Path("run/config.yaml").read_text())
+    for key, value, words in [
+        ("samples", "8", "samples is '8'"), ("seed", -1, "seed is -1"), ("continual", "yes", "continual is 'yes'"),
+        ("dataset", [], "dataset must hold"), ("method", "zo", "unknown method 'zo'"), ("method", 3, "method is 3"),
+        ("hyper", {"model": "conv", "lr": "x"}, "hyper: lr is 'x'"), ("settings", {"a": 1}, "unknown key 'a'"),
+    ]:  # fmt: skip
+        Path("other").mkdir()
+        Path("other/config.yaml").write_text(yaml.safe_dump({**plain, key: value}))
+        with pytest.raises(UserError, match=re.escape(words)):
+            modelzoo.prepare_and_run(modelzoo.parse(["--resume", "--run_dir", "other"]))
+        shutil.rmtree("other")
