@@ -157,7 +157,7 @@ def run(
         directory.add_episode(facts, [*before, *rows])
         monitor.episode_ends(facts, rows)
         members = directory.manifest.members + len(method.fresh)
-        state = {part: to_bytes(tree) for part, tree in method.state_dict().items()}
+        state = {part: None if tree is None else to_bytes(tree) for part, tree in method.state_dict().items()}
         directory.commit(episode.number, members, checkpoints.seconds(), state)
         checkpoints.stop_if_asked()
     summary = {

@@ -127,7 +127,10 @@ class Method(ABC):
         """What is held now."""
 
     def state_dict(self) -> dict[str, Tree]:
-        """All that the method needs to go on after this episode, by part; a part that is the same is not saved anew."""
+        """All that the method needs to go on after this episode, by part.
+
+        A part is None if it is what it was when this was last called: so the cost need not grow with the stream.
+        """
         return {
             "method": {name: getattr(self, name) for name in self.lasting},
             "fits": {task: (count, score.loss, score.accuracy) for task, (count, score) in self.fits.items()},

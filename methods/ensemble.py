@@ -22,9 +22,11 @@ class PredictionCache:
 
     def __init__(self) -> None:
         self._means: dict[tuple[int, str], tuple[Tensor, float, int]] = {}
+        self._changed: set[tuple[int, str]] = set()  # since the last state_dict
 
     def add(self, task_id: int, split: str, probabilities: Tensor, weight: float) -> None:
         """Count one more member; `probabilities`: [N, C] on the fixed examples of that split."""
+        self._changed.add((task_id, split))
         if (task_id, split) not in self._means:
             self._means[task_id, split] = probabilities.clone(), weight, 1
             return
@@ -39,12 +41,18 @@ class PredictionCache:
 
     def restrict(self, task_id: int, split: str, positions: Tensor) -> None:
         """Go on with the examples at `positions` only."""
+        self._changed.add((task_id, split))
         mean, weights, members = self._means[task_id, split]
         self._means[task_id, split] = mean[positions.to(mean.device)], weights, members
 
     def state_dict(self) -> dict[str, Tree]:
-        """A part for each task and split: most stay the same from episode to episode."""
-        return {f"task_{task}_{split}": (task, split, *mean) for (task, split), mean in self._means.items()}
+        """A part for each task and split; None for those that are as they were when this was last called."""
+        parts = {
+            f"task_{task}_{split}": (task, split, *mean) if (task, split) in self._changed else None
+            for (task, split), mean in self._means.items()
+        }
+        self._changed.clear()
+        return parts
 
     def load_state_dict(self, state: Mapping[str, Tree]) -> None:
         """Go on from what `state_dict` returned; other parts are left alone."""

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,13 @@ class RunDirectory:
         self._write("episodes.csv", self._episodes.add([_line(facts)]))
         self._write("metrics.csv", self._metrics.add(new))
 
-    def commit(self, episode: int, members: int, seconds: float, state: Mapping[str, bytes]) -> None:
+    def commit(self, episode: int, members: int, seconds: float, state: Mapping[str, bytes | None]) -> None:
         """The episode is complete, and everything that was written belongs to the run.
 
         Args:
             members: how many networks were saved so far.
             seconds: that the run has taken so far.
-            state: part -> what is needed to go on; parts that are as before are not written again.
+            state: part -> what is needed to go on; None for parts that are as before.
         """
         self._replace_state({f"state/{part}-": content for part, content in state.items()}, lambda name: True)
         self._commit(episode, members, seconds)
@@ -195,9 +195,12 @@ class RunDirectory:
         write_bytes(self.path / name, content)
         self._files[name] = _entry(content)
 
-    def _replace_state(self, parts: Mapping[str, bytes], replaced: Any) -> None:
+    def _replace_state(self, parts: Mapping[str, bytes | None], replaced: Callable[[str], bool]) -> None:
         old = {name for name in self._files if name.startswith("state/") and replaced(name)}
         for prefix, content in parts.items():
+            if content is None:
+                old -= {name for name in old if name.startswith(prefix)}
+                continue
             entry = _entry(content)
             name = f"{prefix}{entry.sha256[:_HASH]}.safetensors"
             if self._files.get(name) != entry:

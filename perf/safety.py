@@ -1,0 +1,116 @@
+"""What it costs that nothing can be lost: a run as it is, against one without all that protects it.
+
+    python perf/safety.py [--repeats 5] [--device cuda]
+
+Without: no state to go on from, no manifest, no checksums, no lock, no fingerprint of the data, no flush to the
+disk, no look at the clock in every step. Whole runs through the command line, in turn; wall time. The second figure
+has training saved every second besides, which by default happens every ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from common import CIFAR_WRN, DIGITS, PROJECT, Case, in_turn, ratio, title, use, write_configs
+
+import modelzoo
+from datasets.task import TaskStream
+from methods.base import Method
+from methods.ensemble import Ensemble
+from utils.checkpoints import RunCheckpoints
+from utils.compute import pick_device
+from utils.manifest import Entry
+from utils.run_directory import RunDirectory
+
+STREAM = [[10 * task + digit for digit in range(10)] for task in range(10)]
+
+
+def unprotected(stack: ExitStack) -> None:
+    """Take the protection away."""
+    off = [
+        (Ensemble, "state_dict", lambda self: {}),
+        (Method, "state_dict", lambda self: {}),
+        (RunDirectory, "_commit", lambda self, *_: None),
+        (RunCheckpoints, "due", lambda self, *, epoch_ends=False: False),
+        (TaskStream, "fingerprint", lambda self: ""),
+    ]
+    for owner, name, instead in off:
+        stack.enter_context(patch.object(owner, name, instead))
+    stack.enter_context(patch("utils.files.os.fsync", lambda file: None))
+    stack.enter_context(patch("utils.run_directory._entry", lambda content: Entry(0, "")))
+    stack.enter_context(patch("modelzoo.locked", lambda path, option: contextlib.nullcontext()))
+
+
+def seconds(case: Case, epochs: int, options: list[str], protected: bool, minutes: str) -> float:
+    """Wall time of a run."""
+    use(case, permuted=True)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=PROJECT))
+        configs = write_configs(Path(folder), case, STREAM)
+        if not protected:
+            unprotected(stack)
+            Path(folder, "run").mkdir()
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        begin = time.perf_counter()
+        code = modelzoo.main([*configs, "--continual", "--quiet", "--epochs", str(epochs), "--run_dir", f"{folder}/run",
+                              "--checkpoint_minutes", minutes, *options])  # fmt: skip
+        if code:
+            raise SystemExit(code)
+        return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
+    given = parser.parse_args()
+    device = pick_device(given.device)
+    print(f"A zoo of ten tasks. {title(device)}")
+    print(f"SHA-256 {sha_speed():.1f} GB/s, a file of 100 kB flushed to the disk in {flush():.1f} ms")
+    print("case                        seconds  with / without  saved every second")
+    for name, case, epochs, options in (
+        ("digits, conv, 20 epochs", DIGITS, 20, ["--samples", "10"]),
+        ("CIFAR, WRN-16-4, 2 epochs", CIFAR_WRN, 2, ["--samples", "8", "--tasks_per_round", "3"]),
+    ):
+        measures = [
+            lambda c=case, e=epochs, o=options, p=protected, m=minutes: seconds(
+                c, e, [*o, "--device", str(device)], p, m
+            )
+            for protected, minutes in ((False, "10"), (True, "10"), (True, str(1 / 60)))
+        ]
+        in_turn(measures, 1)
+        without, protected, often = in_turn(measures, given.repeats)
+        print(f"{name:<27} {min(protected):>7.1f}  {ratio(protected, without):>14.3f}  {ratio(often, without):>18.3f}")
+
+
+def sha_speed() -> float:
+    """Of one core."""
+    content = torch.zeros(1 << 26, dtype=torch.uint8).numpy().data
+    begin = time.perf_counter()
+    hashlib.sha256(content)
+    return (1 << 26) / (time.perf_counter() - begin) / 1e9
+
+
+def flush() -> float:
+    """Milliseconds for a file to be on the disk."""
+    from utils.files import write_bytes
+
+    with tempfile.TemporaryDirectory(dir=PROJECT) as folder:
+        begin = time.perf_counter()
+        for number in range(20):
+            write_bytes(Path(folder, str(number)), b"x" * 100_000)
+        return (time.perf_counter() - begin) / 20 * 1e3
+
+
+if __name__ == "__main__":
+    main()
