@@ -46,7 +46,8 @@ def _described(tree: Tree, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, Tensor):
         name = str(len(tensors))
         # Fused optimizers want a momentum to lie in memory as its parameter does.
-        strides = None if tree.is_contiguous() or not _dense(tree.shape, tree.stride()) else list(tree.stride())
+        usual = tree.stride() == torch.empty(tree.shape, device="meta").stride()
+        strides = None if usual or not _dense(tree.shape, tree.stride()) else list(tree.stride())
         tensors[name] = tree.detach().cpu().contiguous()
         if tree.device.type == "cpu" and tensors[name].data_ptr() == tree.data_ptr():
             tensors[name] = tensors[name].clone()  # safetensors refuses tensors that share memory
