@@ -23,7 +23,10 @@ def fetch(name: str, data_dir: Path, wanted: Sequence[Path], note: str = "") -> 
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):
-            getattr(datasets, name)(str(data_dir), download=True)
+            kind = getattr(datasets, name)
+            loader = kind.__new__(kind)  # its constructor would also unpickle what it has downloaded
+            loader.root = str(data_dir)
+            loader.download()
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         files = ", ".join(path.name for path in wanted)

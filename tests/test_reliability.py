@@ -30,6 +30,7 @@ from utils.errors import TrainingError, UserError
 from utils.lock import LOCK, locked
 from utils.manifest import Manifest, read_manifest
 from utils.seeding import generator
+from utils.torchvision_ops import declare_missing_operators
 from utils.trees import from_bytes, to_bytes
 
 PROJECT = Path(__file__).parent.parent
@@ -203,6 +204,21 @@ def test_a_run_does_not_write_through_links(monkeypatch, capsys):
     Path("run/members").symlink_to(Path("elsewhere").resolve())
     assert start("run", "--resume") == 2
     assert "run/members is a link" in capsys.readouterr().err
+
+
+def test_what_was_downloaded_is_not_unpickled_by_others(monkeypatch, capsys):
+    def hostile(url, root, filename, md5):
+        folder = Path(root, "cifar-10-batches-py")
+        folder.mkdir(parents=True)
+        for number in (1, 2, 3, 4, 5):
+            (folder / f"data_batch_{number}").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+        (folder / "test_batch").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+
+    declare_missing_operators()
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", hostile)
+    assert start("run", "--data_config", str(PROJECT / "config/dataset/split_cifar10.yaml")) == 2
+    assert "wants to run os.system" in capsys.readouterr().err
+    assert not Path("canary").exists()
 
 
 # One owner.
