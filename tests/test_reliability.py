@@ -208,10 +208,10 @@ def test_a_run_does_not_write_through_links(monkeypatch, capsys):
 
 def test_what_was_downloaded_is_not_unpickled_by_others(monkeypatch, capsys):
     def hostile(url, root, filename, md5):
-        folder = Path(root, "cifar-10-batches-py")
-        folder.mkdir(parents=True)
+        batches = Path(root, "cifar-10-batches-py")
+        batches.mkdir(parents=True)
         for number in (1, 2, 3, 4, 5):
-            (folder / f"data_batch_{number}").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+            (batches / f"data_batch_{number}").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
         (folder / "test_batch").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
 
     declare_missing_operators()
