@@ -23,7 +23,7 @@ import utils.files
 from datasets.task import Mixture
 from methods.training import Joined, Replays
 from modelzoo import main
-from tests.test_resume import Killed, folder, kill_at_write, options, results, start, stop_after  # noqa: F401
+from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
 from tests.toys import toy_stream
 from utils.compute import enough_memory
 from utils.errors import TrainingError, UserError
@@ -35,6 +35,12 @@ from utils.trees import from_bytes, to_bytes
 
 PROJECT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_configs()
 
 
 def interrupted(monkeypatch, method="zoo", steps=14):
@@ -212,7 +218,7 @@ def test_what_was_downloaded_is_not_unpickled_by_others(monkeypatch, capsys):
         batches.mkdir(parents=True)
         for number in (1, 2, 3, 4, 5):
             (batches / f"data_batch_{number}").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
-        (folder / "test_batch").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+        (batches / "test_batch").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
 
     declare_missing_operators()
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", hostile)

@@ -23,13 +23,16 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """The current directory, with a stream of three tasks."""
+def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    write_configs()
+
+
+def write_configs():
+    """A stream of three tasks, into the current directory."""
     tasks = [[0, 1], [10, 11, 12], [22, 23]]
     Path("d.yaml").write_text(yaml.safe_dump({"dataset": "rotated_digits", "tasks": tasks}))
     Path("h.yaml").write_text("{model: conv, batch: 8, epochs: 3}")
-    return tmp_path
 
 
 def options(method):
