@@ -305,11 +305,18 @@ def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(method, monkey
     assert count > 20
 
 
+def gpu_is_full():
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB"
+    )
+
+
 @pytest.mark.parametrize(
     ("action", "words"),
     [
         (lambda: torch.empty(1 << 50), "it asked for 4503599627370496 bytes more"),
         (lambda: bytearray(1 << 62), "not enough memory for training; less"),
+        (gpu_is_full, "it asked for 20.00 MiB more"),
         (lambda: __import__("numpy").empty(1 << 50), "it asked for 8.00 PiB more"),
     ],
 )
