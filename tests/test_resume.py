@@ -119,6 +119,29 @@ def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
     same_as("run", "whole")
 
 
+@pytest.mark.parametrize("kept", range(4))
+def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
+    assert start("whole", *options("er")) == 0
+    unlink, seen = Path.unlink, [0]
+
+    def counted(path, **how):
+        if path.parent.name == "state" and Path("run/summary.json").exists():
+            seen[0] += 1
+            if seen[0] > kept:
+                raise Killed
+        unlink(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", counted)
+        if kept < 3:
+            with pytest.raises(Killed):
+                start("run", *options("er"))
+        else:
+            assert start("run", *options("er")) == 0
+    assert start("run", "--resume") == 0
+    same_as("run", "whole")
+
+
 @pytest.mark.parametrize(("method", "every"), [("zoo", 2), ("isolated", 7), ("derpp", 7), ("packnet", 7), ("joint", 3)])
 def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
     """tests/torture.py kills runs everywhere."""

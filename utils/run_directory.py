@@ -93,8 +93,10 @@ class RunDirectory:
                 if GROWING.fullmatch(name) and (path / name).stat().st_size > manifest.files[name].size:
                     with open(path / name, "r+b") as file:
                         file.truncate(manifest.files[name].size)
-            for folder in _FOLDERS[: 2 if manifest.finished else 3]:
+            for folder in _FOLDERS:
                 (path / folder).mkdir(exist_ok=True)
+            if manifest.finished:
+                (path / "state").rmdir()
             return cls(path, manifest)
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
@@ -283,7 +285,7 @@ def _trace(entry: Path) -> bool:
 def _ours(path: Path, entry: Path) -> bool:
     """Whether a file can only be from an interrupted commit: what people put beside a run is left alone."""
     if entry.parent != path:
-        return entry.name.startswith(("member_", *("method", "task", _TRAINING))) or entry.name.endswith(PARTIAL)
+        return entry.parent.name == "state" or entry.name.startswith("member_")
     return bool(GROWING.fullmatch(entry.name)) or entry.name.endswith(PARTIAL) or entry.name == "summary.json"
 
 
