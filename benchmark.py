@@ -31,6 +31,7 @@ from utils.errors import UserError, unknown
 from utils.jobs import Ended, Job, run_jobs
 from utils.lock import locked
 from utils.options import CHOICES, KEPT, Parser, driver_options, parse
+from utils.run_directory import holds_run
 from utils.store import Run, check_run, read_config, write_tables
 from utils.tables import READING
 
@@ -371,7 +372,8 @@ def job(run: Run, store: Path, share: int) -> Job:
     """The command of a run; `share`: threads, unless the grid gives them."""
     threads = run.config.threads or share
     command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet"]
-    if run.config.threads is None:
+    # An interrupted run goes on with as many threads as it was begun with.
+    if run.config.threads is None and not holds_run(run.directory):
         command.append(f"--threads={threads}")
     command.append("--resume")  # where it was interrupted, if it was
     return Job(run.name, command, {"OMP_NUM_THREADS": str(threads)}, store / "logs" / f"{run.name}.log")

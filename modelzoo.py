@@ -7,6 +7,7 @@ rows -> run directory (facts) -> summary, final table, TensorBoard (derived)
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -26,7 +27,7 @@ from methods.base import Learned, Method, Setting
 from methods.steps import Compute
 from methods.training import choose_launch
 from net import build_net, count_parameters
-from utils.checkpoints import RunCheckpoints, load_state
+from utils.checkpoints import RunCheckpoints, ending_on_sigterm, fits, load_state
 from utils.compute import (
     describe_device,
     enough_memory,
@@ -42,8 +43,8 @@ from utils.errors import SignalError, TrainingError, UserError
 from utils.lock import locked
 from utils.manifest import verify
 from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, TensorBoard
-from utils.options import Invocation, parse
-from utils.resume import check_same_data, resumed
+from utils.options import Invocation, check_contradictions, parse
+from utils.resume import check_same_data, compared_with, resumed
 from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
 from utils.seeding import seeded
 from utils.summary import final_table, load_isolated, summarize
@@ -72,6 +73,7 @@ def prepare_and_run(invocation: Invocation) -> None:
     """Check everything that can be wrong before anything is trained or written, then run."""
     begin, path = time.perf_counter(), invocation.run_dir
     with ExitStack() as stack:
+        stack.enter_context(ending_on_sigterm())
         resumes = invocation.resume and holds_run(path)
         if resumes:
             stack.enter_context(locked(path, "--run_dir "))
@@ -80,10 +82,13 @@ def prepare_and_run(invocation: Invocation) -> None:
             config = invocation.config
             check_saved(config, path / CONFIG)
             if summary := read_summary(path):
+                if invocation.isolated and invocation.isolated.absolute() != compared_with(saved):
+                    raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
                 RunDirectory.reopen(path)
                 print(final_table(summary))
                 return
         else:
+            check_contradictions(invocation.given)
             check_method(invocation.config, invocation.given)
             config = with_settings(invocation.config, invocation.method_config)
             check_free(path, invocation.overwrite)
@@ -182,11 +187,8 @@ def go_on(method: Method, directory: RunDirectory, episodes: Sequence[Episode]) 
     """
     device = method.compute.device
     state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
-    try:
+    with fits(str(directory.path)):
         method.load_state_dict(state, episodes)
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{directory.path / 'state'} does not fit the run ({reason}); use --overwrite") from None
 
 
 def verify_run(path: Path) -> int:
@@ -210,6 +212,11 @@ def writable(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
+        raise TrainingError(
+            f"nobody reads the output any more (broken pipe); go on with: {resuming_command(path)}"
+        ) from None
     except OSError as error:
         raise TrainingError(
             f"{error.filename or path} cannot be written: {error.strerror or error}; "
@@ -328,7 +335,10 @@ def resolve(
     plain = asdict(config)
     plain["dataset"]["tasks"] = [{**task, "classes": list(task["classes"])} for task in plain["dataset"]["tasks"]]
     plain |= {"data_dir": str(config.data_dir), "device": str(device), "precision": "bf16" if bf16 else "fp32"}
-    plain |= {"threads": torch.get_num_threads(), "compared_with": None if isolated is None else str(isolated)}
+    plain |= {
+        "threads": torch.get_num_threads(),
+        "compared_with": None if isolated is None else str(isolated.absolute()),
+    }
     return {"stream": config.stream, **plain, "data_sha256": stream.fingerprint(), **provenance()}
 
 

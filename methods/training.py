@@ -18,7 +18,7 @@ from torch import Tensor
 from datasets.task import Examples, Mixture, StreamSpec, TrainSource
 from methods.steps import WARM_UP, Batch, Compute, GradientSteps, Rule, make_optimizer
 from net.multihead import MultiHead
-from utils.checkpoints import Checkpoints
+from utils.checkpoints import Checkpoints, fits
 from utils.config import HyperConfig
 from utils.errors import TrainingError
 from utils.monitor import Monitor
@@ -218,12 +218,14 @@ def train_member(
     rng, file = generator(seed, *name, "data"), "_".join(map(str, name))
     saved = checkpoints.found(file) or {}
     if "stats" in saved:
-        net.load_state_dict(saved["net"])
-        net.eval()
-        stats = TrainingStats(**saved["stats"])
+        with fits(file):
+            net.load_state_dict(saved["net"])
+            net.eval()
+            stats = TrainingStats(**saved["stats"])
         monitor.member_begins(hyper.epochs, stats.examples, hyper.epochs)
         return stats
-    place = Place(**saved["place"]) if saved else Place()
+    with fits(file):
+        place = Place(**saved["place"]) if saved else Place()
     first = place.epoch
     rule.begin(net.train())
     begin = time.perf_counter() - place.seconds
@@ -245,12 +247,13 @@ def train_member(
                 steps = GradientSteps(net, spec, hyper, compute, hyper.epochs * math.ceil(count / hyper.batch), rule)
                 monitor.member_begins(hyper.epochs, count, epoch - 1)
                 if saved:
-                    net.load_state_dict(saved["net"])
-                    steps.restore(saved["steps"])
-                    rule.restore(saved["rule"])
-                    if past is not None:
-                        past.skip(steps.done)
-                    restore_random_state(saved["random"], compute.device)
+                    with fits(file):
+                        net.load_state_dict(saved["net"])
+                        steps.restore(saved["steps"])
+                        rule.restore(saved["rule"])
+                        if past is not None:
+                            past.skip(steps.done)
+                        restore_random_state(saved["random"], compute.device)
             fresh = islice(batches(data, spec, hyper.batch, rng, augment=augment), place.batch, None)
             for batch in fresh if past is None else with_replay(fresh, past):
                 steps(batch)
@@ -277,7 +280,11 @@ def train_member(
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """Of torch's global generators, which draw dropout."""
     state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
 
 
 def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
@@ -285,6 +292,8 @@ def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> N
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type == "mps":
+        torch.mps.set_rng_state(state["mps"])
 
 
 def choose_launch(

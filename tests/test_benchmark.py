@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -395,7 +396,7 @@ def test_an_interrupted_run_is_gone_on_with(here):
     grid = write_grid(seeds=1)
     prepare(grid)
     grid.runs[0].directory.mkdir(parents=True)
-    Path(grid.runs[0].directory, "config.yaml").write_text("{}")
+    shutil.copy(Path("prepared", grid.runs[0].name, "config.yaml"), grid.runs[0].directory)
     assert command() == 0
     assert all("--resume" in line.split() for line in Path("started").read_text().splitlines())
     assert results()[grid.runs[0].name]["status"] == "finished"
@@ -528,7 +529,7 @@ def test_a_damaged_run_is_named(here, capsys):
     finish(run)
     Path(run.directory, "summary.json").write_text("{")
     assert command() == 2
-    assert f"{run.directory} is not a finished run" in capsys.readouterr().err
+    assert f"{run.directory} is damaged" in capsys.readouterr().err
 
 
 def test_a_directory_that_is_no_run_is_not_replaced(here, capsys):

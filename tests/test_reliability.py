@@ -26,6 +26,7 @@ from modelzoo import main
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
 from tests.toys import toy_stream
 from utils.compute import enough_memory
+from utils.config import parse_yaml
 from utils.errors import TrainingError, UserError
 from utils.lock import LOCK, locked
 from utils.manifest import Manifest, read_manifest
@@ -123,6 +124,64 @@ def test_other_data_are_refused(monkeypatch, capsys):
     assert "the data are not those that run was begun with" in capsys.readouterr().err
 
 
+def test_options_that_contradict_each_other_are_refused_when_a_run_is_begun(capsys):
+    assert start("run", "--resume", "--replay_frac", "0.5") == 2
+    assert "add --continual" in capsys.readouterr().err
+
+
+def test_a_run_of_another_commit_is_warned_of(monkeypatch, capsys):
+    interrupted(monkeypatch)
+    made = modelzoo.provenance()
+    monkeypatch.setattr(modelzoo, "provenance", lambda: {**made, "commit": "abc"})
+    capsys.readouterr()
+    assert start("run", "--resume") == 0
+    assert "goes on with abc: not the same to the bit" in capsys.readouterr().err
+
+
+def test_files_of_people_are_left_alone(monkeypatch):
+    interrupted(monkeypatch)
+    mine = ["members/member_000.onnx", "members/task_notes.txt", "download.partial", "figures/a.png", "state/x.txt"]
+    for name in mine:
+        Path("run", name).parent.mkdir(exist_ok=True)
+        Path("run", name).write_text("mine")
+    Path("run/members/member_009.safetensors").write_text("half-done")
+    Path("run/metrics.csv.partial").write_text("half-done")
+    assert start("run", "--resume") == 0
+    assert start("run", "--resume") == 0
+    assert all(Path("run", name).exists() for name in mine)
+    assert not Path("run/members/member_009.safetensors").exists()
+    assert not Path("run/metrics.csv.partial").exists()
+
+
+def test_overwriting_that_was_killed_is_never_gone_on_with_the_old_options(monkeypatch):
+    assert start("run", *options("zoo")) == 0
+    for count in (1, 1.5, 2):
+        with monkeypatch.context() as patch:
+            kill_at_write(patch, count)
+            with pytest.raises(Killed):
+                start("run", *options("er"), "--overwrite")
+        if start("run", "--resume") == 0:
+            assert json.loads(Path("run/summary.json").read_text())["method"] == "er"
+        assert start("run", *options("zoo"), "--overwrite") == 0
+
+
+def test_a_text_like_a_number_comes_back_as_a_text():
+    values = {"classes": ["1e5", "1.5e3", "yes", "2020-01-01", "0x1f", 1e5, 1e-5]}
+    assert parse_yaml("x", utils.files.yaml_bytes(values).decode()) == values
+
+
+def test_output_that_nobody_reads_ends_with_one_line():
+    given = [part for part in options("zoo") if part != "--quiet"]
+    command = [sys.executable, str(PROJECT / "modelzoo.py"), *given, "--run_dir", "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    told = process.stderr.read()
+    assert process.wait() in (0, 1)
+    assert "Traceback" not in told
+    assert len(told.splitlines()) == (process.returncode == 1)
+
+
 # Integrity.
 
 
@@ -159,7 +218,7 @@ def test_a_flipped_bit_in_any_file_is_found(whole, monkeypatch, capsys):
             kept = path.read_bytes()
             path.unlink()
             assert main(["--resume", "--run_dir", "run"]) == 2, path
-            assert "is missing" in capsys.readouterr().err or path.name == "config.yaml"
+            assert re.search("is missing|has no manifest|not a run", capsys.readouterr().err)
             path.write_bytes(kept)
     assert main(["--verify", "run"]) == 0
 
@@ -364,7 +423,7 @@ def test_the_second_signal_stops_at_once(monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("utils.checkpoints.RunCheckpoints.due", twice)
         assert start("run", *options("zoo")) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "stopped by SIGINT" in capsys.readouterr().err
     assert start("run", "--resume") == 0
 
 

@@ -142,12 +142,14 @@ def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
     same_as("run", "whole")
 
 
-@pytest.mark.parametrize(("method", "every"), [("zoo", 2), ("isolated", 7), ("derpp", 7), ("packnet", 7), ("joint", 3)])
+@pytest.mark.parametrize(
+    ("method", "every"), [("zoo", 3), ("isolated", 13), ("derpp", 13), ("packnet", 13), ("joint", 5)]
+)
 def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
     """tests/torture.py kills runs everywhere."""
     given = [*options(method), "--checkpoint_minutes", "0"]
     assert start("whole", *given) == 0
-    for count in (1, 1.5, 2, 2.5, *range(3, 200, every)):
+    for count in (1, 1.5, 2, 2.5, *(n / 2 for n in range(6, 400, every))):
         shutil.rmtree("run", ignore_errors=True)
         with monkeypatch.context() as patch:
             kill_at_write(patch, count)

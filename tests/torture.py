@@ -230,6 +230,7 @@ def main() -> None:
     }  # fmt: skip
     parser.add_argument("way", choices=ways)
     parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat one case")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -238,7 +239,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "references").mkdir()
         reference = Reference(Path(place) / "references")
-        cases = range(options.cases) if options.only is None else [options.only]
+        cases = range(options.first, options.first + options.cases) if options.only is None else [options.only]
         for number in cases:
             rng = random.Random(f"{options.way}/{number}")
             name, minutes = list(METHODS)[number % len(METHODS)], rng.choice(MINUTES)

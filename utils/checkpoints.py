@@ -94,7 +94,7 @@ class RunCheckpoints(Checkpoints):
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self._signal:
-                raise KeyboardInterrupt
+                raise SignalError(number)
             self._signal = number
 
         try:
@@ -107,6 +107,33 @@ class RunCheckpoints(Checkpoints):
 
     def _wait(self) -> None:
         self._next = time.monotonic() + 60 * self._minutes
+
+
+@contextlib.contextmanager
+def fits(place: str) -> Iterator[None]:
+    """
+    Raises:
+        UserError: a saved state is not one of this run.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the state saved of {place} does not fit the run ({reason}); use --overwrite") from None
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is done here like any error, so that locks are released."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SignalError(number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def load_state(content: bytes, device: torch.device, place: str) -> Tree:

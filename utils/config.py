@@ -6,7 +6,6 @@ The command line wins over the hyperparameter YAML, which wins over the defaults
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError, unknown
+from utils.files import NUMBER
 
 
 @dataclass(frozen=True)
@@ -309,10 +309,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which PyYAML follows, takes 1e-5 (no dot) for text; people write it for a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
 def load_settings(path: str, known: Known, stream: str) -> dict[str, Any]:

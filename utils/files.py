@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,18 @@ def json_bytes(content: Mapping[str, Any]) -> bytes:
 
 def yaml_bytes(content: Mapping[str, Any]) -> bytes:
     """Block-style YAML in the order given."""
-    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100).encode()
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100).encode()
+
+
+# YAML 1.1, which PyYAML follows, takes 1e-5 (no dot) for text; people write it for a number.
+NUMBER = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text like 1e-5 between quotation marks."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
 class CsvText:

@@ -10,7 +10,9 @@ from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SECONDS_TO_END = 5  # between asking a process to end and ending it
+# Between asking a process to end and ending it: a run saves what it is at. Ctrl-C comes to this process only, which
+# asks once; another Ctrl-C ends all.
+_SECONDS_TO_END = 60
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def run_jobs(jobs: Iterable[Job], at_a_time: int, lock: int) -> Generator[Ended,
                 with open(job.log, "wb") as log:
                     child = subprocess.Popen(
                         job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                        env={**os.environ, **job.environment}, pass_fds=(lock,),
+                        env={**os.environ, **job.environment}, pass_fds=(lock,), start_new_session=True,
                     )  # fmt: skip
                 running.append((job, child, time.perf_counter()))
             ended = [entry for entry in running if entry[1].poll() is not None]

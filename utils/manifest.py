@@ -80,7 +80,9 @@ def read_manifest(run: Path) -> Manifest | None:
         return Manifest(int(numbers[0]), int(numbers[1]), float(numbers[2]), files)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(
             f"{path} is damaged ({error}); the files it lists cannot be checked without it: run again with --overwrite"
         ) from None

@@ -132,7 +132,7 @@ class Console(Monitor):
                 self._close_bar()
             return
         now = time.perf_counter()
-        if now - self._last_line >= self._plain_seconds and epoch < self._epochs:
+        if now - self._last_line >= self._plain_seconds and epoch < self._epochs and self._done:
             self._last_line = now
             rate = self._done / (now - self._begin)
             left = (self._total - self._done) / rate

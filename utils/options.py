@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -146,7 +146,13 @@ def parse(argv: Sequence[str] | None) -> Invocation:
         if name in given and given[name] not in choices:
             raise UserError(f"--{name}: {unknown(name, given[name], choices)}")
     minutes = numbers.pop("checkpoint_minutes", 10.0)
-    _contradictions(given)
+    if "resume" in given and "overwrite" in given:
+        raise UserError("--resume and --overwrite contradict each other; leave one out")
+    if "verify" in given and len(given) > 1:
+        other = next(name for name in given if name != "verify")
+        raise UserError(f"--verify only checks a run; leave --{other} out")
+    if "resume" not in given:
+        check_contradictions(given)
     dataset = load_dataset_config(given.get("data_config", str(_DATA_CONFIG)))
     hyper = load_hyper_config(given.get("hp_config", str(_HP_CONFIG)), {"epochs": numbers.pop("epochs", None)})
     texts: dict[str, Any] = {
@@ -182,12 +188,12 @@ def _number(name: str, text: str) -> int | float:
     return check_range(f"--{name}", name, value)  # type: ignore[no-any-return]
 
 
-def _contradictions(given: dict[str, object]) -> None:
-    if "resume" in given and "overwrite" in given:
-        raise UserError("--resume and --overwrite contradict each other; leave one out")
-    if "verify" in given and len(given) > 1:
-        other = next(name for name in given if name != "verify")
-        raise UserError(f"--verify only checks a run; leave --{other} out")
+def check_contradictions(given: Collection[str]) -> None:
+    """Of a run that is begun; one that is gone on with has been checked.
+
+    Raises:
+        UserError: two options do not go together.
+    """
     kept = [name for name in KEPT if name in given]
     if len(kept) > 1:
         raise UserError(f"--{kept[0]} and --{kept[1]} are two ways to say the same; leave one out")

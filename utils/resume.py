@@ -35,10 +35,13 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
         )
     if _FREE in invocation.given:
         config = replace(config, data_dir=invocation.config.data_dir)
+    return replace(invocation, config=config, isolated=invocation.isolated or compared_with(saved))
+
+
+def compared_with(saved: Mapping[str, Any]) -> Path | None:
+    """The isolated run that an interrupted run was to be compared with."""
     reference = saved.get("compared_with")
-    if invocation.isolated is None and isinstance(reference, str):
-        return replace(invocation, config=config, isolated=Path(reference))
-    return replace(invocation, config=config)
+    return Path(reference) if isinstance(reference, str) else None
 
 
 def _differs(name: str, invocation: Invocation, config: RunConfig) -> bool:
@@ -47,7 +50,7 @@ def _differs(name: str, invocation: Invocation, config: RunConfig) -> bool:
     if name == "data_config":
         return replace(asked.dataset, path="") != replace(config.dataset, path="")
     if name == "hp_config":
-        return replace(asked.hyper, path="", epochs=1) != replace(config.hyper, path="", epochs=1)
+        return replace(asked.hyper, path="") != replace(config.hyper, path="")
     if name == "epochs":
         return asked.hyper.epochs != config.hyper.epochs
     if name == "no_augment":
@@ -69,13 +72,16 @@ def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[s
     Raises:
         UserError: the data have changed.
     """
-    if saved.get("data_sha256") != resolved["data_sha256"]:
+    if "data_sha256" not in saved:
+        raise UserError(f"{run_dir} was begun by an older version, which could not go on; begin anew with --overwrite")
+    if saved["data_sha256"] != resolved["data_sha256"]:
         raise UserError(
             f"{resolved['data_dir']}: the data are not those that {run_dir} was begun with (data_sha256 in its "
             f"{CONFIG}); put them back, or begin anew with --overwrite"
         )
     versions = saved.get("versions")
-    for name, version in resolved["versions"].items():
-        before = versions.get(name) if isinstance(versions, dict) else None
+    before_all = {**(versions if isinstance(versions, dict) else {}), "commit": saved.get("commit")}
+    for name, version in {**resolved["versions"], "commit": resolved["commit"]}.items():
+        before = before_all.get(name)
         if before != version:
             print(f"begun with {name} {before}, goes on with {version}: not the same to the bit", file=sys.stderr)

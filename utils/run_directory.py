@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, fields, replace
@@ -29,6 +30,10 @@ from utils.monitor import EpisodeFacts, Row
 CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
 _TRAINING = "training-"  # in state/: training under way; other files there belong to the last complete episode
+_OWN = re.compile(
+    r"config\.yaml|manifest\.json|summary\.json|(members|predictions)/member_\d{3,}\.(safetensors|json)"
+    r"|state/[A-Za-z0-9_-]+\.safetensors"
+)
 _HASH = 16  # of its checksum in the name of a file in state/, so that the old and the new one can lie side by side
 
 
@@ -58,10 +63,12 @@ class RunDirectory:
             UserError: the folder cannot be written.
         """
         try:
-            # First what makes it a run, so that one that is half removed is never taken for one.
-            (path / MANIFEST).unlink(missing_ok=True)
-            _remove(entry for entry in path.iterdir() if entry.name not in (CONFIG, LOCK))
+            # First what makes it a run, so that one that is half removed is never taken for one; with the new
+            # config.yaml before the rest goes, the old options are never gone on with.
+            for name in (MANIFEST, "summary.json"):
+                (path / name).unlink(missing_ok=True)
             write_bytes(path / CONFIG, yaml_bytes(config))
+            _remove(entry for entry in path.iterdir() if entry.name not in (CONFIG, LOCK))
             return cls._opened(path, {CONFIG: _entry(yaml_bytes(config))})
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
@@ -85,7 +92,8 @@ class RunDirectory:
             if (path / folder).is_symlink():
                 raise UserError(f"{path / folder} is a link; a run keeps its files in its own directory")
         try:
-            leftovers = [entry for folder in (path, *(path / name for name in _FOLDERS)) for entry in folder.glob("*")
+            folders = [path / "state"] if manifest.finished else [path, *(path / name for name in _FOLDERS)]
+            leftovers = [entry for folder in folders for entry in folder.glob("*")
                          if not entry.is_dir() and _ours(path, entry)
                          and entry.relative_to(path).as_posix() not in manifest.files]  # fmt: skip
             _remove(leftovers)
@@ -96,7 +104,8 @@ class RunDirectory:
             for folder in _FOLDERS:
                 (path / folder).mkdir(exist_ok=True)
             if manifest.finished:
-                (path / "state").rmdir()
+                with contextlib.suppress(OSError):  # something else lies there
+                    (path / "state").rmdir()
             return cls(path, manifest)
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
@@ -250,6 +259,8 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         UserError: it is damaged.
     """
     manifest = read_manifest(path)
+    if manifest is None and (path / "summary.json").exists():
+        raise UserError(f"{path} has no {MANIFEST}: it was made by an older version, or is damaged; run it again")
     if manifest is None or not manifest.finished:
         return None
     return dict(json.loads(checked(path, manifest, "summary.json")))
@@ -284,9 +295,8 @@ def _trace(entry: Path) -> bool:
 
 def _ours(path: Path, entry: Path) -> bool:
     """Whether a file can only be from an interrupted commit: what people put beside a run is left alone."""
-    if entry.parent != path:
-        return entry.parent.name == "state" or entry.name.startswith("member_")
-    return bool(GROWING.fullmatch(entry.name)) or entry.name.endswith(PARTIAL) or entry.name == "summary.json"
+    name = entry.relative_to(path).as_posix().removesuffix(PARTIAL)
+    return bool(_OWN.fullmatch(name) or GROWING.fullmatch(name))
 
 
 def _remove(entries: Iterable[Path]) -> None:

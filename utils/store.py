@@ -16,7 +16,8 @@ from utils import metrics
 from utils.config import RunConfig
 from utils.errors import UserError
 from utils.files import CsvText, write_bytes
-from utils.run_directory import CONFIG, check_free
+from utils.manifest import read_manifest
+from utils.run_directory import CONFIG, check_free, holds_run
 from utils.tables import LEDGER, METRICS, Table, Values, latex, markdown
 
 # Of config.yaml, what may differ between the runs of a table: they change where and how fast, not what is learned.
@@ -55,18 +56,21 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """What is needed to go on is removed last."""
-        return self.summary.exists() and not (self.directory / "state").exists()
+        """A summary.json that is not committed yet does not count."""
+        if not self.summary.exists():
+            return False
+        manifest = read_manifest(self.directory)
+        return manifest is None or manifest.finished
 
 
 def check_run(run: Run, grid: str) -> None:
-    """A finished run must be the one that the grid asks for, an unfinished one may be replaced.
+    """A run that is there must be the one that the grid asks for, whether it is finished or to be gone on with.
 
     Raises:
         UserError: names the run and what differs.
     """
-    if not run.finished:
-        check_free(run.directory, overwrite=True)
+    if not holds_run(run.directory):
+        check_free(run.directory, overwrite=False)
         return
     asked = dict(_flat(json.loads(json.dumps(asdict(run.config), default=str))))  # tuples are lists in YAML
     config = read_config(run)
@@ -90,17 +94,18 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def read_config(run: Run) -> dict[str, Any]:
-    """config.yaml of a finished run, whose summary.json is tried too.
+    """config.yaml of a run, whose summary.json is tried too if it is finished.
 
     Raises:
         UserError: one of them is missing or damaged.
     """
     try:
-        json.loads(run.summary.read_text())["per_task_acc"]
+        if run.finished:
+            json.loads(run.summary.read_text())["per_task_acc"]
         config = yaml.load((run.directory / CONFIG).read_text(), _LOADER)
         return dict(config)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{run.directory} is not a finished run ({error}); remove it") from None
+        raise UserError(f"{run.directory} is damaged ({error}); remove it") from None
 
 
 def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], options: str, command: str) -> None:
