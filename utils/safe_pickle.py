@@ -163,8 +163,8 @@ def load_pickle(path: Path) -> Any:
         UserError: the file is damaged, cut short, or names something that is not an array or a plain container.
     """
     try:
-        if not path.is_file():
-            raise UserError(f"{path} is not a file; get it again from its source")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} cannot be read: it is not a file")
         with open(path, "rb") as file:
             return _Unpickler(file, path.stat().st_size).load()
     except _Forbidden as error:
