@@ -38,6 +38,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -351,7 +352,7 @@ def mistyped(content: bytes, rng: random.Random) -> tuple[bytes, str]:
     text = content.decode(errors="replace")
     how = rng.choice(["word"] * 6 + ["line", "insert", "insert", "encoding", "damage", "damage"])
     if how == "word":
-        words = list(re.finditer(r"[\w.\"'-]+", text)) or [re.compile("").search(text)]
+        words = list(re.finditer(r"[\w.\"'-]+", text)) or [*re.finditer("$", text)]
         word = rng.choice(words)
         value = odd_value(rng)
         new = rng.choice(
@@ -525,7 +526,6 @@ _TOUCH = f"open({CANARY!r}, 'w').close()"
 def gadgets() -> list[Any]:
     import builtins
     import subprocess
-    from functools import partial, reduce
 
     return [
         Hostile(), Pointers(), Objects(), Gadget(os.system, (f"touch {CANARY}",)), Gadget(eval, (_TOUCH,)),
@@ -889,6 +889,11 @@ def prepare(name: str) -> None:
         raise RuntimeError(f"{name}: exit code {code}")
 
 
+def prepare_and_tell(name: str, send: Callable[[object], None]) -> None:
+    prepare(name)
+    send(name)
+
+
 def prepared(name: str) -> Files:
     """Its files, in the folder `run`."""
     return {**STREAM, **PREPARED[name]}
@@ -1144,7 +1149,7 @@ def store(rng: random.Random) -> Case:
     if rng.random() < 0.8 and not path.endswith(MANIFEST):
         files[f"{folder}/{MANIFEST}"] = fitted(files, manifest, folder)
     if rng.random() < 0.1:
-        files[path] = rng.choice([Link("/dev/zero"), Link("missing"), Folder()])
+        files[path] = rng.choice([Link("/dev/zero"), Link("missing"), Folder()])  # type: ignore[assignment]
         told = repr(files[path])
     arguments = ["--config", "g.yaml", "--store", "run", "--tables_only"]
     return Case("", 0, arguments, files, "benchmark", f"{path}: {told}")
@@ -1436,7 +1441,7 @@ def run_batch(todo: Sequence[tuple[str, int]], folder: Path) -> Iterable[Answer]
     os.close(pipe)
     if begun is not None:
         how = f"hangs for more than {SECONDS} s" if not ready else f"ended by signal {status & 127}"
-        yield Answer(*begun, "none", how, SECONDS)  # type: ignore[misc]
+        yield Answer(*begun, "none", how, SECONDS)  # type: ignore[misc,call-arg]
 
 
 def warm_up(folder: Path) -> None:
@@ -1461,7 +1466,7 @@ def warm_up(folder: Path) -> None:
         for name in MADE_WITH:
             (folder / name).mkdir()
             os.chdir(folder / name)
-            process, pipe = in_child(lambda send, name=name: (prepare(name), send(name))[1])
+            process, pipe = in_child(partial(prepare_and_tell, name))
             if not os.read(pipe, 100):
                 return
             os.waitpid(process, 0)
