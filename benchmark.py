@@ -27,7 +27,7 @@ from methods import METHOD_OPTIONS, METHODS, check_method, with_settings
 from net import TRUNKS
 from utils.compute import pick_device, runs_in_bf16
 from utils.config import RANGES, Range, check_range, load_dataset_config, load_hyper_config, load_yaml
-from utils.errors import UserError, unknown
+from utils.errors import UserError, one_line, unknown
 from utils.jobs import Ended, Job, run_jobs
 from utils.lock import locked
 from utils.options import CHOICES, KEPT, Parser, driver_options, parse
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return benchmark(arguments(argv))
     except UserError as error:
-        print("benchmark.py: " + " ".join(str(error).split()), file=sys.stderr)
+        print(f"benchmark.py: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("benchmark.py: interrupted; the same command goes on with the runs that remain", file=sys.stderr)

@@ -27,7 +27,7 @@ from methods.base import Learned, Method, Setting
 from methods.steps import Compute
 from methods.training import choose_launch
 from net import build_net, count_parameters
-from utils.checkpoints import RunCheckpoints, ending_on_sigterm, fits, load_state
+from utils.checkpoints import RunCheckpoints, ending_on_sigterm, load_state
 from utils.compute import (
     describe_device,
     enough_memory,
@@ -39,7 +39,7 @@ from utils.compute import (
     runs_in_bf16,
 )
 from utils.config import RunConfig
-from utils.errors import SignalError, TrainingError, UserError
+from utils.errors import SignalError, TrainingError, UserError, one_line
 from utils.lock import locked
 from utils.manifest import verify
 from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, TensorBoard
@@ -47,7 +47,7 @@ from utils.options import Invocation, check_contradictions, parse
 from utils.resume import check_same_data, compared_with, resumed
 from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
 from utils.seeding import seeded
-from utils.summary import final_table, load_isolated, summarize
+from utils.summary import final_table, load_isolated, saved_table, summarize
 from utils.trees import to_bytes
 
 
@@ -85,7 +85,7 @@ def prepare_and_run(invocation: Invocation) -> None:
                 if invocation.isolated and invocation.isolated.absolute() != compared_with(saved):
                     raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
                 RunDirectory.reopen(path)
-                print(final_table(summary))
+                print(saved_table(path, summary))
                 return
         else:
             check_contradictions(invocation.given)
@@ -116,8 +116,10 @@ def prepare_and_run(invocation: Invocation) -> None:
             directory = RunDirectory.reopen(path) if resumes else RunDirectory.begin(path, resolved)
             stack.callback(directory.close)
             done, before = directory.manifest.episode, directory.manifest.seconds
+            if resumes:
+                stack.enter_context(fitting(path))
             if done:
-                go_on(method, directory, schedule(config, stream)[:done])
+                go_on(method, directory, schedule(config, stream))
             checkpoints = RunCheckpoints(
                 directory, invocation.checkpoint_minutes, lambda: before + time.perf_counter() - begin, device
             )
@@ -180,27 +182,48 @@ def is_last(row: Row, episode: int) -> bool:
 
 
 def go_on(method: Method, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
-    """Bring a method to where it was after these episodes.
+    """Bring a method to where it was when it was interrupted; `episodes`: all of the run."""
+    device, done = method.compute.device, directory.manifest.episode
+    seen = [task.id for episode in episodes for task in episode.new]
+    measured = {(row.episode, row.task) for row in directory.rows if row.split == "test" and row.episode}
+    expected = {
+        (number, task) for number in range(1, min(done, len(episodes)) + 1)
+        for task in (seen[:number] if method.config.continual else seen)
+    }  # fmt: skip
+    if done > len(episodes) or len(directory.episodes) != done or measured != expected:
+        raise ValueError(f"the measurements are not those of {done} of {len(episodes)} episodes")
+    state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
+    method.load_state_dict(state, episodes[:done])
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """While a run is gone on with: what was saved is taken to be right until it is used.
 
     Raises:
         UserError: what was saved does not belong to this run.
     """
-    device = method.compute.device
-    state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
-    with fits(str(directory.path)):
-        method.load_state_dict(state, episodes)
+    try:
+        yield
+    except (UserError, TrainingError, SignalError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{path}: what was saved does not fit the run ({reason}); begin anew with --overwrite"
+        ) from None
 
 
 def verify_run(path: Path) -> int:
     """Print what is wrong with the files of a run; exit code 0 if nothing is."""
     wrong, others = verify(path)
     for name in others:
-        print(f"not part of the run: {path / name}")
+        print(one_line(f"not part of the run: {path / name}"))
     for line in wrong[1:]:
-        print(line)
+        print(one_line(line))
     if wrong:
         return _fail(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""), 2)
-    print(f"{path}: all files are as they were written")
+    print(f"{one_line(path)}: all files are as they were written")
     return 0
 
 
@@ -361,7 +384,7 @@ def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tupl
 
 
 def _fail(reason: object, code: int) -> int:
-    print("modelzoo.py: " + " ".join(line.strip() for line in str(reason).splitlines()), file=sys.stderr)
+    print(f"modelzoo.py: {one_line(reason)}", file=sys.stderr)
     return code
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,6 +28,8 @@ from utils.errors import UserError
 from utils.files import read_tensors, tensor_bytes, write_bytes
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
+_MOST_PIXELS = 1 << 26
 _SPLITS = ("train", "test")
 
 
@@ -82,14 +86,16 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
     cache = data_dir / "cache" / f"{root.name}-{size}x{size}-{key}.safetensors"
     fingerprint = torch.frombuffer(bytearray(_fingerprint(root, everything)), dtype=torch.uint8)
+    labels = torch.tensor([number for _, number in everything])
     try:
-        stored = read_tensors(cache)
-        fresh = torch.equal(stored["fingerprint"], fingerprint)
-    except (OSError, SafetensorError, KeyError):
+        stored = read_tensors(cache) if cache.is_file() else {}
+        fresh = torch.equal(stored["fingerprint"], fingerprint) and torch.equal(stored["labels"], labels)
+        fresh = fresh and stored["pixels"].shape == (len(labels), 3, size, size)
+        fresh = fresh and stored["pixels"].dtype == torch.uint8
+    except (OSError, SafetensorError, KeyError, RuntimeError):
         fresh = False
     if not fresh:
         pixels = _decode_all([path for path, _ in everything], size)
-        labels = torch.tensor([number for _, number in everything])
         stored = {"pixels": pixels, "labels": labels, "fingerprint": fingerprint}
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +115,8 @@ def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> bytes:
             status = path.stat()
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a file; remove it")
         facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).digest()
 
@@ -120,7 +128,8 @@ def _decode_all(paths: Sequence[Path], size: int) -> torch.Tensor:
     def decode(position: int) -> None:
         pixels[position] = decode_image(paths[position], size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # Pillow's: of metadata that nothing here reads
         for _ in pool.map(decode, range(len(paths))):
             pass
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
@@ -133,7 +142,9 @@ def decode_image(path: Path, size: int) -> np.ndarray:
         UserError: the file is not an image that can be read; names it.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
+            if file.width * file.height > _MOST_PIXELS:  # nothing was decoded yet
+                raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
             # Pillow clips 16-bit grey instead of scaling it, which would turn nearly everything white.
             deep = file.mode.startswith("I;16")
             image = (Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file).convert("RGB")

@@ -49,16 +49,20 @@ def _read(path: Path) -> list[tuple[str, np.ndarray]]:
     classes = content.get("class_dict") if isinstance(content, dict) else None
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_SIDE, _SIDE, 3):
         raise UserError(f"{path} must hold 'image_data', bytes of shape [N, 84, 84, 3]; get the file again")
-    if not isinstance(classes, dict) or not classes:
+    if not isinstance(classes, dict) or not classes or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{path} must hold 'class_dict', the image numbers of each class; get the file again")
-    blocks = []
+    blocks, listed_images = [], 0
     for name, numbers in classes.items():
-        numbers = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
+        if isinstance(numbers, np.ndarray) and numbers.size <= len(images):
+            numbers = numbers.tolist()
         listed = isinstance(numbers, list) and all(isinstance(i, int) and 0 <= i < len(images) for i in numbers)
         if not listed or len(numbers) < 2:
             raise UserError(
                 f"{path}: class {name!r} of 'class_dict' must list at least two image numbers below {len(images)}"
             )
+        listed_images += len(numbers)
+        if listed_images > len(images):
+            raise UserError(f"{path}: 'class_dict' names more than the {len(images)} images; get the file again")
         blocks.append((numbers[0], str(name), numbers))
     return [(name, images[rows]) for _, name, rows in sorted(blocks, key=lambda block: block[0])]
 

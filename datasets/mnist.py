@@ -20,6 +20,7 @@ from utils.errors import UserError
 
 _NAMES = tuple("0123456789")
 _SIDE = 28
+_LARGEST = 1 << 28  # bytes of an IDX file; MNIST has 47 million
 _CROP = ImagePreprocess(padding=4, flip=False)
 # Once the pixels are permuted, a shift is no longer a shift of the digit.
 _NO_CROP = ImagePreprocess(padding=0, flip=False)
@@ -76,11 +77,16 @@ def read_idx(path: Path) -> Tensor:
         UserError: not an IDX file of bytes, or shorter or longer than its header says.
     """
     source = path if path.exists() else _gzipped(path)
+    if not source.is_file():
+        raise UserError(f"{source} is not a file; delete it and get it again")
     try:
-        content = source.read_bytes()
-        content = gzip.decompress(content) if source.suffix == ".gz" else content
+        # Never more than what is admitted: a few bytes of a gzipped file can stand for gigabytes.
+        with gzip.open(source) if source.suffix == ".gz" else open(source, "rb") as file:
+            content = file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{source} is damaged or cut short ({error}); delete it and get it again") from None
+    if len(content) > _LARGEST:
+        raise UserError(f"{source} holds more than {_LARGEST >> 20} MiB, which MNIST does not; get it again")
     # Two zeros, 8 for unsigned bytes, the number of dimensions; then each dimension as a big-endian int32.
     dims = content[3] if len(content) > 3 else 0
     header = 4 + 4 * dims

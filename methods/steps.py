@@ -200,6 +200,8 @@ class GradientSteps:
     def restore(self, state: Tree) -> None:
         """Go on from what `state` returned."""
         self.done = state["done"]
+        if not 0 <= self.done <= self._steps:
+            raise ValueError(f"{self.done} of {self._steps} steps")
         self._loss.copy_(state["loss"])
         for parameter, values in zip(self._parameters(), state["optimizer"], strict=True):
             if values:

@@ -18,7 +18,7 @@ from torch import Tensor
 from datasets.task import Examples, Mixture, StreamSpec, TrainSource
 from methods.steps import WARM_UP, Batch, Compute, GradientSteps, Rule, make_optimizer
 from net.multihead import MultiHead
-from utils.checkpoints import Checkpoints, fits
+from utils.checkpoints import Checkpoints
 from utils.config import HyperConfig
 from utils.errors import TrainingError
 from utils.monitor import Monitor
@@ -218,14 +218,12 @@ def train_member(
     rng, file = generator(seed, *name, "data"), "_".join(map(str, name))
     saved = checkpoints.found(file) or {}
     if "stats" in saved:
-        with fits(file):
-            net.load_state_dict(saved["net"])
-            net.eval()
-            stats = TrainingStats(**saved["stats"])
+        net.load_state_dict(saved["net"])
+        net.eval()
+        stats = TrainingStats(**saved["stats"])
         monitor.member_begins(hyper.epochs, stats.examples, hyper.epochs)
         return stats
-    with fits(file):
-        place = Place(**saved["place"]) if saved else Place()
+    place = Place(**saved["place"]) if saved else Place()
     first = place.epoch
     rule.begin(net.train())
     begin = time.perf_counter() - place.seconds
@@ -247,13 +245,12 @@ def train_member(
                 steps = GradientSteps(net, spec, hyper, compute, hyper.epochs * math.ceil(count / hyper.batch), rule)
                 monitor.member_begins(hyper.epochs, count, epoch - 1)
                 if saved:
-                    with fits(file):
-                        net.load_state_dict(saved["net"])
-                        steps.restore(saved["steps"])
-                        rule.restore(saved["rule"])
-                        if past is not None:
-                            past.skip(steps.done)
-                        restore_random_state(saved["random"], compute.device)
+                    net.load_state_dict(saved["net"])
+                    steps.restore(saved["steps"])
+                    rule.restore(saved["rule"])
+                    if past is not None:
+                        past.skip(steps.done)
+                    restore_random_state(saved["random"], compute.device)
             fresh = islice(batches(data, spec, hyper.batch, rng, augment=augment), place.batch, None)
             for batch in fresh if past is None else with_replay(fresh, past):
                 steps(batch)

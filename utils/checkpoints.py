@@ -110,19 +110,6 @@ class RunCheckpoints(Checkpoints):
 
 
 @contextlib.contextmanager
-def fits(place: str) -> Iterator[None]:
-    """
-    Raises:
-        UserError: a saved state is not one of this run.
-    """
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the state saved of {place} does not fit the run ({reason}); use --overwrite") from None
-
-
-@contextlib.contextmanager
 def ending_on_sigterm() -> Iterator[None]:
     """SIGTERM ends what is done here like any error, so that locks are released."""
 

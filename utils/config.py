@@ -119,6 +119,7 @@ Known = Mapping[str, Range | Sequence[str] | None]
 _HUGE = 2**63
 _LARGEST_YAML = 16 << 20  # bytes
 _DEEPEST_YAML = 32
+_LONGEST_VALUE = 3000  # characters; Python refuses to print numbers that are not much longer
 RANGES = {
     "epochs": Range(1, 10**6),
     # Batch normalisation cannot normalise one value a channel.
@@ -360,9 +361,10 @@ def load_yaml(path: str) -> dict[str, Any]:
         UserError: names the file and, where it can, the line.
     """
     try:
-        if Path(path).stat().st_size > _LARGEST_YAML:
+        with open(path, encoding="utf-8") as file:
+            content = file.read(_LARGEST_YAML + 1)
+        if len(content) > _LARGEST_YAML:
             raise UserError(f"{path} is larger than {_LARGEST_YAML >> 20} MiB, which no configuration is")
-        content = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         folder = Path(path).parent
         known = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
@@ -372,29 +374,46 @@ def load_yaml(path: str) -> dict[str, Any]:
     return parse_yaml(path, content)
 
 
-def parse_yaml(path: str, text: str) -> dict[str, Any]:
-    """The keys and values of the text of a YAML file; neither anchors nor deep nesting.
+def parse_yaml(path: str, text: str, loader: Any = None) -> dict[str, Any]:
+    """The keys and values of the text of a YAML file; neither anchors nor deep nesting nor endless numbers.
+
+    Args:
+        loader: one of PyYAML's safe ones.
 
     Raises:
         UserError: names the file and, where it can, the line.
     """
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=loader or yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise UserError(f"{path} has an anchor (&) or an alias (*); write the values out")
+            if isinstance(event, yaml.ScalarEvent) and (len(event.value) > _LONGEST_VALUE or _halved(event.value)):
+                what = "a value that is too long" if len(event.value) > _LONGEST_VALUE else "half a character"
+                raise UserError(f"{path} has {what} in line {event.start_mark.line + 1}")  # type: ignore[union-attr]
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _DEEPEST_YAML:
                 raise UserError(f"{path} is nested too deeply")
-        content = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        content = yaml.load(text, Loader=loader or _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         raise UserError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', None) or error}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
-    except (ValueError, AttributeError, TypeError, OverflowError) as error:  # from PyYAML's dates and numbers
+    except (
+        ValueError,
+        AttributeError,
+        TypeError,
+        LookupError,
+        OverflowError,
+    ) as error:  # from PyYAML's dates and numbers
         raise UserError(f"{path} is not valid YAML: a value cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, such as 'dataset: cifar100'")
     return content
+
+
+def _halved(text: str) -> bool:
+    """Whether a text has a surrogate, which no file can be written with."""
+    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -6,6 +6,8 @@ import difflib
 import signal
 from collections.abc import Iterable
 
+_LONGEST = 5000  # a line; a path may have 4096
+
 
 class UserError(Exception):
     """The input is wrong: what, in which file and key, and what would be right. Exit code 2."""
@@ -21,6 +23,15 @@ class SignalError(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+
+
+def one_line(text: object) -> str:
+    """For the terminal: on one line, and what is no character to be seen as its number. Names of files are not to be
+    trusted: they may hold what clears a screen or hides a word.
+    """
+    line = " ".join(str(text).split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} [...] {shown[-_LONGEST // 2 :]}"
 
 
 def unknown(kind: str, name: object, known: Iterable[str], list_limit: int = 30) -> str:

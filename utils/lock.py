@@ -76,7 +76,7 @@ def _holder(lock: int) -> dict[str, object]:
     try:
         content = json.loads(os.pread(lock, 4096, 0))
         return content if isinstance(content, dict) else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +66,9 @@ def read_manifest(run: Path) -> Manifest | None:
     """
     path = run / MANIFEST
     try:
-        if path.stat().st_size > 1 << 28:
-            raise ValueError("it is too large")
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > 1 << 28:
+            raise ValueError("it is too large, or no ordinary file")
         content = json.loads(path.read_bytes())
         stated = content.pop("sha256")
         if stated != _own_sum(content):
@@ -75,9 +78,10 @@ def read_manifest(run: Path) -> Manifest | None:
             if not _NAME.fullmatch(name) or not isinstance(entry.size, int) or not isinstance(entry.sha256, str):
                 raise ValueError(f"{name!r} is no file of a run")
         numbers = [content["episode"], content["members"], content["seconds"]]
-        if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
+        whole = all(type(number) is int and 0 <= number < 1 << 32 for number in numbers[:2])
+        if not whole or not isinstance(numbers[2], (int, float)) or not 0 <= numbers[2] < math.inf:
             raise ValueError("it does not say how far the run has come")
-        return Manifest(int(numbers[0]), int(numbers[1]), float(numbers[2]), files)
+        return Manifest(numbers[0], numbers[1], float(numbers[2]), files)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -98,9 +102,11 @@ def checked(run: Path, manifest: Manifest, name: str) -> bytes:
     if entry is None:
         raise UserError(f"{path} is not in {MANIFEST}: it does not belong to the run")
     try:
-        size = path.lstat().st_size
-        exact = manifest.finished or not GROWING.fullmatch(name)
-        if path.is_symlink() or size < entry.size or (exact and size > entry.size):
+        status = path.lstat()
+        size, exact = status.st_size, manifest.finished or not GROWING.fullmatch(name)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no ordinary file")
+        if size < entry.size or (exact and size > entry.size):
             raise ValueError(f"has {size:,} bytes instead of {entry.size:,}")
         with open(path, "rb") as file:
             content = file.read(entry.size)

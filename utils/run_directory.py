@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +25,7 @@ from utils.config import load_yaml, parse_yaml
 from utils.errors import UserError
 from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 from utils.lock import LOCK
-from utils.manifest import EVENTS, GROWING, MANIFEST, Entry, Manifest, checked, read_manifest
+from utils.manifest import EVENTS, GROWING, MANIFEST, Entry, Manifest, checked, read_manifest, remedy
 from utils.monitor import EpisodeFacts, Row
 
 CONFIG = "config.yaml"
@@ -109,7 +110,7 @@ class RunDirectory:
             return cls(path, manifest)
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:
             raise UserError(f"{path}: metrics.csv or episodes.csv is damaged ({error})") from None
 
     @classmethod
@@ -249,7 +250,10 @@ def read_config(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     if manifest is None:
         return load_yaml(str(path / CONFIG))
-    return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode())
+    try:
+        return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path / CONFIG} is damaged ({error}); {remedy(CONFIG)}") from None
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
@@ -263,7 +267,10 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} has no {MANIFEST}: it was made by an older version, or is damaged; run it again")
     if manifest is None or not manifest.finished:
         return None
-    return dict(json.loads(checked(path, manifest, "summary.json")))
+    try:
+        return dict(json.loads(checked(path, manifest, "summary.json")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path / 'summary.json'} is damaged ({error}); {remedy('summary.json')}") from None
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -330,6 +337,7 @@ def _facts(line: Mapping[str, str]) -> EpisodeFacts:
         for name, value in numbers.items() if name not in ("tasks", "sampling_weights")
     }  # fmt: skip
     tasks = [int(task) for task in line["tasks"].split()]
+    _check_finite(given[name] for name in _REAL)
     return EpisodeFacts(tasks=tasks, sampling_weights={int(t): float(w) for t, w in weights.items()}, **given)
 
 
@@ -337,5 +345,12 @@ _REAL = ("seconds", "train_seconds", "images_per_second", "train_loss")
 
 
 def _row(line: Mapping[str, str]) -> Row:
-    return Row(int(line["episode"]), int(line["task"]), line["task_name"], line["split"], int(line["n"]),
-               float(line["loss"]), float(line["accuracy"]))  # fmt: skip
+    row = Row(int(line["episode"]), int(line["task"]), line["task_name"], line["split"], int(line["n"]),
+              float(line["loss"]), float(line["accuracy"]))  # fmt: skip
+    _check_finite([row.loss, row.accuracy])
+    return row
+
+
+def _check_finite(numbers: Iterable[float]) -> None:
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a number is not finite")

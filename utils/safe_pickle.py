@@ -11,8 +11,9 @@ import pickle
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from utils.errors import UserError
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
     """What Python 3 writes for bytes in an old pickle protocol; no other codec is looked up."""
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"the codec {encoding!r} is not admitted")
+        what = repr(encoding) if isinstance(encoding, str) else type(encoding).__name__
+        raise pickle.UnpicklingError(f"the codec {what} is not admitted")
     return text.encode("latin1")
 
 
@@ -41,7 +43,8 @@ class _Kind:
 
     def __init__(self, code: str, align: object = False, copy: object = False) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[biufcSU][0-9]{1,5}", code):
-            raise pickle.UnpicklingError(f"arrays of {code!r} are not admitted")
+            what = repr(code) if isinstance(code, str) else type(code).__name__
+            raise pickle.UnpicklingError(f"arrays of {what} are not admitted")
         self._code, self._order = code, "|"
 
     def __setstate__(self, state: Any) -> None:
@@ -80,6 +83,8 @@ def _frombuffer(raw: Any, kind: Any, shape: Any, order: Any, axis_order: Any = N
 
 
 def _scalar(kind: Any, raw: Any) -> Any:
+    if len(raw) > 1000:  # each is a copy, and the same bytes can be named again and again
+        raise pickle.UnpicklingError("the description of a number is damaged")
     return _shaped(kind, raw, (), "C")[()]
 
 
@@ -105,11 +110,50 @@ class _Forbidden(pickle.UnpicklingError):
 
 
 class _Unpickler(pickle._Unpickler):  # in Python: in C, four bytes of a damaged file can ask for 64 GB
+    """What it makes is limited as well: one byte is enough for a new container, four for a second copy of all bytes."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__(file, encoding="latin1")
+        self._operations, self._copied, self._size = 0, 0, size
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
         try:
             return _ADMITTED[module, name]
         except KeyError:
             raise _Forbidden(f"{module}.{name}") from None
+
+    def _encode(self, text: str, encoding: str = "latin1") -> bytes:
+        self._copied += len(text)
+        if self._copied > self._size:
+            raise pickle.UnpicklingError("the same bytes are copied again and again")
+        return _latin1(text, encoding)
+
+    def count(self, code: int) -> None:
+        """Before every operation."""
+        self._operations += 1
+        if self._operations > _MOST_OPERATIONS:
+            raise pickle.UnpicklingError("it has too many parts")
+        keys = self.stack[-2:-1] if code == pickle.SETITEM[0] else self.stack  # type: ignore[attr-defined]
+        if code in (pickle.SETITEMS[0], pickle.DICT[0]):
+            keys = keys[::2]
+        # Tuples in tuples in tuples: it would take for ever to compare or hash them.
+        if code in _HASHING and not all(key is None or isinstance(key, (str, bytes, int, float)) for key in keys):
+            raise pickle.UnpicklingError("only texts and numbers are admitted as keys")
+
+
+def _counted(code: int, load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(unpickler: Any) -> None:
+        unpickler.count(code)
+        load(unpickler)
+
+    return counted
+
+
+_MOST_OPERATIONS = 2_000_000  # CIFAR-100 takes 300,000
+_HASHING = {op[0] for op in (pickle.SETITEM, pickle.SETITEMS, pickle.DICT, pickle.ADDITEMS, pickle.FROZENSET)}
+_Unpickler.dispatch = {code: _counted(code, load) for code, load in pickle._Unpickler.dispatch.items()}
 
 
 def load_pickle(path: Path) -> Any:
@@ -119,8 +163,10 @@ def load_pickle(path: Path) -> Any:
         UserError: the file is damaged, cut short, or names something that is not an array or a plain container.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} cannot be read: it is not a file")
         with open(path, "rb") as file:
-            return _Unpickler(file, encoding="latin1").load()
+            return _Unpickler(file, path.stat().st_size).load()
     except _Forbidden as error:
         raise UserError(
             f"{path} wants to run {error}, which no data file needs; it was not run: get the file again from its source"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -13,7 +14,7 @@ import numpy as np
 import yaml
 
 from utils import metrics
-from utils.config import RunConfig
+from utils.config import RunConfig, parse_yaml
 from utils.errors import UserError
 from utils.files import CsvText, write_bytes
 from utils.manifest import read_manifest
@@ -28,6 +29,7 @@ COLUMNS = (
     *(column.key for column in LEDGER), "members_per_prediction", "images_trained", "images_per_second",
     "total_seconds",
 )  # fmt: skip
+_LARGEST = 1 << 28  # bytes
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is ten times as fast
 
 
@@ -90,7 +92,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         elif key != "path" and key not in MACHINE:
-            yield prefix + key, value
+            yield f"{prefix}{key}", value
 
 
 def read_config(run: Run) -> dict[str, Any]:
@@ -99,13 +101,45 @@ def read_config(run: Run) -> dict[str, Any]:
     Raises:
         UserError: one of them is missing or damaged.
     """
+    if run.finished:
+        read_summary(run)
+    path = run.directory / CONFIG
+    return parse_yaml(str(path), _text(run, path), _LOADER)
+
+
+def read_summary(run: Run) -> dict[str, Any]:
+    """summary.json of a finished run, with figures where figures belong.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
-        if run.finished:
-            json.loads(run.summary.read_text())["per_task_acc"]
-        config = yaml.load((run.directory / CONFIG).read_text(), _LOADER)
-        return dict(config)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        summary = dict(json.loads(_text(run, run.summary)))
+        accuracies, learned = summary["per_task_acc"], summary.get("per_task_learning_acc")
+        numbers = [*accuracies, *(accuracies if learned is None else learned)]
+        numbers += [summary[key] for key in COLUMNS if summary.get(key) is not None]
+        if len(numbers) < 2 * len(accuracies) or not accuracies or not all(map(_is_figure, numbers)):
+            raise ValueError("a figure is missing, or is none")
+        return summary
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise UserError(f"{run.directory} is damaged ({error}); remove it") from None
+
+
+def _text(run: Run, path: Path) -> str:
+    """
+    Raises:
+        UserError: it is no ordinary file, or no text.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:
+            raise OSError(f"{path.name} is missing, or too large")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.directory} is damaged ({error}); remove it") from None
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], options: str, command: str) -> None:
@@ -144,7 +178,7 @@ def figures(runs: Sequence[Run]) -> dict[str, Values]:
     """By name, what each finished run has in its summary.json, and how it compares with isolated networks:
     gain_isolated and fwt_isolated (utils/metrics.py) against the isolated run with the same data, recipe and seed.
     """
-    summaries = {run.name: json.loads(run.summary.read_text()) for run in runs if run.finished}
+    summaries = {run.name: read_summary(run) for run in runs if run.finished}
     isolated = {
         reference(run): np.array(summaries[run.name]["per_task_acc"])
         for run in runs if run.name in summaries and run.config.method == "isolated"
@@ -183,7 +217,8 @@ def provenance_notes(runs: Sequence[Run]) -> list[str]:
         config = read_config(run)
         for key in ("device", "precision", "threads"):
             facts.setdefault(key, {})[str(config.get(key))] = None
-        for package, version in config.get("versions", {}).items():
+        versions = config.get("versions")
+        for package, version in versions.items() if isinstance(versions, dict) else ():
             facts.setdefault(package, {})[str(version)] = None
         commit = str(config.get("commit"))[:12] + " with changes" * bool(config.get("uncommitted_changes"))
         facts.setdefault("commit", {})[commit] = None

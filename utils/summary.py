@@ -11,6 +11,7 @@ import numpy as np
 
 from utils import metrics
 from utils.errors import UserError
+from utils.manifest import remedy
 from utils.monitor import Row
 from utils.run_directory import read_config, read_summary
 
@@ -100,6 +101,18 @@ def final_table(summary: dict[str, Any]) -> str:
     if summary["fwt_isolated"] is not None:
         lines.append(f"forward transfer   {summary['fwt_isolated']:+.4f}  right after its episode, against isolated")
     return "\n".join(lines)
+
+
+def saved_table(path: Path, summary: dict[str, Any]) -> str:
+    """The final table of a run that was finished before.
+
+    Raises:
+        UserError: its summary.json has not the figures.
+    """
+    try:
+        return final_table(summary)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path / 'summary.json'} is damaged ({error}); {remedy('summary.json')}") from None
 
 
 def _without_path(value: Any) -> Any:
