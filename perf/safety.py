@@ -80,7 +80,7 @@ def main() -> None:
     print("case                        seconds  with / without  saved every second")
     for name, case, epochs, options in (
         ("digits, conv, 20 epochs", DIGITS, 20, ["--samples", "10"]),
-        ("CIFAR, WRN-16-4, 2 epochs", CIFAR_WRN, 2, ["--samples", "8", "--tasks_per_round", "3"]),
+        ("CIFAR, WRN-16-4, 1 epoch", CIFAR_WRN, 1, ["--samples", "3", "--tasks_per_round", "2"]),
     ):
         measures = [
             lambda c=case, e=epochs, o=options, p=protected, m=minutes: seconds(

@@ -278,7 +278,7 @@ def test_without_files_and_network_the_error_says_which_files_go_where(
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no\nnetwork")
 
-    monkeypatch.setattr(torchvision.datasets, name, no_network)
+    monkeypatch.setattr(getattr(torchvision.datasets, name), "download", no_network)
     with pytest.raises(UserError) as error:
         stream(dataset, [[0, 1]], tmp_path)
     assert "\n" not in str(error.value)

@@ -143,7 +143,7 @@ def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "every"), [("zoo", 3), ("isolated", 13), ("derpp", 13), ("packnet", 13), ("joint", 5)]
+    ("method", "every"), [("zoo", 9), ("isolated", 29), ("derpp", 29), ("packnet", 29), ("joint", 9)]
 )
 def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
     """tests/torture.py kills runs everywhere."""
