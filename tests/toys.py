@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -81,13 +82,15 @@ def filled(budget: Budget, tasks: Sequence[Task], seed: int = 0, reservoir: bool
     return memory
 
 
-def run_toy(config: RunConfig, stream: TaskStream) -> tuple[Method, list[Learned], list[dict[int, Tensor]]]:
-    """Learn the whole stream; the predictions on every task seen, after every episode."""
+def run_toy(
+    config: RunConfig, stream: TaskStream, episodes: int | None = None
+) -> tuple[Method, list[Learned], list[dict[int, Tensor]]]:
+    """Learn the whole stream or its first episodes; the predictions on every task seen, after every episode."""
     method = build_method(Setting(config, stream.spec, CPU))
     rounds = config.rounds or len(stream.tasks)
-    episodes = stream.continual() if config.continual else stream.multitask(rounds)
+    every = stream.continual() if config.continual else stream.multitask(rounds)
     history, predictions = [], []
-    for episode in episodes:
+    for episode in islice(every, episodes):
         history.append(method.learn(episode, Monitor()))
         seen = stream.tasks[: episode.number] if config.continual else stream.tasks
         predictions.append({task.id: method.predict(task).clone() for task in seen})
