@@ -38,6 +38,7 @@ perf: install
 	$(BIN)/python perf/step_efficiency.py
 	$(BIN)/python perf/ablation.py
 	$(BIN)/python perf/growth.py
+	$(BIN)/python perf/safety.py
 	$(BIN)/python perf/peers.py
 	$(BIN)/python perf/micro.py
 
