@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,9 @@ def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
                 break
             except Killed:
                 pass
+        with monkeypatch.context() as patch, suppress(Killed):  # once more, before it has written anything
+            kill_at_write(patch, 1)
+            assert start("run", "--resume", *given) == 0
         assert start("run", "--resume", *given) == 0
         same_as("run", "whole")
     else:

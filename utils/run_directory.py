@@ -96,7 +96,7 @@ class RunDirectory:
             folders = [path / "state"] if manifest.finished else [path, *(path / name for name in _FOLDERS)]
             leftovers = [entry for folder in folders for entry in folder.glob("*")
                          if not entry.is_dir() and _ours(path, entry)
-                         and entry.relative_to(path).as_posix() not in manifest.files]  # fmt: skip
+                         and entry.relative_to(path).as_posix() not in (*manifest.files, MANIFEST)]  # fmt: skip
             _remove(leftovers)
             for name in manifest.files:
                 if GROWING.fullmatch(name) and (path / name).stat().st_size > manifest.files[name].size:
