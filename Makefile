@@ -12,6 +12,9 @@ demo: install
 	$(BIN)/python modelzoo.py $(DEMO) --method isolated --run_dir runs/demo-isolated
 	@echo
 	$(BIN)/python modelzoo.py $(DEMO) --run_dir runs/demo --isolated runs/demo-isolated
+	@echo
+	@echo "the report, to be opened in a browser:"
+	@$(BIN)/python report.py runs/demo
 
 # All methods on the digits, five seeds: the tables of the README.
 benchmark: install

@@ -2,7 +2,7 @@
 
 config/benchmark/*.yaml -> Grid: every run checked before the first one starts
 modelzoo.py, one process a run, --jobs at a time -> run directories in the store
-run directories -> results.csv, table.md, table.tex (derived; --tables_only redoes them)
+run directories -> results.csv, table.md, table.tex, report.html (derived; --tables_only redoes them)
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from datasets import check_dataset
 from methods import METHOD_OPTIONS, METHODS, check_method, with_settings
 from net import TRUNKS
@@ -30,6 +32,7 @@ from utils.config import RANGES, Range, check_range, load_dataset_config, load_h
 from utils.errors import UserError, one_line, unknown
 from utils.jobs import Ended, Job, run_jobs
 from utils.lock import locked
+from utils.manifest import read_manifest
 from utils.options import CHOICES, KEPT, Parser, driver_options, parse
 from utils.run_directory import holds_run
 from utils.store import Run, check_run, read_config, write_tables
@@ -67,6 +70,7 @@ the store:
   logs/<run>.log                    what the run printed
   results.csv                       a row per run: finished, failed (in this invocation) or missing; all figures
   table.md, table.tex               means over seeds, rewritten by every invocation
+  report.html, figures/             the same with curves and costs, see report.py
 
 Finished runs are kept, and refused if they were run with other options than the grid has now. Interrupted and failed
 ones are run again. In the tables:"""
@@ -138,6 +142,7 @@ def benchmark(options: argparse.Namespace) -> int:
         if not store.is_dir():
             raise UserError(f"--store {store} does not exist; without --tables_only it is made")
         write_tables(grid.runs, store, {}, grid.options, command)
+        make_report(grid.runs, store, command)
         return 0
     check_machine(grid, options.config)
     failures: dict[str, str] = {}
@@ -151,6 +156,7 @@ def benchmark(options: argparse.Namespace) -> int:
             for name, reason in failures.items():
                 print(f"failed: {name}: {reason}", file=sys.stderr)
     print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
+    make_report(grid.runs, store, command)
     return 1 if failures else 0
 
 
@@ -353,12 +359,78 @@ def execute(runs: Sequence[Run], store: Path, at_a_time: int, lock: int, failure
     by_name = {run.name: run for run in runs}
     begin = time.perf_counter()
     jobs = [job(run, store, share) for run in runs]
-    with closing(run_jobs(jobs, at_a_time, lock)) as ended:
+    with Lines(by_name, at_a_time, begin) as lines, closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
         for number, end in enumerate(ended, 1):
-            remain = len(runs) - number
-            left = (time.perf_counter() - begin) / number * remain
-            told = outcome(by_name[end.name], end, failures)
-            print(f"{end.name}: {told}, {end.seconds:.0f} s; {remain} remain, about {duration(left)}", flush=True)
+            lines.ended = number
+            told, left = outcome(by_name[end.name], end, failures), duration(lines.left(number))
+            lines.say(f"{end.name}: {told}, {end.seconds:.0f} s; {len(runs) - number} remain, about {left}")
+
+
+class Lines:
+    """On a terminal, below what has ended: a line for each run that is under way, and the time that remains."""
+
+    def __init__(self, runs: Mapping[str, Run], at_a_time: int, begin: float) -> None:
+        self.ended = 0
+        self._runs, self._begin = runs, begin
+        off = not sys.stderr.isatty()
+        shape = {"bar_format": "{desc}", "leave": False, "disable": off}
+        self._bars = [tqdm(position=place, **shape) for place in range(at_a_time + 1)] if runs else []
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self._bars:
+            bar.close()
+
+    def look(self, names: Sequence[str]) -> None:
+        """The runs that are under way."""
+        if self._bars and self._bars[0].disable:
+            return
+        progress = [episodes(self._runs[name]) for name in names]
+        told = [f"{name}: {done} of {total} episodes" for name, (done, total) in zip(names, progress, strict=True)]
+        parts = self.ended + sum(done / total for done, total in progress)
+        left = f", about {duration(self.left(parts))}" if parts else ""
+        told.append(f"{self.ended} of {len(self._runs)} runs ended{left} left")
+        for bar, text in zip(self._bars, [*told, *[""] * len(self._bars)], strict=False):
+            bar.set_description_str(text)
+
+    def left(self, ended: float) -> float:
+        """Seconds, if what remains takes as long as what has ended (parts of runs count)."""
+        return (time.perf_counter() - self._begin) / ended * (len(self._runs) - ended)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def episodes(run: Run) -> tuple[int, int]:
+    """How many are complete, and of how many."""
+    config, tasks = run.config, len(run.config.dataset.tasks)
+    total = tasks if config.continual else 1
+    if not config.continual and "rounds" in METHODS[config.method].options:
+        total = (config.rounds or tasks) + config.warm_start
+    try:
+        manifest = read_manifest(run.directory)
+    except UserError:  # it will say so itself
+        manifest = None
+    return 0 if manifest is None else manifest.episode, total
+
+
+def make_report(runs: Sequence[Run], store: Path, command: str) -> None:
+    """The finished runs side by side; the grid has not failed if that cannot be drawn."""
+    runs = [run for run in runs if run.finished and episodes(run)[0]]
+    if not runs:
+        return
+    from reporting.groups import compare  # only now: what draws takes a second to load
+    from reporting.page import of_several_runs
+
+    try:
+        comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
+        print(f"the report is {of_several_runs(comparisons, command).write(store)}")
+    except (UserError, OSError) as error:
+        print(f"benchmark.py: no report: {one_line(error)}", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -151,6 +151,8 @@ def run(
     config = method.config
     episodes, done = schedule(config, stream), directory.manifest.episode
     scores = {row.task: Score(row.loss, row.accuracy) for row in directory.rows if is_last(row, done)}
+    if not done:
+        directory.add_targets({task.id: task.test.targets for task in stream.tasks})
     for episode in episodes[done:]:
         checkpoints.episode_begins()
         monitor.episode_begins(episode.number, len(episodes))
@@ -297,7 +299,9 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
         facts = {
             "member": member.number,
             "episode": member.episode,
+            "replaces_earlier": member.replaces,
             "tasks": list(member.tasks),
+            "weights": list(member.weights),
             "task_names": [task.name for task in tasks],
             "classes": [list(task.classes) for task in tasks],
             "net": method.config.hyper.model,

@@ -43,6 +43,8 @@ class Member:
     episode: int
     tasks: tuple[int, ...]
     net: MultiHead
+    weights: tuple[float, ...]  # in the mean that answers each of the tasks
+    replaces: bool  # whether earlier members do not answer any more
     predictions: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (task id, split) -> [N, C]
 
 

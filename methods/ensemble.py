@@ -102,7 +102,8 @@ class Ensemble(Method):
                 )  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"{_place(episode, self._members, tasks)}: {error}") from None
-        self.fresh.append(Member(self._members, episode, tasks, net))
+        shares = tuple(weights[task] for task in tasks)
+        self.fresh.append(Member(self._members, episode, tasks, net, shares, replaces=not self._weights))
         for task in tasks:
             self._weights.setdefault(task, {})[self._members] = weights[task]
         self._members += 1

@@ -114,7 +114,8 @@ class SingleNet(Method):
             self._norms[task.id] = {name: value.clone() for name, value in norm_state(net.trunk).items()}
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
         seen = tuple(self._seen)
-        self.fresh = [Member(episode.number - 1, episode.number, seen, self.network(seen))]
+        number, net = episode.number - 1, self.network(seen)
+        self.fresh = [Member(number, episode.number, seen, net, (1.0,) * len(seen), replaces=True)]
         return Learned((task.id,), {}, stats, changed=seen)
 
     def answer(self, task: Task) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -26,6 +27,7 @@ import benchmark
 from benchmark import load_grid, main
 from utils.errors import UserError
 from utils.lock import locked
+from utils.manifest import Manifest
 from utils.tables import Table, latex, markdown, readable
 
 PROJECT = Path(__file__).parent.parent
@@ -146,6 +148,11 @@ def test_a_benchmark_from_grid_to_tables(tmp_path, monkeypatch, capsys):
         assert float(results()[f"split_digits-conv-finetune-seed{seed}"]["gain_isolated"]) == pytest.approx(gains[-1])
     half = stats.t.ppf(0.975, 1) * np.std(gains, ddof=1) / math.sqrt(2)
     assert f"{np.mean(gains):+.4f} ± {half:.4f}" in Path("store/table.md").read_text()
+
+    assert "the report is store/report.html" in out
+    page = Path("store/report.html").read_text()
+    assert f"{np.mean(gains):+.4f} ± {half:.4f}" in page
+    assert Path("store/figures/accuracy_against_cost.png").exists()
 
     before = Path("store/table.md").read_bytes()
     assert command() == 0  # what modelzoo.py has written down is what the grid asks for
@@ -370,6 +377,33 @@ def test_as_many_at_a_time_as_jobs(here):
     assert time.perf_counter() - begin < 4 * 0.7
 
 
+def test_on_a_terminal_a_line_for_each_run_that_is_under_way(here, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    order(grid.runs[0], "sleep 2.5")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert command() == 0
+    shown = sys.stderr.getvalue()
+    assert f"{grid.runs[0].name}: 0 of 5 episodes" in shown
+    assert "0 of 2 runs ended" in shown
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("split_digits")]) == 2
+
+
+def test_how_far_a_run_is(here):
+    methods = ["zoo", "joint", {"method": "er", "memory_per_class": 2}]
+    runs = write_grid(methods=methods, seeds=1).runs
+    assert [benchmark.episodes(run) for run in runs] == [(0, 5), (0, 1), (0, 5)]
+    runs[0].directory.mkdir(parents=True)
+    Manifest(episode=3).write(runs[0].directory)
+    assert benchmark.episodes(runs[0]) == (3, 5)
+    rounds = write_grid(methods=["zoo"], seeds=1, continual=False, rounds=7, warm_start=True).runs
+    assert benchmark.episodes(rounds[0]) == (3, 8)
+
+
 def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):
     grid = write_grid()
     prepare(grid)
@@ -444,6 +478,7 @@ import sys
 from pathlib import Path
 from utils.jobs import Job, run_jobs
 from utils.lock import locked
+from utils.manifest import Manifest
 with locked(Path("store")) as lock:
     next(run_jobs([Job("run", [sys.executable, "-c", {sleeper!r}], {{}}, Path("log"))], 1, lock))
 """

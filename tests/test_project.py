@@ -9,11 +9,13 @@ import yaml
 PROJECT = Path(__file__).parent.parent
 # Each part may import those after it, and itself.
 MAY_IMPORT = {
-    "benchmark": {"methods", "datasets", "net", "utils"},
+    "benchmark": {"methods", "datasets", "net", "reporting", "utils"},
     "modelzoo": {"methods", "datasets", "net", "utils"},
     "methods": {"methods", "datasets", "net", "utils"},
     "datasets": {"datasets", "utils"},
     "net": {"net", "utils"},
+    "report": {"reporting", "utils"},
+    "reporting": {"reporting", "utils"},
     "utils": {"utils"},
 }
 FILES = [path for part in MAY_IMPORT for path in [*PROJECT.glob(f"{part}.py"), *PROJECT.glob(f"{part}/*.py")]]

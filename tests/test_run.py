@@ -91,7 +91,7 @@ def test_the_run_directory_is_complete(runs):
     assert sorted(p.name for p in (folder / "zoo/members").iterdir()) == sorted(
         f"{m}{end}" for m in members for end in (".json", ".safetensors")
     )
-    assert sorted(p.stem for p in (folder / "zoo/predictions").iterdir()) == members
+    assert sorted(p.stem for p in (folder / "zoo/predictions").iterdir()) == [*members, "targets"]
 
 
 def test_the_summary_follows_from_the_measurements(runs):
@@ -125,9 +125,11 @@ def test_the_measurements_follow_from_the_saved_predictions(runs):
     """Loss and accuracy of the last episode, recomputed with scikit-learn from predictions/ alone."""
     folder, _ = runs
     stream = build_stream(parse([*QUICK, "--continual"]).config, torch.device("cpu"))
-    saved = [load_file(path) for path in sorted((folder / "zoo/predictions").iterdir())]
+    saved = [load_file(path) for path in sorted((folder / "zoo/predictions").glob("member_*"))]
+    targets = load_file(folder / "zoo/predictions/targets.safetensors")
     rows = read_csv(folder / "zoo/metrics.csv").query("episode == 10").set_index(["task", "split"])
     for task in stream.tasks:
+        assert torch.equal(targets[f"task_{task.id}/test"], task.test.targets)
         for split, examples in [("test", task.test), ("train", task.train_eval)]:
             mean = np.mean(
                 [p[f"task_{task.id}/{split}"].double().numpy() for p in saved if f"task_{task.id}/{split}" in p], 0

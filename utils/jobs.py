@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +40,17 @@ class Ended:
         return f"{how}: {self.last_line}" if self.last_line else how
 
 
-def run_jobs(jobs: Iterable[Job], at_a_time: int, lock: int) -> Generator[Ended, None, None]:
+def run_jobs(
+    jobs: Iterable[Job], at_a_time: int, lock: int, look: Callable[[Sequence[str]], None] = lambda names: None
+) -> Generator[Ended, None, None]:
     """Run the jobs in this order; yields each when it has ended. Closing the iterator ends those that still run.
 
     Args:
+        look: is called once a second with the names of the jobs that run.
         lock: descriptor of `locked` (utils/lock.py). The processes inherit it: should this one be killed, the
             folder stays locked until they have ended.
     """
-    waiting = deque(jobs)
+    waiting, looked = deque(jobs), 0.0
     running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
     try:
         while waiting or running:
@@ -63,6 +66,9 @@ def run_jobs(jobs: Iterable[Job], at_a_time: int, lock: int) -> Generator[Ended,
             running = [entry for entry in running if entry not in ended]
             for job, child, begin in ended:
                 yield Ended(job.name, time.perf_counter() - begin, child.returncode, _last_line(job.log))
+            if time.monotonic() - looked >= 1:
+                looked = time.monotonic()
+                look([job.name for job, _, _ in running])
             if not ended:
                 time.sleep(0.05)
     finally:

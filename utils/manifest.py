@@ -20,6 +20,9 @@ from utils.files import write_bytes
 from utils.lock import LOCK
 
 MANIFEST = "manifest.json"
+TARGETS = "predictions/targets.safetensors"
+# Made from the other files (report.py), at any time: not part of a run.
+DERIVED = re.compile(r"report\.html|figures/[a-z_]+\.(png|svg|csv)")
 _NAME = re.compile(r"(?:(?:members|predictions|state)/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
 # Grow while a run goes on: may be longer than what was committed.
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
@@ -121,6 +124,8 @@ def checked(run: Path, manifest: Manifest, name: str) -> bytes:
 
 def remedy(name: str) -> str:
     """From what a file of a run can be made again."""
+    if name == TARGETS:
+        return "the data give it again"
     if name.startswith("predictions/"):
         return f"members/{name.removeprefix('predictions/')} and the data give it again"
     if name.startswith("state/"):
@@ -147,7 +152,9 @@ def verify(run: Path) -> tuple[list[str], list[str]]:
     if wrong and read_manifest(run) != manifest:
         return verify(run)  # the run is going on, and has committed something meanwhile
     found = [path.relative_to(run).as_posix() for path in sorted(run.rglob("*")) if not path.is_dir()]
-    return wrong, [name for name in found if name not in (*manifest.files, MANIFEST, LOCK)]
+    return wrong, [
+        name for name in found if name not in (*manifest.files, MANIFEST, LOCK) and not DERIVED.fullmatch(name)
+    ]
 
 
 def _damage(run: Path, manifest: Manifest, name: str) -> str:

@@ -25,7 +25,7 @@ from utils.config import load_yaml, parse_yaml
 from utils.errors import UserError
 from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 from utils.lock import LOCK
-from utils.manifest import EVENTS, GROWING, MANIFEST, Entry, Manifest, checked, read_manifest, remedy
+from utils.manifest import EVENTS, GROWING, MANIFEST, TARGETS, Entry, Manifest, checked, read_manifest, remedy
 from utils.monitor import EpisodeFacts, Row
 
 CONFIG = "config.yaml"
@@ -33,6 +33,7 @@ _FOLDERS = ("members", "predictions", "state")
 _TRAINING = "training-"  # in state/: training under way; other files there belong to the last complete episode
 _OWN = re.compile(
     r"config\.yaml|manifest\.json|summary\.json|(members|predictions)/member_\d{3,}\.(safetensors|json)"
+    rf"|{re.escape(TARGETS)}"
     r"|state/[A-Za-z0-9_-]+\.safetensors"
 )
 _HASH = 16  # of its checksum in the name of a file in state/, so that the old and the new one can lie side by side
@@ -153,6 +154,10 @@ class RunDirectory:
         named = {f"task_{task}/{split}": tensor.float() for (task, split), tensor in predictions.items()}
         self._write(f"predictions/member_{number:03d}.safetensors", tensor_bytes(named))
 
+    def add_targets(self, targets: Mapping[int, Tensor]) -> None:
+        """Save what is right for the test examples, [N] each, under the names task_<id>/test."""
+        self._write(TARGETS, tensor_bytes({f"task_{task}/test": found.clone() for task, found in targets.items()}))
+
     def add_episode(self, facts: EpisodeFacts, rows: Iterable[Row]) -> None:
         """Append to episodes.csv and metrics.csv."""
         new = list(rows)
@@ -254,6 +259,20 @@ def read_config(path: Path) -> dict[str, Any]:
         return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode())
     except UnicodeDecodeError as error:
         raise UserError(f"{path / CONFIG} is damaged ({error}); {remedy(CONFIG)}") from None
+
+
+def read_measurements(path: Path, manifest: Manifest) -> tuple[list[Row], list[EpisodeFacts]]:
+    """metrics.csv and episodes.csv, as far as they are committed.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    try:
+        texts = [checked(path, manifest, name).decode() for name in ("metrics.csv", "episodes.csv")]
+        rows, episodes = (csv.DictReader(io.StringIO(text)) for text in texts)
+        return [_row(line) for line in rows], [_facts(line) for line in episodes]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:
+        raise UserError(f"{path}: metrics.csv or episodes.csv is damaged ({error})") from None
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

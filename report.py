@@ -1,0 +1,103 @@
+"""From run directories to figures, tables and one page.
+
+one run       -> RUN/report.html, RUN/figures/
+several runs  -> their common folder: report.html, figures/
+--format      -> a table on stdout instead
+
+All of it is derived: it can be made again at any time from the run directories alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import UserError, one_line
+from utils.options import Parser
+from utils.resume import compared_with
+from utils.run_directory import read_config
+from utils.summary import load_isolated
+
+FORMATS = ("html", "md", "tex", "csv")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 2 if the input is wrong."""
+    try:
+        given = sys.argv[1:] if argv is None else argv
+        return report(arguments(given), shlex.join(["python", "report.py", *given]))
+    except UserError as error:
+        print(f"report.py: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: names the option.
+    """
+    parser = Parser(prog="report.py", allow_abbrev=False, description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, or a folder of them")
+    parser.add_argument("--isolated", metavar="RUN", help="isolated networks to compare with (default: those that the "
+                        "run was compared with, or that are among the runs)")  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="where the page goes (default: the run, or the common folder of "
+                        "the runs)")  # fmt: skip
+    parser.add_argument("--format", metavar="F", default="html", help=f"{', '.join(FORMATS)}: the page, or only a "
+                        "table, on stdout (default: html)")  # fmt: skip
+    options = parser.parse_args(argv)
+    if options.format not in FORMATS:
+        raise UserError(f"--format is {options.format!r}; it must be one of {', '.join(FORMATS)}")
+    return options
+
+
+def report(options: argparse.Namespace, command: str) -> int:
+    """Read the runs, draw and write."""
+    from reporting import page, tables
+    from reporting.groups import compare
+    from reporting.runs import find_runs, load_run
+
+    paths = [path for given in options.runs for path in find_runs(Path(given))]
+    if len(paths) == 1 and options.format == "html":
+        path = paths[0]
+        made = page.of_one_run(load_run(path, isolated_of(path, options.isolated)), command)
+        folder = Path(options.out or path)
+    else:
+        comparisons = compare(paths, find_runs(Path(options.isolated)) if options.isolated else ())
+        if options.format != "html":
+            print(tables.WRITERS[options.format](comparisons, command), end="")
+            return 0
+        made = page.of_several_runs(comparisons, command)
+        folder = Path(options.out or os.path.commonpath([path.absolute() for path in paths]))
+    try:
+        print(made.write(folder))
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be written: {error.strerror or error}; name another place with --out"
+        ) from None
+    return 0
+
+
+def isolated_of(path: Path, given: str | None) -> Sequence[float] | None:
+    """Accuracies of the isolated networks that a run is to be compared with: those given, or those it names.
+
+    Raises:
+        UserError: the ones given do not fit the run.
+    """
+    config = read_config(path)
+    if given is not None:
+        return load_isolated(Path(given), config)
+    named = compared_with(config)
+    try:
+        return None if named is None else load_isolated(named, config)
+    except UserError:  # it has been moved or changed since; a finished run has the figures in its summary
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

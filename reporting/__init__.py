@@ -1,0 +1,1 @@
+"""From run directories: figures, tables, one HTML page."""

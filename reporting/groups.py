@@ -1,0 +1,161 @@
+"""Several runs side by side: which belong together, and what each is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reporting.runs import Run, load_run
+from utils.errors import UserError
+from utils.statistics import mean_interval, paired_p
+from utils.store import MACHINE
+from utils.tables import Table
+
+# Of config.yaml, what is not an option: where a run was made, and with what.
+_PROVENANCE = {"stream", "compared_with", "data_sha256", "versions", "commit", "uncommitted_changes", "seed"}
+# Isolated networks are a reference for runs in which these agree.
+_RECIPE = ("dataset", "hyper", "samples", "augment", "seed")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed only."""
+
+    label: str
+    runs: Mapping[int, Run]  # by seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was run on one stream with one network."""
+
+    title: str
+    groups: Sequence[Group]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs.values()]
+
+    def table(self) -> Table:
+        """The finished runs, for utils/tables.py."""
+        rows = {
+            group.label: {seed: run.summary for seed, run in group.runs.items() if run.finished}
+            for group in self.groups
+        }  # fmt: skip
+        seeds = len({seed for group in self.groups for seed in group.runs})
+        return Table(self.title, seeds, {label: found for label, found in rows.items() if found})
+
+    def differing_options(self) -> dict[str, dict[str, str]]:
+        """Option -> label -> value, of the options that are not the same in all groups; `settings` are of a method."""
+        found: dict[str, dict[str, str]] = {}
+        for group in self.groups:
+            config = next(iter(group.runs.values())).config
+            plain = dict(_options({key: value for key, value in config.items() if key not in ("method", "settings")}))
+            settings = ", ".join(f"{key} {_shown(value)}" for key, value in (config.get("settings") or {}).items())
+            for key, value in {**plain, "settings": settings or None}.items():
+                found.setdefault(key, {})[group.label] = "–" if value is None else _shown(value)
+        full = {
+            key: {group.label: values.get(group.label, "–") for group in self.groups} for key, values in found.items()
+        }
+        return {key: values for key, values in full.items() if len(set(values.values())) > 1}
+
+    def behind_best(self) -> list[tuple[str, int, float, float, float]]:
+        """For each group: label, common seeds n, mean difference of the final accuracy from the best group's, its
+        95 % half-width, and p of the paired t-test (utils/statistics.py); NaN with fewer than two common seeds.
+        """
+        scores = {
+            group.label: {seed: run.summary["avg_acc_final"] for seed, run in group.runs.items() if run.finished}
+            for group in self.groups
+        }  # fmt: skip
+        scores = {label: found for label, found in scores.items() if found}
+        if not scores:
+            return []
+        best = max(scores, key=lambda label: float(np.mean(list(scores[label].values()))))
+        lines = []
+        for label, found in scores.items():
+            common = sorted(found.keys() & scores[best].keys())
+            one, other = [found[seed] for seed in common], [scores[best][seed] for seed in common]
+            mean, half = mean_interval(list(np.subtract(one, other)))
+            lines.append((label, len(common), mean, half, paired_p(one, other)))
+        return lines
+
+
+def compare(
+    paths: Sequence[Path], isolated: Sequence[Path] = (), labels: Mapping[Path, str] | None = None
+) -> list[Comparison]:
+    """Read runs and sort them into comparisons and groups.
+
+    Args:
+        isolated: more runs of --method isolated to compare with. Those among `paths` are taken too; both for runs of
+            the same stream, recipe and seed.
+        labels: what runs are called; else by method, and the options in which runs of one method differ.
+
+    Raises:
+        UserError: one cannot be read, two are the same run, or `isolated` fits none.
+    """
+    runs = [load_run(path) for path in paths]
+    given = _references([load_run(path) for path in isolated])
+    if isolated and not any(_recipe(run.config) in given for run in runs):
+        raise UserError(
+            f"--isolated {isolated[0]} holds no finished run of --method isolated with the stream, options and seed of "
+            "any of the runs"
+        )
+    references = _references(runs) | given
+    comparisons: dict[str, dict[str, dict[int, Run]]] = {}
+    for run in runs:
+        if _recipe(run.config) in references:
+            run = load_run(run.path, references[_recipe(run.config)])
+        title = f"{run.config['stream']}, {run.config['hyper']['model']}"
+        seeds = comparisons.setdefault(title, {}).setdefault(json.dumps(dict(_options(run.config))), {})
+        seed = run.config["seed"]
+        if seed in seeds:
+            raise UserError(f"{seeds[seed].path} and {run.path} are the same run with the same seed; leave one out")
+        seeds[seed] = run
+    return [
+        Comparison(title, [Group(label, seeds) for label, seeds in _labelled(list(found.values()), labels or {})])
+        for title, found in comparisons.items()
+    ]
+
+
+def _references(runs: Sequence[Run]) -> dict[str, Sequence[float]]:
+    return {
+        _recipe(run.config): run.summary["per_task_acc"] for run in runs
+        if run.config["method"] == "isolated" and run.finished
+    }  # fmt: skip
+
+
+def _labelled(
+    groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]
+) -> Iterator[tuple[str, Mapping[int, Run]]]:
+    """The name of the method, and the options in which several groups of one method differ."""
+    configs = [next(iter(group.values())).config for group in groups]
+    for config, group in zip(configs, groups, strict=True):
+        own = dict(_options(config))
+        others = [dict(_options(other)) for other in configs if other["method"] == config["method"]]
+        keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        told = [f"{key.removeprefix('hyper.')} {_shown(own[key])}" for key in keys if own[key] is not None]
+        first = next(iter(group.values())).path
+        yield labels.get(first, ", ".join([config["method"], *told])), dict(sorted(group.items()))
+
+
+def _options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key not in _PROVENANCE:
+            yield from _options(value, f"{prefix}{key}.")
+        elif key != "path" and key not in _PROVENANCE and key not in MACHINE:
+            yield f"{prefix}{key}", value
+
+
+def _recipe(config: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in config.items() if key in _RECIPE}
+    return json.dumps(dict(_options(plain)) | {"seed": config["seed"]})
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:39] + "…"

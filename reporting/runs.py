@@ -1,0 +1,185 @@
+"""Run directories as they are read back: what was measured and predicted, by whom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from utils.errors import UserError
+from utils.manifest import TARGETS, Manifest, checked, read_manifest
+from utils.metrics import Matrix, accuracy_matrix
+from utils.monitor import EpisodeFacts, Row
+from utils.run_directory import CONFIG, holds_run, read_config, read_measurements, read_summary
+from utils.summary import summarize
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MemberFacts:
+    """A network that a run has saved."""
+
+    number: int
+    episode: int
+    tasks: tuple[int, ...]
+    weights: tuple[float, ...]  # in the mean that answers each of the tasks
+    replaces: bool  # whether earlier members do not answer any more
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as far as it has come. What it says of tasks is in the order in which they were revealed.
+
+    Attributes:
+        finished: whether all episodes are complete.
+        rows, episodes: of metrics.csv and episodes.csv.
+        summary: summary.json; of a run that is going on or was interrupted, what can be said so far.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    manifest: Manifest
+    rows: Sequence[Row]
+    episodes: Sequence[EpisodeFacts]
+    members: Sequence[MemberFacts]
+    summary: Mapping[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest.finished
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def continual(self) -> bool:
+        return bool(self.config["continual"])
+
+    @property
+    def task_names(self) -> list[str]:
+        return list(self.summary["task_names"])
+
+    @cached_property
+    def matrix(self) -> Matrix:
+        """Accuracy matrix [episodes, tasks] on test examples, NaN where there is none."""
+        test = [(row.episode, row.task, row.accuracy) for row in self.rows if row.split == "test" and row.episode]
+        return accuracy_matrix(test, len(self.episodes), len(self.task_names))
+
+    @cached_property
+    def isolated(self) -> Array | None:
+        """Accuracy of a network trained on each task alone, [tasks]; None if the run was not compared with any."""
+        found = self.summary["per_task_isolated_acc"]
+        return None if found is None else np.array(found)
+
+    @cached_property
+    def targets(self) -> dict[int, npt.NDArray[np.int64]] | None:
+        """Right classes of the test examples by task, [N]; None for runs of older versions."""
+        if TARGETS not in self.manifest.files:
+            return None
+        return {_task(name): values for name, values in self._tensors(TARGETS).items()}
+
+    @cached_property
+    def test_predictions(self) -> dict[int, dict[int, Array]]:
+        """Task -> member -> its probabilities on the test examples, [N, C], of members that answer at the end."""
+        answering = self.members[max((i for i, member in enumerate(self.members) if member.replaces), default=0) :]
+        found: dict[int, dict[int, Array]] = {number: {} for number in range(1, len(self.task_names) + 1)}
+        for member in answering:
+            tensors = self._tensors(f"predictions/member_{member.number:03d}.safetensors")
+            for name, values in tensors.items():
+                if name.endswith("/test"):
+                    found[_task(name)][member.number] = values.astype(np.float64)
+        return found
+
+    def weight(self, member: int, task: int) -> float:
+        """Of a member's probabilities in the mean that answers a task."""
+        facts = self.members[member]
+        return facts.weights[facts.tasks.index(task)]
+
+    def _tensors(self, name: str) -> dict[str, Any]:
+        try:
+            return safetensors.numpy.load(checked(self.path, self.manifest, name))
+        except UserError:
+            raise
+        except Exception as error:  # whatever the library finds wrong with it
+            raise UserError(f"{self.path / name} is damaged ({error})") from None
+
+
+def load_run(path: Path, isolated: Sequence[float] | None = None) -> Run:
+    """Read a run directory; one that a process is writing to as well.
+
+    Args:
+        isolated: accuracy of a network trained on each task alone, if the run itself was not compared with any.
+
+    Raises:
+        UserError: there is no run, no episode is complete yet, or a file is damaged.
+    """
+    if not holds_run(path):
+        raise UserError(f"{path} is not the directory of a run (it has no {CONFIG})")
+    manifest = read_manifest(path)
+    if manifest is None or not manifest.episode:
+        raise UserError(f"{path}: no episode is complete yet")
+    config = read_config(path)
+    rows, episodes = read_measurements(path, manifest)
+    try:
+        members = [_member(path, manifest, number) for number in range(manifest.members)]
+        if isolated is None:
+            isolated = (read_summary(path) or {}).get("per_task_isolated_acc")
+        summary = summarize(rows, bool(config["continual"]), None if isolated is None else isolated[: _tasks(rows)])
+        summary = {**_costs(episodes, members), **(read_summary(path) or {}), **summary}
+        return Run(path, config, manifest, rows, episodes, members, summary)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); was it made by an older version?"
+        ) from None
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run at `path`, or all runs in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if holds_run(path):
+        return [path]
+    found = sorted(entry for entry in path.iterdir() if entry.is_dir() and holds_run(entry)) if path.is_dir() else []
+    if not found:
+        raise UserError(f"{path} is not the directory of a run, and has no runs in it")
+    return found
+
+
+def _tasks(rows: Sequence[Row]) -> int:
+    return len({row.task for row in rows if row.episode})
+
+
+def _member(path: Path, manifest: Manifest, number: int) -> MemberFacts:
+    facts = json.loads(checked(path, manifest, f"members/member_{number:03d}.json"))
+    return MemberFacts(
+        number, facts["episode"], tuple(facts["tasks"]), tuple(facts["weights"]), facts["replaces_earlier"],
+        facts["parameters"],
+    )  # fmt: skip
+
+
+def _costs(episodes: Sequence[EpisodeFacts], members: Sequence[MemberFacts]) -> dict[str, Any]:
+    """What an unfinished run has cost so far."""
+    images, seconds = sum(facts.images for facts in episodes), sum(facts.train_seconds for facts in episodes)
+    return {
+        "images_trained": images,
+        "sample_gradients": sum(facts.sample_gradients for facts in episodes),
+        "train_seconds": seconds,
+        "images_per_second": images / seconds,
+        "total_seconds": sum(facts.seconds for facts in episodes),
+    }
+
+
+def _task(name: str) -> int:
+    return int(name.removeprefix("task_").partition("/")[0])

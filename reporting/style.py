@@ -1,0 +1,118 @@
+"""How the figures look: one size of text, colours that colour-blind readers can tell apart, light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+WIDTH = 5.4  # inches
+INK, MUTED, RULE = "#1f2328", "#5a6370", "#d4dae1"
+# In a page these three follow its colours, so that a figure reads on a dark ground too.
+VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}
+# Okabe & Ito (2008), without yellow, which is too pale on white, and black.
+_FEW = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1")
+SHADES, DIVERGING = mpl.colormaps["viridis"], mpl.colormaps["PuOr_r"]
+_RC = {
+    "font.size": 9, "font.family": "sans-serif", "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED,
+    "xtick.color": MUTED, "ytick.color": MUTED, "axes.linewidth": 0.7, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 4, "svg.fonttype": "none",
+    "svg.hashsalt": "model zoo", "text.parse_math": False,
+}  # fmt: skip
+mpl.rcParams.update(_RC)
+
+
+def colours(count: int, dark: bool = False) -> list[str]:
+    """One for each task or method, the same in every figure; `dark`: what takes its place on a dark ground."""
+    if count <= len(_FEW):
+        return list(_FEW[:count])
+    places = np.linspace(0.27, 0.95, count) if dark else np.linspace(0.05, 0.82, count)
+    return [to_hex(mpl.colormaps["plasma"](place)) for place in places]
+
+
+def themed(count: int) -> list[tuple[str, str]]:
+    """These colours in pairs: on a light and on a dark ground."""
+    return list(zip(colours(count), colours(count, dark=True), strict=True))
+
+
+def marker(number: int) -> str:
+    """Of a line, so that neighbours on the scale of colours can be told apart."""
+    return "osD^v"[number % 5]
+
+
+def figure(height: float = 3.4, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure and its axes, row by row."""
+    drawn = Figure(figsize=(WIDTH, height), layout="constrained")
+    return drawn, list(drawn.subplots(rows, columns, squeeze=False).flat)
+
+
+def percent(axis: Axis) -> None:
+    """Shares as percent, at round numbers."""
+    axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.6g}")
+
+
+def whole(axis: Axis) -> None:
+    """At whole numbers only."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def png(drawn: Figure) -> bytes:
+    """For slides and for people to look at, on white."""
+    file = io.BytesIO()
+    drawn.savefig(file, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return file.getvalue()
+
+
+def svg(drawn: Figure) -> str:
+    """For papers."""
+    file = io.StringIO()
+    drawn.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
+def inline(text: str, name: str, title: str, palette: Iterable[str] = ()) -> str:
+    """An SVG file as part of a page: it takes the page's colours, and its names are its own.
+
+    Args:
+        name: distinguishes it from the other figures of the page.
+        title: what it shows, for those who cannot see it.
+        palette: colours that are other ones on a dark ground, see page.html.
+    """
+    text = text[text.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    for colour in palette:
+        text = text.replace(colour, f"var(--c{colour[1:]})")
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{title}">', text)
+
+
+def spread(places: Sequence[float], distance: float) -> list[float]:
+    """Moved apart to at least `distance`, in their order, as little as a pass up and down gives."""
+    order = np.argsort(places, kind="stable")
+    moved = np.array(places, dtype=float)[order]
+    for _ in range(200):
+        gaps = np.diff(moved)
+        close = gaps < distance - 1e-9
+        if not close.any():
+            break
+        push = np.where(close, (distance - gaps) / 2, 0)
+        moved[:-1] -= push
+        moved[1:] += push
+    result = np.empty_like(moved)
+    result[order] = moved
+    return result.tolist()

@@ -1,0 +1,43 @@
+"""Tables for papers and for other programs, on stdout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from reporting.groups import Comparison
+from utils.errors import UserError
+from utils.files import CsvText
+from utils.statistics import mean_interval
+from utils.tables import LEDGER, METRICS, Table, latex, markdown
+
+
+def _tables(comparisons: Sequence[Comparison]) -> list[Table]:
+    found = [table for comparison in comparisons if (table := comparison.table()).rows]
+    if not found:
+        raise UserError("none of the runs is finished, so there is no table yet; --format html shows how far they are")
+    return found
+
+
+def _csv(comparisons: Sequence[Comparison], _: str) -> str:
+    """A row for each group: of each figure the mean over seeds, the half-width of its 95 % t-interval, and n."""
+    columns = [*METRICS, *LEDGER]
+    names = [f"{column.key}{part}" for column in columns for part in ("", "_half_width", "_n")]
+    text = CsvText(["comparison", "method", *names])
+    rows = []
+    for table in _tables(comparisons):
+        for label, runs in table.rows.items():
+            row: list[object] = [table.title, label]
+            for column in columns:
+                values = [value for run in runs.values() if (value := run[column.key]) is not None]
+                mean, half = mean_interval(values)
+                row += ["" if math.isnan(mean) else mean, "" if math.isnan(half) else half, len(values)]
+            rows.append(row)
+    return text.add(rows).decode()
+
+
+WRITERS: Mapping[str, Callable[[Sequence[Comparison], str], str]] = {
+    "md": lambda comparisons, command: markdown(_tables(comparisons), [], command),
+    "tex": lambda comparisons, command: latex(_tables(comparisons), [], command),
+    "csv": _csv,
+}

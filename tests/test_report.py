@@ -1,0 +1,450 @@
+"""The report: every number in it follows from the run directory, and the page needs nothing else."""
+
+import base64
+import contextlib
+import csv
+import html
+import io
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from sklearn.metrics import accuracy_score, log_loss
+
+import modelzoo
+from report import main
+from reporting import style
+from utils.checkpoints import RunCheckpoints
+from utils.config import load_dataset_config
+from utils.tables import METRICS
+
+PROJECT = Path(__file__).parent.parent
+# Names that a page, an SVG and TeX could take for something else.
+NAMES = ["zero & one", "<b>two</b> three", "$4_5$ ^", '"6" 7\\', "8 % 9"]
+TASKS = [{"name": name, "classes": [2 * i, 2 * i + 1]} for i, name in enumerate(NAMES)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of isolated networks, the zoo and ER on the split digits."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "names.yaml").write_text(yaml.safe_dump({"dataset": "digits", "tasks": TASKS}))
+    load_dataset_config(str(folder / "names.yaml"))
+    given = ["--data_config", str(folder / "names.yaml"), "--samples", "4", "--epochs", "2", "--continual", "--quiet"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        for seed, (method, more) in itertools.product(
+            "01", [("isolated", []), ("zoo", ["--tasks_per_round", "3"]), ("er", ["--memory_per_class", "2"])]
+        ):
+            here = ["--method", method, "--seed", seed, "--run_dir", str(folder / f"runs/{method}{seed}")]
+            assert modelzoo.main([*given, *more, *here]) == 0
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def page(runs):
+    """The page of the zoo, compared with isolated networks."""
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        assert main([str(runs / "zoo0"), "--isolated", str(runs / "isolated0")]) == 0
+    assert told.getvalue() == f"{runs / 'zoo0/report.html'}\n"
+    return runs / "zoo0/report.html"
+
+
+class Tables(HTMLParser):
+    """The cells of all tables, the numbers at the top, and what is linked."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.tiles, self.links, self._into = [], {}, [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("href", "src", "xlink:href", "data")]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._into = "cell"
+        elif tag in ("dt", "dd"):
+            self._into = tag
+        elif tag == "small":
+            self._into = None
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th", "dt", "dd"):
+            self._into = None
+
+    def handle_data(self, data):
+        if self._into == "cell":
+            self.tables[-1][-1][-1] += data
+        elif self._into == "dt":
+            self.tiles[data], self._last = "", data
+        elif self._into == "dd":
+            self.tiles[self._last] += data
+
+
+def figure(page, name):
+    return pd.read_csv(page.parent / "figures" / f"{name}.csv", float_precision="round_trip")
+
+
+def measured(run):
+    rows = pd.read_csv(run / "metrics.csv", float_precision="round_trip").query("split == 'test' and episode > 0")
+    return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
+
+
+def answers(run, task):
+    """Member -> its probabilities on the test examples, and the right classes."""
+    saved = {int(path.stem[-3:]): load_file(path) for path in sorted((run / "predictions").glob("member_*"))}
+    targets = load_file(run / "predictions/targets.safetensors")[f"task_{task}/test"]
+    name = f"task_{task}/test"
+    return {number: tensors[name].astype(float) for number, tensors in saved.items() if name in tensors}, targets
+
+
+def ece(probabilities, targets):
+    """One example after the other."""
+    examples = sorted(zip(probabilities.max(1), probabilities.argmax(1) == targets, strict=True), key=lambda e: e[0])
+    total, begin = 0.0, 0
+    for left in range(15, 0, -1):
+        size = -(-(len(examples) - begin) // left)
+        part, begin = examples[begin : begin + size], begin + size
+        total += abs(sum(hit for _, hit in part) - sum(sure for sure, _ in part))
+    return total / len(examples)
+
+
+def test_tables_and_tiles_follow_from_the_measurements(runs, page):
+    tables = Tables(page.read_text())
+    R, isolated = measured(runs / "zoo0"), measured(runs / "isolated0")[-1]
+    header, *rows, mean = tables.tables[0]
+    assert header == ["task", "right after its episode", "at the end", "isolated network"]
+    for task, row in enumerate(rows):
+        shown = [R[task, task], R[-1, task], isolated[task]]
+        assert row == [f"{task + 1} {NAMES[task]}", *(f"{value:.4f}" for value in shown)]
+    assert mean == ["mean", *(f"{np.mean(v):.4f}" for v in (R.diagonal(), R[-1], isolated))]
+    expected = {
+        "final accuracy": f"{100 * R[-1].mean():.1f}",
+        "backward transfer": f"{100 * np.mean([R[-1, t] - R[t, t] for t in range(4)]):+.1f}",
+        "forgetting": f"{100 * np.mean([R[t:4, t].max() - R[-1, t] for t in range(4)]):+.1f}",
+        "gain over isolated": f"{100 * (R[-1] - isolated).mean():+.1f}",
+        "forward transfer": f"{100 * (R.diagonal() - isolated)[1:].mean():+.1f}",
+        "networks saved": "5",
+    }
+    assert {name: tables.tiles[name].replace("-0.0", "+0.0") for name in expected} == {
+        name: value.replace("-0.0", "+0.0") for name, value in expected.items()
+    }
+
+
+def test_calibration_follows_from_the_predictions(runs, page):
+    header, *rows, _ = Tables(page.read_text()).tables[1]
+    assert header[:4] == ["task", "members", "accuracy, one member", "accuracy, ensemble"]
+    for task, row in enumerate(rows, 1):
+        members, targets = answers(runs / "zoo0", task)
+        mean = np.mean(list(members.values()), 0)
+        right = np.eye(2)[targets]
+        scores = (
+            lambda p, y=targets: accuracy_score(y, p.argmax(1)),
+            lambda p, y=targets: log_loss(y, p / p.sum(1, keepdims=True)),
+            lambda p, right=right: np.mean(np.sum((p - right) ** 2, 1)),
+            lambda p, y=targets: ece(p, y),
+        )
+        expected = [value for score in scores for value in (np.mean([score(p) for p in members.values()]), score(mean))]
+        assert row[1] == str(len(members))
+        assert [float(value) for value in row[2:]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_data_of_each_figure_follow_from_the_run(runs, page):
+    run = runs / "zoo0"
+    R, isolated = measured(run), measured(runs / "isolated0")[-1]
+    np.testing.assert_array_equal(figure(page, "accuracy_matrix")[NAMES].to_numpy(), R)
+    curves = figure(page, "transfer_curves")
+    for line in curves.itertuples():
+        task = NAMES.index(line.task)
+        assert line.accuracy == R[line.episode - 1, task]
+        assert line.isolated == isolated[task]
+    assert len(curves) == np.isfinite(R).sum()
+    episodes = pd.read_csv(run / "episodes.csv", float_precision="round_trip")
+    grid, weights = figure(page, "members"), figure(page, "sampling_weights")
+    for row, facts in enumerate(episodes.itertuples()):
+        trained = {int(task) for task in str(facts.tasks).split()}
+        assert {task for task in range(1, 6) if grid[NAMES[task - 1]][row]} == trained
+        pairs = [] if pd.isna(facts.sampling_weights) else facts.sampling_weights.split()
+        found = {task: weights[NAMES[task - 1]][row] for task in range(1, 6)}
+        assert {task: w for task, w in found.items() if not np.isnan(w)} == {
+            int(task): float(weight) for task, weight in (pair.split(":") for pair in pairs)
+        }
+    costs = figure(page, "cost")
+    for name in ("seconds", "train_seconds", "sample_gradients", "peak_memory_bytes"):
+        assert costs[name].tolist() == episodes[name].tolist()
+    parameters = [json.loads(path.read_text())["parameters"] for path in sorted((run / "members").glob("*.json"))]
+    assert costs.parameters_stored.tolist() == np.cumsum(parameters).tolist()
+
+
+def test_what_members_added_and_which_tasks_went_together(runs, page):
+    run = runs / "zoo0"
+    trained = [set(json.loads(path.read_text())["tasks"]) for path in sorted((run / "members").glob("*.json"))]
+    added, together = figure(page, "added_by_members"), figure(page, "task_affinity")
+    for task in range(1, 6):
+        members, targets = answers(run, task)
+        scores = {number: accuracy_score(targets, p.argmax(1)) for number, p in members.items()}
+        lines = added[added.task == NAMES[task - 1]]
+        assert lines.member.tolist() == list(members)
+        for count, found in zip(lines.members, lines.accuracy, strict=True):
+            mean = np.mean(list(members.values())[:count], 0)
+            assert found == pytest.approx(accuracy_score(targets, mean.argmax(1)))
+        for other in set(range(1, 6)) - {task}:
+            both = [score for number, score in scores.items() if other in trained[number]]
+            without = [score for number, score in scores.items() if other not in trained[number]]
+            line = together[(together.task == NAMES[task - 1]) & (together["with"] == NAMES[other - 1])].iloc[0]
+            assert line.members == len(both)
+            if both and without:
+                assert line.difference == pytest.approx(np.mean(both) - np.mean(without))
+            else:
+                assert np.isnan(line.difference)
+
+
+def test_the_page_needs_nothing_else(page):
+    text = page.read_text()
+    links = Tables(text).links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert not re.search(r"url\((?!#)|@import|<script|<img", text)
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)) <= {(n, "") for n in names} | {
+        ("", n) for n in names
+    }
+    drawn = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
+    assert len(drawn) == len(list((page.parent / "figures").glob("*.svg"))) == 8
+    for picture in drawn:
+        shown = "".join(ElementTree.fromstring(picture.replace("xlink:href", "href")).itertext())
+        assert "$4_5$" in shown or not any(name[:5] in shown for name in NAMES)
+    assert "<b>two</b>" not in text
+    linked = [link.partition(",")[2] for link in links if link.startswith("data:text/csv")]
+    files = {path.read_text() for path in (page.parent / "figures").glob("*.csv")}
+    assert files <= {base64.b64decode(content).decode() for content in linked}
+
+
+def test_the_figures_are_files_for_papers_and_slides(page):
+    files = {path.name for path in (page.parent / "figures").iterdir()}
+    names = {"accuracy_matrix", "transfer_curves", "members", "sampling_weights", "added_by_members", "task_affinity",
+             "reliability", "cost"}  # fmt: skip
+    assert files == {f"{name}.{kind}" for name in names for kind in ("png", "svg", "csv")}
+    assert modelzoo.main(["--verify", str(page.parent)]) == 0
+
+
+def test_the_same_run_makes_the_same_report(runs, page, tmp_path, capsys):
+    assert main([str(runs / "zoo0"), "--isolated", str(runs / "isolated0"), "--out", str(tmp_path)]) == 0
+    for path in (page.parent / "figures").iterdir():
+        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys):
+    assert main([str(runs / "er0")]) == 0
+    page = runs / "er0/report.html"
+    header, *rows, _ = Tables(page.read_text()).tables[1]
+    assert header == ["task", "members", "accuracy", "NLL, nats", "Brier score", "ECE"]
+    R = measured(runs / "er0")
+    for task, row in enumerate(rows):
+        assert float(row[2]) == pytest.approx(R[-1, task], abs=1e-4)
+    assert not (page.parent / "figures/added_by_members.png").exists()
+    assert figure(page, "cost").parameters_stored.is_monotonic_increasing
+
+
+def test_a_run_that_was_interrupted_has_a_report(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["--continual", "--samples", "3", "--epochs", "1", "--quiet", "--run_dir", "run"]
+    monkeypatch.setattr(RunCheckpoints, "stop_if_asked", stop_after(2))
+    with pytest.raises(Stopped):
+        modelzoo.main(given)
+    assert main(["run"]) == 0
+    page = Path("run/report.html")
+    assert "run is not finished: this is its state after episode 2 of 5." in page.read_text()
+    assert figure(page, "accuracy_matrix").shape == (2, 3)
+    assert measured(Path("run")).shape == (2, 2)
+    assert main(["run", "--format", "md"]) == 2
+    assert "none of the runs is finished" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert modelzoo.main([*given, "--resume"]) == 0
+    assert main(["run"]) == 0
+    assert "not finished" not in page.read_text()
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def stop_after(episodes):
+    seen = [0]
+
+    def stop(self):
+        seen[0] += 1
+        if seen[0] == episodes:
+            raise Stopped
+
+    return stop
+
+
+def test_runs_are_compared(runs, tmp_path, capsys):
+    assert main([str(runs), "--out", str(tmp_path)]) == 0
+    tables = Tables((tmp_path / "report.html").read_text()).tables
+    accuracy = {row[0]: row[1:] for row in tables[0][1:]}
+    assert tables[0][0] == ["method", *(column.title for column in METRICS)]
+    assert accuracy.keys() == {"er", "isolated", "zoo"}
+    for method, row in accuracy.items():
+        final = [measured(runs / f"{method}{seed}")[-1] for seed in "01"]
+        isolated = [measured(runs / f"isolated{seed}")[-1] for seed in "01"]
+        assert row[0].startswith(f"{np.mean(final):.4f} ± ")
+        assert row[5].startswith(f"{np.subtract(final, isolated).mean():+.4f} ± ")
+    saved = pd.read_csv(tmp_path / "figures/accuracy_over_episodes.csv", float_precision="round_trip")
+    for line in saved.itertuples():
+        assert line.accuracy == pytest.approx(np.nanmean(measured(runs / f"{line.run}{line.seed}")[line.episode - 1]))
+    points = pd.read_csv(tmp_path / "figures/accuracy_against_cost.csv", float_precision="round_trip")
+    for line in points.itertuples():
+        summary = json.loads((runs / f"{line.run}{line.seed}/summary.json").read_text())
+        assert line.train_seconds == summary["train_seconds"]
+        assert line.bytes == summary["stored_bytes"] + 4 * summary["parameters_total"]
+    options = {row[0]: row[1:] for row in tables[3][1:]}
+    assert "memory_per_class 10" in options["er"][tables[3][0].index("settings") - 1]
+
+
+def test_runs_of_one_method_are_named_by_what_differs(runs, tmp_path, capsys):
+    other = ["--samples", "4", "--epochs", "1", "--continual", "--quiet", "--tasks_per_round", "2"]
+    config = str(runs.parent / "names.yaml")
+    assert modelzoo.main([*other, "--data_config", config, "--run_dir", str(tmp_path / "less")]) == 0
+    capsys.readouterr()
+    assert main([str(runs / "zoo0"), str(tmp_path / "less"), "--format", "csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [line["method"] for line in lines] == [
+        "zoo, epochs 2, tasks_per_round 3, augment True",
+        "zoo, epochs 1, tasks_per_round 2, augment False",
+    ]
+
+
+def test_tables_for_papers(runs, capsys):
+    assert main([str(runs), "--format", "csv"]) == 0
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    for method, line in lines.items():
+        final = [measured(runs / f"{method}{seed}")[-1].mean() for seed in "01"]
+        assert float(line["avg_acc_final"]) == pytest.approx(np.mean(final))
+        # Two values: t of one degree of freedom is 12.706.
+        half = 12.706204736 * np.std(final, ddof=1) / np.sqrt(2)
+        assert float(line["avg_acc_final_half_width"]) == pytest.approx(half, abs=1e-9)
+        assert line["avg_acc_final_n"] == "2"
+    assert main([str(runs), "--format", "md"]) == 0
+    assert "| zoo " in capsys.readouterr().out
+    assert main([str(runs), "--format", "tex"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in (r"\toprule", r"\bottomrule", r"$\pm$"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("{tmp}/nothing", ["nothing is not the directory of a run"]),
+        ("", ["arguments are required: RUN"]),
+        ("{runs}/zoo0 --format pdf", ["--format is 'pdf'", "html, md, tex, csv"]),
+        ("{runs}/zoo0 {runs}/zoo0", ["are the same run", "leave one out"]),
+        ("{runs}/zoo0 --isolated {runs}/er0", ["must be one of --method isolated"]),
+        ("{runs}/zoo0 {runs}/er0 --isolated {runs}/isolated1", ["holds no finished run of --method isolated"]),
+        ("{runs}/zoo0 --out {runs}/zoo0/config.yaml", ["cannot be written", "--out"]),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(given, words, runs, tmp_path, capsys):
+    refused(given.format(runs=runs, tmp=tmp_path).split(), words, capsys)
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "predictions/member_001.safetensors", "members/member_002.json", "summary.json"]
+)
+def test_a_damaged_run_is_refused_in_one_line(name, runs, tmp_path, capsys):
+    shutil.copytree(runs / "zoo0", tmp_path / "bad")
+    path = tmp_path / "bad" / name
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    refused([str(tmp_path / "bad")], [f"{name} is damaged"], capsys)
+
+
+def refused(given, words, capsys):
+    assert main(given) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("report.py: ")
+    assert len(captured.err.splitlines()) == 1
+    assert [word for word in words if word not in captured.err] == [], captured.err
+
+
+def test_labels_are_moved_apart_in_their_order():
+    places = [0.5, 0.5, 0.1, 0.52, 0.9]
+    moved = style.spread(places, 0.1)
+    assert np.diff(np.sort(moved)).min() >= 0.1 - 1e-6
+    assert np.argsort(moved, kind="stable").tolist() == np.argsort(places, kind="stable").tolist()
+    assert style.spread([0.0, 1.0], 0.1) == [0.0, 1.0]
+
+
+MEASURE = """
+<script>
+onload = () => setTimeout(() => {
+  const frame = document.querySelector("iframe"), page = frame.contentDocument, wrong = [];
+  const root = page.scrollingElement;
+  if (root.scrollWidth > root.clientWidth) wrong.push("the page is wider than the window: " + root.scrollWidth);
+  for (const element of page.querySelectorAll("h1, h2, h3, p, dt, dd, figcaption, figure, summary, li"))
+    if (element.scrollWidth > element.clientWidth + 1) wrong.push("too wide: " + element.textContent.slice(0, 60));
+  for (const picture of page.querySelectorAll("svg")) {
+    const box = picture.getBoundingClientRect();
+    if (box.width < 100 || box.height < 100) wrong.push("no picture: " + picture.getAttribute("aria-label"));
+    for (const text of picture.querySelectorAll("text")) {
+      const own = text.getBoundingClientRect();
+      if (own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1)
+        wrong.push("outside of " + picture.getAttribute("aria-label") + ": " + text.textContent);
+    }
+  }
+  for (const image of page.querySelectorAll("img"))
+    if (!image.complete || !image.naturalWidth) wrong.push("image: " + image.src);
+  const ground = page.defaultView.getComputedStyle(page.body).backgroundColor;
+  document.body.innerHTML = "";
+  document.body.textContent = "MEASURED" + JSON.stringify({wrong, ground}) + "END";
+}, 300);
+</script>
+"""
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("which", ["one run", "several runs"])
+def test_the_page_in_a_browser(which, scheme, width, runs, page, tmp_path, capsys):
+    """No error on the console, nothing missing, no text outside its box."""
+    if which == "several runs":
+        assert main([str(runs), "--out", str(tmp_path)]) == 0
+        page = tmp_path / "report.html"
+    inside = html.escape(page.read_text())
+    (tmp_path / "harness.html").write_text(
+        f'<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        f'<link rel="icon" href="data:,"><body><iframe width="{width}" height="9000" srcdoc="{inside}"></iframe>'
+        + MEASURE
+    )
+    preferred = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    done = subprocess.run(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--enable-logging=stderr", "--window-size=1600,1200", "--virtual-time-budget=3000", *preferred, "--dump-dom",
+         (tmp_path / "harness.html").as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = re.search(r"MEASURED(\{.*?\})END", done.stdout)
+    assert found, done.stderr[-2000:]
+    answer = json.loads(html.unescape(found[1]))
+    assert answer["wrong"] == []
+    assert answer["ground"] == {"light": "rgb(246, 247, 249)", "dark": "rgb(18, 22, 27)"}[scheme]
+    assert "CONSOLE" not in done.stderr
