@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def run(
     """The whole experiment: reveal, learn, measure, write down."""
     config = method.config
     episodes, done = schedule(config, stream), directory.manifest.episode
-    scores = {row.task: Score(row.loss, row.accuracy) for row in directory.rows if is_last(row, done)}
+    scores = {row.task: Score(row.loss, row.accuracy, row.ece) for row in directory.rows if is_last(row, done)}
     for episode in episodes[done:]:
         checkpoints.episode_begins()
         monitor.episode_begins(episode.number, len(episodes))
@@ -276,7 +276,7 @@ def evaluate(
         if task.id in method.fits:
             measured["train"] = method.fits[task.id]
         for split, (n, score) in measured.items():
-            rows.append(Row(episode.number, task.id, task.name, split, n, score.loss, score.accuracy))
+            rows.append(Row(episode.number, task.id, task.name, split, n, *astuple(score)))
     return rows
 
 
@@ -286,7 +286,7 @@ def untrained_rows(method: Method, stream: TaskStream) -> list[Row]:
     for number, predictions in method.untrained.items():
         task = stream.tasks[number - 1]
         score = method.spec.objective.evaluate(predictions, task.test.targets)
-        rows.append(Row(0, number, task.name, "test", len(task.test), score.loss, score.accuracy))
+        rows.append(Row(0, number, task.name, "test", len(task.test), *astuple(score)))
     return rows
 
 

@@ -22,6 +22,7 @@ class Row(NamedTuple):
     n: int
     loss: float
     accuracy: float
+    ece: float  # see calibration_error in datasets/objectives.py
 
 
 @dataclass(frozen=True)
