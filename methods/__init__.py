@@ -52,12 +52,12 @@ METHODS: dict[str, type[Method]] = {
     "gpm": GPM,
 }
 METHOD_OPTIONS = frozenset().union(*(method.options for method in METHODS.values()))
-# What tells runs of a grid from each other, and of which kind it is.
-_HYPERPARAMETERS: dict[str, type] = {
-    "method": str, "stream": str, "model": str, "seed": float, "epochs": float, "samples": float, "memory": float,
-    "memory_per_class": float, "replay_frac": float, "tasks_per_round": float, "batch": float, "lr": float,
-    "l2_reg": float, "dropout": float, "continual": bool, "rounds": float, "warm_start": bool, "selection": str,
-    "augment": bool,
+# What tells runs of a grid from each other, what matters most first, and of which kind it is.
+_HYPERPARAMETERS: dict[str, type | tuple[str, ...]] = {
+    "method": tuple(METHODS), "stream": str, "model": str, "seed": float, "epochs": float, "samples": float,
+    "memory": float, "memory_per_class": float, "replay_frac": float, "tasks_per_round": float, "batch": float,
+    "lr": float, "l2_reg": float, "dropout": float, "continual": bool, "rounds": float, "warm_start": bool,
+    "selection": ("boosting", "uniform"), "augment": bool,
 }  # fmt: skip
 _CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"
 
@@ -108,11 +108,18 @@ def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def hyperparameter_kinds() -> dict[str, type]:
-    """All that `hyperparameters` can hold, for any method: bool, float (also whole numbers) or str."""
-    settings = {f"settings.{name}": float if isinstance(accepted, Range) else str
-                for method in METHODS.values() for name, accepted in method.settings.items()}  # fmt: skip
-    return _HYPERPARAMETERS | settings
+def hyperparameter_kinds() -> dict[str, type | tuple[str, ...]]:
+    """All that `hyperparameters` can hold, for any method: bool, float (also whole numbers), str or some words."""
+    settings: dict[str, type] = {}
+    words: dict[str, tuple[str, ...]] = {}
+    for method in METHODS.values():
+        for setting, accepted in method.settings.items():
+            name = f"settings.{setting}"
+            if isinstance(accepted, Range):
+                settings[name] = float
+            else:
+                words[name] = tuple(dict.fromkeys((*words.get(name, ()), *accepted)))
+    return _HYPERPARAMETERS | settings | words
 
 
 def check_saved(config: RunConfig, path: Path) -> None:

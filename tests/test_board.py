@@ -211,6 +211,10 @@ def test_hyperparameters_tell_runs_from_each_other(runs):
     experiment = hparams(runs / "zoo", "_hparams_/experiment", metadata.parse_experiment_plugin_data)
     assert experiment == hparams(runs / "er", "_hparams_/experiment", metadata.parse_experiment_plugin_data)
     assert zoo.keys() | er.keys() <= {info.name for info in experiment.hparam_infos}
+    infos = {info.name: info for info in experiment.hparam_infos}
+    assert [name for name, info in infos.items() if info.differs] == ["method", "stream", "model", "seed", "epochs"]
+    assert [value.string_value for value in infos["settings.replay_loss"].domain_discrete.values] == ["mean", "sum"]
+    assert [value.bool_value for value in infos["continual"].domain_discrete.values] == [False, True]
     written = set(read(runs / "zoo").Tags()["scalars"])
     assert {info.name.tag for info in experiment.metric_infos} == {t for t in written if t.startswith("summary/")}
 
@@ -220,8 +224,11 @@ def test_every_hyperparameter_has_the_kind_that_its_column_has(method):
     config = with_settings(parse(["--method", method, "--continual"]).config)
     for name, value in hyperparameters(config).items():
         kind = hyperparameter_kinds()[name]
-        assert isinstance(value, (int, float) if kind is float else kind)
-        assert isinstance(value, bool) == (kind is bool)
+        if isinstance(kind, tuple):
+            assert value in kind
+        else:
+            assert isinstance(value, (int, float) if kind is float else kind)
+            assert isinstance(value, bool) == (kind is bool)
 
 
 def test_a_run_says_how_it_ended(runs, tmp_path, monkeypatch):

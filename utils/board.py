@@ -57,6 +57,7 @@ _PICTURES = {
                         "yellow 1. A row is an episode, from above; a column a task.",
 }  # fmt: skip
 _LEAST_WEIGHT = 1e-3
+Kind = type | tuple[str, ...]
 
 
 class TensorBoard(Monitor):
@@ -64,11 +65,12 @@ class TensorBoard(Monitor):
 
     Args:
         open_log: opens a new file by its name.
-        kinds: of all hyperparameters that any run can have, by name: bool, float or str.
+        kinds: of all hyperparameters that any run can have, by name, the first five to be shown at once: bool, float,
+            str or the words that it can be.
         epochs: how many there were before.
     """
 
-    def __init__(self, open_log: Callable[[str], Log], kinds: Mapping[str, type], epochs: int = 0) -> None:
+    def __init__(self, open_log: Callable[[str], Log], kinds: Mapping[str, Kind], epochs: int = 0) -> None:
         from tensorboard.compat.proto.event_pb2 import Event  # takes a while
 
         self._event, self._kinds, self._epoch = Event, kinds, epochs
@@ -251,13 +253,17 @@ def _add_layout(event: Any) -> None:
     _add_string(event, "custom_scalars__config__", "custom_scalars", layout.SerializeToString())
 
 
-def _add_experiment(event: Any, kinds: Mapping[str, type]) -> None:
+def _add_experiment(event: Any, kinds: Mapping[str, Kind]) -> None:
     """Which columns the dashboard "HParams" has. The same for all runs, because it takes those of any one."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     data = HParamsPluginData()
-    for name, kind in kinds.items():
-        data.experiment.hparam_infos.add(name=name, type=_KINDS[kind])
+    for number, (name, kind) in enumerate(kinds.items()):
+        # At first only five are shown, those that differ before others; which do is not found out but believed.
+        info = data.experiment.hparam_infos.add(name=name, differs=number < 5)
+        info.type = _KINDS[kind] if isinstance(kind, type) else _KINDS[str]
+        if not isinstance(kind, type) or kind is bool:
+            info.domain_discrete.extend([False, True] if isinstance(kind, type) else kind)
     for key in _SUMMARY:
         data.experiment.metric_infos.add(display_name=key).name.tag = f"summary/{key}"
     _add_hparams(event, "experiment", data)
