@@ -29,7 +29,7 @@ from methods import METHOD_OPTIONS, METHODS, check_method, with_settings
 from net import TRUNKS
 from utils.compute import pick_device, runs_in_bf16
 from utils.config import RANGES, Range, check_range, load_dataset_config, load_hyper_config, load_yaml
-from utils.errors import UserError, one_line, unknown
+from utils.errors import UserError, one_line, print_anything, unknown
 from utils.jobs import Ended, Job, run_jobs
 from utils.lock import locked
 from utils.manifest import read_manifest
@@ -95,6 +95,7 @@ class Grid:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted."""
+    print_anything()
     try:
         return benchmark(arguments(argv))
     except UserError as error:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,20 @@ import torch
 from datasets import build_stream, check_dataset
 from datasets.objectives import Score
 from datasets.task import Episode, Task, TaskStream
-from methods import METHODS, build_method, check_method, check_saved, with_settings
+from methods import (
+    METHODS,
+    build_method,
+    check_method,
+    check_saved,
+    hyperparameter_kinds,
+    hyperparameters,
+    with_settings,
+)
 from methods.base import Learned, Method, Setting
 from methods.steps import Compute
 from methods.training import choose_launch
 from net import build_net, count_parameters
+from utils.board import TensorBoard
 from utils.checkpoints import RunCheckpoints, ending_on_sigterm, load_state
 from utils.compute import (
     describe_device,
@@ -39,10 +48,10 @@ from utils.compute import (
     runs_in_bf16,
 )
 from utils.config import RunConfig
-from utils.errors import SignalError, TrainingError, UserError, one_line
+from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
 from utils.lock import locked
 from utils.manifest import verify
-from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, TensorBoard
+from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, RunStart
 from utils.options import Invocation, check_contradictions, parse
 from utils.resume import check_same_data, compared_with, resumed
 from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
@@ -53,6 +62,7 @@ from utils.trees import to_bytes
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 130 or 143 if stopped; one line on stderr."""
+    print_anything()
     try:
         invocation = parse(argv)
         if invocation.verify is not None:
@@ -124,21 +134,24 @@ def prepare_and_run(invocation: Invocation) -> None:
                 directory, invocation.checkpoint_minutes, lambda: before + time.perf_counter() - begin, device
             )
             method.checkpoints = checkpoints
-            board = TensorBoard(directory.log, directory.manifest.members * config.hyper.epochs)
+            epochs = directory.manifest.members * config.hyper.epochs
+            board = TensorBoard(directory.log, hyperparameter_kinds(), epochs)
             monitor = Monitors([Console(invocation.quiet), board])
             stack.callback(monitor.close)
             mode = "continual" if config.continual else "multi-task"
             held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
+            header = [
+                ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
+                ("data", ", ".join(held)),
+                ("method", config.method),
+                ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
+                ("device", ", ".join(filter(None, [describe_device(device), "bf16" if bf16 else "fp32", launch]))),
+                ("run", f"{path}, resumed after episode {done}" if resumes else str(path)),
+            ]
             monitor.run_begins(
-                [
-                    ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
-                    ("data", ", ".join(held)),
-                    ("method", config.method),
-                    ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
-                    ("device", ", ".join(filter(None, [describe_device(device), "bf16" if bf16 else "fp32", launch]))),
-                    ("run", f"{path}, resumed after episode {done}" if resumes else str(path)),
-                ]
-            )
+                RunStart(header, resolved, hyperparameters(config), len(stream.tasks), isolated,
+                         tuple(directory.episodes), tuple(directory.rows))
+            )  # fmt: skip
             with checkpoints.catching():
                 run(stream, method, directory, monitor, checkpoints, isolated)
 
@@ -150,7 +163,7 @@ def run(
     """The whole experiment: reveal, learn, measure, write down."""
     config = method.config
     episodes, done = schedule(config, stream), directory.manifest.episode
-    scores = {row.task: Score(row.loss, row.accuracy) for row in directory.rows if is_last(row, done)}
+    scores = {row.task: Score(row.loss, row.accuracy, row.ece) for row in directory.rows if is_last(row, done)}
     if not done:
         directory.add_targets({task.id: task.test.targets for task in stream.tasks})
     for episode in episodes[done:]:
@@ -174,6 +187,7 @@ def run(
         **summarize(directory.rows, config.continual, isolated),
         "total_seconds": checkpoints.seconds(),
     }
+    monitor.run_measured(summary)
     directory.finish(summary)
     monitor.run_ends(final_table(summary))
 
@@ -278,7 +292,7 @@ def evaluate(
         if task.id in method.fits:
             measured["train"] = method.fits[task.id]
         for split, (n, score) in measured.items():
-            rows.append(Row(episode.number, task.id, task.name, split, n, score.loss, score.accuracy))
+            rows.append(Row(episode.number, task.id, task.name, split, n, *astuple(score)))
     return rows
 
 
@@ -288,7 +302,7 @@ def untrained_rows(method: Method, stream: TaskStream) -> list[Row]:
     for number, predictions in method.untrained.items():
         task = stream.tasks[number - 1]
         score = method.spec.objective.evaluate(predictions, task.test.targets)
-        rows.append(Row(0, number, task.name, "test", len(task.test), score.loss, score.accuracy))
+        rows.append(Row(0, number, task.name, "test", len(task.test), *astuple(score)))
     return rows
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import UserError, one_line
+from utils.errors import UserError, one_line, print_anything
 from utils.options import Parser
 from utils.resume import compared_with
 from utils.run_directory import read_config
@@ -27,6 +27,7 @@ FORMATS = ("html", "md", "tex", "csv")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 2 if the input is wrong."""
+    print_anything()
     try:
         given = sys.argv[1:] if argv is None else argv
         return report(arguments(given), shlex.join(["python", "report.py", *given]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import stat
 import warnings
@@ -31,6 +32,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
 _MOST_PIXELS = 1 << 26
 _SPLITS = ("train", "test")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would say on stderr what its errors say
 
 
 def image_folder(config: RunConfig, device: torch.device) -> TaskStream:

@@ -26,7 +26,7 @@ from methods.si import SI
 from methods.stable_sgd import StableSGD
 from methods.wsn import WSN
 from methods.zoo import Zoo
-from utils.config import RunConfig, check_settings, load_settings
+from utils.config import Range, RunConfig, check_settings, load_settings
 from utils.errors import UserError, unknown
 
 METHODS: dict[str, type[Method]] = {
@@ -52,6 +52,13 @@ METHODS: dict[str, type[Method]] = {
     "gpm": GPM,
 }
 METHOD_OPTIONS = frozenset().union(*(method.options for method in METHODS.values()))
+# What tells runs of a grid from each other, what matters most first, and of which kind it is.
+_HYPERPARAMETERS: dict[str, type | tuple[str, ...]] = {
+    "method": tuple(METHODS), "stream": str, "model": str, "seed": float, "epochs": float, "samples": float,
+    "memory": float, "memory_per_class": float, "replay_frac": float, "tasks_per_round": float, "batch": float,
+    "lr": float, "l2_reg": float, "dropout": float, "continual": bool, "rounds": float, "warm_start": bool,
+    "selection": ("boosting", "uniform"), "augment": bool,
+}  # fmt: skip
 _CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"
 
 
@@ -90,6 +97,29 @@ def with_settings(config: RunConfig, path: str | None = None) -> RunConfig:
     if settings.get("buffer") == "reservoir" and config.memory is None:
         raise UserError(f"{path}: key 'buffer' is 'reservoir', which has a total: add --memory, or make it 'balanced'")
     return replace(config, settings=settings)
+
+
+def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
+    """What tells a run from others, without the options that its method does not read and those that are not set."""
+    every = {**vars(config.hyper), **vars(config), "stream": config.stream}
+    unread = METHOD_OPTIONS - METHODS[config.method].options
+    values = {name: every[name] for name in _HYPERPARAMETERS if name not in unread}
+    values |= {f"settings.{name}": value for name, value in config.settings.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def hyperparameter_kinds() -> dict[str, type | tuple[str, ...]]:
+    """All that `hyperparameters` can hold, for any method: bool, float (also whole numbers), str or some words."""
+    settings: dict[str, type] = {}
+    words: dict[str, tuple[str, ...]] = {}
+    for method in METHODS.values():
+        for setting, accepted in method.settings.items():
+            name = f"settings.{setting}"
+            if isinstance(accepted, Range):
+                settings[name] = float
+            else:
+                words[name] = tuple(dict.fromkeys((*words.get(name, ()), *accepted)))
+    return _HYPERPARAMETERS | settings | words
 
 
 def check_saved(config: RunConfig, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -135,7 +135,7 @@ class Method(ABC):
         """
         return {
             "method": {name: getattr(self, name) for name in self.lasting},
-            "fits": {task: (count, score.loss, score.accuracy) for task, (count, score) in self.fits.items()},
+            "fits": {task: (count, *astuple(score)) for task, (count, score) in self.fits.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
@@ -151,7 +151,7 @@ class Method(ABC):
         for name in self.lasting:
             setattr(self, name, state["method"][name])
         self.memory.revisit(episodes)
-        self.fits = {task: (count, Score(loss, accuracy)) for task, (count, loss, accuracy) in state["fits"].items()}
+        self.fits = {task: (count, Score(*figures)) for task, (count, *figures) in state["fits"].items()}
 
     def ask(self, net: MultiHead, task_id: int, examples: Examples, place: str) -> Tensor:
         """Predictions of a trained network, [N, C].

@@ -92,11 +92,14 @@ def calibration(probabilities: Array, targets: npt.NDArray[np.int64]) -> Calibra
 
 
 def reliability(probabilities: Array, targets: npt.NDArray[np.int64]) -> pd.DataFrame:
-    """Examples by the probability of the predicted class, in BINS bins of equal size: confidence, accuracy, n."""
+    """Examples by the probability of the predicted class, in BINS bins of equal size: confidence, accuracy, n.
+
+    Equal probabilities share the bin of the first of them, as in metrics.csv, so that the order does not matter.
+    """
     confidence, hit = probabilities.max(1), probabilities.argmax(1) == targets
-    order = np.argsort(confidence, kind="stable")
-    parts = [part for part in np.array_split(order, BINS) if len(part)]
-    lines = [(confidence[part].mean(), hit[part].mean(), len(part)) for part in parts]
+    bins = np.searchsorted(np.sort(confidence), confidence) * BINS // len(confidence)
+    parts = [bins == number for number in np.unique(bins)]
+    lines = [(confidence[part].mean(), hit[part].mean(), part.sum()) for part in parts]
     return pd.DataFrame(lines, columns=["confidence", "accuracy", "n"])
 
 

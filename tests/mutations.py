@@ -1456,7 +1456,8 @@ def warm_up(folder: Path) -> None:
     declare_missing_operators()
     for name in (
         "timm", "torchvision.datasets", "torchvision.transforms.functional", "sklearn.datasets",
-        "sklearn.model_selection", "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer",
+        "sklearn.model_selection", "tensorboard.compat.proto.event_pb2", "tensorboard.plugins.custom_scalar.layout_pb2",
+        "tensorboard.plugins.hparams.plugin_data_pb2",
     ):  # fmt: skip
         importlib.import_module(name)
     Image.init()

@@ -1,6 +1,7 @@
 """One owner of a run directory, checksums that find every damage, and failures that end with one line."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ from utils.compute import enough_memory
 from utils.config import parse_yaml
 from utils.errors import TrainingError, UserError
 from utils.lock import LOCK, locked
-from utils.manifest import Manifest, read_manifest
+from utils.manifest import Entry, Manifest, read_manifest
 from utils.seeding import generator
 from utils.torchvision_ops import declare_missing_operators
 from utils.trees import from_bytes, to_bytes
@@ -136,6 +138,31 @@ def test_a_run_of_another_commit_is_warned_of(monkeypatch, capsys):
     capsys.readouterr()
     assert start("run", "--resume") == 0
     assert "goes on with abc: not the same to the bit" in capsys.readouterr().err
+
+
+def without_calibration(run):
+    """The run as a version that did not measure it would have left it."""
+    manifest = read_manifest(run)
+    lines = (run / "metrics.csv").read_text().splitlines()
+    content = "".join(line.rsplit(",", 1)[0] + "\n" for line in lines).encode()
+    (run / "metrics.csv").write_bytes(content)
+    entry = Entry(len(content), hashlib.sha256(content).hexdigest())
+    replace(manifest, files={**manifest.files, "metrics.csv": entry}).write(run)
+
+
+def test_a_finished_run_of_an_older_version_is_read_and_another_is_refused(monkeypatch, capsys):
+    assert start("alone", *options("isolated")) == 0
+    without_calibration(Path("alone"))
+    assert start("alone", "--resume") == 0
+    assert main(["--verify", "alone"]) == 0
+    assert start("whole", *options("zoo"), "--isolated", "alone") == 0
+    interrupted(monkeypatch)
+    without_calibration(Path("run"))
+    capsys.readouterr()
+    assert start("run", "--resume") == 2
+    assert capsys.readouterr().err == (
+        "modelzoo.py: run was begun by an older version, which measured less; begin anew with --overwrite\n"
+    )
 
 
 def test_files_of_people_are_left_alone(monkeypatch):

@@ -113,13 +113,11 @@ def answers(run, task):
 
 def ece(probabilities, targets):
     """One example after the other."""
-    examples = sorted(zip(probabilities.max(1), probabilities.argmax(1) == targets, strict=True), key=lambda e: e[0])
-    total, begin = 0.0, 0
-    for left in range(15, 0, -1):
-        size = -(-(len(examples) - begin) // left)
-        part, begin = examples[begin : begin + size], begin + size
-        total += abs(sum(hit for _, hit in part) - sum(sure for sure, _ in part))
-    return total / len(examples)
+    sure, hits = probabilities.max(1), probabilities.argmax(1) == targets
+    gaps = [0.0] * 15
+    for confidence, hit in zip(sure, hits, strict=True):
+        gaps[15 * sum(other < confidence for other in sure) // len(sure)] += float(hit) - confidence
+    return sum(map(abs, gaps)) / len(sure)
 
 
 def test_tables_and_tiles_follow_from_the_measurements(runs, page):
@@ -147,6 +145,7 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
 def test_calibration_follows_from_the_predictions(runs, page):
     header, *rows, _ = Tables(page.read_text()).tables[1]
     assert header[:4] == ["task", "members", "accuracy, one member", "accuracy, ensemble"]
+    last = pd.read_csv(runs / "zoo0/metrics.csv").query("split == 'test' and episode == 5").set_index("task")
     for task, row in enumerate(rows, 1):
         members, targets = answers(runs / "zoo0", task)
         mean = np.mean(list(members.values()), 0)
@@ -159,6 +158,8 @@ def test_calibration_follows_from_the_predictions(runs, page):
         )
         expected = [value for score in scores for value in (np.mean([score(p) for p in members.values()]), score(mean))]
         assert row[1] == str(len(members))
+        assert float(row[-1]) == pytest.approx(last.ece[task], abs=1e-4)
+        assert float(row[5]) == pytest.approx(last.loss[task], abs=1e-4)
         assert [float(value) for value in row[2:]] == pytest.approx(expected, abs=1e-4)
 
 

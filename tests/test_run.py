@@ -22,6 +22,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from datasets import build_stream
 from modelzoo import main
 from net import build_net
+from tests.test_objectives import plain_calibration_error
 from utils import metrics
 from utils.options import parse
 
@@ -137,6 +138,8 @@ def test_the_measurements_follow_from_the_saved_predictions(runs):
             row = rows.loc[(task.id, split)]
             assert row.n == len(examples)
             assert row.accuracy == accuracy_score(examples.targets, mean.argmax(1))
+            hits = (mean.argmax(1) == examples.targets.numpy()).tolist()
+            assert row.ece == pytest.approx(plain_calibration_error(mean.max(1).astype("f4").tolist(), hits), abs=1e-3)
             assert row.loss == pytest.approx(log_loss(examples.targets, mean / mean.sum(1, keepdims=True)), rel=1e-4)
 
 

@@ -32,7 +32,8 @@ sys.path.insert(0, str(PROJECT))
 import tensorboard.compat.proto.event_pb2  # noqa: E402, F401
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402
-from tensorboard.summary.writer import record_writer  # noqa: E402, F401
+from tensorboard.plugins.custom_scalar import layout_pb2  # noqa: E402, F401
+from tensorboard.plugins.hparams import plugin_data_pb2  # noqa: E402, F401
 
 import modelzoo  # noqa: E402
 from utils.manifest import verify  # noqa: E402

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import signal
+import sys
 from collections.abc import Iterable
 
 _LONGEST = 5000  # a line; a path may have 4096
@@ -32,6 +34,12 @@ def one_line(text: object) -> str:
     line = " ".join(str(text).split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} [...] {shown[-_LONGEST // 2 :]}"
+
+
+def print_anything() -> None:
+    """Names of files that are no text (in POSIX they are bytes) are shown with numbers, not refused by print."""
+    with contextlib.suppress(AttributeError):  # not a file of this process
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def unknown(kind: str, name: object, known: Iterable[str], list_limit: int = 30) -> str:

@@ -1,13 +1,12 @@
-"""Watching a run: console and TensorBoard. A run does the same with any of them, or with none."""
+"""Watching a run: what is told, and the console. A run does the same with any monitor, or with none."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ class Row(NamedTuple):
     n: int
     loss: float
     accuracy: float
+    ece: float  # see calibration_error in datasets/objectives.py
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,24 @@ class EpisodeFacts:
     peak_memory_bytes: int
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """What is known of a run when it begins or is gone on with."""
+
+    header: Sequence[tuple[str, str]]  # names and values that describe it to people
+    config: Mapping[str, Any]  # config.yaml
+    hyperparameters: Mapping[str, bool | float | str]  # what tells it from other runs
+    tasks: int
+    isolated: Sequence[float] | None  # accuracy of a network trained on each task alone
+    episodes: Sequence[EpisodeFacts]  # what earlier processes did, and measured
+    rows: Sequence[Row]
+
+
 class Monitor:
     """Hears what happens in a run; this one ignores it."""
 
-    def run_begins(self, header: Sequence[tuple[str, str]]) -> None:
-        """`header`: names and values that describe the run."""
+    def run_begins(self, run: RunStart) -> None:
+        """Everything is checked, and training begins."""
 
     def episode_begins(self, episode: int, episodes: int) -> None:
         """An episode, counted from 1."""
@@ -63,8 +76,11 @@ class Monitor:
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
         """`rows`: all measurements of the episode."""
 
+    def run_measured(self, summary: Mapping[str, Any]) -> None:
+        """All episodes are done; `summary`: the final figures, before they are written."""
+
     def run_ends(self, text: str) -> None:
-        """`text`: the final table."""
+        """Everything is written; `text`: the final table."""
 
     def close(self) -> None:
         """The run is over or failed."""
@@ -100,9 +116,9 @@ class Console(Monitor):
         self._episodes = 0
         self._title = ""
 
-    def run_begins(self, header: Sequence[tuple[str, str]]) -> None:
-        width = max(len(name) for name, _ in header)
-        for name, value in header:
+    def run_begins(self, run: RunStart) -> None:
+        width = max(len(name) for name, _ in run.header)
+        for name, value in run.header:
             self._say(f"{name:<{width}}  {value}")
         self._say()
 
@@ -163,57 +179,3 @@ class Console(Monitor):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-class Log(Protocol):
-    """A file that grows."""
-
-    def write(self, content: bytes) -> None:
-        """To its end."""
-
-
-class TensorBoard(Monitor):
-    """Scalars, live. Steps of train/* are epochs counted over the whole run, all others are episodes.
-
-    Args:
-        open_log: opens a new file by its name.
-        epochs: how many there were before.
-    """
-
-    def __init__(self, open_log: Callable[[str], Log], epochs: int = 0) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event = Event
-        # The names by which TensorBoard finds its files, in the order of time; a process may begin a second one.
-        self._records = RecordWriter(open_log(f"events.out.tfevents.{time.time_ns() // 1000:016d}.{os.getpid()}"))
-        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        self._epoch = epochs
-
-    def member_begins(self, epochs: int, images: int, done: int = 0) -> None:
-        self._epoch += done
-
-    def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
-        self._epoch += 1
-        self._write({"train/loss": loss, "train/learning_rate": lr}, self._epoch)
-
-    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
-        test = [row.accuracy for row in rows if row.split == "test"]
-        scalars = {"average_accuracy": sum(test) / len(test), "images_per_second": facts.images_per_second}
-        tags = {row.task: _tag(row.task, row.task_name) for row in rows}
-        for row in rows:
-            scalars[f"{row.split}_accuracy/{tags[row.task]}"] = row.accuracy
-            scalars[f"{row.split}_loss/{tags[row.task]}"] = row.loss
-        for task, weight in facts.sampling_weights.items():
-            scalars[f"sampling_weight/{tags[task]}"] = weight
-        self._write(scalars, facts.episode)
-
-    def _write(self, scalars: Mapping[str, float], step: int) -> None:
-        event = self._event(wall_time=time.time(), step=step)
-        for tag, value in scalars.items():
-            event.summary.value.add(tag=tag, simple_value=value)
-        self._records.write(event.SerializeToString())
-
-
-def _tag(task: int, name: str) -> str:
-    return f"{task:03d} {name}".replace("/", "-")

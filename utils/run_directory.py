@@ -108,7 +108,12 @@ class RunDirectory:
             if manifest.finished:
                 with contextlib.suppress(OSError):  # something else lies there
                     (path / "state").rmdir()
-            return cls(path, manifest)
+            opened = cls(path, manifest)
+            if not manifest.finished and any(math.isnan(row.ece) for row in opened.rows):
+                raise UserError(
+                    f"{path} was begun by an older version, which measured less; begin anew with --overwrite"
+                )
+            return opened
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:
@@ -365,9 +370,9 @@ _REAL = ("seconds", "train_seconds", "images_per_second", "train_loss")
 
 def _row(line: Mapping[str, str]) -> Row:
     row = Row(int(line["episode"]), int(line["task"]), line["task_name"], line["split"], int(line["n"]),
-              float(line["loss"]), float(line["accuracy"]))  # fmt: skip
-    _check_finite([row.loss, row.accuracy])
-    return row
+              float(line["loss"]), float(line["accuracy"]), float(line.get("ece", 0)))  # fmt: skip
+    _check_finite(row[-3:])
+    return row if "ece" in line else row._replace(ece=math.nan)  # older versions did not measure it
 
 
 def _check_finite(numbers: Iterable[float]) -> None:

@@ -1,0 +1,72 @@
+"""What TensorBoard's file costs: imports, and each episode of streams of 10 and 100 tasks.
+
+Nothing is trained: measurements are drawn at random. Processor time, medians over the last ten episodes.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from methods import hyperparameter_kinds
+from utils.board import TensorBoard
+from utils.monitor import EpisodeFacts, Row, RunStart
+
+
+class Nowhere:
+    """Counts bytes."""
+
+    size = 0
+
+    def write(self, content: bytes) -> None:
+        self.size += len(content)
+
+
+def imports() -> float:
+    """Milliseconds that the first event of a run spends on imports, after those of the driver."""
+    program = (
+        "import time, modelzoo; begin = time.perf_counter(); "
+        "from tensorboard.compat.proto.event_pb2 import Event; "
+        "from tensorboard.plugins.custom_scalar.layout_pb2 import Layout; "
+        "from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData; "
+        "print(time.perf_counter() - begin)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return 1000 * float(done.stdout)
+
+
+def episode(number: int) -> tuple[EpisodeFacts, list[Row]]:
+    """Random measurements of a zoo that keeps all training examples."""
+    weights = dict.fromkeys(range(1, number), 1 / max(1, number - 1))
+    facts = EpisodeFacts(number, range(1, number + 1), weights, 1, 1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1 << 30)
+    rows = [Row(number, task, f"rotated by {task}", split, 100, random.random(), random.random(), random.random())
+            for task in range(1, number + 1) for split in ("test", "train")]  # fmt: skip
+    return facts, rows
+
+
+def measure(tasks: int) -> tuple[float, float]:
+    """Milliseconds and kilobytes of an episode at the end of a stream."""
+    log = Nowhere()
+    board = TensorBoard(lambda name: log, hyperparameter_kinds())
+    board.run_begins(RunStart([], {"continual": True}, {}, tasks, [0.5] * tasks, [], []))
+    times, before = [], 0
+    for number in range(1, tasks + 1):
+        board.episode_begins(number, tasks)
+        facts, rows = episode(number)
+        before, begin = log.size, time.process_time()
+        board.episode_ends(facts, rows)
+        times.append(time.process_time() - begin)
+    return 1000 * statistics.median(times[-10:]), (log.size - before) / 1000
+
+
+if __name__ == "__main__":
+    print(f"imports: {statistics.median(imports() for _ in range(5)):.0f} ms")
+    for tasks in (10, 100):
+        milliseconds, kilobytes = measure(tasks)
+        print(f"{tasks} tasks: {milliseconds:.1f} ms and {kilobytes:.0f} kB an episode at the end")

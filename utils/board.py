@@ -1,0 +1,317 @@
+"""TensorBoard, live: curves, pictures, hyperparameters, configuration. docs/tensorboard.md lists every tag."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from utils import metrics
+from utils.files import yaml_bytes
+from utils.monitor import EpisodeFacts, Monitor, Row, RunStart
+from utils.pictures import heat_map
+
+# From here on all is TensorBoard's: the dashboards' names, the types of a tensor, how a session has ended.
+_FLOAT, _STRING = 1, 7
+_SUCCESS, _FAILURE = 1, 2
+_KINDS = {str: 1, bool: 2, float: 3}
+
+# Charts in a row of the dashboard "Custom Scalars", each with the curves whose tags it matches.
+_CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "overview": {
+        "average accuracy": ("average_accuracy$",),
+        "forgetting": ("forgetting$",),
+        "throughput, images a second": ("images_per_second$",),
+    },
+    "transfer": {
+        "transfer curves: test accuracy, and where Isolated ended": ("test_accuracy/", "isolated_accuracy/"),
+        "backward transfer": ("backward_transfer$",),
+    },
+    "calibration": {
+        "average calibration error": ("average_ece$",),
+        "calibration error": ("test_ece/",),
+    },
+    "sampling weights": {"sampling weights": ("sampling_weight/",)},
+    "cost": {
+        "seconds an episode": ("seconds$",),
+        "peak memory, bytes": ("peak_memory_bytes$",),
+    },
+}
+_SUMMARY = (
+    "avg_acc_final", "avg_incremental_acc", "forgetting_chaudhry", "bwt", "learning_acc", "worst_task_acc",
+    "gain_isolated", "fwt_isolated", "train_seconds",
+)  # fmt: skip
+# What TensorBoard says beside them.
+_PICTURES = {
+    "accuracy_matrix": "Test accuracy: dark violet is 0, yellow 1. A row is an episode, from above; a column a task.",
+    "members": "Yellow: the episode trained on the task. A row is an episode, from above; a column a task.",
+    "sampling_weights": "Probability of drawing the task, on a logarithmic scale: dark violet is 0.001 or less, "
+                        "yellow 1. A row is an episode, from above; a column a task.",
+}  # fmt: skip
+_LEAST_WEIGHT = 1e-3
+Kind = type | tuple[str, ...]
+
+
+class Log(Protocol):
+    """A file that grows."""
+
+    def write(self, content: bytes) -> None:
+        """To its end."""
+
+
+class TensorBoard(Monitor):
+    """One file of events. Steps of train/* are epochs counted over the whole run, all others are episodes.
+
+    Args:
+        open_log: opens a new file by its name.
+        kinds: of all hyperparameters that any run can have, by name, the first five to be shown at once: bool, float,
+            str or the words that it can be.
+        epochs: how many there were before.
+    """
+
+    def __init__(self, open_log: Callable[[str], Log], kinds: Mapping[str, Kind], epochs: int = 0) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # these take a while
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._kinds, self._epoch = Event, kinds, epochs
+        # The names by which TensorBoard finds its files, in the order of time; a process may begin a second one.
+        self._records = RecordWriter(open_log(f"events.out.tfevents.{time.time_ns() // 1000:016d}.{os.getpid()}"))
+        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        self._history = History(0)
+        self._begun = False
+
+    def run_begins(self, run: RunStart) -> None:
+        self._history = History(run.tasks)
+        rows: dict[int, list[Row]] = {}
+        for row in run.rows:
+            rows.setdefault(row.episode, []).append(row)
+        for facts in run.episodes:
+            self._history.add(facts, rows[facts.episode])
+        self._continual, self._isolated = run.config["continual"], run.isolated
+        event = self._new_event(len(run.episodes))
+        _add_text(event, "config", textwrap.indent(yaml_bytes(run.config).decode(), "    "))
+        _add_layout(event)
+        _add_experiment(event, self._kinds)
+        _add_session_start(event, run.hyperparameters)
+        self._write(event)
+        self._begun = True
+
+    def episode_begins(self, episode: int, episodes: int) -> None:
+        self._episodes = episodes
+
+    def member_begins(self, epochs: int, images: int, done: int = 0) -> None:
+        self._epoch += done
+
+    def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
+        self._epoch += 1
+        event = self._new_event(self._epoch)
+        _add_scalars(event, {"train/loss": loss, "train/learning_rate": lr})
+        self._write(event)
+
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+        event = self._new_event(facts.episode)
+        _add_scalars(event, self._isolated_accuracies(rows))
+        self._history.add(facts, rows)
+        _add_scalars(event, {**_of_episode(facts, rows), **_of_tasks(facts, rows), **self._of_matrix()})
+        for tag, values in self._history.pictures().items():
+            _add_picture(event, tag, values, self._episodes)
+        self._write(event)
+
+    def run_measured(self, summary: Mapping[str, Any]) -> None:
+        event = self._new_event(len(self._history.accuracy))
+        _add_scalars(event, {f"summary/{key}": summary[key] for key in _SUMMARY if summary[key] is not None})
+        _add_session_end(event, _SUCCESS)
+        self._write(event)
+        self._begun = False
+
+    def close(self) -> None:
+        if self._begun:
+            event = self._new_event(len(self._history.accuracy))
+            _add_session_end(event, _FAILURE)
+            with contextlib.suppress(OSError):  # a full disk may be why
+                self._write(event)
+
+    def _isolated_accuracies(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Of the tasks that are measured for the first time: one point beside the beginning of each curve."""
+        if self._isolated is None:
+            return {}
+        known = self._history.measured()
+        return {f"isolated_accuracy/{_tag(row)}": self._isolated[row.task - 1] for row in rows
+                if row.split == "test" and not known[row.task - 1]}  # fmt: skip
+
+    def _of_matrix(self) -> dict[str, float]:
+        """What compares with the episodes that the tasks were learned in: not defined in the multi-task mode."""
+        if not self._continual:
+            return {}
+        R = np.stack(self._history.accuracy)[:, : len(self._history.accuracy)]
+        values = {"forgetting": metrics.forgetting_chaudhry(R), "backward_transfer": metrics.bwt(R)}
+        return {tag: value for tag, value in values.items() if not math.isnan(value)}
+
+    def _new_event(self, step: int) -> Any:
+        return self._event(wall_time=time.time(), step=step)
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+
+
+class History:
+    """What pictures show of a run: a row of [tasks] for each episode, NaN where there is no value.
+
+    Attributes:
+        accuracy: on the test data.
+        weights: probability of drawing each task.
+        trained: 1 for the tasks that were trained on, 0 for others.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self._tasks = tasks
+        self.accuracy: list[npt.NDArray[np.float64]] = []
+        self.weights: list[npt.NDArray[np.float64]] = []
+        self.trained: list[npt.NDArray[np.float64]] = []
+
+    def add(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+        """An episode and its measurements."""
+        self.accuracy.append(self._row({row.task: row.accuracy for row in rows if row.split == "test"}, math.nan))
+        self.weights.append(self._row(facts.sampling_weights, math.nan))
+        self.trained.append(self._row(dict.fromkeys(facts.tasks, 1.0), 0.0))
+
+    def measured(self) -> npt.NDArray[np.bool_]:
+        """[tasks]: whether there is any accuracy of the task."""
+        # A task that was measured once is measured in every episode from then on.
+        return ~np.isnan(self.accuracy[-1]) if self.accuracy else np.zeros(self._tasks, bool)
+
+    def pictures(self) -> dict[str, metrics.Matrix]:
+        """By tag: what to draw, [episodes so far, tasks], in [0, 1]."""
+        accuracy = np.stack(self.accuracy)
+        revealed = np.where(np.isnan(accuracy), math.nan, np.stack(self.trained))
+        drawn = {"accuracy_matrix": accuracy, "members": revealed}
+        weights = np.stack(self.weights)
+        if not np.isnan(weights).all():
+            drawn["sampling_weights"] = 1 - np.log(np.maximum(weights, _LEAST_WEIGHT)) / math.log(_LEAST_WEIGHT)
+        return drawn
+
+    def _row(self, values: Mapping[int, float], otherwise: float) -> npt.NDArray[np.float64]:
+        row = np.full(self._tasks, otherwise)
+        for task, value in values.items():
+            row[task - 1] = value
+        return row
+
+
+def _of_episode(facts: EpisodeFacts, rows: Sequence[Row]) -> dict[str, float]:
+    test = [row for row in rows if row.split == "test"]
+    return {
+        "average_accuracy": sum(row.accuracy for row in test) / len(test),
+        "average_ece": sum(row.ece for row in test) / len(test),
+        "images_per_second": facts.images_per_second,
+        "seconds": facts.seconds,
+        "peak_memory_bytes": facts.peak_memory_bytes,
+    }
+
+
+def _of_tasks(facts: EpisodeFacts, rows: Sequence[Row]) -> dict[str, float]:
+    tags = {row.task: _tag(row) for row in rows}
+    scalars = {f"sampling_weight/{tags[task]}": weight for task, weight in facts.sampling_weights.items()}
+    for row in rows:
+        scalars[f"{row.split}_accuracy/{tags[row.task]}"] = row.accuracy
+        scalars[f"{row.split}_loss/{tags[row.task]}"] = row.loss
+        if row.split == "test":
+            scalars[f"test_ece/{tags[row.task]}"] = row.ece
+    return scalars
+
+
+def _tag(row: Row) -> str:
+    return f"{row.task:03d} {row.task_name}".replace("/", "-")
+
+
+def _add_scalars(event: Any, scalars: Mapping[str, float]) -> None:
+    for tag, value in scalars.items():
+        event.summary.value.add(tag=tag, simple_value=value)
+
+
+def _add_picture(event: Any, tag: str, values: metrics.Matrix, rows: int) -> None:
+    picture = heat_map(values, rows)
+    value = event.summary.value.add(tag=tag)
+    value.metadata.plugin_data.plugin_name = "images"
+    value.metadata.summary_description = _PICTURES[tag]
+    value.image.width, value.image.height, value.image.colorspace = picture.width, picture.height, 3
+    value.image.encoded_image_string = picture.png
+
+
+def _add_text(event: Any, tag: str, markdown: str) -> None:
+    _add_string(event, tag, "text", markdown.encode())
+
+
+def _add_layout(event: Any) -> None:
+    """Which charts the dashboard "Custom Scalars" shows. The same for all runs, because it merges theirs."""
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    layout = Layout()
+    for title, charts in _CHARTS.items():
+        category = layout.category.add(title=title)
+        for name, tags in charts.items():
+            category.chart.add(title=name).multiline.tag.extend(tags)
+    _add_string(event, "custom_scalars__config__", "custom_scalars", layout.SerializeToString())
+
+
+def _add_experiment(event: Any, kinds: Mapping[str, Kind]) -> None:
+    """Which columns the dashboard "HParams" has. The same for all runs, because it takes those of any one."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    data = HParamsPluginData()
+    for number, (name, kind) in enumerate(kinds.items()):
+        # At first only five are shown, those that differ before others; which do is not found out but believed.
+        info = data.experiment.hparam_infos.add(name=name, differs=number < 5)
+        info.type = _KINDS[kind] if isinstance(kind, type) else _KINDS[str]
+        if not isinstance(kind, type) or kind is bool:
+            info.domain_discrete.extend([False, True] if isinstance(kind, type) else kind)
+    for key in _SUMMARY:
+        data.experiment.metric_infos.add(display_name=key).name.tag = f"summary/{key}"
+    _add_hparams(event, "experiment", data)
+
+
+def _add_session_start(event: Any, hyperparameters: Mapping[str, bool | float | str]) -> None:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    data = HParamsPluginData()
+    data.session_start_info.start_time_secs = time.time()
+    for name, value in hyperparameters.items():
+        entry = data.session_start_info.hparams[name]
+        if isinstance(value, bool):
+            entry.bool_value = value
+        elif isinstance(value, str):
+            entry.string_value = value
+        else:
+            entry.number_value = value
+    _add_hparams(event, "session_start_info", data)
+
+
+def _add_session_end(event: Any, status: int) -> None:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    data = HParamsPluginData()
+    data.session_end_info.status, data.session_end_info.end_time_secs = status, time.time()
+    _add_hparams(event, "session_end_info", data)
+
+
+def _add_hparams(event: Any, name: str, data: Any) -> None:
+    """What this dashboard reads is not the value but what is said about it."""
+    value = event.summary.value.add(tag=f"_hparams_/{name}")
+    value.metadata.plugin_data.plugin_name = "hparams"
+    value.metadata.plugin_data.content = data.SerializeToString()
+    value.tensor.dtype = _FLOAT
+    value.tensor.tensor_shape.dim.add(size=0)
+
+
+def _add_string(event: Any, tag: str, plugin: str, content: bytes) -> None:
+    value = event.summary.value.add(tag=tag)
+    value.metadata.plugin_data.plugin_name = plugin
+    value.tensor.dtype = _STRING
+    value.tensor.tensor_shape.SetInParent()
+    value.tensor.string_val.append(content)

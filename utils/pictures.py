@@ -1,0 +1,62 @@
+"""Heat maps as PNG files, in a millisecond: a run draws some in every episode."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from utils.metrics import Matrix
+
+_UNMEASURED = (224, 224, 224)
+# Viridis at 0, 1/16, ... 1: even steps for the eye, also where red and green look alike.
+_VIRIDIS = (
+    (68, 1, 84), (72, 24, 106), (71, 45, 123), (66, 64, 134), (59, 82, 139), (51, 99, 141), (44, 114, 142),
+    (38, 130, 142), (33, 145, 140), (31, 160, 136), (40, 174, 128), (63, 188, 115), (94, 201, 98), (132, 212, 75),
+    (173, 220, 48), (216, 226, 25), (253, 231, 37),
+)  # fmt: skip
+_SIDE, _CELL, _MOST = 480, 24, 960  # pixels of a picture, but for small ones; of a cell at most; cells at most
+
+
+class Picture(NamedTuple):
+    """A PNG file and its size in pixels."""
+
+    png: bytes
+    width: int
+    height: int
+
+
+def heat_map(values: Matrix, rows: int) -> Picture:
+    """A matrix as squares from dark violet (0) over green to yellow (1); light grey where there is no value.
+
+    Args:
+        values: [so far, columns], NaN where there is no value; clipped to [0, 1].
+        rows: how many there will be, so that the picture keeps its size. Of more rows or columns than 960 every
+            second, third... is drawn.
+    """
+    columns = values.shape[1]
+    step = -(-max(rows, columns) // _MOST)
+    cells = np.zeros((-(-rows // step), -(-columns // step)), np.uint8)
+    drawn = values[::step, ::step]
+    levels = 1 + np.rint(254 * np.clip(np.nan_to_num(drawn), 0, 1)).astype(np.uint8)
+    cells[: len(drawn)] = np.where(np.isnan(drawn), 0, levels)
+    size = max(1, min(_CELL, _SIDE // max(cells.shape)))
+    pixels = cells.repeat(size, 0).repeat(size, 1)
+    height, width = pixels.shape
+    image = Image.frombytes("P", (width, height), pixels.tobytes())
+    image.putpalette(_PALETTE)
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return Picture(file.getvalue(), width, height)
+
+
+def _palette() -> bytes:
+    """Colour 0 is that of no value, colours 1 to 255 go from 0 to 1."""
+    at, anchors = np.linspace(0, 1, 255), np.linspace(0, 1, len(_VIRIDIS))
+    colours = np.stack([np.interp(at, anchors, channel) for channel in zip(*_VIRIDIS, strict=True)], 1)
+    return bytes(_UNMEASURED) + np.rint(colours).astype(np.uint8).tobytes()
+
+
+_PALETTE = _palette()
