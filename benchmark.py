@@ -16,6 +16,7 @@ import signal
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -420,18 +421,24 @@ def episodes(run: Run) -> tuple[int, int]:
 
 
 def make_report(runs: Sequence[Run], store: Path, command: str) -> None:
-    """The finished runs side by side; the grid has not failed if that cannot be drawn."""
-    runs = [run for run in runs if run.finished and episodes(run)[0]]
-    if not runs:
-        return
+    """The finished runs side by side.
+
+    Raises:
+        UserError: one of them is damaged, or the store cannot be written.
+    """
     from reporting.groups import compare  # only now: what draws takes a second to load
     from reporting.page import of_several_runs
 
+    runs = [run for run in runs if run.finished and episodes(run)[0]]
+    if not runs:
+        return
     try:
-        comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
-        print(f"the report is {of_several_runs(comparisons, command).write(store)}")
-    except (UserError, OSError) as error:
-        print(f"benchmark.py: no report: {one_line(error)}", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numbers that no figure can show
+            comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
+            print(f"the report is {of_several_runs(comparisons, command).write(store)}")
+    except OSError as error:
+        raise UserError(f"{error.filename or store} cannot be written: {error.strerror or error}") from None
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,7 +59,28 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def report(options: argparse.Namespace, command: str) -> int:
-    """Read the runs, draw and write."""
+    """Read the runs, draw and write.
+
+    Raises:
+        UserError: a run cannot be read, or nothing can be written.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numbers that no figure can show
+            return _report(options, command)
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or options.out} cannot be written: {error.strerror or error}; "
+            "name another place with --out"
+        ) from None
+    except Exception as error:  # files whose checksums are right, but which no run has written
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{', '.join(options.runs)}: what was saved cannot be shown ({reason})") from None
+
+
+def _report(options: argparse.Namespace, command: str) -> int:
     from reporting import page, tables
     from reporting.groups import compare
     from reporting.runs import find_runs, load_run
@@ -75,12 +97,7 @@ def report(options: argparse.Namespace, command: str) -> int:
             return 0
         made = page.of_several_runs(comparisons, command)
         folder = Path(options.out or os.path.commonpath([path.absolute() for path in paths]))
-    try:
-        print(made.write(folder))
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder} cannot be written: {error.strerror or error}; name another place with --out"
-        ) from None
+    print(made.write(folder))
     return 0
 
 

@@ -131,6 +131,8 @@ def load_run(path: Path, isolated: Sequence[float] | None = None) -> Run:
     config = read_config(path)
     rows, episodes = read_measurements(path, manifest)
     try:
+        if not all(0 <= row.accuracy <= 1 for row in rows):
+            raise ValueError("an accuracy is not between 0 and 1")
         members = [_member(path, manifest, number) for number in range(manifest.members)]
         if isolated is None:
             isolated = (read_summary(path) or {}).get("per_task_isolated_acc")

@@ -37,7 +37,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ from PIL import Image
 
 import benchmark
 import modelzoo
+import report
 import utils.compute
 from tests.test_bad_input import (
     CIFAR,
@@ -83,7 +84,8 @@ REGRESSIONS = [
     ("image", 32), ("cache", 4), ("cache", 5), ("cache", 20), ("state", 3), ("state", 5), ("state", 9), ("state", 11),
     ("state", 34), ("hostile_run", 11), ("hostile_run", 29), ("hostile_run", 35), ("hostile_run", 56), ("manifest", 73),
     ("links", 71), ("links", 85), ("store", 6), ("store", 45), ("store", 52), ("store", 53), ("store", 65),
-    ("store", 1159),
+    ("store", 1159), ("argv", 332), ("image", 525), ("store", 107), ("store", 259), ("report", 10), ("report", 61),
+    ("report", 72), ("report", 82), ("report", 99), ("report", 119),
 ]  # fmt: skip
 
 
@@ -1155,6 +1157,13 @@ def store(rng: random.Random) -> Case:
     return Case("", 0, arguments, files, "benchmark", f"{path}: {told}")
 
 
+def report_of_run(rng: random.Random) -> Case:
+    """A damaged run that the report is to be made of."""
+    made = run_files(rng, rng.choice(["", "members/", "predictions/", ".csv", "config", "summary"]), rng.random() < 0.8)
+    more = rng.choice([[], [], ["--format", "csv"], ["--format", "tex"], ["--out", "run/elsewhere"]])
+    return replace(made, arguments=["run", *more], program="report")
+
+
 KINDS: dict[str, Callable[[random.Random], Case]] = {
     "valid": valid,
     "dataset": dataset_yaml,
@@ -1174,6 +1183,7 @@ KINDS: dict[str, Callable[[random.Random], Case]] = {
     "manifest": hostile_manifest,
     "links": links,
     "store": store,
+    "report": report_of_run,
 }
 
 
@@ -1261,7 +1271,7 @@ def attempt(case: Case, root: Path) -> Answer:
 
     code: Any = None
     wrong = ""
-    program = {"modelzoo": modelzoo, "benchmark": benchmark}[case.program]
+    program = {"modelzoo": modelzoo, "benchmark": benchmark, "report": report}[case.program]
     try:
         if CACHE in case.files:
             damage_cache(case)
@@ -1457,7 +1467,7 @@ def warm_up(folder: Path) -> None:
     for name in (
         "timm", "torchvision.datasets", "torchvision.transforms.functional", "sklearn.datasets",
         "sklearn.model_selection", "tensorboard.compat.proto.event_pb2", "tensorboard.plugins.custom_scalar.layout_pb2",
-        "tensorboard.plugins.hparams.plugin_data_pb2",
+        "tensorboard.plugins.hparams.plugin_data_pb2", "reporting.page", "reporting.tables",
     ):  # fmt: skip
         importlib.import_module(name)
     Image.init()

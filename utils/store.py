@@ -192,6 +192,11 @@ def figures(runs: Sequence[Run]) -> dict[str, Values]:
         values["gain_isolated"] = values["fwt_isolated"] = None
         if reference(run) in isolated:
             alone = isolated[reference(run)]
+            if len(alone) != len(summary["per_task_acc"]):
+                raise UserError(
+                    f"{run.directory} is damaged (it has not as many tasks as the isolated run it is compared with); "
+                    "remove it"
+                )
             # Of the accuracy matrix both need no more than its diagonal and its last row.
             R = np.full((len(alone), len(alone)), np.nan)
             if summary.get("per_task_learning_acc") is not None:
