@@ -153,6 +153,10 @@ def decode_image(path: Path, size: int) -> np.ndarray:
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, TypeError, ValueError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None
+    except MemoryError:  # a damaged length asks for gigabytes
+        raise UserError(
+            f"{path} cannot be read as an image (not enough memory to decode it); repair or remove it"
+        ) from None
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)

@@ -16,10 +16,11 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from reporting import analysis
 from reporting.groups import Group
 from reporting.runs import Array, Run
-from reporting.style import DIVERGING, INK, MUTED, SHADES, colours, figure, marker, percent, spread, whole
+from reporting.style import DIVERGING, INK, MUTED, SHADES, colours, figure, look, marker, percent, spread, whole
 from utils.tables import readable
 
-_LABELLED = 12  # of at most so many tasks, cells have numbers and axes have names
+_LABELLED = 12  # of at most so many tasks, cells have numbers
+_BANDS = 7  # at most so many groups have a band around their lines
 
 
 @dataclass(frozen=True)
@@ -329,39 +330,35 @@ def _label_ends(axes: Axes, last: float, ends: Sequence[float], names: Sequence[
 
 
 def accuracy_over_episodes(groups: Sequence[Group]) -> Picture | None:
-    """Mean accuracy on the tasks seen so far, a line for each group."""
+    """Mean accuracy on the tasks seen so far, a line for each group; None if all learned all tasks at once."""
     drawn, (axes,) = figure(_height(len(groups), 3.6))
-    lines, ends, labels, last = [], [], [], 1
-    palette = colours(len(groups))
-    kept = []
-    for colour, group in zip(palette, groups, strict=True):
-        runs = [run for run in group.runs.values() if run.continual]
+    lines: list[tuple[str, int, int, float]] = []
+    ends: dict[str, tuple[float, str]] = {}
+    last = 1
+    for number, group in enumerate(groups):
+        runs = {seed: run for seed, run in group.runs.items() if run.continual}
         if not runs:
             continue
-        length = min(len(run.episodes) for run in runs)
-        means = np.array([np.nanmean(run.matrix[:length], 1) for run in runs])
-        episodes = np.arange(1, length + 1)
-        axes.plot(episodes, means.mean(0), color=colour)
-        if len(runs) > 1:
-            axes.fill_between(episodes, means.min(0), means.max(0), color=colour, alpha=0.15, linewidth=0)
+        length = min(len(run.episodes) for run in runs.values())
+        means = np.array([np.nanmean(run.matrix[:length], 1) for run in runs.values()])
+        episodes, form = np.arange(1, length + 1), look(number)
+        axes.plot(episodes, means.mean(0), markersize=3, **form)  # type: ignore[arg-type]
+        if len(groups) <= _BANDS:
+            axes.fill_between(episodes, means.min(0), means.max(0), color=form["color"], alpha=0.15, linewidth=0)
         lines += [
-            (group.label, seed, episode, value)
-            for seed, row in zip([seed for seed, run in group.runs.items() if run.continual], means, strict=True)
-            for episode, value in zip(episodes, row, strict=True)
-        ]
-        ends.append(float(means.mean(0)[-1]))
-        labels.append(group.label)
-        kept.append(colour)
+            (group.label, seed, int(episode), float(value))
+            for seed, row in zip(runs, means, strict=True) for episode, value in zip(episodes, row, strict=True)
+        ]  # fmt: skip
+        ends[group.label] = float(means.mean(0)[-1]), form["color"]
         last = max(last, length)
     if not lines:
         return None
     axes.set(xlabel="episode", ylabel="mean test accuracy on tasks seen, %")
     percent(axes.yaxis)
     whole(axes.xaxis)
-    _label_ends(axes, last, ends, labels, kept)
-    caption = (
-        "Mean test accuracy on the tasks seen so far, after each episode: the mean over seeds, and the range from the "
-        "lowest to the highest seed."
+    _label_ends(axes, last, [end for end, _ in ends.values()], list(ends), [colour for _, colour in ends.values()])
+    caption = "Mean test accuracy on the tasks seen so far, after each episode: the mean over seeds" + (
+        ", and the range from the lowest to the highest seed." if len(groups) <= _BANDS else "."
     )
     data = pd.DataFrame(lines, columns=["run", "seed", "episode", "accuracy"])
     return Picture("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, data)
@@ -387,15 +384,16 @@ def accuracy_against_cost(groups: Sequence[Group]) -> Picture | None:
     if not lines:
         return None
     data = pd.DataFrame(lines, columns=["run", "seed", "accuracy", *COSTS])
-    palette = dict(zip([group.label for group in groups], colours(len(groups)), strict=True))
+    forms = {group.label: {**look(number), "linestyle": "none"} for number, group in enumerate(groups)}
     labels = list(dict.fromkeys(data.run))
     rows = -(-len(labels) // 3)
     drawn, axes = figure(6.2 + 0.17 * rows, len(COSTS), 1)
     for place, (key, title) in zip(axes, COSTS.items(), strict=True):
         for label in labels:
             part = data[data.run == label]
-            place.plot(part[key].mean(), part.accuracy.mean(), "o", color=palette[label], markersize=6, label=label)
-            place.plot([part[key].mean()] * 2, [part.accuracy.min(), part.accuracy.max()], color=palette[label])
+            place.plot(part[key].mean(), part.accuracy.mean(), markersize=6, label=label, **forms[label])  # type: ignore[arg-type]
+            ends = [part.accuracy.min(), part.accuracy.max()]
+            place.plot([part[key].mean()] * 2, ends, color=forms[label]["color"], linewidth=1)
         place.set(xlabel=title, ylabel="final accuracy, %", xscale="log")
         percent(place.yaxis)
         place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

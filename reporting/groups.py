@@ -58,7 +58,7 @@ class Comparison:
             plain = dict(_options({key: value for key, value in config.items() if key not in ("method", "settings")}))
             settings = ", ".join(f"{key} {_shown(value)}" for key, value in (config.get("settings") or {}).items())
             for key, value in {**plain, "settings": settings or None}.items():
-                found.setdefault(key, {})[group.label] = "–" if value is None else _shown(value)
+                found.setdefault(key, {})[group.label] = "–" if value is None else str(value)
         full = {
             key: {group.label: values.get(group.label, "–") for group in self.groups} for key, values in found.items()
         }

@@ -76,7 +76,7 @@ class Page:
     tiles: Sequence[Tile] = ()
     configuration: Sequence[tuple[str, str]] = ()
     several: bool = False
-    palette: Sequence[tuple[str, str]] = ()  # colours of tasks or methods: on a light and on a dark ground
+    palette: Sequence[tuple[str, str]] = ()  # colours of tasks: on a light and on a dark ground
     files: Mapping[str, bytes] = field(default_factory=dict)  # beside the page
 
     def write(self, folder: Path) -> Path:
@@ -118,17 +118,17 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     """Methods against each other, a section for each stream and network."""
     sections: list[Section] = []
     files: dict[str, bytes] = {}
-    palette: dict[tuple[str, str], None] = {}
     for number, comparison in enumerate(comparisons, 1):
         suffix = f"_{_letters(number)}" if len(comparisons) > 1 else ""
-        own = style.themed(len(comparison.groups))
-        shown, more = _shown(figures.of_several_runs(comparison.groups), own, suffix)
+        shown, more = _shown(figures.of_several_runs(comparison.groups), (), suffix)
         files.update(more)
-        palette.update(dict.fromkeys(own))
-        sheets = [comparison_table(comparison, METRICS, "accuracy", f"results{suffix}"),
-                  comparison_table(comparison, LEDGER, "cost", f"costs{suffix}"),
-                  paired_table(comparison, suffix), options_table(comparison, suffix)]  # fmt: skip
-        sections.append(Section(comparison.title, [sheet for sheet in sheets if sheet and sheet.rows], shown))
+        first = comparison_table(comparison, METRICS, "Accuracy", f"results{suffix}")
+        more_sheets = [comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}"),
+                       paired_table(comparison, suffix), options_table(comparison, suffix)]  # fmt: skip
+        sections.append(Section(comparison.title, [first] if first.rows else [], shown))
+        sections.append(
+            Section(f"{comparison.title}: details", [sheet for sheet in more_sheets if sheet and sheet.rows])
+        )
     runs = [run for comparison in comparisons for run in comparison.runs]
     groups = sum(len(comparison.groups) for comparison in comparisons)
     lead = [
@@ -140,7 +140,7 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     return Page(
         title=f"Comparison: {titles}", lead=lead, sections=sections, command=command, warnings=warnings,
         configuration=_configuration([group.runs[min(group.runs)] for c in comparisons for group in c.groups]),
-        several=True, palette=list(palette), files=files,
+        several=True, files=files,
     )  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def comparison_table(comparison: Comparison, columns: Sequence[Any], title: str,
         for label, runs in table.rows.items() for seed, values in runs.items()
     ]  # fmt: skip
     csv = _csv(["method", "seed", *(column.key for column in columns)], raw)
-    return Sheet(name, f"Comparison: {title}", header, rows, notes=notes, csv=csv)
+    return Sheet(name, title, header, rows, notes=notes, csv=csv)
 
 
 def paired_table(comparison: Comparison, suffix: str) -> Sheet:

@@ -33,11 +33,18 @@ mpl.rcParams.update(_RC)
 
 
 def colours(count: int, dark: bool = False) -> list[str]:
-    """One for each task or method, the same in every figure; `dark`: what takes its place on a dark ground."""
+    """One for each task, in their order, the same in every figure; `dark`: what takes its place on a dark ground."""
     if count <= len(_FEW):
         return list(_FEW[:count])
     places = np.linspace(0.27, 0.95, count) if dark else np.linspace(0.05, 0.82, count)
     return [to_hex(mpl.colormaps["plasma"](place)) for place in places]
+
+
+def look(number: int) -> dict[str, str]:
+    """Of a line for something without an order, such as a method: colour, dashes and marker tell 7 x 5 apart."""
+    turn = number // len(_FEW) % 5
+    dashes = ("-", "--", ":", "-.", (0, (5, 1)))[turn]
+    return {"color": _FEW[number % len(_FEW)], "linestyle": dashes, "marker": marker(turn)}  # type: ignore[dict-item]
 
 
 def themed(count: int) -> list[tuple[str, str]]:
