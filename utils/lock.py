@@ -33,8 +33,8 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _opened(folder / LOCK, option)
-    except OSError as error:
-        raise UserError(f"{option}{folder} cannot be written: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+        raise UserError(f"{option}{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     try:
         left = _holder(lock)
         if left.get("host", socket.gethostname()) != socket.gethostname():
