@@ -16,7 +16,6 @@ import signal
 import sys
 import textwrap
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -426,19 +425,15 @@ def make_report(runs: Sequence[Run], store: Path, command: str) -> None:
     Raises:
         UserError: one of them is damaged, or the store cannot be written.
     """
-    from reporting.groups import compare  # only now: what draws takes a second to load
+    from reporting import reading  # only now: what draws takes a second to load
+    from reporting.groups import compare
     from reporting.page import of_several_runs
 
     runs = [run for run in runs if run.finished and episodes(run)[0]]
-    if not runs:
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of numbers that no figure can show
+    if runs:
+        with reading(str(store), store):
             comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
             print(f"the report is {of_several_runs(comparisons, command).write(store)}")
-    except OSError as error:
-        raise UserError(f"{error.filename or store} cannot be written: {error.strerror or error}") from None
 
 
 def duration(seconds: float) -> str:

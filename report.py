@@ -13,7 +13,6 @@ import argparse
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,40 +63,24 @@ def report(options: argparse.Namespace, command: str) -> int:
     Raises:
         UserError: a run cannot be read, or nothing can be written.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of numbers that no figure can show
-            return _report(options, command)
-    except (UserError, MemoryError):
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or options.out} cannot be written: {error.strerror or error}; "
-            "name another place with --out"
-        ) from None
-    except Exception as error:  # files whose checksums are right, but which no run has written
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{', '.join(options.runs)}: what was saved cannot be shown ({reason})") from None
-
-
-def _report(options: argparse.Namespace, command: str) -> int:
-    from reporting import page, tables
+    from reporting import page, reading, tables
     from reporting.groups import compare
     from reporting.runs import find_runs, load_run
 
-    paths = [path for given in options.runs for path in find_runs(Path(given))]
-    if len(paths) == 1 and options.format == "html":
-        path = paths[0]
-        made = page.of_one_run(load_run(path, isolated_of(path, options.isolated)), command)
-        folder = Path(options.out or path)
-    else:
-        comparisons = compare(paths, find_runs(Path(options.isolated)) if options.isolated else ())
-        if options.format != "html":
-            print(tables.WRITERS[options.format](comparisons, command), end="")
-            return 0
-        made = page.of_several_runs(comparisons, command)
-        folder = Path(options.out or os.path.commonpath([path.absolute() for path in paths]))
-    print(made.write(folder))
+    with reading(", ".join(options.runs), options.out or options.runs[0]):
+        paths = [path for given in options.runs for path in find_runs(Path(given))]
+        if len(paths) == 1 and options.format == "html":
+            path = paths[0]
+            made = page.of_one_run(load_run(path, isolated_of(path, options.isolated)), command)
+            folder = Path(options.out or path)
+        else:
+            comparisons = compare(paths, find_runs(Path(options.isolated)) if options.isolated else ())
+            if options.format != "html":
+                print(tables.WRITERS[options.format](comparisons, command), end="")
+                return 0
+            made = page.of_several_runs(comparisons, command)
+            folder = Path(options.out or os.path.commonpath([path.absolute() for path in paths]))
+        print(made.write(folder))
     return 0
 
 

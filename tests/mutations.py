@@ -85,7 +85,7 @@ REGRESSIONS = [
     ("state", 34), ("hostile_run", 11), ("hostile_run", 29), ("hostile_run", 35), ("hostile_run", 56), ("manifest", 73),
     ("links", 71), ("links", 85), ("store", 6), ("store", 45), ("store", 52), ("store", 53), ("store", 65),
     ("store", 1159), ("argv", 332), ("argv", 1154), ("image", 525), ("image", 1443),
-    ("store", 107), ("store", 259), ("report", 10), ("report", 61),
+    ("store", 107), ("store", 259), ("store", 1349), ("store", 1495), ("links", 1495), ("report", 10), ("report", 61),
     ("report", 72), ("report", 82), ("report", 99), ("report", 119),
 ]  # fmt: skip
 

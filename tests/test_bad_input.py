@@ -159,8 +159,9 @@ def isolated(name, summary, config, *words):
     return Case(name, "--isolated reference", ("--isolated reference", *words), files)
 
 
-RUN = {"run/config.yaml": "seed: 0", "run/summary.json": "{}"}
+RUN = {"run/config.yaml": "stream: x\nmethod: zoo\nseed: 0", "run/summary.json": "{}"}
 NOTES = {"notes/a.txt": "mine"}
+APP = {"app/config.yaml": "port: 80\nseed: 1", "app/a.txt": "another program's"}
 
 CASES = [
     # options
@@ -230,6 +231,7 @@ CASES = [
     # the run directory
     option("--quiet", "--run_dir run already holds a run", "--overwrite", files=RUN),
     option("--run_dir notes --overwrite", "--run_dir notes is not empty and not a run", files=NOTES),
+    option("--run_dir app --overwrite", "--run_dir app is not empty and not a run", files=APP),
     option("--run_dir file", "--run_dir file is a file", "name a directory", files={"file": ""}),
     option("--run_dir file/run", "--run_dir file/run cannot be written", files={"file": ""}),
     # the run to compare with

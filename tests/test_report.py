@@ -357,7 +357,7 @@ def test_tables_for_papers(runs, capsys):
         ("{runs}/zoo0 {runs}/zoo0", ["are the same run", "leave one out"]),
         ("{runs}/zoo0 --isolated {runs}/er0", ["must be one of --method isolated"]),
         ("{runs}/zoo0 {runs}/er0 --isolated {runs}/isolated1", ["holds no finished run of --method isolated"]),
-        ("{runs}/zoo0 --out {runs}/zoo0/config.yaml", ["cannot be written", "--out"]),
+        ("{runs}/zoo0 --out {runs}/zoo0/config.yaml", ["config.yaml", "cannot be written"]),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(given, words, runs, tmp_path, capsys):

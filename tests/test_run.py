@@ -255,9 +255,13 @@ def test_isolated_in_the_multitask_mode_trains_every_task_once(runs, tmp_path, c
 
 def test_overwrite_replaces_a_run(tmp_path, capsys):
     first = quiet(tmp_path / "run", "--continual")
-    (tmp_path / "run/members/leftover.txt").write_text("old")
+    (tmp_path / "run/figures").mkdir()
+    ours, theirs = ["members/member_077.json", "report.html", "figures/cost.png"], ["notes.txt", "members/notes.txt"]
+    for name in [*ours, *theirs]:
+        (tmp_path / "run" / name).write_text("old")
     assert quiet(tmp_path / "run", "--continual", "--overwrite") == first
-    assert not (tmp_path / "run/members/leftover.txt").exists()
+    assert [name for name in [*ours, *theirs] if (tmp_path / "run" / name).exists()] == theirs
+    assert not (tmp_path / "run/figures").exists()
 
 
 def test_the_progress_bar_on_a_terminal(tmp_path):

@@ -25,7 +25,7 @@ from utils.config import load_yaml, parse_yaml
 from utils.errors import UserError
 from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 from utils.lock import LOCK
-from utils.manifest import EVENTS, GROWING, MANIFEST, TARGETS, Entry, Manifest, checked, read_manifest, remedy
+from utils.manifest import DERIVED, EVENTS, GROWING, MANIFEST, TARGETS, Entry, Manifest, checked, read_manifest, remedy
 from utils.monitor import EpisodeFacts, Row
 
 CONFIG = "config.yaml"
@@ -59,7 +59,8 @@ class RunDirectory:
 
     @classmethod
     def begin(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
-        """An empty run in place of whatever was there (see check_free); the folder is locked and stays so.
+        """An empty run in place of the one that was there (see check_free); the folder is locked and stays so.
+        Files that people have put beside a run stay.
 
         Raises:
             UserError: the folder cannot be written.
@@ -70,7 +71,7 @@ class RunDirectory:
             for name in (MANIFEST, "summary.json"):
                 (path / name).unlink(missing_ok=True)
             write_bytes(path / CONFIG, yaml_bytes(config))
-            _remove(entry for entry in path.iterdir() if entry.name not in (CONFIG, LOCK))
+            _clear(path)
             return cls._opened(path, {CONFIG: _entry(yaml_bytes(config))})
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
@@ -139,7 +140,7 @@ class RunDirectory:
     @classmethod
     def _opened(cls, path: Path, files: Mapping[str, Entry]) -> RunDirectory:
         for folder in _FOLDERS:
-            (path / folder).mkdir()
+            (path / folder).mkdir(exist_ok=True)
         manifest = Manifest(files=files)
         manifest.write(path)
         return cls(path, manifest)
@@ -310,13 +311,24 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise UserError(f"--run_dir {path} cannot be used: {error.strerror}") from None
     if not path.is_dir():
         raise UserError(f"--run_dir {path} is a file; name a directory")
-    if not (path / CONFIG).is_file():
+    if not _is_run(path):
         raise UserError(f"--run_dir {path} is not empty and not a run; name another directory")
     if not overwrite:
         raise UserError(
             f"--run_dir {path} already holds a run; go on with it with --resume, "
             "replace it with --overwrite, or name another directory"
         )
+
+
+def _is_run(path: Path) -> bool:
+    """Whether this program has made it: many programs have a config.yaml, and a run that is replaced is removed."""
+    try:
+        with open(path / CONFIG, "rb") as file:
+            lines = file.read(1 << 24).splitlines()
+    except OSError:
+        return False
+    keys = {line.partition(b":")[0] for line in lines}
+    return len(keys & {b"stream", b"dataset", b"hyper", b"method", b"seed"}) >= 3  # it may be damaged
 
 
 def _trace(entry: Path) -> bool:
@@ -328,6 +340,21 @@ def _ours(path: Path, entry: Path) -> bool:
     """Whether a file can only be from an interrupted commit: what people put beside a run is left alone."""
     name = entry.relative_to(path).as_posix().removesuffix(PARTIAL)
     return bool(_OWN.fullmatch(name) or GROWING.fullmatch(name))
+
+
+def _clear(path: Path) -> None:
+    """Remove a run and its report, but for config.yaml and the lock."""
+
+    def made_here(entry: Path) -> bool:
+        return _ours(path, entry) or bool(DERIVED.fullmatch(entry.relative_to(path).as_posix()))
+
+    for entry in list(path.iterdir()):
+        if entry.name in (*_FOLDERS, "figures") and entry.is_dir() and not entry.is_symlink():
+            _remove(inner for inner in list(entry.iterdir()) if made_here(inner))
+            with contextlib.suppress(OSError):  # something else lies there
+                entry.rmdir()
+        elif entry.name in _FOLDERS or (entry.name != CONFIG and made_here(entry)):
+            _remove([entry])
 
 
 def _remove(entries: Iterable[Path]) -> None:
