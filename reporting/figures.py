@@ -126,6 +126,8 @@ def sampling_weights(run: Run) -> Picture | None:
     axes.set(xlabel="task", ylabel="episode")
     _number(axes, len(names), len(weights))
     bar = drawn.colorbar(image, ax=axes, pad=0.02, format=lambda value, _: f"{100 * value:g}")
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.set_label("share of the weights, %")
     bar.outline.set_visible(False)  # type: ignore[operator]
     caption = (
@@ -226,6 +228,7 @@ def cost(run: Run) -> Picture:
         "peak_memory_bytes": [fact.peak_memory_bytes for fact in facts],
         "parameters_stored": parameters,
         "sample_gradients": [fact.sample_gradients for fact in facts],
+        "examples": [fact.examples for fact in facts],
     })  # fmt: skip
     drawn, axes = figure(3.8, 2, 2)
     axes[0].bar(episodes, data.train_seconds, color="#0072b2", label="training")
@@ -236,7 +239,7 @@ def cost(run: Run) -> Picture:
     axes[0].set_ylim(0, 1.28 * data.seconds.max())
     axes[0].legend(ncols=2, loc="upper left", handlelength=1)
     for place, name, title in (
-        (axes[1], "sample_gradients", "training sample-gradients"),
+        (axes[1], "examples", "training examples, in an epoch"),
         (axes[2], "peak_memory_bytes", "peak memory, bytes"),
         (axes[3], "parameters_stored", "parameters stored"),
     ):
@@ -249,8 +252,8 @@ def cost(run: Run) -> Picture:
     for place in axes[2:]:
         place.set(xlabel="episode")
     caption = (
-        "What each episode cost: wall time; gradients of single examples computed in training; the highest memory use "
-        "of the process, or of the GPU; parameters of all networks kept after the episode."
+        "What each episode cost: wall time; examples trained on, new and replayed; the highest memory use of the "
+        "process, or of the GPU; parameters of all networks kept after the episode."
     )
     return Picture("cost", "Cost", caption, drawn, data)
 

@@ -184,7 +184,7 @@ def test_the_data_of_each_figure_follow_from_the_run(runs, page):
             int(task): float(weight) for task, weight in (pair.split(":") for pair in pairs)
         }
     costs = figure(page, "cost")
-    for name in ("seconds", "train_seconds", "sample_gradients", "peak_memory_bytes"):
+    for name in ("seconds", "train_seconds", "sample_gradients", "examples", "peak_memory_bytes"):
         assert costs[name].tolist() == episodes[name].tolist()
     parameters = [json.loads(path.read_text())["parameters"] for path in sorted((run / "members").glob("*.json"))]
     assert costs.parameters_stored.tolist() == np.cumsum(parameters).tolist()
@@ -229,6 +229,7 @@ def test_the_page_needs_nothing_else(page):
         shown = "".join(ElementTree.fromstring(picture.replace("xlink:href", "href")).itertext())
         assert "$4_5$" in shown or not any(name[:5] in shown for name in NAMES)
     assert "<b>two</b>" not in text
+    assert "mathdefault" not in text  # TeX, which would be shown as it is
     linked = [link.partition(",")[2] for link in links if link.startswith("data:text/csv")]
     files = {path.read_text() for path in (page.parent / "figures").glob("*.csv")}
     assert files <= {base64.b64decode(content).decode() for content in linked}
@@ -297,7 +298,9 @@ def stop_after(episodes):
 
 def test_runs_are_compared(runs, tmp_path, capsys):
     assert main([str(runs), "--out", str(tmp_path)]) == 0
-    tables = Tables((tmp_path / "report.html").read_text()).tables
+    text = (tmp_path / "report.html").read_text()
+    assert "mathdefault" not in text
+    tables = Tables(text).tables
     accuracy = {row[0]: row[1:] for row in tables[0][1:]}
     assert tables[0][0] == ["method", *(column.title for column in METRICS)]
     assert accuracy.keys() == {"er", "isolated", "zoo"}
