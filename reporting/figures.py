@@ -49,15 +49,18 @@ def accuracy_matrix(run: Run) -> Picture:
     bar.set_label("test accuracy, %")
     bar.outline.set_visible(False)  # type: ignore[operator]
     data = pd.DataFrame(R, index=pd.RangeIndex(1, len(R) + 1, name="episode"), columns=names).reset_index()
-    caption = (
-        "Accuracy matrix R. Row k, column t: accuracy on the test examples of task t after episode k, in percent. "
-        "Going down a column, one sees a task being forgotten (it gets darker) or improved by later episodes."
-    )
+    caption = "Accuracy matrix R. Row k, column t: accuracy on the test examples of task t after episode k, in percent."
+    if run.continual:
+        caption += (
+            " Going down a column, one sees a task being forgotten (it gets darker) or improved by later episodes."
+        )
     return Picture("accuracy_matrix", "Accuracy matrix", caption, drawn, data)
 
 
-def transfer_curves(run: Run) -> Picture:
-    """A line for each task from its own episode on, and what an isolated network reaches."""
+def transfer_curves(run: Run) -> Picture | None:
+    """A line for each task from its own episode on, and what an isolated network reaches; None of one episode."""
+    if len(run.episodes) == 1:
+        return None
     names, R = run.task_names, run.matrix
     drawn, (axes,) = figure(_height(len(names), 3.6))
     palette = colours(len(names))
@@ -74,15 +77,16 @@ def transfer_curves(run: Run) -> Picture:
     whole(axes.xaxis)
     _label_ends(axes, len(R), ends, [f"{number} {name}" for number, name in enumerate(names, 1)], palette)
     data = pd.DataFrame(lines, columns=["task", "episode", "accuracy"])
-    caption = "Test accuracy on each task, from the episode in which it arrives to the last one. "
-    if run.isolated is None:
-        caption += "Lines that fall are forgetting, lines that rise are backward transfer."
-    else:
+    caption = "Test accuracy on each task, from the episode in which it arrives to the last one."
+    if not run.continual:
+        caption = "Test accuracy on each task after each episode; all tasks are known from the start."
+    if run.isolated is not None:
         data["isolated"] = data.task.map(dict(zip(names, run.isolated, strict=True)))
-        caption += (
-            "The cross is a network trained on that task alone: a line that begins above its cross is forward "
-            "transfer, one that rises is backward transfer."
-        )
+        caption += " The cross is a network trained on that task alone."
+    if run.continual and run.isolated is not None:
+        caption += " A line that begins above its cross is forward transfer, one that rises is backward transfer."
+    elif run.continual:
+        caption += " Lines that fall are forgetting, lines that rise are backward transfer."
     return Picture("transfer_curves", "Transfer between tasks", caption, drawn, data)
 
 
@@ -142,9 +146,9 @@ def added_by_members(run: Run) -> Picture:
     """Accuracy on each task against the number of members that answer it."""
     table, names = analysis.added_by_members(run), run.task_names
     drawn, (axes,) = figure(_height(len(names), 3.6))
-    palette, ends = colours(len(names)), []
+    palette, ends, tasks = colours(len(names)), [], list(run.test_predictions)
     last = int(table.members.max())
-    for task in range(1, len(names) + 1):
+    for task in tasks:
         line = table[table.task == task]
         axes.plot(line.members, line.accuracy, color=palette[task - 1], marker=marker(task - 1), markersize=3)
         if len(line) < last:
@@ -155,7 +159,7 @@ def added_by_members(run: Run) -> Picture:
     axes.set(xlabel="members that answer the task", ylabel="test accuracy, %")
     percent(axes.yaxis)
     whole(axes.xaxis)
-    _label_ends(axes, last, ends, [f"{number} {name}" for number, name in enumerate(names, 1)], palette)
+    _label_ends(axes, last, ends, [f"{t} {names[t - 1]}" for t in tasks], [palette[t - 1] for t in tasks])
     caption = (
         "What each member added: test accuracy on a task when its first m members answer, in the order in which they "
         "joined. Dotted: no more members were trained on the task."
@@ -267,6 +271,7 @@ def _stored(run: Run, episode: int) -> int:
 
 def of_one_run(run: Run) -> list[Picture]:
     """All figures that this run has the data for."""
+    pictures: list[Picture | None]
     several = any(len(members) > 1 for members in run.test_predictions.values())
     pictures = [accuracy_matrix(run), transfer_curves(run), training_grid(run), sampling_weights(run)]
     if run.targets is not None:

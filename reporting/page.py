@@ -157,7 +157,11 @@ def in_words(run: Run) -> list[str]:
         f"seed {config['seed']}."
     )
     kept = run.summary.get("stored_examples")
-    memory = "" if kept is None else f"At the end {_count(kept, 'training example')} of past tasks were kept. "
+    memory = (
+        ""
+        if kept is None or not run.continual
+        else f"At the end {_count(kept, 'training example')} of past tasks were kept. "
+    )
     where = (
         f"{memory}It ran on {config['device']} in {config['precision']} with torch {config['versions']['torch']}, "
         f"commit {str(config['commit'])[:12]}{' with uncommitted changes' if config['uncommitted_changes'] else ''}."
@@ -194,7 +198,8 @@ def calibration_table(run: Run) -> Sheet:
     header += [f"{title}, {answer}" if several else title for title in shown.values() for answer in answers]
     by_task = table.set_index(["task", "answer"])
     rows = []
-    for task, name in enumerate(run.task_names, 1):
+    for task in run.test_predictions:
+        name = run.task_names[task - 1]
         values = [by_task.loc[(task, answer), key] for key in shown for answer in answers]
         members = by_task.loc[(task, "ensemble"), "members"]
         rows.append([Cell(f"{task} {name}"), Cell(str(members)), *(Cell(_share(value)) for value in values)])

@@ -90,15 +90,18 @@ class Run:
 
     @cached_property
     def test_predictions(self) -> dict[int, dict[int, Array]]:
-        """Task -> member -> its probabilities on the test examples, [N, C], of members that answer at the end."""
+        """Task -> member -> its probabilities on the test examples, [N, C], of members that answer at the end.
+
+        A task that no member has learned yet, in the multi-task mode, is missing.
+        """
         answering = self.members[max((i for i, member in enumerate(self.members) if member.replaces), default=0) :]
-        found: dict[int, dict[int, Array]] = {number: {} for number in range(1, len(self.task_names) + 1)}
+        found: dict[int, dict[int, Array]] = {}
         for member in answering:
             tensors = self._tensors(f"predictions/member_{member.number:03d}.safetensors")
             for name, values in tensors.items():
                 if name.endswith("/test"):
-                    found[_task(name)][member.number] = values.astype(np.float64)
-        return found
+                    found.setdefault(_task(name), {})[member.number] = values.astype(np.float64)
+        return dict(sorted(found.items()))
 
     def weight(self, member: int, task: int) -> float:
         """Of a member's probabilities in the mean that answers a task."""

@@ -261,6 +261,22 @@ def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys):
     assert figure(page, "cost").parameters_stored.is_monotonic_increasing
 
 
+def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["--samples", "3", "--epochs", "1", "--quiet"]
+    assert modelzoo.main([*given, "--rounds", "3", "--tasks_per_round", "2", "--run_dir", "zoo"]) == 0
+    assert modelzoo.main([*given, "--method", "joint", "--run_dir", "joint"]) == 0
+    assert main(["zoo"]) == 0
+    assert figure(Path("zoo/report.html"), "accuracy_matrix").shape == (3, 6)
+    assert "backward transfer" not in Path("zoo/report.html").read_text()
+    assert main(["joint"]) == 0
+    assert not Path("joint/figures/transfer_curves.png").exists()
+    header, *rows, _ = Tables(Path("joint/report.html").read_text()).tables[0]
+    assert header == ["task", "at the end"]
+    assert [float(row[1]) for row in rows] == pytest.approx(measured(Path("joint"))[0], abs=1e-4)
+    assert main(["zoo", "joint", "--out", "both"]) == 0
+
+
 def test_a_run_that_was_interrupted_has_a_report(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["--continual", "--samples", "3", "--epochs", "1", "--quiet", "--run_dir", "run"]
