@@ -138,22 +138,30 @@ def prepare_and_run(invocation: Invocation) -> None:
             board = TensorBoard(directory.log, hyperparameter_kinds(), epochs)
             monitor = Monitors([Console(invocation.quiet), board])
             stack.callback(monitor.close)
-            mode = "continual" if config.continual else "multi-task"
-            held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
-            header = [
-                ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
-                ("data", ", ".join(held)),
-                ("method", config.method),
-                ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
-                ("device", ", ".join(filter(None, [describe_device(device), "bf16" if bf16 else "fp32", launch]))),
-                ("run", f"{path}, resumed after episode {done}" if resumes else str(path)),
-            ]
+            launched = ", ".join(filter(None, [describe_device(device), "bf16" if bf16 else "fp32", launch]))
+            header = header_of(config, stream, parameters, launched, path, done)
             monitor.run_begins(
                 RunStart(header, resolved, hyperparameters(config), len(stream.tasks), isolated,
                          tuple(directory.episodes), tuple(directory.rows))
             )  # fmt: skip
             with checkpoints.catching():
                 run(stream, method, directory, monitor, checkpoints, isolated)
+
+
+def header_of(
+    config: RunConfig, stream: TaskStream, parameters: int, device: str, path: Path, done: int
+) -> list[tuple[str, str]]:  # fmt: skip
+    """What is run, for the console; `done`: episodes of earlier processes."""
+    mode = "continual" if config.continual else "multi-task"
+    held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
+    return [
+        ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
+        ("data", ", ".join(held)),
+        ("method", config.method),
+        ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
+        ("device", device),
+        ("run", f"{path}, resumed after episode {done}" if done else str(path)),
+    ]
 
 
 def run(

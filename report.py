@@ -13,13 +13,13 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError, one_line, print_anything
 from utils.options import Parser
 from utils.resume import compared_with
-from utils.run_directory import read_config
 from utils.summary import load_isolated
 
 FORMATS = ("html", "md", "tex", "csv")
@@ -51,7 +51,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
                         "the runs)")  # fmt: skip
     parser.add_argument("--format", metavar="F", default="html", help=f"{', '.join(FORMATS)}: the page, or only a "
                         "table, on stdout (default: html)")  # fmt: skip
-    options = parser.parse_args(argv)
+    options = parser.parse_known(argv, (), "")
     if options.format not in FORMATS:
         raise UserError(f"--format is {options.format!r}; it must be one of {', '.join(FORMATS)}")
     return options
@@ -70,9 +70,10 @@ def report(options: argparse.Namespace, command: str) -> int:
     with reading(", ".join(options.runs), options.out or options.runs[0]):
         paths = [path for given in options.runs for path in find_runs(Path(given))]
         if len(paths) == 1 and options.format == "html":
-            path = paths[0]
-            made = page.of_one_run(load_run(path, isolated_of(path, options.isolated)), command)
-            folder = Path(options.out or path)
+            run = load_run(paths[0])
+            isolated = isolated_of(run.config, options.isolated)
+            made = page.of_one_run(run if isolated is None else run.against(isolated), command)
+            folder = Path(options.out or run.path)
         else:
             comparisons = compare(paths, find_runs(Path(options.isolated)) if options.isolated else ())
             if options.format != "html":
@@ -84,13 +85,12 @@ def report(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def isolated_of(path: Path, given: str | None) -> Sequence[float] | None:
+def isolated_of(config: Mapping[str, Any], given: str | None) -> Sequence[float] | None:
     """Accuracies of the isolated networks that a run is to be compared with: those given, or those it names.
 
     Raises:
         UserError: the ones given do not fit the run.
     """
-    config = read_config(path)
     if given is not None:
         return load_isolated(Path(given), config)
     named = compared_with(config)

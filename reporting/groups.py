@@ -109,7 +109,7 @@ def compare(
     comparisons: dict[str, dict[str, dict[int, Run]]] = {}
     for run in runs:
         if _recipe(run.config) in references:
-            run = load_run(run.path, references[_recipe(run.config)])
+            run = run.against(references[_recipe(run.config)])
         title = f"{run.config['stream']}, {run.config['hyper']['model']}"
         seeds = comparisons.setdefault(title, {}).setdefault(json.dumps(dict(_options(run.config))), {})
         seed = run.config["seed"]

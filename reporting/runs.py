@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ class Run:
                     found.setdefault(_task(name), {})[member.number] = values.astype(np.float64)
         return dict(sorted(found.items()))
 
+    def against(self, isolated: Sequence[float]) -> Run:
+        """The same run, compared with networks that were trained on each task alone, [tasks]."""
+        so_far = list(isolated)[: len(self.task_names)]
+        return replace(self, summary={**self.summary, **summarize(self.rows, self.continual, so_far)})
+
     def weight(self, member: int, task: int) -> float:
         """Of a member's probabilities in the mean that answers a task."""
         facts = self.members[member]
@@ -117,11 +122,8 @@ class Run:
             raise UserError(f"{self.path / name} is damaged ({error})") from None
 
 
-def load_run(path: Path, isolated: Sequence[float] | None = None) -> Run:
+def load_run(path: Path) -> Run:
     """Read a run directory; one that a process is writing to as well.
-
-    Args:
-        isolated: accuracy of a network trained on each task alone, if the run itself was not compared with any.
 
     Raises:
         UserError: there is no run, no episode is complete yet, or a file is damaged.
@@ -137,11 +139,9 @@ def load_run(path: Path, isolated: Sequence[float] | None = None) -> Run:
         if not all(0 <= row.accuracy <= 1 for row in rows):
             raise ValueError("an accuracy is not between 0 and 1")
         members = [_member(path, manifest, number) for number in range(manifest.members)]
-        if isolated is None:
-            isolated = (read_summary(path) or {}).get("per_task_isolated_acc")
-        summary = summarize(rows, bool(config["continual"]), None if isolated is None else isolated[: _tasks(rows)])
-        summary = {**_costs(episodes, members), **(read_summary(path) or {}), **summary}
-        return Run(path, config, manifest, rows, episodes, members, summary)
+        saved = read_summary(path) or {}
+        found = summarize(rows, bool(config["continual"]), saved.get("per_task_isolated_acc"))
+        return Run(path, config, manifest, rows, episodes, members, {**_costs(episodes), **saved, **found})
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}); was it made by an older version?"
@@ -162,10 +162,6 @@ def find_runs(path: Path) -> list[Path]:
     return found
 
 
-def _tasks(rows: Sequence[Row]) -> int:
-    return len({row.task for row in rows if row.episode})
-
-
 def _member(path: Path, manifest: Manifest, number: int) -> MemberFacts:
     facts = json.loads(checked(path, manifest, f"members/member_{number:03d}.json"))
     return MemberFacts(
@@ -174,7 +170,7 @@ def _member(path: Path, manifest: Manifest, number: int) -> MemberFacts:
     )  # fmt: skip
 
 
-def _costs(episodes: Sequence[EpisodeFacts], members: Sequence[MemberFacts]) -> dict[str, Any]:
+def _costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
     """What an unfinished run has cost so far."""
     images, seconds = sum(facts.images for facts in episodes), sum(facts.train_seconds for facts in episodes)
     return {

@@ -372,6 +372,7 @@ def test_tables_for_papers(runs, capsys):
     [
         ("{tmp}/nothing", ["nothing is not the directory of a run"]),
         ("", ["arguments are required: RUN"]),
+        ("{runs}/zoo0 --fromat md", ["unknown option --fromat", "did you mean --format?"]),
         ("{runs}/zoo0 --format pdf", ["--format is 'pdf'", "html, md, tex, csv"]),
         ("{runs}/zoo0 {runs}/zoo0", ["are the same run", "leave one out"]),
         ("{runs}/zoo0 --isolated {runs}/er0", ["must be one of --method isolated"]),

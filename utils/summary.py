@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
     }
 
 
-def load_isolated(path: Path, config: dict[str, Any]) -> list[float]:
+def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
     """Final accuracy per task of a finished Isolated run of the same stream.
 
     Args:
