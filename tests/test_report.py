@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 from safetensors.numpy import load_file
+from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss
 
 import modelzoo
@@ -261,6 +262,24 @@ def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys):
     assert figure(page, "cost").parameters_stored.is_monotonic_increasing
 
 
+def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
+    """With half of the examples kept, the member that saw all of a task weighs twice."""
+    monkeypatch.chdir(tmp_path)
+    given = ["--samples", "4", "--epochs", "1", "--quiet", "--continual", "--replay_frac", "0.5"]
+    assert modelzoo.main([*given, "--run_dir", "zoo"]) == 0
+    assert main(["zoo"]) == 0
+    members, targets = answers(Path("zoo"), 1)
+    assert len(members) == 5
+    mean = np.average(list(members.values()), axis=0, weights=[2, 1, 1, 1, 1])
+    mean /= mean.sum(1, keepdims=True)
+    row = Tables(Path("zoo/report.html").read_text()).tables[1][1]
+    assert float(row[5]) == pytest.approx(log_loss(targets, mean), abs=1e-4)
+    plain = np.mean(list(members.values()), 0)
+    assert float(row[5]) != pytest.approx(log_loss(targets, plain / plain.sum(1, keepdims=True)), abs=1e-4)
+    rows = pd.read_csv("zoo/metrics.csv").query("split == 'test' and episode == 5 and task == 1")
+    assert float(row[5]) == pytest.approx(rows.loss.item(), abs=1e-4)
+
+
 def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["--samples", "3", "--epochs", "1", "--quiet"]
@@ -333,6 +352,14 @@ def test_runs_are_compared(runs, tmp_path, capsys):
         summary = json.loads((runs / f"{line.run}{line.seed}/summary.json").read_text())
         assert line.train_seconds == summary["train_seconds"]
         assert line.bytes == summary["stored_bytes"] + 4 * summary["parameters_total"]
+    final = {name: [measured(runs / f"{name}{seed}")[-1].mean() for seed in "01"] for name in accuracy}
+    best = max(final, key=lambda name: np.mean(final[name]))
+    paired = {row[0]: row[1:] for row in tables[2][1:]}
+    assert paired.keys() == accuracy.keys() - {best}
+    for name, (common, difference, p) in paired.items():
+        assert common == "2"
+        assert difference.startswith(f"{np.subtract(final[name], final[best]).mean():+.4f} ± ")
+        assert float(p) == pytest.approx(stats.ttest_rel(final[name], final[best]).pvalue, rel=1e-2)
     options = {row[0]: row[1:] for row in tables[3][1:]}
     assert "memory_per_class 10" in options["er"][tables[3][0].index("settings") - 1]
 
