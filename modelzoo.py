@@ -1,7 +1,7 @@
 """Train a continual learner on a stream of tasks.
 
 config/*.yaml + argv -> RunConfig -> TaskStream
-for each episode: method.learn -> method.predict on the tasks seen -> rows
+for each episode: method.learn -> evaluation of the tasks seen -> rows
 rows -> run directory (facts) -> summary, final table, TensorBoard (derived)
 """
 
@@ -13,15 +13,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from datasets import build_stream, check_dataset
-from datasets.objectives import Score
-from datasets.task import Episode, Task, TaskStream
+from datasets.task import Episode, TaskStream
 from methods import (
     METHODS,
     build_method,
@@ -31,7 +31,8 @@ from methods import (
     hyperparameters,
     with_settings,
 )
-from methods.base import Learned, Method, Setting
+from methods.base import Learned, Member, Method, Setting
+from methods.evaluation import HELD_OUT, Evaluation
 from methods.steps import Compute
 from methods.training import choose_launch
 from net import build_net, count_parameters
@@ -51,7 +52,7 @@ from utils.config import RunConfig
 from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
 from utils.lock import locked
 from utils.manifest import verify
-from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, Row, RunStart
+from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, RunStart
 from utils.options import Invocation, check_contradictions, parse
 from utils.resume import check_same_data, compared_with, resumed
 from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
@@ -128,8 +129,9 @@ def prepare_and_run(invocation: Invocation) -> None:
             done, before = directory.manifest.episode, directory.manifest.seconds
             if resumes:
                 stack.enter_context(fitting(path))
+            evaluation = Evaluation(stream, method, (row for row in directory.rows if row.episode == done))
             if done:
-                go_on(method, directory, schedule(config, stream))
+                go_on(method, evaluation, directory, schedule(config, stream))
             checkpoints = RunCheckpoints(
                 directory, invocation.checkpoint_minutes, lambda: before + time.perf_counter() - begin, device
             )
@@ -145,7 +147,7 @@ def prepare_and_run(invocation: Invocation) -> None:
                          tuple(directory.episodes), tuple(directory.rows))
             )  # fmt: skip
             with checkpoints.catching():
-                run(stream, method, directory, monitor, checkpoints, isolated)
+                run(stream, method, evaluation, directory, monitor, checkpoints, isolated)
 
 
 def header_of(
@@ -165,29 +167,29 @@ def header_of(
 
 
 def run(
-    stream: TaskStream, method: Method, directory: RunDirectory, monitor: Monitor, checkpoints: RunCheckpoints,
-    isolated: Sequence[float] | None,
+    stream: TaskStream, method: Method, evaluation: Evaluation, directory: RunDirectory, monitor: Monitor,
+    checkpoints: RunCheckpoints, isolated: Sequence[float] | None,
 ) -> None:  # fmt: skip
     """The whole experiment: reveal, learn, measure, write down."""
     config = method.config
     episodes, done = schedule(config, stream), directory.manifest.episode
-    scores = {row.task: Score(row.loss, row.accuracy, row.ece) for row in directory.rows if is_last(row, done)}
     if not done:
-        directory.add_targets({task.id: task.test.targets for task in stream.tasks})
+        directory.add_targets(targets_of(stream))
     for episode in episodes[done:]:
         checkpoints.episode_begins()
         monitor.episode_begins(episode.number, len(episodes))
         start = time.perf_counter()
         learned = method.learn(episode, monitor)
         seen = stream.tasks[: episode.number] if config.continual else stream.tasks
-        rows = evaluate(method, episode, learned, seen, scores)
-        before = untrained_rows(method, stream) if episode.number == 1 else []
+        rows = evaluation.after(episode, learned, seen)
+        before = evaluation.untrained() if episode.number == 1 else []
         save_members(directory, method, stream)
         facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
         directory.add_episode(facts, [*before, *rows])
         monitor.episode_ends(facts, rows)
         members = directory.manifest.members + len(method.fresh)
-        state = {part: None if tree is None else to_bytes(tree) for part, tree in method.state_dict().items()}
+        trees = {**method.state_dict(), **evaluation.state_dict()}
+        state = {part: None if tree is None else to_bytes(tree) for part, tree in trees.items()}
         directory.commit(episode.number, members, checkpoints.seconds(), state)
         checkpoints.stop_if_asked()
     summary = {
@@ -200,16 +202,18 @@ def run(
     monitor.run_ends(final_table(summary))
 
 
-def is_last(row: Row, episode: int) -> bool:
-    """Whether a test score still holds in the episode after this one."""
-    return row.episode == episode and row.split == "test"
+def targets_of(stream: TaskStream) -> dict[tuple[int, str], Tensor]:
+    """What is right for the examples whose predictions are saved."""
+    targets = {(task.id, "test"): task.test.targets for task in stream.tasks}
+    held = {(task.id, HELD_OUT): task.held_out.targets for task in stream.tasks if task.held_out is not None}
+    return targets | held
 
 
-def go_on(method: Method, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
-    """Bring a method to where it was when it was interrupted; `episodes`: all of the run."""
+def go_on(method: Method, evaluation: Evaluation, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
+    """Bring a method and its evaluation to where they were when the run was interrupted; `episodes`: all of it."""
     device, done = method.compute.device, directory.manifest.episode
     seen = [task.id for episode in episodes for task in episode.new]
-    measured = {(row.episode, row.task) for row in directory.rows if row.split == "test" and row.episode}
+    measured = {(row.episode, row.task) for row in directory.rows if row.is_test and row.episode}
     expected = {
         (number, task) for number in range(1, min(done, len(episodes)) + 1)
         for task in (seen[:number] if method.config.continual else seen)
@@ -218,6 +222,7 @@ def go_on(method: Method, directory: RunDirectory, episodes: Sequence[Episode]) 
         raise ValueError(f"the measurements are not those of {done} of {len(episodes)} episodes")
     state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
     method.load_state_dict(state, episodes[:done])
+    evaluation.load_state_dict(state)
 
 
 @contextmanager
@@ -285,35 +290,6 @@ def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
     return list(stream.multitask((config.rounds or len(stream.tasks)) + config.warm_start))
 
 
-def evaluate(
-    method: Method, episode: Episode, learned: Learned, seen: Sequence[Task], scores: dict[int, Score]
-) -> list[Row]:
-    """One row per task seen and split: test, and train where examples were kept.
-
-    `scores`, by task id, carries over what the episode has not changed, so that its cost does not grow.
-    """
-    rows = []
-    for task in seen:
-        if task.id in learned.changed or task.id not in scores:
-            scores[task.id] = method.spec.objective.evaluate(method.predict(task), task.test.targets)
-        measured = {"test": (len(task.test), scores[task.id])}
-        if task.id in method.fits:
-            measured["train"] = method.fits[task.id]
-        for split, (n, score) in measured.items():
-            rows.append(Row(episode.number, task.id, task.name, split, n, *astuple(score)))
-    return rows
-
-
-def untrained_rows(method: Method, stream: TaskStream) -> list[Row]:
-    """Episode 0: the first network before it was trained, on the tasks that it has heads for."""
-    rows = []
-    for number, predictions in method.untrained.items():
-        task = stream.tasks[number - 1]
-        score = method.spec.objective.evaluate(predictions, task.test.targets)
-        rows.append(Row(0, number, task.name, "test", len(task.test), *astuple(score)))
-    return rows
-
-
 def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
     """Weights and predictions of the networks that this episode brought."""
     for member in method.fresh:
@@ -331,8 +307,14 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
             "input_shape": list(stream.spec.input_shape),
             "parameters": count_parameters(member.net),
         }
-        directory.add_member(member.number, member.net.state_dict(), facts)
+        directory.add_member(member.number, member_tensors(member), facts)
         directory.add_predictions(member.number, member.predictions)
+
+
+def member_tensors(member: Member) -> dict[str, Tensor]:
+    """The network, and what tasks have of their own in its trunk (see MultiHead.for_task) as task_<id>/<name>."""
+    own = {f"task_{task}/{name}": value for task, parts in member.own.items() for name, value in parts.items()}
+    return {**member.net.state_dict(), **own}
 
 
 def episode_facts(episode: Episode, learned: Learned, seconds: float, device: torch.device) -> EpisodeFacts:
@@ -365,6 +347,7 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
         "memory": budget.total,
         "memory_per_class": budget.per_class,
         "settings": dict(config.settings),
+        "held_out_examples": sum(len(task.held_out) for task in stream.tasks if task.held_out is not None),
         "stored_examples": storage.examples,
         "stored_bytes": storage.bytes,
         "parameters_total": storage.parameters,

@@ -148,9 +148,9 @@ def _build_task(
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
 
-    def examples(store: Tensor, picks: list[Tensor], targets: Tensor) -> Examples:
+    def examples(store: Tensor, rows: Tensor, targets: Tensor) -> Examples:
         on_device = None if pixel_map is None else share(pixel_map)
-        return Examples(store, share(torch.cat(picks), store.device), share(targets), on_device)
+        return Examples(store, share(rows, store.device), share(targets), on_device)
 
     train_rows = [_rows(data.train, label.number) for label in labels]
     test_rows = [_rows(data.test, label.number) for label in labels]
@@ -166,11 +166,17 @@ def _build_task(
                 have = f"class {names[i]!r} of task {number} has {len(rows)} training images"
                 raise UserError(f"--samples is {config.samples}, but {have}")
             train_rows[i] = rows[torch.randperm(len(rows), generator=rng)[: config.samples]]
-    targets = _noisy_targets(config, number, task, labels, [len(rows) for rows in train_rows])
-    train = examples(stores[0], train_rows, targets)
-    test = examples(stores[1], test_rows, _targets([len(rows) for rows in test_rows]))
+    counts = [len(rows) for rows in train_rows]
+    rows, targets = torch.cat(train_rows), _noisy_targets(config, number, task, labels, counts)
+    held = None
+    if config.hold_out:
+        out = _held_out(config, number, names, counts)
+        held = examples(stores[0], rows[out], targets[out])
+        rows, targets = rows[~out], targets[~out]
+    train = examples(stores[0], rows, targets)
+    test = examples(stores[1], torch.cat(test_rows), _targets([len(rows) for rows in test_rows]))
     name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
-    return Task(number, name, names, Table(train), train, test)
+    return Task(number, name, names, Table(train), train, test, held)
 
 
 def _decode(where: str, data: ImageDataset, entry: int | str) -> Label:
@@ -190,6 +196,23 @@ def _decode(where: str, data: ImageDataset, entry: int | str) -> Label:
 
 def _rows(split: Images, number: int) -> Tensor:
     return (split.labels == number).nonzero().flatten()
+
+
+def _held_out(config: RunConfig, number: int, names: Sequence[str], counts: Sequence[int]) -> Tensor:
+    """Which training examples are held out, bool: a random share of each class, rounded, at least one."""
+    rng = generator(config.seed, "hold_out", number)
+    parts = []
+    for name, count in zip(names, counts, strict=True):
+        if count < 2:
+            raise UserError(
+                f"--hold_out {config.hold_out:g} leaves no training image of class {name!r} of task {number}, which "
+                "has one; leave it out"
+            )
+        out = torch.zeros(count, dtype=torch.bool)
+        share = min(count - 1, max(1, round(config.hold_out * count)))
+        out[torch.randperm(count, generator=rng)[:share]] = True
+        parts.append(out)
+    return torch.cat(parts)
 
 
 def _targets(counts: Sequence[int]) -> Tensor:

@@ -38,6 +38,10 @@ class Objective(Protocol):
     def evaluate(self, predictions: Tensor, targets: Tensor) -> Score:
         """Score of averaged predictions."""
 
+    def energy(self, outputs: Tensor) -> Tensor | None:
+        """[N] how much the outputs [N, C] speak for their own task; None if outputs are no classes, so that the
+        scenarios without a task are not defined."""
+
 
 class CrossEntropy:
     """Classification: outputs are logits [N, C], targets class indices [N]."""
@@ -56,11 +60,24 @@ class CrossEntropy:
         return math.log(num_outputs)
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> Score:
-        # The floor keeps a probability that rounded to zero from making the mean infinite.
-        chosen = predictions.gather(-1, targets.unsqueeze(-1)).clamp_min(torch.finfo(predictions.dtype).tiny)
-        hits = predictions.argmax(-1) == targets
-        ece = calibration_error(predictions.amax(-1), hits)
-        return Score(*torch.stack([-chosen.log().double().mean(), hits.double().mean(), ece]).tolist())
+        right = predictions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return score(right, predictions.amax(-1), predictions.argmax(-1) == targets)
+
+    def energy(self, outputs: Tensor) -> Tensor:
+        return outputs.float().logsumexp(-1)
+
+
+def score(right: Tensor, confidence: Tensor, hits: Tensor) -> Score:
+    """Score of N classifications.
+
+    Args:
+        right: [N] probability of the right class.
+        confidence: [N] probability of the predicted class.
+        hits: [N] whether the prediction is right.
+    """
+    # The floor keeps a probability that rounded to zero from making the mean infinite.
+    loss = -right.clamp_min(torch.finfo(torch.float32).tiny).log().double().mean()
+    return Score(*torch.stack([loss, hits.double().mean(), calibration_error(confidence, hits)]).tolist())
 
 
 def calibration_error(confidence: Tensor, hits: Tensor, bins: int = 15) -> Tensor:

@@ -80,10 +80,15 @@ class Task:
     train: TrainSource
     train_eval: Examples  # fixed and un-augmented: on these the fit of a task is measured
     test: Examples
+    held_out: Examples | None = None  # training examples that nothing is trained on
 
     @property
     def num_outputs(self) -> int:
         return len(self.classes)
+
+    def examples(self) -> list[Examples]:
+        """Of all splits."""
+        return [part for part in (self.train_eval, self.test, self.held_out) if part is not None]
 
 
 class Preprocess(Protocol):
@@ -125,7 +130,7 @@ class TaskStream:
         """Bytes of the examples of all tasks by device; what tasks share counts once."""
         tensors: dict[int, Tensor] = {}
         for task in self.tasks:
-            for examples in (task.train_eval, task.test):
+            for examples in task.examples():
                 for tensor in (examples.store, examples.rows, examples.targets, examples.view):
                     if tensor is not None:
                         tensors[tensor.data_ptr()] = tensor
@@ -139,7 +144,7 @@ class TaskStream:
         sums: dict[tuple[int, torch.Size], bytes] = {}  # what tasks share is read once
         whole = hashlib.sha256()
         for task in self.tasks:
-            for examples in (task.train_eval, task.test):
+            for examples in task.examples():
                 for tensor in (examples.store, examples.rows, examples.targets, examples.view):
                     if tensor is not None and (tensor.data_ptr(), tensor.shape) not in sums:
                         content = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -55,8 +55,9 @@ METHOD_OPTIONS = frozenset().union(*(method.options for method in METHODS.values
 # What tells runs of a grid from each other, what matters most first, and of which kind it is.
 _HYPERPARAMETERS: dict[str, type | tuple[str, ...]] = {
     "method": tuple(METHODS), "stream": str, "model": str, "seed": float, "epochs": float, "samples": float,
-    "memory": float, "memory_per_class": float, "replay_frac": float, "tasks_per_round": float, "batch": float,
-    "lr": float, "l2_reg": float, "dropout": float, "continual": bool, "rounds": float, "warm_start": bool,
+    "hold_out": float, "memory": float, "memory_per_class": float, "replay_frac": float, "tasks_per_round": float,
+    "batch": float, "lr": float, "l2_reg": float, "dropout": float, "continual": bool, "rounds": float,
+    "warm_start": bool,
     "selection": ("boosting", "uniform"), "augment": bool,
 }  # fmt: skip
 _CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"

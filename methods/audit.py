@@ -126,9 +126,12 @@ def to_predict(task: Task) -> Task:
     """A task of which nothing but the test inputs can be read."""
     loan = Loan(f"training examples of task {task.id}")
     loan.end("its test inputs were all that there was to see")
-    return replace(
-        task, train=LentSource(task.train, loan), train_eval=lend(task.train_eval, loan), test=blind(task.test)
-    )
+    return _shown(task, LentSource(task.train, loan), lend(task.train_eval, loan))
+
+
+def _shown(task: Task, train: LentSource, train_eval: Examples) -> Task:
+    """What a method sees of a task."""
+    return replace(task, train=train, train_eval=train_eval, test=blind(task.test), held_out=None)
 
 
 class Auditor:
@@ -152,7 +155,7 @@ class Auditor:
             self._outputs[task.id] = task.num_outputs
             self._held[task.id] = examples
             loans.append(loan)
-            lent.append(replace(task, train=LentSource(task.train, loan), train_eval=examples, test=blind(task.test)))
+            lent.append(_shown(task, LentSource(task.train, loan), examples))
         yield Episode(episode.number, tuple(lent))
         # Who may keep everything may go on drawing from the source, which may be a generator.
         if self.budget.fraction != 1:

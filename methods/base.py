@@ -15,7 +15,7 @@ from methods.audit import Budget, to_predict
 from methods.replay import ReplayMemory
 from methods.steps import Compute
 from methods.training import TrainingStats, not_finite, predict_examples
-from net.multihead import MultiHead
+from net.multihead import MultiHead, Own
 from utils.checkpoints import Checkpoints
 from utils.config import Range, RunConfig
 from utils.errors import TrainingError
@@ -46,6 +46,7 @@ class Member:
     weights: tuple[float, ...]  # in the mean that answers each of the tasks
     replaces: bool  # whether earlier members do not answer any more
     predictions: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (task id, split) -> [N, C]
+    own: Mapping[int, Own] = field(default_factory=dict)  # by task: what it has of its own in the trunk
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from methods.base import Accepted, Learned, Member, Method, Setting, Storage
 from methods.steps import Rule
 from methods.training import Joined, Replays, train_member
 from net import build_net, count_parameters
-from net.multihead import MultiHead
+from net.multihead import MultiHead, Own
 from utils.config import RANGES, Range
 from utils.errors import TrainingError
 from utils.monitor import Monitor
@@ -79,8 +79,8 @@ class SingleNet(Method):
         """The task has been learned; returns how many gradients of single examples this took."""
         return 0
 
-    def own(self, task_id: int) -> Mapping[str, Tensor]:
-        """Parameters and statistics of the trunk, by name, that are not the newest ones where the task is answered."""
+    def own(self, task_id: int) -> Own:
+        """What of the trunk is not the newest where the task is answered."""
         return self._norms.get(task_id, {})
 
     # What they share.
@@ -115,19 +115,15 @@ class SingleNet(Method):
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
         seen = tuple(self._seen)
         number, net = episode.number - 1, self.network(seen)
-        self.fresh = [Member(number, episode.number, seen, net, (1.0,) * len(seen), replaces=True)]
+        own = {task_id: self.own(task_id) for task_id in seen}
+        self.fresh = [Member(number, episode.number, seen, net, (1.0,) * len(seen), replaces=True, own=own)]
         return Learned((task.id,), {}, stats, changed=seen)
 
     def answer(self, task: Task) -> Tensor:
         """Probabilities of the network as it is now. [N, C]"""
-        net, own = self.network([task.id]), self.own(task.id)
-        here = net.trunk.state_dict()
-        newest = {name: here[name].clone() for name in own}
-        for name, value in own.items():
-            here[name].copy_(value)
-        predictions = self.ask(net, task.id, task.test, f"episode {self.fresh[-1].episode} (task {task.id})")
-        for name, value in newest.items():
-            here[name].copy_(value)
+        net = self.network([task.id])
+        with net.for_task(self.own(task.id)):
+            predictions = self.ask(net, task.id, task.test, f"episode {self.fresh[-1].episode} (task {task.id})")
         self.fresh[-1].predictions[task.id, "test"] = predictions
         return predictions
 

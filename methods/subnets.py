@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import ClassVar, cast
 
@@ -14,7 +14,7 @@ from datasets.task import Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import BatchNorm, NormRule, SingleNet
 from methods.steps import Batch
-from net.multihead import MultiHead
+from net.multihead import MultiHead, Own
 
 Masks = dict[str, Tensor]  # bool, by name of the weight
 
@@ -97,11 +97,8 @@ class Subnets(SingleNet):
         self._masks[task.id] = rule.masks()
         return 0
 
-    def own(self, task_id: int) -> Mapping[str, Tensor]:
-        assert self._trunk is not None
-        weights = layer_weights(self._trunk)
-        masked = {name: torch.where(mask, weights[name].detach(), 0.0) for name, mask in self._masks[task_id].items()}
-        return {**super().own(task_id), **masked}
+    def own(self, task_id: int) -> Own:
+        return {**super().own(task_id), **self._masks[task_id]}
 
     def storage(self) -> Storage:
         """The network, and a bit per weight and task: a parameter has 32."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from datasets.task import Examples, Mixture, StreamSpec, TrainSource
 from methods.steps import WARM_UP, Batch, Compute, GradientSteps, Rule, make_optimizer
-from net.multihead import MultiHead
+from net.multihead import MultiHead, Own
 from utils.checkpoints import Checkpoints
 from utils.config import HyperConfig
 from utils.errors import TrainingError
@@ -332,16 +332,44 @@ def outputs_on(
     net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, compute: Compute
 ) -> Iterator[Tensor]:
     """Outputs of a network, in test mode, on un-augmented examples of one task: parts of [N, C], on the device."""
-    net.eval()
     data = Mixture([(task_id, examples)])
+    for inputs, part in _evaluation_batches(net, data, spec, compute):
+        with compute.autocast():
+            outputs = net(inputs, data.task_ids[part])
+        yield outputs[:, : net.head_sizes[task_id]]
+
+
+@torch.no_grad()
+def outputs_of_heads(
+    net: MultiHead, data: Mixture, spec: StreamSpec, compute: Compute, own: Mapping[int, Own]
+) -> dict[int, Tensor]:
+    """Outputs of every head of a network, in test mode, for all inputs, of whatever task: by task [N, C].
+
+    Args:
+        own: of the tasks that have something of their own in the trunk; each costs a forward pass of its own.
+    """
+    together = [task for task in net.head_sizes if not own.get(task)]
+    found: dict[int, list[Tensor]] = {task: [] for task in net.head_sizes}
+    for group in [together, *([task] for task in net.head_sizes if own.get(task))]:
+        with net.for_task(own.get(group[0], {}) if group else {}):
+            for inputs, _ in _evaluation_batches(net, data, spec, compute) if group else ():
+                with compute.autocast():
+                    outputs = net.heads(net.trunk(inputs), torch.tensor(group, device=compute.device))
+                for place, task in enumerate(group):
+                    found[task].append(outputs[:, place, : net.head_sizes[task]])
+    return {task: torch.cat(parts) for task, parts in found.items()}
+
+
+def _evaluation_batches(
+    net: MultiHead, data: Mixture, spec: StreamSpec, compute: Compute
+) -> Iterator[tuple[Tensor, slice]]:
+    """Un-augmented inputs in order, and which ones they are; the network is in test mode."""
+    net.eval()
     budget = _EVALUATION_BYTES.get(compute.device.type, _CHUNK_BYTES)
     size = max(64, min(512, budget // (4 * math.prod(spec.input_shape))))
     for start in range(0, len(data), size):
         part = slice(start, start + size)
-        inputs = spec.preprocess(data.inputs(part))
-        with compute.autocast():
-            outputs = net(inputs, data.task_ids[part])
-        yield outputs[:, : net.head_sizes[task_id]]
+        yield spec.preprocess(data.inputs(part)), part
 
 
 def predict_examples(net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, compute: Compute) -> Tensor:

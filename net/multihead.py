@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# What a task has of its own in a trunk that tasks share, by name: other values, or (bool) the weights that it uses.
+Own = Mapping[str, Tensor]
 
 
 class MultiHead(nn.Module):
@@ -57,6 +61,19 @@ class MultiHead(nn.Module):
         """Outputs of several heads for every example; features [B, D], tasks [T] on their device -> [B, T, C]."""
         outputs = F.linear(features, self.weight, self.bias)[:, self.columns[tasks]]
         return outputs if self.filled is None else outputs + self.filled[tasks]
+
+    @contextmanager
+    def for_task(self, own: Own) -> Iterator[None]:
+        """The trunk as a task has it; weights that it does not use are 0."""
+        here = self.trunk.state_dict()
+        common = {name: here[name].clone() for name in own}
+        for name, value in own.items():
+            here[name].copy_(torch.where(value, common[name], 0.0) if value.dtype == torch.bool else value)
+        try:
+            yield
+        finally:
+            for name, value in common.items():
+                here[name].copy_(value)
 
     def rows(self, task_id: int) -> slice:
         """Where the rows of a task's head are in `weight` and `bias`."""

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from methods import hyperparameter_kinds
 from utils.board import TensorBoard
-from utils.monitor import EpisodeFacts, Row, RunStart
+from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Row, RunStart
 
 
 class Nowhere:
@@ -45,7 +45,7 @@ def episode(number: int) -> tuple[EpisodeFacts, list[Row]]:
     """Random measurements of a zoo that keeps all training examples."""
     weights = dict.fromkeys(range(1, number), 1 / max(1, number - 1))
     facts = EpisodeFacts(number, range(1, number + 1), weights, 1, 1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1 << 30)
-    rows = [Row(number, task, f"rotated by {task}", split, 100, random.random(), random.random(), random.random())
+    rows = [Row(number, task, f"rotated by {task}", split, TASK_INCREMENTAL, 100, *(random.random() for _ in range(3)))
             for task in range(1, number + 1) for split in ("test", "train")]  # fmt: skip
     return facts, rows
 

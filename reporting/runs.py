@@ -72,7 +72,7 @@ class Run:
     @cached_property
     def matrix(self) -> Matrix:
         """Accuracy matrix [episodes, tasks] on test examples, NaN where there is none."""
-        test = [(row.episode, row.task, row.accuracy) for row in self.rows if row.split == "test" and row.episode]
+        test = [(row.episode, row.task, row.accuracy) for row in self.rows if row.is_test and row.episode]
         return accuracy_matrix(test, len(self.episodes), len(self.task_names))
 
     @cached_property
@@ -86,7 +86,7 @@ class Run:
         """Right classes of the test examples by task, [N]; None for runs of older versions."""
         if TARGETS not in self.manifest.files:
             return None
-        return {_task(name): values for name, values in self._tensors(TARGETS).items()}
+        return {_task(name): values for name, values in self._tensors(TARGETS).items() if name.endswith("/test")}
 
     @cached_property
     def test_predictions(self) -> dict[int, dict[int, Array]]:

@@ -39,7 +39,8 @@ def runs(tmp_path_factory):
         write_configs()
         assert start("isolated", *options("isolated")) == 0
         assert start("zoo", *options("zoo"), "--isolated", "isolated") == 0
-        assert start("alone", *options("zoo")) == 0
+        Path("same.yaml").write_text("dataset: rotated_digits\ntasks: [[0, 1], [10, 11], [20, 21]]\n")
+        assert start("alone", *options("zoo"), "--data_config", "same.yaml") == 0
         assert start("er", *options("er"), "--isolated", "isolated") == 0
         everything = [option for option in options("zoo") if option != "--continual"]
         assert start("multitask", *everything, "--isolated", "isolated", "--rounds", "4") == 0
@@ -77,7 +78,7 @@ def measured(run):
 
 
 def matrix(run):
-    rows = measured(run).query("split == 'test' and episode > 0")
+    rows = measured(run).query("scenario == 'task-incremental' and split == 'test' and episode > 0")
     return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
 
 
@@ -92,7 +93,7 @@ def pixels(event):
     ("name", "holds"),
     [
         ("zoo", {"--continual", "--isolated", "zoo"}),
-        ("alone", {"--continual", "zoo"}),
+        ("alone", {"--continual", "zoo", "domain"}),
         ("er", {"--continual", "--isolated"}),
         ("multitask", {"--isolated", "zoo"}),
         ("isolated", {"--continual"}),
@@ -102,19 +103,24 @@ def test_the_tags_are_those_that_are_documented(runs, name, holds):
     assert tags_of(runs / name) == {(kind, tag) for tag, kind, when in documented() if when <= holds}
 
 
-@pytest.mark.parametrize("name", ["zoo", "er", "multitask"])
+@pytest.mark.parametrize("name", ["zoo", "alone", "er", "multitask"])
 def test_the_numbers_are_those_of_the_run_directory(runs, name):
     run = runs / name
     events = read(run)
     rows = measured(run).query("episode > 0")
-    for row in rows.itertuples():
+    without_task = rows.query("scenario != 'task-incremental'")
+    for scenario, found in without_task.groupby("scenario"):
+        averages = found.groupby("episode").accuracy.mean()
+        assert values(run, f"without_task/{scenario}") == pytest.approx(averages.to_dict(), rel=1e-6)
+    assert without_task.scenario.nunique() == (3 if name == "alone" else 2)
+    for row in rows.drop(without_task.index).itertuples():
         for figure in ("accuracy", "loss", "ece"):
             tag = f"{row.split}_{figure}/{row.task:03d} {row.task_name}"
             if tag.startswith("train_ece"):
                 continue
             (value,) = [event.value for event in events.Scalars(tag) if event.step == row.episode]
             assert value == np.float32(getattr(row, figure))
-    test = rows.query("split == 'test'").groupby("episode")
+    test = rows.query("scenario == 'task-incremental' and split == 'test'").groupby("episode")
     assert values(run, "average_accuracy") == pytest.approx(test.accuracy.mean().to_dict(), rel=1e-6)
     assert values(run, "average_ece") == pytest.approx(test.ece.mean().to_dict(), rel=1e-6)
     episodes = pd.read_csv(run / "episodes.csv").set_index("episode")
@@ -210,7 +216,7 @@ def test_hyperparameters_tell_runs_from_each_other(runs):
     assert [name for name, info in infos.items() if info.differs] == ["method", "stream", "model", "seed", "epochs"]
     assert [value.string_value for value in infos["settings.replay_loss"].domain_discrete.values] == ["mean", "sum"]
     assert [value.bool_value for value in infos["continual"].domain_discrete.values] == [False, True]
-    written = set(read(runs / "zoo").Tags()["scalars"])
+    written = {tag for name in ("zoo", "alone") for tag in read(runs / name).Tags()["scalars"]}
     assert {info.name.tag for info in experiment.metric_infos} == {t for t in written if t.startswith("summary/")}
 
 

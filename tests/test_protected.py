@@ -30,14 +30,8 @@ OBJECTIVE = CrossEntropy()
 def outputs(method, task):
     """Of the network that answers a task, on its test inputs."""
     net = method.network([task.id])
-    state = net.trunk.state_dict()
-    newest = {name: value.clone() for name, value in state.items()}
-    for name, value in method.own(task.id).items():
-        state[name].copy_(value)
-    found = torch.cat(list(outputs_on(net, task.id, task.test, method.spec, CPU)))
-    for name, value in newest.items():
-        state[name].copy_(value)
-    return found
+    with net.for_task(method.own(task.id)):
+        return torch.cat(list(outputs_on(net, task.id, task.test, method.spec, CPU)))
 
 
 def with_model(config, model, **hyper):

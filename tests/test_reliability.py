@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import modelzoo
 import utils.files
 from datasets.task import Mixture
+from methods.evaluation import Evaluation
 from methods.training import Joined, Replays
 from modelzoo import main
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
@@ -418,7 +419,7 @@ def test_a_lack_of_memory_is_one_line(action, words):
 
 
 def test_a_run_that_lacks_memory_goes_on_later(monkeypatch, capsys):
-    evaluate, calls = modelzoo.evaluate, [0]
+    evaluate, calls = Evaluation.after, [0]
 
     def hungry(*given):
         calls[0] += 1
@@ -427,7 +428,7 @@ def test_a_run_that_lacks_memory_goes_on_later(monkeypatch, capsys):
         return evaluate(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(modelzoo, "evaluate", hungry)
+        patch.setattr(Evaluation, "after", hungry)
         assert start("run", *options("zoo")) == 1
     assert "a smaller batch or model in --hp_config needs less" in capsys.readouterr().err
     assert start("run", "--resume") == 0

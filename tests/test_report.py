@@ -100,7 +100,9 @@ def figure(page, name):
 
 
 def measured(run):
-    rows = pd.read_csv(run / "metrics.csv", float_precision="round_trip").query("split == 'test' and episode > 0")
+    rows = pd.read_csv(run / "metrics.csv", float_precision="round_trip").query(
+        "scenario == 'task-incremental' and split == 'test' and episode > 0"
+    )
     return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
 
 
@@ -146,7 +148,11 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
 def test_calibration_follows_from_the_predictions(runs, page):
     header, *rows, _ = Tables(page.read_text()).tables[1]
     assert header[:4] == ["task", "members", "accuracy, one member", "accuracy, ensemble"]
-    last = pd.read_csv(runs / "zoo0/metrics.csv").query("split == 'test' and episode == 5").set_index("task")
+    last = (
+        pd.read_csv(runs / "zoo0/metrics.csv")
+        .query("scenario == 'task-incremental' and split == 'test' and episode == 5")
+        .set_index("task")
+    )
     for task, row in enumerate(rows, 1):
         members, targets = answers(runs / "zoo0", task)
         mean = np.mean(list(members.values()), 0)
@@ -276,7 +282,9 @@ def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
     assert float(row[5]) == pytest.approx(log_loss(targets, mean), abs=1e-4)
     plain = np.mean(list(members.values()), 0)
     assert float(row[5]) != pytest.approx(log_loss(targets, plain / plain.sum(1, keepdims=True)), abs=1e-4)
-    rows = pd.read_csv("zoo/metrics.csv").query("split == 'test' and episode == 5 and task == 1")
+    rows = pd.read_csv("zoo/metrics.csv").query(
+        "scenario == 'task-incremental' and split == 'test' and episode == 5 and task == 1"
+    )
     assert float(row[5]) == pytest.approx(rows.loss.item(), abs=1e-4)
 
 

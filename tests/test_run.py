@@ -54,7 +54,7 @@ def read_csv(path):
 
 
 def matrix(folder):
-    rows = read_csv(folder / "metrics.csv").query("split == 'test' and episode > 0")
+    rows = read_csv(folder / "metrics.csv").query("scenario == 'task-incremental' and split == 'test' and episode > 0")
     return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
 
 
@@ -128,7 +128,11 @@ def test_the_measurements_follow_from_the_saved_predictions(runs):
     stream = build_stream(parse([*QUICK, "--continual"]).config, torch.device("cpu"))
     saved = [load_file(path) for path in sorted((folder / "zoo/predictions").glob("member_*"))]
     targets = load_file(folder / "zoo/predictions/targets.safetensors")
-    rows = read_csv(folder / "zoo/metrics.csv").query("episode == 10").set_index(["task", "split"])
+    rows = (
+        read_csv(folder / "zoo/metrics.csv")
+        .query("episode == 10 and scenario == 'task-incremental'")
+        .set_index(["task", "split"])
+    )
     for task in stream.tasks:
         assert torch.equal(targets[f"task_{task.id}/test"], task.test.targets)
         for split, examples in [("test", task.test), ("train", task.train_eval)]:
@@ -194,7 +198,7 @@ def test_tensorboard_has_the_same_numbers(runs):
     events.Reload()
     tags = set(events.Tags()["scalars"])
     rows = read_csv(folder / "zoo/metrics.csv")
-    last = rows.query("episode == 10 and split == 'test'").set_index("task")
+    last = rows.query("episode == 10 and scenario == 'task-incremental' and split == 'test'").set_index("task")
     for task, row in last.iterrows():
         tag = f"test_accuracy/{task:03d} {row.task_name}"
         points = events.Scalars(tag)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from utils import metrics
 from utils.files import yaml_bytes
-from utils.monitor import EpisodeFacts, Monitor, Row, RunStart
+from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Monitor, Row, RunStart, mean_accuracy
 from utils.pictures import heat_map
 
 # From here on all is TensorBoard's: the dashboards' names, the types of a tensor, how a session has ended.
@@ -34,6 +34,7 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "transfer curves: test accuracy, and where Isolated ended": ("test_accuracy/", "isolated_accuracy/"),
         "backward transfer": ("backward_transfer$",),
     },
+    "without the task": {"accuracy where the task is not told": ("without_task/",)},
     "calibration": {
         "average calibration error": ("average_ece$",),
         "calibration error": ("test_ece/",),
@@ -46,6 +47,7 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
 }
 _SUMMARY = (
     "avg_acc_final", "avg_incremental_acc", "forgetting_chaudhry", "bwt", "learning_acc", "worst_task_acc",
+    "class_incremental_acc", "task_identification_acc", "domain_incremental_acc",
     "gain_isolated", "fwt_isolated", "train_seconds",
 )  # fmt: skip
 # What TensorBoard says beside them.
@@ -144,7 +146,7 @@ class TensorBoard(Monitor):
             return {}
         known = self._history.measured()
         return {f"isolated_accuracy/{_tag(row)}": self._isolated[row.task - 1] for row in rows
-                if row.split == "test" and not known[row.task - 1]}  # fmt: skip
+                if row.is_test and not known[row.task - 1]}  # fmt: skip
 
     def _of_matrix(self) -> dict[str, float]:
         """What compares with the episodes that the tasks were learned in: not defined in the multi-task mode."""
@@ -178,7 +180,7 @@ class History:
 
     def add(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
         """An episode and its measurements."""
-        self.accuracy.append(self._row({row.task: row.accuracy for row in rows if row.split == "test"}, math.nan))
+        self.accuracy.append(self._row({row.task: row.accuracy for row in rows if row.is_test}, math.nan))
         self.weights.append(self._row(facts.sampling_weights, math.nan))
         self.trained.append(self._row(dict.fromkeys(facts.tasks, 1.0), 0.0))
 
@@ -205,8 +207,10 @@ class History:
 
 
 def _of_episode(facts: EpisodeFacts, rows: Sequence[Row]) -> dict[str, float]:
-    test = [row for row in rows if row.split == "test"]
+    test = [row for row in rows if row.is_test]
+    untold = {row.scenario for row in rows} - {TASK_INCREMENTAL}
     return {
+        **{f"without_task/{name}": mean_accuracy(rows, name) or 0.0 for name in sorted(untold)},
         "average_accuracy": sum(row.accuracy for row in test) / len(test),
         "average_ece": sum(row.ece for row in test) / len(test),
         "images_per_second": facts.images_per_second,
@@ -218,10 +222,10 @@ def _of_episode(facts: EpisodeFacts, rows: Sequence[Row]) -> dict[str, float]:
 def _of_tasks(facts: EpisodeFacts, rows: Sequence[Row]) -> dict[str, float]:
     tags = {row.task: _tag(row) for row in rows}
     scalars = {f"sampling_weight/{tags[task]}": weight for task, weight in facts.sampling_weights.items()}
-    for row in rows:
+    for row in [row for row in rows if row.scenario == TASK_INCREMENTAL]:
         scalars[f"{row.split}_accuracy/{tags[row.task]}"] = row.accuracy
         scalars[f"{row.split}_loss/{tags[row.task]}"] = row.loss
-        if row.split == "test":
+        if row.is_test:
             scalars[f"test_ece/{tags[row.task]}"] = row.ece
     return scalars
 

@@ -67,6 +67,7 @@ class RunConfig:
     memory_per_class: int | None = None  # the same for each class of each past task
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the method, see config/method/
     samples: int | None = None
+    hold_out: float = 0.0  # share of each class's training examples that no network is trained on
     selection: str = "boosting"
     seed: int = 0
     augment: bool = True
@@ -133,6 +134,7 @@ RANGES = {
     "tasks_per_round": Range(1),
     "replay_frac": Range(0, 1, whole=False),
     "samples": Range(1),
+    "hold_out": Range(0, 0.9, whole=False),
     "memory": Range(1),
     "memory_per_class": Range(1),
     "seed": Range(0, 2**63 - 1),

@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+# The scenarios of van de Ven et al. (2022), and which task it is as a question of its own.
+TASK_INCREMENTAL = "task-incremental"
+CLASS_INCREMENTAL = "class-incremental"
+DOMAIN_INCREMENTAL = "domain-incremental"
+TASK_IDENTIFICATION = "task-identification"
+
 
 class Row(NamedTuple):
     """One measurement: a line of metrics.csv."""
@@ -18,10 +24,22 @@ class Row(NamedTuple):
     task: int
     task_name: str
     split: str
+    scenario: str  # what has to be told, see methods/scenarios.py
     n: int
     loss: float
     accuracy: float
     ece: float  # see calibration_error in datasets/objectives.py
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it is the accuracy that R is made of: on test examples whose task is known."""
+        return self.split == "test" and self.scenario == TASK_INCREMENTAL
+
+
+def mean_accuracy(rows: Sequence[Row], scenario: str) -> float | None:
+    """Mean over tasks, on test examples; None where the scenario was not measured."""
+    found = [row.accuracy for row in rows if row.split == "test" and row.scenario == scenario]
+    return sum(found) / len(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -156,7 +174,7 @@ class Console(Monitor):
 
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
         self._close_bar()
-        test = [row.accuracy for row in rows if row.split == "test"]
+        test = [row.accuracy for row in rows if row.is_test]
         tasks = ", ".join(map(str, facts.tasks))
         width = 2 * len(str(self._episodes)) + 1
         counter = f"{facts.episode}/{self._episodes}"

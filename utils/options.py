@@ -63,6 +63,9 @@ def _what_is_learned(parser: argparse.ArgumentParser) -> None:
         help="which tasks, in which order (default: split_digits, which needs no download)")  # fmt: skip
     add("--hp_config", metavar="YAML", help="which network and how it is trained (default: conv.yaml)")
     add("--samples", metavar="N", help="keep only N training examples per class (default: all)")
+    add("--hold_out", metavar="F",
+        help="share of each class's training examples that nothing is trained on, 0 to 0.9: to calibrate and combine "
+        "members on (default: 0)")  # fmt: skip
     add("--data_dir", metavar="DIR",
         help="where the data lies or is downloaded to, torchvision's root (default: ./data)")  # fmt: skip
 

@@ -26,7 +26,7 @@ from utils.errors import UserError
 from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 from utils.lock import LOCK
 from utils.manifest import DERIVED, EVENTS, GROWING, MANIFEST, TARGETS, Entry, Manifest, checked, read_manifest, remedy
-from utils.monitor import EpisodeFacts, Row
+from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Row
 
 CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
@@ -160,9 +160,10 @@ class RunDirectory:
         named = {f"task_{task}/{split}": tensor.float() for (task, split), tensor in predictions.items()}
         self._write(f"predictions/member_{number:03d}.safetensors", tensor_bytes(named))
 
-    def add_targets(self, targets: Mapping[int, Tensor]) -> None:
-        """Save what is right for the test examples, [N] each, under the names task_<id>/test."""
-        self._write(TARGETS, tensor_bytes({f"task_{task}/test": found.clone() for task, found in targets.items()}))
+    def add_targets(self, targets: Mapping[tuple[int, str], Tensor]) -> None:
+        """Save what is right for the examples of some splits, [N] each, under the names task_<id>/<split>."""
+        named = {f"task_{task}/{split}": found.clone() for (task, split), found in targets.items()}
+        self._write(TARGETS, tensor_bytes(named))
 
     def add_episode(self, facts: EpisodeFacts, rows: Iterable[Row]) -> None:
         """Append to episodes.csv and metrics.csv."""
@@ -396,7 +397,8 @@ _REAL = ("seconds", "train_seconds", "images_per_second", "train_loss")
 
 
 def _row(line: Mapping[str, str]) -> Row:
-    row = Row(int(line["episode"]), int(line["task"]), line["task_name"], line["split"], int(line["n"]),
+    row = Row(int(line["episode"]), int(line["task"]), line["task_name"], line["split"],
+              line.get("scenario", TASK_INCREMENTAL), int(line["n"]),
               float(line["loss"]), float(line["accuracy"]), float(line.get("ece", 0)))  # fmt: skip
     _check_finite(row[-3:])
     return row if "ece" in line else row._replace(ece=math.nan)  # older versions did not measure it

@@ -12,11 +12,11 @@ import numpy as np
 from utils import metrics
 from utils.errors import UserError
 from utils.manifest import remedy
-from utils.monitor import Row
+from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
 from utils.run_directory import read_config, read_summary
 
 # A reference is comparable if these entries of config.yaml agree.
-_SAME = ("dataset", "hyper", "samples", "augment")
+_SAME = ("dataset", "hyper", "samples", "hold_out", "augment")
 
 
 def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | None) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
             with that episode is None.
         isolated: accuracy of a network trained on each task alone.
     """
-    test = [row for row in rows if row.split == "test" and row.episode > 0]
+    test = [row for row in rows if row.is_test and row.episode > 0]
+    last = [row for row in rows if row.episode == test[-1].episode]
     untrained = {row.task: row.accuracy for row in rows if row.episode == 0}
     names = {row.task: row.task_name for row in test}
     R = metrics.accuracy_matrix(
@@ -44,6 +45,9 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
         "bwt": _defined(metrics.bwt(R)) if continual else None,
         "forgetting_chaudhry": _defined(metrics.forgetting_chaudhry(R)) if continual else None,
         "learning_acc": metrics.learning_acc(R) if continual else None,
+        "class_incremental_acc": mean_accuracy(last, CLASS_INCREMENTAL),
+        "domain_incremental_acc": mean_accuracy(last, DOMAIN_INCREMENTAL),
+        "task_identification_acc": mean_accuracy(last, TASK_IDENTIFICATION),
         "worst_task_acc": metrics.worst_task_acc(R),
         "per_task_acc": R[-1].tolist(),
         "per_task_learning_acc": None if own is None else own.tolist(),
@@ -96,6 +100,10 @@ def final_table(summary: dict[str, Any]) -> str:
         lines.append(f"{name:<{width}}" + "".join(f"  {values[i]:>11.4f}" for values in columns.values()))
     lines.append(f"{'average':<{width}}" + "".join(f"  {np.mean(values):>11.4f}" for values in columns.values()))
     lines.append("")
+    if (told := summary.get("class_incremental_acc")) is not None:
+        identified, same = summary["task_identification_acc"], summary.get("domain_incremental_acc")
+        domain = "" if same is None else f", class alone {same:.4f}"
+        lines.append(f"without the task   {told:.4f}  class-incremental; task identified {identified:.4f}{domain}")
     if summary["bwt"] is not None:
         lines.append(f"backward transfer  {summary['bwt']:+.4f}  change on a task from its own episode to the end")
     if summary["fwt_isolated"] is not None:
