@@ -28,7 +28,7 @@ from utils.config import RunConfig
 from utils.errors import UserError
 from utils.files import read_tensors, tensor_bytes, write_bytes
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
 _MOST_PIXELS = 1 << 26
 _SPLITS = ("train", "test")
@@ -76,9 +76,9 @@ def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, list[tuple[P
         for number, name in enumerate(names):
             folder = root / split / name
             found = sorted(folder.iterdir()) if folder.is_dir() else []
-            files[split] += [(path, number) for path in found if path.suffix.lower() in _SUFFIXES]
+            files[split] += [(path, number) for path in found if path.suffix.lower() in SUFFIXES]
         if not files[split]:
-            raise UserError(f"{yaml_path}: root: {root / split} has no images ({', '.join(sorted(_SUFFIXES))})")
+            raise UserError(f"{yaml_path}: root: {root / split} has no images ({', '.join(sorted(SUFFIXES))})")
     return names, files
 
 
@@ -137,8 +137,8 @@ def _decode_all(paths: Sequence[Path], size: int) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def decode_image(path: Path, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the shorter side scaled to `size`, the middle cut out.
+def decode_image(path: Path, size: int, grey: bool = False) -> np.ndarray:
+    """uint8 [size, size, 3], grey [size, size]: the shorter side scaled to `size`, the middle cut out.
 
     Raises:
         UserError: the file is not an image that can be read; names it.
@@ -149,7 +149,9 @@ def decode_image(path: Path, size: int) -> np.ndarray:
                 raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
             # Pillow clips 16-bit grey instead of scaling it, which would turn nearly everything white.
             deep = file.mode.startswith("I;16")
-            image = (Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file).convert("RGB")
+            image = (Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file).convert(
+                "L" if grey else "RGB"
+            )
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, TypeError, ValueError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None

@@ -35,7 +35,7 @@ from torch import Tensor  # noqa: E402
 import modelzoo  # noqa: E402
 from datasets.task import Examples, Mixture, Task  # noqa: E402
 from methods.replay import ReplayMemory  # noqa: E402
-from methods.zoo import Zoo, draw_tasks  # noqa: E402
+from methods.zoo import ModelZoo, draw_tasks  # noqa: E402
 from utils.seeding import generator, seeded  # noqa: E402
 
 SEEDS = range(5)
@@ -44,11 +44,11 @@ LIMITED = ["--replay_frac", "0.2"]
 
 
 def one_task_fewer() -> AbstractContextManager[Any]:
-    def draw(self: Zoo, episode: Any, new: int, weights: dict[int, float]) -> list[int]:
+    def draw(self: ModelZoo, episode: Any, new: int, weights: dict[int, float]) -> list[int]:
         count = max(0, min(self.config.tasks_per_round, len(weights)) - 1)
         return draw_tasks(weights, count, generator(self.config.seed, "select", episode.number))
 
-    return patch.object(Zoo, "_draw", draw)
+    return patch.object(ModelZoo, "_draw", draw)
 
 
 def one_initialisation() -> AbstractContextManager[Any]:
@@ -56,19 +56,19 @@ def one_initialisation() -> AbstractContextManager[Any]:
 
 
 def unseen_tasks_in_the_mean() -> AbstractContextManager[Any]:
-    def weights(self: Zoo) -> dict[int, float]:
+    def weights(self: ModelZoo) -> dict[int, float]:
         tasks, guess = self.memory.tasks, math.log(10)
         losses = torch.tensor([self.fits[t][1].loss for t in tasks] + [guess] * (10 - len(tasks)), dtype=torch.float64)
         raw = ((losses - losses.mean()) / losses.mean()).exp().clamp(1e-4, 1e3)[: len(tasks)]
         return dict(zip(tasks, (raw / raw.sum()).tolist(), strict=True))
 
-    return patch.object(Zoo, "sampling_weights", weights)
+    return patch.object(ModelZoo, "sampling_weights", weights)
 
 
 def losses_on_augmented_images() -> AbstractContextManager[Any]:
-    count = Zoo.count
+    count = ModelZoo.count
 
-    def augmented(self: Zoo, member: Any, task_id: int, split: str, examples: Examples) -> None:
+    def augmented(self: ModelZoo, member: Any, task_id: int, split: str, examples: Examples) -> None:
         if split == "train":
             rng = generator(self.config.seed, "augmented", member.number, task_id)
             images = Mixture([(task_id, examples)]).inputs(slice(0, len(examples)))
@@ -77,7 +77,7 @@ def losses_on_augmented_images() -> AbstractContextManager[Any]:
             examples = Examples(shifted, torch.arange(len(examples)), examples.targets)
         count(self, member, task_id, split, examples)
 
-    return patch.object(Zoo, "count", augmented)
+    return patch.object(ModelZoo, "count", augmented)
 
 
 def first_examples_kept() -> AbstractContextManager[Any]:

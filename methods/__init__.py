@@ -25,12 +25,12 @@ from methods.packnet import PackNet
 from methods.si import SI
 from methods.stable_sgd import StableSGD
 from methods.wsn import WSN
-from methods.zoo import Zoo
+from methods.zoo import ModelZoo
 from utils.config import Range, RunConfig, check_settings, load_settings
 from utils.errors import UserError, unknown
 
 METHODS: dict[str, type[Method]] = {
-    "zoo": Zoo,
+    "zoo": ModelZoo,
     "isolated": Isolated,
     "isolated_ensemble": IsolatedEnsemble,
     "joint": Joint,

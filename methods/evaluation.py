@@ -91,7 +91,7 @@ class Evaluation:
             return
         if member.replaces:
             self._cache = PredictionCache()
-        outputs = outputs_of_heads(member.net, self._mixed, spec, compute, member.own)
+        outputs = outputs_of_heads(member.net, member.tasks, self._mixed, spec, compute, member.own)
         for number, weight in zip(member.tasks, member.weights, strict=True):
             answer = answer_of(outputs[number], spec.objective)
             self._cache.add(number, "mixed", torch.column_stack(astuple(answer)), weight)

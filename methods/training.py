@@ -341,16 +341,16 @@ def outputs_on(
 
 @torch.no_grad()
 def outputs_of_heads(
-    net: MultiHead, data: Mixture, spec: StreamSpec, compute: Compute, own: Mapping[int, Own]
+    net: MultiHead, tasks: Sequence[int], data: Mixture, spec: StreamSpec, compute: Compute, own: Mapping[int, Own]
 ) -> dict[int, Tensor]:
-    """Outputs of every head of a network, in test mode, for all inputs, of whatever task: by task [N, C].
+    """Outputs of some heads of a network, in test mode, for all inputs, of whatever task: by task [N, C].
 
     Args:
         own: of the tasks that have something of their own in the trunk; each costs a forward pass of its own.
     """
-    together = [task for task in net.head_sizes if not own.get(task)]
-    found: dict[int, list[Tensor]] = {task: [] for task in net.head_sizes}
-    for group in [together, *([task] for task in net.head_sizes if own.get(task))]:
+    together = [task for task in tasks if not own.get(task)]
+    found: dict[int, list[Tensor]] = {task: [] for task in tasks}
+    for group in [together, *([task] for task in tasks if own.get(task))]:
         with net.for_task(own.get(group[0], {}) if group else {}):
             for inputs, _ in _evaluation_batches(net, data, spec, compute) if group else ():
                 with compute.autocast():

@@ -47,7 +47,7 @@ def draw_tasks(weights: Mapping[int, float], count: int, rng: torch.Generator) -
     return [tasks[i] for i in torch.multinomial(probabilities, count, generator=rng).tolist()]
 
 
-class Zoo(Ensemble):
+class ModelZoo(Ensemble):
     """The growing ensemble."""
 
     options = frozenset(

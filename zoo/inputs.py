@@ -1,0 +1,70 @@
+"""Images as people have them -> as a stream stores them: [N, C, H, W], values from 0 to 255."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from datasets.image_folder import decode_image
+from utils.errors import UserError
+
+Images = Tensor | npt.NDArray[np.generic]
+
+
+def as_stored(images: Images, shape: tuple[int, int, int]) -> Tensor:
+    """uint8 or float32 [N, C, H, W], values from 0 to 255.
+
+    Args:
+        images: [N, C, H, W] or [N, H, W, C]; of one channel also [N, H, W]; one image without N. uint8 from 0 to 255,
+            or floating point from 0 to 1.
+        shape: C, H, W of what the networks were trained on.
+
+    Raises:
+        UserError: another shape, another kind of numbers, or values out of range.
+    """
+    pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
+    channels, height, width = shape
+    layouts: dict[tuple[int, ...], tuple[int, ...]] = {
+        (channels, height, width): (0, 1, 2, 3), (height, width, channels): (0, 3, 1, 2)
+    }  # fmt: skip
+    if channels == 1:
+        layouts[height, width] = (0, 1, 2)
+    for layout, order in layouts.items():
+        if tuple(pixels.shape) == layout:
+            pixels = pixels.unsqueeze(0)
+        if tuple(pixels.shape[1:]) == layout:
+            pixels = pixels.permute(order).reshape(len(pixels), *shape)
+            break
+    else:
+        raise UserError(
+            f"images of shape {list(images.shape)} do not fit: the zoo was trained on images of {channels} x {height} "
+            f"x {width} (channels, height, width), so give [N, {channels}, {height}, {width}]"
+        )
+    if pixels.dtype == torch.uint8:
+        return pixels.contiguous()
+    if not pixels.is_floating_point():
+        raise UserError(f"images of {pixels.dtype} do not fit: give uint8 from 0 to 255 or floats from 0 to 1")
+    pixels = pixels.to(torch.float32)
+    if len(pixels) and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
+        raise UserError(
+            f"images have values from {pixels.min():g} to {pixels.max():g}: give floats from 0 to 1, or uint8 from 0 "
+            "to 255"
+        )
+    return (pixels * 255).contiguous()
+
+
+def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """uint8 [C, H, W] of an image file of any size: the shorter side is scaled, the middle cut out.
+
+    Raises:
+        UserError: the file is not an image that can be read.
+    """
+    channels, height, width = shape
+    if height != width or channels not in (1, 3):
+        raise UserError(f"images of {channels} x {height} x {width} cannot be read from files; use Zoo.predict")
+    pixels = torch.from_numpy(decode_image(path, height, grey=channels == 1).copy())
+    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
