@@ -10,7 +10,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full, read-only...; names `path`, and nothing is left behind.
     """
+    with written_whole(path) as file:
+        file.buffer.write(content)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
+    """A new text file that appears when it is complete, and not at all if an exception comes before.
+
+    Raises:
+        OSError: see write_bytes.
+    """
     aside = path.with_name(path.name + PARTIAL)
     try:
-        with open(aside, "wb") as file:
-            file.write(content)
+        with open(aside, "w", encoding="utf-8", newline="") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -39,6 +50,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:

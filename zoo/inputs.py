@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datasets.image_folder import decode_image
+from datasets.image_folder import SUFFIXES, decode_image
 from utils.errors import UserError
 
 Images = Tensor | npt.NDArray[np.generic]
@@ -68,3 +68,22 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         raise UserError(f"images of {channels} x {height} x {width} cannot be read from files; use Zoo.predict")
     pixels = torch.from_numpy(decode_image(path, height, grey=channels == 1).copy())
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def find_images(path: Path) -> list[Path]:
+    """The image at `path`, or all below it whose names end like those of images, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        if not path.is_dir():
+            if not path.exists():
+                raise UserError(f"{path} does not exist; name image files, or folders of them")
+            return [path]
+        found = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in SUFFIXES and not entry.is_dir())
+    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not found:
+        raise UserError(f"{path} has no images ({', '.join(sorted(SUFFIXES))})")
+    return found

@@ -1,0 +1,202 @@
+"""Ask a saved zoo about images.
+
+RUN -> Zoo
+images or folders -> decoded, a chunk ahead of the networks -> probabilities -> CSV, or a line an image
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from methods.scenarios import RULE, RULES
+from utils.config import Range
+from utils.errors import UserError, one_line, print_anything, unknown
+from utils.files import written_whole
+from utils.options import Parser
+from zoo import Prediction, Zoo
+from zoo.combine import COMBINE, TEMPERATURES
+from zoo.inputs import find_images, read_image
+from zoo.saved import AUTO
+
+_CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 if some files could not be read; 2 if the input is wrong."""
+    print_anything()
+    try:
+        return predict(arguments(argv))
+    except UserError as error:
+        print(f"predict.py: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("predict.py: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: names the option.
+    """
+    parser = Parser(prog="predict.py", allow_abbrev=False, description="Ask a saved zoo about images.")
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run directory")
+    add("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="image files, and folders with all that is in them; of "
+        "any size: the shorter side is scaled to what the networks were trained on and the middle cut out")  # fmt: skip
+    add("--task", metavar="NAME", help="name or number of the task that the images are of; auto finds it (needed)")
+    add(
+        "--out", metavar="CSV", help="file, task, class, probability, and one column a class (default: lines on stdout)"
+    )
+    add("--top", metavar="K", default="3", help="classes in a line on stdout, the likeliest first (default: 3)")
+    add("--rule", metavar="NAME", default=RULE,
+        help=f"how --task auto finds the task: {', '.join(RULES)} (default: {RULE})")  # fmt: skip
+    add("--combine", metavar="NAME", default="mean", help=f"how members become one answer: {', '.join(COMBINE)}; all "
+        "but mean are fitted on held-out examples (default: mean)")  # fmt: skip
+    add("--temperature", metavar="NAME", default="none",
+        help=f"calibrate on held-out examples: {', '.join(TEMPERATURES)} (default: none)")  # fmt: skip
+    add("--budget", metavar="K", help="at most K members answer, chosen on held-out examples (default: all)")
+    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--threads", metavar="N", help="CPU threads (default: as many as there are cores)")
+    options = parser.parse_known(argv, (), "")
+    if options.task is None:
+        raise UserError("--task is missing: the name or the number of a task of the zoo, or auto")
+    for name in ("top", "budget", "threads"):
+        if getattr(options, name) is not None:
+            setattr(options, name, whole(f"--{name}", getattr(options, name)))
+    if options.rule not in RULES:
+        raise UserError(f"--rule: {unknown('rule', options.rule, RULES)}")
+    return options
+
+
+def whole(option: str, text: str) -> int:
+    """A whole number from 1.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        number: object = int(text)
+    except ValueError:
+        number = text
+    return int(Range(1, 10**6).check(option, number))
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Everything that can be wrong is checked before the first image is read.
+
+    Raises:
+        UserError: the zoo cannot be read, there is no such task or image, or nothing can be written.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    zoo = Zoo.load(options.run, options.device).combined(options.combine, options.temperature, options.budget)
+    task = options.task if options.task == AUTO else zoo.task(options.task).number
+    files = [file for given in options.images for file in find_images(Path(given))]
+    out = None if options.out is None else Path(options.out)
+    if out is not None and out.exists():
+        raise UserError(f"--out {out} exists; remove it, or name another file")
+    skipped: list[str] = []
+    try:
+        with nullcontext(None) if out is None else written_whole(out) as file:
+            table = Table(file) if file is not None else Lines(options.top)
+            for names, images in decoded(files, zoo.input_shape, skipped):
+                table.add(names, zoo.predict(images, task, options.rule))
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    for line in skipped:
+        print(one_line(f"predict.py: {line}"), file=sys.stderr)
+    if out is not None:
+        print(one_line(f"{len(files) - len(skipped):,} images of {len(files):,} files: {out}"))
+    if skipped:
+        print(f"predict.py: {len(skipped):,} of {len(files):,} files were skipped", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def decoded(
+    files: Sequence[Path], shape: tuple[int, int, int], skipped: list[str]
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Names and images, [n, C, H, W] uint8, of the files that can be read; why not of the others, in `skipped`.
+
+    Threads decode the next chunk while the networks work on this one: Pillow does not hold the interpreter's lock.
+    """
+
+    def read(path: Path) -> Tensor | str:
+        try:
+            return read_image(path, shape)
+        except UserError as error:
+            return str(error)
+
+    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (shape[0] * shape[1] * shape[2])))
+    chunks = [files[start : start + size] for start in range(0, len(files), size)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(files), unit=" images", disable=None) as bar:
+        ahead: list[list[Future[Tensor | str]]] = []
+        for i, chunk in enumerate(chunks):
+            ahead += [[pool.submit(read, path) for path in later] for later in chunks[i + len(ahead) : i + 2]]
+            found = [future.result() for future in ahead.pop(0)]
+            skipped += [image for image in found if isinstance(image, str)]
+            good = [(path, image) for path, image in zip(chunk, found, strict=True) if isinstance(image, Tensor)]
+            if good:
+                yield [path for path, _ in good], torch.stack([image for _, image in good])
+            bar.update(len(chunk))
+
+
+class Table:
+    """A CSV file: a header, a row an image."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._writer = csv.writer(file, lineterminator="\n")
+        self._begun = False
+
+    def add(self, files: Sequence[Path], prediction: Prediction) -> None:
+        """Rows of some images."""
+        if not self._begun:
+            self._writer.writerow(
+                ["file", "task", "class", "probability", *(f"p({name})" for name in columns(prediction))]
+            )
+            self._begun = True
+        chosen = prediction.chosen.tolist()
+        for file, place, p in zip(files, chosen, prediction.probabilities.tolist(), strict=True):
+            task, name = prediction.outputs[place]
+            self._writer.writerow([file, task.name, name, f"{p[place]:.6g}", *(f"{value:.6g}" for value in p)])
+
+
+class Lines:
+    """On stdout: file, task, and the likeliest classes."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+
+    def add(self, files: Sequence[Path], prediction: Prediction) -> None:
+        """Lines of some images; without a task the classes are those of the likeliest one, and their probability is
+        that of task and class.
+        """
+        for file, place, p in zip(files, prediction.chosen.tolist(), prediction.probabilities.tolist(), strict=True):
+            task = prediction.outputs[place][0]
+            mine = [i for i, (other, _) in enumerate(prediction.outputs) if other == task]
+            best = sorted(mine, key=lambda i: -p[i])[: self._top]
+            said = ", ".join(f"{prediction.outputs[i][1]} {p[i]:.4f}" for i in best)
+            print(one_line(f"{file}: {task.number} {task.name}: {said}"))
+
+
+def columns(prediction: Prediction) -> list[str]:
+    """Names of the outputs; with the task where there are several."""
+    several = len({task.number for task, _ in prediction.outputs}) > 1
+    return [f"{task.number} {task.name}: {name}" if several else name for task, name in prediction.outputs]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
