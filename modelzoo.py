@@ -32,7 +32,7 @@ from methods import (
     with_settings,
 )
 from methods.base import Learned, Member, Method, Setting
-from methods.evaluation import HELD_OUT, Evaluation
+from methods.evaluation import HELD_OUT, UNTOLD, Evaluation
 from methods.steps import Compute
 from methods.training import choose_launch
 from net import build_net, count_parameters
@@ -51,14 +51,15 @@ from utils.compute import (
 from utils.config import RunConfig
 from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
 from utils.lock import locked
-from utils.manifest import verify
+from utils.manifest import read_manifest, verify
 from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, RunStart
 from utils.options import Invocation, check_contradictions, parse
-from utils.resume import check_same_data, compared_with, resumed
+from utils.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
 from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
 from utils.seeding import seeded
 from utils.summary import final_table, load_isolated, saved_table, summarize
 from utils.trees import to_bytes
+from zoo import Zoo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare_and_run(invocation: Invocation) -> None:
     """Check everything that can be wrong before anything is trained or written, then run."""
     begin, path = time.perf_counter(), invocation.run_dir
+    base = invocation.extend
     with ExitStack() as stack:
         stack.enter_context(ending_on_sigterm())
         resumes = invocation.resume and holds_run(path)
@@ -90,7 +92,7 @@ def prepare_and_run(invocation: Invocation) -> None:
             stack.enter_context(locked(path, "--run_dir "))
             saved = read_config(path)
             invocation = resumed(invocation, saved)
-            config = invocation.config
+            config, base = invocation.config, extended_from(saved)
             check_saved(config, path / CONFIG)
             if summary := read_summary(path):
                 if invocation.isolated and invocation.isolated.absolute() != compared_with(saved):
@@ -98,6 +100,12 @@ def prepare_and_run(invocation: Invocation) -> None:
                 RunDirectory.reopen(path)
                 print(saved_table(path, summary))
                 return
+        elif base is not None:
+            before = finished_run(base)
+            invocation = extended(invocation, before)
+            config = invocation.config
+            check_saved(config, base / CONFIG)
+            check_free(path, invocation.overwrite)
         else:
             check_contradictions(invocation.given)
             check_method(invocation.config, invocation.given)
@@ -112,9 +120,12 @@ def prepare_and_run(invocation: Invocation) -> None:
         bf16 = runs_in_bf16(config.precision, device)
         with enough_memory(f"the data on {device}", "--samples keeps fewer images"):
             stream = build_stream(config, device)
-            resolved = resolve(config, device, bf16, stream, invocation.isolated)
+            resolved = resolve(config, device, bf16, stream, invocation.isolated, base)
         if resumes:
             check_same_data(path, saved, resolved)
+        elif base is not None:
+            first = TaskStream(stream.spec, stream.tasks[: len(before["dataset"]["tasks"])])
+            check_data_of(base, before, first.fingerprint(), config.data_dir)
         isolated = load_isolated(invocation.isolated, resolved) if invocation.isolated else None
         with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
             parameters, compute, launch = try_network(config, stream, Compute(device, bf16))
@@ -125,15 +136,17 @@ def prepare_and_run(invocation: Invocation) -> None:
                 check_free(path, invocation.overwrite)  # nobody else has begun there meanwhile
             stack.enter_context(writable(path))
             directory = RunDirectory.reopen(path) if resumes else RunDirectory.begin(path, resolved)
+            if base is not None and not directory.manifest.episode:
+                directory = directory.adopting(base, targets_of(stream))
             stack.callback(directory.close)
-            done, before = directory.manifest.episode, directory.manifest.seconds
-            if resumes:
+            done, earlier = directory.manifest.episode, directory.manifest.seconds
+            if done:
                 stack.enter_context(fitting(path))
             evaluation = Evaluation(stream, method, (row for row in directory.rows if row.episode == done))
             if done:
                 go_on(method, evaluation, directory, schedule(config, stream))
             checkpoints = RunCheckpoints(
-                directory, invocation.checkpoint_minutes, lambda: before + time.perf_counter() - begin, device
+                directory, invocation.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
             )
             method.checkpoints = checkpoints
             epochs = directory.manifest.members * config.hyper.epochs
@@ -198,7 +211,7 @@ def run(
         "total_seconds": checkpoints.seconds(),
     }
     monitor.run_measured(summary)
-    directory.finish(summary)
+    directory.finish(summary, UNTOLD)
     monitor.run_ends(final_table(summary))
 
 
@@ -222,7 +235,32 @@ def go_on(method: Method, evaluation: Evaluation, directory: RunDirectory, episo
         raise ValueError(f"the measurements are not those of {done} of {len(episodes)} episodes")
     state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
     method.load_state_dict(state, episodes[:done])
-    evaluation.load_state_dict(state)
+    evaluation.load_state_dict(state, lambda: saved_members(directory.path, device))
+
+
+def saved_members(path: Path, device: torch.device) -> Iterator[Member]:
+    """The members of a run that answer, from the disk."""
+    zoo = Zoo.load(path, str(device))
+    for place, member in enumerate(zoo.members):
+        net, own = zoo.net(member)
+        yield Member(member.number, member.episode, member.tasks, net, member.weights, replaces=not place, own=own)
+
+
+def finished_run(path: Path) -> dict[str, Any]:
+    """config.yaml of a run that is to be extended.
+
+    Raises:
+        UserError: there is no finished run, or nothing to go on from.
+    """
+    if not holds_run(path) or read_summary(path) is None:
+        raise UserError(f"--extend {path} is not the directory of a finished run")
+    manifest = read_manifest(path)
+    if manifest is None or not any(name.startswith("state/") for name in manifest.files):
+        raise UserError(f"--extend {path} has no state to go on from: it was made by an older version, or derived")
+    wrong, _ = verify(path)
+    if wrong:
+        raise UserError(wrong[0])
+    return read_config(path)
 
 
 @contextmanager
@@ -361,7 +399,7 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
 
 
 def resolve(
-    config: RunConfig, device: torch.device, bf16: bool, stream: TaskStream, isolated: Path | None
+    config: RunConfig, device: torch.device, bf16: bool, stream: TaskStream, isolated: Path | None, base: Path | None
 ) -> dict[str, Any]:
     """config.yaml: every default filled in, what the run was made with."""
     plain = asdict(config)
@@ -370,6 +408,7 @@ def resolve(
     plain |= {
         "threads": torch.get_num_threads(),
         "compared_with": None if isolated is None else str(isolated.absolute()),
+        "extended_from": None if base is None else str(base.absolute()),
     }
     return {"stream": config.stream, **plain, "data_sha256": stream.fingerprint(), **provenance()}
 

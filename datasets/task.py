@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -41,6 +41,15 @@ class Examples:
         """The examples at `positions`, [K] int64, repeats allowed."""
         rows = self.rows[positions.to(self.rows.device)]
         return replace(self, rows=rows, targets=self.targets[positions.to(self.targets.device)])
+
+    def contents(self) -> list[tuple[tuple[int, ...], Callable[[], Tensor]]]:
+        """What can tell these examples from others, each with a key that is the same where memory is shared."""
+        parts: list[tuple[tuple[int, ...], Callable[[], Tensor]]] = [
+            ((self.store.data_ptr(), self.rows.data_ptr(), len(self)), lambda: self.store[self.rows]),
+            ((self.targets.data_ptr(), *self.targets.shape), lambda: self.targets),
+        ]
+        view = self.view
+        return parts if view is None else [*parts, ((view.data_ptr(), *view.shape), lambda: view)]
 
     @property
     def nbytes(self) -> int:
@@ -141,15 +150,16 @@ class TaskStream:
 
     def fingerprint(self) -> str:
         """SHA-256 of all examples: tells whether another process has the same data."""
-        sums: dict[tuple[int, torch.Size], bytes] = {}  # what tasks share is read once
+        sums: dict[tuple[int, ...], bytes] = {}  # what tasks share is read once
         whole = hashlib.sha256()
         for task in self.tasks:
             for examples in task.examples():
-                for tensor in (examples.store, examples.rows, examples.targets, examples.view):
-                    if tensor is not None and (tensor.data_ptr(), tensor.shape) not in sums:
-                        content = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                        sums[tensor.data_ptr(), tensor.shape] = hashlib.sha256(content.data).digest()
-                    whole.update(b"-" if tensor is None else sums[tensor.data_ptr(), tensor.shape])
+                # Of the store what is theirs: other images may have joined it.
+                for key, read in examples.contents():
+                    if key not in sums:
+                        content = read().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                        sums[key] = hashlib.sha256(content.data).digest()
+                    whole.update(sums[key])
         return whole.hexdigest()
 
     def continual(self) -> Iterator[Episode]:

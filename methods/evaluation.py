@@ -7,7 +7,7 @@ each new network on what was held out    -> saved with its predictions, to calib
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
 
 import torch
@@ -23,6 +23,7 @@ from utils.seeding import generator
 from utils.trees import Tree
 
 HELD_OUT = "held_out"
+UNTOLD = "untold_"  # opens the names of its parts of a run's state
 # Test examples of all tasks together on which every head of every network is asked, once: so what an episode costs
 # does not grow with the zoo. Future tasks' are among them, and are not looked at before their tasks are revealed.
 MIXED_EXAMPLES = 2_000
@@ -57,7 +58,8 @@ class Evaluation:
             for split, (n, score) in measured.items():
                 rows.append(Row(episode.number, task.id, task.name, split, TASK_INCREMENTAL, n, *astuple(score)))
         for member in method.fresh:
-            self._ask(member)
+            self._ask_held_out(member)
+            self._ask_without_task(member)
         return rows + self._without_task(episode.number, seen)
 
     def untrained(self) -> list[Row]:
@@ -71,15 +73,21 @@ class Evaluation:
 
     def state_dict(self) -> dict[str, Tree]:
         """Of the running means; None for parts that are as they were when this was last called."""
-        return {f"untold_{part}": content for part, content in self._cache.state_dict().items()}
+        return {f"{UNTOLD}{part}": content for part, content in self._cache.state_dict().items()}
 
-    def load_state_dict(self, state: Mapping[str, Tree]) -> None:
-        """Go on from what `state_dict` returned; other parts are left alone."""
-        mark = "untold_"
-        self._cache.load_state_dict({p.removeprefix(mark): c for p, c in state.items() if p.startswith(mark)})
+    def load_state_dict(self, state: Mapping[str, Tree], members: Callable[[], Iterable[Member]]) -> None:
+        """Go on from what `state_dict` returned; other parts are left alone.
 
-    def _ask(self, member: Member) -> None:
-        """What a new network says about examples of any task, and about what was held out of its own."""
+        Args:
+            members: all that answer; they are asked again if there is nothing of this in the state.
+        """
+        mine = {part.removeprefix(UNTOLD): tree for part, tree in state.items() if part.startswith(UNTOLD)}
+        self._cache.load_state_dict(mine)
+        for member in () if mine or self._mixed is None else members():
+            self._ask_without_task(member)
+
+    def _ask_held_out(self, member: Member) -> None:
+        """What a new network says about what was held out of its tasks."""
         spec, compute = self._method.spec, self._method.compute
         for number in member.tasks:
             held = self._stream.tasks[number - 1].held_out
@@ -87,8 +95,12 @@ class Evaluation:
                 with member.net.for_task(member.own.get(number, {})):
                     predictions = predict_examples(member.net, number, held, spec, compute)
                 member.predictions[number, HELD_OUT] = predictions
+
+    def _ask_without_task(self, member: Member) -> None:
+        """What a network says about examples of any task."""
         if self._mixed is None:
             return
+        spec, compute = self._method.spec, self._method.compute
         if member.replaces:
             self._cache = PredictionCache()
         outputs = outputs_of_heads(member.net, member.tasks, self._mixed, spec, compute, member.own)

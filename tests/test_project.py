@@ -10,7 +10,7 @@ PROJECT = Path(__file__).parent.parent
 # Each part may import those after it, and itself.
 MAY_IMPORT = {
     "benchmark": {"methods", "datasets", "net", "reporting", "utils"},
-    "modelzoo": {"methods", "datasets", "net", "utils"},
+    "modelzoo": {"zoo", "methods", "datasets", "net", "utils"},
     "predict": {"zoo", "methods", "datasets", "net", "utils"},
     "zoo": {"zoo", "methods", "datasets", "net", "utils"},
     "methods": {"methods", "datasets", "net", "utils"},

@@ -28,7 +28,8 @@ from utils.options import parse
 
 PROJECT = Path(__file__).parent.parent
 QUICK = ["--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml"), "--samples", "4", "--epochs", "2"]
-FILES = {"config.yaml", "episodes.csv", "metrics.csv", "summary.json", "manifest.json", "members", "predictions"}
+FILES = {"config.yaml", "episodes.csv", "metrics.csv", "summary.json", "manifest.json", "members", "predictions",
+         "state"}  # fmt: skip
 
 
 def command(*arguments, cwd):

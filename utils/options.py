@@ -29,6 +29,7 @@ class Invocation:
     run_dir: Path
     overwrite: bool
     resume: bool
+    extend: Path | None  # a finished run that more tasks join
     verify: Path | None  # a run directory that is to be checked, and nothing else done
     checkpoint_minutes: float
     quiet: bool
@@ -103,6 +104,9 @@ def _where_to(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_const", const=True,
         help="go on with the run in --run_dir where it was interrupted, with its options; "
         "begin it if there is none (default: refuse)")  # fmt: skip
+    add("--extend", metavar="RUN",
+        help="the tasks of --data_config join a finished --continual run as further episodes, with its options, in "
+        "--run_dir (default RUN-extended); RUN stays as it is (default: begin with the first task)")  # fmt: skip
     add("--checkpoint_minutes", metavar="M",
         help="save training that is under way every M minutes; 0 is every epoch (default: 10)")  # fmt: skip
     add(
@@ -151,10 +155,15 @@ def parse(argv: Sequence[str] | None) -> Invocation:
     minutes = numbers.pop("checkpoint_minutes", 10.0)
     if "resume" in given and "overwrite" in given:
         raise UserError("--resume and --overwrite contradict each other; leave one out")
+    if "extend" in given:
+        if "resume" in given:
+            raise UserError("--extend and --resume contradict each other; --resume alone goes on with an extension too")
+        if "data_config" not in given:
+            raise UserError("--extend needs --data_config with the tasks that are to join")
     if "verify" in given and len(given) > 1:
         other = next(name for name in given if name != "verify")
         raise UserError(f"--verify only checks a run; leave --{other} out")
-    if "resume" not in given:
+    if "resume" not in given and "extend" not in given:
         check_contradictions(given)
     dataset = load_dataset_config(given.get("data_config", str(_DATA_CONFIG)))
     hyper = load_hyper_config(given.get("hp_config", str(_HP_CONFIG)), {"epochs": numbers.pop("epochs", None)})
@@ -168,13 +177,15 @@ def parse(argv: Sequence[str] | None) -> Invocation:
     config = RunConfig(
         dataset, hyper, augment=augment, data_dir=Path(given.get("data_dir", "data")), **texts, **numbers
     )
+    extend = Path(given["extend"]) if "extend" in given else None
     name = f"{config.stream}-{hyper.model.replace('/', '_')}-{config.method}-seed{config.seed}"
     return Invocation(
         config,
         frozenset(given),
-        Path(given.get("run_dir", Path("runs") / name)),
+        Path(given.get("run_dir", Path("runs") / name if extend is None else f"{extend}-extended")),
         "overwrite" in given,
         "resume" in given,
+        extend,
         Path(given["verify"]) if "verify" in given else None,
         minutes,
         "quiet" in given,

@@ -38,6 +38,43 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
     return replace(invocation, config=config, isolated=invocation.isolated or compared_with(saved))
 
 
+def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
+    """The invocation with the configuration of a finished run and the tasks of --data_config after its own.
+
+    Args:
+        saved: what its config.yaml holds.
+
+    Raises:
+        UserError: config.yaml is damaged, the run cannot be extended, or the tasks are of other data.
+    """
+    assert invocation.extend is not None
+    path = str(invocation.extend / CONFIG)
+    config, more = saved_config(path, saved), invocation.config.dataset
+    if not config.continual:
+        raise UserError(f"--extend: {invocation.extend} has learned all tasks at once; only --continual runs go on")
+    differing = [name for name in invocation.given - {"data_config"} if _differs(name, invocation, config)]
+    if differing:
+        raise UserError(
+            f"--extend: {path} has another {', '.join(sorted(differing))}; leave it out: more tasks are learned as the "
+            "first ones were"
+        )
+    for key in ("dataset", "root", "image_size", "augment"):
+        if getattr(more, key) != getattr(config.dataset, key):
+            raise UserError(
+                f"--extend: {more.path} has {key}: {getattr(more, key)}, but the tasks of {invocation.extend} have "
+                f"{getattr(config.dataset, key)}; members can only share tasks of the same data set"
+            )
+    dataset = replace(config.dataset, tasks=(*config.dataset.tasks, *more.tasks))
+    data_dir = invocation.config.data_dir if _FREE in invocation.given else config.data_dir
+    return replace(invocation, config=replace(config, dataset=dataset, data_dir=data_dir))
+
+
+def extended_from(saved: Mapping[str, Any]) -> Path | None:
+    """The run that an extension began with."""
+    base = saved.get("extended_from")
+    return Path(base) if isinstance(base, str) else None
+
+
 def compared_with(saved: Mapping[str, Any]) -> Path | None:
     """The isolated run that an interrupted run was to be compared with."""
     reference = saved.get("compared_with")
@@ -61,6 +98,19 @@ def _differs(name: str, invocation: Invocation, config: RunConfig) -> bool:
     if name in ("device", "precision") and getattr(asked, name) == "auto":
         return False
     return name in vars(asked) and name != _FREE and getattr(asked, name) != getattr(config, name)
+
+
+def check_data_of(base: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
+    """The data of the tasks that are learned already are those that they were learned from.
+
+    Raises:
+        UserError: they are not.
+    """
+    if saved.get("data_sha256") != fingerprint:
+        raise UserError(
+            f"{data_dir}: the data are not those that {base} was trained on (data_sha256 in its {CONFIG}); put "
+            "them back"
+        )
 
 
 def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:

@@ -106,9 +106,6 @@ class RunDirectory:
                         file.truncate(manifest.files[name].size)
             for folder in _FOLDERS:
                 (path / folder).mkdir(exist_ok=True)
-            if manifest.finished:
-                with contextlib.suppress(OSError):  # something else lies there
-                    (path / "state").rmdir()
             opened = cls(path, manifest)
             if not manifest.finished and any(math.isnan(row.ece) for row in opened.rows):
                 raise UserError(
@@ -192,13 +189,32 @@ class RunDirectory:
         )
         self._commit(self.manifest.episode, self.manifest.members, seconds)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """summary.json: the run is complete; what was needed to go on is removed."""
+    def finish(self, summary: Mapping[str, Any], unneeded: str) -> None:
+        """summary.json: the run is complete. Its state is kept, so that more tasks can join; but for the parts whose
+        names begin with `unneeded`.
+        """
         self._write("summary.json", json_bytes(summary))
-        self._files = {name: entry for name, entry in self._files.items() if not name.startswith("state/")}
+        self._replace_state({}, lambda name: name.startswith(f"state/{unneeded}"))
         self._commit(self.manifest.episode, self.manifest.members, summary["total_seconds"])
-        with contextlib.suppress(OSError):
-            (self.path / "state").rmdir()
+
+    def adopting(self, other: Path, targets: Mapping[tuple[int, str], Tensor]) -> RunDirectory:
+        """Go on from where another run was finished: its episodes, members, predictions and state, in one commit.
+
+        Args:
+            targets: see add_targets; more than the other run's.
+
+        Raises:
+            UserError: a file of the other run is missing or damaged.
+        """
+        manifest = read_manifest(other)
+        if manifest is None or not manifest.finished:
+            raise UserError(f"{other} is not the directory of a finished run")
+        for name in manifest.files:
+            if name not in (CONFIG, TARGETS, "summary.json"):
+                self._write(name, checked(other, manifest, name))
+        self.add_targets(targets)
+        self._commit(manifest.episode, manifest.members, manifest.seconds)
+        return RunDirectory(self.path, self.manifest)
 
     def state(self) -> dict[str, bytes]:
         """What `commit` was given last."""
