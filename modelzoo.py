@@ -404,7 +404,12 @@ def resolve(
     """config.yaml: every default filled in, what the run was made with."""
     plain = asdict(config)
     plain["dataset"]["tasks"] = [{**task, "classes": list(task["classes"])} for task in plain["dataset"]["tasks"]]
-    plain |= {"data_dir": str(config.data_dir), "device": str(device), "precision": "bf16" if bf16 else "fp32"}
+    plain |= {
+        "forgotten": list(config.forgotten),
+        "data_dir": str(config.data_dir),
+        "device": str(device),
+        "precision": "bf16" if bf16 else "fp32",
+    }
     plain |= {
         "threads": torch.get_num_threads(),
         "compared_with": None if isolated is None else str(isolated.absolute()),

@@ -109,8 +109,9 @@ def image_stream(config: RunConfig, data: ImageDataset, device: torch.device) ->
     stores = place(data.train.pixels, device), place(data.test.pixels, device)
     share = _Shared(device)
     tasks = tuple(
-        _build_task(config, data, stores, share, number, task) for number, task in enumerate(config.dataset.tasks, 1)
-    )
+        _build_task(config, data, stores, share, number, task)
+        for number, task in enumerate(config.dataset.tasks, 1) if number not in config.forgotten
+    )  # fmt: skip
     shape = tuple(data.train.pixels.shape[1:])
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 

@@ -123,6 +123,10 @@ class Ensemble(Method):
         self._head_sizes.update({task.id: task.num_outputs for task in tasks})
         self._revealed = tasks
 
+    def restart(self, number: int) -> None:
+        """Go on as if the next member were that one."""
+        self._members = number
+
     def forget(self) -> None:
         """Drop all members and what they predicted."""
         self.cache, self._weights, self._parameters, self._used = PredictionCache(), {}, 0, 0

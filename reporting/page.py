@@ -148,11 +148,12 @@ def in_words(run: Run) -> list[str]:
     """What was run."""
     config, hyper = run.config, run.config["hyper"]
     tasks = len(config["dataset"]["tasks"])
-    how = "one after another" if run.continual else "in the multi-task mode, all known from the start"
+    how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
     images = "" if config["samples"] is None else f", {config['samples']} training examples a class"
+    derived = f"This is {config['derived']}. " if config.get("derived") else ""
     learned = (
-        f"Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}{images}. Each network "
-        f"is a {hyper['model']}, trained for {_count(hyper['epochs'], 'epoch')} with batches of {hyper['batch']}, "
+        f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}{images}. "
+        f"Each network is a {hyper['model']}, trained for {_count(hyper['epochs'], 'epoch')} with batches of {hyper['batch']}, "
         f"learning rate {hyper['lr']:g}, weight decay {hyper['l2_reg']:g} and dropout {hyper['dropout']:g}; "
         f"seed {config['seed']}."
     )

@@ -37,9 +37,11 @@ class MemberFacts:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as far as it has come. What it says of tasks is in the order in which they were revealed.
+    """A run, as far as it has come. What it says of tasks is in the order in which they were revealed. Their numbers
+    are places in this order, from 1: others than in the files if a task was forgotten.
 
     Attributes:
+        places: by number of a task in the files.
         finished: whether all episodes are complete.
         rows, episodes: of metrics.csv and episodes.csv.
         summary: summary.json; of a run that is going on or was interrupted, what can be said so far.
@@ -52,6 +54,7 @@ class Run:
     episodes: Sequence[EpisodeFacts]
     members: Sequence[MemberFacts]
     summary: Mapping[str, Any]
+    places: Mapping[int, int]
 
     @property
     def finished(self) -> bool:
@@ -63,7 +66,8 @@ class Run:
 
     @property
     def continual(self) -> bool:
-        return bool(self.config["continual"])
+        """Whether each task has an episode of its own."""
+        return _has_episodes(self.config)
 
     @property
     def task_names(self) -> list[str]:
@@ -86,7 +90,7 @@ class Run:
         """Right classes of the test examples by task, [N]; None for runs of older versions."""
         if TARGETS not in self.manifest.files:
             return None
-        return {_task(name): values for name, values in self._tensors(TARGETS).items() if name.endswith("/test")}
+        return {self._task(name): values for name, values in self._tensors(TARGETS).items() if name.endswith("/test")}
 
     @cached_property
     def test_predictions(self) -> dict[int, dict[int, Array]]:
@@ -100,7 +104,7 @@ class Run:
             tensors = self._tensors(f"predictions/member_{member.number:03d}.safetensors")
             for name, values in tensors.items():
                 if name.endswith("/test"):
-                    found.setdefault(_task(name), {})[member.number] = values.astype(np.float64)
+                    found.setdefault(self._task(name), {})[member.number] = values.astype(np.float64)
         return dict(sorted(found.items()))
 
     def against(self, isolated: Sequence[float]) -> Run:
@@ -112,6 +116,10 @@ class Run:
         """Of a member's probabilities in the mean that answers a task."""
         facts = self.members[member]
         return facts.weights[facts.tasks.index(task)]
+
+    def _task(self, name: str) -> int:
+        number = int(name.removeprefix("task_").partition("/")[0])
+        return self.places.get(number, number)
 
     def _tensors(self, name: str) -> dict[str, Any]:
         try:
@@ -138,10 +146,13 @@ def load_run(path: Path) -> Run:
     try:
         if not all(0 <= row.accuracy <= 1 for row in rows):
             raise ValueError("an accuracy is not between 0 and 1")
-        members = [_member(path, manifest, number) for number in range(manifest.members)]
+        places = {number: place for place, number in enumerate(sorted({row.task for row in rows}), 1)}
+        rows = [row._replace(task=places[row.task]) for row in rows]
+        episodes = [replace(facts, tasks=[places[task] for task in facts.tasks]) for facts in episodes]
+        members = [_member(path, manifest, number, places) for number in range(manifest.members)]
         saved = read_summary(path) or {}
-        found = summarize(rows, bool(config["continual"]), saved.get("per_task_isolated_acc"))
-        return Run(path, config, manifest, rows, episodes, members, {**_costs(episodes), **saved, **found})
+        found = summarize(rows, _has_episodes(config), saved.get("per_task_isolated_acc"))
+        return Run(path, config, manifest, rows, episodes, members, {**_costs(episodes), **saved, **found}, places)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}); was it made by an older version?"
@@ -162,12 +173,16 @@ def find_runs(path: Path) -> list[Path]:
     return found
 
 
-def _member(path: Path, manifest: Manifest, number: int) -> MemberFacts:
+def _member(path: Path, manifest: Manifest, number: int, places: Mapping[int, int]) -> MemberFacts:
     facts = json.loads(checked(path, manifest, f"members/member_{number:03d}.json"))
     return MemberFacts(
-        number, facts["episode"], tuple(facts["tasks"]), tuple(facts["weights"]), facts["replaces_earlier"],
-        facts["parameters"],
+        number, facts["episode"], tuple(places[task] for task in facts["tasks"]), tuple(facts["weights"]),
+        facts["replaces_earlier"], facts["parameters"],
     )  # fmt: skip
+
+
+def _has_episodes(config: Mapping[str, Any]) -> bool:
+    return bool(config["continual"]) and not config.get("derived")
 
 
 def _costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
@@ -177,10 +192,6 @@ def _costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
         "images_trained": images,
         "sample_gradients": sum(facts.sample_gradients for facts in episodes),
         "train_seconds": seconds,
-        "images_per_second": images / seconds,
+        "images_per_second": images / seconds if seconds else 0.0,
         "total_seconds": sum(facts.seconds for facts in episodes),
     }
-
-
-def _task(name: str) -> int:
-    return int(name.removeprefix("task_").partition("/")[0])

@@ -71,6 +71,7 @@ class RunConfig:
     selection: str = "boosting"
     seed: int = 0
     augment: bool = True
+    forgotten: tuple[int, ...] = ()  # tasks that the stream does not have any more, by number
     data_dir: Path = field(default_factory=lambda: Path("data"))
     device: str = "auto"
     precision: str = "auto"
@@ -227,6 +228,9 @@ def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
             if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
                 raise UserError(f"{where} must hold keys and values")
             value = _saved_part(where, key, value)
+        elif key == "forgotten":
+            numbers = value if isinstance(value, list) else [value]
+            value = tuple(Range(1).check(where, number) for number in numbers)
         elif key in RANGES and not (value is None and option.default is None):
             value = check_range(where, key, value)
         elif key not in RANGES and not isinstance(value, bool if isinstance(option.default, bool) else str):

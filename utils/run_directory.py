@@ -32,7 +32,7 @@ CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
 _TRAINING = "training-"  # in state/: training under way; other files there belong to the last complete episode
 _OWN = re.compile(
-    r"config\.yaml|manifest\.json|summary\.json|(members|predictions)/member_\d{3,}\.(safetensors|json)"
+    r"config\.yaml|manifest\.json|summary\.json|certificate\.json|(members|predictions)/member_\d{3,}\.(safetensors|json)"
     rf"|{re.escape(TARGETS)}"
     r"|state/[A-Za-z0-9_-]+\.safetensors"
 )
@@ -161,6 +161,10 @@ class RunDirectory:
         """Save what is right for the examples of some splits, [N] each, under the names task_<id>/<split>."""
         named = {f"task_{task}/{split}": found.clone() for (task, split), found in targets.items()}
         self._write(TARGETS, tensor_bytes(named))
+
+    def add_document(self, name: str, content: Mapping[str, Any]) -> None:
+        """A JSON file that belongs to the run."""
+        self._write(name, json_bytes(content))
 
     def add_episode(self, facts: EpisodeFacts, rows: Iterable[Row]) -> None:
         """Append to episodes.csv and metrics.csv."""

@@ -32,8 +32,9 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
     last = [row for row in rows if row.episode == test[-1].episode]
     untrained = {row.task: row.accuracy for row in rows if row.episode == 0}
     names = {row.task: row.task_name for row in test}
+    place = {task: number for number, task in enumerate(sorted(names), 1)}  # a task may have been forgotten
     R = metrics.accuracy_matrix(
-        [(r.episode, r.task, r.accuracy) for r in test], max(r.episode for r in test), len(names)
+        [(r.episode, place[r.task], r.accuracy) for r in test], max(r.episode for r in test), len(names)
     )
     own = R.diagonal() if continual else None
     first = np.array([untrained.get(task, np.nan) for task in sorted(names)])

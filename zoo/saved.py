@@ -140,6 +140,11 @@ class Zoo:
                 f"{path / 'members'} cannot be read ({type(error).__name__}: {error}); was it made by an older version?"
             ) from None
 
+    @property
+    def device(self) -> torch.device:
+        """Where members answer."""
+        return self._compute.device
+
     def task(self, task: str | int) -> SavedTask:
         """A task by its name or its number.
 

@@ -1,0 +1,124 @@
+"""Take a task out of a zoo.
+
+RUN -> the members that never saw the task, and others trained again without it -> a new run directory
+    -> what that costs the other tasks; certificate.json: which weights ever saw the task
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from methods import METHODS
+from methods.ensemble import Ensemble
+from methods.training import TrainingStats
+from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
+from utils.errors import TrainingError, UserError, one_line, print_anything
+from utils.lock import locked
+from utils.monitor import Console
+from utils.options import Parser
+from utils.run_directory import check_free, read_summary
+from zoo import Zoo
+from zoo.forget import CERTIFICATE, Cost, kept, retrained, write
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong."""
+    print_anything()
+    try:
+        forget(arguments(argv))
+    except UserError as error:
+        return _fail(error, 2)
+    except TrainingError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the zoo is as it was", 130)
+    return 0
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: names the option.
+    """
+    about = "Take a task out of a zoo: members that saw it are dropped, or trained again without. RUN stays as it is."
+    parser = Parser(prog="forget.py", allow_abbrev=False, description=about)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a finished run of the zoo or another ensemble")
+    add("--task", metavar="NAME", help="name or number of the task (needed)")
+    add("--retrain", action="store_true", help="train a member in place of each dropped one, on its other tasks, with "
+        "what was kept of them; needs the data (default: only drop)")  # fmt: skip
+    add("--run_dir", metavar="DIR", help="where the new zoo goes (default: RUN-without-<number of the task>)")
+    add("--overwrite", action="store_true", help="replace the run that is in --run_dir (default: refuse)")
+    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--threads", metavar="N", type=int, help="CPU threads (default: as many as there are cores)")
+    add("--quiet", action="store_true", help="print only what it costs (default: progress)")
+    options = parser.parse_known(argv, (), "")
+    if options.task is None:
+        raise UserError("--task is missing: the name or the number of the task that is to be forgotten")
+    return options
+
+
+def forget(options: argparse.Namespace) -> None:
+    """Everything that can be wrong is checked before anything is trained or written.
+
+    Raises:
+        UserError: the run cannot be read, has no such task, or is no ensemble; or nothing can be written.
+        TrainingError: training cannot go on.
+    """
+    make_reproducible()
+    keep_freed_memory()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    zoo = Zoo.load(options.run, options.device)
+    task = zoo.task(options.task)
+    method = zoo.config.method
+    if read_summary(zoo.path) is None:
+        raise UserError(f"{zoo.path} is not finished; go on with it first")
+    if method not in METHODS or not issubclass(METHODS[method], Ensemble):
+        raise UserError(f"{zoo.path} is of --method {method}, one network that saw every task: train it again without")
+    path = Path(options.run_dir or f"{options.run}-without-{task.number}")
+    check_free(path, options.overwrite)
+    successors, stats = kept(zoo, task), TrainingStats()
+    if options.retrain:
+        with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
+            more, stats = retrained(zoo, task, Console(options.quiet))
+            successors += more
+    if not successors:
+        raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
+    with locked(path, "--run_dir "):
+        check_free(path, options.overwrite)
+        costs = write(zoo, task, successors, stats, path, provenance())
+    print_costs({task.number: f"{task.number} {task.name}" for task in zoo.tasks}, costs)
+    print(f"\n{len(zoo.members)} members before, {len(successors)} now; which ever saw the task: {path / CERTIFICATE}")
+    print(f"{zoo.path} still holds the task: remove it when it is not needed any more")
+
+
+def print_costs(names: Mapping[int, str], costs: Mapping[int, Cost]) -> None:
+    """What the other tasks have lost."""
+    average = "average of those with a member"
+    width = max(map(len, [*names.values(), average]))
+    print(f"{'task':<{width}}  members     accuracy")
+    both = []
+    for number, cost in costs.items():
+        said = "no member is left"
+        if cost.accuracy_after is not None:
+            both.append((cost.accuracy_before, cost.accuracy_after))
+            said = f"{cost.accuracy_before:.4f} -> {cost.accuracy_after:.4f}"
+        print(one_line(names[number]).ljust(width) + f"  {cost.members_before:>2} -> {cost.members_after:<2}    {said}")
+    before, after = (sum(column) / max(1, len(both)) for column in zip(*both, strict=True))
+    print(f"{average:<{width}}              {before:.4f} -> {after:.4f}")
+
+
+def _fail(reason: object, code: int) -> int:
+    print(f"forget.py: {one_line(reason)}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""A zoo without a task: members that saw it are dropped, or trained again without it; a certificate says which.
+
+RUN -> members that never saw the task (their files as they are) + retrained ones -> a new run directory
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from datasets import build_stream
+from datasets.objectives import CrossEntropy, Score
+from datasets.task import Episode, TaskStream
+from methods import build_method
+from methods.base import Setting
+from methods.ensemble import Ensemble
+from methods.evaluation import HELD_OUT
+from methods.steps import Compute
+from methods.training import TrainingStats
+from net import count_parameters
+from utils.compute import peak_memory, runs_in_bf16
+from utils.errors import UserError
+from utils.files import tensor_bytes
+from utils.manifest import MANIFEST, TARGETS
+from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Monitor, Row
+from utils.run_directory import RunDirectory, read_config, read_summary
+from utils.seeding import derive_seed
+from utils.summary import summarize
+from zoo.combine import weighted_mean
+from zoo.saved import SavedMember, SavedTask, Zoo
+
+CERTIFICATE = "certificate.json"
+# What a certificate cannot say.
+LIMITS = (
+    "Which tasks the kept members were trained on was drawn with the losses of the zoo on all tasks before, the "
+    "forgotten one among them: the draw may depend on it, their weights were never computed from its examples.",
+    "Images that other tasks have in common with the forgotten one were seen through those tasks.",
+    "The directory that the zoo was made from still holds the task, and so do reports, exports and copies of it.",
+)
+
+
+@dataclass(frozen=True)
+class Successor:
+    """A member of the new zoo."""
+
+    member: SavedMember  # as it was, with the tasks that it has now
+    tensors: Mapping[str, Tensor]
+    predictions: Mapping[tuple[int, str], Tensor]  # (task, split) -> [N, C]
+    retrained: bool
+
+
+class Cost(NamedTuple):
+    """What forgetting another task has cost a task: members that answer it, and its accuracy on test examples."""
+
+    members_before: int
+    members_after: int
+    accuracy_before: float
+    accuracy_after: float | None  # None: no member is left
+
+
+def kept(zoo: Zoo, forgotten: SavedTask) -> list[Successor]:
+    """The members that never saw the task, as they are.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    found = []
+    for member in zoo.members:
+        if forgotten.number not in member.tasks:
+            name = f"member_{member.number:03d}.safetensors"
+            said = {_key(key): tensor for key, tensor in zoo.predictions(f"predictions/{name}").items()}
+            found.append(Successor(member, zoo.predictions(f"members/{name}"), said, retrained=False))
+    return found
+
+
+def retrained(zoo: Zoo, forgotten: SavedTask, monitor: Monitor) -> tuple[list[Successor], TrainingStats]:
+    """Members in place of those that saw the task: on their other tasks, from what is kept of these.
+
+    Raises:
+        UserError: the data are not there, or the method keeps examples in a way that depends on the forgotten task.
+        TrainingError: training diverged.
+    """
+    config = replace(zoo.config, forgotten=(*zoo.config.forgotten, forgotten.number))
+    if config.memory is not None:
+        raise UserError(
+            f"{zoo.path} shares --memory {config.memory} between tasks, so that what it kept of others depends on the "
+            "forgotten one; leave --retrain out"
+        )
+    stream = build_stream(config, zoo.device)
+    _check_targets(zoo, stream)
+    compute = Compute(zoo.device, runs_in_bf16(config.precision, zoo.device))
+    method = build_method(Setting(config, stream.spec, compute))
+    assert isinstance(method, Ensemble)
+    method.memory.revisit([Episode(task.id, (task,)) for task in stream.tasks])
+    method.reveal(stream.tasks)
+    # Other random numbers than those that the members had while they saw the task.
+    method.config = replace(config, seed=derive_seed(config.seed, "without", forgotten.number))
+    tasks = {task.id: task for task in stream.tasks}
+    found: list[Successor] = []
+    stats = TrainingStats()
+    for member in zoo.members:
+        others = [task for task in member.tasks if task != forgotten.number and task in method.memory.tasks]
+        if forgotten.number not in member.tasks or not others:
+            continue
+        sources = {task: method.memory.source(task, len(others)) for task in others}
+        shares = {task: method.memory.share(task) for task in others}
+        method.restart(member.number)
+        monitor.episode_begins(len(found) + 1, sum(forgotten.number in other.tasks for other in zoo.members))
+        stats += method.grow(member.episode, sources, shares, monitor)
+        new = method.fresh.pop()
+        said = {}
+        for number in others:
+            splits = {"test": tasks[number].test, HELD_OUT: tasks[number].held_out}
+            for split, examples in splits.items():
+                if examples is not None:
+                    said[number, split] = method.ask(new.net, number, examples, f"member {member.number}")
+        successor = replace(
+            member, tasks=tuple(others), weights=new.weights, parameters=count_parameters(new.net)
+        )  # fmt: skip
+        found.append(Successor(successor, new.net.state_dict(), said, retrained=True))
+    return found, stats
+
+
+def write(
+    zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor], stats: TrainingStats, path: Path,
+    provenance: Mapping[str, Any],
+) -> dict[int, Cost]:  # fmt: skip
+    """The run directory of the new zoo, in a folder that is locked and free.
+
+    Returns:
+        By remaining task.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    successors = sorted(successors, key=lambda successor: successor.member.number)
+    saved = read_config(zoo.path)
+    config = {
+        **saved, **provenance, "forgotten": [*zoo.config.forgotten, forgotten.number], "compared_with": None,
+        "extended_from": None,
+        "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
+    }  # fmt: skip
+    remaining = [task for task in zoo.tasks if task != forgotten]
+    targets = zoo.predictions(TARGETS)
+    before, after = _scores(zoo, remaining, targets), _scores_of(successors, remaining, targets)
+    directory = RunDirectory.begin(path, config)
+    keep = {_key(name): values for name, values in targets.items()}
+    directory.add_targets({key: values for key, values in keep.items() if key[0] != forgotten.number})
+    for number, successor in enumerate(successors):
+        member = successor.member
+        by_number = {task.number: task for task in remaining}
+        facts = {
+            "member": number, "episode": member.episode, "replaces_earlier": not number, "tasks": list(member.tasks),
+            "weights": list(member.weights), "task_names": [by_number[task].name for task in member.tasks],
+            "classes": [list(by_number[task].classes) for task in member.tasks], "net": member.model,
+            "dropout": zoo.config.hyper.dropout, "input_shape": list(zoo.input_shape),
+            "parameters": member.parameters,
+        }  # fmt: skip
+        directory.add_member(number, successor.tensors, facts)
+        directory.add_predictions(number, successor.predictions)
+    rows = [
+        Row(1, task.number, task.name, "test", TASK_INCREMENTAL, len(targets[f"task_{task.number}/test"]),
+            *astuple(score))
+        for task in remaining if (score := after[task.number]) is not None
+    ]  # fmt: skip
+    seconds = stats.seconds or 1e-9
+    trained = sorted({task for successor in successors if successor.retrained for task in successor.member.tasks})
+    directory.add_episode(
+        EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, stats.seconds,
+                     stats.seconds, stats.images / seconds, stats.loss if stats.images else 0.0,
+                     peak_memory(zoo.device)), rows)  # fmt: skip
+    directory.add_document(CERTIFICATE, certificate(zoo, forgotten, successors))
+    members = {task.number: sum(task.number in s.member.tasks for s in successors) for task in remaining}
+    summary = {
+        **(read_summary(zoo.path) or {}), **summarize(rows, False, None), "continual": False, "tasks": len(rows),
+        "episodes": 1, "derived": config["derived"], "images_trained": stats.images, "train_seconds": stats.seconds,
+        "sample_gradients": stats.gradients, "images_per_second": stats.images / seconds,
+        "total_seconds": stats.seconds,
+        "parameters_total": sum(successor.member.parameters for successor in successors),
+        "members_per_prediction": sum(members.values()) / max(1, len(remaining)),
+    }  # fmt: skip
+    directory.commit(1, len(successors), stats.seconds, {})
+    directory.finish(summary, "")
+    costs = {}
+    for task in remaining:
+        score = after[task.number]
+        costs[task.number] = Cost(
+            len(zoo.members_for(task)), members[task.number], before[task.number].accuracy,
+            None if score is None else score.accuracy,
+        )  # fmt: skip
+    return costs
+
+
+def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor]) -> dict[str, Any]:
+    """Which weights ever saw the examples of a task, and what became of them."""
+    new = {successor.member.number: (place, successor) for place, successor in enumerate(successors)}
+    members = []
+    for member in zoo.members:
+        saw = forgotten.number in member.tasks
+        place, successor = new.get(member.number, (None, None))
+        what = "kept" if not saw else "dropped" if successor is None else "dropped, trained again without the task"
+        members.append({
+            "member": member.number, "trained_on": list(member.tasks), "saw_the_task": saw, "what_became_of_it": what,
+            "weights_sha256": _sum(zoo.predictions(f"members/member_{member.number:03d}.safetensors")),
+            "member_now": place, "trained_on_now": None if successor is None else list(successor.member.tasks),
+            "weights_sha256_now": None if successor is None else _sum(successor.tensors),
+        })  # fmt: skip
+    return {
+        "forgotten": {"task": forgotten.number, "name": forgotten.name, "classes": list(forgotten.classes)},
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "from": str(zoo.path.absolute()),
+        "from_manifest_sha256": hashlib.sha256((zoo.path / MANIFEST).read_bytes()).hexdigest(),
+        "members": members,
+        "limits": list(LIMITS),
+    }
+
+
+def _scores(zoo: Zoo, tasks: Sequence[SavedTask], targets: Mapping[str, Tensor]) -> dict[int, Score]:
+    """Of the zoo as it is, from its saved predictions."""
+    said = {m.number: zoo.predictions(f"predictions/member_{m.number:03d}.safetensors") for m in zoo.members}
+    return {
+        task.number: CrossEntropy().evaluate(
+            weighted_mean(
+                [said[m.number][f"task_{task.number}/test"] for m in zoo.members_for(task)],
+                [m.weight(task.number) for m in zoo.members_for(task)],
+            ),
+            targets[f"task_{task.number}/test"],
+        )
+        for task in tasks
+    }
+
+
+def _scores_of(
+    successors: Sequence[Successor], tasks: Sequence[SavedTask], targets: Mapping[str, Tensor]
+) -> dict[int, Score | None]:
+    found: dict[int, Score | None] = {}
+    for task in tasks:
+        mine = [successor for successor in successors if task.number in successor.member.tasks]
+        said = [successor.predictions[task.number, "test"].float().cpu() for successor in mine]
+        weights = [successor.member.weight(task.number) for successor in mine]
+        right = targets[f"task_{task.number}/test"]
+        found[task.number] = CrossEntropy().evaluate(weighted_mean(said, weights), right) if mine else None
+    return found
+
+
+def _check_targets(zoo: Zoo, stream: TaskStream) -> None:
+    targets = zoo.predictions(TARGETS)
+    for task in stream.tasks:
+        if not torch.equal(targets[f"task_{task.id}/test"], task.test.targets.cpu()):
+            raise UserError(
+                f"{zoo.config.data_dir}: the data are not those that {zoo.path} was trained on; put them back"
+            )
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    """Of the file that holds them."""
+    return hashlib.sha256(tensor_bytes(tensors)).hexdigest()
+
+
+def _key(name: str) -> tuple[int, str]:
+    task, _, split = name.removeprefix("task_").partition("/")
+    return int(task), split
