@@ -367,7 +367,7 @@ def _evaluation_batches(
     net.eval()
     budget = _EVALUATION_BYTES.get(compute.device.type, _CHUNK_BYTES)
     size = max(64, min(512, budget // (4 * math.prod(spec.input_shape))))
-    for start in range(0, len(data), size):
+    for start in range(0, max(1, len(data)), size):
         part = slice(start, start + size)
         yield spec.preprocess(data.inputs(part)), part
 

@@ -153,8 +153,9 @@ def in_words(run: Run) -> list[str]:
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     learned = (
         f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}{images}. "
-        f"Each network is a {hyper['model']}, trained for {_count(hyper['epochs'], 'epoch')} with batches of {hyper['batch']}, "
-        f"learning rate {hyper['lr']:g}, weight decay {hyper['l2_reg']:g} and dropout {hyper['dropout']:g}; "
+        f"Each network is a {hyper['model']}, trained for {_count(hyper['epochs'], 'epoch')} with batches of "
+        f"{hyper['batch']}, learning rate {hyper['lr']:g}, weight decay {hyper['l2_reg']:g} and dropout "
+        f"{hyper['dropout']:g}; "
         f"seed {config['seed']}."
     )
     kept = run.summary.get("stored_examples")

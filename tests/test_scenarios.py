@@ -1,0 +1,185 @@
+"""Answers for which the task was not told, against plain loops."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from scipy import stats
+from scipy.special import logsumexp
+
+import modelzoo
+from datasets import build_stream
+from datasets.objectives import CrossEntropy
+from methods import METHODS
+from methods.evaluation import MIXED_EXAMPLES, mixed_examples
+from methods.scenarios import RULES, Answer, answer_of, score_without_task, task_log_probabilities
+from modelzoo import main
+from tests.test_objectives import plain_calibration_error
+from tests.toys import toy_stream
+from utils.config import saved_config
+from utils.run_directory import read_config
+from zoo import Zoo
+from zoo.inputs import as_stored
+
+SCENARIOS = {"task-incremental", "class-incremental", "task-identification"}
+
+
+def random_outputs(seed, count, widths):
+    rng = np.random.default_rng(seed)
+    return [3 * rng.standard_normal((count, width)).astype("f4") for width in widths]
+
+
+def spoken_for(rule, outputs):
+    """What one head's outputs for one input say for its task, by the definition of the rule."""
+    p = np.exp(outputs - logsumexp(outputs))
+    return {"confidence": math.log(p.max()), "entropy": -stats.entropy(p), "energy": logsumexp(outputs)}[rule]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(seed=st.integers(0, 10**6), same=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_scores_are_those_of_a_loop(rule, seed, same):
+    rng = np.random.default_rng(seed)
+    widths = [3] * 4 if same else rng.integers(2, 5, 4).tolist()
+    numbers = [2, 3, 5, 7]
+    tasks = rng.choice([2, 3, 5, 7, 8], 60)  # nothing is known of task 8
+    targets = np.array([rng.integers(widths[numbers.index(t)]) if t != 8 else 0 for t in tasks])
+    outputs = random_outputs(seed, len(tasks), widths)
+    answers = {n: answer_of(torch.from_numpy(z), CrossEntropy()) for n, z in zip(numbers, outputs, strict=True)}
+    found = score_without_task(
+        answers, torch.from_numpy(tasks), torch.from_numpy(targets), same_classes=same, rule=rule
+    )
+    expected = {}
+    for i, (task, target) in enumerate(zip(tasks.tolist(), targets.tolist(), strict=True)):
+        if task == 8:
+            continue
+        speaks = np.array([spoken_for(rule, z[i].astype("f8")) for z in outputs])
+        p_task = np.exp(speaks - logsumexp(speaks))
+        p_class = [np.exp(z[i].astype("f8") - logsumexp(z[i].astype("f8"))) for z in outputs]
+        right, best = numbers.index(task), int(p_task.argmax())
+        inside = int(p_class[best].argmax())
+        cases = {
+            "task-identification": (p_task[right], p_task[best], best == right),
+            "class-incremental": (p_task[right] * p_class[right][target], p_task[best] * p_class[best][inside],
+                                  best == right and inside == target),
+        }  # fmt: skip
+        if same:
+            p_any = sum(a * b for a, b in zip(p_task, p_class, strict=True))
+            cases["domain-incremental"] = p_any[target], p_any.max(), int(p_any.argmax()) == target
+        for scenario, case in cases.items():
+            expected.setdefault((scenario, task), []).append(case)
+    assert {(scenario, task) for scenario, by_task in found.items() for task in by_task} == set(expected)
+    for (scenario, task), cases in expected.items():
+        p, sure, hits = zip(*cases, strict=True)
+        score = found[scenario][task]
+        assert score.loss == pytest.approx(-np.mean(np.log(p)), rel=1e-4)
+        assert score.accuracy == np.mean(hits)
+        assert score.ece == pytest.approx(plain_calibration_error(list(sure), list(hits)), abs=1e-4)
+
+
+def test_a_task_that_no_member_has_learned_is_never_chosen():
+    known = answer_of(torch.randn(50, 3), CrossEntropy())
+    nothing = Answer(torch.full((50, 2), 0.5), torch.full((50,), -math.inf))
+    for rule in ("energy", "confidence"):
+        assert (task_log_probabilities([known, nothing], rule).exp().sum(-1) - 1).abs().max() < 1e-9
+    assert (task_log_probabilities([known, nothing], "energy").argmax(-1) == 0).all()
+
+
+def test_as_many_examples_of_each_task_are_mixed_however_many_tasks_there_are():
+    stream = toy_stream(3)
+    parts = mixed_examples(stream.tasks, 0)
+    assert [(task, len(part)) for task, part in parts] == [(task.id, len(task.test)) for task in stream.tasks]
+    many = mixed_examples([stream.tasks[0]] * 400, 0)
+    assert {len(part) for _, part in many} == {MIXED_EXAMPLES // 400}
+    assert len(mixed_examples([stream.tasks[0]] * 3000, 0)[-1][1]) == 1
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("d.yaml").write_text("dataset: digits\ntasks: [[0, 1], [2, 3, 4], [5, 6]]\n")
+    Path("hp.yaml").write_text("model: conv\nepochs: 1\nbatch: 8\n")
+
+
+def learn(run, *more):
+    given = ["--data_config", "d.yaml", "--hp_config", "hp.yaml", "--samples", "6", "--quiet", "--run_dir", run]
+    assert main([*given, *more]) == 0
+    return pd.read_csv(f"{run}/metrics.csv", float_precision="round_trip")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_measured_without_the_task_as_its_saved_networks_answer(method, configs):
+    """The rows of the last episode, from the networks on the disk, image by image through Zoo."""
+    continual = ["--continual"] if "continual" in METHODS[method].modes else []
+    rows = learn("run", "--method", method, *continual)
+    assert set(rows.scenario) == SCENARIOS
+    last = rows[(rows.episode == rows.episode.max()) & (rows.split == "test")].set_index(["scenario", "task"])
+    zoo, stream = Zoo.load("run", "cpu"), streamed("run")
+    images = as_stored(torch.cat([task.test.store[task.test.rows] for task in stream]), zoo.input_shape)
+    tasks = torch.cat([torch.full((len(task.test),), task.id) for task in stream])
+    answers = zoo.answers(images, [1, 2, 3])
+    scores = score_without_task(answers, tasks, torch.cat([t.test.targets for t in stream]), same_classes=False)
+    for scenario, by_task in scores.items():
+        for task, score in by_task.items():
+            row = last.loc[(scenario, task)]
+            assert row.n == (tasks == task).sum()
+            assert row.accuracy == pytest.approx(score.accuracy, abs=1e-9)
+            assert row.loss == pytest.approx(score.loss, rel=1e-3)
+
+
+def streamed(run):
+    return build_stream(saved_config("config.yaml", read_config(Path(run))), torch.device("cpu")).tasks
+
+
+def test_no_future_task_is_looked_at(configs):
+    """Another third task: nothing measured before its episode changes."""
+    rows = learn("run", "--continual")
+    Path("d.yaml").write_text("dataset: digits\ntasks: [[0, 1], [2, 3, 4], [8, 9, 7]]\n")
+    other = learn("other", "--continual")
+    before, same = (table[table.episode < 3].reset_index(drop=True) for table in (rows, other))
+    pd.testing.assert_frame_equal(before, same)
+    assert not rows[rows.episode == 3].equals(other[other.episode == 3])
+
+
+def test_what_is_held_out_is_balanced_and_nothing_is_trained_on_it(configs):
+    learn("run", "--continual", "--hold_out", "0.34")
+    for task in streamed("run"):
+        held = {tuple(image.flatten().tolist()) for image in task.held_out.store[task.held_out.rows]}
+        trained = {tuple(image.flatten().tolist()) for image in task.train_eval.store[task.train_eval.rows]}
+        assert not held & trained
+        assert task.held_out.targets.bincount().tolist() == [2] * task.num_outputs
+        assert task.train_eval.targets.bincount().tolist() == [4] * task.num_outputs
+        assert task.train.epoch(torch.Generator()) is task.train_eval
+
+
+def test_held_out_images_can_be_anything(configs, monkeypatch):
+    """Replaced by noise they change what was predicted on them and nothing else."""
+    rows = learn("run", "--continual", "--hold_out", "0.34")
+    build = modelzoo.build_stream
+
+    def noisy(config, device):
+        stream = build(config, device)
+        for task in stream.tasks:
+            rng = torch.Generator().manual_seed(1)
+            shape = task.held_out.store[task.held_out.rows].shape
+            task.held_out.store[task.held_out.rows] = torch.randint(256, shape, generator=rng, dtype=torch.uint8)
+        return stream
+
+    monkeypatch.setattr(modelzoo, "build_stream", noisy)
+    pd.testing.assert_frame_equal(rows, learn("other", "--continual", "--hold_out", "0.34"))
+    for name in ("member_000", "member_001", "member_002"):
+        first, second = (load_file(f"{run}/predictions/{name}.safetensors") for run in ("run", "other"))
+        assert all(first[key].equal(second[key]) != key.endswith("held_out") for key in first)
+
+
+def test_a_class_with_one_example_cannot_be_held_out(configs, capsys):
+    assert main(["--data_config", "d.yaml", "--samples", "1", "--hold_out", "0.5", "--run_dir", "run"]) == 2
+    assert "--hold_out 0.5 leaves no training image of class '0' of task 1" in capsys.readouterr().err
+    assert main(["--hold_out", "0.95"]) == 2
+    assert "--hold_out is 0.95; it must be a number at least 0 and at most 0.9" in capsys.readouterr().err
