@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "benchmark": {"methods", "datasets", "net", "reporting", "utils"},
     "modelzoo": {"methods", "datasets", "net", "utils"},
     "predict": {"zoo", "methods", "datasets", "net", "utils"},
+    "export": {"zoo", "utils"},
     "zoo": {"zoo", "methods", "datasets", "net", "utils"},
     "methods": {"methods", "datasets", "net", "utils"},
     "datasets": {"datasets", "utils"},
