@@ -21,13 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from methods.scenarios import RULE, RULES
-from utils.config import Range
 from utils.errors import UserError, one_line, print_anything, unknown
 from utils.files import written_whole
 from utils.options import Parser
-from zoo import Prediction, Zoo
-from zoo.combine import COMBINE, TEMPERATURES
+from zoo import Prediction
 from zoo.inputs import find_images, read_image
+from zoo.options import add_combination, combined, whole
 from zoo.saved import AUTO
 
 _CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
@@ -64,35 +63,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--top", metavar="K", default="3", help="classes in a line on stdout, the likeliest first (default: 3)")
     add("--rule", metavar="NAME", default=RULE,
         help=f"how --task auto finds the task: {', '.join(RULES)} (default: {RULE})")  # fmt: skip
-    add("--combine", metavar="NAME", default="mean", help=f"how members become one answer: {', '.join(COMBINE)}; all "
-        "but mean are fitted on held-out examples (default: mean)")  # fmt: skip
-    add("--temperature", metavar="NAME", default="none",
-        help=f"calibrate on held-out examples: {', '.join(TEMPERATURES)} (default: none)")  # fmt: skip
-    add("--budget", metavar="K", help="at most K members answer, chosen on held-out examples (default: all)")
+    add_combination(parser)
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--threads", metavar="N", help="CPU threads (default: as many as there are cores)")
     options = parser.parse_known(argv, (), "")
     if options.task is None:
         raise UserError("--task is missing: the name or the number of a task of the zoo, or auto")
-    for name in ("top", "budget", "threads"):
+    for name in ("top", "threads"):
         if getattr(options, name) is not None:
             setattr(options, name, whole(f"--{name}", getattr(options, name)))
     if options.rule not in RULES:
         raise UserError(f"--rule: {unknown('rule', options.rule, RULES)}")
     return options
-
-
-def whole(option: str, text: str) -> int:
-    """A whole number from 1.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        number: object = int(text)
-    except ValueError:
-        number = text
-    return int(Range(1, 10**6).check(option, number))
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -103,7 +85,7 @@ def predict(options: argparse.Namespace) -> int:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    zoo = Zoo.load(options.run, options.device).combined(options.combine, options.temperature, options.budget)
+    zoo = combined(options, options.device)
     task = options.task if options.task == AUTO else zoo.task(options.task).number
     files = [file for given in options.images for file in find_images(Path(given))]
     out = None if options.out is None else Path(options.out)

@@ -40,5 +40,12 @@ class SmallConv(nn.Module):
         x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), self.pool))
         x = F.relu(F.max_pool2d(self.norm3(self.conv3(x)), self.pool))
         if max(x.shape[-2:]) > _GRID:
-            x = F.adaptive_max_pool2d(x, _GRID)
+            x = pooled_to_grid(x)
         return self.dropout(x.flatten(1))
+
+
+def pooled_to_grid(x: Tensor) -> Tensor:
+    """F.adaptive_max_pool2d(x, 2), which ONNX does not have: two windows of ceil(n / 2), floor(n / 2) apart."""
+    height, width = (max(side, 2) for side in x.shape[-2:])
+    x = x.expand(-1, -1, height, width)  # a side of 1 is both rows of the grid
+    return F.max_pool2d(x, ((height + 1) // 2, (width + 1) // 2), (height // 2, width // 2))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size
+from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size, smallconv
 from net.multihead import MultiHead
 from net.relu_dropout import ReluDropout
 from utils.errors import UserError
@@ -76,6 +76,21 @@ def test_pooling_before_the_activation_changes_nothing():
     x = F.max_pool2d(F.relu(trunk.norm2(trunk.conv2(x))), 2)
     x = F.max_pool2d(F.relu(trunk.norm3(trunk.conv3(x))), 2)
     torch.testing.assert_close(trunk(images), x.flatten(1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", range(1, 9))
+@pytest.mark.parametrize("height", range(1, 9))
+def test_larger_grids_are_pooled_adaptively(height, width):
+    """Ties, such as the zeros behind ReLU, included; the gradient as well, but for grids of one row or column."""
+    x = torch.randn(3, 4, height, width).relu()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pooled, expected = smallconv.pooled_to_grid(ours), F.adaptive_max_pool2d(theirs, 2)
+    assert torch.equal(pooled, expected)
+    if min(height, width) > 1:
+        slopes = torch.randn_like(pooled)
+        (pooled * slopes).sum().backward()
+        (expected * slopes).sum().backward()
+        assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_operations_in_place_change_nothing():

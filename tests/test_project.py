@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "modelzoo": {"zoo", "methods", "datasets", "net", "utils"},
     "predict": {"zoo", "methods", "datasets", "net", "utils"},
     "forget": {"zoo", "methods", "utils"},
+    "export": {"zoo", "utils"},
     "zoo": {"zoo", "methods", "datasets", "net", "utils"},
     "methods": {"methods", "datasets", "net", "utils"},
     "datasets": {"datasets", "utils"},

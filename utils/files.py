@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,25 @@ def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
     except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink()
+        raise
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """A new folder, or an empty one filled, that appears with all its files or not at all.
+
+    Raises:
+        OSError: see write_bytes; or there is something in the folder.
+    """
+    beside = next(folder for folder in path.parents if folder.is_dir())  # on the same disk, and it exists
+    aside = beside / f"{path.name}-{os.getpid()}{PARTIAL}"
+    aside.mkdir()
+    try:
+        for name, content in files.items():
+            write_bytes(aside / name, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
         raise
 
 

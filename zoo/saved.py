@@ -30,11 +30,13 @@ from utils.compute import pick_device
 from utils.config import RunConfig, saved_config
 from utils.errors import UserError, unknown
 from utils.manifest import TARGETS, Manifest, checked, read_manifest, remedy
-from utils.run_directory import CONFIG, holds_run, read_config
+from utils.monitor import Row
+from utils.run_directory import CONFIG, holds_run, read_config, read_measurements
 from zoo.combine import COMBINE, TEMPERATURES, Combination, HeldOut, fitted, weighted_mean
 from zoo.inputs import Images, as_stored
 
 AUTO = "auto"
+PLAIN = "mean", "none", None  # the mean with the weights of training
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Zoo:
         tasks: those that a member has learned, in order.
         members: those that answer, in the order of joining.
         combinations: by task, how they answer it together.
+        combined_as: the arguments of `combined`.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Zoo:
         self._loaded: dict[int, tuple[MultiHead, Mapping[int, Own]]] = {}
         self._by_number = {task.number: task for task in tasks}
         self.combinations: Mapping[int, Combination] = {task.number: self._plain(task.number) for task in tasks}
+        self.combined_as: tuple[str, str, int | None] = PLAIN
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Zoo:
@@ -234,9 +238,10 @@ class Zoo:
         if temperature not in TEMPERATURES:
             raise UserError(f"--temperature: {unknown('temperature', temperature, TEMPERATURES)}")
         other = copy.copy(self)
-        if (combine, temperature, budget) != ("mean", "none", None):
-            plain = {task.number: self._plain(task.number) for task in self.tasks}
-            other.combinations = fitted(plain, self.held_out, combine, temperature, budget)
+        other.combined_as = combine, temperature, budget
+        other.combinations = {task.number: self._plain(task.number) for task in self.tasks}
+        if other.combined_as != PLAIN:
+            other.combinations = fitted(other.combinations, self.held_out, combine, temperature, budget)
         return other
 
     def _plain(self, task: int) -> Combination:
@@ -255,12 +260,35 @@ class Zoo:
             raise UserError(
                 f"{self.path} has no held-out examples, on which this is fitted; train with --hold_out 0.1, for example"
             )
+        return self.said_about(HELD_OUT)
+
+    def said_about(self, split: str) -> dict[int, HeldOut]:
+        """What members said about the examples of a split, "test" or HELD_OUT, of their tasks, from the run directory.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        targets = self.predictions(TARGETS)
         found: dict[int, dict[int, Tensor]] = {task.number: {} for task in self.tasks}
         for member in self.members:
             tensors = self.predictions(f"predictions/member_{member.number:03d}.safetensors")
             for task in member.tasks:
-                found[task][member.number] = tensors[f"task_{task}/{HELD_OUT}"].clamp_min(1e-12).log()
-        return {task: HeldOut(said, targets[f"task_{task}/{HELD_OUT}"]) for task, said in found.items()}
+                found[task][member.number] = tensors[f"task_{task}/{split}"].clamp_min(1e-12).log()
+        return {task: HeldOut(said, targets[f"task_{task}/{split}"]) for task, said in found.items()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has done all its episodes."""
+        return self._manifest.finished
+
+    def measurements(self) -> list[Row]:
+        """Rows of metrics.csv after the last episode of the zoo.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        rows, _ = read_measurements(self.path, self._manifest)
+        return [row for row in rows if row.episode == self._manifest.episode]
 
     def predictions(self, name: str) -> dict[str, Tensor]:
         """A file of predictions/, on the CPU.

@@ -1,0 +1,76 @@
+"""Turn a saved zoo into files that run without this project: ONNX, torch.export, and a model card.
+
+RUN -> Zoo -> one module -> DIR/{model.onnx, model.pt2, tasks.json, README.md}
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import UserError, one_line, print_anything, unknown
+from utils.options import Parser
+from zoo.export import FILES, check_formats, check_free, ship
+from zoo.options import add_combination, combined
+
+BOTH = "both"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 2 if the input is wrong, or the exported network does not answer like the zoo."""
+    print_anything()
+    try:
+        return export(arguments(argv))
+    except UserError as error:
+        print(f"export.py: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("export.py: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: names the option.
+    """
+    parser = Parser(prog="export.py", allow_abbrev=False,
+                    description="Turn a saved zoo into files that run without this project.")  # fmt: skip
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run directory")
+    add("--out", metavar="DIR", help="where the files go: a folder that does not exist or is empty (needed)")
+    add("--format", metavar="F", default=BOTH, help=f"{', '.join(FILES)} or {BOTH} (default: {BOTH})")
+    add("--task", metavar="NAME", action="append", default=[], dest="tasks",
+        help="name or number of a task to export; can be given several times (default: all)")  # fmt: skip
+    add_combination(parser)
+    options = parser.parse_known(argv, (), "")
+    if options.out is None:
+        raise UserError("--out is missing: the folder that the files go to")
+    if options.format not in (*FILES, BOTH):
+        raise UserError(f"--format: {unknown('format', options.format, (*FILES, BOTH))}")
+    return options
+
+
+def export(options: argparse.Namespace) -> int:
+    """Export, check, write.
+
+    Raises:
+        UserError: the zoo cannot be read or exported, or nothing can be written.
+    """
+    formats = tuple(FILES) if options.format == BOTH else (options.format,)
+    out = Path(options.out)
+    check_formats(formats)
+    check_free(out)
+    zoo = combined(options, "cpu")
+    named = {zoo.task(name).number for name in options.tasks}
+    tasks = [task for task in zoo.tasks if task.number in named or not named]
+    for line in ship(zoo, out, formats, tasks):
+        print(one_line(line))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The model card of an exported zoo: what a stranger has to know before using it. Template: card.md."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from datasets.objectives import CrossEntropy
+from methods import hyperparameters
+from methods.evaluation import MIXED_EXAMPLES
+from utils.errors import one_line
+from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
+from utils.run_directory import read_config
+from zoo.saved import PLAIN, SavedTask, Zoo
+
+_CHANNELS = {1: "grey", 3: "red, green and blue"}
+_PACKAGES = {"model.onnx": ("onnx", "onnxruntime"), "model.pt2": ("torch",)}
+
+
+class Line(NamedTuple):
+    """Figures of a task, on its test images."""
+
+    task: SavedTask
+    output: str
+    networks: int
+    n: int
+    accuracy: float
+    ece: float
+
+
+def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, files: Sequence[str]) -> str:
+    """Markdown.
+
+    Args:
+        zoo: combined as it is exported.
+        outputs: by name, the task of each.
+        parameters: of what is exported.
+        files: that it is exported to.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    config, raw, rows = zoo.config, read_config(zoo.path), zoo.measurements()
+    lines = _lines(zoo, outputs, rows)
+    numbers = [line.task.number for line in lines]
+    used = {member for number in numbers for member in zoo.combinations[number].members}
+    recipe = {key: value for key, value in hyperparameters(config).items() if key not in ("samples", "hold_out")}
+    recipe |= {"precision": config.precision, "commit": raw.get("commit") or "not known"}
+    if raw.get("uncommitted_changes"):
+        recipe["commit"] = f"{recipe['commit']}, with changes"
+    recipe["versions"] = ", ".join(f"{name} {version}" for name, version in raw.get("versions", {}).items())
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters["text"] = plain_text
+    return environment.get_template("card.md").render(
+        zoo=zoo, config=config, lines=lines, files=files, parameters=parameters, networks=len(used), recipe=recipe,
+        name=zoo.path.absolute().name, dataset=" ".join([config.dataset.dataset, Path(config.dataset.root or "").name]),
+        channels=_CHANNELS.get(zoo.input_shape[0], "channels"), episode=rows[0].episode, mixed=MIXED_EXAMPLES,
+        label_noise={number: config.dataset.tasks[number - 1].label_noise for number in numbers},
+        versions={name: importlib.metadata.version(name) for file in files for name in _PACKAGES[file]},
+        recomputed=zoo.combined_as != PLAIN, told_nothing=_told_nothing(zoo, numbers, rows),
+    )  # fmt: skip
+
+
+def plain_text(text: object) -> str:
+    """On one line, and nothing in it means something to Markdown: names of tasks and classes are not to be trusted."""
+    return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", one_line(text))
+
+
+def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Row]) -> list[Line]:
+    """As the run measured them; of another combination than the run's, from the predictions that it saved."""
+    found = {row.task: (row.n, row.accuracy, row.ece) for row in rows if row.is_test}
+    if zoo.combined_as != PLAIN:
+        for number, said in zoo.said_about("test").items():
+            score = CrossEntropy().evaluate(said.of(zoo.combinations[number]), said.targets)
+            found[number] = len(said.targets), score.accuracy, score.ece
+    return [Line(task, output, len(zoo.combinations[task.number].members), *found[task.number])
+            for output, task in outputs.items()]  # fmt: skip
+
+
+def _told_nothing(zoo: Zoo, numbers: Sequence[int], rows: Sequence[Row]) -> dict[str, float]:
+    """Mean accuracy by scenario: of the run's own combination of all its tasks, or it was not measured."""
+    if zoo.combined_as != PLAIN or len(numbers) < len(zoo.tasks) or len(numbers) == 1:
+        return {}
+    scenarios = (CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION)
+    return {name: value for name in scenarios if (value := mean_accuracy(rows, name)) is not None}

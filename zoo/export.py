@@ -1,0 +1,291 @@
+"""A zoo as files that run without this project: ONNX, torch.export.
+
+    Zoo -> Shipped, one module for all tasks -> exported, and asked the same as the zoo -> a folder with a model card
+
+Nothing is written before what will be written has answered like the zoo.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from datasets.images import ImagePreprocess
+from net import count_parameters
+from net.multihead import MultiHead, Own
+from utils.errors import UserError, unknown
+from utils.files import json_bytes, write_folder
+from utils.seeding import generator
+from zoo.card import model_card
+from zoo.inputs import as_stored
+from zoo.saved import SavedTask, Zoo
+
+FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
+INPUT = "images"
+TOLERANCE = 1e-4  # of a probability
+_BATCHES = (1, 3, 17)  # sizes with which an exported network is checked
+_LARGEST_ONNX = 2**31 - 2**24  # bytes of weights; one file of its format cannot have more than 2 GiB
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+Answers = Callable[[Tensor], list[Tensor]]  # images -> probabilities of each task
+
+
+class Exported(NamedTuple):
+    """A file, and how far its answers are from the zoo's: the largest difference of a probability."""
+
+    content: bytes
+    difference: float
+
+
+class Part(nn.Module):
+    """A trunk as some tasks have it, and their heads: inputs [N, C, H, W] -> outputs [N, classes] of each task."""
+
+    def __init__(self, net: MultiHead, member: int, tasks: Sequence[int], own: Own) -> None:
+        super().__init__()
+        self.member, self.tasks = member, tuple(tasks)
+        with net.for_task(own):
+            self.trunk = copy.deepcopy(net.trunk)
+        self.heads = nn.ModuleList(_head(net, task) for task in tasks)
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        features = self.trunk(inputs)
+        return [head(features) for head in self.heads]
+
+
+def _head(net: MultiHead, task: int) -> nn.Linear:
+    rows = net.rows(task)
+    head = nn.Linear(net.weight.shape[1], net.head_sizes[task])
+    head.weight, head.bias = (nn.Parameter(part.detach()[rows].clone()) for part in (net.weight, net.bias))
+    return head
+
+
+class Shipped(nn.Module):
+    """images float32 [N, C, H, W], values from 0 to 1 -> probabilities [N, classes] by output, see `output_of`.
+
+    Normalisation, members and the zoo's combination of each task in one; a trunk is evaluated once for all its heads,
+    and once more for each task that has something of its own in it.
+
+    Raises:
+        UserError: a member's file is missing or damaged.
+    """
+
+    def __init__(self, zoo: Zoo, tasks: Sequence[SavedTask]) -> None:
+        super().__init__()
+        self._combinations = {task.number: zoo.combinations[task.number] for task in tasks}
+        self._preprocess = ImagePreprocess(0, flip=False)
+        self.parts = nn.ModuleList()
+        for member in zoo.members:
+            wanted = [task for task, one in self._combinations.items() if member.number in one.members]
+            if not wanted:
+                continue
+            net, own = zoo.net(member)
+            together = [task for task in wanted if not own.get(task)]
+            for group in [together, *([task] for task in wanted if own.get(task))]:
+                if group:
+                    self.parts.append(Part(net, member.number, group, own.get(group[0], {})))
+        self.eval()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        inputs = self._preprocess(images * 255)
+        said: dict[int, dict[int, Tensor]] = {task: {} for task in self._combinations}
+        for part in self.parts:
+            assert isinstance(part, Part)
+            for task, outputs in zip(part.tasks, part(inputs), strict=True):
+                said[task][part.member] = outputs
+        return {output_of(task): combination([said[task][member] for member in combination.members])
+                for task, combination in self._combinations.items()}  # fmt: skip
+
+
+def output_of(task: int) -> str:
+    """Name of the output of a task."""
+    return f"task_{task}"
+
+
+def ship(zoo: Zoo, out: Path, formats: Sequence[str] = tuple(FILES), tasks: Sequence[SavedTask] = ()) -> list[str]:
+    """Export a zoo that is on the CPU, with its model card, into a folder that is new or empty.
+
+    Args:
+        formats: of FILES.
+        tasks: none: all.
+
+    Returns:
+        For people: a line for each file.
+
+    Raises:
+        UserError: a package is missing, the folder is not free, a file of the run is damaged, or what was exported
+            does not answer like the zoo. Nothing has been written.
+    """
+    check_formats(formats)
+    check_free(out)
+    tasks = tasks or zoo.tasks
+    shipped = Shipped(zoo, tasks)
+    networks = exported(shipped, zoo, tasks, formats)
+    for name, network in networks.items():
+        if not network.difference <= TOLERANCE:  # NaN is not
+            raise UserError(
+                f"{name} does not answer like the zoo: a probability differs by {network.difference:.1e}, more than "
+                f"{TOLERANCE:g}; nothing was written"
+            )
+    files = {name: network.content for name, network in networks.items()}
+    outputs = {output_of(task.number): task for task in tasks}
+    files["tasks.json"] = json_bytes({
+        "input": {"name": INPUT, "dtype": "float32", "shape": ["N", *zoo.input_shape], "range": [0, 1]},
+        "tasks": [{"number": task.number, "name": task.name, "output": output, "classes": list(task.classes)}
+                  for output, task in outputs.items()],
+    })  # fmt: skip
+    try:
+        files["README.md"] = model_card(zoo, outputs, count_parameters(shipped), list(networks)).encode()
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{zoo.path} cannot be described ({type(error).__name__}: {error}); was it made by an older version?"
+        ) from None
+    try:
+        write_folder(Path(os.path.realpath(out)), files)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    return [f"{out / name}: {len(content):,} bytes"
+            + (f", at most {networks[name].difference:.1e} from the zoo" if name in networks else "")
+            for name, content in files.items()]  # fmt: skip
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Check that these formats can be written.
+
+    Raises:
+        UserError: there is no such format, or a package for it is not installed.
+    """
+    for kind in formats:
+        if kind not in FILES:
+            raise UserError(f"--format: {unknown('format', kind, [*FILES, 'both'])}")
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None] if "onnx" in formats else []
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} must be installed to write ONNX: install requirements.txt, or use --format torch"
+        )
+
+
+def check_free(out: Path) -> None:
+    """Check that a folder can be put there.
+
+    Raises:
+        UserError: something is there.
+    """
+    try:
+        out.lstat()
+        if not out.is_dir() or any(out.iterdir()):
+            raise UserError(f"--out {out} exists; remove it, or name another folder")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+        raise UserError(f"--out {out} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+
+
+def exported(shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Sequence[str]) -> dict[str, Exported]:
+    """By name, files that have been asked the same as the zoo.
+
+    Raises:
+        UserError: the networks cannot be written in a format.
+    """
+    outputs = [output_of(task.number) for task in tasks]
+    if "onnx" in formats and sum(value.nbytes for value in shipped.state_dict().values()) > _LARGEST_ONNX:
+        raise UserError("an ONNX file holds 2 GiB and the members have more; name fewer tasks, or use --format torch")
+    made = {}
+    try:
+        with _silence():
+            program = _program(shipped, zoo.input_shape)
+            for kind in formats:
+                write, load = _FORMATS[kind]
+                content = write(program, outputs)
+                made[FILES[kind]] = Exported(content, difference(load(content, outputs), zoo, tasks))
+    except UserError:
+        raise
+    except Exception as error:  # whatever exporters cannot do with some network
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{zoo.path}: the network {zoo.config.hyper.model} cannot be exported ({reason})") from None
+    return made
+
+
+def difference(answers: Answers, zoo: Zoo, tasks: Sequence[SavedTask]) -> float:
+    """The largest one of a probability, for random images in batches of several sizes; NaN if one is."""
+    rng, found = generator(0, "export"), []
+    for count in _BATCHES:
+        images = torch.randint(256, (count, *zoo.input_shape), generator=rng, dtype=torch.uint8)
+        expected = zoo.answers(as_stored(images, zoo.input_shape), [task.number for task in tasks])
+        for task, said in zip(tasks, answers(images.float() / 255), strict=True):
+            right = expected[task.number].probabilities
+            if said.shape != right.shape:
+                raise ValueError(f"{output_of(task.number)} has the shape {list(said.shape)}")
+            found.append((said - right).abs().max())
+    return float(torch.stack(found).max())
+
+
+def _program(shipped: Shipped, shape: tuple[int, int, int]) -> ExportedProgram:
+    # Two images: with one the size of the batch would be taken for a constant.
+    program = torch.export.export(shipped, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # would carry the paths of this machine
+    return program
+
+
+def _onnx(program: ExportedProgram, outputs: Sequence[str]) -> bytes:
+    import onnx
+
+    made = torch.onnx.export(
+        program, input_names=[INPUT], output_names=outputs, dynamic_shapes=({0: "N"},), dynamo=True, verbose=False
+    )
+    assert made is not None
+    onnx.checker.check_model(made.model_proto, full_check=True)
+    return made.model_proto.SerializeToString()
+
+
+def _onnx_answers(content: bytes, outputs: Sequence[str]) -> Answers:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(said) for said in session.run(outputs, {INPUT: images.numpy()})]
+
+
+def _torch(program: ExportedProgram, outputs: Sequence[str]) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()
+
+
+def _torch_answers(content: bytes, outputs: Sequence[str]) -> Answers:
+    model = torch.export.load(io.BytesIO(content)).module()
+
+    def answers(images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            said = model(images)
+        return [said[output] for output in outputs]
+
+    return answers
+
+
+_FORMATS = {"onnx": (_onnx, _onnx_answers), "torch": (_torch, _torch_answers)}
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporters' remarks are for who writes networks, not for who exports them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
