@@ -11,6 +11,7 @@ PROJECT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "benchmark": {"methods", "datasets", "net", "reporting", "utils"},
     "modelzoo": {"methods", "datasets", "net", "utils"},
+    "distill": {"modelzoo", "zoo", "methods", "datasets", "net", "utils"},
     "predict": {"zoo", "methods", "datasets", "net", "utils"},
     "zoo": {"zoo", "methods", "datasets", "net", "utils"},
     "methods": {"methods", "datasets", "net", "utils"},
