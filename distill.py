@@ -1,0 +1,271 @@
+"""Teach a finished run to one network, and compare them.
+
+RUN -> zoo, and the training examples that the run has kept
+the zoo's answers to these -> one network with a head per task -> a run directory of its own
+zoo, zoo of fewer members, student, isolated networks -> a table: accuracy, parameters, time
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets import build_stream
+from datasets.task import TaskStream
+from methods import check_saved
+from methods.base import Setting
+from methods.evaluation import Evaluation
+from methods.joint import Joint
+from methods.steps import Compute
+from modelzoo import episode_facts, facts_of, resolve, save_members, targets_of, try_network
+from utils.checkpoints import ending_on_sigterm
+from utils.compute import (
+    describe_device,
+    enough_memory,
+    keep_freed_memory,
+    make_reproducible,
+    pick_device,
+)
+from utils.config import RANGES, Range, RunConfig
+from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
+from utils.lock import locked
+from utils.monitor import Console, EpisodeFacts, Monitor, Row, RunStart
+from utils.options import Parser
+from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
+from utils.summary import load_isolated, summarize
+from zoo import Zoo
+from zoo.combine import COMBINE, TEMPERATURES
+from zoo.distill import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
+
+_NUMBERS = {**{name: RANGES[name] for name in ("epochs", "seed", "threads")}, "budget": Range(1, 10**6)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 if training or writing cannot go on; 2 if the input is wrong; 130 or 143 if stopped."""
+    print_anything()
+    try:
+        distill(arguments(argv))
+    except UserError as error:
+        return _fail(error, 2)
+    except TrainingError as error:
+        return _fail(error, 1)
+    except SignalError as error:
+        return _fail(error, 128 + error.number)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: names the option.
+    """
+    parser = Parser(prog="distill.py", allow_abbrev=False, description="Teach a finished run to one network, with the "
+                    "training examples that the run has kept, and compare them.")  # fmt: skip
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run directory")
+    add("--run_dir", metavar="DIR", help="where the student goes, a run directory as well (default: RUN-student)")
+    add("--overwrite", action="store_true", help="replace the run that is in --run_dir (default: refuse)")
+    add("--epochs", metavar="N", help=f"of the student, which learns all tasks in one network (default: {EPOCHS} times "
+        "those of a member)")  # fmt: skip
+    add("--data_dir", metavar="DIR", help="where the data lies (default: where the run had it)")
+    add("--combine", metavar="NAME", default="mean", help=f"how members become one answer: {', '.join(COMBINE)}; all "
+        "but mean are fitted on held-out examples (default: mean)")  # fmt: skip
+    add("--temperature", metavar="NAME", default="none",
+        help=f"calibrate on held-out examples: {', '.join(TEMPERATURES)} (default: none)")  # fmt: skip
+    add("--budget", metavar="K", help="also compare with the zoo of which at most K members answer, chosen on held-out "
+        "examples (default: no)")  # fmt: skip
+    add("--isolated", metavar="RUN", help="also compare with this finished run of --method isolated, same options "
+        "(default: no)")  # fmt: skip
+    add("--seed", metavar="N", help="of the student's first weights and the order of its examples; the seed of the run "
+        "says which these are (default: that of the run)")  # fmt: skip
+    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--threads", metavar="N", help="CPU threads (default: as many as there are cores)")
+    add("--quiet", action="store_true", help="print only the table (default: progress)")
+    options = parser.parse_known(argv, (), "")
+    for name, accepted in _NUMBERS.items():
+        given = getattr(options, name)
+        if given is not None:
+            setattr(options, name, accepted.check(f"--{name}", _whole(given)))
+    return options
+
+
+def _whole(text: str) -> object:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def distill(options: argparse.Namespace) -> None:
+    """Check everything that can be wrong, train, then write: until the student is done nothing is replaced.
+
+    Raises:
+        UserError: the run, its data or an option is wrong.
+        TrainingError: training cannot go on, or the student cannot be written.
+    """
+    begin, device = time.perf_counter(), pick_device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    make_reproducible()
+    keep_freed_memory()
+    with ExitStack() as stack:
+        stack.enter_context(ending_on_sigterm())
+        zoos = loaded(options)
+        zoo = zoos["zoo"]
+        out = Path(options.run_dir or f"{zoo.path.resolve()}-{STUDENT}")
+        check_place(out, options)
+        saved = read_config(zoo.path)
+        reference = None if options.isolated is None else Path(options.isolated)
+        isolated = None if reference is None else load_isolated(reference, saved)
+        stream = stream_of(zoo, saved.get("data_sha256"), options.data_dir, device)
+        config = student_config(zoo.config, options)
+        # Where the run was in bf16 only because it was on a GPU, a CPU would be slow in it.
+        compute = Compute(device, zoo.config.precision == "bf16" and device.type == "cuda")
+        with enough_memory(f"training on {device}", "try --device cpu"):
+            taught = lesson(zoo, stream)
+            parameters, compute, launch = try_network(replace(config, method="joint"), taught, compute)
+            stack.enter_context(locked(out, "--run_dir "))
+            check_place(out, options)  # nobody else has begun there meanwhile
+            monitor = Console(options.quiet)
+            stack.callback(monitor.close)
+            header = [
+                ("teacher", f"{zoo.path}: {len(zoo.members)} members, {len(taught.tasks)} tasks"),
+                ("data", f"{sum(len(task.train_eval) for task in taught.tasks):,} training examples that it has kept"),
+                ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
+                ("device", ", ".join(filter(None, [describe_device(device), launch]))),
+                ("run", str(out)),
+            ]
+            monitor.run_begins(RunStart(header, {}, {}, len(taught.tasks), isolated, (), ()))
+            student, facts, rows = teach(taught, config, compute, monitor)
+        described = {
+            **resolve(config, device, compute.bf16, stream, reference),
+            "distilled_from": str(zoo.path.absolute()),
+            "teacher": {"combine": options.combine, "temperature": options.temperature},
+        }
+        write(out, described, taught, student, facts, rows, isolated, time.perf_counter() - begin)
+        zoos[STUDENT] = Zoo.load(out, options.device)
+        if reference is not None:
+            zoos["isolated"] = Zoo.load(reference, options.device)
+        print(table(compared(zoos, stream.tasks[middle_task(zoo) - 1])), flush=True)
+
+
+def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
+    """The zoos that the student is compared with, and that its teacher, the first, is one of.
+
+    Raises:
+        UserError: the run cannot be read or is not finished, or nothing was held out to fit a combination on.
+    """
+    run = Zoo.load(options.run, options.device)
+    if read_summary(run.path) is None:
+        raise UserError(f"{run.path} is not finished; go on with it first (modelzoo.py --resume)")
+    check_saved(run.config, run.path / CONFIG)
+    zoos = {"zoo": run.combined(options.combine, options.temperature)}
+    if options.budget is not None:
+        zoos[f"zoo, at most {options.budget}"] = run.combined(options.combine, options.temperature, options.budget)
+    for zoo in zoos.values():
+        accuracies(zoo)  # what is damaged is told before anything is trained
+    return zoos
+
+
+def check_place(out: Path, options: argparse.Namespace) -> None:
+    """Check that the student may be put at `out`.
+
+    Raises:
+        UserError: there is a run and --overwrite is not set, one that is read here, or something that is not a run.
+    """
+    if holds_run(out):
+        if os.path.realpath(out) in [os.path.realpath(read) for read in (options.run, options.isolated) if read]:
+            raise UserError(f"--run_dir {out} is a run that is read here; name another directory")
+        if not options.overwrite:
+            raise UserError(
+                f"--run_dir {out} already holds a run; replace it with --overwrite, or name another directory"
+            )
+    check_free(out, options.overwrite)
+
+
+def stream_of(zoo: Zoo, fingerprint: object, data_dir: str | None, device: torch.device) -> TaskStream:
+    """The stream that a run was trained on.
+
+    Raises:
+        UserError: the data are not there, or others.
+    """
+    config = zoo.config if data_dir is None else replace(zoo.config, data_dir=Path(data_dir))
+    with enough_memory(f"the data on {device}", "try --device cpu"):
+        stream = build_stream(config, device)
+    if stream.fingerprint() != fingerprint:
+        raise UserError(
+            f"{config.data_dir}: the data are not those that {zoo.path} was trained on (data_sha256 in its {CONFIG}); "
+            "name their folder with --data_dir"
+        )
+    return stream
+
+
+def student_config(config: RunConfig, options: argparse.Namespace) -> RunConfig:
+    """Members and student are trained alike, but for the number of epochs."""
+    return replace(
+        config, method=STUDENT, continual=False, rounds=None, warm_start=False, settings={},
+        hyper=replace(config.hyper, epochs=options.epochs or EPOCHS * config.hyper.epochs),
+        seed=config.seed if options.seed is None else options.seed,
+        data_dir=config.data_dir if options.data_dir is None else Path(options.data_dir),
+    )  # fmt: skip
+
+
+def teach(
+    taught: TaskStream, config: RunConfig, compute: Compute, monitor: Monitor
+) -> tuple[Joint, EpisodeFacts, list[Row]]:
+    """Train the student and measure it: one episode that reveals all tasks.
+
+    Raises:
+        TrainingError: training diverged.
+    """
+    monitor.episode_begins(1, 1)
+    begin, student = time.perf_counter(), Joint(Setting(config, taught.spec, compute))
+    (episode,) = taught.multitask(1)
+    learned = student.learn(episode, monitor)
+    evaluation = Evaluation(taught, student)
+    rows = evaluation.after(episode, learned, taught.tasks)
+    facts = episode_facts(episode, learned, time.perf_counter() - begin, compute.device)
+    monitor.episode_ends(facts, rows)
+    return student, facts, [*evaluation.untrained(), *rows]
+
+
+def write(
+    out: Path, config: Mapping[str, Any], taught: TaskStream, student: Joint, facts: EpisodeFacts,
+    rows: Sequence[Row], isolated: Sequence[float] | None, seconds: float,
+) -> None:  # fmt: skip
+    """The student's run directory.
+
+    Raises:
+        UserError, TrainingError: it cannot be written.
+    """
+    summary = {**facts_of(taught, student, [facts]), **summarize(rows, False, isolated), "total_seconds": seconds}
+    directory = RunDirectory.begin(out, config)
+    try:
+        directory.add_targets(targets_of(taught))
+        save_members(directory, student, taught)
+        directory.add_episode(facts, rows)
+        directory.commit(1, len(student.fresh), seconds, {})
+        directory.finish(summary)
+    except OSError as error:
+        raise TrainingError(f"{error.filename or out} cannot be written: {error.strerror or error}") from None
+
+
+def _fail(reason: object, code: int) -> int:
+    print(f"distill.py: {one_line(reason)}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

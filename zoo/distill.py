@@ -1,0 +1,174 @@
+"""A zoo taught to one network, with the training examples that its run has kept.
+
+stream, memory -> the examples kept -> what the zoo says to them -> a stream whose targets are probabilities
+that stream -> Joint -> the student: one network with a head per task
+
+Source: Hinton, Vinyals & Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531 (2015).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.objectives import CrossEntropy
+from datasets.task import Examples, Mixture, Table, Task, TaskStream
+from methods import build_method
+from methods.base import Setting
+from methods.steps import Compute
+from net import count_parameters
+from utils.errors import UserError
+from utils.manifest import TARGETS
+from zoo.combine import HeldOut
+from zoo.saved import SavedMember, SavedTask, Zoo
+
+STUDENT = "student"
+# Chosen on held-out examples of rotated digits, six seeds; more epochs help where few examples were kept, more weight
+# of the true class where all were.
+EPOCHS = 4  # times those of a member
+LABELS = 0.5  # weight of the true class; the rest is that of what the zoo says
+_CHUNK = 1024  # images that the zoo is asked about at once
+_TIMED_IMAGES, _TIMES = 1000, 11
+
+
+class Imitation(CrossEntropy):
+    """Cross-entropy with probabilities, [N, C], 0 beside a narrower head; predictions are scored by class numbers."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logs = outputs.float().log_softmax(-1)
+        return -(targets * logs.masked_fill(targets == 0, 0.0)).sum(-1).mean()  # 0 log 0 = 0
+
+
+def kept_examples(zoo: Zoo, stream: TaskStream) -> dict[int, Examples]:
+    """What the memory of a finished run held at its end, by task; it is drawn anew from the run's stream.
+
+    Raises:
+        UserError: it held nothing of some task.
+    """
+    config = zoo.config
+    memory = build_method(Setting(config, stream.spec, Compute(torch.device("cpu")))).memory
+    memory.revisit(list(stream.continual() if config.continual else stream.multitask(1)))
+    lacking = [task for task in stream.tasks if task.id not in memory.tasks]
+    if lacking:
+        what = f"of task {lacking[0].id} {lacking[0].name!r}" if memory.tasks else f"(--method {config.method})"
+        raise UserError(f"{zoo.path} has kept no training examples {what}, so that a student has none to learn from")
+    return {task: memory.examples(task) for task in memory.tasks}
+
+
+def lesson(zoo: Zoo, stream: TaskStream, labels: float = LABELS) -> TaskStream:
+    """The run's stream with what a student may learn from: the examples kept, and what the zoo says to each of them.
+
+    A target is (1 - labels) p + labels y, p the zoo's probabilities for the image as it is, y the true class.
+
+    Raises:
+        UserError: nothing was kept of some task, or no member has learned it.
+    """
+    kept = kept_examples(zoo, stream)
+    if untaught := [task for task in stream.tasks if task.id not in zoo.combinations]:
+        raise UserError(f"no member of {zoo.path} has learned task {untaught[0].id} {untaught[0].name!r}")
+    widest = max(task.num_outputs for task in stream.tasks)
+
+    def taught(task: Task) -> Task:
+        examples = kept[task.id]
+        said = torch.cat([zoo.predict(images, task.id).probabilities for images in stored_inputs(examples)])
+        targets = said.lerp(F.one_hot(examples.targets, task.num_outputs).to(said), labels)
+        soft = replace(examples, targets=F.pad(targets, (0, widest - task.num_outputs)))
+        return replace(task, train=Table(soft), train_eval=examples)
+
+    return TaskStream(replace(stream.spec, objective=Imitation()), tuple(map(taught, stream.tasks)))
+
+
+def stored_inputs(examples: Examples) -> list[Tensor]:
+    """[n, C, H, W] as stored, some at a time."""
+    data = Mixture([(0, examples)])
+    return [data.inputs(slice(start, start + _CHUNK)) for start in range(0, len(data), _CHUNK)]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a zoo is worth, and what it costs.
+
+    Attributes:
+        accuracy: on the test examples, mean over tasks.
+        answering: parameters that answer a task, mean over tasks: of networks without the heads of other tasks.
+        parameters: of all members that answer some task.
+        milliseconds: per image.
+    """
+
+    accuracy: float
+    answering: float
+    parameters: int
+    milliseconds: float
+
+
+def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
+    """Figures of zoos of the same tasks.
+
+    Args:
+        task: the one whose test images are answered to take the time.
+
+    Raises:
+        UserError: a file is damaged, or was written by an older version.
+    """
+    images = torch.cat(stored_inputs(task.test.subset(torch.arange(min(len(task.test), _TIMED_IMAGES)))))
+    taken: dict[str, list[float]] = {name: [] for name in zoos}
+    for _ in range(1 + _TIMES):
+        for name, zoo in zoos.items():  # in turn, so that what slows the machine down slows all of them
+            begin = time.perf_counter()
+            zoo.predict(images, task.id).chosen.cpu()  # waits for the device
+            taken[name].append(1000 * (time.perf_counter() - begin) / len(images))
+    return {
+        name: Figures(
+            statistics.mean(accuracies(zoo).values()),
+            statistics.mean(_answering(zoo, known) for known in zoo.tasks),
+            sum(member.parameters for member in zoo.members if _is_asked(zoo, member)),
+            statistics.median(taken[name][1:]),  # the first time is for warming up
+        )
+        for name, zoo in zoos.items()
+    }
+
+
+def accuracies(zoo: Zoo) -> dict[int, float]:
+    """By task, from the members' predictions in the run directory."""
+    targets = zoo.predictions(TARGETS)
+    said = {m.number: zoo.predictions(f"predictions/member_{m.number:03d}.safetensors") for m in zoo.members}
+    found = {}
+    for task, combination in zoo.combinations.items():
+        name = f"task_{task}/test"
+        logs = {member: said[member][name].clamp_min(1e-12).log() for member in combination.members}
+        chosen = HeldOut(logs, targets[name]).of(combination).argmax(-1)
+        found[task] = (chosen == targets[name]).double().mean().item()
+    return found
+
+
+def middle_task(zoo: Zoo) -> int:
+    """The task that as many tasks have fewer members than more."""
+    ordered = sorted(zoo.combinations, key=lambda task: len(zoo.combinations[task].members))
+    return ordered[len(ordered) // 2]
+
+
+def table(rows: Mapping[str, Figures]) -> str:
+    """For people: a line a row."""
+    titles = ("accuracy", "parameters a task", "parameters", "ms an image")
+    width = max(map(len, rows))
+    lines = ["", " " * width + "".join(f"  {title:>17}" for title in titles)]
+    for name, row in rows.items():
+        cells = (f"{row.accuracy:.4f}", f"{row.answering:,.0f}", f"{row.parameters:,}", f"{row.milliseconds:.4f}")
+        lines.append(f"{name:<{width}}" + "".join(f"  {cell:>17}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _answering(zoo: Zoo, task: SavedTask) -> int:
+    chosen = [member for member in zoo.members if member.number in zoo.combinations[task.number].members]
+    nets = [zoo.net(member)[0] for member in chosen]
+    return sum(count_parameters(net.trunk) + len(task.classes) * (net.weight.shape[1] + 1) for net in nets)
+
+
+def _is_asked(zoo: Zoo, member: SavedMember) -> bool:
+    return any(member.number in combination.members for combination in zoo.combinations.values())
