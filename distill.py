@@ -43,8 +43,8 @@ from utils.options import Parser
 from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
 from utils.summary import load_isolated, summarize
 from zoo import Zoo
-from zoo.combine import COMBINE, TEMPERATURES
 from zoo.distill import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
+from zoo.options import add_combination
 
 _NUMBERS = {**{name: RANGES[name] for name in ("epochs", "seed", "threads")}, "budget": Range(1, 10**6)}
 
@@ -80,12 +80,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", metavar="N", help=f"of the student, which learns all tasks in one network (default: {EPOCHS} times "
         "those of a member)")  # fmt: skip
     add("--data_dir", metavar="DIR", help="where the data lies (default: where the run had it)")
-    add("--combine", metavar="NAME", default="mean", help=f"how members become one answer: {', '.join(COMBINE)}; all "
-        "but mean are fitted on held-out examples (default: mean)")  # fmt: skip
-    add("--temperature", metavar="NAME", default="none",
-        help=f"calibrate on held-out examples: {', '.join(TEMPERATURES)} (default: none)")  # fmt: skip
-    add("--budget", metavar="K", help="also compare with the zoo of which at most K members answer, chosen on held-out "
-        "examples (default: no)")  # fmt: skip
+    add_combination(
+        parser, "also compare with the zoo of which at most K members answer, chosen on held-out examples (default: no)"
+    )
     add("--isolated", metavar="RUN", help="also compare with this finished run of --method isolated, same options "
         "(default: no)")  # fmt: skip
     add("--seed", metavar="N", help="of the student's first weights and the order of its examples; the seed of the run "
@@ -150,7 +147,8 @@ def distill(options: argparse.Namespace) -> None:
             monitor.run_begins(RunStart(header, {}, {}, len(taught.tasks), isolated, (), ()))
             student, facts, rows = teach(taught, config, compute, monitor)
         described = {
-            **resolve(config, device, compute.bf16, stream, reference),
+            **resolve(config, device, compute.bf16, stream, reference, None),
+            "derived": f"a student of {zoo.path}",
             "distilled_from": str(zoo.path.absolute()),
             "teacher": {"combine": options.combine, "temperature": options.temperature},
         }
@@ -158,7 +156,7 @@ def distill(options: argparse.Namespace) -> None:
         zoos[STUDENT] = Zoo.load(out, options.device)
         if reference is not None:
             zoos["isolated"] = Zoo.load(reference, options.device)
-        print(table(compared(zoos, stream.tasks[middle_task(zoo) - 1])), flush=True)
+        print(table(compared(zoos, stream.task(middle_task(zoo)))), flush=True)
 
 
 def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
@@ -204,7 +202,7 @@ def stream_of(zoo: Zoo, fingerprint: object, data_dir: str | None, device: torch
     config = zoo.config if data_dir is None else replace(zoo.config, data_dir=Path(data_dir))
     with enough_memory(f"the data on {device}", "try --device cpu"):
         stream = build_stream(config, device)
-    if stream.fingerprint() != fingerprint:
+    if fingerprint is not None and stream.fingerprint() != fingerprint:  # not known where a task was forgotten
         raise UserError(
             f"{config.data_dir}: the data are not those that {zoo.path} was trained on (data_sha256 in its {CONFIG}); "
             "name their folder with --data_dir"
@@ -257,7 +255,7 @@ def write(
         save_members(directory, student, taught)
         directory.add_episode(facts, rows)
         directory.commit(1, len(student.fresh), seconds, {})
-        directory.finish(summary)
+        directory.finish(summary, "")
     except OSError as error:
         raise TrainingError(f"{error.filename or out} cannot be written: {error.strerror or error}") from None
 

@@ -84,16 +84,16 @@ def forget(options: argparse.Namespace) -> None:
         raise UserError(f"{zoo.path} is of --method {method}, one network that saw every task: train it again without")
     path = Path(options.run_dir or f"{options.run}-without-{task.number}")
     check_free(path, options.overwrite)
-    successors, stats = kept(zoo, task), TrainingStats()
+    successors, stats, fingerprint = kept(zoo, task), TrainingStats(), None
     if options.retrain:
         with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
-            more, stats = retrained(zoo, task, Console(options.quiet))
+            more, stats, fingerprint = retrained(zoo, task, Console(options.quiet))
             successors += more
     if not successors:
         raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
     with locked(path, "--run_dir "):
         check_free(path, options.overwrite)
-        costs = write(zoo, task, successors, stats, path, provenance())
+        costs = write(zoo, task, successors, stats, path, {**provenance(), "data_sha256": fingerprint})
     print_costs({task.number: f"{task.number} {task.name}" for task in zoo.tasks}, costs)
     print(f"\n{len(zoo.members)} members before, {len(successors)} now; which ever saw the task: {path / CERTIFICATE}")
     print(f"{zoo.path} still holds the task: remove it when it is not needed any more")

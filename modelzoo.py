@@ -331,7 +331,7 @@ def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
 def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
     """Weights and predictions of the networks that this episode brought."""
     for member in method.fresh:
-        tasks = [stream.tasks[number - 1] for number in member.tasks]
+        tasks = [stream.task(number) for number in member.tasks]
         facts = {
             "member": member.number,
             "episode": member.episode,

@@ -135,6 +135,10 @@ class TaskStream:
     spec: StreamSpec
     tasks: tuple[Task, ...]
 
+    def task(self, number: int) -> Task:
+        """The task of that number; there are gaps where tasks were forgotten."""
+        return next(task for task in self.tasks if task.id == number)
+
     def held(self) -> dict[torch.device, int]:
         """Bytes of the examples of all tasks by device; what tasks share counts once."""
         tensors: dict[int, Tensor] = {}

@@ -37,7 +37,7 @@ class Evaluation:
     """
 
     def __init__(self, stream: TaskStream, method: Method, rows: Iterable[Row] = ()) -> None:
-        self._tasks, self._method = {task.id: task for task in stream.tasks}, method
+        self._stream, self._method = stream, method
         self._scores = {row.task: Score(row.loss, row.accuracy, row.ece) for row in rows if row.is_test}
         self._cache = PredictionCache()
         self._classifies = method.spec.objective.energy(torch.zeros(1, 2)) is not None
@@ -66,7 +66,7 @@ class Evaluation:
         """Episode 0: the first network before it was trained, on the tasks that it has heads for."""
         rows = []
         for number, predictions in self._method.untrained.items():
-            task = self._tasks[number]
+            task = self._stream.task(number)
             score = self._method.spec.objective.evaluate(predictions, task.test.targets)
             rows.append(Row(0, number, task.name, "test", TASK_INCREMENTAL, len(task.test), *astuple(score)))
         return rows
@@ -90,7 +90,7 @@ class Evaluation:
         """What a new network says about what was held out of its tasks."""
         spec, compute = self._method.spec, self._method.compute
         for number in member.tasks:
-            held = self._tasks[number].held_out
+            held = self._stream.task(number).held_out
             if held is not None:
                 with member.net.for_task(member.own.get(number, {})):
                     predictions = predict_examples(member.net, number, held, spec, compute)
@@ -112,7 +112,7 @@ class Evaluation:
         if self._mixed is None:
             return []
         answers = {task.id: self._answer(task) for task in seen}
-        same = len({task.classes for task in self._tasks.values()}) == 1
+        same = len({task.classes for task in self._stream.tasks}) == 1
         scores = score_without_task(answers, self._mixed.task_ids, self._mixed.targets, same_classes=same)
         counts = self._mixed.task_ids.bincount().tolist()
         return [

@@ -11,7 +11,6 @@ PROJECT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "benchmark": {"methods", "datasets", "net", "reporting", "utils"},
     "modelzoo": {"zoo", "methods", "datasets", "net", "utils"},
-    "modelzoo": {"methods", "datasets", "net", "utils"},
     "distill": {"modelzoo", "zoo", "methods", "datasets", "net", "utils"},
     "predict": {"zoo", "methods", "datasets", "net", "utils"},
     "forget": {"zoo", "methods", "utils"},

@@ -80,8 +80,11 @@ def kept(zoo: Zoo, forgotten: SavedTask) -> list[Successor]:
     return found
 
 
-def retrained(zoo: Zoo, forgotten: SavedTask, monitor: Monitor) -> tuple[list[Successor], TrainingStats]:
+def retrained(zoo: Zoo, forgotten: SavedTask, monitor: Monitor) -> tuple[list[Successor], TrainingStats, str]:
     """Members in place of those that saw the task: on their other tasks, from what is kept of these.
+
+    Returns:
+        The members, what training took, and the fingerprint of the data.
 
     Raises:
         UserError: the data are not there, or the method keeps examples in a way that depends on the forgotten task.
@@ -125,14 +128,17 @@ def retrained(zoo: Zoo, forgotten: SavedTask, monitor: Monitor) -> tuple[list[Su
             member, tasks=tuple(others), weights=new.weights, parameters=count_parameters(new.net)
         )  # fmt: skip
         found.append(Successor(successor, new.net.state_dict(), said, retrained=True))
-    return found, stats
+    return found, stats, stream.fingerprint()
 
 
 def write(
     zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor], stats: TrainingStats, path: Path,
-    provenance: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> dict[int, Cost]:  # fmt: skip
     """The run directory of the new zoo, in a folder that is locked and free.
+
+    Args:
+        facts: of this process, for config.yaml.
 
     Returns:
         By remaining task.
@@ -143,7 +149,7 @@ def write(
     successors = sorted(successors, key=lambda successor: successor.member.number)
     saved = read_config(zoo.path)
     config = {
-        **saved, **provenance, "forgotten": [*zoo.config.forgotten, forgotten.number], "compared_with": None,
+        **saved, **facts, "forgotten": [*zoo.config.forgotten, forgotten.number], "compared_with": None,
         "extended_from": None,
         "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
     }  # fmt: skip
@@ -156,14 +162,14 @@ def write(
     for number, successor in enumerate(successors):
         member = successor.member
         by_number = {task.number: task for task in remaining}
-        facts = {
+        described = {
             "member": number, "episode": member.episode, "replaces_earlier": not number, "tasks": list(member.tasks),
             "weights": list(member.weights), "task_names": [by_number[task].name for task in member.tasks],
             "classes": [list(by_number[task].classes) for task in member.tasks], "net": member.model,
             "dropout": zoo.config.hyper.dropout, "input_shape": list(zoo.input_shape),
             "parameters": member.parameters,
         }  # fmt: skip
-        directory.add_member(number, successor.tensors, facts)
+        directory.add_member(number, successor.tensors, described)
         directory.add_predictions(number, successor.predictions)
     rows = [
         Row(1, task.number, task.name, "test", TASK_INCREMENTAL, len(targets[f"task_{task.number}/test"]),

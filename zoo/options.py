@@ -9,14 +9,17 @@ from zoo.combine import COMBINE, TEMPERATURES
 from zoo.saved import Zoo
 
 
-def add_combination(parser: argparse.ArgumentParser) -> None:
-    """--combine, --temperature and --budget; see `combined`."""
+def add_combination(
+    parser: argparse.ArgumentParser,
+    budget: str = "at most K members answer, chosen on held-out examples (default: all)",
+) -> None:
+    """--combine, --temperature and --budget, of which `budget` is the help; see `combined`."""
     add = parser.add_argument
     add("--combine", metavar="NAME", default="mean", help=f"how members become one answer: {', '.join(COMBINE)}; all "
         "but mean are fitted on held-out examples (default: mean)")  # fmt: skip
     add("--temperature", metavar="NAME", default="none",
         help=f"calibrate on held-out examples: {', '.join(TEMPERATURES)} (default: none)")  # fmt: skip
-    add("--budget", metavar="K", help="at most K members answer, chosen on held-out examples (default: all)")
+    add("--budget", metavar="K", help=budget)
 
 
 def combined(options: argparse.Namespace, device: str) -> Zoo:
