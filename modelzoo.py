@@ -140,7 +140,7 @@ def prepare_and_run(invocation: Invocation) -> None:
                 directory = directory.adopting(base, targets_of(stream))
             stack.callback(directory.close)
             done, earlier = directory.manifest.episode, directory.manifest.seconds
-            if done:
+            if resumes or base is not None:
                 stack.enter_context(fitting(path))
             evaluation = Evaluation(stream, method, (row for row in directory.rows if row.episode == done))
             if done:

@@ -200,6 +200,8 @@ class RunDirectory:
         self._write("summary.json", json_bytes(summary))
         self._replace_state({}, lambda name: name.startswith(f"state/{unneeded}"))
         self._commit(self.manifest.episode, self.manifest.members, summary["total_seconds"])
+        with contextlib.suppress(OSError):  # there is state in it
+            (self.path / "state").rmdir()
 
     def adopting(self, other: Path, targets: Mapping[tuple[int, str], Tensor]) -> RunDirectory:
         """Go on from where another run was finished: its episodes, members, predictions and state, in one commit.
