@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-DEMO := --data_config config/dataset/rotated_digits.yaml --continual --samples 10 --epochs 20 --overwrite
+DEMO := --data_config config/dataset/rotated_digits.yaml --continual --samples 10 --hold_out 0.2 --epochs 20 --overwrite
 
 .PHONY: demo benchmark test install lint perf clean
 

@@ -1,0 +1,226 @@
+"""A zoo without a task: what saw it is gone, the rest is as it was."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import distill
+import forget
+import modelzoo
+import predict
+import report
+from modelzoo import main
+from tests.test_saved import images_of, runs  # noqa: F401
+from tests.test_scenarios import streamed
+from utils.manifest import read_manifest
+from zoo import Zoo
+
+TWO = ["--tasks_per_round", "2"]
+
+
+@pytest.fixture
+def run(runs, tmp_path, monkeypatch):  # noqa: F811
+    """A function that copies a finished run into this folder, as run/."""
+    monkeypatch.chdir(tmp_path)
+
+    def made(*given):
+        shutil.copytree(runs(*given), "run")
+        return Zoo.load("run", "cpu")
+
+    return made
+
+
+def sum_of(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_members_that_saw_the_task_are_dropped(run, capsys):
+    """Everything that is left answers to the bit as before; nothing of the task is in any file but the certificate."""
+    zoo = run("zoo", *TWO, "--hold_out", "0.3")
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert forget.main(["run", "--task", "middle"]) == 0
+    said = capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert main(["--verify", "run-without-2"]) == 0
+    left = Zoo.load("run-without-2", "cpu")
+    keep = [member for member in zoo.members if 2 not in member.tasks]
+    assert 0 < len(keep) < len(zoo.members)
+    assert [(m.tasks, m.weights, m.episode) for m in left.members] == [(m.tasks, m.weights, m.episode) for m in keep]
+    tensors = set()
+    for member, old in zip(left.members, keep, strict=True):
+        for folder in ("members", "predictions"):
+            new = f"run-without-2/{folder}/member_{member.number:03d}.safetensors"
+            assert Path(new).read_bytes() == Path(f"run/{folder}/member_{old.number:03d}.safetensors").read_bytes()
+            tensors |= set(load_file(new))
+    assert not any(name.startswith("task_2/") for name in tensors)
+    assert set(load_file("run-without-2/predictions/targets.safetensors")) == {
+        f"task_{task}/{split}" for task in (1, 3) for split in ("test", "held_out")
+    }
+    assert 2 not in pd.read_csv("run-without-2/metrics.csv").task.tolist()
+    for task in streamed("run"):
+        if task.id != 2:
+            members = [m.number for m in keep if task.id in m.tasks]
+            counts = f"{len(zoo.members_for(task.id)):>2} -> {len(members):<2}"
+            line = next(line for line in said.splitlines() if line.startswith(f"{task.id} {task.name}"))
+            assert counts in line
+            if not members:
+                assert "no member is left" in line
+                continue
+            cached = [load_file(f"run/predictions/member_{m:03d}.safetensors")[f"task_{task.id}/test"] for m in members]
+            accuracy = (torch.stack(cached).double().mean(0).argmax(1) == task.test.targets).double().mean().item()
+            found = left.predict(images_of(task), task.id)
+            assert (found.chosen == task.test.targets).double().mean().item() == pytest.approx(accuracy)
+            assert line.endswith(f"-> {accuracy:.4f}")
+    assert "run still holds the task" in said
+
+
+def test_the_certificate_says_which_weights_saw_the_task(run):
+    zoo = run("zoo", *TWO)
+    assert forget.main(["run", "--task", "2", "--retrain", "--quiet"]) == 0
+    certificate = json.loads(Path("run-without-2/certificate.json").read_text())
+    assert certificate["forgotten"] == {"task": 2, "name": "middle", "classes": ["2", "3", "4"]}
+    assert certificate["from_manifest_sha256"] == sum_of("run/manifest.json")
+    assert [entry["member"] for entry in certificate["members"]] == [member.number for member in zoo.members]
+    now = set()
+    for entry, member in zip(certificate["members"], zoo.members, strict=True):
+        file = f"members/member_{member.number:03d}.safetensors"
+        assert entry["weights_sha256"] == sum_of(f"run/{file}") == read_manifest(Path("run")).files[file].sha256
+        assert entry["trained_on"] == list(member.tasks)
+        assert entry["saw_the_task"] == (2 in member.tasks)
+        others = [task for task in member.tasks if task != 2]
+        if not entry["saw_the_task"]:
+            assert entry["what_became_of_it"] == "kept"
+            assert entry["weights_sha256_now"] == entry["weights_sha256"]
+        elif others:
+            assert entry["what_became_of_it"] == "dropped, trained again without the task"
+            assert entry["weights_sha256_now"] != entry["weights_sha256"]
+        else:
+            assert (entry["what_became_of_it"], entry["member_now"]) == ("dropped", None)
+            continue
+        assert entry["trained_on_now"] == others
+        place = entry["member_now"]
+        assert entry["weights_sha256_now"] == sum_of(f"run-without-2/members/member_{place:03d}.safetensors")
+        now.add(place)
+    assert now == set(range(len(Zoo.load("run-without-2", "cpu").members)))
+    assert len(certificate["limits"]) == 3
+
+
+def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkeypatch):
+    """Other images in the task, and in what was neither kept nor tested: the same bits."""
+    run("zoo", "--replay_frac", "0.5", "--hold_out", "0.2")
+    assert forget.main(["run", "--task", "middle", "--retrain", "--quiet", "--run_dir", "one"]) == 0
+    import zoo.forget
+
+    kept = distill_kept("run")
+    build = zoo.forget.build_stream
+
+    def changed(config, device):
+        stream = build(config, device)
+        assert [task.id for task in stream.tasks] == [1, 3]
+        for task in stream.tasks:
+            store = task.train_eval.store
+            mine = set(kept[task.id].rows.tolist()) | set(task.held_out.rows.tolist())
+            others = torch.tensor([row for row in task.train_eval.rows.tolist() if row not in mine])
+            assert len(others)
+            store[others] = 255 - store[others]
+        return stream
+
+    monkeypatch.setattr(zoo.forget, "build_stream", changed)
+    assert forget.main(["run", "--task", "middle", "--retrain", "--quiet", "--run_dir", "two"]) == 0
+    files = sorted(path.relative_to("one") for path in Path("one").rglob("*.safetensors"))
+    assert len(files) > 4
+    for file in files:
+        assert (Path("one") / file).read_bytes() == (Path("two") / file).read_bytes(), file
+
+
+def distill_kept(path):
+    from zoo.distill import kept_examples
+
+    loaded = Zoo.load(path, "cpu")
+    return kept_examples(loaded, modelzoo.build_stream(loaded.config, torch.device("cpu")))
+
+
+def test_a_retrained_zoo_learns_what_is_left(run, capsys):
+    zoo = run("zoo")
+    assert forget.main(["run", "--task", "0/1", "--retrain"]) == 0
+    left = Zoo.load("run-without-1", "cpu")
+    assert [len(left.members_for(task)) for task in (2, 3)] == [len(zoo.members_for(task)) for task in (2, 3)]
+    for task in streamed("run")[1:]:
+        hits = left.predict(images_of(task), task.id).chosen == task.test.targets
+        assert hits.double().mean() > 0.6
+        cached = [load_file(f"run-without-1/predictions/member_{m.number:03d}.safetensors")[f"task_{task.id}/test"]
+                  for m in left.members_for(task.id)]  # fmt: skip
+        np.testing.assert_allclose(left.predict(images_of(task), task.id).probabilities,
+                                   torch.stack(cached).mean(0), atol=2e-6)  # fmt: skip
+
+
+def test_what_is_left_is_a_run_like_others(run, capsys):
+    run("zoo", "--hold_out", "0.3")
+    assert forget.main(["run", "--task", "middle", "--retrain", "--quiet"]) == 0
+    assert main(["--verify", "run-without-2"]) == 0
+    assert report.main(["run-without-2"]) == 0
+    page = Path("run-without-2/report.html").read_text()
+    assert "run without task 2, middle" in page
+    assert re.search("2 5/6", page)
+    assert distill.main(["run-without-2", "--quiet", "--epochs", "1"]) == 0
+    assert [task.number for task in Zoo.load("run-without-2-student").tasks] == [1, 3]
+    assert forget.main(["run-without-2", "--task", "0/1", "--retrain", "--quiet"]) == 0
+    assert [task.number for task in Zoo.load("run-without-2-without-1").tasks] == [3]
+    Path("p.png").write_bytes(b"")
+    capsys.readouterr()
+    assert predict.main(["run-without-2", "--task", "middle", "p.png"]) == 2
+    assert "unknown task 'middle'" in capsys.readouterr().err
+    assert main(["--extend", "run-without-2", "--data_config", "x.yaml"]) == 2
+    assert main(["--resume", "--run_dir", "run-without-2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "words"),
+    [
+        ([], ["run"], "--task is missing"),
+        ([], ["nowhere", "--task", "1"], "nowhere is not the directory of a run"),
+        ([], ["run", "--task", "midle"], "unknown task 'midle'; did you mean 'middle'?"),
+        ([], ["run", "--task", "1"], "every member of run has learned 0/1: nothing would be left; add --retrain"),
+        (["er"], ["run", "--task", "1"], "run is of --method er, one network that saw every task: train it again"),
+        (["zoo", *TWO], ["run", "--task", "2", "--run_dir", "run"], "--run_dir run already holds a run"),
+        (["zoo", "--memory", "9"], ["run", "--task", "1", "--retrain"], "run shares --memory 9 between tasks"),
+        ([], ["run", "--task", "1", "--retrian"], "unknown option --retrian; did you mean --retrain?"),
+        ([], ["run", "--task", "1", "--threads", "no"], "threads"),
+    ],
+)
+def test_wrong_input_is_one_line(made, given, words, run, capsys):
+    run(*(made or ["zoo", "--tasks_per_round", "3"]))
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert forget.main(given) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+    assert err.startswith("forget.py: ")
+    assert before == {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def test_other_data_are_refused(run, monkeypatch, capsys):
+    run("zoo")
+    import zoo.forget
+
+    build = zoo.forget.build_stream
+
+    def changed(config, device):
+        stream = build(config, device)
+        stream.tasks[0].test.targets[:] = 0
+        return stream
+
+    monkeypatch.setattr(zoo.forget, "build_stream", changed)
+    assert forget.main(["run", "--task", "2", "--retrain", "--quiet"]) == 2
+    assert "the data are not those that run was trained on" in capsys.readouterr().err
+    assert not Path("run-without-2").exists()
