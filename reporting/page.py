@@ -18,6 +18,7 @@ from reporting.figures import Picture
 from reporting.groups import Comparison
 from reporting.runs import Run
 from utils.files import write_bytes, yaml_bytes
+from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, mean_accuracy
 from utils.tables import LEDGER, METRICS, READING, Cell, ledger_cells, metric_cells, readable, seeds_note
 
 _FOLDER = "figures"
@@ -103,7 +104,11 @@ def of_one_run(run: Run, command: str) -> Page:
     learned = [by_name[name] for name in ("transfer_curves", "accuracy_matrix") if name in by_name]
     grown = [by_name[name] for name in ("members", "sampling_weights", "added_by_members", "task_affinity")
              if name in by_name]  # fmt: skip
-    sections = [Section("What was learned", [task_table(run)], learned), Section("How it was learned", (), grown)]
+    untold = scenario_table(run)
+    sections = [
+        Section("What was learned", [task_table(run), *([untold] if untold else [])], learned),
+        Section("How it was learned", (), grown),
+    ]
     if "reliability" in by_name:
         sections.append(Section("Calibration", [calibration_table(run)], [by_name["reliability"]]))
     sections.append(Section("Cost", (), [by_name["cost"]]))
@@ -150,6 +155,7 @@ def in_words(run: Run) -> list[str]:
     tasks = len(config["dataset"]["tasks"])
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
     images = "" if config["samples"] is None else f", {config['samples']} training examples a class"
+    images += f", of which a share of {config['hold_out']:g} was held out" if config["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     learned = (
         f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}{images}. "
@@ -188,6 +194,31 @@ def task_table(run: Run) -> Sheet:
     header = ["task", *columns]
     csv = _csv(header, [[cell.text for cell in row] for row in rows])
     return Sheet("tasks", "Test accuracy on each task", header, rows, foot, csv=csv)
+
+
+def scenario_table(run: Run) -> Sheet | None:
+    """Accuracy where the task is not told, mean over the tasks seen, in some of the episodes; None if not measured."""
+    episodes = [facts.episode for facts in run.episodes]
+    names = [name for name in (CLASS_INCREMENTAL, TASK_IDENTIFICATION, DOMAIN_INCREMENTAL)
+             if any(row.scenario == name for row in run.rows)]  # fmt: skip
+    if not names:
+        return None
+    values = [[episode, *(mean_accuracy([row for row in run.rows if row.episode == episode], name) for name in names)]
+              for episode in episodes]  # fmt: skip
+    some = sorted({episodes[round(place * (len(episodes) - 1) / 4)] for place in range(5)})
+    rows = [
+        [Cell(str(line[0])), *(Cell(_share(value)) for value in line[1:] if value is not None)]
+        for line in values
+        if line[0] in some
+    ]
+    counts = {row.task: row.n for row in run.rows if row.episode == episodes[-1] and row.scenario == names[0]}
+    note = (
+        f"Mean over the tasks seen; {sum(counts.values()):,} test examples after the last episode. All heads of all "
+        "networks are asked, and the task is the one whose answer has the lowest entropy."
+    )
+    header = ["after episode", *names]
+    return Sheet("without_task", "Accuracy without being told the task", header, rows, notes=[note],
+                 csv=_csv(header, values))  # fmt: skip
 
 
 def calibration_table(run: Run) -> Sheet:

@@ -145,8 +145,19 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
     }
 
 
+def test_accuracy_without_the_task_follows_from_the_measurements(runs, page):
+    header, *rows = Tables(page.read_text()).tables[1]
+    measured = pd.read_csv(runs / "zoo0/metrics.csv").query("split == 'test' and episode > 0")
+    assert header[1:] == ["class-incremental", "task-identification"]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
+    for row in rows:
+        for scenario, value in zip(header[1:], row[1:], strict=True):
+            found = measured[(measured.episode == int(row[0])) & (measured.scenario == scenario)]
+            assert float(value) == pytest.approx(found.accuracy.mean(), abs=5e-5)
+
+
 def test_calibration_follows_from_the_predictions(runs, page):
-    header, *rows, _ = Tables(page.read_text()).tables[1]
+    header, *rows, _ = Tables(page.read_text()).tables[2]
     assert header[:4] == ["task", "members", "accuracy, one member", "accuracy, ensemble"]
     last = (
         pd.read_csv(runs / "zoo0/metrics.csv")
@@ -259,7 +270,7 @@ def test_the_same_run_makes_the_same_report(runs, page, tmp_path, capsys):
 def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys):
     assert main([str(runs / "er0")]) == 0
     page = runs / "er0/report.html"
-    header, *rows, _ = Tables(page.read_text()).tables[1]
+    header, *rows, _ = Tables(page.read_text()).tables[2]
     assert header == ["task", "members", "accuracy", "NLL, nats", "Brier score", "ECE"]
     R = measured(runs / "er0")
     for task, row in enumerate(rows):
@@ -278,7 +289,7 @@ def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
     assert len(members) == 5
     mean = np.average(list(members.values()), axis=0, weights=[2, 1, 1, 1, 1])
     mean /= mean.sum(1, keepdims=True)
-    row = Tables(Path("zoo/report.html").read_text()).tables[1][1]
+    row = Tables(Path("zoo/report.html").read_text()).tables[2][1]
     assert float(row[5]) == pytest.approx(log_loss(targets, mean), abs=1e-4)
     plain = np.mean(list(members.values()), 0)
     assert float(row[5]) != pytest.approx(log_loss(targets, plain / plain.sum(1, keepdims=True)), abs=1e-4)

@@ -62,6 +62,7 @@ METRICS = (
     Column("learning_acc", "learning accuracy", _share),
     Column("fwt_isolated", "forward transfer", _change),
     Column("gain_isolated", "gain over isolated", _change),
+    Column("class_incremental_acc", "class-incremental accuracy", _share),
 )
 LEDGER = (
     Column("stored_examples", "stored examples", readable),
