@@ -44,6 +44,7 @@ perf: install
 	$(BIN)/python perf/safety.py
 	$(BIN)/python perf/board.py
 	$(BIN)/python perf/reports.py
+	$(BIN)/python perf/predicting.py
 	$(BIN)/python perf/peers.py
 	$(BIN)/python perf/micro.py
 
