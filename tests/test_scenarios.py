@@ -113,8 +113,8 @@ def learn(run, *more):
     return pd.read_csv(f"{run}/metrics.csv", float_precision="round_trip")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_measured_without_the_task_as_its_saved_networks_answer(method, configs):
+@pytest.mark.parametrize("method", ["zoo", "isolated", "joint", "cumulative", "er", "lwf", "packnet", "gpm"])
+def test_methods_are_measured_without_the_task_as_its_saved_networks_answer(method, configs):
     """The rows of the last episode, from the networks on the disk, image by image through Zoo."""
     continual = ["--continual"] if "continual" in METHODS[method].modes else []
     rows = learn("run", "--method", method, *continual)
