@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_BINS = 15  # of the calibration error
+
 
 @dataclass(frozen=True)
 class Score:
@@ -80,7 +82,26 @@ def score(right: Tensor, confidence: Tensor, hits: Tensor) -> Score:
     return Score(*torch.stack([loss, hits.double().mean(), calibration_error(confidence, hits)]).tolist())
 
 
-def calibration_error(confidence: Tensor, hits: Tensor, bins: int = 15) -> Tensor:
+def scores(groups: Tensor, count: int, right: Tensor, confidence: Tensor, hits: Tensor) -> list[Score | None]:
+    """`score` of each of `count` groups of classifications, all at once; None of an empty one.
+
+    Args:
+        groups: [N] int64 number of the group, from 0.
+    """
+    groups, right, confidence, hits = (part.cpu() for part in (groups, right, confidence.double(), hits.double()))
+    sizes = groups.bincount(minlength=count)
+    losses = -right.clamp_min(torch.finfo(torch.float32).tiny).log().double()
+    # As in calibration_error; groups lie one after the other, a confidence being at most 1.
+    keys = 2 * groups + confidence
+    ranks = torch.searchsorted(keys.sort().values, keys) - (sizes.cumsum(0) - sizes)[groups]
+    places = groups * _BINS + ranks * _BINS // sizes[groups]
+    gaps = torch.zeros(count * _BINS, dtype=torch.float64).index_add_(0, places, hits - confidence)
+    sums = (groups.bincount(losses, count), groups.bincount(hits, count), gaps.view(count, _BINS).abs().sum(-1))
+    means = (torch.stack(sums, -1) / sizes.unsqueeze(-1)).tolist()
+    return [Score(*mean) if size else None for mean, size in zip(means, sizes.tolist(), strict=True)]
+
+
+def calibration_error(confidence: Tensor, hits: Tensor, bins: int = _BINS) -> Tensor:
     """Expected calibration error of the predicted class, with bins that hold equally many examples.
 
         ECE = sum_b n_b/N |acc_b - conf_b| = 1/N sum_b |sum_{i in b} (hit_i - confidence_i)|

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.objectives import Objective, Score, score
+from datasets.objectives import Objective, Score, scores
 from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
 
 
@@ -80,8 +80,7 @@ def score_without_task(
     parts = [Answer(answer.probabilities[known], answer.energy[known]) for answer in answers.values()]
     widest = max(part.probabilities.shape[1] for part in parts)
     of_task = task_log_probabilities(parts, rule).exp()  # [N, T]
-    of_class = torch.stack([F.pad(p.probabilities, (0, widest - p.probabilities.shape[1])) for p in parts], 1).double()
-    both = of_task.unsqueeze(-1) * of_class  # [N, T, C]
+    of_class = torch.stack([F.pad(p.probabilities, (0, widest - p.probabilities.shape[1])) for p in parts], 1)
     here = torch.arange(len(tasks), device=tasks.device)
     right = (tasks.unsqueeze(-1) == candidates).int().argmax(-1)
     task = of_task.argmax(-1)
@@ -90,18 +89,20 @@ def score_without_task(
     measured = {
         TASK_IDENTIFICATION: (of_task[here, right], of_task[here, task], task == right),
         CLASS_INCREMENTAL: (
-            both[here, right, targets], both[here, task, chosen], (task == right) & (chosen == targets)
+            of_task[here, right] * of_class[here, right, targets],
+            of_task[here, task] * of_class[here, task, chosen],
+            (task == right) & (chosen == targets),
         ),
     }  # fmt: skip
     if same_classes:
-        whatever = both.sum(1)
+        whatever = torch.einsum("nt,ntc->nc", of_task.to(of_class.dtype), of_class)
         chosen = whatever.argmax(-1)
         measured[DOMAIN_INCREMENTAL] = whatever[here, targets], whatever[here, chosen], chosen == targets
-    examples = {number: (tasks == number).nonzero().flatten() for number in answers}
     return {
-        scenario: {number: score(*(part[mine] for part in parts)) for number, mine in examples.items() if len(mine)}
+        scenario: {number: found for number, found in zip(answers, scores(right, len(answers), *parts), strict=True)
+                   if found is not None}
         for scenario, parts in measured.items()
-    }
+    }  # fmt: skip
 
 
 def answer_of(outputs: Tensor, objective: Objective) -> Answer:

@@ -1,6 +1,7 @@
 """The calibration error against closed forms and a plain loop over bins."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.objectives import CrossEntropy, calibration_error
+from datasets.objectives import CrossEntropy, calibration_error, score, scores
 
 
 def plain_calibration_error(confidence, hits, bins=15):
@@ -67,3 +68,20 @@ def test_guessing_balanced_classes_is_calibrated():
     assert score.ece == pytest.approx(0, abs=1e-7)
     assert score.accuracy == 0.25
     assert score.loss == pytest.approx(math.log(4))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 120))
+@settings(max_examples=60, deadline=None)
+def test_scores_of_groups_are_those_of_each(seed, count):
+    """With many equal confidences, and groups that are empty."""
+    rng = torch.Generator().manual_seed(seed)
+    groups = torch.randint(5, (count,), generator=rng)
+    right, confidence = torch.rand(count, generator=rng), torch.randint(1, 20, (count,), generator=rng) / 20
+    hits = torch.rand(count, generator=rng) < 0.5
+    for group, found in enumerate(scores(groups, 6, right, confidence, hits)):
+        mine = groups == group
+        if not mine.any():
+            assert found is None
+            continue
+        expected = score(right[mine], confidence[mine], hits[mine])
+        assert astuple(found) == pytest.approx(astuple(expected), abs=1e-9)
