@@ -8,7 +8,6 @@ zoo, zoo of fewer members, student, isolated networks -> a table: accuracy, para
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -183,14 +182,9 @@ def check_place(out: Path, options: argparse.Namespace) -> None:
     Raises:
         UserError: there is a run and --overwrite is not set, one that is read here, or something that is not a run.
     """
-    if holds_run(out):
-        if os.path.realpath(out) in [os.path.realpath(read) for read in (options.run, options.isolated) if read]:
-            raise UserError(f"--run_dir {out} is a run that is read here; name another directory")
-        if not options.overwrite:
-            raise UserError(
-                f"--run_dir {out} already holds a run; replace it with --overwrite, or name another directory"
-            )
-    check_free(out, options.overwrite)
+    if holds_run(out) and not options.overwrite:
+        raise UserError(f"--run_dir {out} already holds a run; replace it with --overwrite, or name another directory")
+    check_free(out, options.overwrite, [Path(run) for run in (options.run, options.isolated) if run])
 
 
 def stream_of(zoo: Zoo, fingerprint: object, data_dir: str | None, device: torch.device) -> TaskStream:

@@ -83,7 +83,7 @@ def forget(options: argparse.Namespace) -> None:
     if method not in METHODS or not issubclass(METHODS[method], Ensemble):
         raise UserError(f"{zoo.path} is of --method {method}, one network that saw every task: train it again without")
     path = Path(options.run_dir or f"{options.run}-without-{task.number}")
-    check_free(path, options.overwrite)
+    check_free(path, options.overwrite, [zoo.path])
     successors, stats, fingerprint = kept(zoo, task), TrainingStats(), None
     if options.retrain:
         with enough_memory(f"training on {zoo.device}", "leave --retrain out"):

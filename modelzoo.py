@@ -11,9 +11,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,36 +81,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run: a new run, one that is gone on with, or one that begins where a finished one has ended."""
+
+    invocation: Invocation
+    config: RunConfig
+    saved: Mapping[str, Any] | None = None  # config.yaml of the run that is gone on with
+    base: Path | None = None  # the finished run
+    base_saved: Mapping[str, Any] | None = None  # its config.yaml, while nothing of it was taken over
+
+
+def planned(invocation: Invocation, stack: ExitStack) -> Plan | None:
+    """Options and saved configurations, checked against each other; None if the run is finished: its table is printed.
+
+    Raises:
+        UserError: see there.
+    """
+    path, base = invocation.run_dir, invocation.extend
+    if invocation.resume and holds_run(path):
+        stack.enter_context(locked(path, "--run_dir "))
+        saved = read_config(path)
+        invocation = resumed(invocation, saved)
+        check_saved(invocation.config, path / CONFIG)
+        if summary := read_summary(path):
+            if invocation.isolated and invocation.isolated.absolute() != compared_with(saved):
+                raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
+            RunDirectory.reopen(path)
+            print(saved_table(path, summary))
+            return None
+        return Plan(invocation, invocation.config, saved, extended_from(saved))
+    if base is not None:
+        before = finished_run(base)
+        invocation = extended(invocation, before)
+        check_saved(invocation.config, base / CONFIG)
+        check_free(path, invocation.overwrite, [base])
+        return Plan(invocation, invocation.config, base=base, base_saved=before)
+    check_contradictions(invocation.given)
+    check_method(invocation.config, invocation.given)
+    check_free(path, invocation.overwrite)
+    return Plan(invocation, with_settings(invocation.config, invocation.method_config))
+
+
 def prepare_and_run(invocation: Invocation) -> None:
     """Check everything that can be wrong before anything is trained or written, then run."""
     begin, path = time.perf_counter(), invocation.run_dir
-    base = invocation.extend
     with ExitStack() as stack:
         stack.enter_context(ending_on_sigterm())
-        resumes = invocation.resume and holds_run(path)
-        if resumes:
-            stack.enter_context(locked(path, "--run_dir "))
-            saved = read_config(path)
-            invocation = resumed(invocation, saved)
-            config, base = invocation.config, extended_from(saved)
-            check_saved(config, path / CONFIG)
-            if summary := read_summary(path):
-                if invocation.isolated and invocation.isolated.absolute() != compared_with(saved):
-                    raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
-                RunDirectory.reopen(path)
-                print(saved_table(path, summary))
-                return
-        elif base is not None:
-            before = finished_run(base)
-            invocation = extended(invocation, before)
-            config = invocation.config
-            check_saved(config, base / CONFIG)
-            check_free(path, invocation.overwrite)
-        else:
-            check_contradictions(invocation.given)
-            check_method(invocation.config, invocation.given)
-            config = with_settings(invocation.config, invocation.method_config)
-            check_free(path, invocation.overwrite)
+        plan = planned(invocation, stack)
+        if plan is None:
+            return
+        invocation, config, base = plan.invocation, plan.config, plan.base
         check_dataset(config)
         device = pick_device(config.device)
         make_reproducible()
@@ -121,26 +142,18 @@ def prepare_and_run(invocation: Invocation) -> None:
         with enough_memory(f"the data on {device}", "--samples keeps fewer images"):
             stream = build_stream(config, device)
             resolved = resolve(config, device, bf16, stream, invocation.isolated, base)
-        if resumes:
-            check_same_data(path, saved, resolved)
-        elif base is not None:
-            first = TaskStream(stream.spec, stream.tasks[: len(before["dataset"]["tasks"])])
-            check_data_of(base, before, first.fingerprint(), config.data_dir)
+        if plan.saved is not None:
+            check_same_data(path, plan.saved, resolved)
+        if base is not None and plan.base_saved is not None:
+            first = TaskStream(stream.spec, stream.tasks[: len(plan.base_saved["dataset"]["tasks"])])
+            check_data_of(base, plan.base_saved, first.fingerprint(), config.data_dir)
         isolated = load_isolated(invocation.isolated, resolved) if invocation.isolated else None
         with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
             parameters, compute, launch = try_network(config, stream, Compute(device, bf16))
             method = build_method(Setting(config, stream.spec, compute))
-
-            if not resumes:
-                stack.enter_context(locked(path, "--run_dir "))
-                check_free(path, invocation.overwrite)  # nobody else has begun there meanwhile
-            stack.enter_context(writable(path))
-            directory = RunDirectory.reopen(path) if resumes else RunDirectory.begin(path, resolved)
-            if base is not None and not directory.manifest.episode:
-                directory = directory.adopting(base, targets_of(stream))
-            stack.callback(directory.close)
+            directory = stack.enter_context(opened(plan, resolved, stream))
             done, earlier = directory.manifest.episode, directory.manifest.seconds
-            if resumes or base is not None:
+            if plan.saved is not None or base is not None:
                 stack.enter_context(fitting(path))
             evaluation = Evaluation(stream, method, (row for row in directory.rows if row.episode == done))
             if done:
@@ -161,6 +174,26 @@ def prepare_and_run(invocation: Invocation) -> None:
             )  # fmt: skip
             with checkpoints.catching():
                 run(stream, method, evaluation, directory, monitor, checkpoints, isolated)
+
+
+@contextmanager
+def opened(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream) -> Iterator[RunDirectory]:
+    """The run directory, as it was last committed, begun, or with what a finished run has left.
+
+    Raises:
+        UserError, TrainingError: it cannot be read or written.
+    """
+    path = plan.invocation.run_dir
+    with ExitStack() as stack:
+        if plan.saved is None:
+            stack.enter_context(locked(path, "--run_dir "))
+            check_free(path, plan.invocation.overwrite)  # nobody else has begun there meanwhile
+        stack.enter_context(writable(path))
+        directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
+        if plan.base is not None and not directory.manifest.episode:
+            directory = directory.adopting(plan.base, targets_of(stream))
+        stack.callback(directory.close)
+        yield directory
 
 
 def header_of(

@@ -12,9 +12,10 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
@@ -321,12 +322,17 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path / 'summary.json'} is damaged ({error}); {remedy('summary.json')}") from None
 
 
-def check_free(path: Path, overwrite: bool) -> None:
+def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
     """Check, before anything is loaded or written, that a run may be put at `path`.
 
+    Args:
+        reads: runs that are needed, so that they cannot be replaced.
+
     Raises:
-        UserError: there is a run and `overwrite` is not set, or something that is not a run.
+        UserError: there is a run and `overwrite` is not set, or one of `reads`, or something that is not a run.
     """
+    if os.path.realpath(path) in map(os.path.realpath, reads):
+        raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
     try:
         if not path.exists() or (path.is_dir() and all(_trace(entry) for entry in path.iterdir())):
             return
