@@ -51,6 +51,7 @@ OWN = {
     "overwrite",
     "resume",
     "verify",
+    "extend",
     "quiet",
     "isolated",
     "continual",
