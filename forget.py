@@ -24,6 +24,7 @@ from utils.options import Parser
 from utils.run_directory import check_free, read_summary
 from zoo import Zoo
 from zoo.forget import CERTIFICATE, Cost, kept, retrained, write
+from zoo.options import whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,11 +57,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--run_dir", metavar="DIR", help="where the new zoo goes (default: RUN-without-<number of the task>)")
     add("--overwrite", action="store_true", help="replace the run that is in --run_dir (default: refuse)")
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add("--threads", metavar="N", type=int, help="CPU threads (default: as many as there are cores)")
+    add("--data_dir", metavar="DIR", help="where the data lies, for --retrain (default: where the run had it)")
+    add("--threads", metavar="N", help="CPU threads (default: as many as there are cores)")
     add("--quiet", action="store_true", help="print only what it costs (default: progress)")
     options = parser.parse_known(argv, (), "")
     if options.task is None:
         raise UserError("--task is missing: the name or the number of the task that is to be forgotten")
+    if options.threads is not None:
+        options.threads = whole("--threads", options.threads)
     return options
 
 
@@ -87,7 +91,7 @@ def forget(options: argparse.Namespace) -> None:
     successors, stats, fingerprint = kept(zoo, task), TrainingStats(), None
     if options.retrain:
         with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
-            more, stats, fingerprint = retrained(zoo, task, Console(options.quiet))
+            more, stats, fingerprint = retrained(zoo, task, options.data_dir, Console(options.quiet))
             successors += more
     if not successors:
         raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")

@@ -195,7 +195,7 @@ def test_what_is_left_is_a_run_like_others(run, capsys):
         ([], ["run", "--task", "2", "--run_dir", "run", "--overwrite"], "--run_dir run is a run that is read here"),
         (["zoo", "--memory", "9"], ["run", "--task", "1", "--retrain"], "run shares --memory 9 between tasks"),
         ([], ["run", "--task", "1", "--retrian"], "unknown option --retrian; did you mean --retrain?"),
-        ([], ["run", "--task", "1", "--threads", "no"], "threads"),
+        ([], ["run", "--task", "1", "--threads", "-1"], "--threads is -1; it must be a whole number at least 1"),
     ],
 )
 def test_wrong_input_is_one_line(made, given, words, run, capsys):

@@ -80,8 +80,13 @@ def kept(zoo: Zoo, forgotten: SavedTask) -> list[Successor]:
     return found
 
 
-def retrained(zoo: Zoo, forgotten: SavedTask, monitor: Monitor) -> tuple[list[Successor], TrainingStats, str]:
+def retrained(
+    zoo: Zoo, forgotten: SavedTask, data_dir: str | None, monitor: Monitor
+) -> tuple[list[Successor], TrainingStats, str]:
     """Members in place of those that saw the task: on their other tasks, from what is kept of these.
+
+    Args:
+        data_dir: None where the run had its data.
 
     Returns:
         The members, what training took, and the fingerprint of the data.
@@ -91,13 +96,15 @@ def retrained(zoo: Zoo, forgotten: SavedTask, monitor: Monitor) -> tuple[list[Su
         TrainingError: training diverged.
     """
     config = replace(zoo.config, forgotten=(*zoo.config.forgotten, forgotten.number))
+    if data_dir is not None:
+        config = replace(config, data_dir=Path(data_dir))
     if config.memory is not None:
         raise UserError(
             f"{zoo.path} shares --memory {config.memory} between tasks, so that what it kept of others depends on the "
             "forgotten one; leave --retrain out"
         )
     stream = build_stream(config, zoo.device)
-    _check_targets(zoo, stream)
+    _check_targets(zoo, stream, config.data_dir)
     compute = Compute(zoo.device, runs_in_bf16(config.precision, zoo.device))
     method = build_method(Setting(config, stream.spec, compute))
     assert isinstance(method, Ensemble)
@@ -256,12 +263,12 @@ def _scores_of(
     return found
 
 
-def _check_targets(zoo: Zoo, stream: TaskStream) -> None:
+def _check_targets(zoo: Zoo, stream: TaskStream, data_dir: Path) -> None:
     targets = zoo.predictions(TARGETS)
     for task in stream.tasks:
         if not torch.equal(targets[f"task_{task.id}/test"], task.test.targets.cpu()):
             raise UserError(
-                f"{zoo.config.data_dir}: the data are not those that {zoo.path} was trained on; put them back"
+                f"{data_dir}: the data are not those that {zoo.path} was trained on; name their folder with --data_dir"
             )
 
 
