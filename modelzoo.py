@@ -55,7 +55,16 @@ from utils.manifest import read_manifest, verify
 from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, RunStart
 from utils.options import Invocation, check_contradictions, parse
 from utils.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
-from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
+from utils.run_directory import (
+    CONFIG,
+    RunDirectory,
+    check_free,
+    check_other,
+    holds_run,
+    read_config,
+    read_measurements,
+    read_summary,
+)
 from utils.seeding import seeded
 from utils.summary import final_table, load_isolated, saved_table, summarize
 from utils.trees import to_bytes
@@ -105,7 +114,7 @@ def prepare_and_run(invocation: Invocation) -> None:
             invocation = extended(invocation, before)
             config = invocation.config
             check_saved(config, base / CONFIG)
-            check_free(path, invocation.overwrite)
+            check_other(path, base, invocation.overwrite)
         else:
             check_contradictions(invocation.given)
             check_method(invocation.config, invocation.given)
@@ -260,6 +269,7 @@ def finished_run(path: Path) -> dict[str, Any]:
     wrong, _ = verify(path)
     if wrong:
         raise UserError(wrong[0])
+    read_measurements(path, manifest)
     return read_config(path)
 
 

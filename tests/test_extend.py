@@ -107,7 +107,7 @@ def test_the_default_directory_is_beside_the_run(capsys):
         (["--extend", "base", "--data_config", "more.yaml", "--method", "er"], "config.yaml has another method"),
         (["--extend", "base", "--data_config", "turned.yaml"], "turned.yaml has dataset: rotated_digits, but the"),
         (["--extend", "base", "--data_config", "wrong.yaml"], "class 12"),
-        (["--extend", "base", "--data_config", "more.yaml", "--run_dir", "base"], "--run_dir base already holds a"),
+        (["--extend", "base", "--data_config", "more.yaml", "--run_dir", "base", "--overwrite"], "is the run that"),
         (["--extend", "atonce", "--data_config", "more.yaml"], "atonce has learned all tasks at once; only"),
         (["--extend", "full", "--data_config", "more.yaml"], "its setting tasks is 2; the stream has 4"),
         (["--extend", "old", "--data_config", "more.yaml"], "has no state to go on from"),

@@ -191,7 +191,7 @@ def test_what_is_left_is_a_run_like_others(run, capsys):
         ([], ["run", "--task", "midle"], "unknown task 'midle'; did you mean 'middle'?"),
         ([], ["run", "--task", "1"], "every member of run has learned 0/1: nothing would be left; add --retrain"),
         (["er"], ["run", "--task", "1"], "run is of --method er, one network that saw every task: train it again"),
-        (["zoo", *TWO], ["run", "--task", "2", "--run_dir", "run"], "--run_dir run already holds a run"),
+        (["zoo", *TWO], ["run", "--task", "2", "--run_dir", "run", "--overwrite"], "--run_dir run is the run that is"),
         (["zoo", "--memory", "9"], ["run", "--task", "1", "--retrain"], "run shares --memory 9 between tasks"),
         ([], ["run", "--task", "1", "--retrian"], "unknown option --retrian; did you mean --retrain?"),
         ([], ["run", "--task", "1", "--threads", "no"], "threads"),

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -316,7 +317,9 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     if manifest is None or not manifest.finished:
         return None
     try:
-        return dict(json.loads(checked(path, manifest, "summary.json")))
+        found = dict(json.loads(checked(path, manifest, "summary.json")))
+        json_bytes(found)  # NaN is not JSON, but read by it
+        return found
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path / 'summary.json'} is damaged ({error}); {remedy('summary.json')}") from None
 
@@ -341,6 +344,17 @@ def check_free(path: Path, overwrite: bool) -> None:
             f"--run_dir {path} already holds a run; go on with it with --resume, "
             "replace it with --overwrite, or name another directory"
         )
+
+
+def check_other(path: Path, source: Path, overwrite: bool) -> None:
+    """Check that a run that is made from the one at `source` may be put at `path`: see check_free.
+
+    Raises:
+        UserError: also if they are the same.
+    """
+    if os.path.realpath(path) == os.path.realpath(source):
+        raise UserError(f"--run_dir {path} is the run that is read; name another directory")
+    check_free(path, overwrite)
 
 
 def _is_run(path: Path) -> bool:

@@ -28,7 +28,7 @@ from net import count_parameters
 from utils.compute import peak_memory, runs_in_bf16
 from utils.errors import UserError
 from utils.files import tensor_bytes
-from utils.manifest import MANIFEST, TARGETS
+from utils.manifest import MANIFEST
 from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Monitor, Row
 from utils.run_directory import RunDirectory, read_config, read_summary
 from utils.seeding import derive_seed
@@ -73,10 +73,10 @@ def kept(zoo: Zoo, forgotten: SavedTask) -> list[Successor]:
     """
     found = []
     for member in zoo.members:
+        tensors, said = zoo.tensors(_weights_of(member)), zoo.predictions(member)  # the certificate is of all of them
         if forgotten.number not in member.tasks:
-            name = f"member_{member.number:03d}.safetensors"
-            said = {_key(key): tensor for key, tensor in zoo.predictions(f"predictions/{name}").items()}
-            found.append(Successor(member, zoo.predictions(f"members/{name}"), said, retrained=False))
+            zoo.net(member)  # what is damaged is not passed on
+            found.append(Successor(member, tensors, said, retrained=False))
     return found
 
 
@@ -154,11 +154,11 @@ def write(
         "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
     }  # fmt: skip
     remaining = [task for task in zoo.tasks if task != forgotten]
-    targets = zoo.predictions(TARGETS)
-    before, after = _scores(zoo, remaining, targets), _scores_of(successors, remaining, targets)
+    targets = zoo.targets
+    before, after = _scores(zoo, remaining), _scores_of(successors, remaining, targets)
+    document, of_zoo = certificate(zoo, forgotten, successors), read_summary(zoo.path) or {}
     directory = RunDirectory.begin(path, config)
-    keep = {_key(name): values for name, values in targets.items()}
-    directory.add_targets({key: values for key, values in keep.items() if key[0] != forgotten.number})
+    directory.add_targets({key: values for key, values in targets.items() if key[0] != forgotten.number})
     for number, successor in enumerate(successors):
         member = successor.member
         by_number = {task.number: task for task in remaining}
@@ -172,7 +172,7 @@ def write(
         directory.add_member(number, successor.tensors, described)
         directory.add_predictions(number, successor.predictions)
     rows = [
-        Row(1, task.number, task.name, "test", TASK_INCREMENTAL, len(targets[f"task_{task.number}/test"]),
+        Row(1, task.number, task.name, "test", TASK_INCREMENTAL, len(targets[task.number, "test"]),
             *astuple(score))
         for task in remaining if (score := after[task.number]) is not None
     ]  # fmt: skip
@@ -182,10 +182,10 @@ def write(
         EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, stats.seconds,
                      stats.seconds, stats.images / seconds, stats.loss if stats.images else 0.0,
                      peak_memory(zoo.device)), rows)  # fmt: skip
-    directory.add_document(CERTIFICATE, certificate(zoo, forgotten, successors))
+    directory.add_document(CERTIFICATE, document)
     members = {task.number: sum(task.number in s.member.tasks for s in successors) for task in remaining}
     summary = {
-        **(read_summary(zoo.path) or {}), **summarize(rows, False, None), "continual": False, "tasks": len(rows),
+        **of_zoo, **summarize(rows, False, None), "continual": False, "tasks": len(rows),
         "episodes": 1, "derived": config["derived"], "images_trained": stats.images, "train_seconds": stats.seconds,
         "sample_gradients": stats.gradients, "images_per_second": stats.images / seconds,
         "total_seconds": stats.seconds,
@@ -214,7 +214,7 @@ def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor])
         what = "kept" if not saw else "dropped" if successor is None else "dropped, trained again without the task"
         members.append({
             "member": member.number, "trained_on": list(member.tasks), "saw_the_task": saw, "what_became_of_it": what,
-            "weights_sha256": _sum(zoo.predictions(f"members/member_{member.number:03d}.safetensors")),
+            "weights_sha256": _sum(zoo.tensors(_weights_of(member))),
             "member_now": place, "trained_on_now": None if successor is None else list(successor.member.tasks),
             "weights_sha256_now": None if successor is None else _sum(successor.tensors),
         })  # fmt: skip
@@ -228,38 +228,38 @@ def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor])
     }
 
 
-def _scores(zoo: Zoo, tasks: Sequence[SavedTask], targets: Mapping[str, Tensor]) -> dict[int, Score]:
+def _scores(zoo: Zoo, tasks: Sequence[SavedTask]) -> dict[int, Score]:
     """Of the zoo as it is, from its saved predictions."""
-    said = {m.number: zoo.predictions(f"predictions/member_{m.number:03d}.safetensors") for m in zoo.members}
+    said = {member.number: zoo.predictions(member) for member in zoo.members}
     return {
         task.number: CrossEntropy().evaluate(
             weighted_mean(
-                [said[m.number][f"task_{task.number}/test"] for m in zoo.members_for(task)],
+                [said[m.number][task.number, "test"] for m in zoo.members_for(task)],
                 [m.weight(task.number) for m in zoo.members_for(task)],
             ),
-            targets[f"task_{task.number}/test"],
+            zoo.targets[task.number, "test"],
         )
         for task in tasks
     }
 
 
 def _scores_of(
-    successors: Sequence[Successor], tasks: Sequence[SavedTask], targets: Mapping[str, Tensor]
+    successors: Sequence[Successor], tasks: Sequence[SavedTask], targets: Mapping[tuple[int, str], Tensor]
 ) -> dict[int, Score | None]:
     found: dict[int, Score | None] = {}
     for task in tasks:
         mine = [successor for successor in successors if task.number in successor.member.tasks]
         said = [successor.predictions[task.number, "test"].float().cpu() for successor in mine]
         weights = [successor.member.weight(task.number) for successor in mine]
-        right = targets[f"task_{task.number}/test"]
+        right = targets[task.number, "test"]
         found[task.number] = CrossEntropy().evaluate(weighted_mean(said, weights), right) if mine else None
     return found
 
 
 def _check_targets(zoo: Zoo, stream: TaskStream) -> None:
-    targets = zoo.predictions(TARGETS)
+    nothing = torch.empty(0)
     for task in stream.tasks:
-        if not torch.equal(targets[f"task_{task.id}/test"], task.test.targets.cpu()):
+        if not torch.equal(zoo.targets.get((task.id, "test"), nothing), task.test.targets.cpu()):
             raise UserError(
                 f"{zoo.config.data_dir}: the data are not those that {zoo.path} was trained on; put them back"
             )
@@ -270,6 +270,5 @@ def _sum(tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(tensor_bytes(tensors)).hexdigest()
 
 
-def _key(name: str) -> tuple[int, str]:
-    task, _, split = name.removeprefix("task_").partition("/")
-    return int(task), split
+def _weights_of(member: SavedMember) -> str:
+    return f"members/member_{member.number:03d}.safetensors"
