@@ -38,8 +38,8 @@ from utils.config import RANGES, Range, RunConfig
 from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
 from utils.lock import locked
 from utils.monitor import Console, EpisodeFacts, Monitor, Row, RunStart
-from utils.options import Parser
-from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
+from utils.options import Parser, check_text
+from utils.run_directory import CONFIG, RunDirectory, beside, check_free, holds_run, read_config, read_summary
 from utils.summary import load_isolated, summarize
 from zoo import Zoo
 from zoo.distill import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
@@ -90,6 +90,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", metavar="N", help="CPU threads (default: as many as there are cores)")
     add("--quiet", action="store_true", help="print only the table (default: progress)")
     options = parser.parse_known(argv, (), "")
+    check_text("--data_dir", options.data_dir)
     for name, accepted in _NUMBERS.items():
         given = getattr(options, name)
         if given is not None:
@@ -120,15 +121,15 @@ def distill(options: argparse.Namespace) -> None:
         stack.enter_context(ending_on_sigterm())
         zoos = loaded(options)
         zoo = zoos["zoo"]
-        out = Path(options.run_dir or f"{zoo.path.resolve()}-{STUDENT}")
+        out = Path(options.run_dir) if options.run_dir else beside(options.run, f"-{STUDENT}")
         check_place(out, options)
         saved = read_config(zoo.path)
         reference = None if options.isolated is None else Path(options.isolated)
         isolated = None if reference is None else load_isolated(reference, saved)
+        alone = None if reference is None else comparable(reference, zoo, options.device)
         stream = stream_of(zoo, saved.get("data_sha256"), options.data_dir, device)
         config = student_config(zoo.config, options)
-        # Where the run was in bf16 only because it was on a GPU, a CPU would be slow in it.
-        compute = Compute(device, zoo.config.precision == "bf16" and device.type == "cuda")
+        compute = zoo.as_trained
         with enough_memory(f"training on {device}", "try --device cpu"):
             taught = lesson(zoo, stream)
             parameters, compute, launch = try_network(replace(config, method="joint"), taught, compute)
@@ -153,8 +154,8 @@ def distill(options: argparse.Namespace) -> None:
         }
         write(out, described, taught, student, facts, rows, isolated, time.perf_counter() - begin)
         zoos[STUDENT] = Zoo.load(out, options.device)
-        if reference is not None:
-            zoos["isolated"] = Zoo.load(reference, options.device)
+        if alone is not None:
+            zoos["isolated"] = alone
         print(table(compared(zoos, stream.task(middle_task(zoo)))), flush=True)
 
 
@@ -172,8 +173,33 @@ def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
     if options.budget is not None:
         zoos[f"zoo, at most {options.budget}"] = run.combined(options.combine, options.temperature, options.budget)
     for zoo in zoos.values():
-        accuracies(zoo)  # what is damaged is told before anything is trained
+        check_answers(zoo)
     return zoos
+
+
+def comparable(reference: Path, zoo: Zoo, device: str) -> Zoo:
+    """The isolated networks.
+
+    Raises:
+        UserError: they cannot be read, or are not of the zoo's tasks.
+    """
+    alone = Zoo.load(reference, device)
+    if (alone.tasks, alone.input_shape) != (zoo.tasks, zoo.input_shape):
+        raise UserError(
+            f"--isolated {reference} has not learned the tasks of {zoo.path}; name a run with the same tasks"
+        )
+    check_answers(alone)
+    return alone
+
+
+def check_answers(zoo: Zoo) -> None:
+    """What is damaged is told before anything is trained.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    accuracies(zoo)
+    zoo.answers(torch.zeros(1, *zoo.input_shape), [task.number for task in zoo.tasks])
 
 
 def check_place(out: Path, options: argparse.Namespace) -> None:

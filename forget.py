@@ -13,15 +13,16 @@ from pathlib import Path
 
 import torch
 
-from methods import METHODS
+from methods import METHODS, check_saved
 from methods.ensemble import Ensemble
 from methods.training import TrainingStats
 from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
+from utils.config import RANGES
 from utils.errors import TrainingError, UserError, one_line, print_anything
 from utils.lock import locked
 from utils.monitor import Console
 from utils.options import Parser
-from utils.run_directory import check_free, read_summary
+from utils.run_directory import CONFIG, beside, check_free, read_summary
 from zoo import Zoo
 from zoo.forget import CERTIFICATE, Cost, kept, retrained, write
 from zoo.options import whole
@@ -64,7 +65,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.task is None:
         raise UserError("--task is missing: the name or the number of the task that is to be forgotten")
     if options.threads is not None:
-        options.threads = whole("--threads", options.threads)
+        options.threads = whole("--threads", options.threads, RANGES["threads"])
     return options
 
 
@@ -80,24 +81,28 @@ def forget(options: argparse.Namespace) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     zoo = Zoo.load(options.run, options.device)
+    check_saved(zoo.config, zoo.path / CONFIG)
     task = zoo.task(options.task)
     method = zoo.config.method
     if read_summary(zoo.path) is None:
         raise UserError(f"{zoo.path} is not finished; go on with it first")
-    if method not in METHODS or not issubclass(METHODS[method], Ensemble):
+    if not issubclass(METHODS[method], Ensemble):
         raise UserError(f"{zoo.path} is of --method {method}, one network that saw every task: train it again without")
-    path = Path(options.run_dir or f"{options.run}-without-{task.number}")
+    path = Path(options.run_dir) if options.run_dir else beside(options.run, f"-without-{task.number}")
     check_free(path, options.overwrite, [zoo.path])
-    successors, stats, fingerprint = kept(zoo, task), TrainingStats(), None
-    if options.retrain:
-        with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
-            more, stats, fingerprint = retrained(zoo, task, options.data_dir, Console(options.quiet))
-            successors += more
-    if not successors:
-        raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
     with locked(path, "--run_dir "):
-        check_free(path, options.overwrite)
-        costs = write(zoo, task, successors, stats, path, {**provenance(), "data_sha256": fingerprint})
+        check_free(path, options.overwrite)  # nobody else has begun there meanwhile
+        successors, stats, fingerprint = kept(zoo, task), TrainingStats(), None
+        if options.retrain:
+            with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
+                more, stats, fingerprint = retrained(zoo, task, options.data_dir, Console(options.quiet))
+                successors += more
+        if not successors:
+            raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
+        try:
+            costs = write(zoo, task, successors, stats, path, {**provenance(), "data_sha256": fingerprint})
+        except OSError as error:
+            raise TrainingError(f"{error.filename or path} cannot be written: {error.strerror or error}") from None
     print_costs({task.number: f"{task.number} {task.name}" for task in zoo.tasks}, costs)
     print(f"\n{len(zoo.members)} members before, {len(successors)} now; which ever saw the task: {path / CERTIFICATE}")
     print(f"{zoo.path} still holds the task: remove it when it is not needed any more")

@@ -51,11 +51,19 @@ from utils.compute import (
 from utils.config import RunConfig
 from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
 from utils.lock import locked
-from utils.manifest import read_manifest, verify
+from utils.manifest import checked, is_removed_log, read_manifest, verify
 from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, RunStart
 from utils.options import Invocation, check_contradictions, parse
 from utils.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
-from utils.run_directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_summary
+from utils.run_directory import (
+    CONFIG,
+    RunDirectory,
+    check_free,
+    holds_run,
+    read_config,
+    read_measurements,
+    read_summary,
+)
 from utils.seeding import seeded
 from utils.summary import final_table, load_isolated, saved_table, summarize
 from utils.trees import to_bytes
@@ -290,9 +298,10 @@ def finished_run(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     if manifest is None or not any(name.startswith("state/") for name in manifest.files):
         raise UserError(f"--extend {path} has no state to go on from: it was made by an older version, or derived")
-    wrong, _ = verify(path)
-    if wrong:
-        raise UserError(wrong[0])
+    for name in manifest.files:
+        if not is_removed_log(path, name):
+            checked(path, manifest, name)
+    read_measurements(path, manifest)
     return read_config(path)
 
 

@@ -10,6 +10,7 @@ import argparse
 import csv
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from methods.scenarios import RULE, RULES
+from utils.config import RANGES
 from utils.errors import UserError, one_line, print_anything, unknown
 from utils.files import written_whole
 from utils.options import Parser
@@ -69,9 +71,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_known(argv, (), "")
     if options.task is None:
         raise UserError("--task is missing: the name or the number of a task of the zoo, or auto")
-    for name in ("top", "threads"):
-        if getattr(options, name) is not None:
-            setattr(options, name, whole(f"--{name}", getattr(options, name)))
+    options.top = whole("--top", options.top)
+    if options.threads is not None:
+        options.threads = whole("--threads", options.threads, RANGES["threads"])
     if options.rule not in RULES:
         raise UserError(f"--rule: {unknown('rule', options.rule, RULES)}")
     return options
@@ -89,14 +91,18 @@ def predict(options: argparse.Namespace) -> int:
     task = options.task if options.task == AUTO else zoo.task(options.task).number
     files = [file for given in options.images for file in find_images(Path(given))]
     out = None if options.out is None else Path(options.out)
-    if out is not None and out.exists():
-        raise UserError(f"--out {out} exists; remove it, or name another file")
+    if out is not None:
+        check_absent(out)
     skipped: list[str] = []
     try:
         with nullcontext(None) if out is None else written_whole(out) as file:
             table = Table(file) if file is not None else Lines(options.top)
             for names, images in decoded(files, zoo.input_shape, skipped):
                 table.add(names, zoo.predict(images, task, options.rule))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
+        print("predict.py: nobody reads the output any more (broken pipe)", file=sys.stderr)
+        return 1
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
     for line in skipped:
@@ -106,6 +112,20 @@ def predict(options: argparse.Namespace) -> int:
     if skipped:
         print(f"predict.py: {len(skipped):,} of {len(files):,} files were skipped", file=sys.stderr)
     return 1 if skipped else 0
+
+
+def check_absent(out: Path) -> None:
+    """
+    Raises:
+        UserError: something is there.
+    """
+    try:
+        out.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+        raise UserError(f"--out {out} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    raise UserError(f"--out {out} exists; remove it, or name another file")
 
 
 def decoded(
@@ -124,7 +144,12 @@ def decoded(
 
     size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (shape[0] * shape[1] * shape[2])))
     chunks = [files[start : start + size] for start in range(0, len(files), size)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(files), unit=" images", disable=None) as bar:
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(files), unit=" images", disable=None) as bar,
+    ):
+        warnings.simplefilter("ignore")  # Pillow's: of metadata that nothing here reads
         ahead: list[list[Future[Tensor | str]]] = []
         for i, chunk in enumerate(chunks):
             ahead += [[pool.submit(read, path) for path in later] for later in chunks[i + len(ahead) : i + 2]]
@@ -153,7 +178,9 @@ class Table:
         chosen = prediction.chosen.tolist()
         for file, place, p in zip(files, chosen, prediction.probabilities.tolist(), strict=True):
             task, name = prediction.outputs[place]
-            self._writer.writerow([file, task.name, name, f"{p[place]:.6g}", *(f"{value:.6g}" for value in p)])
+            # The name may be bytes that are no text.
+            shown = str(file).encode("utf-8", "backslashreplace").decode()
+            self._writer.writerow([shown, task.name, name, f"{p[place]:.6g}", *(f"{value:.6g}" for value in p)])
 
 
 class Lines:

@@ -160,20 +160,14 @@ def _build_task(
         for name, rows in zip(names, found, strict=True):
             if not len(rows):
                 raise UserError(f"{where}: class {name!r} has no {split} images")
-    if config.samples is not None:
-        rng = generator(config.seed, "samples", number)
-        for i, rows in enumerate(train_rows):
-            if config.samples > len(rows):
-                have = f"class {names[i]!r} of task {number} has {len(rows)} training images"
-                raise UserError(f"--samples is {config.samples}, but {have}")
-            train_rows[i] = rows[torch.randperm(len(rows), generator=rng)[: config.samples]]
-    counts = [len(rows) for rows in train_rows]
-    rows, targets = torch.cat(train_rows), _noisy_targets(config, number, task, labels, counts)
-    held = None
-    if config.hold_out:
-        out = _held_out(config, number, names, counts)
-        held = examples(stores[0], rows[out], targets[out])
-        rows, targets = rows[~out], targets[~out]
+    chosen = [_chosen(config, number, label, name, rows, rng)
+              for rng in [generator(config.seed, "samples", number)]
+              for label, name, rows in zip(labels, names, train_rows, strict=True)]  # fmt: skip
+    rows = torch.cat([torch.cat(parts) for parts in chosen])
+    out = torch.cat([torch.arange(len(kept) + len(held)) >= len(kept) for kept, held in chosen])
+    targets = _noisy_targets(config, number, task, labels, [len(kept) + len(held) for kept, held in chosen])
+    held = examples(stores[0], rows[out], targets[out]) if config.hold_out else None
+    rows, targets = rows[~out], targets[~out]
     train = examples(stores[0], rows, targets)
     test = examples(stores[1], torch.cat(test_rows), _targets([len(rows) for rows in test_rows]))
     name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
@@ -199,21 +193,34 @@ def _rows(split: Images, number: int) -> Tensor:
     return (split.labels == number).nonzero().flatten()
 
 
-def _held_out(config: RunConfig, number: int, names: Sequence[str], counts: Sequence[int]) -> Tensor:
-    """Which training examples are held out, bool: a random share of each class, rounded, at least one."""
-    rng = generator(config.seed, "hold_out", number)
-    parts = []
-    for name, count in zip(names, counts, strict=True):
-        if count < 2:
-            raise UserError(
-                f"--hold_out {config.hold_out:g} leaves no training image of class {name!r} of task {number}, which "
-                "has one; leave it out"
-            )
-        out = torch.zeros(count, dtype=torch.bool)
-        share = min(count - 1, max(1, round(config.hold_out * count)))
-        out[torch.randperm(count, generator=rng)[:share]] = True
-        parts.append(out)
-    return torch.cat(parts)
+def _chosen(
+    config: RunConfig, number: int, label: Label, name: str, rows: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows of a class that a task is trained on, and those that are held out: of both, together --samples.
+
+    An image is held out of all tasks or of none, whatever they show of it.
+    """
+    if config.samples is not None and config.samples > len(rows):
+        have = f"class {name!r} of task {number} has {len(rows)} training images"
+        raise UserError(f"--samples is {config.samples}, but {have}")
+    count = len(rows) if config.samples is None else config.samples
+    if not config.hold_out:
+        return (rows if config.samples is None else rows[torch.randperm(len(rows), generator=rng)[:count]]), rows[:0]
+    if count < 2:
+        raise UserError(
+            f"--hold_out {config.hold_out:g} leaves no training image of class {name!r} of task {number}, which has "
+            "one; leave it out"
+        )
+
+    def share(of: int) -> int:
+        return min(of - 1, max(1, round(config.hold_out * of)))
+
+    order = torch.randperm(len(rows), generator=generator(config.seed, "hold_out", label.number))
+    held, kept = rows[order[: share(len(rows))].sort().values], rows[order[share(len(rows)) :].sort().values]
+    if config.samples is not None:
+        held = held[torch.randperm(len(held), generator=rng)[: share(count)]]
+        kept = kept[torch.randperm(len(kept), generator=rng)[: count - len(held)]]
+    return kept, held
 
 
 def _targets(counts: Sequence[int]) -> Tensor:

@@ -2,8 +2,8 @@
 
     python tests/mutations.py [--cases 10000] [--kind idx] [--seed 17]
 
-Tiny valid inputs of every kind are mutated, one at a time, and given to modelzoo.py or benchmark.py. A case is a
-pure function of its kind and seed. Cases run in processes forked from one that has everything imported; one that
+Tiny valid inputs of every kind are mutated, one at a time, and given to the programs. A case is a pure function of
+its kind and seed. Cases run in processes forked from one that has everything imported; one that
 fails is run again in a process of its own, and is printed so that it can be repeated.
 """
 
@@ -47,12 +47,17 @@ if __name__ == "__main__":
     sys.path[:1] = [str(Path(__file__).parent.parent)]
 
 import numpy as np
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
 
 import benchmark
+import distill
+import export
+import forget
 import modelzoo
+import predict
 import report
 import utils.compute
 from tests.test_bad_input import (
@@ -69,7 +74,7 @@ from tests.test_bad_input import (
     Pointers,
     idx,
 )
-from utils.checkpoints import RunCheckpoints
+from utils.checkpoints import Checkpoints, RunCheckpoints
 from utils.manifest import MANIFEST, Entry, Manifest
 
 SECONDS = 10  # a case may take
@@ -87,6 +92,8 @@ REGRESSIONS = [
     ("store", 1159), ("argv", 332), ("argv", 1154), ("image", 525), ("image", 1443),
     ("store", 107), ("store", 259), ("store", 1349), ("store", 1495), ("links", 1495), ("report", 10), ("report", 61),
     ("report", 72), ("report", 82), ("report", 99), ("report", 119),
+    ("predict", 4), ("export", 7), ("distill", 7), ("distill", 9), ("distill", 135), ("forget", 37), ("forget", 55),
+    ("forget", 82), ("extend", 44),
 ]  # fmt: skip
 
 
@@ -115,6 +122,7 @@ class Case:
     files: Files
     program: str = "modelzoo"
     told: str = ""  # what was changed
+    writes: tuple[str, ...] | None = None  # what may be written; None: the run
 
 
 @dataclass(frozen=True)
@@ -873,8 +881,10 @@ UNFINISHED = [name for name in MADE_WITH if name not in ("finished", "isolated")
 
 def prepare(name: str) -> None:
     """A run in the current folder, stopped in its second episode if it is to be an interrupted one."""
-    write(STREAM)
-    if name in ("finished", "isolated"):
+    if name in DERIVED_WITH:
+        return derive(name)
+    write(SAVED_STREAM if name in SAVED_WITH else STREAM)
+    if name in ("finished", "isolated", *SAVED_WITH):
         stops = 0
     else:
         stops = {"interrupted": 4, "between": 2, "interrupted joint": 2}.get(name, 3)
@@ -887,7 +897,7 @@ def prepare(name: str) -> None:
         return due(self, epoch_ends=epoch_ends)
 
     RunCheckpoints.due = counted  # type: ignore[method-assign]
-    code = modelzoo.main([*MADE_WITH[name], "--quiet"])
+    code = modelzoo.main([*(MADE_WITH | SAVED_WITH)[name], "--quiet"])
     if code != (143 if stops else 0):
         raise RuntimeError(f"{name}: exit code {code}")
 
@@ -1165,6 +1175,329 @@ def report_of_run(rng: random.Random) -> Case:
     return replace(made, arguments=["run", *more], program="report")
 
 
+# A zoo that is used: predict.py, export.py, distill.py, forget.py, modelzoo.py --extend.
+
+SAVED_STREAM = {
+    **TINY,
+    "t.yaml": b"dataset: digits\ntasks: [[0, 1], {name: middle, classes: [2, 3, 4]}, [5, 6]]\n",
+    "more.yaml": b"dataset: digits\ntasks: [{name: next, classes: [7, 8, 9]}]\n",
+    "m.yaml": b"tasks: 4\nbn: per_task\n",
+}
+_RECIPE = ["--data_config", "t.yaml", *OPTIONS[2:], "--samples", "10", "--hold_out", "0.3"]
+_CONTINUAL = [*_RECIPE, "--continual"]
+SAVED_WITH = {
+    "saved zoo": [*_CONTINUAL, "--tasks_per_round", "2"],
+    "saved zoo of few": [*_CONTINUAL, "--tasks_per_round", "2", "--memory_per_class", "2"],
+    "saved isolated": [*_CONTINUAL, "--method", "isolated"],
+    "saved er": [*_CONTINUAL, "--method", "er", "--memory_per_class", "2"],
+    "saved packnet": [*_CONTINUAL, "--method", "packnet", "--method_config", "m.yaml"],
+    "saved joint": [*_RECIPE, "--method", "joint"],
+}
+# From a zoo in the folder `before`.
+DERIVED_WITH: dict[str, tuple[Any, list[str]]] = {
+    "forgotten": (forget, ["before", "--task", "1", "--retrain", "--run_dir", "run", "--quiet"]),
+    "student": (distill, ["before", "--run_dir", "run", "--epochs", "1", "--quiet"]),
+    "extended": (modelzoo, ["--extend", "before", "--data_config", "more.yaml", "--run_dir", "run", "--quiet"]),
+}
+SAVED = [*SAVED_WITH, *DERIVED_WITH]
+PICTURES: Files = {"pictures/1.png": image(), "pictures/2.jpg": image("jpg", 16), "pictures/more/3.bmp": image("bmp")}
+IN_MEMBERS: dict[str, list[Any]] = {
+    "weights": [[], [0.0], [-1.0], [float("nan")], [float("inf")], [1e308] * 3, [True], ["1"], [1.0] * 9, None, 1.0],
+    "tasks": [[], [0], [-1], [1, 1], [4], [2**31], [10**30], [True], ["1"], [1.0], [[1]], [None], None, "12"],
+    "task_names": [[], [1], [None], ["a\nb"], ["\x1b[2J"], ["\ud800"], ["middle"] * 3, "abc", [""], [["x"]]],
+    "classes": [[], [[]], [["a"]], [["a"] * 100000], ["ab"], [[1, 2]], [["a", "a"]], [None], [["\x1b[2J", "b"]], 2],
+    "input_shape": [[], [1, 8], [1, 8, 8, 8], [3, 8, 8], [1, 0, 0], [1, -8, -8], [1, 30000, 30000], [10**6, 8, 8],
+                    [1, 8, 9], ["1", "8", "8"], [1.5, 8, 8], [1, 2**40, 2**40], None, [True, 8, 8], [1, 1, 1]],
+    "net": ["wrn16_4", "timm/resnet18", "timm/vit_giant_patch14_224", "nothing", "", None, 1, ["conv"], "conv "],
+    "member": [-1, 1, 7, "0", None, True, 0.0, 2**40, 10**30],
+    "episode": [-1, 0, 99, "1", None, True, 10**30],
+    "parameters": [-1, 0, 10**30, "x", None, float("nan"), 1.5],
+    "replaces_earlier": [True, False, None, "no", 2, [], {}],
+    "dropout": [2.0, -1, "x", None],
+}  # fmt: skip
+
+
+ODD_NAMES = [
+    "x", "task_1/test", "task_9/test", "task_1", "task_x/weight", "task_/", "task_1/held_out", "", "task_-1/trunk",
+    "task_1/nothing", "\x1b[2J", "task_" + "9" * 5000 + "/test",
+]  # fmt: skip
+
+
+def derive(name: str) -> None:
+    """A run in the current folder that is made from another run."""
+    write(SAVED_STREAM)
+    program, arguments = DERIVED_WITH[name]
+    made = modelzoo.main([*SAVED_WITH["saved zoo"], "--run_dir", "before", "--quiet"])
+    if made or program.main(arguments):
+        raise RuntimeError(f"{name} could not be prepared")
+
+
+def saved(name: str) -> Files:
+    """Its files, in the folder `run`."""
+    return {**SAVED_STREAM, **PREPARED[name]}
+
+
+def other_tensors(content: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """A safetensors file that is one, with another tensor in it."""
+    tensors = safetensors.torch.load(content)
+    name = rng.choice(sorted(tensors))
+    old = tensors[name]
+    how = rng.choice(["dtype", "shape", "shape", "values", "values", "some", "gone", "name", "more", "swap"])
+    told: object = ""
+    if how == "dtype":
+        told = rng.choice([torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.bfloat16,
+                           torch.float8_e5m2, torch.complex64])  # fmt: skip
+        tensors[name] = old.to(told)
+    elif how == "shape":
+        told = rng.choice(["flat", "less", "more", "narrow", "wide", "deep", "turned", "empty", "none"])
+        flat = old.reshape(len(old) if old.ndim else 1, -1)
+        tensors[name] = {
+            "flat": old.flatten(), "less": flat[1:].reshape(-1, *old.shape[1:]), "more": torch.cat([flat, flat[:1]]),
+            "narrow": flat[:, 1:], "wide": torch.cat([flat, flat[:, :1]], 1), "deep": old[None], "turned": flat.T,
+            "empty": old.new_zeros(0), "none": old.new_zeros(()),
+        }[told].contiguous()  # fmt: skip
+    elif how in ("values", "some"):
+        told = rng.choice([float("nan"), float("inf"), -1, 0, 2, 99, 1e38, -float("inf"), 1e-40, 2**40])
+        new = old.clone() if how == "some" else torch.empty_like(old)
+        part = new.view(-1)[: 1 if how == "some" else None]
+        part.fill_(told if old.is_floating_point() or abs(told) < 2**60 else 7)  # type: ignore[arg-type]
+        tensors[name] = new
+    elif how in ("gone", "name", "swap"):
+        del tensors[name]
+        if how == "name":
+            told = rng.choice(ODD_NAMES)
+            tensors[str(told)] = old
+        elif how == "swap" and tensors:
+            told = rng.choice(sorted(tensors))
+            tensors[name], tensors[str(told)] = tensors[str(told)].clone(), old
+    else:
+        told = rng.choice(["task_1/trunk.bn1.weight", "task_2/test", "task_9/held_out", "more", "task_1/held_out"])
+        tensors[str(told)] = old.clone()
+    return safetensors.torch.save(tensors), f"{how} of {name:.40} {shown(told)}"
+
+
+def other_member(content: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """A member's JSON file with a value that is near to what may be there."""
+    facts = json.loads(content)
+    key = rng.choice(sorted(IN_MEMBERS))
+    new = rng.choice(IN_MEMBERS[key])
+    if isinstance(new, list) and isinstance(facts[key], list) and new and len(facts[key]) > 1 and rng.random() < 0.5:
+        new = [new[0], *facts[key][1:]]
+    facts[key] = new
+    return json.dumps(facts).encode("utf-8", "surrogatepass"), f"{key}: {shown(new)}"
+
+
+def mutated_run(rng: random.Random, name: str, *likely: str) -> tuple[Files, str]:
+    """A saved run, with something wrong in a file whose path has one of `likely` in it."""
+    files = saved(name)
+    manifest = manifest_of(files)
+    pick = rng.random()
+    if pick < 0.06:
+        numbers = [manifest.episode, manifest.members]
+        numbers[rng.randrange(2)] += rng.choice([-1, 1, 2, 1000, 2**31, -99])
+        episode, members = (max(0, number) for number in numbers)
+        files[f"run/{MANIFEST}"] = Manifest(episode, members, 0.1, manifest.files).content()
+        return files, f"{name}: manifest, {numbers}"
+    if pick < 0.12:
+        path = rng.choice(sorted(path for path in files if path.startswith("run/")))
+        files[path] = rng.choice([Link("/dev/zero"), Link("missing"), Link("/dev/null"), Folder(), Link("../outside"),
+                                  b""])  # fmt: skip
+        files["outside"] = b"mine"
+        return files, f"{name}, {path}: {files[path]!r:.40}"
+    which = rng.choice([*likely, *likely, ""])
+    chosen = sorted(path for path in files if path.startswith("run/") and which in path and "tfevents" not in path)
+    if not chosen:
+        return mutated_run(rng, name, "")
+    path = rng.choice(chosen)
+    how = rng.random()
+    if path.endswith(".safetensors") and "state/" not in path and how < 0.6:
+        files[path], told = other_tensors(files[path], rng)
+    elif path.endswith(".json") and "members/" in path and how < 0.6:
+        files[path], told = other_member(files[path], rng)
+    else:
+        files[path], told = mutated_file(path, files[path], rng)
+    hostile = path != f"run/{MANIFEST}" and rng.random() < 0.9
+    if hostile:
+        files[f"run/{MANIFEST}"] = fitted(files, manifest)
+    return files, f"{name}, {path}: {told}"
+
+
+def combination(rng: random.Random) -> list[str]:
+    """Options that members are combined by, mostly sound."""
+    given = []
+    if rng.random() < 0.4:
+        given += ["--combine", rng.choice(["mean", "weighted", "stacked", "stacked"])]
+    if rng.random() < 0.3:
+        given += ["--temperature", rng.choice(["none", "task", "member"])]
+    return given + (["--budget", rng.choice(["1", "2", "1000000"])] if rng.random() < 0.3 else [])
+
+
+def odd_options(rng: random.Random, arguments: list[str], options: Sequence[str]) -> tuple[list[str], str]:
+    """A command line with something wrong in it. What it writes is below the current folder, whatever is asked for."""
+    made, told = list(arguments), []
+    for _ in range(rng.choice([1, 1, 2])):
+        how = rng.choice(["value", "value", "value", "equals", "switch", "remove", "text"])
+        option, value = rng.choice(options), rng.choice(VALUES + TEXTS[:30])
+        if option in ("--run_dir", "--out") and (value.startswith("/") or value == "../run" or CANARY in value):
+            value = "made"
+        if how == "value":
+            made += [option, value]
+        elif how == "equals":
+            made.append(f"{option}={value}")
+        elif how == "switch":
+            made.append(rng.choice([*SWITCHES, "--retrain", "--overwrite"]))
+        elif how == "remove":
+            del made[rng.randrange(len(made))]
+        else:
+            made.insert(rng.randrange(len(made) + 1), rng.choice([v for v in VALUES if v[:1] != "/"]))
+        told.append(f"{how} {option} {value!r:.30}")
+    return made, ", ".join(told)
+
+
+def odd_picture(rng: random.Random) -> tuple[Files, str]:
+    """An image file, a folder or a name that is none, in `pictures`."""
+    how = rng.choice(["damage", "damage", "large", "large", "other", "name", "place", "place"])
+    path: Any = rng.choice(list(PICTURES))
+    if how == "damage":
+        suffix = rng.choice(["png", "jpg", "bmp", "gif", "webp", "tif", "ppm"])
+        content, told = damaged(image(suffix, rng.choice([1, 8, 64]), "L" if suffix == "gif" else "RGB"), rng)
+        return {path: content}, f"{suffix} {told}"
+    if how == "large":
+        content, told = large_image(rng)
+        return {path: content}, told
+    if how == "other":
+        content = rng.choice(OTHER_FILES)
+        return {path: content}, f"{content!r:.40}"
+    if how == "name":
+        odd = rng.choice([b"\xff.png", b"\xc3\xa9.png", b"a\nb.png", b"\x1b[31m.png", b"x" * 250 + b".png", b".png",
+                          b"a.PNG", b"-.png", b"--task.png", b'a","b.png', b"=1+1.png"])  # fmt: skip
+        content = rng.choice([image(), image(), b"no image"])
+        return {b"pictures/" + odd: content}, f"name {odd!r:.30} {content!r:.10}"
+    what = rng.choice(["/dev/zero", "/dev/null", "missing", "/dev", ".", "folder", "cycle", "/proc/self/mem", "run"])
+    if what == "cycle":
+        return {"pictures/loop": Link(".."), "pictures/itself.png": Link("itself.png")}, what
+    return {path: Folder() if what == "folder" else Link(what)}, f"{path} {what}"
+
+
+def predict_case(rng: random.Random) -> Case:
+    """A damaged run, an odd image or an odd option for predict.py."""
+    pick, name = rng.random(), rng.choice(SAVED)
+    task = rng.choice(["1", "2", "3", "middle", "auto", "auto", "auto"]) if name != "forgotten" else "auto"
+    files, told = {**saved(name), **PICTURES}, name
+    arguments = ["run", "--task", task, "--device", "cpu", *combination(rng), "--rule", rng.choice(RULES)]
+    arguments += ["--out", "p.csv"] * (rng.random() < 0.5)
+    given = ["pictures"]
+    if pick < 0.5:
+        damaged_files, told = mutated_run(rng, name, "members/", "members/", ".json", "predictions/", "config")
+        files |= damaged_files
+    elif pick < 0.75:
+        odd, told = odd_picture(rng)
+        files |= odd
+        if rng.random() < 0.5:
+            given = [os.fsdecode(path) for path in odd]
+    else:
+        arguments, told = odd_options(rng, [*arguments, *given], [
+            "--task", "--out", "--top", "--rule", "--combine", "--temperature", "--budget", "--device", "--threads",
+        ])  # fmt: skip
+        given = []
+    return Case("", 0, [*arguments, *given], files, "predict", told, written(arguments, "--out"))
+
+
+def written(arguments: Sequence[str], option: str, *without: str) -> tuple[str, ...]:
+    """Values of an option that names what is written, and where it is written without."""
+    found = [value for one, value in zip(arguments, [*arguments[1:], ""], strict=True) if one == option]
+    found += [one.partition("=")[2] for one in arguments if one.startswith(f"{option}=")]
+    return tuple(value for value in found if value not in ("", ".")) or without
+
+
+RULES = ("entropy", "confidence", "energy")
+
+
+def export_case(rng: random.Random) -> Case:
+    """A damaged run or an odd option for export.py."""
+    name = rng.choice(SAVED)
+    arguments = ["run", "--out", "made", "--format", "torch" if rng.random() < 0.97 else "both", *combination(rng)]
+    arguments += ["--task", rng.choice(["1", "2", "middle"])] * (rng.random() < 0.5)
+    files, told = saved(name), name
+    if rng.random() < 0.8:
+        files, told = mutated_run(rng, name, "members/", ".json", "predictions/", "config", "metrics")
+    else:
+        arguments, told = odd_options(rng, arguments, [
+            "--task", "--out", "--format", "--combine", "--temperature", "--budget",
+        ])  # fmt: skip
+        files |= rng.choice(
+            [
+                {},
+                {"made": Folder()},
+                {"made": b"mine"},
+                {"made/precious": b"mine"},
+                {"made": Link("elsewhere"), "elsewhere/precious": b"mine"},
+                {"made": Link("/dev/zero")},
+            ]
+        )
+    return Case("", 0, arguments, files, "export", told, written(arguments, "--out"))
+
+
+def distill_case(rng: random.Random) -> Case:
+    """A damaged run or an odd option for distill.py."""
+    name = rng.choice([name for name in SAVED if name != "student"])
+    arguments = ["run", "--run_dir", "made", "--epochs", "1", "--device", "cpu", *combination(rng)]
+    arguments += ["--quiet"] * (rng.random() < 0.5)
+    files, told = saved(name), name
+    pick = rng.random()
+    if pick < 0.6:
+        files, told = mutated_run(rng, name, "members/", ".json", "predictions/", "config", "config", "summary")
+    elif pick < 0.8:
+        other, told = mutated_run(rng, "saved isolated", "members/", ".json", "summary", "predictions/", "config")
+        files |= {path.replace("run/", "alone/", 1): content for path, content in other.items()}
+        files |= saved("saved zoo")
+        arguments += ["--isolated", "alone"]
+        told = f"--isolated, {told}"
+    else:
+        arguments, told = odd_options(rng, arguments, [
+            "--run_dir", "--epochs", "--data_dir", "--combine", "--temperature", "--budget", "--isolated", "--seed",
+            "--device", "--threads",
+        ])  # fmt: skip
+        files |= {"made/config.yaml": b"mine"} if rng.random() < 0.2 else {}
+    return Case("", 0, arguments, files, "distill", told, written(arguments, "--run_dir", "run-student"))
+
+
+def forget_case(rng: random.Random) -> Case:
+    """A damaged run or an odd option for forget.py."""
+    name = rng.choice([*SAVED, "saved zoo", "saved zoo of few", "saved isolated", "forgotten"])
+    task = rng.choice(["2", "3", "3", "middle"] if name == "forgotten" else ["1", "2", "3", "3", "middle"])
+    arguments = ["run", "--task", task, "--run_dir", "made", "--device", "cpu"]
+    arguments += ["--retrain"] * (rng.random() < 0.6) + ["--quiet"] * (rng.random() < 0.5)
+    files, told = saved(name), name
+    if rng.random() < 0.8:
+        files, told = mutated_run(rng, name, "members/", ".json", "predictions/", "targets", "config", "summary")
+    else:
+        arguments, told = odd_options(rng, arguments, ["--task", "--run_dir", "--device", "--threads"])
+        files |= rng.choice([{}, {"made/config.yaml": b"mine"}, {"made": b"mine"}, {"made": Link("run")}])
+    return Case("", 0, arguments, files, "forget", told,
+                written(arguments, "--run_dir", *(f"run-without-{n}" for n in (1, 2, 3))))  # fmt: skip
+
+
+def extend_case(rng: random.Random) -> Case:
+    """A damaged run, tasks that do not fit or odd options for --extend; also odd values of --hold_out."""
+    name = rng.choice([*SAVED_WITH, "extended", "forgotten"])
+    files, told, pick = saved(name), name, rng.random()
+    arguments = ["--extend", "run", "--data_config", "more.yaml", "--run_dir", "made", "--device", "cpu", "--quiet"]
+    if pick < 0.55:
+        likely = ("state/", "state/", "members/", "predictions/", "config", "config", ".csv", "summary")
+        files, told = mutated_run(rng, name, *likely)
+    elif pick < 0.8:
+        files["more.yaml"], told = text_or_tree(files["more.yaml"], rng)
+    elif pick < 0.9:
+        arguments, told = odd_options(rng, arguments, [*VALUED, "--extend", "--hold_out"])
+        arguments = [one for one in arguments if not one.startswith("--data_dir")]
+    else:
+        value = rng.choice([*VALUES, "0.1", "0.9", "0.91", "1e-9", "0.5", "-0.0"])
+        arguments = [*_CONTINUAL[:-3], "--hold_out", value, "--continual", "--run_dir", "made"]
+        told = f"--hold_out {value!r:.30}"
+    return Case("", 0, arguments, files, told=told, writes=written(arguments, "--run_dir", "run-extended", "runs"))
+
+
 KINDS: dict[str, Callable[[random.Random], Case]] = {
     "valid": valid,
     "dataset": dataset_yaml,
@@ -1185,6 +1518,11 @@ KINDS: dict[str, Callable[[random.Random], Case]] = {
     "links": links,
     "store": store,
     "report": report_of_run,
+    "predict": predict_case,
+    "export": export_case,
+    "distill": distill_case,
+    "forget": forget_case,
+    "extend": extend_case,
 }
 
 
@@ -1234,6 +1572,7 @@ def outside(before: dict[str, tuple], after: dict[str, tuple], case: Case) -> li
     for option, value in zip(case.arguments, [*case.arguments[1:], ""], strict=True):
         if option.startswith("--run_dir"):
             runs.add(option.removeprefix("--run_dir=") if "=" in option else value)
+    runs = runs if case.writes is None else set(case.writes)
     own = [os.path.normpath(f"home/{run}") + "/" for run in runs if run]
     differing = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
 
@@ -1261,18 +1600,19 @@ def attempt(case: Case, root: Path) -> Answer:
     warnings.simplefilter("default", UserWarning)  # also makes Python forget which ones were shown
     torch.set_num_threads(1)
     steps = 0
-    due = RunCheckpoints.due
+    asked: dict[Any, Any] = {kind: kind.due for kind in (Checkpoints, RunCheckpoints)}
 
-    def counted(self: RunCheckpoints, *, epoch_ends: bool = False) -> bool:
+    def counted(self: Checkpoints, *, epoch_ends: bool = False) -> bool:
         nonlocal steps
         steps += 1
         if steps > STEPS:
             raise Enough
-        return due(self, epoch_ends=epoch_ends)
+        return asked[type(self)](self, epoch_ends=epoch_ends)
 
     code: Any = None
     wrong = ""
-    program = {"modelzoo": modelzoo, "benchmark": benchmark, "report": report}[case.program]
+    programs = (modelzoo, benchmark, report, predict, export, distill, forget)
+    program: Any = next(module for module in programs if module.__name__ == case.program)
     try:
         if CACHE in case.files:
             damage_cache(case)
@@ -1280,7 +1620,8 @@ def attempt(case: Case, root: Path) -> Answer:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         begin = time.perf_counter()
-        RunCheckpoints.due = counted  # type: ignore[method-assign]
+        for checkpoints in asked:
+            checkpoints.due = counted
         try:
             code = program.main(case.arguments)
         except Enough:
@@ -1293,7 +1634,8 @@ def attempt(case: Case, root: Path) -> Answer:
             )
             wrong = f"{type(error).__name__}: {error!s:.200} in {where:.200}"
         finally:
-            RunCheckpoints.due = due  # type: ignore[method-assign]
+            for checkpoints, due in asked.items():
+                checkpoints.due = due
         seconds = time.perf_counter() - begin
         try:
             sys.stdout.flush()
@@ -1318,6 +1660,8 @@ def attempt(case: Case, root: Path) -> Answer:
     new = {path for path in after if path not in before}
     if not wrong and code not in ("accepted",) and (left := [p for p in new if p.endswith(".partial")]):
         wrong = f"left behind: {left[:5]}"
+    if not wrong and code == 2 and case.program in ("predict", "export", "distill", "forget") and new:
+        wrong = f"refused, but written: {sorted(new)[:5]}"
     return Answer(case.kind, case.seed, code, wrong, seconds, peak, stderr.strip()[:300])
 
 
@@ -1372,6 +1716,8 @@ def wrong_answer(case: Case, code: Any, stderr: str, seconds: float, peak: int) 
     lines = stderr.splitlines()
     words = ("not finite", "memory for training", "cannot be written")
     training = code == 1 and any(word in stderr for word in words)
+    if case.program == "predict" and code == 1 and re.search(r"files were skipped\n\Z", stderr):  # a line for each
+        lines, stderr, training = lines[-1:], stderr.splitlines(keepends=True)[-1], True
     if case.kind == "valid" and code != 0:
         return f"exit code {code}: {stderr[:300]}"
     if code not in (0, 2, "accepted") and not training:
@@ -1475,7 +1821,7 @@ def warm_up(folder: Path) -> None:
 
     def work(send: Callable[[object], None]) -> None:
         before = set(sys.modules)
-        for name in MADE_WITH:
+        for name in (*MADE_WITH, *SAVED):
             (folder / name).mkdir()
             os.chdir(folder / name)
             process, pipe = in_child(partial(prepare_and_tell, name))
@@ -1486,6 +1832,7 @@ def warm_up(folder: Path) -> None:
         (folder / "imports").mkdir()
         os.chdir(folder / "imports")
         prepare("finished")
+        export.main(["run", "--out", "exported", "--format", "torch"])
         send(sorted(set(sys.modules) - before))
 
     stdout, silent = os.dup(1), os.open(os.devnull, os.O_WRONLY)
@@ -1502,7 +1849,7 @@ def warm_up(folder: Path) -> None:
             importlib.import_module(name)
     gc.collect()
     gc.freeze()
-    for name in MADE_WITH:
+    for name in (*MADE_WITH, *SAVED):
         run = folder / name / "run"
         PREPARED[name] = {f"run/{path.relative_to(run).as_posix()}": path.read_bytes()
                           for path in sorted(run.rglob("*")) if path.is_file()}  # fmt: skip

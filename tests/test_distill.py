@@ -319,7 +319,7 @@ def test_the_task_on_which_the_time_is_taken_has_a_usual_number_of_members(zoo):
         (["nowhere"], "nowhere is not the directory of a run (it has no config.yaml)"),
         (["isolated"], "isolated has kept no training examples (--method isolated), so that a student has none to"),
         (["zoo-student"], "zoo-student/config.yaml: method: unknown method 'student' (known: "),
-        (["zoo"], "/zoo-student already holds a run; replace it with --overwrite, or name another directory"),
+        (["zoo"], "zoo-student already holds a run; replace it with --overwrite, or name another directory"),
         (["zoo", "--run_dir", "zoo", "--overwrite"], "--run_dir zoo is a run that is read here; name another"),
         (["zoo", "--run_dir", "isolated", "--isolated", "isolated", "--overwrite"], "--run_dir isolated is a run that"),
         (["zoo", "--run_dir", "beside", "--overwrite"], "--run_dir beside is not empty and not a run"),

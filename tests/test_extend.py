@@ -65,6 +65,24 @@ def test_an_extended_run_is_what_it_would_be_with_all_tasks_from_the_start(metho
     assert [task.name for task in Zoo.load("longer").tasks] == ["0/1", "2/3/4", "5/6", "last"]
 
 
+def test_scores_without_the_task_are_measured_on_as_many_examples_as_all_tasks_leave(monkeypatch):
+    """So those of the earlier episodes are of another sample than in a run that had all tasks from the start."""
+    monkeypatch.setattr("methods.evaluation.MIXED_EXAMPLES", 60)
+    assert learn("first", "base") == 0
+    for log in Path("base").glob("events.*"):
+        log.unlink()  # may be removed to save room
+    assert extend("base", "longer") == 0
+    assert learn("all", "whole") == 0
+    same_bits("longer", "whole")
+    rows, expected = (pd.read_csv(f"{run}/metrics.csv") for run in ("longer", "whole"))
+    told = rows.scenario == "task-incremental"
+    pd.testing.assert_frame_equal(rows[told], expected[told])
+    last = rows.episode > 2
+    pd.testing.assert_frame_equal(rows[last], expected[last])
+    assert rows[~told & ~last].n.unique().tolist() == [30]
+    assert expected[~told & ~last].n.unique().tolist() == [15]
+
+
 @pytest.mark.parametrize("given", [["--memory", "12"], ["--replay_frac", "0.3", "--hold_out", "0.2"]])
 def test_what_was_kept_is_kept(given):
     assert learn("first", "base", *given) == 0

@@ -151,7 +151,7 @@ def distill_kept(path):
 
 def test_a_retrained_zoo_learns_what_is_left(run, capsys):
     zoo = run("zoo")
-    assert forget.main(["run", "--task", "0/1", "--retrain"]) == 0
+    assert forget.main(["run/", "--task", "0/1", "--retrain"]) == 0
     left = Zoo.load("run-without-1", "cpu")
     assert [len(left.members_for(task)) for task in (2, 3)] == [len(zoo.members_for(task)) for task in (2, 3)]
     for task in streamed("run")[1:]:
@@ -167,6 +167,17 @@ def test_what_is_left_is_a_run_like_others(run, capsys):
     run("zoo", "--hold_out", "0.3")
     assert forget.main(["run", "--task", "middle", "--retrain", "--quiet"]) == 0
     assert main(["--verify", "run-without-2"]) == 0
+    summary = json.loads(Path("run-without-2/summary.json").read_text())
+    left = Zoo.load("run-without-2", "cpu")
+    held = load_file("run-without-2/predictions/targets.safetensors")
+    assert summary["held_out_examples"] == sum(len(held[f"task_{task}/held_out"]) for task in (1, 3))
+    asked = [left.net(m)[0] for task in (1, 3) for m in left.members_for(task)]
+    heads = sum(2 * (net.weight.shape[1] + 1) for net in asked)
+    trunks = sum(p.numel() for net in asked for p in net.trunk.parameters())
+    assert summary["parameters_per_prediction"] == (trunks + heads) / 2
+    capsys.readouterr()
+    assert main(["--resume", "--run_dir", "run-without-2/"]) == 0
+    assert "3 5/6" in capsys.readouterr().out
     assert report.main(["run-without-2"]) == 0
     page = Path("run-without-2/report.html").read_text()
     assert "run without task 2, middle" in page

@@ -1,14 +1,16 @@
 """A run directory as a zoo: it answers as the run did, from what is on the disk."""
 
 import copy
+import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
@@ -18,6 +20,7 @@ from methods import METHODS
 from modelzoo import main
 from tests.test_scenarios import streamed
 from utils.errors import UserError
+from utils.manifest import Entry, read_manifest
 from zoo import Zoo, saved
 from zoo.combine import Combination, HeldOut, fitted, order_of_members, stacked, weighted, weighted_mean
 
@@ -167,6 +170,68 @@ def test_a_foreign_or_damaged_directory_is_one_error(runs, tmp_path):
         with pytest.raises(UserError, match=f"{re.escape(str(broken / name))} is damaged"):
             Zoo.load(broken, "cpu").predict(np.zeros((8, 8), np.uint8), 2)
         shutil.rmtree(broken)
+
+
+def rewritten(run, name, content):
+    """A file of a run changed, and the checksums with it."""
+    (run / name).write_bytes(content)
+    manifest = read_manifest(run)
+    files = {**manifest.files, name: Entry(len(content), hashlib.sha256(content).hexdigest())}
+    replace(manifest, files=files).write(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("tasks", [4], "tasks is 4; it must be a whole number at least 1 and at most 3"),
+        ("tasks", [1, 1], "one is there twice"),
+        ("weights", [float("nan")], "weights is nan; it must be"),
+        ("weights", [0.0], "weights is 0.0; it must be"),
+        ("weights", [], "there is not a weight for each task"),
+        ("classes", [["0", "1", "2"]], "classes of task 1 are 3, config.yaml has 2"),
+        ("task_names", [7], "task_names and classes are not texts"),
+        ("input_shape", [1, 30000, 30000], "input_shape is 30000; it must be"),
+        ("net", "timm/resnet18", "a net that config.yaml does not have"),
+        ("member", 3, "it is another member"),
+        ("parameters", -1, "parameters is -1; it must be"),
+        ("episode", None, "key 'episode' is missing"),
+    ],
+)
+def test_members_that_cannot_be_of_the_run_are_one_error(key, value, words, runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs(), run)
+    name = "members/member_000.json"
+    facts = {**json.loads((run / name).read_text()), key: value}
+    rewritten(run, name, json.dumps({k: v for k, v in facts.items() if v is not None}).encode())
+    with pytest.raises(UserError, match=f"{re.escape(str(run / name))} is damaged .*{re.escape(words)}"):
+        Zoo.load(run, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("members/member_000", lambda t: t | {"bias": t["bias"] * float("nan")}, "bias is not finite"),
+        ("members/member_000", lambda t: t | {"task_1/no": t["bias"]}, "no of a task is no part of conv"),
+        ("predictions/member_000", lambda t: t | {"task_1/test": t["task_1/test"] - 1}, "task_1/test are not"),
+        ("predictions/member_000", lambda t: t | {"task_1/test": t["task_1/test"][1:]}, "task_1/test are not"),
+        ("predictions/member_000", lambda t: t | {"task_1/test": t["task_1/test"].half()}, "task_1/test are not"),
+        ("predictions/member_000", lambda t: t | {"task_3/test": t["task_1/test"]}, "that the member has not seen"),
+        ("predictions/member_000", lambda t: t | {"x": t["task_1/test"]}, "holds 'x', which is of no task"),
+        ("predictions/targets", lambda t: t | {"task_1/test": t["task_1/test"] + 1}, "has a class that is not 0 to 1"),
+        ("predictions/targets", lambda t: {k: v for k, v in t.items() if "1" not in k}, "task_1/test is missing"),
+    ],
+)
+def test_tensors_that_cannot_be_of_the_run_are_one_error(name, change, words, runs, tmp_path):
+    run, name = tmp_path / "run", f"{name}.safetensors"
+    shutil.copytree(runs(), run)
+    tensors = change(load_file(run / name))
+    rewritten(run, name, save({key: tensor.clone() for key, tensor in tensors.items()}))
+    zoo = Zoo.load(run, "cpu")
+    asked = (
+        zoo.said_about if name.startswith("predictions") else lambda split: zoo.predict(np.zeros((8, 8), np.uint8), 1)
+    )
+    with pytest.raises(UserError, match=words):
+        asked("test")
 
 
 # How members become one answer.

@@ -20,6 +20,7 @@ from methods import METHODS
 from methods.evaluation import MIXED_EXAMPLES, mixed_examples
 from methods.scenarios import RULES, Answer, answer_of, score_without_task, task_log_probabilities
 from modelzoo import main
+from tests.standins import stream
 from tests.test_objectives import plain_calibration_error
 from tests.toys import toy_stream
 from utils.config import saved_config
@@ -92,12 +93,12 @@ def test_a_task_that_no_member_has_learned_is_never_chosen():
 
 
 def test_as_many_examples_of_each_task_are_mixed_however_many_tasks_there_are():
-    stream = toy_stream(3)
-    parts = mixed_examples(stream.tasks, 0)
-    assert [(task, len(part)) for task, part in parts] == [(task.id, len(task.test)) for task in stream.tasks]
-    many = mixed_examples([stream.tasks[0]] * 400, 0)
+    tasks = toy_stream(3).tasks
+    parts = mixed_examples(tasks, 0)
+    assert [(task, len(part)) for task, part in parts] == [(task.id, len(task.test)) for task in tasks]
+    many = mixed_examples([tasks[0]] * 400, 0)
     assert {len(part) for _, part in many} == {MIXED_EXAMPLES // 400}
-    assert len(mixed_examples([stream.tasks[0]] * 3000, 0)[-1][1]) == 1
+    assert len(mixed_examples([tasks[0]] * 3000, 0)[-1][1]) == 1
 
 
 @pytest.fixture
@@ -120,11 +121,11 @@ def test_methods_are_measured_without_the_task_as_its_saved_networks_answer(meth
     rows = learn("run", "--method", method, *continual)
     assert set(rows.scenario) == SCENARIOS
     last = rows[(rows.episode == rows.episode.max()) & (rows.split == "test")].set_index(["scenario", "task"])
-    zoo, stream = Zoo.load("run", "cpu"), streamed("run")
-    images = as_stored(torch.cat([task.test.store[task.test.rows] for task in stream]), zoo.input_shape)
-    tasks = torch.cat([torch.full((len(task.test),), task.id) for task in stream])
+    zoo, all_tasks = Zoo.load("run", "cpu"), streamed("run")
+    images = as_stored(torch.cat([task.test.store[task.test.rows] for task in all_tasks]), zoo.input_shape)
+    tasks = torch.cat([torch.full((len(task.test),), task.id) for task in all_tasks])
     answers = zoo.answers(images, [1, 2, 3])
-    scores = score_without_task(answers, tasks, torch.cat([t.test.targets for t in stream]), same_classes=False)
+    scores = score_without_task(answers, tasks, torch.cat([t.test.targets for t in all_tasks]), same_classes=False)
     for scenario, by_task in scores.items():
         for task, score in by_task.items():
             row = last.loc[(scenario, task)]
@@ -156,6 +157,26 @@ def test_what_is_held_out_is_balanced_and_nothing_is_trained_on_it(configs):
         assert task.held_out.targets.bincount().tolist() == [2] * task.num_outputs
         assert task.train_eval.targets.bincount().tolist() == [4] * task.num_outputs
         assert task.train.epoch(torch.Generator()) is task.train_eval
+
+
+@pytest.mark.parametrize("samples", [None, 6, 40])
+@pytest.mark.parametrize("share", [0.1, 0.34, 0.9])
+def test_no_task_is_trained_on_what_another_one_holds_out(samples, share):
+    """Ten rotations of the same images: of each class, none that is held out anywhere is trained on anywhere."""
+    tasks = [[10 * turn + digit for digit in range(10)] for turn in range(4)]
+    found = stream("rotated_digits", tasks, samples=samples, hold_out=share).tasks
+    held = {row for task in found for row in task.held_out.rows.tolist()}
+    trained = {row for task in found for row in task.train_eval.rows.tolist()}
+    assert held
+    assert trained
+    assert not held & trained
+    for task in found:
+        sizes = task.held_out.targets.bincount(), task.train_eval.targets.bincount()
+        whole = sizes[0] + sizes[1]
+        if samples is not None:
+            assert whole.tolist() == [samples] * 10
+        assert ((share * whole).round() - sizes[0]).abs().max() <= 0.5 + 1e-6
+        assert len(set(task.train_eval.rows.tolist())) == len(task.train_eval)
 
 
 def test_held_out_images_can_be_anything(configs, monkeypatch):

@@ -212,6 +212,10 @@ def _hyper(where: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+# Keys of config.yaml that older versions did not write, and what they did.
+ADDED: Mapping[str, Any] = {"hold_out": 0.0, "forgotten": []}
+
+
 def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run from its config.yaml. Settings of the method are not checked here.
 
@@ -219,6 +223,7 @@ def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
         UserError: names the file and the key.
     """
     values: dict[str, Any] = {}
+    content = {**ADDED, **content}
     for option in fields(RunConfig):
         where, key = f"{path}: {option.name}", option.name
         if key not in content:

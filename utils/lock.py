@@ -31,6 +31,7 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
         UserError: another process has it, or it cannot be written.
     """
     try:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = _opened(folder / LOCK, option)
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
@@ -48,6 +49,8 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
         finally:
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink()
+                if made:
+                    folder.rmdir()  # nothing was put there
     finally:
         os.close(lock)
 

@@ -122,6 +122,11 @@ def checked(run: Path, manifest: Manifest, name: str) -> bytes:
     return content
 
 
+def is_removed_log(run: Path, name: str) -> bool:
+    """Whether it is what TensorBoard shows, and was removed to save room, which changes nothing else."""
+    return bool(EVENTS.match(name)) and not (run / name).exists()
+
+
 def remedy(name: str) -> str:
     """From what a file of a run can be made again."""
     if name == TARGETS:

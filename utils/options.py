@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from utils.config import RANGES, RunConfig, check_range, load_dataset_config, load_hyper_config
 from utils.errors import UserError, unknown
+from utils.run_directory import beside
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _DATA_CONFIG = _PROJECT / "config" / "dataset" / "split_digits.yaml"
@@ -165,6 +166,7 @@ def parse(argv: Sequence[str] | None) -> Invocation:
         raise UserError(f"--verify only checks a run; leave --{other} out")
     if "resume" not in given and "extend" not in given:
         check_contradictions(given)
+    check_text("--data_dir", given.get("data_dir"))
     dataset = load_dataset_config(given.get("data_config", str(_DATA_CONFIG)))
     hyper = load_hyper_config(given.get("hp_config", str(_HP_CONFIG)), {"epochs": numbers.pop("epochs", None)})
     texts: dict[str, Any] = {
@@ -182,7 +184,7 @@ def parse(argv: Sequence[str] | None) -> Invocation:
     return Invocation(
         config,
         frozenset(given),
-        Path(given.get("run_dir", Path("runs") / name if extend is None else f"{extend}-extended")),
+        Path(given.get("run_dir", Path("runs") / name if extend is None else beside(extend, "-extended"))),
         "overwrite" in given,
         "resume" in given,
         extend,
@@ -200,6 +202,18 @@ def _number(name: str, text: str) -> int | float:
     except ValueError:
         raise UserError(f"--{name} is {text!r}; it must be {RANGES[name].describe()}") from None
     return check_range(f"--{name}", name, value)  # type: ignore[no-any-return]
+
+
+def check_text(option: str, value: str | None) -> None:
+    """Names of files may be bytes that are no text; config.yaml is one.
+
+    Raises:
+        UserError: it could not be written down.
+    """
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{option} {value} is no text, and could not be kept in config.yaml; rename it") from None
 
 
 def check_contradictions(given: Collection[str]) -> None:

@@ -26,7 +26,18 @@ from utils.config import load_yaml, parse_yaml
 from utils.errors import UserError
 from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 from utils.lock import LOCK
-from utils.manifest import DERIVED, EVENTS, GROWING, MANIFEST, TARGETS, Entry, Manifest, checked, read_manifest, remedy
+from utils.manifest import (
+    DERIVED,
+    GROWING,
+    MANIFEST,
+    TARGETS,
+    Entry,
+    Manifest,
+    checked,
+    is_removed_log,
+    read_manifest,
+    remedy,
+)
 from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Row
 
 CONFIG = "config.yaml"
@@ -88,7 +99,7 @@ class RunDirectory:
         if manifest is None:
             return cls._begin_again(path)
         # What TensorBoard shows can be removed to save room.
-        gone = {name for name in manifest.files if EVENTS.match(name) and not (path / name).exists()}
+        gone = {name for name in manifest.files if is_removed_log(path, name)}
         manifest = replace(manifest, files={name: e for name, e in manifest.files.items() if name not in gone})
         for name in manifest.files:
             checked(path, manifest, name)
@@ -108,7 +119,8 @@ class RunDirectory:
             for folder in _FOLDERS:
                 (path / folder).mkdir(exist_ok=True)
             opened = cls(path, manifest)
-            if not manifest.finished and any(math.isnan(row.ece) for row in opened.rows):
+            measured = opened._committed("metrics.csv").partition(b"\n")[0]
+            if not manifest.finished and measured and not {b"scenario", b"ece"} <= set(measured.split(b",")):
                 raise UserError(
                     f"{path} was begun by an older version, which measured less; begin anew with --overwrite"
                 )
@@ -217,7 +229,7 @@ class RunDirectory:
         if manifest is None or not manifest.finished:
             raise UserError(f"{other} is not the directory of a finished run")
         for name in manifest.files:
-            if name not in (CONFIG, TARGETS, "summary.json"):
+            if name not in (CONFIG, TARGETS, "summary.json") and not is_removed_log(other, name):
                 self._write(name, checked(other, manifest, name))
         self.add_targets(targets)
         self._commit(manifest.episode, manifest.members, manifest.seconds)
@@ -317,7 +329,9 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     if manifest is None or not manifest.finished:
         return None
     try:
-        return dict(json.loads(checked(path, manifest, "summary.json")))
+        found = dict(json.loads(checked(path, manifest, "summary.json")))
+        json_bytes(found)  # NaN is not JSON, but read by it
+        return found
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path / 'summary.json'} is damaged ({error}); {remedy('summary.json')}") from None
 
@@ -347,6 +361,13 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
             f"--run_dir {path} already holds a run; go on with it with --resume, "
             "replace it with --overwrite, or name another directory"
         )
+
+
+def beside(run: str | Path, suffix: str) -> Path:
+    """The directory whose name is that of a run and `suffix`."""
+    path = Path(run)
+    path = path if path.name not in ("", "..") else path.resolve()
+    return path.with_name(path.name + suffix)
 
 
 def _is_run(path: Path) -> bool:

@@ -212,7 +212,7 @@ def figures(runs: Sequence[Run]) -> dict[str, Values]:
 def reference(run: Run) -> tuple[object, ...]:
     """Runs in which this is equal can be compared task by task."""
     config = run.config
-    return config.dataset, config.hyper, config.samples, config.hold_out, config.augment, config.seed
+    return config.dataset, config.hyper, config.samples, config.hold_out, config.forgotten, config.augment, config.seed
 
 
 def provenance_notes(runs: Sequence[Run]) -> list[str]:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from utils import metrics
+from utils.config import ADDED
 from utils.errors import UserError
 from utils.manifest import remedy
 from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
 from utils.run_directory import read_config, read_summary
 
 # A reference is comparable if these entries of config.yaml agree.
-_SAME = ("dataset", "hyper", "samples", "hold_out", "augment")
+_SAME = ("dataset", "hyper", "samples", "hold_out", "forgotten", "augment")
 
 
 def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | None) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | 
     first = np.array([untrained.get(task, np.nan) for task in sorted(names)])
     reference = None if isolated is None else np.array(isolated)
     return {
+        "task_numbers": sorted(names),
         "task_names": [names[task] for task in sorted(names)],
         "avg_acc_final": metrics.avg_acc_final(R),
         "avg_incremental_acc": metrics.avg_incremental_acc(R),
@@ -75,7 +77,7 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
         if summary is None:
             raise ValueError("it has no summary.json yet")
         accuracies, method = [float(accuracy) for accuracy in summary["per_task_acc"]], summary["method"]
-        recipe = {key: _without_path(reference.get(key)) for key in _SAME}
+        recipe = {key: _without_path(reference.get(key, ADDED.get(key))) for key in _SAME}
     except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
     if method != "isolated":
@@ -94,7 +96,8 @@ def final_table(summary: dict[str, Any]) -> str:
     if summary["per_task_isolated_acc"] is not None:
         columns["isolated"] = summary["per_task_isolated_acc"]
     columns = {title: values for title, values in columns.items() if values is not None}
-    names = [f"{number} {name}" for number, name in enumerate(summary["task_names"], 1)]
+    numbers = summary.get("task_numbers") or range(1, 1 + len(summary["task_names"]))
+    names = [f"{number} {name}" for number, name in zip(numbers, summary["task_names"], strict=True)]
     width = max(len("task"), len("average"), *map(len, names))
     lines = ["", f"{'task':<{width}}" + "".join(f"  {title:>11}" for title in columns)]
     for i, name in enumerate(names):

@@ -24,8 +24,6 @@ from methods.base import Setting
 from methods.steps import Compute
 from net import count_parameters
 from utils.errors import UserError
-from utils.manifest import TARGETS
-from zoo.combine import HeldOut
 from zoo.saved import SavedMember, SavedTask, Zoo
 
 STUDENT = "student"
@@ -52,6 +50,11 @@ def kept_examples(zoo: Zoo, stream: TaskStream) -> dict[int, Examples]:
         UserError: it held nothing of some task.
     """
     config = zoo.config
+    if config.forgotten and config.memory is not None:
+        raise UserError(
+            f"{zoo.path} shared --memory {config.memory} also with forgotten tasks: what it kept of the others is not "
+            "known any more"
+        )
     memory = build_method(Setting(config, stream.spec, Compute(torch.device("cpu")))).memory
     memory.revisit(list(stream.continual() if config.continual else stream.multitask(1)))
     lacking = [task for task in stream.tasks if task.id not in memory.tasks]
@@ -136,14 +139,10 @@ def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
 
 def accuracies(zoo: Zoo) -> dict[int, float]:
     """By task, from the members' predictions in the run directory."""
-    targets = zoo.predictions(TARGETS)
-    said = {m.number: zoo.predictions(f"predictions/member_{m.number:03d}.safetensors") for m in zoo.members}
     found = {}
-    for task, combination in zoo.combinations.items():
-        name = f"task_{task}/test"
-        logs = {member: said[member][name].clamp_min(1e-12).log() for member in combination.members}
-        chosen = HeldOut(logs, targets[name]).of(combination).argmax(-1)
-        found[task] = (chosen == targets[name]).double().mean().item()
+    for task, said in zoo.said_about("test").items():
+        chosen = said.of(zoo.combinations[task]).argmax(-1)
+        found[task] = (chosen == said.targets).double().mean().item()
     return found
 
 

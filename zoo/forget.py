@@ -22,13 +22,12 @@ from methods import build_method
 from methods.base import Setting
 from methods.ensemble import Ensemble
 from methods.evaluation import HELD_OUT
-from methods.steps import Compute
 from methods.training import TrainingStats
 from net import count_parameters
-from utils.compute import peak_memory, runs_in_bf16
+from utils.compute import peak_memory
 from utils.errors import UserError
 from utils.files import tensor_bytes
-from utils.manifest import MANIFEST, TARGETS
+from utils.manifest import MANIFEST
 from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Monitor, Row
 from utils.run_directory import RunDirectory, read_config, read_summary
 from utils.seeding import derive_seed
@@ -73,10 +72,10 @@ def kept(zoo: Zoo, forgotten: SavedTask) -> list[Successor]:
     """
     found = []
     for member in zoo.members:
+        tensors, said = zoo.tensors(_weights_of(member)), zoo.predictions(member)  # the certificate is of all of them
         if forgotten.number not in member.tasks:
-            name = f"member_{member.number:03d}.safetensors"
-            said = {_key(key): tensor for key, tensor in zoo.predictions(f"predictions/{name}").items()}
-            found.append(Successor(member, zoo.predictions(f"members/{name}"), said, retrained=False))
+            zoo.net(member)  # what is damaged is not passed on
+            found.append(Successor(member, tensors, said, retrained=False))
     return found
 
 
@@ -105,7 +104,7 @@ def retrained(
         )
     stream = build_stream(config, zoo.device)
     _check_targets(zoo, stream, config.data_dir)
-    compute = Compute(zoo.device, runs_in_bf16(config.precision, zoo.device))
+    compute = zoo.as_trained
     method = build_method(Setting(config, stream.spec, compute))
     assert isinstance(method, Ensemble)
     method.memory.revisit([Episode(task.id, (task,)) for task in stream.tasks])
@@ -161,11 +160,11 @@ def write(
         "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
     }  # fmt: skip
     remaining = [task for task in zoo.tasks if task != forgotten]
-    targets = zoo.predictions(TARGETS)
-    before, after = _scores(zoo, remaining, targets), _scores_of(successors, remaining, targets)
+    targets = zoo.targets
+    before, after = _scores(zoo, remaining), _scores_of(successors, remaining, targets)
+    document, of_zoo = certificate(zoo, forgotten, successors), read_summary(zoo.path) or {}
     directory = RunDirectory.begin(path, config)
-    keep = {_key(name): values for name, values in targets.items()}
-    directory.add_targets({key: values for key, values in keep.items() if key[0] != forgotten.number})
+    directory.add_targets({key: values for key, values in targets.items() if key[0] != forgotten.number})
     for number, successor in enumerate(successors):
         member = successor.member
         by_number = {task.number: task for task in remaining}
@@ -179,7 +178,7 @@ def write(
         directory.add_member(number, successor.tensors, described)
         directory.add_predictions(number, successor.predictions)
     rows = [
-        Row(1, task.number, task.name, "test", TASK_INCREMENTAL, len(targets[f"task_{task.number}/test"]),
+        Row(1, task.number, task.name, "test", TASK_INCREMENTAL, len(targets[task.number, "test"]),
             *astuple(score))
         for task in remaining if (score := after[task.number]) is not None
     ]  # fmt: skip
@@ -189,13 +188,20 @@ def write(
         EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, stats.seconds,
                      stats.seconds, stats.images / seconds, stats.loss if stats.images else 0.0,
                      peak_memory(zoo.device)), rows)  # fmt: skip
-    directory.add_document(CERTIFICATE, certificate(zoo, forgotten, successors))
+    directory.add_document(CERTIFICATE, document)
     members = {task.number: sum(task.number in s.member.tasks for s in successors) for task in remaining}
     summary = {
-        **(read_summary(zoo.path) or {}), **summarize(rows, False, None), "continual": False, "tasks": len(rows),
+        **of_zoo, **summarize(rows, False, None), "continual": False, "tasks": len(rows),
         "episodes": 1, "derived": config["derived"], "images_trained": stats.images, "train_seconds": stats.seconds,
         "sample_gradients": stats.gradients, "images_per_second": stats.images / seconds,
         "total_seconds": stats.seconds,
+        "held_out_examples": sum(len(values) for (task, split), values in targets.items()
+                                 if split == HELD_OUT and task != forgotten.number),
+        "stored_examples": None, "stored_bytes": None,  # of what was kept nothing is known but the images themselves
+        "parameters_per_prediction": sum(
+            _answering(successor, len(task.classes))
+            for task in remaining for successor in successors if task.number in successor.member.tasks
+        ) / max(1, len(remaining)),
         "parameters_total": sum(successor.member.parameters for successor in successors),
         "members_per_prediction": sum(members.values()) / max(1, len(remaining)),
     }  # fmt: skip
@@ -221,7 +227,7 @@ def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor])
         what = "kept" if not saw else "dropped" if successor is None else "dropped, trained again without the task"
         members.append({
             "member": member.number, "trained_on": list(member.tasks), "saw_the_task": saw, "what_became_of_it": what,
-            "weights_sha256": _sum(zoo.predictions(f"members/member_{member.number:03d}.safetensors")),
+            "weights_sha256": _sum(zoo.tensors(_weights_of(member))),
             "member_now": place, "trained_on_now": None if successor is None else list(successor.member.tasks),
             "weights_sha256_now": None if successor is None else _sum(successor.tensors),
         })  # fmt: skip
@@ -235,38 +241,37 @@ def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor])
     }
 
 
-def _scores(zoo: Zoo, tasks: Sequence[SavedTask], targets: Mapping[str, Tensor]) -> dict[int, Score]:
+def _scores(zoo: Zoo, tasks: Sequence[SavedTask]) -> dict[int, Score]:
     """Of the zoo as it is, from its saved predictions."""
-    said = {m.number: zoo.predictions(f"predictions/member_{m.number:03d}.safetensors") for m in zoo.members}
-    return {
-        task.number: CrossEntropy().evaluate(
-            weighted_mean(
-                [said[m.number][f"task_{task.number}/test"] for m in zoo.members_for(task)],
-                [m.weight(task.number) for m in zoo.members_for(task)],
-            ),
-            targets[f"task_{task.number}/test"],
-        )
-        for task in tasks
-    }
+    said = zoo.said_about("test")
+    plain = zoo.combined().combinations
+    return {task.number: CrossEntropy().evaluate(said[task.number].of(plain[task.number]), said[task.number].targets)
+            for task in tasks}  # fmt: skip
+
+
+def _answering(successor: Successor, classes: int) -> int:
+    """Parameters that answer a task: the trunk's and those of one head."""
+    weight, bias = successor.tensors["weight"], successor.tensors["bias"]
+    return successor.member.parameters - weight.numel() - bias.numel() + classes * (weight.shape[1] + 1)
 
 
 def _scores_of(
-    successors: Sequence[Successor], tasks: Sequence[SavedTask], targets: Mapping[str, Tensor]
+    successors: Sequence[Successor], tasks: Sequence[SavedTask], targets: Mapping[tuple[int, str], Tensor]
 ) -> dict[int, Score | None]:
     found: dict[int, Score | None] = {}
     for task in tasks:
         mine = [successor for successor in successors if task.number in successor.member.tasks]
         said = [successor.predictions[task.number, "test"].float().cpu() for successor in mine]
         weights = [successor.member.weight(task.number) for successor in mine]
-        right = targets[f"task_{task.number}/test"]
+        right = targets[task.number, "test"]
         found[task.number] = CrossEntropy().evaluate(weighted_mean(said, weights), right) if mine else None
     return found
 
 
 def _check_targets(zoo: Zoo, stream: TaskStream, data_dir: Path) -> None:
-    targets = zoo.predictions(TARGETS)
+    nothing = torch.empty(0)
     for task in stream.tasks:
-        if not torch.equal(targets[f"task_{task.id}/test"], task.test.targets.cpu()):
+        if not torch.equal(zoo.targets.get((task.id, "test"), nothing), task.test.targets.cpu()):
             raise UserError(
                 f"{data_dir}: the data are not those that {zoo.path} was trained on; name their folder with --data_dir"
             )
@@ -277,6 +282,5 @@ def _sum(tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(tensor_bytes(tensors)).hexdigest()
 
 
-def _key(name: str) -> tuple[int, str]:
-    task, _, split = name.removeprefix("task_").partition("/")
-    return int(task), split
+def _weights_of(member: SavedMember) -> str:
+    return f"members/member_{member.number:03d}.safetensors"

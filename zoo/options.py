@@ -32,8 +32,8 @@ def combined(options: argparse.Namespace, device: str) -> Zoo:
     return Zoo.load(options.run, device).combined(options.combine, options.temperature, budget)
 
 
-def whole(option: str, text: str) -> int:
-    """A whole number from 1.
+def whole(option: str, text: str, accepted: Range = Range(1, 10**6)) -> int:  # noqa: B008
+    """A whole number.
 
     Raises:
         UserError: it is none.
@@ -42,4 +42,4 @@ def whole(option: str, text: str) -> int:
         number: object = int(text)
     except ValueError:
         number = text
-    return int(Range(1, 10**6).check(option, number))
+    return int(accepted.check(option, number))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from methods.training import outputs_of_heads
 from net import build_net
 from net.multihead import MultiHead, Own
 from utils.compute import pick_device
-from utils.config import RunConfig, saved_config
+from utils.config import RANGES, Range, RunConfig, saved_config
 from utils.errors import UserError, unknown
 from utils.manifest import TARGETS, Manifest, checked, read_manifest, remedy
 from utils.monitor import Row
@@ -136,18 +137,17 @@ class Zoo:
         if manifest is None or not manifest.episode:
             raise UserError(f"{path}: no episode is complete yet")
         config = saved_config(str(path / CONFIG), read_config(path))
-        facts = [_facts(path, manifest, number) for number in range(manifest.members)]
-        try:
-            return cls(path, config, manifest, *_understood(facts), pick_device(device))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(
-                f"{path / 'members'} cannot be read ({type(error).__name__}: {error}); was it made by an older version?"
-            ) from None
+        return cls(path, config, manifest, *_understood(path, manifest, config), pick_device(device))
 
     @property
     def device(self) -> torch.device:
         """Where members answer."""
         return self._compute.device
+
+    @property
+    def as_trained(self) -> Compute:
+        """Where and in which precision more networks like the members are trained: in bf16 on a GPU, as they were."""
+        return Compute(self.device, self.config.precision == "bf16" and self.device.type == "cuda")
 
     def task(self, task: str | int) -> SavedTask:
         """A task by its name or its number.
@@ -214,7 +214,10 @@ class Zoo:
             wanted = [task for task in tasks if member.number in self.combinations[task].members]
             for task, outputs in self.outputs(member, stored, wanted).items() if wanted else ():
                 said[task][member.number] = outputs
-        return {task: self._answer(self.combinations[task], by_member) for task, by_member in said.items()}
+        answers = {task: self._answer(self.combinations[task], by_member) for task, by_member in said.items()}
+        if not all(answer.probabilities.isfinite().all() for answer in answers.values()):
+            raise UserError(f"{self.path}: an answer is not finite; was a file of members/ changed?")
+        return answers
 
     def _answer(self, combination: Combination, said: Mapping[int, Tensor]) -> Answer:
         outputs = [said[member] for member in combination.members]
@@ -237,6 +240,8 @@ class Zoo:
             raise UserError(f"--combine: {unknown('way to combine', combine, COMBINE)}")
         if temperature not in TEMPERATURES:
             raise UserError(f"--temperature: {unknown('temperature', temperature, TEMPERATURES)}")
+        if budget is not None and budget < 1:
+            raise UserError(f"--budget is {budget}; at least one member must answer")
         other = copy.copy(self)
         other.combined_as = combine, temperature, budget
         other.combinations = {task.number: self._plain(task.number) for task in self.tasks}
@@ -255,8 +260,7 @@ class Zoo:
         Raises:
             UserError: none were held out, or a file is damaged.
         """
-        targets = self.predictions(TARGETS)
-        if not any(name.endswith(f"/{HELD_OUT}") for name in targets):
+        if not any(split == HELD_OUT for _, split in self.targets):
             raise UserError(
                 f"{self.path} has no held-out examples, on which this is fitted; train with --hold_out 0.1, for example"
             )
@@ -268,13 +272,12 @@ class Zoo:
         Raises:
             UserError: a file is damaged.
         """
-        targets = self.predictions(TARGETS)
         found: dict[int, dict[int, Tensor]] = {task.number: {} for task in self.tasks}
         for member in self.members:
-            tensors = self.predictions(f"predictions/member_{member.number:03d}.safetensors")
+            said = self.predictions(member)
             for task in member.tasks:
-                found[task][member.number] = tensors[f"task_{task}/{split}"].clamp_min(1e-12).log()
-        return {task: HeldOut(said, targets[f"task_{task}/{split}"]) for task, said in found.items()}
+                found[task][member.number] = said[task, split].clamp_min(1e-12).log()
+        return {task: HeldOut(said, self.targets[task, split]) for task, said in found.items()}
 
     @property
     def finished(self) -> bool:
@@ -290,8 +293,51 @@ class Zoo:
         rows, _ = read_measurements(self.path, self._manifest)
         return [row for row in rows if row.episode == self._manifest.episode]
 
-    def predictions(self, name: str) -> dict[str, Tensor]:
-        """A file of predictions/, on the CPU.
+    @cached_property
+    def targets(self) -> dict[tuple[int, str], Tensor]:
+        """What is right, [N] by (task, split), for the examples whose predictions are saved.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        found = {_split_of(self.path / TARGETS, key): value for key, value in self.tensors(TARGETS).items()}
+        splits = {split for _, split in found}
+        for task in {*self._by_number, *(task for task, _ in found)}:
+            for split in splits | {"test"}:
+                right, classes = found.get((task, split)), self._classes(task)
+                if right is None or right.dtype != torch.long or right.ndim != 1 or not len(right) or not classes:
+                    raise _wrong(self.path, TARGETS, f"task_{task}/{split} is missing, or not of a task of the run")
+                if not 0 <= right.min() <= right.max() < classes:
+                    raise _wrong(self.path, TARGETS, f"task_{task}/{split} has a class that is not 0 to {classes - 1}")
+        return found
+
+    def predictions(self, member: SavedMember) -> dict[tuple[int, str], Tensor]:
+        """What a member said about examples of its tasks, probabilities [N, C] by (task, split), on the CPU.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        name = f"predictions/member_{member.number:03d}.safetensors"
+        found = {_split_of(self.path / name, key): value for key, value in self.tensors(name).items()}
+        expected = {key for key in self.targets if key[0] in member.tasks}
+        known = expected | {(task, "train") for task in member.tasks}  # of these there are no targets
+        if wrong := sorted(expected - found.keys()) + sorted(found.keys() - known):
+            reason = "not there" if wrong[0] in expected else "of a task that the member has not seen"
+            raise _wrong(self.path, name, f"task_{wrong[0][0]}/{wrong[0][1]} is {reason}")
+        for (task, split), said in found.items():
+            count = len(self.targets[task, split] if split != "train" else said) if said.ndim else 0
+            fits = said.dtype == torch.float32 and said.shape == (count, self._classes(task))
+            if not fits or not (said >= 0).all() or not (said <= 1.001).all():
+                reason = f"task_{task}/{split} are not {count} x {self._classes(task)} probabilities"
+                raise _wrong(self.path, name, reason)
+        return found
+
+    def _classes(self, task: int) -> int:
+        tasks = self.config.dataset.tasks
+        return len(tasks[task - 1].classes) if 0 < task <= len(tasks) else 0
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """A file of the run, on the CPU, as it is.
 
         Raises:
             UserError: it is damaged.
@@ -301,7 +347,7 @@ class Zoo:
         except UserError:
             raise
         except Exception as error:  # whatever the library finds wrong with it
-            raise UserError(f"{self.path / name} is damaged ({error}); {remedy(name)}") from None
+            raise _wrong(self.path, name, " ".join(str(error).split())[:200]) from None
 
     def outputs(self, member: SavedMember, stored: Tensor, tasks: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of some heads of one member, [N, C] each, before softmax."""
@@ -324,20 +370,25 @@ class Zoo:
     def _read(self, member: SavedMember) -> tuple[MultiHead, Mapping[int, Own]]:
         name = f"members/member_{member.number:03d}.safetensors"
         sizes = {number: len(self._by_number[number].classes) for number in member.tasks}
+        tensors = self.tensors(name)
+        for key, tensor in tensors.items():
+            if tensor.is_complex() or not tensor.float().isfinite().all():
+                raise _wrong(self.path, name, f"{key} is not finite")
+        own: dict[int, dict[str, Tensor]] = {}
         try:
-            tensors = safetensors.torch.load(checked(self.path, self._manifest, name))
-            own: dict[int, dict[str, Tensor]] = {}
             for key in [key for key in tensors if key.startswith("task_")]:
-                task, _, tensor = key.removeprefix("task_").partition("/")
-                own.setdefault(int(task), {})[tensor] = tensors.pop(key).to(self._compute.device)
+                task, _, tensor_name = key.removeprefix("task_").partition("/")
+                own.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(self._compute.device)
             with torch.random.fork_rng(devices=[]):
                 net = build_net(member.model, self.input_shape, self.config.hyper.dropout, sizes)
             net.load_state_dict(tensors)
-        except UserError:
-            raise
         except Exception as error:  # whatever the library finds wrong with it
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.path / name} is damaged ({reason}); {remedy(name)}") from None
+            raise _wrong(self.path, name, " ".join(str(error).split())[:200]) from None
+        trunk = net.trunk.state_dict()
+        for parts in own.values():
+            for key, tensor in parts.items():
+                if key not in trunk or tensor.shape != trunk[key].shape:
+                    raise _wrong(self.path, name, f"{key} of a task is no part of {member.model}")
         return net.to(self._compute.device).eval(), own
 
     def _number(self, task: str | int | SavedTask) -> int:
@@ -349,36 +400,89 @@ class Zoo:
         return sum(member.parameters for member in self.members)
 
 
-def _facts(path: Path, manifest: Manifest, number: int) -> dict[str, Any]:
-    name = f"members/member_{number:03d}.json"
-    try:
-        return dict(json.loads(checked(path, manifest, name)))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path / name} is damaged ({error}); {remedy(name)}") from None
+def _wrong(path: Path, name: str, reason: str) -> UserError:
+    return UserError(f"{path / name} is damaged ({reason}); {remedy(name)}")
+
+
+def _split_of(path: Path, key: str) -> tuple[int, str]:
+    """Of a file in predictions/: task_<number>/<split>."""
+    match = re.fullmatch(rf"task_([1-9][0-9]{{0,8}})/(test|train|{HELD_OUT})", key)
+    if match is None:
+        raise UserError(f"{path} is damaged (it holds {key!r:.100}, which is of no task); {remedy(TARGETS)}")
+    return int(match[1]), match[2]
 
 
 def _understood(
-    facts: Iterable[Mapping[str, Any]],
+    path: Path, manifest: Manifest, config: RunConfig
 ) -> tuple[list[SavedTask], list[SavedMember], tuple[int, int, int]]:
-    """Tasks, members that answer, and the shape of an input, from the members' JSON files."""
+    """Tasks, members that answer, and the shape of an input, from the members' JSON files.
+
+    Raises:
+        UserError: one of them is damaged, or does not belong to the run's config.yaml.
+    """
     tasks: dict[int, SavedTask] = {}
     members: list[SavedMember] = []
-    shapes = set()
-    for fact in facts:
-        if fact["replaces_earlier"]:
-            members, tasks = [], {}
-        for number, name, classes in zip(fact["tasks"], fact["task_names"], fact["classes"], strict=True):
-            tasks[number] = SavedTask(number, str(name), tuple(map(str, classes)))
-        members.append(
-            SavedMember(
-                fact["member"],
-                fact["episode"],
-                tuple(fact["tasks"]),
-                tuple(map(float, fact["weights"])),
-                fact["parameters"],
-                fact["net"],
+    shape: tuple[int, int, int] | None = None
+    for number in range(manifest.members):
+        name = f"members/member_{number:03d}.json"
+        try:
+            fact = dict(json.loads(checked(path, manifest, name)))
+            if fact["replaces_earlier"]:
+                members, tasks = [], {}
+            member, learned, its_shape = _member(fact, number, config)
+        except KeyError as error:
+            raise _wrong(path, name, f"key {error} is missing") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise _wrong(path, name, " ".join(str(error).split())[:200]) from None
+        if shape not in (None, its_shape):
+            raise _wrong(path, name, f"its input_shape is {its_shape}, other members have {shape}")
+        shape = its_shape
+        tasks |= {task.number: task for task in learned}
+        members.append(member)
+    if shape is None:
+        raise UserError(f"{path} has no members")
+    return [tasks[number] for number in sorted(tasks)], members, shape
+
+
+_SIDES = Range(1, RANGES["image_size"].high)
+_WEIGHTS = Range(0, 1, whole=False, open_low=True)
+
+
+def _member(
+    fact: Mapping[str, Any], number: int, config: RunConfig
+) -> tuple[SavedMember, list[SavedTask], tuple[int, int, int]]:
+    """A member, its tasks and the shape of its inputs.
+
+    Raises:
+        KeyError, TypeError, ValueError: not what a member of such a run is described by.
+    """
+    known = config.dataset.tasks
+    numbers = [_in("tasks", task, Range(1, len(known))) for task in fact["tasks"]]
+    channels, height, width = (_in("input_shape", side, _SIDES) for side in fact["input_shape"])
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError("tasks are none, or one is there twice")
+    tasks = []
+    for task, name, classes in zip(numbers, fact["task_names"], fact["classes"], strict=True):
+        if not isinstance(classes, list) or not all(isinstance(text, str) for text in [name, *classes]):
+            raise TypeError("task_names and classes are not texts")
+        if len(classes) != len(known[task - 1].classes):
+            raise ValueError(
+                f"classes of task {task} are {len(classes)}, config.yaml has {len(known[task - 1].classes)}"
             )
-        )
-        shapes.add(tuple(map(int, fact["input_shape"])))
-    ((channels, height, width),) = shapes
-    return [tasks[number] for number in sorted(tasks)], members, (channels, height, width)
+        "".join([name, *classes]).encode()  # surrogates cannot be written
+        tasks.append(SavedTask(task, name, tuple(classes)))
+    weights = [_in("weights", weight, _WEIGHTS) for weight in fact["weights"]]
+    if len(weights) != len(numbers):
+        raise ValueError("there is not a weight for each task")
+    if fact["member"] != number or fact["net"] != config.hyper.model:
+        raise ValueError("it is another member, or a net that config.yaml does not have")
+    episode, parameters = (_in(key, fact[key], Range(0)) for key in ("episode", "parameters"))
+    member = SavedMember(number, episode, tuple(numbers), tuple(weights), parameters, fact["net"])
+    return member, tasks, (channels, height, width)
+
+
+def _in(key: str, value: object, accepted: Range) -> Any:
+    try:
+        return accepted.check(key, value)
+    except UserError as error:  # which does not name the file
+        raise ValueError(error) from None
