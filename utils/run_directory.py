@@ -352,7 +352,11 @@ def check_other(path: Path, source: Path, overwrite: bool) -> None:
     Raises:
         UserError: also if they are the same.
     """
-    if os.path.realpath(path) == os.path.realpath(source):
+    try:
+        same = os.path.realpath(path) == os.path.realpath(source)
+    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+        raise UserError(f"--run_dir {path} cannot be used: {error}") from None
+    if same:
         raise UserError(f"--run_dir {path} is the run that is read; name another directory")
     check_free(path, overwrite)
 
