@@ -345,13 +345,13 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
     Raises:
         UserError: there is a run and `overwrite` is not set, or one of `reads`, or something that is not a run.
     """
-    if os.path.realpath(path) in map(os.path.realpath, reads):
-        raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
     try:
+        if os.path.realpath(path) in map(os.path.realpath, reads):
+            raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
         if not path.exists() or (path.is_dir() and all(_trace(entry) for entry in path.iterdir())):
             return
-    except OSError as error:
-        raise UserError(f"--run_dir {path} cannot be used: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+        raise UserError(f"--run_dir {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
     if not path.is_dir():
         raise UserError(f"--run_dir {path} is a file; name a directory")
     if not _is_run(path):
