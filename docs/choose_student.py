@@ -1,0 +1,67 @@
+"""How the settings of distill.py were chosen: accuracy of students on held-out images of rotated digits.
+
+    python docs/choose_student.py [--store DIR]
+
+Ten training images a class, a fifth held out, 20 epochs a member, conv net, six seeds. Weight of the true class
+(LABELS), epochs as a multiple of a member's (EPOCHS), everything kept or two images a class. Test images are not looked
+at. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure_using import PROJECT, run, shown, stream_of, table
+
+import modelzoo
+from distill import teach
+from methods.steps import Compute
+from utils.monitor import Monitor
+from zoo import Zoo
+from zoo.distill import STUDENT, lesson, stored_inputs
+
+SEEDS = range(6)
+TRIED = [(0.0, 1), (0.0, 4), (0.5, 1), (0.5, 4), (0.5, 8), (1.0, 4)]  # LABELS, EPOCHS
+KEPT = {"all": [], "2 a class": ["--memory_per_class", "2"]}
+
+
+def held_out_accuracies(zoo: Zoo, labels: float, epochs: int) -> tuple[float, float]:
+    """Of the zoo and of a student, on held-out images; means over tasks."""
+    stream = stream_of(zoo.path, str(zoo.config.data_dir))
+    hyper = replace(zoo.config.hyper, epochs=epochs * zoo.config.hyper.epochs)
+    config = replace(zoo.config, method=STUDENT, continual=False, hyper=hyper)
+    student, _, _ = teach(lesson(zoo, stream, labels), config, Compute(torch.device("cpu")), Monitor())
+    (member,) = student.fresh
+    of_zoo, of_student = [], []
+    for task in stream.tasks:
+        assert task.held_out is not None
+        said = member.predictions[task.id, "held_out"]
+        images = torch.cat(stored_inputs(task.held_out))
+        of_zoo.append((zoo.predict(images, task.id).chosen == task.held_out.targets).double().mean().item())
+        of_student.append((said.argmax(-1) == task.held_out.targets).double().mean().item())
+    return float(np.mean(of_zoo)), float(np.mean(of_student))
+
+
+def main() -> None:
+    """A table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", default="runs/student")
+    store = Path(parser.parse_args().store)
+    recipe = ["--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml"), "--samples", "10", "--epochs", "20",
+              "--continual", "--hold_out", "0.2"]  # fmt: skip
+    rows = []
+    for kept, options in KEPT.items():
+        zoos = [Zoo.load(run(modelzoo.main, [*recipe, *options, "--seed", str(seed)],
+                             store / f"{kept.replace(' ', '_')}-{seed}"), "cpu") for seed in SEEDS]  # fmt: skip
+        for labels, epochs in TRIED:
+            of_zoo, of_student = zip(*(held_out_accuracies(zoo, labels, epochs) for zoo in zoos), strict=True)
+            rows.append([kept, f"{labels:g}", str(epochs), shown(of_student), shown(of_zoo)])
+    table(["kept", "weight of the true class", "epochs, times a member's", "student", "zoo"], rows)
+
+
+if __name__ == "__main__":
+    main()
