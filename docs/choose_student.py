@@ -2,7 +2,7 @@
 
     python docs/choose_student.py [--store DIR]
 
-Ten training images a class, a fifth held out, 20 epochs a member, conv net, six seeds. Weight of the true class
+Ten training images a class, a fifth held out, 20 epochs a member, conv net, three seeds. Weight of the true class
 (LABELS), epochs as a multiple of a member's (EPOCHS), everything kept or two images a class. Test images are not looked
 at. Prints Markdown.
 """
@@ -24,8 +24,8 @@ from utils.monitor import Monitor
 from zoo import Zoo
 from zoo.distill import STUDENT, lesson, stored_inputs
 
-SEEDS = range(6)
-TRIED = [(0.0, 1), (0.0, 4), (0.5, 1), (0.5, 4), (0.5, 8), (1.0, 4)]  # LABELS, EPOCHS
+SEEDS = range(3)
+TRIED = [(0.0, 4), (0.5, 1), (0.5, 4), (0.5, 8), (1.0, 4)]  # LABELS, EPOCHS
 KEPT = {"all": [], "2 a class": ["--memory_per_class", "2"]}
 
 
