@@ -27,8 +27,7 @@ from utils.errors import UserError
 from zoo.saved import SavedMember, SavedTask, Zoo
 
 STUDENT = "student"
-# Chosen on held-out examples of rotated digits, six seeds; more epochs help where few examples were kept, more weight
-# of the true class where all were.
+# docs/choose_student.py has what was tried.
 EPOCHS = 4  # times those of a member
 LABELS = 0.5  # weight of the true class; the rest is that of what the zoo says
 _CHUNK = 1024  # images that the zoo is asked about at once
