@@ -39,7 +39,7 @@ from utils.errors import SignalError, TrainingError, UserError, one_line, print_
 from utils.lock import locked
 from utils.monitor import Console, EpisodeFacts, Monitor, Row, RunStart
 from utils.options import Parser, check_text
-from utils.run_directory import CONFIG, RunDirectory, beside, check_free, holds_run, read_config, read_summary
+from utils.run_directory import CONFIG, RunDirectory, beside, check_free, read_config, read_summary
 from utils.summary import load_isolated, summarize
 from zoo import Zoo
 from zoo.distill import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
@@ -208,8 +208,6 @@ def check_place(out: Path, options: argparse.Namespace) -> None:
     Raises:
         UserError: there is a run and --overwrite is not set, one that is read here, or something that is not a run.
     """
-    if holds_run(out) and not options.overwrite:
-        raise UserError(f"--run_dir {out} already holds a run; replace it with --overwrite, or name another directory")
     check_free(out, options.overwrite, [Path(run) for run in (options.run, options.isolated) if run])
 
 

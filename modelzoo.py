@@ -111,13 +111,13 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan | None:
         stack.enter_context(locked(path, "--run_dir "))
         saved = read_config(path)
         invocation = resumed(invocation, saved)
-        check_saved(invocation.config, path / CONFIG)
         if summary := read_summary(path):
             if invocation.isolated and invocation.isolated.absolute() != compared_with(saved):
                 raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
             RunDirectory.reopen(path)
             print(saved_table(path, summary))
             return None
+        check_saved(invocation.config, path / CONFIG)
         return Plan(invocation, invocation.config, saved, extended_from(saved))
     if base is not None:
         before = finished_run(base)

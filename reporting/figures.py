@@ -385,7 +385,7 @@ def accuracy_against_cost(groups: Sequence[Group]) -> Picture | None:
     for group in groups:
         for seed, run in group.runs.items():
             found = run.summary
-            if run.finished:
+            if run.finished and found["stored_bytes"] is not None:  # not known where a task was forgotten
                 stored = found["stored_bytes"] + 4 * found["parameters_total"]
                 lines.append((group.label, seed, found["avg_acc_final"], found["train_seconds"], stored,
                               found["parameters_per_prediction"]))  # fmt: skip

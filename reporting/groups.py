@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from reporting.runs import Run, load_run
+from utils.config import recipe
 from utils.errors import UserError
 from utils.statistics import mean_interval, paired_p
 from utils.store import MACHINE
 from utils.tables import Table
 
 # Of config.yaml, what is not an option: where a run was made, and with what.
-_PROVENANCE = {"stream", "compared_with", "data_sha256", "versions", "commit", "uncommitted_changes", "seed"}
-# Isolated networks are a reference for runs in which these agree.
-_RECIPE = ("dataset", "hyper", "samples", "augment", "seed")
+_PROVENANCE = {
+    "stream", "compared_with", "extended_from", "derived", "distilled_from", "data_sha256", "versions", "commit",
+    "uncommitted_changes", "seed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,7 @@ def _options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _recipe(config: Mapping[str, Any]) -> str:
-    plain = {key: value for key, value in config.items() if key in _RECIPE}
-    return json.dumps(dict(_options(plain)) | {"seed": config["seed"]})
+    return json.dumps(recipe(config) | {"seed": config["seed"]}, sort_keys=True)
 
 
 def _shown(value: object) -> str:

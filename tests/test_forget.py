@@ -111,7 +111,7 @@ def test_the_certificate_says_which_weights_saw_the_task(run):
         assert entry["weights_sha256_now"] == sum_of(f"run-without-2/members/member_{place:03d}.safetensors")
         now.add(place)
     assert now == set(range(len(Zoo.load("run-without-2", "cpu").members)))
-    assert len(certificate["limits"]) == 3
+    assert len(certificate["limits"]) == 4
 
 
 def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkeypatch):

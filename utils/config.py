@@ -214,6 +214,15 @@ def _hyper(where: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 # Keys of config.yaml that older versions did not write, and what they did.
 ADDED: Mapping[str, Any] = {"hold_out": 0.0, "forgotten": []}
+# Accuracies of single tasks can be compared between runs in which these agree.
+RECIPE = ("dataset", "hyper", "samples", "hold_out", "forgotten", "augment")
+
+
+def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.yaml has of RECIPE; the same YAML is the same wherever it lies."""
+    values = {key: config.get(key, ADDED.get(key)) for key in RECIPE}
+    return {key: {name: entry for name, entry in value.items() if name != "path"} if isinstance(value, dict) else value
+            for key, value in values.items()}  # fmt: skip
 
 
 def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:

@@ -357,9 +357,9 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
     if not _is_run(path):
         raise UserError(f"--run_dir {path} is not empty and not a run; name another directory")
     if not overwrite:
+        resume = "" if reads else "go on with it with --resume, "
         raise UserError(
-            f"--run_dir {path} already holds a run; go on with it with --resume, "
-            "replace it with --overwrite, or name another directory"
+            f"--run_dir {path} already holds a run; {resume}replace it with --overwrite, or name another directory"
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from utils import metrics
-from utils.config import RunConfig, parse_yaml
+from utils.config import RECIPE, RunConfig, parse_yaml
 from utils.errors import UserError
 from utils.files import CsvText, write_bytes
 from utils.manifest import read_manifest
@@ -212,7 +212,7 @@ def figures(runs: Sequence[Run]) -> dict[str, Values]:
 def reference(run: Run) -> tuple[object, ...]:
     """Runs in which this is equal can be compared task by task."""
     config = run.config
-    return config.dataset, config.hyper, config.samples, config.hold_out, config.forgotten, config.augment, config.seed
+    return *(getattr(config, key) for key in RECIPE), config.seed
 
 
 def provenance_notes(runs: Sequence[Run]) -> list[str]:

@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 
 from utils import metrics
-from utils.config import ADDED
+from utils.config import recipe
 from utils.errors import UserError
 from utils.manifest import remedy
 from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
 from utils.run_directory import read_config, read_summary
-
-# A reference is comparable if these entries of config.yaml agree.
-_SAME = ("dataset", "hyper", "samples", "hold_out", "forgotten", "augment")
 
 
 def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | None) -> dict[str, Any]:
@@ -77,13 +74,13 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
         if summary is None:
             raise ValueError("it has no summary.json yet")
         accuracies, method = [float(accuracy) for accuracy in summary["per_task_acc"]], summary["method"]
-        recipe = {key: _without_path(reference.get(key, ADDED.get(key))) for key in _SAME}
+        theirs = recipe(reference)
     except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
     if method != "isolated":
         raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")
-    for key in _SAME:
-        if recipe[key] != _without_path(config[key]):
+    for key, value in recipe(config).items():
+        if theirs[key] != value:
             raise UserError(
                 f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
             )
@@ -125,11 +122,6 @@ def saved_table(path: Path, summary: dict[str, Any]) -> str:
         return final_table(summary)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{path / 'summary.json'} is damaged ({error}); {remedy('summary.json')}") from None
-
-
-def _without_path(value: Any) -> Any:
-    """The same YAML is the same wherever it lies."""
-    return {key: entry for key, entry in value.items() if key != "path"} if isinstance(value, dict) else value
 
 
 def _defined(value: float) -> float | None:

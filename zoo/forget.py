@@ -41,6 +41,7 @@ LIMITS = (
     "Which tasks the kept members were trained on was drawn with the losses of the zoo on all tasks before, the "
     "forgotten one among them: the draw may depend on it, their weights were never computed from its examples.",
     "Images that other tasks have in common with the forgotten one were seen through those tasks.",
+    "Name and classes of the task are in config.yaml and here; nothing that was computed from its examples is.",
     "The directory that the zoo was made from still holds the task, and so do reports, exports and copies of it.",
 )
 
@@ -156,7 +157,7 @@ def write(
     saved = read_config(zoo.path)
     config = {
         **saved, **facts, "forgotten": [*zoo.config.forgotten, forgotten.number], "compared_with": None,
-        "extended_from": None,
+        "extended_from": None, "retrained": any(successor.retrained for successor in successors),
         "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
     }  # fmt: skip
     remaining = [task for task in zoo.tasks if task != forgotten]
