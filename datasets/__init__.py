@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import torch
 
-from datasets.cifar import cifar10, cifar100
-from datasets.digits import rotated_digits, split_digits
-from datasets.image_folder import image_folder
-from datasets.mini_imagenet import mini_imagenet
-from datasets.mnist import permuted_mnist, rotated_mnist, split_mnist
+from datasets.images.cifar import cifar10, cifar100
+from datasets.images.digits import rotated_digits, split_digits
+from datasets.images.image_folder import image_folder
+from datasets.images.mini_imagenet import mini_imagenet
+from datasets.images.mnist import permuted_mnist, rotated_mnist, split_mnist
 from datasets.task import TaskStream
 from utils.config import RunConfig
 from utils.errors import UserError, unknown

@@ -8,10 +8,9 @@ epoch, and inputs are rows of a tensor on the device, gathered a batch at a time
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -175,66 +174,3 @@ class TaskStream:
         """All tasks at once, then `rounds` - 1 further episodes that reveal nothing new."""
         for number in range(1, rounds + 1):
             yield Episode(number, self.tasks if number == 1 else ())
-
-
-class Mixture:
-    """The examples of several tasks as one table, from which mixed batches are gathered.
-
-    Rows and images may lie in another memory than targets and task ids: a store that is too large for the
-    device stays in the host's, and batches of it are copied over.
-
-    Args:
-        parts: task id and examples of each task; inputs have one shape.
-
-    Attributes:
-        device: where inputs are wanted, and where targets and task ids lie.
-    """
-
-    def __init__(self, parts: Sequence[tuple[int, Examples]]) -> None:
-        examples = [part for _, part in parts]
-        self._store = examples[0].store
-        if all(part.store is self._store for part in examples):
-            self._rows = torch.cat([part.rows for part in examples])
-        else:
-            self._store = torch.cat([part.store[part.rows] for part in examples])
-            self._rows = torch.arange(len(self._store), device=self._store.device)
-        self.targets = torch.cat([part.targets for part in examples])
-        self.device = self.targets.device
-        sizes = torch.tensor([len(part) for part in examples], device=self.device)
-        numbers = torch.tensor([task_id for task_id, _ in parts], device=self.device)
-        self.task_ids = numbers.repeat_interleave(sizes)
-        self._views: Tensor | None = None
-        if any(part.view is not None for part in examples):
-            same = torch.arange(self._store[0].numel(), device=self.device)
-            self._views = torch.stack([same if part.view is None else part.view for part in examples])
-            self._view_of = torch.arange(len(parts), device=self.device).repeat_interleave(sizes)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def reordered(self, order: Tensor) -> Mixture:
-        """The examples at the positions `order`, [K] int64 on the CPU."""
-        other = copy.copy(self)
-        other._rows = self._rows[order.to(self._rows.device)]
-        order = order.to(self.device)
-        other.targets, other.task_ids = self.targets[order], self.task_ids[order]
-        if self._views is not None:
-            other._view_of = self._view_of[order]
-        return other
-
-    def inputs(self, part: slice) -> Tensor:
-        """[K, *input] as stored, on the device: a copy of the inputs of consecutive examples."""
-        rows = self._rows[part]
-        if self._store.device == self.device:
-            inputs = self._store[rows]
-        else:
-            # Page-locked memory is copied while the host goes on: it gathers a batch, and launches what is to
-            # be done with it, while the device still works on the batches before.
-            gathered = torch.empty(len(rows), *self._store.shape[1:], dtype=self._store.dtype, pin_memory=True)
-            torch.index_select(self._store, 0, rows, out=gathered)
-            inputs = gathered.to(self.device, non_blocking=True)
-        if self._views is None:
-            return inputs
-        view = self._views[self._view_of[part]]
-        seen = inputs.flatten(1).gather(1, view.clamp_min(0)).masked_fill_(view < 0, 0)
-        return seen.view_as(inputs)

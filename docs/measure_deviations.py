@@ -33,7 +33,8 @@ from scipy import stats  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import modelzoo  # noqa: E402
-from datasets.task import Examples, Mixture, Task  # noqa: E402
+from datasets.mixture import Mixture  # noqa: E402
+from datasets.task import Examples, Task  # noqa: E402
 from methods.replay import ReplayMemory  # noqa: E402
 from methods.zoo import ModelZoo, draw_tasks  # noqa: E402
 from utils.seeding import generator, seeded  # noqa: E402

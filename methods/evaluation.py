@@ -12,8 +12,9 @@ from dataclasses import astuple
 
 import torch
 
+from datasets.mixture import Mixture
 from datasets.objectives import Score
-from datasets.task import Episode, Examples, Mixture, Task, TaskStream
+from datasets.task import Episode, Examples, Task, TaskStream
 from methods.base import Learned, Member, Method
 from methods.ensemble import PredictionCache
 from methods.scenarios import Answer, answer_of, score_without_task, untold

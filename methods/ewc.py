@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from datasets.task import Mixture, Task
+from datasets.mixture import Mixture
+from datasets.task import Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, SingleNet
 from methods.steps import MOMENTUM

@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from datasets.mixture import Mixture
 from datasets.objectives import Objective
-from datasets.task import Mixture, Task
+from datasets.task import Task
 from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
 from methods.steps import Batch, trained_parameters

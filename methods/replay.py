@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from datasets.task import Episode, Examples, Mixture, Table, Task, TrainSource
+from datasets.mixture import Mixture
+from datasets.task import Episode, Examples, Table, Task, TrainSource
 from methods.audit import Auditor, Budget, class_numbers, kept_of
 from utils.seeding import generator
 

@@ -15,7 +15,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from datasets.task import Examples, Mixture, StreamSpec, TrainSource
+from datasets.mixture import Mixture
+from datasets.task import Examples, StreamSpec, TrainSource
 from methods.steps import WARM_UP, Batch, Compute, GradientSteps, Rule, make_optimizer
 from net.multihead import MultiHead, Own
 from utils.checkpoints import Checkpoints

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from net.images.smallconv import SmallConv
+from net.images.timm_trunk import TimmTrunk
+from net.images.wideresnet import WideResNet
 from net.multihead import MultiHead
-from net.smallconv import SmallConv
-from net.timm_trunk import TimmTrunk
-from net.wideresnet import WideResNet
 from utils.errors import UserError, unknown
 
 TRUNKS: dict[str, Callable[[tuple[int, ...], float], nn.Module]] = {

@@ -25,9 +25,9 @@ sys.path.insert(0, str(PROJECT))
 
 import modelzoo  # noqa: E402
 from datasets import STREAMS  # noqa: E402
-from datasets.images import ImageDataset, ImagePreprocess, Images, Label, image_stream  # noqa: E402
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream  # noqa: E402
+from datasets.images.views import permutation  # noqa: E402
 from datasets.task import TaskStream  # noqa: E402
-from datasets.views import permutation  # noqa: E402
 from utils.compute import describe_device  # noqa: E402
 from utils.config import RunConfig  # noqa: E402
 

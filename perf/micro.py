@@ -18,11 +18,12 @@ from common import BATCH, CIFAR, CIFAR_WRN, CLASSES, TASKS, in_turn, random_imag
 from plain import Plain
 from torch import Tensor
 
-from datasets.images import ImagePreprocess
-from datasets.task import Examples, Mixture
+from datasets.images.stream import ImagePreprocess
+from datasets.mixture import Mixture
+from datasets.task import Examples
 from methods.steps import make_optimizer
 from net import build_net
-from net.relu_dropout import ReluDropout
+from net.images.relu_dropout import ReluDropout
 from utils.compute import keep_freed_memory, pick_device
 from utils.config import HyperConfig
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.task import Episode, Mixture
+from datasets.mixture import Mixture
+from datasets.task import Episode
 from methods import METHODS
 from methods.audit import Auditor, Budget, BudgetError
 from methods.replay import ReplayMemory, balanced_subset

@@ -23,8 +23,9 @@ import modelzoo
 import predict
 import report
 from datasets import build_stream
+from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
-from datasets.task import Mixture, Table
+from datasets.task import Table
 from methods.training import predict_examples
 from net import build_net
 from tests.test_resume import options, results, start, stop_after, write_configs

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import torch
 
-from datasets.digits import rotated_digits
-from datasets.task import Mixture
+from datasets.images.digits import rotated_digits
+from datasets.mixture import Mixture
 from export import main
 from net import build_net
 from tests.test_report import Stopped, stop_after

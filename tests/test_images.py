@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from datasets.images import Choices, ImagePreprocess
-from datasets.task import Examples, Mixture, Table
+from datasets.images.stream import Choices, ImagePreprocess
+from datasets.mixture import Mixture
+from datasets.task import Examples, Table
 
 SEEDS = st.integers(0, 2**32)
 PLAIN = ImagePreprocess(padding=0, flip=False)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size, smallconv
+from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size
+from net.images import smallconv
+from net.images.relu_dropout import ReluDropout
 from net.multihead import MultiHead
-from net.relu_dropout import ReluDropout
 from utils.errors import UserError
 from utils.seeding import seeded
 

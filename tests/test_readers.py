@@ -22,8 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.image_folder import decode_image
-from datasets.mnist import read_idx
+from datasets.images.image_folder import decode_image
+from datasets.images.mnist import read_idx
+from datasets.images.safe_pickle import load_pickle
 from datasets.task import Examples, TaskStream
 from tests.standins import (
     Source,
@@ -43,7 +44,6 @@ from tests.standins import (
     write_mnist,
 )
 from utils.errors import UserError
-from utils.safe_pickle import load_pickle
 from utils.torchvision_ops import declare_missing_operators
 
 REAL_MNIST = Path(__file__).parent.parent / "data"  # where --data_dir looks unless told otherwise
@@ -681,7 +681,7 @@ def decoded(monkeypatch):
         paths.append(path)
         return decode_image(path, size)
 
-    monkeypatch.setattr(importlib.import_module("datasets.image_folder"), "decode_image", decode)
+    monkeypatch.setattr(importlib.import_module("datasets.images.image_folder"), "decode_image", decode)
     return paths
 
 

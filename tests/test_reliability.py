@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import modelzoo
 import utils.files
-from datasets.task import Mixture
+from datasets.mixture import Mixture
 from methods.evaluation import Evaluation
 from methods.training import Joined, Replays
 from modelzoo import main

@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
-from datasets.task import Mixture
+from datasets.mixture import Mixture
 from methods import METHODS
 from modelzoo import main
 from tests.test_scenarios import streamed

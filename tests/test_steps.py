@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datasets.task import Examples, Mixture, Table
+from datasets.mixture import Mixture
+from datasets.task import Examples, Table
 from methods import METHODS
 from methods.steps import Compute, GradientSteps
 from methods.training import batches, choose_launch, predict_examples, train_member

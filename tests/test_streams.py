@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import STREAMS, build_stream
-from datasets.images import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.images.views import permutation, rotation
 from datasets.task import Examples, Task, TaskStream
-from datasets.views import permutation, rotation
 from tests.standins import (
     Source,
     Split,

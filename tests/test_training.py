@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.images import ImagePreprocess
-from datasets.task import Mixture, Table
+from datasets.images.stream import ImagePreprocess
+from datasets.mixture import Mixture
+from datasets.task import Table
 from methods.steps import cosine
 from methods.training import TrainingStats, batches, predict_examples, train_member
 from net import build_net

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.images import ImagePreprocess
+from datasets.images.stream import ImagePreprocess
 from datasets.objectives import CrossEntropy
 from datasets.task import Episode, Examples, StreamSpec, Table, Task, TaskStream
 from methods import build_method, with_settings

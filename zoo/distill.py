@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
-from datasets.task import Examples, Mixture, Table, Task, TaskStream
+from datasets.task import Examples, Table, Task, TaskStream
 from methods import build_method
 from methods.base import Setting
 from methods.steps import Compute

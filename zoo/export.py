@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from datasets.images import ImagePreprocess
+from datasets.images.stream import ImagePreprocess
 from net import count_parameters
 from net.multihead import MultiHead, Own
 from utils.errors import UserError, unknown

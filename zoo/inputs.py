@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datasets.image_folder import SUFFIXES, decode_image
+from datasets.images.image_folder import SUFFIXES, decode_image
 from utils.errors import UserError
 
 Images = Tensor | npt.NDArray[np.generic]

@@ -18,9 +18,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from datasets.images import ImagePreprocess
+from datasets.images.stream import ImagePreprocess
+from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
-from datasets.task import Examples, Mixture, StreamSpec
+from datasets.task import Examples, StreamSpec
 from methods.evaluation import HELD_OUT
 from methods.scenarios import RULE, RULES, Answer, answer_of, task_log_probabilities
 from methods.steps import Compute

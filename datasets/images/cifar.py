@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.download import fetch
-from datasets.images import ImageDataset, ImagePreprocess, Images, Label, image_stream
+from datasets.images.download import fetch
+from datasets.images.safe_pickle import load_pickle
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.task import TaskStream
 from utils.config import RunConfig
 from utils.errors import UserError
-from utils.safe_pickle import load_pickle
 
 _PREPROCESS = ImagePreprocess(padding=4, flip=True)
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.download import fetch
-from datasets.images import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.images.download import fetch
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.images.views import decode_view, permutation, rotation
 from datasets.task import TaskStream
-from datasets.views import decode_view, permutation, rotation
 from utils.config import RunConfig
 from utils.errors import UserError
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.relu_dropout import ReluDropout
+from net.images.relu_dropout import ReluDropout
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.images import Label
+from datasets.images.stream import Label
 from utils.torchvision_ops import declare_missing_operators
 
 

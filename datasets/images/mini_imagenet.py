@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.images import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.images.safe_pickle import load_pickle
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.task import TaskStream
 from utils.config import RunConfig
 from utils.errors import UserError
-from utils.safe_pickle import load_pickle
 
 _SIDE = 84
 _TRAIN_SHARE = 0.8

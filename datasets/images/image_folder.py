@@ -22,7 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 
-from datasets.images import ImageDataset, ImagePreprocess, Images, Label, image_stream
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.task import TaskStream
 from utils.config import RunConfig
 from utils.errors import UserError

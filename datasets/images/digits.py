@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from datasets.images import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.images.views import decode_view, rotation
 from datasets.task import TaskStream
-from datasets.views import decode_view, rotation
 from utils.config import RunConfig
 
 _NAMES = tuple("0123456789")
