@@ -27,16 +27,16 @@ from tqdm import tqdm
 from datasets import check_dataset
 from methods import METHOD_OPTIONS, METHODS, check_method, with_settings
 from net import TRUNKS
+from records.directory import holds_run
+from records.lock import locked
+from records.manifest import read_manifest
+from studies.jobs import Ended, Job, run_jobs
+from studies.store import Run, check_run, read_config, write_tables
+from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
 from utils.config import RANGES, Range, check_range, load_dataset_config, load_hyper_config, load_yaml
 from utils.errors import UserError, one_line, print_anything, unknown
-from utils.jobs import Ended, Job, run_jobs
-from utils.lock import locked
-from utils.manifest import read_manifest
 from utils.options import CHOICES, KEPT, Parser, driver_options, parse
-from utils.run_directory import holds_run
-from utils.store import Run, check_run, read_config, write_tables
-from utils.tables import READING
 
 PROJECT = Path(__file__).resolve().parent
 PROGRAM = PROJECT / "modelzoo.py"

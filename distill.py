@@ -20,14 +20,20 @@ import torch
 
 from datasets import build_stream
 from datasets.task import TaskStream
+from evaluation.accuracy import Evaluation
+from evaluation.measurements import Row
 from methods import check_saved
 from methods.base import Setting
-from methods.evaluation import Evaluation
 from methods.joint import Joint
-from methods.steps import Compute
 from modelzoo import episode_facts, facts_of, resolve, save_members, targets_of, try_network
-from utils.checkpoints import ending_on_sigterm
+from records.checkpoints import ending_on_sigterm
+from records.console import Console
+from records.directory import CONFIG, RunDirectory, check_free, read_config, read_summary
+from records.lock import locked
+from records.monitor import EpisodeFacts, RunMonitor, RunStart
+from records.summary import load_isolated, summarize
 from utils.compute import (
+    Compute,
     describe_device,
     enough_memory,
     keep_freed_memory,
@@ -36,11 +42,8 @@ from utils.compute import (
 )
 from utils.config import RANGES, Range, RunConfig
 from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
-from utils.lock import locked
-from utils.monitor import Console, EpisodeFacts, Monitor, Row, RunStart
+from utils.files import beside
 from utils.options import Parser, check_text
-from utils.run_directory import CONFIG, RunDirectory, beside, check_free, read_config, read_summary
-from utils.summary import load_isolated, summarize
 from zoo import Zoo
 from zoo.distill import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
 from zoo.options import add_combination
@@ -239,7 +242,7 @@ def student_config(config: RunConfig, options: argparse.Namespace) -> RunConfig:
 
 
 def teach(
-    taught: TaskStream, config: RunConfig, compute: Compute, monitor: Monitor
+    taught: TaskStream, config: RunConfig, compute: Compute, monitor: RunMonitor
 ) -> tuple[Joint, EpisodeFacts, list[Row]]:
     """Train the student and measure it: one episode that reveals all tasks.
 
@@ -250,8 +253,8 @@ def teach(
     begin, student = time.perf_counter(), Joint(Setting(config, taught.spec, compute))
     (episode,) = taught.multitask(1)
     learned = student.learn(episode, monitor)
-    evaluation = Evaluation(taught, student)
-    rows = evaluation.after(episode, learned, taught.tasks)
+    evaluation = Evaluation(taught, student, config.seed)
+    rows = evaluation.after(episode, learned.changed, taught.tasks)
     facts = episode_facts(episode, learned, time.perf_counter() - begin, compute.device)
     monitor.episode_ends(facts, rows)
     return student, facts, [*evaluation.untrained(), *rows]

@@ -15,14 +15,15 @@ import torch
 
 from methods import METHODS, check_saved
 from methods.ensemble import Ensemble
-from methods.training import TrainingStats
+from records.console import Console
+from records.directory import CONFIG, check_free, read_summary
+from records.lock import locked
+from training.loop import TrainingStats
 from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
 from utils.config import RANGES
 from utils.errors import TrainingError, UserError, one_line, print_anything
-from utils.lock import locked
-from utils.monitor import Console
+from utils.files import beside
 from utils.options import Parser
-from utils.run_directory import CONFIG, beside, check_free, read_summary
 from zoo import Zoo
 from zoo.forget import CERTIFICATE, Cost, kept, retrained, write
 from zoo.options import whole

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from datasets import build_stream, check_dataset
 from datasets.task import Episode, TaskStream
+from evaluation.accuracy import HELD_OUT, UNTOLD, Evaluation
+from evaluation.members import Member
 from methods import (
     METHODS,
     build_method,
@@ -31,14 +33,20 @@ from methods import (
     hyperparameters,
     with_settings,
 )
-from methods.base import Learned, Member, Method, Setting
-from methods.evaluation import HELD_OUT, UNTOLD, Evaluation
-from methods.steps import Compute
-from methods.training import choose_launch
+from methods.base import Learned, Method, Setting
 from net import build_net, count_parameters
-from utils.board import TensorBoard
-from utils.checkpoints import RunCheckpoints, ending_on_sigterm, load_state
+from records.checkpoints import RunCheckpoints, ending_on_sigterm, load_state
+from records.console import Console
+from records.directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_measurements, read_summary
+from records.lock import locked
+from records.manifest import checked, is_removed_log, read_manifest, verify
+from records.monitor import EpisodeFacts, Monitors, RunMonitor, RunStart
+from records.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
+from records.summary import final_table, load_isolated, saved_table, summarize
+from records.tensorboard import TensorBoard
+from training.launch import choose_launch
 from utils.compute import (
+    Compute,
     describe_device,
     enough_memory,
     keep_freed_memory,
@@ -50,22 +58,8 @@ from utils.compute import (
 )
 from utils.config import RunConfig
 from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
-from utils.lock import locked
-from utils.manifest import checked, is_removed_log, read_manifest, verify
-from utils.monitor import Console, EpisodeFacts, Monitor, Monitors, RunStart
 from utils.options import Invocation, check_contradictions, parse
-from utils.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
-from utils.run_directory import (
-    CONFIG,
-    RunDirectory,
-    check_free,
-    holds_run,
-    read_config,
-    read_measurements,
-    read_summary,
-)
 from utils.seeding import seeded
-from utils.summary import final_table, load_isolated, saved_table, summarize
 from utils.trees import to_bytes
 from zoo import Zoo
 
@@ -163,7 +157,7 @@ def prepare_and_run(invocation: Invocation) -> None:
             done, earlier = directory.manifest.episode, directory.manifest.seconds
             if plan.saved is not None or base is not None:
                 stack.enter_context(fitting(path))
-            evaluation = Evaluation(stream, method, (row for row in directory.rows if row.episode == done))
+            evaluation = Evaluation(stream, method, config.seed, (row for row in directory.rows if row.episode == done))
             if done:
                 go_on(method, evaluation, directory, schedule(config, stream))
             checkpoints = RunCheckpoints(
@@ -221,7 +215,7 @@ def header_of(
 
 
 def run(
-    stream: TaskStream, method: Method, evaluation: Evaluation, directory: RunDirectory, monitor: Monitor,
+    stream: TaskStream, method: Method, evaluation: Evaluation, directory: RunDirectory, monitor: RunMonitor,
     checkpoints: RunCheckpoints, isolated: Sequence[float] | None,
 ) -> None:  # fmt: skip
     """The whole experiment: reveal, learn, measure, write down."""
@@ -235,7 +229,7 @@ def run(
         start = time.perf_counter()
         learned = method.learn(episode, monitor)
         seen = stream.tasks[: episode.number] if config.continual else stream.tasks
-        rows = evaluation.after(episode, learned, seen)
+        rows = evaluation.after(episode, learned.changed, seen)
         before = evaluation.untrained() if episode.number == 1 else []
         save_members(directory, method, stream)
         facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)

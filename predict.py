@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from methods.scenarios import RULE, RULES
+from evaluation.scenarios import RULE, RULES
 from utils.config import RANGES
 from utils.errors import UserError, one_line, print_anything, unknown
 from utils.files import written_whole

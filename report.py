@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from records.resume import compared_with
+from records.summary import load_isolated
 from utils.errors import UserError, one_line, print_anything
 from utils.options import Parser
-from utils.resume import compared_with
-from utils.summary import load_isolated
 
 FORMATS = ("html", "md", "tex", "csv")
 

@@ -34,10 +34,10 @@ from datasets import build_stream
 from datasets.task import Table, Task, TaskStream
 from methods import METHODS, build_method, with_settings
 from methods.base import Setting
-from methods.replay import balanced_order, balanced_subset, first_of_each
-from methods.steps import Compute
+from methods.memory.replay import balanced_order, balanced_subset, first_of_each
+from training.monitor import Monitor
+from utils.compute import Compute
 from utils.errors import TrainingError
-from utils.monitor import Monitor
 from utils.options import parse
 from utils.seeding import generator
 

@@ -19,8 +19,8 @@ from measure_using import PROJECT, run, shown, stream_of, table
 
 import modelzoo
 from distill import teach
-from methods.steps import Compute
-from utils.monitor import Monitor
+from records.monitor import RunMonitor
+from utils.compute import Compute
 from zoo import Zoo
 from zoo.distill import STUDENT, lesson, stored_inputs
 
@@ -34,7 +34,7 @@ def held_out_accuracies(zoo: Zoo, labels: float, epochs: int) -> tuple[float, fl
     stream = stream_of(zoo.path, str(zoo.config.data_dir))
     hyper = replace(zoo.config.hyper, epochs=epochs * zoo.config.hyper.epochs)
     config = replace(zoo.config, method=STUDENT, continual=False, hyper=hyper)
-    student, _, _ = teach(lesson(zoo, stream, labels), config, Compute(torch.device("cpu")), Monitor())
+    student, _, _ = teach(lesson(zoo, stream, labels), config, Compute(torch.device("cpu")), RunMonitor())
     (member,) = student.fresh
     of_zoo, of_student = [], []
     for task in stream.tasks:

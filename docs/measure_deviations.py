@@ -35,7 +35,7 @@ from torch import Tensor  # noqa: E402
 import modelzoo  # noqa: E402
 from datasets.mixture import Mixture  # noqa: E402
 from datasets.task import Examples, Task  # noqa: E402
-from methods.replay import ReplayMemory  # noqa: E402
+from methods.memory.replay import ReplayMemory  # noqa: E402
 from methods.zoo import ModelZoo, draw_tasks  # noqa: E402
 from utils.seeding import generator, seeded  # noqa: E402
 
@@ -86,7 +86,7 @@ def first_examples_kept() -> AbstractContextManager[Any]:
         picks = [(targets == c).nonzero().flatten() for c in targets.unique()]
         return torch.cat([pick[: math.floor(fraction * len(pick) + 1e-9)] for pick in picks])
 
-    return patch("methods.replay.balanced_subset", first)
+    return patch("methods.memory.replay.balanced_subset", first)
 
 
 def losses_on_everything() -> AbstractContextManager[Any]:

@@ -27,10 +27,10 @@ import modelzoo  # noqa: E402
 from datasets import build_stream  # noqa: E402
 from datasets.objectives import CrossEntropy  # noqa: E402
 from datasets.task import TaskStream  # noqa: E402
-from methods.scenarios import RULES, score_without_task  # noqa: E402
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION  # noqa: E402
+from evaluation.scenarios import RULES, score_without_task  # noqa: E402
+from records.directory import read_config  # noqa: E402
 from utils.config import saved_config  # noqa: E402
-from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION  # noqa: E402
-from utils.run_directory import read_config  # noqa: E402
 from zoo import Zoo  # noqa: E402
 from zoo.combine import COMBINE, TEMPERATURES  # noqa: E402
 from zoo.distill import compared, middle_task, stored_inputs  # noqa: E402

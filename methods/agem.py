@@ -12,8 +12,9 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
-from methods.steps import Batch, trained_parameters
 from net.multihead import MultiHead
+from training.batches import Batch
+from training.optimizers import trained_parameters
 
 Gradient = Sequence[Tensor]
 

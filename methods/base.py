@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from datasets.objectives import Score
 from datasets.task import Episode, Examples, StreamSpec, Task
-from methods.audit import Budget, to_predict
-from methods.replay import ReplayMemory
-from methods.steps import Compute
-from methods.training import TrainingStats, not_finite, predict_examples
-from net.multihead import MultiHead, Own
-from utils.checkpoints import Checkpoints
+from evaluation.members import Member
+from methods.memory.audit import Budget, to_predict
+from methods.memory.replay import ReplayMemory
+from net.multihead import MultiHead
+from training.checkpoints import Checkpoints
+from training.loop import TrainingStats, not_finite
+from training.monitor import Monitor
+from training.prediction import predict_examples
+from utils.compute import Compute
 from utils.config import Range, RunConfig
 from utils.errors import TrainingError
-from utils.monitor import Monitor
 from utils.trees import Tree
 
 Accepted = Mapping[str, Range | Sequence[str]]  # values of settings: numbers, or one of some words
@@ -33,20 +35,6 @@ class Learned:
     weights: Mapping[int, float]  # sampling weight of each task that could be drawn; empty if nothing is drawn
     stats: TrainingStats
     changed: tuple[int, ...]  # tasks whose predictions may differ from before
-
-
-@dataclass
-class Member:
-    """A trained network, its tasks, and its predictions until they are written to the run directory."""
-
-    number: int  # from 0, the place in the zoo
-    episode: int
-    tasks: tuple[int, ...]
-    net: MultiHead
-    weights: tuple[float, ...]  # in the mean that answers each of the tasks
-    replaces: bool  # whether earlier members do not answer any more
-    predictions: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (task id, split) -> [N, C]
-    own: Mapping[int, Own] = field(default_factory=dict)  # by task: what it has of its own in the trunk
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, ReplayNet
-from methods.steps import Batch
-from methods.training import Replays, outputs_on
 from net.multihead import MultiHead
+from training.batches import Batch, Replays
+from training.prediction import outputs_on
 from utils.config import Range
 from utils.seeding import generator
 

@@ -13,8 +13,8 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
-from methods.steps import Batch
 from net.multihead import MultiHead
+from training.batches import Batch
 
 
 class SumOfMeans(NormRule):

@@ -19,8 +19,8 @@ from datasets.mixture import Mixture
 from datasets.task import Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, SingleNet
-from methods.steps import MOMENTUM
 from net.multihead import MultiHead
+from training.optimizers import MOMENTUM
 from utils.config import Range
 from utils.seeding import generator
 

@@ -15,9 +15,9 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
-from methods.steps import Batch, trained_parameters
-from methods.training import Joined, Replays
 from net.multihead import MultiHead
+from training.batches import Batch, Joined, Replays
+from training.optimizers import trained_parameters
 from utils.config import Range
 from utils.seeding import generator
 

@@ -17,10 +17,11 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, SingleNet
-from methods.steps import Batch, make_optimizer, trained_parameters
 from methods.subnets import hold_others
-from methods.training import outputs_on
 from net.multihead import MultiHead
+from training.batches import Batch
+from training.optimizers import make_optimizer, trained_parameters
+from training.prediction import outputs_on
 from utils.config import HyperConfig, Range
 from utils.seeding import generator
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datasets.task import Episode
 from methods.base import Learned
 from methods.ensemble import Ensemble
-from methods.training import TrainingStats
-from utils.monitor import Monitor
+from training.loop import TrainingStats
+from training.monitor import Monitor
 
 
 class Isolated(Ensemble):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datasets.task import Episode
-from methods.audit import Budget
 from methods.base import Learned
 from methods.ensemble import Ensemble
-from utils.monitor import Monitor
+from methods.memory.audit import Budget
+from training.monitor import Monitor
 
 
 class Joint(Ensemble):

@@ -18,9 +18,9 @@ from datasets.objectives import Objective
 from datasets.task import Episode, Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import NormRule, SingleNet
-from methods.steps import Batch
 from net import count_parameters
 from net.multihead import MultiHead
+from training.batches import Batch
 from utils.config import Range
 from utils.trees import Tree
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from datasets.task import Task
 from methods.base import Accepted, Setting
-from methods.steps import cosine
 from methods.subnets import FixedWeights, Masks, Subnets
+from training.optimizers import cosine
 from utils.config import Range
 from utils.errors import UserError
 from utils.trees import Tree

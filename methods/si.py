@@ -16,8 +16,8 @@ from datasets.task import Task
 from methods.base import Accepted, Setting, Storage
 from methods.ewc import Springs, Values
 from methods.single import NormRule, SingleNet
-from methods.steps import Batch
 from net.multihead import MultiHead
+from training.batches import Batch
 from utils.config import Range
 from utils.trees import Tree
 

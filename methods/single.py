@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from datasets.task import Episode, Task
-from methods.audit import Budget
-from methods.base import Accepted, Learned, Member, Method, Setting, Storage
-from methods.steps import Rule
-from methods.training import Joined, Replays, train_member
+from evaluation.members import Member
+from methods.base import Accepted, Learned, Method, Setting, Storage
+from methods.memory.audit import Budget
 from net import build_net, count_parameters
 from net.multihead import MultiHead, Own
+from training.batches import Joined, Replays
+from training.loop import train_member
+from training.monitor import Monitor
+from training.steps import Rule
 from utils.config import RANGES, Range
 from utils.errors import TrainingError
-from utils.monitor import Monitor
 from utils.seeding import generator, seeded
 from utils.trees import Tree
 

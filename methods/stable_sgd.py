@@ -13,8 +13,8 @@ from torch import Tensor
 from datasets.task import Task
 from methods.base import Accepted
 from methods.single import NormRule, SingleNet
-from methods.steps import make_optimizer
 from net.multihead import MultiHead
+from training.optimizers import make_optimizer
 from utils.config import HyperConfig, Range
 
 

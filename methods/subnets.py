@@ -13,8 +13,8 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Accepted, Setting, Storage
 from methods.single import BatchNorm, NormRule, SingleNet
-from methods.steps import Batch
 from net.multihead import MultiHead, Own
+from training.batches import Batch
 
 Masks = dict[str, Tensor]  # bool, by name of the weight
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Accepted
-from methods.steps import Batch
 from methods.subnets import FixedWeights, Masks, Subnets
 from net.multihead import MultiHead
+from training.batches import Batch
 from utils.config import HyperConfig, Range
 from utils.trees import Tree
 

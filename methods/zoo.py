@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from datasets.task import Episode, Task, TrainSource
-from methods.audit import Budget
 from methods.base import Learned
 from methods.ensemble import Ensemble
-from utils.monitor import Monitor
+from methods.memory.audit import Budget
+from training.monitor import Monitor
 from utils.seeding import generator
 
 

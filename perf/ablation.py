@@ -31,9 +31,9 @@ from common import (
 from plain import Plain
 from torch import Tensor, nn
 
-from methods.steps import make_optimizer
 from net import build_net, feature_size
 from net.multihead import MultiHead
+from training.optimizers import make_optimizer
 from utils.compute import keep_freed_memory, pick_device
 from utils.config import HyperConfig
 

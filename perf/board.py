@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from evaluation.measurements import TASK_INCREMENTAL, Row
 from methods import hyperparameter_kinds
-from utils.board import TensorBoard
-from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Row, RunStart
+from records.monitor import EpisodeFacts, RunStart
+from records.tensorboard import TensorBoard
 
 
 class Nowhere:

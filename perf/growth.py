@@ -31,9 +31,11 @@ from common import MNIST, Case, title, use, write_configs
 
 import modelzoo
 from datasets import build_stream
-from methods.ensemble import PredictionCache
+from evaluation.averages import PredictionCache
+from evaluation.measurements import Row
+from records.console import Console
+from records.monitor import EpisodeFacts
 from utils.compute import peak_memory, pick_device
-from utils.monitor import Console, EpisodeFacts, Row
 from utils.options import parse
 
 CASE: Case = MNIST._replace(train=20_000, test=1_000)

@@ -21,9 +21,9 @@ from torch import Tensor
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.task import Examples
-from methods.steps import make_optimizer
 from net import build_net
 from net.images.relu_dropout import ReluDropout
+from training.optimizers import make_optimizer
 from utils.compute import keep_freed_memory, pick_device
 from utils.config import HyperConfig
 

@@ -27,14 +27,14 @@ import torch
 from common import CIFAR_WRN, DIGITS, PROJECT, Case, in_turn, ratio, title, use, write_configs
 
 import modelzoo
-import utils.run_directory
+import records.directory
 from datasets.task import TaskStream
 from methods.base import Method
 from methods.ensemble import Ensemble
-from utils.checkpoints import RunCheckpoints
+from records.checkpoints import RunCheckpoints
+from records.directory import RunDirectory
+from records.manifest import Entry
 from utils.compute import pick_device
-from utils.manifest import Entry
-from utils.run_directory import RunDirectory
 
 STREAM = [[10 * task + digit for digit in range(10)] for task in range(5)]
 
@@ -48,7 +48,7 @@ def protection() -> list[tuple[object, str, Callable[..., object]]]:
         (RunCheckpoints, "due", lambda self, *, epoch_ends=False: False),
         (TaskStream, "fingerprint", lambda self: ""),
         (os, "fsync", lambda file: None),
-        (utils.run_directory, "_entry", lambda content: Entry(0, "")),
+        (records.directory, "_entry", lambda content: Entry(0, "")),
         (modelzoo, "locked", lambda path, option: contextlib.nullcontext()),
     ]
 

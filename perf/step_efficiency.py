@@ -34,8 +34,8 @@ from common import (
 from plain import Plain
 from torch import Tensor
 
-from methods.steps import make_optimizer
 from net import build_net
+from training.optimizers import make_optimizer
 from utils.compute import keep_freed_memory, pick_device
 from utils.config import HyperConfig
 

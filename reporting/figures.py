@@ -17,7 +17,7 @@ from reporting import analysis
 from reporting.groups import Group
 from reporting.runs import Array, Run
 from reporting.style import DIVERGING, INK, MUTED, SHADES, colours, figure, look, marker, percent, spread, whole
-from utils.tables import readable
+from studies.tables import readable
 
 _LABELLED = 12  # of at most so many tasks, cells have numbers
 _BANDS = 7  # at most so many groups have a band around their lines

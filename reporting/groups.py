@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from reporting.runs import Run, load_run
+from studies.statistics import mean_interval, paired_p
+from studies.store import MACHINE
+from studies.tables import Table
 from utils.config import recipe
 from utils.errors import UserError
-from utils.statistics import mean_interval, paired_p
-from utils.store import MACHINE
-from utils.tables import Table
 
 # Of config.yaml, what is not an option: where a run was made, and with what.
 _PROVENANCE = {
@@ -44,7 +44,7 @@ class Comparison:
         return [run for group in self.groups for run in group.runs.values()]
 
     def table(self) -> Table:
-        """The finished runs, for utils/tables.py."""
+        """The finished runs, for studies/tables.py."""
         rows = {
             group.label: {seed: run.summary for seed, run in group.runs.items() if run.finished}
             for group in self.groups
@@ -68,7 +68,7 @@ class Comparison:
 
     def behind_best(self) -> list[tuple[str, int, float, float, float]]:
         """For each group: label, common seeds n, mean difference of the final accuracy from the best group's, its
-        95 % half-width, and p of the paired t-test (utils/statistics.py); NaN with fewer than two common seeds.
+        95 % half-width, and p of the paired t-test (studies/statistics.py); NaN with fewer than two common seeds.
         """
         scores = {
             group.label: {seed: run.summary["avg_acc_final"] for seed, run in group.runs.items() if run.finished}

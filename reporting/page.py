@@ -13,13 +13,13 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, mean_accuracy
 from reporting import analysis, figures, style
 from reporting.figures import Picture
 from reporting.groups import Comparison
 from reporting.runs import Run
+from studies.tables import LEDGER, METRICS, READING, Cell, ledger_cells, metric_cells, readable, seeds_note
 from utils.files import write_bytes, yaml_bytes
-from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, mean_accuracy
-from utils.tables import LEDGER, METRICS, READING, Cell, ledger_cells, metric_cells, readable, seeds_note
 
 _FOLDER = "figures"
 
@@ -250,7 +250,7 @@ def calibration_table(run: Run) -> Sheet:
 
 
 def comparison_table(comparison: Comparison, columns: Sequence[Any], title: str, name: str) -> Sheet:
-    """The groups against each other, as in utils/tables.py."""
+    """The groups against each other, as in studies/tables.py."""
     table = comparison.table()
     fill = metric_cells if columns is METRICS else ledger_cells
     filled = [fill(column, table) for column in columns]

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
+from evaluation.measurements import Row
+from evaluation.metrics import Matrix, accuracy_matrix
+from records.directory import CONFIG, holds_run, read_config, read_measurements, read_summary
+from records.manifest import TARGETS, Manifest, checked, read_manifest
+from records.monitor import EpisodeFacts
+from records.summary import summarize
 from utils.errors import UserError
-from utils.manifest import TARGETS, Manifest, checked, read_manifest
-from utils.metrics import Matrix, accuracy_matrix
-from utils.monitor import EpisodeFacts, Row
-from utils.run_directory import CONFIG, holds_run, read_config, read_measurements, read_summary
-from utils.summary import summarize
 
 Array = npt.NDArray[np.float64]
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from reporting.groups import Comparison
+from studies.statistics import mean_interval
+from studies.tables import LEDGER, METRICS, Table, latex, markdown
 from utils.errors import UserError
 from utils.files import CsvText
-from utils.statistics import mean_interval
-from utils.tables import LEDGER, METRICS, Table, latex, markdown
 
 
 def _tables(comparisons: Sequence[Comparison]) -> list[Table]:

@@ -60,6 +60,8 @@ import modelzoo
 import predict
 import report
 import utils.compute
+from records.checkpoints import RunCheckpoints
+from records.manifest import MANIFEST, Entry, Manifest
 from tests.test_bad_input import (
     CIFAR,
     FOLDER,
@@ -74,8 +76,7 @@ from tests.test_bad_input import (
     Pointers,
     idx,
 )
-from utils.checkpoints import Checkpoints, RunCheckpoints
-from utils.manifest import MANIFEST, Entry, Manifest
+from training.checkpoints import Checkpoints
 
 SECONDS = 10  # a case may take
 BYTES = 2 << 30  # a case may need, all in all

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from datasets.mixture import Mixture
 from datasets.task import Episode
 from methods import METHODS
-from methods.audit import Auditor, Budget, BudgetError
-from methods.replay import ReplayMemory, balanced_subset
+from methods.memory.audit import Auditor, Budget, BudgetError
+from methods.memory.replay import ReplayMemory, balanced_subset
 from tests.toys import filled, run_toy, toy_config, toy_stream
 from utils.seeding import generator
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from datasets import build_stream
 from modelzoo import main
-from utils.manifest import Entry, Manifest
+from records.manifest import Entry, Manifest
 from utils.options import parse
 
 PROGRAM = Path(__file__).parent.parent / "modelzoo.py"

@@ -16,18 +16,18 @@ from torch import nn
 from datasets.objectives import CrossEntropy
 from methods import with_settings
 from methods.agem import dot, project, rotate
-from methods.audit import Budget
 from methods.ewc import fisher
 from methods.gem import Constrained, dual, nonnegative_quadratic
 from methods.lwf import distillation
-from methods.replay import balanced_order, reservoir
+from methods.memory.audit import Budget
+from methods.memory.replay import balanced_order, reservoir
 from methods.si import PathIntegral
 from methods.stable_sgd import StableRate
-from methods.steps import Batch
-from methods.training import train_member
 from net.multihead import MultiHead
 from tests.test_training import new_net
 from tests.toys import filled, run_toy, toy_config, toy_stream
+from training.batches import Batch
+from training.loop import train_member
 from utils.config import HyperConfig
 from utils.errors import TrainingError, UserError
 from utils.seeding import generator

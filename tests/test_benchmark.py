@@ -25,10 +25,10 @@ from scipy import stats
 
 import benchmark
 from benchmark import load_grid, main
+from records.lock import locked
+from records.manifest import Manifest
+from studies.tables import Table, latex, markdown, readable
 from utils.errors import UserError
-from utils.lock import locked
-from utils.manifest import Manifest
-from utils.tables import Table, latex, markdown, readable
 
 PROJECT = Path(__file__).parent.parent
 GRID: dict[str, Any] = {
@@ -476,9 +476,9 @@ def test_a_store_stays_locked_while_a_run_outlives_its_benchmark(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from utils.jobs import Job, run_jobs
-from utils.lock import locked
-from utils.manifest import Manifest
+from studies.jobs import Job, run_jobs
+from records.lock import locked
+from records.manifest import Manifest
 with locked(Path("store")) as lock:
     next(run_jobs([Job("run", [sys.executable, "-c", {sleeper!r}], {{}}, Path("log"))], 1, lock))
 """

@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
+from evaluation import metrics
 from methods import METHODS, hyperparameter_kinds, hyperparameters, with_settings
+from records.monitor import RunStart
+from records.pictures import heat_map
+from records.tensorboard import TensorBoard
 from tests.test_resume import options, start, stop_after, write_configs
-from utils import metrics
-from utils.board import TensorBoard
-from utils.monitor import RunStart
 from utils.options import parse
-from utils.pictures import heat_map
 
 PROJECT = Path(__file__).parent.parent
 KINDS = {"scalar": "scalars", "image": "images", "text": "tensors", "layout": "tensors", "hparams": "tensors"}

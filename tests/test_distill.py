@@ -26,12 +26,12 @@ from datasets import build_stream
 from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
 from datasets.task import Table
-from methods.training import predict_examples
 from net import build_net
+from records.monitor import RunMonitor
 from tests.test_resume import options, results, start, stop_after, write_configs
 from tests.toys import CPU, run_toy, toy_config, toy_stream
+from training.prediction import predict_examples
 from utils.errors import UserError
-from utils.monitor import Monitor
 from zoo import Zoo
 from zoo.distill import EPOCHS, LABELS, Imitation, kept_examples, lesson, middle_task
 
@@ -190,7 +190,7 @@ def test_the_student_comes_to_agree_with_the_zoo(zoo, stream):
     """On the kept examples, when it is taught nothing but what the zoo says."""
     taught = lesson(zoo, stream, labels=0.0)
     config = distill.student_config(zoo.config, distill.arguments(["zoo", "--epochs", "60"]))
-    student, _, _ = distill.teach(taught, config, CPU, Monitor())
+    student, _, _ = distill.teach(taught, config, CPU, RunMonitor())
     (member,) = student.fresh
     untrained = build_net("conv", (1, 8, 8), 0.0, member.net.head_sizes)
     distances = []

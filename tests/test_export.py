@@ -20,11 +20,11 @@ from datasets.images.digits import rotated_digits
 from datasets.mixture import Mixture
 from export import main
 from net import build_net
+from records.checkpoints import RunCheckpoints
+from records.manifest import Manifest
 from tests.test_report import Stopped, stop_after
 from tests.test_resume import options, start, write_configs
 from tests.toys import toy_config
-from utils.checkpoints import RunCheckpoints
-from utils.manifest import Manifest
 from utils.seeding import seeded
 from zoo import SavedMember, SavedTask, Zoo
 from zoo.card import plain_text

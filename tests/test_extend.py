@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from modelzoo import main
+from records.directory import _entry
+from records.manifest import read_manifest
 from tests.test_resume import start
-from utils.manifest import read_manifest
-from utils.run_directory import _entry
 from zoo import Zoo
 
 FIRST, MORE = "[[0, 1], [2, 3, 4]]", "[[5, 6], {name: last, classes: [7, 8, 9]}]"
@@ -67,7 +67,7 @@ def test_an_extended_run_is_what_it_would_be_with_all_tasks_from_the_start(metho
 
 def test_scores_without_the_task_are_measured_on_as_many_examples_as_all_tasks_leave(monkeypatch):
     """So those of the earlier episodes are of another sample than in a run that had all tasks from the start."""
-    monkeypatch.setattr("methods.evaluation.MIXED_EXAMPLES", 60)
+    monkeypatch.setattr("evaluation.accuracy.MIXED_EXAMPLES", 60)
     assert learn("first", "base") == 0
     for log in Path("base").glob("events.*"):
         log.unlink()  # may be removed to save room

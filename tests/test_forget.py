@@ -18,9 +18,9 @@ import modelzoo
 import predict
 import report
 from modelzoo import main
+from records.manifest import read_manifest
 from tests.test_saved import images_of, runs  # noqa: F401
 from tests.test_scenarios import streamed
-from utils.manifest import read_manifest
 from zoo import Zoo
 
 TWO = ["--tasks_per_round", "2"]

@@ -9,10 +9,10 @@ import torch
 from datasets.task import Examples, Table, TaskStream
 from methods import METHODS, build_method
 from methods.base import Setting
-from methods.training import predict_examples
 from net import build_net
 from tests.toys import CPU, SHAPE, run_toy, toy_config, toy_stream
-from utils.monitor import Monitor
+from training.monitor import Monitor
+from training.prediction import predict_examples
 from utils.seeding import generator, seeded
 
 # How much is kept of a task of 24 examples: everything, a part, nothing; where a method can choose.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from utils import metrics
+from evaluation import metrics
 
 NAN = math.nan
 R = np.array([[0.9, NAN, NAN], [0.7, 0.9, NAN], [0.5, 0.6, 0.8]])

@@ -15,14 +15,14 @@ from methods import build_method
 from methods.base import Setting
 from methods.gpm import columns, extended, projectable
 from methods.packnet import pruning_step
-from methods.steps import Batch
 from methods.subnets import layer_weights
-from methods.training import outputs_on
 from methods.wsn import Winning, largest
 from tests.test_training import new_net
 from tests.toys import CPU, run_toy, toy_config, toy_stream
+from training.batches import Batch
+from training.monitor import Monitor
+from training.prediction import outputs_on
 from utils.errors import UserError
-from utils.monitor import Monitor
 
 OBJECTIVE = CrossEntropy()
 

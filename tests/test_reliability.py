@@ -23,16 +23,16 @@ from hypothesis import strategies as st
 import modelzoo
 import utils.files
 from datasets.mixture import Mixture
-from methods.evaluation import Evaluation
-from methods.training import Joined, Replays
+from evaluation.accuracy import Evaluation
 from modelzoo import main
+from records.lock import LOCK, locked
+from records.manifest import Entry, Manifest, read_manifest
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
 from tests.toys import toy_stream
+from training.batches import Joined, Replays
 from utils.compute import enough_memory
 from utils.config import parse_yaml
 from utils.errors import TrainingError, UserError
-from utils.lock import LOCK, locked
-from utils.manifest import Entry, Manifest, read_manifest
 from utils.seeding import generator
 from utils.torchvision_ops import declare_missing_operators
 from utils.trees import from_bytes, to_bytes
@@ -331,7 +331,7 @@ def test_a_second_run_is_told_who_has_the_directory(capsys):
 
 
 def test_the_lock_of_a_dead_process_is_taken_over():
-    program = "import sys, time\nfrom pathlib import Path\nfrom utils.lock import locked\n"
+    program = "import sys, time\nfrom pathlib import Path\nfrom records.lock import locked\n"
     program += "with locked(Path('run')):\n    print('here', flush=True)\n    time.sleep(60)"
     owner = subprocess.Popen(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(PROJECT)}, stdout=subprocess.PIPE
@@ -450,7 +450,7 @@ def test_the_second_signal_stops_at_once(monkeypatch, capsys):
         return False
 
     with monkeypatch.context() as patch:
-        patch.setattr("utils.checkpoints.RunCheckpoints.due", twice)
+        patch.setattr("records.checkpoints.RunCheckpoints.due", twice)
         assert start("run", *options("zoo")) == 130
     assert "stopped by SIGINT" in capsys.readouterr().err
     assert start("run", "--resume") == 0

@@ -23,11 +23,11 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss
 
 import modelzoo
+from records.checkpoints import RunCheckpoints
 from report import main
 from reporting import style
-from utils.checkpoints import RunCheckpoints
+from studies.tables import METRICS
 from utils.config import load_dataset_config
-from utils.tables import METRICS
 
 PROJECT = Path(__file__).parent.parent
 # Names that a page, an SVG and TeX could take for something else.

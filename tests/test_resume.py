@@ -14,7 +14,7 @@ import yaml
 import utils.files
 from methods import METHODS
 from modelzoo import main
-from utils.checkpoints import RunCheckpoints
+from records.checkpoints import RunCheckpoints
 
 PROJECT = Path(__file__).parent.parent
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, log_loss
 
 from datasets import build_stream
+from evaluation import metrics
 from modelzoo import main
 from net import build_net
 from tests.test_objectives import plain_calibration_error
-from utils import metrics
 from utils.options import parse
 
 PROJECT = Path(__file__).parent.parent

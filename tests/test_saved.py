@@ -18,9 +18,9 @@ from sklearn.metrics import log_loss
 from datasets.mixture import Mixture
 from methods import METHODS
 from modelzoo import main
+from records.manifest import Entry, read_manifest
 from tests.test_scenarios import streamed
 from utils.errors import UserError
-from utils.manifest import Entry, read_manifest
 from zoo import Zoo, saved
 from zoo.combine import Combination, HeldOut, fitted, order_of_members, stacked, weighted, weighted_mean
 

@@ -16,15 +16,15 @@ from scipy.special import logsumexp
 import modelzoo
 from datasets import build_stream
 from datasets.objectives import CrossEntropy
+from evaluation.accuracy import MIXED_EXAMPLES, mixed_examples
+from evaluation.scenarios import RULES, Answer, answer_of, score_without_task, task_log_probabilities
 from methods import METHODS
-from methods.evaluation import MIXED_EXAMPLES, mixed_examples
-from methods.scenarios import RULES, Answer, answer_of, score_without_task, task_log_probabilities
 from modelzoo import main
+from records.directory import read_config
 from tests.standins import stream
 from tests.test_objectives import plain_calibration_error
 from tests.toys import toy_stream
 from utils.config import saved_config
-from utils.run_directory import read_config
 from zoo import Zoo
 from zoo.inputs import as_stored
 

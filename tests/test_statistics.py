@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from utils.statistics import level_with_best, mean_interval, paired_p
+from studies.statistics import level_with_best, mean_interval, paired_p
 
 ACCURACIES = st.floats(0, 1).map(lambda value: round(value, 4))
 SAMPLES = st.lists(ACCURACIES, min_size=2, max_size=12)

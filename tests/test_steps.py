@@ -8,13 +8,16 @@ import torch
 from datasets.mixture import Mixture
 from datasets.task import Examples, Table
 from methods import METHODS
-from methods.steps import Compute, GradientSteps
-from methods.training import batches, choose_launch, predict_examples, train_member
 from tests.test_training import new_net, sources
 from tests.toys import CPU, toy_stream
-from utils.compute import place
+from training.batches import batches
+from training.launch import choose_launch
+from training.loop import train_member
+from training.monitor import Monitor
+from training.prediction import predict_examples
+from training.steps import GradientSteps
+from utils.compute import Compute, place
 from utils.config import HyperConfig
-from utils.monitor import Monitor
 from utils.seeding import generator, seeded
 
 HYPER = HyperConfig("conv", epochs=4, batch=8, lr=0.05, l2_reg=1e-3)
@@ -44,7 +47,7 @@ def test_a_step_replayed_on_fixed_tensors_is_the_same_step(monkeypatch):
     stream = toy_stream(2, count=26)
     plain, replayed = new_net(stream), new_net(stream)
     one = train_member(plain, sources(stream), stream.spec, HYPER, CPU, 0, ("m",), Monitor(), augment=True)
-    monkeypatch.setattr("methods.training.GradientSteps", Recorded)
+    monkeypatch.setattr("training.loop.GradientSteps", Recorded)
     captured = replace(CPU, captured=True)
     other = train_member(replayed, sources(stream), stream.spec, HYPER, captured, 0, ("m",), Monitor(), augment=True)
     assert Recorded.captures == 2

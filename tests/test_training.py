@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.task import Table
-from methods.steps import cosine
-from methods.training import TrainingStats, batches, predict_examples, train_member
 from net import build_net
 from tests.toys import CPU, SHAPE, table, toy_stream
+from training.batches import batches
+from training.loop import TrainingStats, train_member
+from training.monitor import Monitor
+from training.optimizers import cosine
+from training.prediction import predict_examples
 from utils.config import HyperConfig
 from utils.errors import TrainingError
-from utils.monitor import Monitor
 from utils.seeding import generator, seeded
 
 
@@ -102,7 +104,7 @@ def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch):
     data = Mixture([(task.id, task.train_eval) for task in toy_stream(3).tasks])
     spec = toy_stream(1).spec
     together = list(batches(data, spec, 8, generator(0, "b"), augment=True))
-    monkeypatch.setattr("methods.training._CHUNK_BYTES", 1)
+    monkeypatch.setattr("training.batches._CHUNK_BYTES", 1)
     for one, other in zip(together, batches(data, spec, 8, generator(0, "b"), augment=True), strict=True):
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.targets, other.targets)

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.averages import PredictionCache
 from methods import build_method
-from methods.audit import Budget
 from methods.base import Setting
-from methods.ensemble import PredictionCache
-from methods.replay import balanced_subset
-from methods.training import predict_examples
+from methods.memory.audit import Budget
+from methods.memory.replay import balanced_subset
 from methods.zoo import boosting_weights, draw_tasks
 from tests.toys import CPU, filled, run_toy, toy_config, toy_stream
-from utils.monitor import Monitor
+from training.monitor import Monitor
+from training.prediction import predict_examples
 from utils.seeding import generator
 
 losses = st.lists(st.floats(0, 50), min_size=1, max_size=8).map(lambda x: torch.tensor(x, dtype=torch.float64))

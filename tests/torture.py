@@ -36,7 +36,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2  # noqa: E402, F401
 from tensorboard.plugins.hparams import plugin_data_pb2  # noqa: E402, F401
 
 import modelzoo  # noqa: E402
-from utils.manifest import verify  # noqa: E402
+from records.manifest import verify  # noqa: E402
 
 METHODS = {
     "zoo": ["--tasks_per_round", "3"],

@@ -14,12 +14,12 @@ from datasets.images.stream import ImagePreprocess
 from datasets.objectives import CrossEntropy
 from datasets.task import Episode, Examples, StreamSpec, Table, Task, TaskStream
 from methods import build_method, with_settings
-from methods.audit import Budget
 from methods.base import Learned, Method, Setting
-from methods.replay import ReplayMemory
-from methods.steps import Compute
+from methods.memory.audit import Budget
+from methods.memory.replay import ReplayMemory
+from training.monitor import Monitor
+from utils.compute import Compute
 from utils.config import DatasetConfig, HyperConfig, RunConfig, TaskConfig
-from utils.monitor import Monitor
 from utils.seeding import generator
 
 CPU = Compute(torch.device("cpu"))

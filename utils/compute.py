@@ -11,6 +11,8 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +24,31 @@ _PROJECT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 # malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how networks run."""
+
+    device: torch.device
+    bf16: bool = False
+    captured: bool = False  # training steps are replayed as CUDA graphs
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def training_stream(self) -> Iterator[None]:
+        """A stream that can be captured: steps before, during and after a capture share one, not the default one."""
+        if self.device.type != "cuda":
+            yield
+            return
+        outside = torch.cuda.current_stream(self.device)
+        inside = torch.cuda.Stream(self.device)
+        inside.wait_stream(outside)
+        with torch.cuda.stream(inside):
+            yield
+        outside.wait_stream(inside)
 
 
 def pick_device(name: str) -> torch.device:

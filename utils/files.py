@@ -76,6 +76,13 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         raise
 
 
+def beside(run: str | Path, suffix: str) -> Path:
+    """The directory whose name is that of a run and `suffix`."""
+    path = Path(run)
+    path = path if path.name not in ("", "..") else path.resolve()
+    return path.with_name(path.name + suffix)
+
+
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Indented JSON; NaN is not JSON, so a value that is undefined must come as None."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from utils.config import RANGES, RunConfig, check_range, load_dataset_config, load_hyper_config
 from utils.errors import UserError, unknown
-from utils.run_directory import beside
+from utils.files import beside
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _DATA_CONFIG = _PROJECT / "config" / "dataset" / "split_digits.yaml"

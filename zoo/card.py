@@ -11,11 +11,11 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from datasets.objectives import CrossEntropy
+from evaluation.accuracy import MIXED_EXAMPLES
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
 from methods import hyperparameters
-from methods.evaluation import MIXED_EXAMPLES
+from records.directory import read_config
 from utils.errors import one_line
-from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
-from utils.run_directory import read_config
 from zoo.saved import PLAIN, SavedTask, Zoo
 
 _CHANNELS = {1: "grey", 3: "red, green and blue"}

@@ -22,8 +22,8 @@ from datasets.objectives import CrossEntropy
 from datasets.task import Examples, Table, Task, TaskStream
 from methods import build_method
 from methods.base import Setting
-from methods.steps import Compute
 from net import count_parameters
+from utils.compute import Compute
 from utils.errors import UserError
 from zoo.saved import SavedMember, SavedTask, Zoo
 

@@ -18,20 +18,21 @@ from torch import Tensor
 from datasets import build_stream
 from datasets.objectives import CrossEntropy, Score
 from datasets.task import Episode, TaskStream
+from evaluation.accuracy import HELD_OUT
+from evaluation.measurements import TASK_INCREMENTAL, Row
 from methods import build_method
 from methods.base import Setting
 from methods.ensemble import Ensemble
-from methods.evaluation import HELD_OUT
-from methods.training import TrainingStats
 from net import count_parameters
+from records.directory import RunDirectory, read_config, read_summary
+from records.manifest import MANIFEST
+from records.monitor import EpisodeFacts, RunMonitor
+from records.summary import summarize
+from training.loop import TrainingStats
 from utils.compute import peak_memory
 from utils.errors import UserError
 from utils.files import tensor_bytes
-from utils.manifest import MANIFEST
-from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Monitor, Row
-from utils.run_directory import RunDirectory, read_config, read_summary
 from utils.seeding import derive_seed
-from utils.summary import summarize
 from zoo.combine import weighted_mean
 from zoo.saved import SavedMember, SavedTask, Zoo
 
@@ -81,7 +82,7 @@ def kept(zoo: Zoo, forgotten: SavedTask) -> list[Successor]:
 
 
 def retrained(
-    zoo: Zoo, forgotten: SavedTask, data_dir: str | None, monitor: Monitor
+    zoo: Zoo, forgotten: SavedTask, data_dir: str | None, monitor: RunMonitor
 ) -> tuple[list[Successor], TrainingStats, str]:
     """Members in place of those that saw the task: on their other tasks, from what is kept of these.
 

@@ -22,18 +22,17 @@ from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
 from datasets.task import Examples, StreamSpec
-from methods.evaluation import HELD_OUT
-from methods.scenarios import RULE, RULES, Answer, answer_of, task_log_probabilities
-from methods.steps import Compute
-from methods.training import outputs_of_heads
+from evaluation.accuracy import HELD_OUT
+from evaluation.measurements import Row
+from evaluation.scenarios import RULE, RULES, Answer, answer_of, task_log_probabilities
 from net import build_net
 from net.multihead import MultiHead, Own
-from utils.compute import pick_device
+from records.directory import CONFIG, holds_run, read_config, read_measurements
+from records.manifest import TARGETS, Manifest, checked, read_manifest, remedy
+from training.prediction import outputs_of_heads
+from utils.compute import Compute, pick_device
 from utils.config import RANGES, Range, RunConfig, saved_config
 from utils.errors import UserError, unknown
-from utils.manifest import TARGETS, Manifest, checked, read_manifest, remedy
-from utils.monitor import Row
-from utils.run_directory import CONFIG, holds_run, read_config, read_measurements
 from zoo.combine import COMBINE, TEMPERATURES, Combination, HeldOut, fitted, weighted_mean
 from zoo.inputs import Images, as_stored
 
@@ -176,7 +175,7 @@ class Zoo:
         Args:
             images: uint8 from 0 to 255 or floats from 0 to 1, as the network sees them: [N, C, H, W], [N, H, W, C], of
                 one channel also [N, H, W]; array or tensor. They are normalised as in training.
-            task: name or number; "auto" finds it, see methods/scenarios.py.
+            task: name or number; "auto" finds it, see evaluation/scenarios.py.
             rule: how it is found: entropy, confidence or energy.
 
         Raises:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from utils.statistics import level_with_best, mean_interval
+from studies.statistics import level_with_best, mean_interval
 
 Values = Mapping[str, float | None]  # by definition id, as in summary.json; None where not defined
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from utils import metrics
+from evaluation import metrics
+from records.directory import CONFIG, check_free, holds_run
+from records.manifest import read_manifest
+from studies.tables import LEDGER, METRICS, Table, Values, latex, markdown
 from utils.config import RECIPE, RunConfig, parse_yaml
 from utils.errors import UserError
 from utils.files import CsvText, write_bytes
-from utils.manifest import read_manifest
-from utils.run_directory import CONFIG, check_free, holds_run
-from utils.tables import LEDGER, METRICS, Table, Values, latex, markdown
 
 # Of config.yaml, what may differ between the runs of a table: they change where and how fast, not what is learned.
 # (auto stands for another precision on another device; that a row does not mix them is checked before a run.)
@@ -176,7 +176,7 @@ def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], 
 
 def figures(runs: Sequence[Run]) -> dict[str, Values]:
     """By name, what each finished run has in its summary.json, and how it compares with isolated networks:
-    gain_isolated and fwt_isolated (utils/metrics.py) against the isolated run with the same data, recipe and seed.
+    gain_isolated and fwt_isolated (evaluation/metrics.py) against the isolated run with the same data, recipe and seed.
     """
     summaries = {run.name: read_summary(run) for run in runs if run.finished}
     isolated = {

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from records.lock import LOCK
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.lock import LOCK
 
 MANIFEST = "manifest.json"
 TARGETS = "predictions/targets.safetensors"

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.objectives import Objective, Score, scores
-from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from utils import metrics
+from evaluation import metrics
+from evaluation.measurements import TASK_INCREMENTAL, Row, mean_accuracy
+from records.monitor import EpisodeFacts, RunMonitor, RunStart
+from records.pictures import heat_map
 from utils.files import yaml_bytes
-from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Monitor, Row, RunStart, mean_accuracy
-from utils.pictures import heat_map
 
 # From here on all is TensorBoard's: the dashboards' names, the types of a tensor, how a session has ended.
 _FLOAT, _STRING = 1, 7
@@ -68,7 +69,7 @@ class Log(Protocol):
         """To its end."""
 
 
-class TensorBoard(Monitor):
+class TensorBoard(RunMonitor):
     """One file of events. Steps of train/* are epochs counted over the whole run, all others are episodes.
 
     Args:

@@ -7,92 +7,25 @@ whole steps are captured into CUDA graphs and replayed, where that is possible.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import StreamSpec
 from net.multihead import MultiHead
+from training.batches import Batch
+from training.optimizers import cosine, make_optimizer
+from utils.compute import Compute
 from utils.config import HyperConfig
 from utils.trees import Tree
 
 # Steps of one batch size that are launched one operation at a time before the next one is captured: by
 # then the optimizer has its state and the libraries have chosen their algorithms.
 WARM_UP = 3
-MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how networks run."""
-
-    device: torch.device
-    bf16: bool = False
-    captured: bool = False  # training steps are replayed as CUDA graphs
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-
-    @contextmanager
-    def training_stream(self) -> Iterator[None]:
-        """A stream that can be captured: steps before, during and after a capture share one, not the default one."""
-        if self.device.type != "cuda":
-            yield
-            return
-        outside = torch.cuda.current_stream(self.device)
-        inside = torch.cuda.Stream(self.device)
-        inside.wait_stream(outside)
-        with torch.cuda.stream(inside):
-            yield
-        outside.wait_stream(inside)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a network sees in one step."""
-
-    inputs: Tensor  # [B, *input]
-    targets: Tensor  # [B, *target]
-    task_ids: Tensor  # [B]
-    replayed: int = 0  # the last so many examples are of past tasks, drawn from a replay memory
-    recorded: Tensor | None = None  # [replayed, C] what the network once said to the replayed examples
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def halves(self) -> tuple[Batch, Batch]:
-        """The examples of the new task, and those that are replayed."""
-        new = len(self) - self.replayed
-        return (
-            Batch(self.inputs[:new], self.targets[:new], self.task_ids[:new]),
-            Batch(self.inputs[new:], self.targets[new:], self.task_ids[new:], recorded=self.recorded),
-        )
-
-
-def cosine(step: int, steps: int) -> float:
-    """Learning-rate factor at a step from 0: 1 at the start, towards 0 after the last (Loshchilov & Hutter 2017)."""
-    return 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def make_optimizer(
-    net: MultiHead, hyper: HyperConfig, lr: float | Tensor, momentum: float = MOMENTUM, nesterov: bool = True
-) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum and weight decay `l2_reg` on every parameter that is trained."""
-    parameters = trained_parameters(net)
-    return torch.optim.SGD(
-        parameters,
-        lr,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=hyper.l2_reg,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
 
 
 class Rule:
@@ -134,11 +67,6 @@ class Rule:
 
     def restore(self, state: Tree) -> None:
         """Go on from what `state` returned; `begin` was called, with the network as it was before the first step."""
-
-
-def trained_parameters(net: MultiHead) -> list[nn.Parameter]:
-    """Those that the optimizer changes."""
-    return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
 class GradientSteps:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from records.directory import CONFIG
 from utils.config import RunConfig, load_settings, saved_config
 from utils.errors import UserError
 from utils.options import Invocation
-from utils.run_directory import CONFIG
 
 # Options that cannot change the result are not in RunConfig, but for this one: where the same data lie.
 _FREE = "data_dir"

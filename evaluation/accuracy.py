@@ -7,19 +7,22 @@ each new network on what was held out    -> saved with its predictions, to calib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import astuple
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from datasets.mixture import Mixture
 from datasets.objectives import Score
-from datasets.task import Episode, Examples, Task, TaskStream
-from methods.base import Learned, Member, Method
-from methods.ensemble import PredictionCache
-from methods.scenarios import Answer, answer_of, score_without_task, untold
-from methods.training import outputs_of_heads, predict_examples
-from utils.monitor import TASK_INCREMENTAL, Row
+from datasets.task import Episode, Examples, StreamSpec, Task, TaskStream
+from evaluation.averages import PredictionCache
+from evaluation.measurements import TASK_INCREMENTAL, Row
+from evaluation.members import Member
+from evaluation.scenarios import Answer, answer_of, score_without_task, untold
+from training.prediction import outputs_of_heads, predict_examples
+from utils.compute import Compute
 from utils.seeding import generator
 from utils.trees import Tree
 
@@ -30,27 +33,51 @@ UNTOLD = "untold_"  # opens the names of its parts of a run's state
 MIXED_EXAMPLES = 2_000
 
 
+class Learner(Protocol):
+    """What is measured: a method of methods/, seen from outside.
+
+    Attributes:
+        fits: by task id, how many training examples are kept and how well they are fitted.
+        fresh: the networks of the last episode.
+        untrained: by task id, what the first network said on the test inputs before it was trained, [N, C].
+    """
+
+    spec: StreamSpec
+    compute: Compute
+    fits: dict[int, tuple[int, Score]]
+    fresh: list[Member]
+    untrained: dict[int, Tensor]
+
+    def predict(self, task: Task) -> Tensor:
+        """Predictions on the task's test inputs, [N, C]."""
+
+
 class Evaluation:
     """All that is measured of a run.
 
     Args:
+        seed: of the run.
         rows: of earlier processes.
     """
 
-    def __init__(self, stream: TaskStream, method: Method, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, stream: TaskStream, method: Learner, seed: int, rows: Iterable[Row] = ()) -> None:
         self._stream, self._method = stream, method
         self._scores = {row.task: Score(row.loss, row.accuracy, row.ece) for row in rows if row.is_test}
         self._cache = PredictionCache()
         self._classifies = method.spec.objective.energy(torch.zeros(1, 2)) is not None
-        parts = mixed_examples(stream.tasks, method.config.seed) if self._classifies else []
+        parts = mixed_examples(stream.tasks, seed) if self._classifies else []
         self._mixed = Mixture(parts) if parts else None
 
-    def after(self, episode: Episode, learned: Learned, seen: Sequence[Task]) -> list[Row]:
-        """One row per task seen, split and scenario: test, and train where examples were kept."""
+    def after(self, episode: Episode, changed: Container[int], seen: Sequence[Task]) -> list[Row]:
+        """One row per task seen, split and scenario: test, and train where examples were kept.
+
+        Args:
+            changed: tasks whose predictions may differ from those of the episode before, by id.
+        """
         method, rows = self._method, []
         for task in seen:
             # What the episode has not changed is carried over, so that its cost does not grow.
-            if task.id in learned.changed or task.id not in self._scores:
+            if task.id in changed or task.id not in self._scores:
                 score = method.spec.objective.evaluate(method.predict(task), task.test.targets)
                 self._scores[task.id] = score
             measured = {"test": (len(task.test), self._scores[task.id])}

@@ -47,7 +47,7 @@ def run_jobs(
 
     Args:
         look: is called once a second with the names of the jobs that run.
-        lock: descriptor of `locked` (utils/lock.py). The processes inherit it: should this one be killed, the
+        lock: descriptor of `locked` (records/lock.py). The processes inherit it: should this one be killed, the
             folder stays locked until they have ended.
     """
     waiting, looked = deque(jobs), 0.0

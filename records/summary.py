@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from utils import metrics
+from evaluation import metrics
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
+from records.directory import read_config, read_summary
+from records.manifest import remedy
 from utils.config import recipe
 from utils.errors import UserError
-from utils.manifest import remedy
-from utils.monitor import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
-from utils.run_directory import read_config, read_summary
 
 
 def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | None) -> dict[str, Any]:
-    """The metrics of a run, by definition id (utils/metrics.py); None where one is not defined.
+    """The metrics of a run, by definition id (evaluation/metrics.py); None where one is not defined.
 
     Args:
         rows: all measurements.

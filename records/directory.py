@@ -22,11 +22,9 @@ from typing import Any
 
 from torch import Tensor
 
-from utils.config import load_yaml, parse_yaml
-from utils.errors import UserError
-from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
-from utils.lock import LOCK
-from utils.manifest import (
+from evaluation.measurements import TASK_INCREMENTAL, Row
+from records.lock import LOCK
+from records.manifest import (
     DERIVED,
     GROWING,
     MANIFEST,
@@ -38,7 +36,10 @@ from utils.manifest import (
     read_manifest,
     remedy,
 )
-from utils.monitor import TASK_INCREMENTAL, EpisodeFacts, Row
+from records.monitor import EpisodeFacts
+from utils.config import load_yaml, parse_yaml
+from utils.errors import UserError
+from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 
 CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
@@ -361,13 +362,6 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         raise UserError(
             f"--run_dir {path} already holds a run; {resume}replace it with --overwrite, or name another directory"
         )
-
-
-def beside(run: str | Path, suffix: str) -> Path:
-    """The directory whose name is that of a run and `suffix`."""
-    path = Path(run)
-    path = path if path.name not in ("", "..") else path.resolve()
-    return path.with_name(path.name + suffix)
 
 
 def _is_run(path: Path) -> bool:

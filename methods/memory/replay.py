@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datasets.mixture import Mixture
 from datasets.task import Episode, Examples, Table, Task, TrainSource
-from methods.audit import Auditor, Budget, class_numbers, kept_of
+from methods.memory.audit import Auditor, Budget, class_numbers, kept_of
 from utils.seeding import generator
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils.metrics import Matrix
+from evaluation.metrics import Matrix
 
 _UNMEASURED = (224, 224, 224)
 # Viridis at 0, 1/16, ... 1: even steps for the eye, also where red and green look alike.

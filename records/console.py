@@ -1,0 +1,91 @@
+"""A run on the terminal: header, progress, a line an episode, final table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from evaluation.measurements import Row
+from records.monitor import EpisodeFacts, RunMonitor, RunStart
+
+
+class Console(RunMonitor):
+    """Header, progress, one line an episode, final table.
+
+    On a terminal a bar shows rate and remaining time while a member trains; elsewhere a plain line
+    appears every `plain_seconds`.
+    """
+
+    def __init__(self, quiet: bool = False, plain_seconds: float = 30.0) -> None:
+        self._quiet = quiet
+        self._plain_seconds = plain_seconds
+        self._bar: tqdm[object] | None = None
+        self._episodes = 0
+        self._title = ""
+
+    def run_begins(self, run: RunStart) -> None:
+        width = max(len(name) for name, _ in run.header)
+        for name, value in run.header:
+            self._say(f"{name:<{width}}  {value}")
+        self._say()
+
+    def episode_begins(self, episode: int, episodes: int) -> None:
+        self._title, self._episodes = f"episode {episode}/{episodes}", episodes
+
+    def member_begins(self, epochs: int, images: int, done: int = 0) -> None:
+        self._epochs, self._total = epochs, (epochs - done) * images
+        self._done = 0
+        self._begin = self._last_line = time.perf_counter()
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._close_bar()
+            self._bar = tqdm(total=self._total, desc=self._title, unit=" images", unit_scale=True, leave=False)
+
+    def step(self, images: int) -> None:
+        if self._bar is not None:
+            self._bar.update(images)
+        else:
+            self._done += images
+
+    def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
+        if self._bar is not None:
+            self._bar.set_description(f"{self._title} · epoch {epoch}/{self._epochs} · loss {loss:.4f}", refresh=False)
+            if epoch == self._epochs:
+                self._close_bar()
+            return
+        now = time.perf_counter()
+        if now - self._last_line >= self._plain_seconds and epoch < self._epochs and self._done:
+            self._last_line = now
+            rate = self._done / (now - self._begin)
+            left = (self._total - self._done) / rate
+            self._say(f"  epoch {epoch}/{self._epochs}: loss {loss:.4f}, {rate:,.0f} images/s, {left:,.0f} s left")
+
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+        self._close_bar()
+        test = [row.accuracy for row in rows if row.is_test]
+        tasks = ", ".join(map(str, facts.tasks))
+        width = 2 * len(str(self._episodes)) + 1
+        counter = f"{facts.episode}/{self._episodes}"
+        self._say(
+            f"episode {counter:>{width}}  accuracy {sum(test) / len(test):.4f} on tasks seen ({len(test)})"
+            f"  {facts.seconds:6.1f} s  {facts.images_per_second:8,.0f} images/s  trained on {tasks}"
+        )
+
+    def run_ends(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        self._close_bar()
+
+    def _say(self, line: str = "") -> None:
+        if not self._quiet:
+            print(line, flush=True)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,79 @@
+"""Watching a run: what is told. A run does the same with any monitor, or with none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.measurements import Row
+from training.monitor import Monitor
+
+
+@dataclass(frozen=True)
+class EpisodeFacts:
+    """What an episode did: a line of episodes.csv."""
+
+    episode: int
+    tasks: Sequence[int]
+    sampling_weights: Mapping[int, float]
+    examples: int  # in one epoch of training
+    images: int  # single examples trained on, over all epochs
+    sample_gradients: int  # of single examples: those of `images`, and of replayed and reference examples
+    steps: int
+    seconds: float  # the whole episode: training, evaluation, writing the members
+    train_seconds: float  # inside training loops only
+    images_per_second: float  # images / train_seconds
+    train_loss: float  # mean over the last epoch
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known of a run when it begins or is gone on with."""
+
+    header: Sequence[tuple[str, str]]  # names and values that describe it to people
+    config: Mapping[str, Any]  # config.yaml
+    hyperparameters: Mapping[str, bool | float | str]  # what tells it from other runs
+    tasks: int
+    isolated: Sequence[float] | None  # accuracy of a network trained on each task alone
+    episodes: Sequence[EpisodeFacts]  # what earlier processes did, and measured
+    rows: Sequence[Row]
+
+
+class RunMonitor(Monitor):
+    """Hears what happens in a run, training included; this one ignores it."""
+
+    def run_begins(self, run: RunStart) -> None:
+        """Everything is checked, and training begins."""
+
+    def episode_begins(self, episode: int, episodes: int) -> None:
+        """An episode, counted from 1."""
+
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+        """`rows`: all measurements of the episode."""
+
+    def run_measured(self, summary: Mapping[str, Any]) -> None:
+        """All episodes are done; `summary`: the final figures, before they are written."""
+
+    def run_ends(self, text: str) -> None:
+        """Everything is written; `text`: the final table."""
+
+    def close(self) -> None:
+        """The run is over or failed."""
+
+
+class Monitors(RunMonitor):
+    """Several monitors as one."""
+
+    def __init__(self, monitors: Sequence[RunMonitor]) -> None:
+        for event in [name for kind in (Monitor, RunMonitor) for name in vars(kind) if not name.startswith("_")]:
+            setattr(self, event, _all_of([getattr(monitor, event) for monitor in monitors]))
+
+
+def _all_of(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*arguments: object) -> None:
+        for listener in listeners:
+            listener(*arguments)
+
+    return tell

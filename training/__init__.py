@@ -1,0 +1,4 @@
+"""How one network is trained: batches, gradient steps, optimizers, the loop, and what a trained network answers.
+
+Which tasks follow each other is decided in methods/; nothing here knows of streams, episodes or run directories.
+"""

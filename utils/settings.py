@@ -1,0 +1,203 @@
+"""Settings: each declared once, as a field of a frozen dataclass; checked, written and compared by that declaration.
+
+    @dataclass(frozen=True)
+    class Settings:
+        width: int = setting(Range(1, 4096), "channels of each convolution", default=80)
+
+The command line, the checks of YAML files, config.yaml, what a resumed run may change, which runs are comparable and
+TensorBoard's hyperparameters all follow from such fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from utils.errors import UserError, unknown
+
+_HUGE = 2**63
+Kind = type | tuple[str, ...]  # of a hyperparameter in TensorBoard: bool, float, str, or the words that it can be
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting accepts."""
+
+    low: float
+    high: float = math.inf
+    whole: bool = True
+    open_low: bool = False
+    open_high: bool = False
+
+    def describe(self) -> str:
+        """In words, such as "a whole number at least 1"."""
+        kind = "a whole number" if self.whole else "a number"
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        if self.high == math.inf:
+            return f"{kind} {low}"
+        return f"{kind} {low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and abs(value) < _HUGE
+
+    def check(self, where: str, value: object) -> Any:
+        """`value` if it is a number in the range; `where` opens the error message.
+
+        Raises:
+            UserError: not a number, not whole where it must be, or out of range.
+        """
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or (self.whole and not isinstance(value, int)) or value not in self:  # type: ignore[operator]
+            raise UserError(f"{where} is {value!r}; it must be {self.describe()}")
+        return value if self.whole else float(value)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is known of one setting.
+
+    Attributes:
+        accepts: a Range of numbers, some words, bool, str, Path, or a class with `read(where, value)`, which returns
+            the checked value or raises UserError, and `describe()`.
+        help: one line for the command line and the documentation.
+        option: name of the command-line option, without dashes; "" if only --set reaches it.
+        group: title under which the command line shows the option.
+        free: a resumed run may have another value: it changes where or how fast, not what is learned.
+        compared: runs are only compared task by task if they agree in it.
+        hyperparameter: shown in TensorBoard's table of hyperparameters.
+    """
+
+    accepts: Any
+    help: str
+    option: str = ""
+    group: str = ""
+    free: bool = False
+    compared: bool = False
+    hyperparameter: bool = False
+
+    def check(self, where: str, value: object) -> Any:
+        """The checked value of the setting; `where` opens the error message.
+
+        Raises:
+            UserError: it is none that the setting accepts.
+        """
+        if isinstance(self.accepts, tuple):
+            if value not in self.accepts:
+                kind = where.rpartition(" ")[2].removeprefix("--").rpartition(".")[2]
+                raise UserError(f"{where}: {unknown(kind, value, self.accepts)}")
+            return value
+        if self.accepts is bool:
+            if not isinstance(value, bool):
+                raise UserError(f"{where} is {value!r}; it must be true or false")
+            return value
+        if self.accepts is str or self.accepts is Path:
+            if not isinstance(value, str) or not value:
+                raise UserError(f"{where} is {value!r}; it must be a text")
+            return Path(value) if self.accepts is Path else value
+        if isinstance(self.accepts, Range):
+            return self.accepts.check(where, value)
+        return self.accepts.read(where, value)
+
+    @property
+    def kind(self) -> Kind:
+        """Of its column in TensorBoard's table."""
+        if self.accepts is bool or isinstance(self.accepts, tuple):
+            return self.accepts  # type: ignore[no-any-return]
+        return float if isinstance(self.accepts, Range) else str
+
+
+def setting(accepts: Any, help: str, *, default: Any = dataclasses.MISSING, **more: Any) -> Any:
+    """A field of a settings class; see Declaration. A setting whose default is None may be None."""
+    given = {} if default is dataclasses.MISSING else {"default": default}
+    return dataclasses.field(**given, metadata={"declaration": Declaration(accepts, help, **more)})  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of what has none."""
+
+
+T = TypeVar("T")
+
+
+def declarations(kind: type) -> dict[str, Declaration]:
+    """Of the fields of a settings class, in their order."""
+    return {f.name: f.metadata["declaration"] for f in fields(kind) if "declaration" in f.metadata}
+
+
+def read(kind: type[T], where: str, content: Mapping[str, Any], hint: str = "") -> T:
+    """An instance of a settings class from keys and values.
+
+    Args:
+        where: opens error messages, such as the path of a YAML file. A key whose values come from elsewhere is an
+            instance of Given.
+        hint: ends the message for an unknown key.
+
+    Raises:
+        UserError: an unknown or missing key, or a value that the setting does not accept.
+    """
+    known = declarations(kind)
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in known:
+            raise UserError(f"{where}: {unknown('key', key, known)}{hint}")
+        place = f"{where}: {key}"
+        if isinstance(value, Given):
+            value, place = value.value, value.where
+        optional = kind.__dataclass_fields__[key].default is None  # type: ignore[attr-defined]
+        values[key] = None if value is None and optional else known[key].check(place, value)
+    for field in fields(kind):  # type: ignore[arg-type]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name in known and field.name not in values:
+            raise UserError(f"{where}: key {field.name!r} is missing")
+    return kind(**values)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value and where it stands, such as "--lr" or "h.yaml: lr"."""
+
+    value: Any
+    where: str
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Keys and values as YAML and JSON have them: tuples as lists, paths as text, nested settings as mappings."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{hp: {lr: 0.1}} -> hp.lr, 0.1."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first key, in alphabetical order and with dots, in which two nested mappings differ; None if in none."""
+    left, right = dict(flat(one)), dict(flat(other))
+    missing = object()
+    return next((k for k in sorted({*left, *right}) if left.get(k, missing) != right.get(k, missing)), None)
+
+
+def names(of: Sequence[str]) -> str:
+    """A list in a sentence."""
+    return ", ".join(of)
