@@ -16,47 +16,26 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from datasets import check_dataset
-from methods import METHOD_OPTIONS, METHODS, check_method, with_settings
-from net import TRUNKS
+from methods import METHODS
 from records.directory import holds_run
 from records.lock import locked
 from records.manifest import read_manifest
+from studies.grid import AXES, PROJECT, Grid, grid_options, load_grid, undashed
 from studies.jobs import Ended, Job, run_jobs
 from studies.store import Run, check_run, read_config, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
-from utils.config import RANGES, Range, check_range, load_dataset_config, load_hyper_config, load_yaml
-from utils.errors import UserError, one_line, print_anything, unknown
-from utils.options import CHOICES, KEPT, Parser, driver_options, parse
+from utils.errors import UserError, one_line, print_anything
+from utils.options import Parser
+from utils.settings import Range
 
-PROJECT = Path(__file__).resolve().parent
 PROGRAM = PROJECT / "modelzoo.py"
-AXES = ("streams", "hyperparams", "methods", "seeds")
-# What the grid or this program sets itself, or what belongs to a method.
-OWN = {
-    "data_config",
-    "hp_config",
-    "method",
-    "seed",
-    "run_dir",
-    "overwrite",
-    "resume",
-    "verify",
-    "extend",
-    "quiet",
-    "isolated",
-    "continual",
-}
-OPTIONS = {name: switch for name, switch in driver_options().items() if name not in OWN}
 HELP = """the grid, a YAML file (see config/benchmark/):
   streams, hyperparams   lists of YAML files, relative to the current directory, else to the project
   methods                list of names, or of mappings {method: zoo, label: small zoo, memory_per_class: 10}: the
@@ -65,6 +44,8 @@ HELP = """the grid, a YAML file (see config/benchmark/):
   continual: false       all in the multi-task mode (default: continual, but for methods that have only the other)
   any option of modelzoo.py, without the dashes: epochs, samples, data_dir, memory, no_augment: true, ...; a method
                          that does not use it runs without it, and an entry that says how many examples are kept wins
+  any setting            by its dotted key, as with --set: hp.lr: 0.03, net.width: 64, settings.strength: 10
+  vary                   {hp.lr: [0.01, 0.1], hp.batch: [16, 64]}: every method with every combination
 
 the store:
   <stream>-<net>-<label>-seed<s>/   run directories; stream and net are the names of their YAML files
@@ -76,22 +57,6 @@ the store:
 Finished runs are kept, and refused if they were run with other options than the grid has now. Interrupted and failed
 ones are run again. In the tables:"""
 EXIT_CODES = "\nexit code: 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted"
-
-
-class Entry(NamedTuple):
-    """One row of the tables: a method and the options that only it has."""
-
-    method: str
-    label: str
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """All runs, one seed after the other, and what the notes below the tables say of them."""
-
-    runs: tuple[Run, ...]
-    options: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +88,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", metavar="N", default="1", help="runs at a time; each gets its share of the cores, "
                         "unless the grid gives threads (default: 1)")  # fmt: skip
     parser.add_argument("--tables_only", action="store_true", help="run nothing, rewrite the tables (default: run)")
-    options = parser.parse_known(argv, {*AXES, *OPTIONS, "continual"}, "the --config YAML")
+    options = parser.parse_known(argv, {*AXES, *grid_options(), "continual"}, "the --config YAML")
     for name, example in (("config", "config/benchmark/digits.yaml"), ("store", "runs/digits")):
         if not getattr(options, name):
             raise UserError(f"--{name} is missing; give one, such as --{name} {example}")
@@ -176,7 +141,7 @@ def check_machine(grid: Grid, path: str) -> None:
             try:
                 device = pick_device(run.config.device)
             except UserError as error:
-                raise UserError(f"{path}: {_undashed(error)}") from None
+                raise UserError(f"{path}: {undashed(error)}") from None
             precision = "bf16" if runs_in_bf16(run.config.precision, device) else "fp32"
         first = made.setdefault((run.table, run.label), precision)
         if first != precision:
@@ -184,170 +149,6 @@ def check_machine(grid: Grid, path: str) -> None:
                 f"{path}: some runs of {run.label} are in {first}, others would be in {precision}; "
                 f"add precision: {first}, or name another --store"
             )
-
-
-# The grid.
-
-
-def load_grid(path: str, store: Path) -> Grid:
-    """Every run that the YAML file asks for.
-
-    Raises:
-        UserError: names the file and the key.
-    """
-    content = load_yaml(path)
-    for key in content:
-        if key not in {*AXES, *OPTIONS, "continual"}:
-            raise UserError(f"{path}: {unknown('key', key, [*AXES, *OPTIONS, 'continual'])}")
-    streams = _files(path, content, "streams", load_dataset_config)
-    hyperparams = _files(path, content, "hyperparams", lambda file: load_hyper_config(file, {}))
-    entries = [_entry(path, entry) for entry in _list(path, content, "methods")]
-    seeds = _seeds(path, content)
-    common = {key: _option(path, key, value) for key, value in content.items() if key not in AXES}
-    _check_entries(path, entries, common)
-    models = [
-        _run(path, store, stream, hyper, entry, common)
-        for stream in streams for hyper in hyperparams for entry in entries
-    ]  # fmt: skip
-    runs = tuple(_with_seed(run, seed) for seed in seeds for run in models)
-    names = set()
-    for run in runs:
-        if run.name.casefold() in names:  # some disks do not tell a from A
-            raise UserError(f"{path}: two runs would be {run.directory}; rename a stream, hyperparams or a label")
-        names.add(run.name.casefold())
-    told = [f"{key} {value}" for key, value in common.items()]
-    told += [f"{entry.label}: {key} {value}" for entry in entries for key, value in entry.options.items()]
-    told += [f"{label}: all tasks at once" for label in dict.fromkeys(r.label for r in runs if not r.config.continual)]
-    return Grid(runs, "; ".join(told) or "all defaults")
-
-
-def _list(path: str, content: Mapping[str, Any], key: str) -> list[Any]:
-    if key not in content:
-        raise UserError(f"{path}: key {key!r} is missing")
-    if not isinstance(content[key], list) or not content[key]:
-        raise UserError(f"{path}: {key} is {content[key]!r}; it must be a list with at least one entry")
-    return content[key]
-
-
-def _files(path: str, content: Mapping[str, Any], key: str, load: Callable[[str], object]) -> list[str]:
-    files = [_file(path, key, name) for name in _list(path, content, key)]
-    try:
-        for file in files:
-            load(file)
-    except UserError as error:
-        raise UserError(f"{path}: {key}: {error}") from None
-    return files
-
-
-def _file(path: str, key: str, name: object) -> str:
-    """Relative to the current directory, else to the project."""
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{path}: {key}: {name!r} is not the path of a YAML file")
-    return str(PROJECT / name) if not Path(name).exists() and (PROJECT / name).exists() else name
-
-
-def _seeds(path: str, content: Mapping[str, Any]) -> list[int]:
-    seeds = content.get("seeds")
-    if not isinstance(seeds, list) and "seeds" in content:
-        return list(range(Range(1, 10**4).check(f"{path}: seeds", seeds)))
-    seeds = [check_range(f"{path}: seeds", "seed", seed) for seed in _list(path, content, "seeds")]
-    for i, seed in enumerate(seeds):
-        if seed in seeds[:i]:
-            raise UserError(f"{path}: seeds has {seed} twice")
-    return seeds
-
-
-def _entry(path: str, entry: object) -> Entry:
-    where = f"{path}: methods"
-    options: dict[str, Any] = dict(entry) if isinstance(entry, dict) else {"method": entry}
-    if "method" not in options:
-        raise UserError(f"{where}: {entry!r} has no key 'method', such as method: zoo")
-    method = options.pop("method")
-    if not isinstance(method, str) or method not in METHODS:
-        raise UserError(f"{where}: {unknown('method', method, METHODS)}")
-    label = options.pop("label", method)
-    if not isinstance(label, str) or not label.isprintable() or not 0 < len(label) <= 80:
-        raise UserError(f"{where}: label is {label!r}; it must be a line of text of at most 80 characters")
-    where = f"{where}: {label}"
-    for key in options:
-        if key not in {"continual", *OPTIONS}:
-            raise UserError(f"{where}: {unknown('key', key, ['label', 'method', 'continual', *OPTIONS])}")
-    return Entry(method, label, {key: _option(where, key, value) for key, value in options.items()})
-
-
-def _option(where: str, key: str, value: object) -> Any:
-    """The value of an option of modelzoo.py, checked as far as it can be by itself."""
-    if key == "continual" or OPTIONS[key]:
-        if not isinstance(value, bool):
-            raise UserError(f"{where}: {key} is {value!r}; it must be true or false")
-        return value
-    if key in RANGES:
-        return check_range(f"{where}: {key}", key, value)
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: {key} is {value!r}; it must be a text")
-    if key in CHOICES and value not in CHOICES[key]:
-        raise UserError(f"{where}: {key}: {unknown(key, value, CHOICES[key])}")
-    return _file(where, key, value) if key == "method_config" else value
-
-
-def _check_entries(path: str, entries: Sequence[Entry], common: Mapping[str, Any]) -> None:
-    labels = [entry.label for entry in entries]
-    for i, entry in enumerate(entries):
-        where = f"{path}: methods: {entry.label}"
-        if entry.label in labels[:i]:
-            raise UserError(f"{where} is there twice; give each entry a label of its own")
-        modes, continual = METHODS[entry.method].modes, {**common, **entry.options}.get("continual")
-        if continual is False and "multi-task" not in modes:
-            raise UserError(f"{where}: continual is false, but {entry.method} learns tasks one after another only")
-        if entry.options.get("continual") and "continual" not in modes:
-            raise UserError(f"{where}: continual is true, but {entry.method} learns all tasks at once")
-    used = frozenset().union(*(METHODS[entry.method].options for entry in entries))
-    if "method_config" in common:
-        raise UserError(f"{path}: method_config is of one method; move it to an entry of methods")
-    for key in common:
-        if key in METHOD_OPTIONS and key not in used:
-            raise UserError(f"{path}: {key} is not used by any method of the grid; leave it out")
-
-
-def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: Mapping[str, Any]) -> Run:
-    """A run with seed 0, in a directory without a seed."""
-    kind = METHODS[entry.method]
-    options: dict[str, Any] = {"continual": "continual" in kind.modes}
-    options |= {key: value for key, value in common.items() if key not in METHOD_OPTIONS or key in kind.options}
-    options["continual"] &= "continual" in kind.modes
-    if any(key in KEPT for key in entry.options):
-        options = {key: value for key, value in options.items() if key not in KEPT}
-    options |= entry.options
-    given = [f"--data_config={stream}", f"--hp_config={hyper}", f"--method={entry.method}"]
-    for key, value in options.items():
-        if value is not False:
-            given.append(f"--{key}" if value is True else f"--{key}={value}")
-    where = f"{path}: methods: {entry.label}"
-    try:
-        invocation = parse(given)
-        check_method(invocation.config, invocation.given)
-        config = with_settings(invocation.config, invocation.method_config)
-        where = f"{path}: streams"
-        check_dataset(config)
-    except UserError as error:
-        raise UserError(f"{where}: {_undashed(error)}") from None
-    model = config.hyper.model
-    if model not in TRUNKS and not model.startswith("timm/"):
-        raise UserError(f"{path}: {hyper}: model: {unknown('model', model, [*TRUNKS, 'timm/<name>'])}")
-    net = Path(hyper).stem
-    directory = store / f"{config.stream}-{net}-{re.sub('[^A-Za-z0-9._+-]+', '_', entry.label)}"
-    return Run(directory, entry.label, net, config, tuple(given))
-
-
-def _undashed(error: UserError) -> str:
-    """Options stand in a grid without their dashes."""
-    return re.sub(r"--(?=[a-z])", "", str(error))
-
-
-def _with_seed(run: Run, seed: int) -> Run:
-    directory = run.directory.with_name(f"{run.name}-seed{seed}")
-    here = (f"--seed={seed}", f"--run_dir={directory}")
-    return replace(run, directory=directory, config=replace(run.config, seed=seed), arguments=(*run.arguments, *here))
 
 
 # Running it.
@@ -409,7 +210,7 @@ class Lines:
 
 def episodes(run: Run) -> tuple[int, int]:
     """How many are complete, and of how many."""
-    config, tasks = run.config, len(run.config.dataset.tasks)
+    config, tasks = run.config, len(run.config.data.tasks)
     total = tasks if config.continual else 1
     if not config.continual and "rounds" in METHODS[config.method].options:
         total = (config.rounds or tasks) + config.warm_start

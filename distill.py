@@ -22,16 +22,18 @@ from datasets import build_stream
 from datasets.task import TaskStream
 from evaluation.accuracy import Evaluation
 from evaluation.measurements import Row
-from methods import check_saved
+from methods import check_name
 from methods.base import Setting
+from methods.config import RunConfig
 from methods.joint import Joint
-from modelzoo import episode_facts, facts_of, resolve, save_members, targets_of, try_network
 from records.checkpoints import ending_on_sigterm
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config, read_summary
 from records.lock import locked
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
+from records.session import try_network
 from records.summary import load_isolated, summarize
+from records.writing import episode_facts, facts_of, resolve, save_members, targets_of
 from utils.compute import (
     Compute,
     describe_device,
@@ -40,15 +42,17 @@ from utils.compute import (
     make_reproducible,
     pick_device,
 )
-from utils.config import RANGES, Range, RunConfig
 from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
 from utils.files import beside
-from utils.options import Parser, check_text
+from utils.options import Parser, check_text, whole
+from utils.settings import NoSettings, Range
 from zoo import Zoo
 from zoo.distill import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
 from zoo.options import add_combination
 
-_NUMBERS = {**{name: RANGES[name] for name in ("epochs", "seed", "threads")}, "budget": Range(1, 10**6)}
+_NUMBERS = {
+    "epochs": Range(1, 10**6), "seed": Range(0, 2**63 - 1), "threads": Range(1, 1024), "budget": Range(1, 10**6),
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,15 +101,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, accepted in _NUMBERS.items():
         given = getattr(options, name)
         if given is not None:
-            setattr(options, name, accepted.check(f"--{name}", _whole(given)))
+            setattr(options, name, whole(f"--{name}", given, accepted))
     return options
-
-
-def _whole(text: str) -> object:
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 def distill(options: argparse.Namespace) -> None:
@@ -143,14 +140,14 @@ def distill(options: argparse.Namespace) -> None:
             header = [
                 ("teacher", f"{zoo.path}: {len(zoo.members)} members, {len(taught.tasks)} tasks"),
                 ("data", f"{sum(len(task.train_eval) for task in taught.tasks):,} training examples that it has kept"),
-                ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
+                ("network", f"{config.net.model}, {parameters:,} parameters and a head per task"),
                 ("device", ", ".join(filter(None, [describe_device(device), launch]))),
                 ("run", str(out)),
             ]
             monitor.run_begins(RunStart(header, {}, {}, len(taught.tasks), isolated, (), ()))
             student, facts, rows = teach(taught, config, compute, monitor)
         described = {
-            **resolve(config, device, compute.bf16, stream, reference, None),
+            **resolve(config, compute, stream, reference, None),
             "derived": f"a student of {zoo.path}",
             "distilled_from": str(zoo.path.absolute()),
             "teacher": {"combine": options.combine, "temperature": options.temperature},
@@ -171,7 +168,7 @@ def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
     run = Zoo.load(options.run, options.device)
     if read_summary(run.path) is None:
         raise UserError(f"{run.path} is not finished; go on with it first (modelzoo.py --resume)")
-    check_saved(run.config, run.path / CONFIG)
+    check_name(run.config.method, f"{run.path / CONFIG}: method: ")
     zoos = {"zoo": run.combined(options.combine, options.temperature)}
     if options.budget is not None:
         zoos[f"zoo, at most {options.budget}"] = run.combined(options.combine, options.temperature, options.budget)
@@ -220,13 +217,15 @@ def stream_of(zoo: Zoo, fingerprint: object, data_dir: str | None, device: torch
     Raises:
         UserError: the data are not there, or others.
     """
-    config = zoo.config if data_dir is None else replace(zoo.config, data_dir=Path(data_dir))
+    config = zoo.config
+    if data_dir is not None:
+        config = replace(config, data=replace(config.data, data_dir=Path(data_dir)))
     with enough_memory(f"the data on {device}", "try --device cpu"):
-        stream = build_stream(config, device)
+        stream = build_stream(config.data, config.seed, device)
     if fingerprint is not None and stream.fingerprint() != fingerprint:  # not known where a task was forgotten
         raise UserError(
-            f"{config.data_dir}: the data are not those that {zoo.path} was trained on (data_sha256 in its {CONFIG}); "
-            "name their folder with --data_dir"
+            f"{config.data.data_dir}: the data are not those that {zoo.path} was trained on (data_sha256 in its "
+            f"{CONFIG}); name their folder with --data_dir"
         )
     return stream
 
@@ -234,10 +233,10 @@ def stream_of(zoo: Zoo, fingerprint: object, data_dir: str | None, device: torch
 def student_config(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     """Members and student are trained alike, but for the number of epochs."""
     return replace(
-        config, method=STUDENT, continual=False, rounds=None, warm_start=False, settings={},
-        hyper=replace(config.hyper, epochs=options.epochs or EPOCHS * config.hyper.epochs),
+        config, method=STUDENT, continual=False, rounds=None, warm_start=False, settings=NoSettings(),
+        hp=replace(config.hp, epochs=options.epochs or EPOCHS * config.hp.epochs),
         seed=config.seed if options.seed is None else options.seed,
-        data_dir=config.data_dir if options.data_dir is None else Path(options.data_dir),
+        data=replace(config.data, data_dir=Path(options.data_dir or config.data.data_dir)),
     )  # fmt: skip
 
 
@@ -276,7 +275,7 @@ def write(
         save_members(directory, student, taught)
         directory.add_episode(facts, rows)
         directory.commit(1, len(student.fresh), seconds, {})
-        directory.finish(summary, "")
+        directory.finish(summary)
     except OSError as error:
         raise TrainingError(f"{error.filename or out} cannot be written: {error.strerror or error}") from None
 

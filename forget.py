@@ -13,20 +13,19 @@ from pathlib import Path
 
 import torch
 
-from methods import METHODS, check_saved
+from methods import METHODS, check_name
 from methods.ensemble import Ensemble
 from records.console import Console
 from records.directory import CONFIG, check_free, read_summary
 from records.lock import locked
 from training.loop import TrainingStats
 from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
-from utils.config import RANGES
 from utils.errors import TrainingError, UserError, one_line, print_anything
 from utils.files import beside
-from utils.options import Parser
+from utils.options import Parser, whole
+from utils.settings import Range
 from zoo import Zoo
 from zoo.forget import CERTIFICATE, Cost, kept, retrained, write
-from zoo.options import whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +65,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.task is None:
         raise UserError("--task is missing: the name or the number of the task that is to be forgotten")
     if options.threads is not None:
-        options.threads = whole("--threads", options.threads, RANGES["threads"])
+        options.threads = whole("--threads", options.threads, Range(1, 1024))
     return options
 
 
@@ -82,7 +81,7 @@ def forget(options: argparse.Namespace) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     zoo = Zoo.load(options.run, options.device)
-    check_saved(zoo.config, zoo.path / CONFIG)
+    check_name(zoo.config.method, f"{zoo.path / CONFIG}: method: ")
     task = zoo.task(options.task)
     method = zoo.config.method
     if read_summary(zoo.path) is None:

@@ -22,13 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.scenarios import RULE, RULES
-from utils.config import RANGES
 from utils.errors import UserError, one_line, print_anything, unknown
 from utils.files import written_whole
-from utils.options import Parser
+from utils.options import Parser, whole
+from utils.settings import Range
 from zoo import Prediction
 from zoo.inputs import find_images, read_image
-from zoo.options import add_combination, combined, whole
+from zoo.options import add_combination, combined
 from zoo.saved import AUTO
 
 _CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
@@ -73,7 +73,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("--task is missing: the name or the number of a task of the zoo, or auto")
     options.top = whole("--top", options.top)
     if options.threads is not None:
-        options.threads = whole("--threads", options.threads, RANGES["threads"])
+        options.threads = whole("--threads", options.threads, Range(1, 1024))
     if options.rule not in RULES:
         raise UserError(f"--rule: {unknown('rule', options.rule, RULES)}")
     return options

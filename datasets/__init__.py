@@ -1,6 +1,6 @@
 """Data on the disk -> a stream of tasks on the device.
 
-To add a data set: one file with a function RunConfig, device -> TaskStream, and one line in STREAMS.
+To add a data set: one file with a function (DataConfig, seed, device) -> TaskStream, and one line in STREAMS.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from collections.abc import Callable
 
 import torch
 
+from datasets.config import DataConfig
 from datasets.images.cifar import cifar10, cifar100
 from datasets.images.digits import rotated_digits, split_digits
 from datasets.images.image_folder import image_folder
 from datasets.images.mini_imagenet import mini_imagenet
 from datasets.images.mnist import permuted_mnist, rotated_mnist, split_mnist
 from datasets.task import TaskStream
-from utils.config import RunConfig
 from utils.errors import UserError, unknown
+from utils.settings import NoSettings
 
-STREAMS: dict[str, Callable[[RunConfig, torch.device], TaskStream]] = {
+STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "digits": split_digits,
     "rotated_digits": rotated_digits,
     "mnist": split_mnist,
@@ -34,17 +35,24 @@ STREAMS: dict[str, Callable[[RunConfig, torch.device], TaskStream]] = {
 }
 
 
-def check_dataset(config: RunConfig) -> None:
-    """Raises UserError if the dataset YAML names a data set that does not exist."""
-    if config.dataset.dataset not in STREAMS:
-        raise UserError(f"{config.dataset.path}: dataset: {unknown('dataset', config.dataset.dataset, STREAMS)}")
+def settings_of(dataset: str) -> type:
+    """The settings that a data set declares for its YAML, beside `dataset` and `tasks`.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    if dataset not in STREAMS:
+        raise UserError(unknown("dataset", dataset, STREAMS))
+    return getattr(STREAMS[dataset], "Settings", NoSettings)
 
 
-def build_stream(config: RunConfig, device: torch.device) -> TaskStream:
+def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """The stream that the dataset YAML describes.
+
+    Args:
+        seed: of the run; draws which examples are used and held out.
 
     Raises:
         UserError: unknown classes, missing or damaged files; names the file and the key.
     """
-    check_dataset(config)
-    return STREAMS[config.dataset.dataset](config, device)
+    return STREAMS[config.dataset](config, seed, device)

@@ -32,13 +32,13 @@ import yaml
 
 from datasets import build_stream
 from datasets.task import Table, Task, TaskStream
-from methods import METHODS, build_method, with_settings
+from methods import METHODS, build_method
 from methods.base import Setting
 from methods.memory.replay import balanced_order, balanced_subset, first_of_each
+from records.invocation import parse, with_settings
 from training.monitor import Monitor
 from utils.compute import Compute
 from utils.errors import TrainingError
-from utils.options import parse
 from utils.seeding import generator
 
 CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"
@@ -87,10 +87,10 @@ def accuracy(argv: list[str], samples: int | None, memory: int | None, trial: tu
     torch.set_num_threads(1)
     if memory is not None and "memory_per_class" in METHODS[method].options:
         argv = [*argv, "--memory_per_class", str(memory)]
-    config = with_settings(parse([*argv, "--continual", "--method", method, "--seed", str(seed)]).config)
-    config = replace(config, settings={**config.settings, **settings})
+    changes = [f"--set=settings.{key}={value}" for key, value in settings.items()]
+    config = with_settings(parse([*argv, *changes, "--continual", "--method", method, "--seed", str(seed)]))
     cpu = torch.device("cpu")
-    stream = validation_stream(build_stream(config, cpu), samples)
+    stream = validation_stream(build_stream(config.data, config.seed, cpu), samples)
     learner = build_method(Setting(config, stream.spec, Compute(cpu)))
     try:
         for episode in stream.continual():

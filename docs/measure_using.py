@@ -14,6 +14,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ from datasets.objectives import CrossEntropy  # noqa: E402
 from datasets.task import TaskStream  # noqa: E402
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION  # noqa: E402
 from evaluation.scenarios import RULES, score_without_task  # noqa: E402
+from records.configuration import saved_config  # noqa: E402
 from records.directory import read_config  # noqa: E402
-from utils.config import saved_config  # noqa: E402
 from zoo import Zoo  # noqa: E402
 from zoo.combine import COMBINE, TEMPERATURES  # noqa: E402
 from zoo.distill import compared, middle_task, stored_inputs  # noqa: E402
@@ -83,8 +84,8 @@ def shown(values: Sequence[float], digits: int = 4) -> str:
 
 def stream_of(path: Path, data_dir: str) -> TaskStream:
     """The data of a run."""
-    config = saved_config(str(path), {**read_config(path), "data_dir": data_dir})
-    return build_stream(config, torch.device("cpu"))
+    config = saved_config(str(path), read_config(path))
+    return build_stream(replace(config.data, data_dir=Path(data_dir)), config.seed, torch.device("cpu"))
 
 
 def rules(zoos: Sequence[Zoo], data_dir: str) -> None:

@@ -7,7 +7,7 @@ each new network on what was held out    -> saved with its predictions, to calib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
@@ -103,16 +103,10 @@ class Evaluation:
         """Of the running means; None for parts that are as they were when this was last called."""
         return {f"{UNTOLD}{part}": content for part, content in self._cache.state_dict().items()}
 
-    def load_state_dict(self, state: Mapping[str, Tree], members: Callable[[], Iterable[Member]]) -> None:
-        """Go on from what `state_dict` returned; other parts are left alone.
-
-        Args:
-            members: all that answer; they are asked again if there is nothing of this in the state.
-        """
+    def load_state_dict(self, state: Mapping[str, Tree]) -> None:
+        """Restore what `state_dict` returned; other parts are left alone."""
         mine = {part.removeprefix(UNTOLD): tree for part, tree in state.items() if part.startswith(UNTOLD)}
         self._cache.load_state_dict(mine)
-        for member in () if mine or self._mixed is None else members():
-            self._ask_without_task(member)
 
     def _ask_held_out(self, member: Member) -> None:
         """What a new network says about what was held out of its tasks."""

@@ -7,11 +7,10 @@ file config/method/<name>.yaml.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 
 from methods.agem import AGEM, MEGA
 from methods.base import Method, Setting
+from methods.config import RunConfig
 from methods.der import DER, DERpp
 from methods.er import ER
 from methods.ewc import EWC, OnlineEWC
@@ -26,7 +25,6 @@ from methods.si import SI
 from methods.stable_sgd import StableSGD
 from methods.wsn import WSN
 from methods.zoo import ModelZoo
-from utils.config import Range, RunConfig, check_settings, load_settings
 from utils.errors import UserError, unknown
 
 METHODS: dict[str, type[Method]] = {
@@ -52,15 +50,15 @@ METHODS: dict[str, type[Method]] = {
     "gpm": GPM,
 }
 METHOD_OPTIONS = frozenset().union(*(method.options for method in METHODS.values()))
-# What tells runs of a grid from each other, what matters most first, and of which kind it is.
-_HYPERPARAMETERS: dict[str, type | tuple[str, ...]] = {
-    "method": tuple(METHODS), "stream": str, "model": str, "seed": float, "epochs": float, "samples": float,
-    "hold_out": float, "memory": float, "memory_per_class": float, "replay_frac": float, "tasks_per_round": float,
-    "batch": float, "lr": float, "l2_reg": float, "dropout": float, "continual": bool, "rounds": float,
-    "warm_start": bool,
-    "selection": ("boosting", "uniform"), "augment": bool,
-}  # fmt: skip
-_CONFIGS = Path(__file__).resolve().parent.parent / "config" / "method"
+
+
+def check_name(name: str, where: str = "--method: ") -> None:
+    """
+    Raises:
+        UserError: there is no such method; `where` opens the message.
+    """
+    if name not in METHODS:
+        raise UserError(f"{where}{unknown('method', name, METHODS)}")
 
 
 def check_method(config: RunConfig, given: Iterable[str]) -> None:
@@ -70,8 +68,7 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
         UserError: there is no such method, it has no such mode, or an option belongs to another one.
     """
     name = config.method
-    if name not in METHODS:
-        raise UserError(f"--method: {unknown('method', name, METHODS)}")
+    check_name(name)
     for option in given:
         if option in METHOD_OPTIONS and option not in METHODS[name].options:
             users = [other for other in METHODS if option in METHODS[other].options]
@@ -80,58 +77,11 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
         raise UserError(f"--method {name} learns all tasks at once; leave --continual out")
     if not config.continual and "multi-task" not in METHODS[name].modes:
         raise UserError(f"--method {name} learns tasks one after another; add --continual")
-
-
-def with_settings(config: RunConfig, path: str | None = None) -> RunConfig:
-    """The configuration with the settings of its method, from config/method/<name>.yaml or another file.
-
-    Raises:
-        UserError: names the file and the key; or the method has no settings.
-    """
-    known = METHODS[config.method].settings
-    if not known:
-        if path is not None:
-            raise UserError(f"--method_config {path}: --method {config.method} has no settings; leave it out")
-        return config
-    path = path or str(_CONFIGS / f"{config.method}.yaml")
-    settings = load_settings(path, known, config.stream)
-    if settings.get("buffer") == "reservoir" and config.memory is None:
-        raise UserError(f"{path}: key 'buffer' is 'reservoir', which has a total: add --memory, or make it 'balanced'")
-    return replace(config, settings=settings)
-
-
-def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
-    """What tells a run from others, without the options that its method does not read and those that are not set."""
-    every = {**vars(config.hyper), **vars(config), "stream": config.stream}
-    unread = METHOD_OPTIONS - METHODS[config.method].options
-    values = {name: every[name] for name in _HYPERPARAMETERS if name not in unread}
-    values |= {f"settings.{name}": value for name, value in config.settings.items()}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def hyperparameter_kinds() -> dict[str, type | tuple[str, ...]]:
-    """All that `hyperparameters` can hold, for any method: bool, float (also whole numbers), str or some words."""
-    settings: dict[str, type] = {}
-    words: dict[str, tuple[str, ...]] = {}
-    for method in METHODS.values():
-        for setting, accepted in method.settings.items():
-            name = f"settings.{setting}"
-            if isinstance(accepted, Range):
-                settings[name] = float
-            else:
-                words[name] = tuple(dict.fromkeys((*words.get(name, ()), *accepted)))
-    return _HYPERPARAMETERS | settings | words
-
-
-def check_saved(config: RunConfig, path: Path) -> None:
-    """Check what an interrupted run has in its config.yaml.
-
-    Raises:
-        UserError: there is no such method, or it has other settings.
-    """
-    if config.method not in METHODS:
-        raise UserError(f"{path}: method: {unknown('method', config.method, METHODS)}")
-    check_settings(str(path), dict(config.settings), METHODS[config.method].settings)
+    if getattr(config.settings, "buffer", "") == "reservoir" and config.memory is None:
+        raise UserError(
+            f"--method {name}: its setting buffer is 'reservoir', which has a total: add --memory, or make it "
+            "'balanced'"
+        )
 
 
 def build_method(setting: Setting) -> Method:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch
@@ -96,16 +94,12 @@ class Rotated(Referenced):
 class AGEM(ReplayNet):
     """Averaged gradient episodic memory."""
 
-    settings: ClassVar[Accepted] = ReplayNet.settings
-
     def rule(self, task: Task) -> NormRule:
         return Referenced()
 
 
 class MEGA(ReplayNet):
     """Mixed stochastic gradients, second scheme."""
-
-    settings: ClassVar[Accepted] = ReplayNet.settings
 
     def rule(self, task: Task) -> NormRule:
         return Rotated()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from datasets.objectives import Score
 from datasets.task import Episode, Examples, StreamSpec, Task
 from evaluation.members import Member
+from methods.config import RunConfig
 from methods.memory.audit import Budget, to_predict
 from methods.memory.replay import ReplayMemory
 from net.multihead import MultiHead
@@ -20,11 +21,9 @@ from training.loop import TrainingStats, not_finite
 from training.monitor import Monitor
 from training.prediction import predict_examples
 from utils.compute import Compute
-from utils.config import Range, RunConfig
 from utils.errors import TrainingError
+from utils.settings import NoSettings
 from utils.trees import Tree
-
-Accepted = Mapping[str, Range | Sequence[str]]  # values of settings: numbers, or one of some words
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Method(ABC):
 
     Attributes:
         options: the fields of RunConfig that this method reads and others do not.
-        settings: what config/method/<name>.yaml holds, and which values it accepts.
+        Settings: what config/method/<name>.yaml holds.
         modes: continual, multi-task or both.
         waits: why the steps of this method cannot be CUDA graphs; "" if they can.
         lasting: names of the attributes that hold what it has learned: nested containers of tensors and plain values.
@@ -74,7 +73,7 @@ class Method(ABC):
     """
 
     options: ClassVar[frozenset[str]] = frozenset()
-    settings: ClassVar[Accepted] = {}
+    Settings: ClassVar[type] = NoSettings
     modes: ClassVar[frozenset[str]] = frozenset({"continual", "multi-task"})
     waits: ClassVar[str] = ""
     lasting: ClassVar[tuple[str, ...]] = ()
@@ -82,10 +81,15 @@ class Method(ABC):
     def __init__(self, setting: Setting) -> None:
         self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
         self.checkpoints = Checkpoints()
-        self.memory = ReplayMemory(self.budget(), self.config.seed, self.config.settings.get("buffer") == "reservoir")
+        self.memory = ReplayMemory(self.budget(), self.config.seed, getattr(self.settings, "buffer", "") == "reservoir")
         self.fresh: list[Member] = []
         self.fits: dict[int, tuple[int, Score]] = {}
         self.untrained: dict[int, Tensor] = {}
+
+    @property
+    def settings(self) -> Any:
+        """An instance of Settings."""
+        return self.config.settings
 
     def budget(self) -> Budget:
         """How many training examples of past tasks are kept."""
@@ -150,6 +154,6 @@ class Method(ABC):
         """
         predictions = predict_examples(net, task_id, examples, self.spec, self.compute)
         if not predictions.isfinite().all():
-            hyper = self.config.hyper
+            hyper = self.config.hp
             raise TrainingError(f"{place}: {not_finite('the prediction', hyper.epochs, hyper, self.compute)}")
         return predictions

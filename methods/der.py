@@ -5,8 +5,7 @@ Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simpl
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Setting, Storage
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch, Replays
 from training.prediction import outputs_on
-from utils.config import Range
 from utils.seeding import generator
+from utils.settings import Range, setting
 
 
 def squared_distance(outputs: Tensor, recorded: Tensor) -> Tensor:
@@ -60,7 +59,11 @@ class DER(ReplayNet):
     training mode differently from what it will be asked to preserve.
     """
 
-    settings: ClassVar[Accepted] = {**ReplayNet.settings, "alpha": Range(0, whole=False)}
+    @dataclass(frozen=True)
+    class Settings(ReplayNet.Settings):
+        """Of the method, see config/method/."""
+
+        alpha: float = setting(Range(0, whole=False), "weight of the recorded outputs")
 
     lasting = (*ReplayNet.lasting, "_recorded")
 
@@ -69,7 +72,7 @@ class DER(ReplayNet):
         self._recorded: dict[int, Tensor] = {}  # by task: outputs on what is kept of it, [kept, C]
 
     def rule(self, task: Task) -> NormRule:
-        return DarkLoss(self.config.settings["alpha"], None)
+        return DarkLoss(self.settings.alpha, None)
 
     @property
     def draws(self) -> int:
@@ -84,7 +87,7 @@ class DER(ReplayNet):
         recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
         return Replays(
-            self.memory.mixture(), self.spec, self.draws * self.config.settings["replay_batch"], rng,
+            self.memory.mixture(), self.spec, self.draws * self.settings.replay_batch, rng,
             augment=self.config.augment, recorded=recorded,
         )  # fmt: skip
 
@@ -104,10 +107,14 @@ class DER(ReplayNet):
 class DERpp(DER):
     """DER, and the labels of a second draw."""
 
-    settings: ClassVar[Accepted] = {**DER.settings, "beta": Range(0, whole=False)}
+    @dataclass(frozen=True)
+    class Settings(DER.Settings):
+        """Of the method, see config/method/."""
+
+        beta: float = setting(Range(0, whole=False), "weight of the labels of the second draw")
 
     def rule(self, task: Task) -> NormRule:
-        return DarkLoss(self.config.settings["alpha"], self.config.settings["beta"])
+        return DarkLoss(self.settings.alpha, self.settings.beta)
 
     @property
     def draws(self) -> int:

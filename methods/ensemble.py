@@ -40,10 +40,10 @@ class Ensemble(Method):
         """Train one more member on the tasks of `sources`, each seen with that weight in later averages."""
         tasks = tuple(sources)
         name = ("member", self._members)
-        hyper = self.config.hyper
+        hyper = self.config.hp
         head_sizes = {task: self._head_sizes[task] for task in tasks}
         with seeded(self.config.seed, *name):
-            net = build_net(hyper.model, self.spec.input_shape, hyper.dropout, head_sizes)
+            net = build_net(self.config.net, self.spec.input_shape, head_sizes)
             net.to(self.compute.device)
             if not self._members:
                 known = [task for task in self._revealed if task.id in head_sizes]

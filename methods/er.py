@@ -5,16 +5,16 @@ Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", arXiv 1902.1
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch
+from utils.settings import setting
 
 
 class SumOfMeans(NormRule):
@@ -30,7 +30,14 @@ class SumOfMeans(NormRule):
 class ER(ReplayNet):
     """`replay_loss`: mean is the mean over new and replayed examples together; sum is a mean of each, added up."""
 
-    settings: ClassVar[Accepted] = {**ReplayNet.settings, "replay_loss": ("mean", "sum")}
+    @dataclass(frozen=True)
+    class Settings(ReplayNet.Settings):
+        """Of the method, see config/method/."""
+
+        replay_loss: str = setting(
+            ("mean", "sum"),
+            "one mean over new and replayed examples, or the sum of a mean of each",
+        )
 
     def rule(self, task: Task) -> NormRule:
-        return SumOfMeans() if self.config.settings["replay_loss"] == "sum" else NormRule()
+        return SumOfMeans() if self.settings.replay_loss == "sum" else NormRule()

@@ -7,8 +7,7 @@ Schwarz et al., "Progress & Compress", ICML 2018.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +16,12 @@ from torch.func import functional_call, grad, vmap
 
 from datasets.mixture import Mixture
 from datasets.task import Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Setting, Storage
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
 from training.optimizers import MOMENTUM
-from utils.config import Range
 from utils.seeding import generator
+from utils.settings import Range, setting
 
 _AT_ONCE = 16  # examples whose gradients are held together
 Values = dict[str, Tensor]  # by name of the parameter
@@ -109,12 +108,13 @@ class Springs(NormRule):
 class EWC(SingleNet):
     """One spring per past task and parameter."""
 
-    settings: ClassVar[Accepted] = {
-        **SingleNet.settings,
-        "strength": Range(0, whole=False),
-        "fisher": ("exact", "sample", "empirical"),
-        "fisher_examples": Range(1),
-    }
+    @dataclass(frozen=True)
+    class Settings(SingleNet.Settings):
+        """Of the method, see config/method/."""
+
+        strength: float = setting(Range(0, whole=False), "lambda of eq. 3")
+        fisher: str = setting(("exact", "sample", "empirical"), "which labels the Fisher information is of")
+        fisher_examples: int = setting(Range(1), "training examples that it is measured on")
 
     lasting = (*SingleNet.lasting, "_stiffness", "_pull")
 
@@ -124,17 +124,17 @@ class EWC(SingleNet):
         self._pull: Values = {}
 
     def rule(self, task: Task) -> NormRule:
-        return Springs(self.config.settings["strength"], self.common(self._stiffness), self.common(self._pull))
+        return Springs(self.settings.strength, self.common(self._stiffness), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "fisher", task.id)
-        count = min(self.config.settings["fisher_examples"], len(task.train_eval))
+        count = min(self.settings.fisher_examples, len(task.train_eval))
         chosen = torch.randperm(len(task.train_eval), generator=rng)[:count]
         data = Mixture([(task.id, task.train_eval.subset(chosen))])
         inputs = self.spec.preprocess(data.inputs(slice(0, count)))
-        found = fisher(net, inputs, data.targets, task.id, self.config.settings["fisher"], rng)
+        found = fisher(net, inputs, data.targets, task.id, self.settings.fisher, rng)
         self.consolidate(found, {name: value.detach().clone() for name, value in net.trunk.named_parameters()})
-        return count * (task.num_outputs if self.config.settings["fisher"] == "exact" else 1)
+        return count * (task.num_outputs if self.settings.fisher == "exact" else 1)
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
         """Add the springs of a task, at rest where the parameters are now."""
@@ -155,9 +155,13 @@ class OnlineEWC(EWC):
     F~_t = decay F~_{t-1} + F_t,   penalty  strength/2 sum_i F~_{t-1,i} (theta_i - theta*_{t-1,i})^2
     """
 
-    settings: ClassVar[Accepted] = {**EWC.settings, "decay": Range(0, 1, whole=False)}
+    @dataclass(frozen=True)
+    class Settings(EWC.Settings):
+        """Of the method, see config/method/."""
+
+        decay: float = setting(Range(0, 1, whole=False), "of the springs, with every task")
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
         for name, value in found.items():
-            self._stiffness[name] = self.config.settings["decay"] * self._stiffness.get(name, 0) + value
+            self._stiffness[name] = self.settings.decay * self._stiffness.get(name, 0) + value
             self._pull[name] = self._stiffness[name] * place[name]

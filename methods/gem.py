@@ -5,7 +5,7 @@ Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,13 +13,12 @@ from torch import Tensor
 from datasets.mixture import Mixture
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch, Joined, Replays
 from training.optimizers import trained_parameters
-from utils.config import Range
 from utils.seeding import generator
+from utils.settings import Range, setting
 
 
 def nonnegative_quadratic(P: Tensor, q: Tensor) -> Tensor:
@@ -105,13 +104,18 @@ class Constrained(NormRule):
 class GEM(ReplayNet):
     """`replay_batch` examples of each past task in every step."""
 
-    settings: ClassVar[Accepted] = {**ReplayNet.settings, "margin": Range(0, whole=False)}
+    @dataclass(frozen=True)
+    class Settings(ReplayNet.Settings):
+        """Of the method, see config/method/."""
+
+        margin: float = setting(Range(0, whole=False), "added to the weights of the constraints")
+
     waits = "whether GEM has to project depends on the gradients"
 
     def past(self, task: Task) -> Joined | None:
         if not self.memory.tasks:
             return None
-        size = self.config.settings["replay_batch"]
+        size = self.settings.replay_batch
         streams = [
             Replays(
                 Mixture([(other, self.memory.examples(other))]), self.spec, size,
@@ -122,4 +126,4 @@ class GEM(ReplayNet):
         return Joined(streams)
 
     def rule(self, task: Task) -> NormRule:
-        return Constrained(len(self.memory.tasks), self.config.settings["margin"])
+        return Constrained(len(self.memory.tasks), self.settings.margin)

@@ -6,8 +6,7 @@ Saha, Garg & Roy, "Gradient Projection Memory for Continual Learning", ICLR 2021
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +14,16 @@ from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Setting, Storage
 from methods.single import NormRule, SingleNet
 from methods.subnets import hold_others
 from net.multihead import MultiHead
 from training.batches import Batch
 from training.optimizers import make_optimizer, trained_parameters
 from training.prediction import outputs_on
-from utils.config import HyperConfig, Range
+from training.recipe import Recipe
 from utils.seeding import generator
+from utils.settings import Range, setting
 
 Layer = nn.Conv2d | nn.Linear
 
@@ -94,7 +94,7 @@ class Projected(NormRule):
             hold_others(net.trunk, self.bases)
         self._pairs = [(layers[name].weight, basis) for name, basis in self.bases.items()]
 
-    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+    def optimizer(self, net: MultiHead, hyper: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
         return make_optimizer(net, replace(hyper, l2_reg=0.0) if self.bases else hyper, lr)
 
     @torch.no_grad()
@@ -113,13 +113,20 @@ class Projected(NormRule):
 class GPM(SingleNet):
     """After each task the directions of its inputs to each layer are added to the layer's basis."""
 
-    # As in the paper: with shared statistics the inputs of old tasks would change under the weights.
-    settings: ClassVar[Accepted] = {
-        "bn": ("freeze_after_first", "per_task"),
-        "threshold": Range(0, 1, whole=False, open_low=True),
-        "threshold_step": Range(0, 1, whole=False),
-        "basis_examples": Range(1),
-    }
+    @dataclass(frozen=True)
+    class Settings(SingleNet.Settings):
+        """Of the method, see config/method/."""
+
+        bn: str = setting(
+            ("freeze_after_first", "per_task"),
+            "with shared statistics the inputs of old tasks would change under the weights",
+        )
+        threshold: float = setting(
+            Range(0, 1, whole=False, open_low=True),
+            "share of the inputs' energy that the basis holds after the first task",
+        )
+        threshold_step: float = setting(Range(0, 1, whole=False), "added to the threshold with every task")
+        basis_examples: int = setting(Range(1), "training examples of the task that are looked at")
 
     lasting = (*SingleNet.lasting, "_bases")
 
@@ -128,13 +135,13 @@ class GPM(SingleNet):
         self._bases: dict[str, Tensor] = {}
 
     def rule(self, task: Task) -> NormRule:
-        return Projected(self._bases, self.config.hyper.l2_reg)
+        return Projected(self._bases, self.config.hp.l2_reg)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
-        settings = self.config.settings
+        settings = self.settings
         rng = generator(self.config.seed, "basis", task.id)
-        chosen = torch.randperm(len(task.train_eval), generator=rng)[: settings["basis_examples"]]
-        threshold = min(1.0, settings["threshold"] + settings["threshold_step"] * (len(self._seen) - 1))
+        chosen = torch.randperm(len(task.train_eval), generator=rng)[: settings.basis_examples]
+        threshold = min(1.0, settings.threshold + settings.threshold_step * (len(self._seen) - 1))
         layers = projectable(net.trunk)
         grams: dict[str, Tensor] = {}
 

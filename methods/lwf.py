@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Episode, Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Setting, Storage
 from methods.single import NormRule, SingleNet
 from net import count_parameters
 from net.multihead import MultiHead
 from training.batches import Batch
-from utils.config import Range
+from utils.settings import Range, setting
 from utils.trees import Tree
 
 
@@ -63,12 +62,16 @@ class Distill(NormRule):
 class LwF(SingleNet):
     """Old heads are trained, too, by the distillation."""
 
-    # With statistics of each task the copy would not answer as the network does.
-    settings: ClassVar[Accepted] = {
-        "bn": ("shared", "freeze_after_first"),
-        "strength": Range(0, whole=False),
-        "temperature": Range(0, whole=False, open_low=True),
-    }
+    @dataclass(frozen=True)
+    class Settings(SingleNet.Settings):
+        """Of the method, see config/method/."""
+
+        bn: str = setting(
+            ("shared", "freeze_after_first"),
+            "with statistics of each task the copy would not answer as the network does",
+        )
+        strength: float = setting(Range(0, whole=False), "weight of the distillation")
+        temperature: float = setting(Range(0, whole=False, open_low=True), "of the distillation")
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -78,8 +81,8 @@ class LwF(SingleNet):
         return [*self._seen, task.id]
 
     def rule(self, task: Task) -> NormRule:
-        settings = self.config.settings
-        return Distill(settings["strength"], settings["temperature"], self._old, list(self._seen))
+        settings = self.settings
+        return Distill(settings.strength, settings.temperature, self._old, list(self._seen))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         # In test mode: what the network said is what it would have answered.

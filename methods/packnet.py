@@ -5,17 +5,17 @@ Mallya & Lazebnik, "PackNet: Adding Multiple Tasks to a Single Network by Iterat
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from datasets.task import Task
-from methods.base import Accepted, Setting
+from methods.base import Setting
 from methods.subnets import FixedWeights, Masks, Subnets
 from training.optimizers import cosine
-from utils.config import Range
 from utils.errors import UserError
+from utils.settings import Range, setting
 from utils.trees import Tree
 
 
@@ -68,13 +68,17 @@ def pruning_step(steps: int) -> int:
 class PackNet(Subnets):
     """`tasks` is how many tasks the network has room for, in equal shares."""
 
-    settings: ClassVar[Accepted] = {**Subnets.settings, "tasks": Range(1)}
+    @dataclass(frozen=True)
+    class Settings(Subnets.Settings):
+        """Of the method, see config/method/."""
+
+        tasks: int = setting(Range(1), "how many tasks there is room for, in equal shares")
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        room, tasks = self.config.settings["tasks"], len(self.config.dataset.tasks)
+        room, tasks = self.settings.tasks, len(self.config.data.tasks)
         if room < tasks:
             raise UserError(f"--method packnet: its setting tasks is {room}; the stream has {tasks}")
 
     def rule(self, task: Task) -> Packing:
-        return Packing(self.used, 1 / (self.config.settings["tasks"] - len(self._seen)))
+        return Packing(self.used, 1 / (self.settings.tasks - len(self._seen)))

@@ -5,20 +5,19 @@ Zenke, Poole & Ganguli, "Continual Learning Through Synaptic Intelligence", ICML
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Setting, Storage
 from methods.ewc import Springs, Values
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
 from training.batches import Batch
-from utils.config import Range
+from utils.settings import Range, setting
 from utils.trees import Tree
 
 
@@ -64,11 +63,12 @@ class PathIntegral(Springs):
 class SI(SingleNet):
     """Penalty  strength sum_i Omega_i (theta_i - theta*_i)^2: Omega a sum over tasks, theta* the last one's end."""
 
-    settings: ClassVar[Accepted] = {
-        **SingleNet.settings,
-        "strength": Range(0, whole=False),
-        "damping": Range(0, whole=False, open_low=True),
-    }
+    @dataclass(frozen=True)
+    class Settings(SingleNet.Settings):
+        """Of the method, see config/method/."""
+
+        strength: float = setting(Range(0, whole=False), "c of the paper")
+        damping: float = setting(Range(0, whole=False, open_low=True), "xi of the paper")
 
     lasting = (*SingleNet.lasting, "_importance", "_pull")
 
@@ -79,12 +79,12 @@ class SI(SingleNet):
 
     def rule(self, task: Task) -> PathIntegral:
         # The springs' energy has a factor 1/2 that this one has not.
-        strength = 2 * self.config.settings["strength"]
+        strength = 2 * self.settings.strength
         return PathIntegral(strength, self.common(self._importance), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         assert isinstance(rule, PathIntegral)
-        for name, value in rule.importance(self.config.settings["damping"]).items():
+        for name, value in rule.importance(self.settings.damping).items():
             self._importance[name] = self._importance.get(name, 0) + value
         place: dict[str, Tensor] = {name: value.detach() for name, value in net.trunk.named_parameters()}
         self._pull = {name: value * place[name] for name, value in self._importance.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from datasets.task import Episode, Task
 from evaluation.members import Member
-from methods.base import Accepted, Learned, Method, Setting, Storage
+from methods.base import Learned, Method, Setting, Storage
 from methods.memory.audit import Budget
 from net import build_net, count_parameters
 from net.multihead import MultiHead, Own
@@ -20,9 +20,9 @@ from training.batches import Joined, Replays
 from training.loop import train_member
 from training.monitor import Monitor
 from training.steps import Rule
-from utils.config import RANGES, Range
 from utils.errors import TrainingError
 from utils.seeding import generator, seeded
+from utils.settings import Range, setting
 from utils.trees import Tree
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -52,7 +52,15 @@ class SingleNet(Method):
     keeps a copy for each task. A method whose trunk differs from task to task in more than that says so in `own`.
     """
 
-    settings: ClassVar[Accepted] = {"bn": ("shared", "per_task", "freeze_after_first")}
+    @dataclass(frozen=True)
+    class Settings:
+        """Of the method, see config/method/."""
+
+        bn: str = setting(
+            ("shared", "per_task", "freeze_after_first"),
+            "what batch normalisation does, see the class",
+        )
+
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
     lasting: ClassVar[tuple[str, ...]] = ("_heads", "_norms", "_seen")
 
@@ -101,10 +109,10 @@ class SingleNet(Method):
             if not self._seen:
                 self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
             rule = self.rule(task)
-            rule.frozen = self.config.settings["bn"] == "freeze_after_first" and bool(self._seen)
+            rule.frozen = self.settings.bn == "freeze_after_first" and bool(self._seen)
             try:
                 stats = train_member(
-                    net, [(task.id, task.train)], self.spec, self.config.hyper, self.compute, self.config.seed, name,
+                    net, [(task.id, task.train)], self.spec, self.config.hp, self.compute, self.config.seed, name,
                     monitor, augment=self.config.augment, rule=rule, past=self.past(task),
                     checkpoints=self.checkpoints,
                 )  # fmt: skip
@@ -112,7 +120,7 @@ class SingleNet(Method):
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
         self._keep_heads(net)
         self._seen.append(task.id)
-        if self.config.settings["bn"] == "per_task":
+        if self.settings.bn == "per_task":
             self._norms[task.id] = {name: value.clone() for name, value in norm_state(net.trunk).items()}
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
         seen = tuple(self._seen)
@@ -154,9 +162,8 @@ class SingleNet(Method):
             new: width of the head of tasks that have none yet.
         """
         sizes = {task: len(self._heads[task][1]) for task in tasks if task in self._heads} | dict(new or {})
-        hyper = self.config.hyper
         if self._trunk is None:
-            net = build_net(hyper.model, self.spec.input_shape, hyper.dropout, sizes).to(self.compute.device)
+            net = build_net(self.config.net, self.spec.input_shape, sizes).to(self.compute.device)
             self._trunk = net.trunk
             return net
         features = next(iter(self._heads.values()))[0].shape[1]
@@ -187,18 +194,24 @@ class ReplayNet(SingleNet):
     """
 
     options = frozenset({"memory", "memory_per_class"})
+
     # Statistics of a batch with several tasks belong to none of them.
-    settings: ClassVar[Accepted] = {
-        "bn": ("shared", "freeze_after_first"),
-        "memory_per_class": RANGES["memory_per_class"],
-        "buffer": ("balanced", "reservoir"),
-        "replay_batch": Range(1, 65536),
-    }
+    @dataclass(frozen=True)
+    class Settings(SingleNet.Settings):
+        """Of the method, see config/method/."""
+
+        bn: str = setting(("shared", "freeze_after_first"), "what batch normalisation does, see SingleNet")
+        memory_per_class: int = setting(Range(1), "examples of each class of each past task that are kept")
+        buffer: str = setting(
+            ("balanced", "reservoir"),
+            "as many of each class, or every example seen equally likely",
+        )
+        replay_batch: int = setting(Range(1, 65536), "replayed examples in every step")
 
     def budget(self) -> Budget:
         total, per_class = self.config.memory, self.config.memory_per_class
         if total is None and per_class is None:
-            per_class = self.config.settings["memory_per_class"]
+            per_class = self.settings.memory_per_class
         return Budget(total=total, per_class=per_class)
 
     def heads_with(self, task: Task) -> list[int]:
@@ -208,7 +221,7 @@ class ReplayNet(SingleNet):
         if not self.memory.tasks:
             return None
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
-        size = self.config.settings["replay_batch"]
+        size = self.settings.replay_batch
         return Replays(self.memory.mixture(), self.spec, size, rng, augment=self.config.augment)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:

@@ -5,17 +5,17 @@ Mirzadeh et al., "Understanding the Role of Training Regimes in Continual Learni
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from datasets.task import Task
-from methods.base import Accepted
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
 from training.optimizers import make_optimizer
-from utils.config import HyperConfig, Range
+from training.recipe import Recipe
+from utils.settings import Range, setting
 
 
 class StableRate(NormRule):
@@ -24,7 +24,7 @@ class StableRate(NormRule):
     def __init__(self, decay: float, floor: float, momentum: float, tasks: int) -> None:
         self.factor, self.floor, self.momentum = decay**tasks, floor, momentum
 
-    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+    def optimizer(self, net: MultiHead, hyper: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
         return make_optimizer(net, hyper, lr, self.momentum, nesterov=False)
 
     def rate(self, lr: float, step: int, steps: int) -> float:
@@ -34,13 +34,14 @@ class StableRate(NormRule):
 class StableSGD(SingleNet):
     """`lr` and `dropout` are those of the hyperparameter YAML."""
 
-    settings: ClassVar[Accepted] = {
-        **SingleNet.settings,
-        "decay": Range(0, 1, whole=False, open_low=True),
-        "floor": Range(0, whole=False),
-        "momentum": Range(0, 1, whole=False, open_high=True),
-    }
+    @dataclass(frozen=True)
+    class Settings(SingleNet.Settings):
+        """Of the method, see config/method/."""
+
+        decay: float = setting(Range(0, 1, whole=False, open_low=True), "factor on the learning rate with every task")
+        floor: float = setting(Range(0, whole=False), "least learning rate")
+        momentum: float = setting(Range(0, 1, whole=False, open_high=True), "of SGD")
 
     def rule(self, task: Task) -> NormRule:
-        settings = self.config.settings
-        return StableRate(settings["decay"], settings["floor"], settings["momentum"], len(self._seen))
+        settings = self.settings
+        return StableRate(settings.decay, settings.floor, settings.momentum, len(self._seen))

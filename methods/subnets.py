@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
-from typing import ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Setting, Storage
 from methods.single import BatchNorm, NormRule, SingleNet
 from net.multihead import MultiHead, Own
 from training.batches import Batch
+from utils.settings import setting
 
 Masks = dict[str, Tensor]  # bool, by name of the weight
 
@@ -75,8 +76,14 @@ class FixedWeights(NormRule):
 class Subnets(SingleNet):
     """A mask of the weights for each task; a task is answered by the network with the others set to zero."""
 
-    # With shared statistics an old task's answers would change.
-    settings: ClassVar[Accepted] = {"bn": ("per_task", "freeze_after_first")}
+    @dataclass(frozen=True)
+    class Settings(SingleNet.Settings):
+        """Of the method, see config/method/."""
+
+        bn: str = setting(
+            ("per_task", "freeze_after_first"),
+            "with shared statistics an old task's answers would change",
+        )
 
     lasting = (*SingleNet.lasting, "_masks")
 

@@ -6,18 +6,18 @@ Kang et al., "Forget-free Continual Learning with Winning Subnetworks", ICML 202
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted
 from methods.subnets import FixedWeights, Masks, Subnets
 from net.multihead import MultiHead
 from training.batches import Batch
-from utils.config import HyperConfig, Range
+from training.recipe import Recipe
+from utils.settings import Range, setting
 from utils.trees import Tree
 
 
@@ -49,7 +49,7 @@ class Winning(FixedWeights):
         for scores in self.scores:
             nn.init.kaiming_uniform_(scores, a=math.sqrt(5))
 
-    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+    def optimizer(self, net: MultiHead, hyper: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
         optimizer = super().optimizer(net, hyper, lr)
         optimizer.add_param_group({"params": self.scores, "weight_decay": 0.0})
         return optimizer
@@ -85,12 +85,14 @@ class Winning(FixedWeights):
 class WSN(Subnets):
     """Weights of earlier tasks can be used again, but not changed."""
 
-    settings: ClassVar[Accepted] = {
-        **Subnets.settings,
-        "share": Range(0, 1, whole=False, open_low=True),
-        "score_rate": Range(0, whole=False),
-    }
+    @dataclass(frozen=True)
+    class Settings(Subnets.Settings):
+        """Of the method, see config/method/."""
+
+        share: float = setting(Range(0, 1, whole=False, open_low=True), "of each layer's weights that a task uses")
+        score_rate: float = setting(Range(0, whole=False), "factor on the learning rate of the scores")
+
     waits = "those of WSN have not been tried as a CUDA graph"
 
     def rule(self, task: Task) -> Winning:
-        return Winning(self.used, self.config.settings["share"], self.config.settings["score_rate"])
+        return Winning(self.used, self.settings.share, self.settings.score_rate)

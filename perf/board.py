@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evaluation.measurements import TASK_INCREMENTAL, Row
-from methods import hyperparameter_kinds
+from records.configuration import hyperparameter_kinds
 from records.monitor import EpisodeFacts, RunStart
 from records.tensorboard import TensorBoard
 

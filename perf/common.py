@@ -25,11 +25,11 @@ sys.path.insert(0, str(PROJECT))
 
 import modelzoo  # noqa: E402
 from datasets import STREAMS  # noqa: E402
+from datasets.config import DataConfig  # noqa: E402
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream  # noqa: E402
 from datasets.images.views import permutation  # noqa: E402
 from datasets.task import TaskStream  # noqa: E402
 from utils.compute import describe_device  # noqa: E402
-from utils.config import RunConfig  # noqa: E402
 
 TASKS, CLASSES, BATCH, DROPOUT = 5, 2, 16, 0.2
 Measure = Callable[[], float]
@@ -72,10 +72,10 @@ def use(case: Case, permuted: bool = False) -> None:
     def views(x: int) -> Tensor | None:
         return permutation(case.shape[0] * case.shape[1] * case.shape[2], x) if permuted else None
 
-    def build(config: RunConfig, device: torch.device) -> TaskStream:
+    def build(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
         names = [str(number) for number in range(TASKS * CLASSES)]
         data = ImageDataset(*random_images(case), names, case.preprocess, decode, views)
-        return image_stream(config, data, device)
+        return image_stream(config, data, seed, device)
 
     STREAMS["perf"] = build
 

@@ -34,9 +34,9 @@ from datasets import build_stream
 from evaluation.averages import PredictionCache
 from evaluation.measurements import Row
 from records.console import Console
+from records.invocation import parse
 from records.monitor import EpisodeFacts
 from utils.compute import peak_memory, pick_device
-from utils.options import parse
 
 CASE: Case = MNIST._replace(train=20_000, test=1_000)
 SAMPLES = 40  # a class and task: 400 images a task, 2,000 a member
@@ -81,7 +81,7 @@ def measure(tasks: int, device: str) -> None:
             code = modelzoo.main(options)
         if code:
             raise SystemExit(code)
-        held = sum(build_stream(parse(options).config, pick_device(device)).held().values())
+        held = sum(build_stream(parse(options).config.data, 0, pick_device(device)).held().values())
     print(
         json.dumps({"begin": begin, "before": before, "marks": marks, "data": held, "cached": cached_bytes(caches[0])})
     )

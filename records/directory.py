@@ -37,9 +37,9 @@ from records.manifest import (
     remedy,
 )
 from records.monitor import EpisodeFacts
-from utils.config import load_yaml, parse_yaml
 from utils.errors import UserError
 from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
+from utils.yaml_files import load_yaml, parse_yaml
 
 CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
@@ -207,12 +207,9 @@ class RunDirectory:
         )
         self._commit(self.manifest.episode, self.manifest.members, seconds)
 
-    def finish(self, summary: Mapping[str, Any], unneeded: str) -> None:
-        """summary.json: the run is complete. Its state is kept, so that more tasks can join; but for the parts whose
-        names begin with `unneeded`.
-        """
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """summary.json: the run is complete. Its state is kept, so that more tasks can join."""
         self._write("summary.json", json_bytes(summary))
-        self._replace_state({}, lambda name: name.startswith(f"state/{unneeded}"))
         self._commit(self.manifest.episode, self.manifest.members, summary["total_seconds"])
         with contextlib.suppress(OSError):  # there is state in it
             (self.path / "state").rmdir()
@@ -372,7 +369,7 @@ def _is_run(path: Path) -> bool:
     except OSError:
         return False
     keys = {line.partition(b":")[0] for line in lines}
-    return len(keys & {b"stream", b"dataset", b"hyper", b"method", b"seed"}) >= 3  # it may be damaged
+    return len(keys & {b"stream", b"data", b"hp", b"method", b"seed"}) >= 3  # it may be damaged
 
 
 def _trace(entry: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Going on with a run: with the options and the data that it was begun with."""
+"""Resuming and extending a run: with the options and the data that it was begun with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from methods import METHODS, check_name
+from methods.config import RunConfig
+from records.configuration import keys_where, saved_config, value_at
 from records.directory import CONFIG
-from utils.config import RunConfig, load_settings, saved_config
+from records.invocation import Command, Invocation, options
 from utils.errors import UserError
-from utils.options import Invocation
-
-# Options that cannot change the result are not in RunConfig, but for this one: where the same data lie.
-_FREE = "data_dir"
+from utils.settings import declarations, plain, read
 
 
 def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
@@ -28,14 +28,14 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
     """
     path = str(invocation.run_dir / CONFIG)
     config = saved_config(path, saved)
-    if differing := sorted(name for name in invocation.given if _differs(name, invocation, config)):
+    check_name(config.method, f"{path}: method: ")
+    if differing := _differing(invocation, config, invocation.given):
         raise UserError(
             f"--resume: {path} has another {', '.join(differing)}; leave out what has changed, "
             "or name another --run_dir for another run"
         )
-    if _FREE in invocation.given:
-        config = replace(config, data_dir=invocation.config.data_dir)
-    return replace(invocation, config=config, isolated=invocation.isolated or compared_with(saved))
+    command = replace(invocation.command, isolated=invocation.command.isolated or compared_with(saved))
+    return replace(invocation, config=_with_free(invocation, config), command=command)
 
 
 def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
@@ -47,26 +47,26 @@ def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
     Raises:
         UserError: config.yaml is damaged, the run cannot be extended, or the tasks are of other data.
     """
-    assert invocation.extend is not None
-    path = str(invocation.extend / CONFIG)
-    config, more = saved_config(path, saved), invocation.config.dataset
+    base = invocation.command.extend
+    path = f"{base}/{CONFIG}"
+    config, more = saved_config(path, saved), invocation.config.data
+    check_name(config.method, f"{path}: method: ")
     if not config.continual:
-        raise UserError(f"--extend: {invocation.extend} has learned all tasks at once; only --continual runs go on")
-    differing = [name for name in invocation.given - {"data_config"} if _differs(name, invocation, config)]
-    if differing:
+        raise UserError(f"--extend: {base} has learned all tasks at once; only --continual runs can be extended")
+    if differing := _differing(invocation, config, invocation.given - {"data_config"}):
         raise UserError(
-            f"--extend: {path} has another {', '.join(sorted(differing))}; leave it out: more tasks are learned as the "
+            f"--extend: {path} has another {', '.join(differing)}; leave it out: more tasks are learned as the "
             "first ones were"
         )
-    for key in ("dataset", "root", "image_size", "augment"):
-        if getattr(more, key) != getattr(config.dataset, key):
+    theirs, ours = ({"dataset": data.dataset, **plain(data.settings)} for data in (config.data, more))
+    for key in theirs:
+        if ours.get(key) != theirs[key]:
             raise UserError(
-                f"--extend: {more.path} has {key}: {getattr(more, key)}, but the tasks of {invocation.extend} have "
-                f"{getattr(config.dataset, key)}; members can only share tasks of the same data set"
+                f"--extend: {more.path} has {key}: {ours.get(key)}, but the tasks of {base} have {theirs[key]}; "
+                "members can only share tasks of the same data set"
             )
-    dataset = replace(config.dataset, tasks=(*config.dataset.tasks, *more.tasks))
-    data_dir = invocation.config.data_dir if _FREE in invocation.given else config.data_dir
-    return replace(invocation, config=replace(config, dataset=dataset, data_dir=data_dir))
+    data = replace(config.data, tasks=(*config.data.tasks, *more.tasks))
+    return replace(invocation, config=_with_free(invocation, replace(config, data=data)))
 
 
 def extended_from(saved: Mapping[str, Any]) -> Path | None:
@@ -81,23 +81,45 @@ def compared_with(saved: Mapping[str, Any]) -> Path | None:
     return Path(reference) if isinstance(reference, str) else None
 
 
-def _differs(name: str, invocation: Invocation, config: RunConfig) -> bool:
-    """Whether an option that was given would make another run."""
+def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
+    """The configuration with what this command says of settings that a resumed run may change."""
+    asked = {key.partition(".")[2]: value_at(invocation.config, key) for key in keys_where("free") & invocation.given}
+    return replace(config, data=replace(config.data, **asked))
+
+
+def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str]) -> list[str]:
+    """Options and dotted keys of this command that would make another run."""
+    own = declarations(Command)
+    found = [key for key in given if (_file_differs if key in own else _value_differs)(key, invocation, config)]
+    return sorted(options()[key].option if key in options() else key for key in found)
+
+
+def _file_differs(option: str, invocation: Invocation, config: RunConfig) -> bool:
     asked = invocation.config
-    if name == "data_config":
-        return replace(asked.dataset, path="") != replace(config.dataset, path="")
-    if name == "hp_config":
-        return replace(asked.hyper, path="") != replace(config.hyper, path="")
-    if name == "epochs":
-        return asked.hyper.epochs != config.hyper.epochs
-    if name == "no_augment":
-        return config.augment
-    if name == "method_config":
-        path = str(invocation.method_config)
-        return load_settings(path, dict.fromkeys(config.settings), config.stream) != config.settings
-    if name in ("device", "precision") and getattr(asked, name) == "auto":
+    if option == "data_config":
+        mine, theirs = ((data.dataset, data.tasks, data.settings) for data in (asked.data, config.data))
+        return mine != theirs
+    if option == "hp_config":
+        return replace(asked.net, path="") != replace(config.net, path="") or asked.hp != config.hp
+    if option == "method_config":
+        return _settings(invocation, config) != config.settings
+    return False
+
+
+def _value_differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
+    if key in keys_where("free"):
         return False
-    return name in vars(asked) and name != _FREE and getattr(asked, name) != getattr(config, name)
+    if key.startswith("settings."):
+        kept = plain(config.settings)
+        changed: Any = read(METHODS[config.method].Settings, "settings", {**kept, **invocation.changes})
+        return bool(changed != config.settings)
+    asked = value_at(invocation.config, key)
+    return not (key in ("device", "precision") and asked == "auto") and asked != value_at(config, key)
+
+
+def _settings(invocation: Invocation, config: RunConfig) -> Any:
+    content = invocation.settings_of(config.method)
+    return read(METHODS[config.method].Settings, str(invocation.command.method_config), content)
 
 
 def check_data_of(base: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
@@ -122,11 +144,9 @@ def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[s
     Raises:
         UserError: the data have changed.
     """
-    if "data_sha256" not in saved:
-        raise UserError(f"{run_dir} was begun by an older version, which could not go on; begin anew with --overwrite")
-    if saved["data_sha256"] != resolved["data_sha256"]:
+    if saved.get("data_sha256") != resolved["data_sha256"]:
         raise UserError(
-            f"{resolved['data_dir']}: the data are not those that {run_dir} was begun with (data_sha256 in its "
+            f"{resolved['data']['data_dir']}: the data are not those that {run_dir} was begun with (data_sha256 in its "
             f"{CONFIG}); put them back, or begin anew with --overwrite"
         )
     versions = saved.get("versions")
@@ -134,4 +154,4 @@ def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[s
     for name, version in {**resolved["versions"], "commit": resolved["commit"]}.items():
         before = before_all.get(name)
         if before != version:
-            print(f"begun with {name} {before}, goes on with {version}: not the same to the bit", file=sys.stderr)
+            print(f"begun with {name} {before}, resumed with {version}: not the same to the bit", file=sys.stderr)

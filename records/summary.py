@@ -11,10 +11,11 @@ import numpy as np
 
 from evaluation import metrics
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
+from records.configuration import comparable
 from records.directory import read_config, read_summary
 from records.manifest import remedy
-from utils.config import recipe
 from utils.errors import UserError
+from utils.settings import first_difference
 
 
 def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | None) -> dict[str, Any]:
@@ -74,20 +75,19 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
         if summary is None:
             raise ValueError("it has no summary.json yet")
         accuracies, method = [float(accuracy) for accuracy in summary["per_task_acc"]], summary["method"]
-        theirs = recipe(reference)
+        theirs = comparable(reference) if method == "isolated" else {}
     except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
     if method != "isolated":
         raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")
-    for key, value in recipe(config).items():
-        if theirs[key] != value:
-            raise UserError(
-                f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
-            )
+    if (key := first_difference(theirs, comparable(config))) is not None:
+        raise UserError(
+            f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
+        )
     return accuracies
 
 
-def final_table(summary: dict[str, Any]) -> str:
+def final_table(summary: Mapping[str, Any]) -> str:
     """Accuracy per task right after it was learned and at the end, averages, backward and forward transfer."""
     columns = {"right after": summary["per_task_learning_acc"], "at the end": summary["per_task_acc"]}
     if summary["per_task_isolated_acc"] is not None:
@@ -112,7 +112,7 @@ def final_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def saved_table(path: Path, summary: dict[str, Any]) -> str:
+def saved_table(path: Path, summary: Mapping[str, Any]) -> str:
     """The final table of a run that was finished before.
 
     Raises:

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from records.configuration import comparable, keys_where
 from reporting.runs import Run, load_run
 from studies.statistics import mean_interval, paired_p
-from studies.store import MACHINE
 from studies.tables import Table
-from utils.config import recipe
 from utils.errors import UserError
 
 # Of config.yaml, what is not an option: where a run was made, and with what.
@@ -112,7 +111,7 @@ def compare(
     for run in runs:
         if _recipe(run.config) in references:
             run = run.against(references[_recipe(run.config)])
-        title = f"{run.config['stream']}, {run.config['hyper']['model']}"
+        title = f"{run.config['stream']}, {run.config['net']['model']}"
         seeds = comparisons.setdefault(title, {}).setdefault(json.dumps(dict(_options(run.config))), {})
         seed = run.config["seed"]
         if seed in seeds:
@@ -140,21 +139,22 @@ def _labelled(
         own = dict(_options(config))
         others = [dict(_options(other)) for other in configs if other["method"] == config["method"]]
         keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        told = [f"{key.removeprefix('hyper.')} {_shown(own[key])}" for key in keys if own[key] is not None]
+        told = [f"{key.rpartition('.')[2]} {_shown(own[key])}" for key in keys if own[key] is not None]
         first = next(iter(group.values())).path
         yield labels.get(first, ", ".join([config["method"], *told])), dict(sorted(group.items()))
 
 
 def _options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
+        dotted = f"{prefix}{key}"
         if isinstance(value, Mapping) and key not in _PROVENANCE:
-            yield from _options(value, f"{prefix}{key}.")
-        elif key != "path" and key not in _PROVENANCE and key not in MACHINE:
-            yield f"{prefix}{key}", value
+            yield from _options(value, f"{dotted}.")
+        elif key not in _PROVENANCE and dotted not in keys_where("machine"):
+            yield dotted, value
 
 
 def _recipe(config: Mapping[str, Any]) -> str:
-    return json.dumps(recipe(config) | {"seed": config["seed"]}, sort_keys=True)
+    return json.dumps(comparable(config) | {"seed": config["seed"]}, sort_keys=True)
 
 
 def _shown(value: object) -> str:

@@ -151,18 +151,18 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
 
 def in_words(run: Run) -> list[str]:
     """What was run."""
-    config, hyper = run.config, run.config["hyper"]
-    tasks = len(config["dataset"]["tasks"])
+    config, recipe, data = run.config, run.config["hp"], run.config["data"]
+    net, tasks = config["net"], len(data["tasks"])
+    own = ", ".join(f"{key} {value:g}" for key, value in net.items() if key not in ("model", "path"))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
-    images = "" if config["samples"] is None else f", {config['samples']} training examples a class"
-    images += f", of which a share of {config['hold_out']:g} was held out" if config.get("hold_out") else ""
+    images = "" if data["samples"] is None else f", {data['samples']} training examples a class"
+    images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
-    derived += "Tasks are numbered anew here. " if config.get("forgotten") else ""
+    derived += "Tasks are numbered anew here. " if data["forgotten"] else ""
     learned = (
         f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}{images}. "
-        f"Each network is a {hyper['model']}, trained for {_count(hyper['epochs'], 'epoch')} with batches of "
-        f"{hyper['batch']}, learning rate {hyper['lr']:g}, weight decay {hyper['l2_reg']:g} and dropout "
-        f"{hyper['dropout']:g}; "
+        f"Each network is a {net['model']} ({own}), trained for {_count(recipe['epochs'], 'epoch')} with batches of "
+        f"{recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
         f"seed {config['seed']}."
     )
     kept = run.summary.get("stored_examples")
@@ -312,7 +312,7 @@ def _tiles(run: Run) -> list[Tile]:
 def _warnings(run: Run) -> list[str]:
     if run.finished:
         return []
-    total = len(run.config["dataset"]["tasks"])
+    total = len(run.config["data"]["tasks"])
     of = f" of {total}" if run.continual else ""
     return [f"{run.path} is not finished: this is its state after episode {run.manifest.episode}{of}."]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ import numpy as np
 import yaml
 
 from evaluation import metrics
+from methods.config import RunConfig
+from records.configuration import SECTIONS, comparable, keys_where, plain_config
 from records.directory import CONFIG, check_free, holds_run
 from records.manifest import read_manifest
 from studies.tables import LEDGER, METRICS, Table, Values, latex, markdown
-from utils.config import RECIPE, RunConfig, parse_yaml
 from utils.errors import UserError
 from utils.files import CsvText, write_bytes
+from utils.settings import declarations, flat
+from utils.yaml_files import parse_yaml
 
-# Of config.yaml, what may differ between the runs of a table: they change where and how fast, not what is learned.
-# (auto stands for another precision on another device; that a row does not mix them is checked before a run.)
-MACHINE = {"data_dir", "device", "precision", "threads"}
 COLUMNS = (
     *(column.key for column in METRICS), "avg_incremental_acc", "worst_task_acc",
     *(column.key for column in LEDGER), "members_per_prediction", "images_trained", "images_per_second",
@@ -74,9 +74,8 @@ def check_run(run: Run, grid: str) -> None:
     if not holds_run(run.directory):
         check_free(run.directory, overwrite=False)
         return
-    asked = dict(_flat(json.loads(json.dumps(asdict(run.config), default=str))))  # tuples are lists in YAML
-    config = read_config(run)
-    found = dict(_flat({field.name: config[field.name] for field in fields(RunConfig) if field.name in config}))
+    asked = _determining(json.loads(json.dumps(plain_config(run.config), default=str)))
+    found = _determining(read_config(run))
     for key in sorted(asked.keys() | found.keys()):
         if asked.get(key) != found.get(key) or (key in asked) != (key in found):
             was, now = (f"{values[key]!s:.60}" if key in values else "nothing" for values in (found, asked))
@@ -86,13 +85,11 @@ def check_run(run: Run, grid: str) -> None:
             )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """dataset: {tasks: ...} -> dataset.tasks, without what does not change a result."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif key != "path" and key not in MACHINE:
-            yield f"{prefix}{key}", value
+def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a configuration, by dotted key, what determines a result."""
+    parts = {*SECTIONS, *declarations(RunConfig), "settings"}
+    values = dict(flat({key: value for key, value in config.items() if key in parts}))
+    return {key: value for key, value in values.items() if key not in keys_where("machine")}
 
 
 def read_config(run: Run) -> dict[str, Any]:
@@ -209,10 +206,9 @@ def figures(runs: Sequence[Run]) -> dict[str, Values]:
     return measured
 
 
-def reference(run: Run) -> tuple[object, ...]:
+def reference(run: Run) -> str:
     """Runs in which this is equal can be compared task by task."""
-    config = run.config
-    return *(getattr(config, key) for key in RECIPE), config.seed
+    return json.dumps({**comparable(plain_config(run.config)), "seed": run.config.seed}, sort_keys=True)
 
 
 def provenance_notes(runs: Sequence[Run]) -> list[str]:

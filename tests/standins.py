@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets import build_stream
+from datasets import build_stream, settings_of
+from datasets.config import DataConfig, TaskConfig
 from datasets.task import TaskStream
-from utils.config import DatasetConfig, HyperConfig, RunConfig, TaskConfig
+from utils.settings import read
 
 
 class Split(NamedTuple):
@@ -183,7 +184,9 @@ def stream(
     folder: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> TaskStream:
-    """A stream on the CPU; `folder` holds the keys of image_folder, `options` the other fields of RunConfig."""
+    """A stream on the CPU; `folder`: keys of image_folder; `options`: the seed and fields of DataConfig."""
     configs = tuple(task if isinstance(task, TaskConfig) else TaskConfig(tuple(task)) for task in tasks)
-    config = DatasetConfig("d.yaml", dataset, configs, **(folder or {}))
-    return build_stream(RunConfig(config, HyperConfig("conv"), data_dir=data_dir, **options), torch.device("cpu"))
+    seed = options.pop("seed", 0)
+    own: Any = read(settings_of(dataset), "d.yaml", folder or {})
+    config = DataConfig(dataset, configs, path="d.yaml", data_dir=data_dir, settings=own, **options)
+    return build_stream(config, seed, torch.device("cpu"))

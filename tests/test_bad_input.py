@@ -19,8 +19,8 @@ from PIL import Image
 
 from datasets import build_stream
 from modelzoo import main
+from records.invocation import parse
 from records.manifest import Entry, Manifest
-from utils.options import parse
 
 PROGRAM = Path(__file__).parent.parent / "modelzoo.py"
 # No GPU and no network, so that every machine gives the same answers.
@@ -195,7 +195,9 @@ CASES = [
     settings("unknown setting", "{bn: shared, strenght: 1}", "m.yaml", "'strenght'", "did you mean 'strength'?"),
     settings("missing setting", "{bn: shared, strength: 1}", "m.yaml: key 'damping' is missing"),
     settings("setting out of range", "{bn: shared, strength: 1, damping: 0}", "damping", "is 0", "a number above 0"),
-    settings("no such word", "{bn: batch, strength: 1, damping: 1}", "key 'bn' is 'batch'", "shared or per_task"),
+    settings(
+        "no such word", "{bn: batch, strength: 1, damping: 1}", "m.yaml: bn: unknown bn 'batch'", "per_task, shared"
+    ),
     settings("wrong presets", "{bn: shared, strength: 1, damping: 1, streams: 3}", "m.yaml: key 'streams' is 3"),
     settings(
         "wrong preset", "{bn: shared, strength: 1, damping: 1, streams: {split_digits: 3}}", "'streams: split_digits'"
@@ -270,7 +272,12 @@ CASES = [
     dataset("no digits", "{dataset: digits, tasks: [[0x_, 1]]}", "d.yaml is not valid YAML"),
     dataset("key twice, in line 3", "dataset: digits\ntasks: [[0, 1]]\ndataset: mnist", "in line 3"),
     dataset("wrong type of dataset", "{dataset: 10, tasks: [[0, 1]]}", "d.yaml", "dataset is 10", "must be a text"),
-    dataset("key of another dataset", "{dataset: digits, root: x, tasks: [[0, 1]]}", "'root'", "image_folder"),
+    dataset(
+        "key of another dataset",
+        "{dataset: digits, root: x, tasks: [[0, 1]]}",
+        "unknown key 'root'",
+        "known: data_dir, dataset",
+    ),
     tasks("wrong type of tasks", "all", "at least one task", "[[0, 1], [2, 3]]"),
     tasks("wrong type of class", "[[0.5, 1]]", "task 1 must be a list of classes", "[0, 1]"),
     tasks("class name", "[[zero, 1]]", "task 1", "unknown class 'zero'", "0, 1, 2"),
@@ -295,13 +302,18 @@ CASES = [
     isolated(
         "empty reference", '{"method": "isolated", "per_task_acc": [1]}', "", "not the directory of a finished run"
     ),
-    isolated("another reference", '{"method": "isolated", "per_task_acc": [1]}', "{}", "another 'dataset'"),
+    isolated(
+        "another reference",
+        '{"method": "isolated", "per_task_acc": [1]}',
+        "{data: {dataset: mnist}, net: {}, hp: {}}",
+        "another 'data.dataset'",
+    ),
     damaged("CIFAR that is a web page", "cifar10", f"{CIFAR}/data_batch_2", b"<html>", "damaged or cut short", "again"),
     damaged("truncated Mini-ImageNet", "mini_imagenet", f"{MINI}-test.pkl", CACHE[:-1000], "damaged or cut short"),
     damaged("MNIST that is a web page", "mnist", f"{MNIST}/train-labels-idx1-ubyte", b"<html>", "not an IDX file"),
     damaged("MNIST without labels", "mnist", f"{MNIST}/t10k-images-idx3-ubyte", ELEVEN, "must hold as many images"),
-    images("no root", "image_size: 8, tasks: [[cat, dog]]", "key 'root' is missing", "root: my_images"),
-    images("no image size", "root: animals, tasks: [[cat, dog]]", "key 'image_size' is missing", "image_size: 32"),
+    images("no root", "image_size: 8, tasks: [[cat, dog]]", "d.yaml: key 'root' is missing"),
+    images("no image size", "root: animals, tasks: [[cat, dog]]", "d.yaml: key 'image_size' is missing"),
     images("small images", "root: animals, image_size: 4, tasks: [[cat, dog]]", "image_size is 4", "at least 8"),
     images("class number", "root: animals, image_size: 8, tasks: [[7, dog]]", "class 7", "there are cat, dog"),
     damaged("truncated image", "image_folder", f"{FOLDER}/test/dog/1.png", png(64)[:-99], "cannot be read as an image"),
@@ -355,7 +367,7 @@ def test_the_cases_through_the_shell_are_there():
 def test_the_same_files_undamaged_are_read(which, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write({**FILES[which], "d.yaml": YAML[which]}, tmp_path)
-    stream = build_stream(parse(["--data_config", "d.yaml"]).config, torch.device("cpu"))
+    stream = build_stream(parse(["--data_config", "d.yaml"]).config.data, 0, torch.device("cpu"))
     assert [task.num_outputs for task in stream.tasks] == [2]
 
 

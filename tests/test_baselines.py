@@ -14,7 +14,6 @@ from scipy.stats import chisquare
 from torch import nn
 
 from datasets.objectives import CrossEntropy
-from methods import with_settings
 from methods.agem import dot, project, rotate
 from methods.ewc import fisher
 from methods.gem import Constrained, dual, nonnegative_quadratic
@@ -24,16 +23,17 @@ from methods.memory.replay import balanced_order, reservoir
 from methods.si import PathIntegral
 from methods.stable_sgd import StableRate
 from net.multihead import MultiHead
+from records.invocation import configure, with_settings
 from tests.test_training import new_net
 from tests.toys import filled, run_toy, toy_config, toy_stream
 from training.batches import Batch
 from training.loop import train_member
-from utils.config import HyperConfig
+from training.recipe import Recipe
 from utils.errors import TrainingError, UserError
 from utils.seeding import generator
 
 OBJECTIVE = CrossEntropy()
-LONGER = HyperConfig("conv", epochs=8, batch=8, dropout=0.0)
+LONGER = Recipe(epochs=8, batch=8, augment=True)
 
 
 def rule_of(method, **changed):
@@ -214,7 +214,7 @@ def test_penalties_are_positive_after_a_perturbation_and_zero_where_the_task_end
 def test_springs_hold_the_trunk_where_it_was():
     stream, learners = toy_stream(2), []
     for strength in (0.0, 300.0):
-        config = replace(toy_config(method="ewc", settings={"strength": strength}), hyper=LONGER)
+        config = replace(toy_config(method="ewc", settings={"strength": strength}), hp=LONGER)
         learners.append(run_toy(config, stream)[0])
     first, _, _ = run_toy(config, toy_stream(1))
     free, held = (
@@ -535,10 +535,7 @@ def test_finetuning_forgets_and_remembering_does_not():
     stream = toy_stream(4, count=120)
     after = {}
     for name in ("finetune", "er", "cumulative", "isolated"):
-        config = toy_config(method=name)
-        config = config.__class__(
-            **{**vars(config), "hyper": config.hyper.__class__("conv", epochs=8, batch=8, dropout=0.0)}
-        )
+        config = toy_config(method=name, hp={"epochs": 8})
         _, _, predictions = run_toy(config, stream)
         answers = [predictions[-1][t.id].argmax(1) == t.test.targets for t in stream.tasks[:-1]]
         after[name] = float(torch.cat(answers).float().mean())
@@ -613,7 +610,7 @@ def test_what_is_recorded_comes_with_its_example():
     method._recorded[1] = kept.rows.float()[:, None].expand(-1, 3)
     batch = next(method.past(stream.tasks[1]))
     shown = {tuple(image.flatten().tolist()): row for row, image in enumerate(stream.spec.preprocess(kept.store))}
-    method.config = replace(method.config, augment=False)
+    method.config = replace(method.config, hp=replace(method.config.hp, augment=False))
     batch = next(method.past(stream.tasks[1]))
     assert [shown[tuple(image.flatten().tolist())] for image in batch.inputs] == batch.recorded[:, 0].tolist()
 
@@ -621,10 +618,10 @@ def test_what_is_recorded_comes_with_its_example():
 def test_a_reservoir_without_a_total_is_refused(tmp_path):
     path = tmp_path / "er.yaml"
     path.write_text("{memory_per_class: 4, buffer: reservoir, replay_batch: 8, replay_loss: mean, bn: shared}")
-    config = toy_config(method="er")
-    with pytest.raises(UserError, match=r"er\.yaml: key 'buffer' is 'reservoir', which has a total: add --memory"):
-        with_settings(config, str(path))
-    assert with_settings(replace(config, memory=5), str(path)).settings["buffer"] == "reservoir"
+    options = {"method": "er", "continual": True, "method_config": str(path)}
+    with pytest.raises(UserError, match="setting buffer is 'reservoir', which has a total: add --memory"):
+        with_settings(configure(**options))
+    assert with_settings(configure(memory=5, **options)).settings.buffer == "reservoir"
 
 
 @pytest.mark.parametrize("method", ["ewc", "ewc_online", "si"])

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,12 @@ import yaml
 from scipy import stats
 
 import benchmark
-from benchmark import load_grid, main
+from benchmark import main
+from records.configuration import plain_config
+from records.invocation import parse, with_settings
 from records.lock import locked
 from records.manifest import Manifest
+from studies.grid import load_grid
 from studies.tables import Table, latex, markdown, readable
 from utils.errors import UserError
 
@@ -85,7 +87,7 @@ def finish(run, folder="store", final=(0.5, 0.75), learned=(0.75, 0.75), **summa
     directory = Path(folder, run.name)
     directory.mkdir(parents=True)
     facts = {"commit": "c" * 40, "uncommitted_changes": False, "versions": {"python": "3.12.0", "torch": "2.0.0"}}
-    config = json.loads(json.dumps(asdict(run.config), default=str)) | {
+    config = json.loads(json.dumps(plain_config(run.config), default=str)) | {
         "device": "cpu",
         "threads": 1,
         "precision": "fp32",
@@ -171,24 +173,21 @@ def test_the_runs_of_a_grid(here):
     ]
     joint, er, zoo = (run.config for run in grid.runs[:3])
     assert [config.continual for config in (joint, er, zoo)] == [False, True, True]
-    assert [config.samples for config in (joint, er, zoo)] == [2, 2, 2]
+    assert [config.data.samples for config in (joint, er, zoo)] == [2, 2, 2]
     assert (joint.memory_per_class, er.memory_per_class, zoo.memory_per_class) == (None, 7, None)
     assert (er.tasks_per_round, zoo.tasks_per_round, zoo.replay_frac) == (5, 2, 0.5)
-    assert er.settings["replay_batch"] == 16
+    assert er.settings.replay_batch == 16
     assert [config.seed for config in (joint, er, zoo)] == [3, 3, 3]
 
 
 def test_a_run_is_what_modelzoo_makes_of_its_arguments(here):
-    from methods import with_settings
-    from utils.options import parse
-
     grid = write_grid(methods=["er", "joint"], no_augment=True, epochs=3, data_dir="elsewhere")
     for run in grid.runs:
         invocation = parse(run.arguments)
-        assert with_settings(invocation.config) == run.config
+        assert with_settings(invocation) == run.config
         assert invocation.run_dir == run.directory
         assert not run.config.augment
-        assert run.config.data_dir == Path("elsewhere")
+        assert run.config.data.data_dir == Path("elsewhere")
 
 
 def test_everything_in_the_multitask_mode(here):
@@ -201,8 +200,8 @@ def test_everything_in_the_multitask_mode(here):
 def test_files_of_the_current_directory_come_before_those_of_the_project(here):
     Path("config/hyperparam").mkdir(parents=True)
     Path("config/hyperparam/conv.yaml").write_text("{model: conv, lr: 0.5}")
-    assert write_grid().runs[0].config.hyper.lr == 0.5
-    assert write_grid().runs[0].config.dataset.path == str(PROJECT / "config/dataset/split_digits.yaml")
+    assert write_grid().runs[0].config.hp.lr == 0.5
+    assert write_grid().runs[0].config.data.path == str(PROJECT / "config/dataset/split_digits.yaml")
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "config/benchmark").glob("*.yaml")), ids=lambda path: path.stem)
@@ -237,7 +236,9 @@ BAD: dict[str, Any] = {
     "path of a wrong type": ({"streams": [5]}, "streams: 5 is not the path"),
     "bad stream": ({"streams": ["bad.yaml"]}, "streams: bad.yaml", "key 'dataset' is missing"),
     "unknown data set": ({"streams": ["data.yaml"]}, "grid.yaml: streams: data.yaml: dataset: unknown dataset 'nope'"),
-    "unknown network": ({"hyperparams": ["net.yaml"]}, "grid.yaml: net.yaml: model: unknown model", "mean 'conv'"),
+    "unknown network": (
+        {"hyperparams": ["net.yaml"]}, "grid.yaml: hyperparams: net.yaml: model: unknown model", "mean 'conv'",
+    ),
     "option out of range": ({"epochs": 0}, "grid.yaml: epochs is 0", "at least 1"),
     "option of a wrong type": ({"samples": "many"}, "grid.yaml: samples is 'many'"),
     "fraction for a number": ({"samples": 1.5}, "grid.yaml: samples is 1.5", "a whole number"),
@@ -506,9 +507,9 @@ with locked(Path("store")) as lock:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"samples": 3}, "was run with samples: 2, but grid.yaml asks for 3"),
-        ({"epochs": 5}, "was run with augment: False, but grid.yaml asks for True"),
-        ({"samples": None}, "was run with samples: 2, but grid.yaml asks for None"),
+        ({"samples": 3}, "was run with data.samples: 2, but grid.yaml asks for 3"),
+        ({"epochs": 5}, "was run with hp.augment: False, but grid.yaml asks for True"),
+        ({"samples": None}, "was run with data.samples: 2, but grid.yaml asks for None"),
     ],
 )
 def test_a_finished_run_of_another_grid_is_refused(here, capsys, changes, words):
@@ -534,7 +535,7 @@ def test_other_settings_and_other_tasks_are_other_runs(here, capsys):
     Path("er.yaml").write_text((PROJECT / "config/method/er.yaml").read_text())
     Path("stream.yaml").write_text("{dataset: digits, tasks: [[0, 1], [2, 4]]}")
     assert command() == 2
-    assert "was run with dataset.tasks" in capsys.readouterr().err
+    assert "was run with data.tasks" in capsys.readouterr().err
 
 
 def test_where_and_how_fast_may_differ(here):

@@ -18,12 +18,13 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
 from evaluation import metrics
-from methods import METHODS, hyperparameter_kinds, hyperparameters, with_settings
+from methods import METHODS
+from records.configuration import hyperparameter_kinds, hyperparameters
+from records.invocation import parse, with_settings
 from records.monitor import RunStart
 from records.pictures import heat_map
 from records.tensorboard import TensorBoard
 from tests.test_resume import options, start, stop_after, write_configs
-from utils.options import parse
 
 PROJECT = Path(__file__).parent.parent
 KINDS = {"scalar": "scalars", "image": "images", "text": "tensors", "layout": "tensors", "hparams": "tensors"}
@@ -203,8 +204,8 @@ def test_hyperparameters_tell_runs_from_each_other(runs):
                for name in ("zoo", "er")}  # fmt: skip
     zoo, er = started["zoo"], started["er"]
     assert (zoo["method"].string_value, er["method"].string_value) == ("zoo", "er")
-    assert (zoo["stream"].string_value, zoo["model"].string_value) == ("d", "conv")
-    assert (zoo["epochs"].number_value, zoo["samples"].number_value, zoo["lr"].number_value) == (3, 8, 0.01)
+    assert (zoo["stream"].string_value, zoo["net.model"].string_value) == ("d", "conv")
+    assert (zoo["hp.epochs"].number_value, zoo["data.samples"].number_value, zoo["hp.lr"].number_value) == (3, 8, 0.01)
     assert zoo["continual"].bool_value
     assert zoo["tasks_per_round"].number_value == 2
     assert "tasks_per_round" not in er
@@ -213,7 +214,13 @@ def test_hyperparameters_tell_runs_from_each_other(runs):
     assert experiment == hparams(runs / "er", "_hparams_/experiment", metadata.parse_experiment_plugin_data)
     assert zoo.keys() | er.keys() <= {info.name for info in experiment.hparam_infos}
     infos = {info.name: info for info in experiment.hparam_infos}
-    assert [name for name, info in infos.items() if info.differs] == ["method", "stream", "model", "seed", "epochs"]
+    assert [name for name, info in infos.items() if info.differs] == [
+        "method",
+        "stream",
+        "net.model",
+        "seed",
+        "hp.epochs",
+    ]
     assert [value.string_value for value in infos["settings.replay_loss"].domain_discrete.values] == ["mean", "sum"]
     assert [value.bool_value for value in infos["continual"].domain_discrete.values] == [False, True]
     written = {tag for name in ("zoo", "alone") for tag in read(runs / name).Tags()["scalars"]}
@@ -222,7 +229,7 @@ def test_hyperparameters_tell_runs_from_each_other(runs):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_hyperparameter_has_the_kind_that_its_column_has(method):
-    config = with_settings(parse(["--method", method, "--continual"]).config)
+    config = with_settings(parse(["--method", method, *["--continual"] * ("continual" in METHODS[method].modes)]))
     for name, value in hyperparameters(config).items():
         kind = hyperparameter_kinds()[name]
         if isinstance(kind, tuple):

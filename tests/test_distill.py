@@ -26,7 +26,7 @@ from datasets import build_stream
 from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
 from datasets.task import Table
-from net import build_net
+from net import build_net, configured
 from records.monitor import RunMonitor
 from tests.test_resume import options, results, start, stop_after, write_configs
 from tests.toys import CPU, run_toy, toy_config, toy_stream
@@ -64,7 +64,7 @@ def zoo(runs):
 
 @pytest.fixture(scope="module")
 def stream(zoo):
-    return build_stream(zoo.config, CPU.device)
+    return build_stream(zoo.config.data, zoo.config.seed, CPU.device)
 
 
 def teach(run, *more):
@@ -192,7 +192,7 @@ def test_the_student_comes_to_agree_with_the_zoo(zoo, stream):
     config = distill.student_config(zoo.config, distill.arguments(["zoo", "--epochs", "60"]))
     student, _, _ = distill.teach(taught, config, CPU, RunMonitor())
     (member,) = student.fresh
-    untrained = build_net("conv", (1, 8, 8), 0.0, member.net.head_sizes)
+    untrained = build_net(configured("conv", dropout=0.0), (1, 8, 8), member.net.head_sizes)
     distances = []
     for task in taught.tasks:
         right = zoo.predict(images(task.train_eval), task.id).probabilities
@@ -214,7 +214,7 @@ def test_the_directory_is_a_run(stream, tmp_path, capsys):
     teacher = yaml.safe_load(Path("zoo/config.yaml").read_text())
     assert config["distilled_from"] == str(Path("zoo").absolute())
     assert config["teacher"] == {"combine": "mean", "temperature": "none"}
-    assert config["hyper"].pop("epochs") == EPOCHS * teacher["hyper"].pop("epochs")
+    assert config["hp"].pop("epochs") == EPOCHS * teacher["hp"].pop("epochs")
     same = teacher.keys() - {"method", "continual", "compared_with", "uncommitted_changes", "commit"}
     assert {key: config[key] for key in same} == {key: teacher[key] for key in same}
     summary = json.loads(Path("zoo-student/summary.json").read_text())
@@ -355,7 +355,7 @@ def test_a_run_without_held_out_examples_has_nothing_to_prune_on(capsys):
 
 
 def test_other_data_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr(distill, "build_stream", lambda config, device: build_stream(replace(config, seed=7), device))
+    monkeypatch.setattr(distill, "build_stream", lambda config, seed, device: build_stream(config, 7, device))
     assert teach("zoo", "--run_dir", "x") == 2
     assert "data: the data are not those that zoo was trained on (data_sha256 in its" in capsys.readouterr().err
 
@@ -387,7 +387,7 @@ def test_a_student_that_diverges_leaves_the_one_before(monkeypatch, capsys):
 
     def hot(config, options):
         made = usual(config, options)
-        return replace(made, hyper=replace(made.hyper, lr=1e30))
+        return replace(made, hp=replace(made.hp, lr=1e30))
 
     monkeypatch.setattr(distill, "student_config", hot)
     assert teach("zoo", "--run_dir", "old", "--overwrite") == 1

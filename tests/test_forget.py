@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 import distill
 import forget
-import modelzoo
 import predict
 import report
+from datasets import build_stream
 from modelzoo import main
 from records.manifest import read_manifest
 from tests.test_saved import images_of, runs  # noqa: F401
@@ -123,8 +123,8 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
     kept = distill_kept("run")
     build = zoo.forget.build_stream
 
-    def changed(config, device):
-        stream = build(config, device)
+    def changed(config, seed, device):
+        stream = build(config, seed, device)
         assert [task.id for task in stream.tasks] == [1, 3]
         for task in stream.tasks:
             store = task.train_eval.store
@@ -146,7 +146,7 @@ def distill_kept(path):
     from zoo.distill import kept_examples
 
     loaded = Zoo.load(path, "cpu")
-    return kept_examples(loaded, modelzoo.build_stream(loaded.config, torch.device("cpu")))
+    return kept_examples(loaded, build_stream(loaded.config.data, loaded.config.seed, torch.device("cpu")))
 
 
 def test_a_retrained_zoo_learns_what_is_left(run, capsys):
@@ -227,8 +227,8 @@ def test_other_data_are_refused(run, monkeypatch, capsys):
 
     build = zoo.forget.build_stream
 
-    def changed(config, device):
-        stream = build(config, device)
+    def changed(config, seed, device):
+        stream = build(config, seed, device)
         stream.tasks[0].test.targets[:] = 0
         return stream
 

@@ -17,6 +17,7 @@ from methods.gpm import columns, extended, projectable
 from methods.packnet import pruning_step
 from methods.subnets import layer_weights
 from methods.wsn import Winning, largest
+from net import configured
 from tests.test_training import new_net
 from tests.toys import CPU, run_toy, toy_config, toy_stream
 from training.batches import Batch
@@ -34,8 +35,8 @@ def outputs(method, task):
         return torch.cat(list(outputs_on(net, task.id, task.test, method.spec, CPU)))
 
 
-def with_model(config, model, **hyper):
-    return replace(config, hyper=replace(config.hyper, model=model, **hyper))
+def with_model(config, model, dropout=0.0, **hp):
+    return replace(config, net=configured(model, dropout=dropout), hp=replace(config.hp, **hp))
 
 
 @pytest.mark.parametrize("model", ["conv", "wrn16_4", "timm/resnet10t"])
@@ -96,9 +97,9 @@ def test_packnet_keeps_the_largest_of_the_free_weights_and_frees_the_rest():
 
 def test_packnet_without_room_for_all_tasks_is_refused():
     config = toy_config(method="packnet", settings={"tasks": 1})
-    tasks = config.dataset.tasks * 2
+    tasks = config.data.tasks * 2
     with pytest.raises(UserError, match="its setting tasks is 1; the stream has 2"):
-        build_method(Setting(replace(config, dataset=replace(config.dataset, tasks=tasks)), toy_stream(1).spec, CPU))
+        build_method(Setting(replace(config, data=replace(config.data, tasks=tasks)), toy_stream(1).spec, CPU))
 
 
 def test_packnets_two_phases_have_a_cosine_each():

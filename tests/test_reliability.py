@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import modelzoo
 import utils.files
+from datasets import build_stream
 from datasets.mixture import Mixture
 from evaluation.accuracy import Evaluation
 from modelzoo import main
@@ -30,12 +31,12 @@ from records.manifest import Entry, Manifest, read_manifest
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
 from tests.toys import toy_stream
 from training.batches import Joined, Replays
-from utils.compute import enough_memory
-from utils.config import parse_yaml
+from utils.compute import enough_memory, provenance
 from utils.errors import TrainingError, UserError
 from utils.seeding import generator
 from utils.torchvision_ops import declare_missing_operators
 from utils.trees import from_bytes, to_bytes
+from utils.yaml_files import parse_yaml
 
 PROJECT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -114,15 +115,15 @@ def test_a_reference_is_compared_with_after_the_interruption_too(monkeypatch):
 
 def test_other_data_are_refused(monkeypatch, capsys):
     interrupted(monkeypatch)
-    build = modelzoo.build_stream
+    build = build_stream
 
-    def changed(config, device):
-        stream = build(config, device)
+    def changed(config, seed, device):
+        stream = build(config, seed, device)
         test = stream.tasks[1].test
         test.store[test.rows[3], 0, 4, 4] += 1
         return stream
 
-    monkeypatch.setattr(modelzoo, "build_stream", changed)
+    monkeypatch.setattr("records.session.build_stream", changed)
     capsys.readouterr()
     assert start("run", "--resume") == 2
     assert "the data are not those that run was begun with" in capsys.readouterr().err
@@ -135,11 +136,11 @@ def test_options_that_contradict_each_other_are_refused_when_a_run_is_begun(caps
 
 def test_a_run_of_another_commit_is_warned_of(monkeypatch, capsys):
     interrupted(monkeypatch)
-    made = modelzoo.provenance()
-    monkeypatch.setattr(modelzoo, "provenance", lambda: {**made, "commit": "abc"})
+    made = provenance()
+    monkeypatch.setattr("records.writing.provenance", lambda: {**made, "commit": "abc"})
     capsys.readouterr()
     assert start("run", "--resume") == 0
-    assert "goes on with abc: not the same to the bit" in capsys.readouterr().err
+    assert "resumed with abc: not the same to the bit" in capsys.readouterr().err
 
 
 def without_calibration(run):
@@ -542,12 +543,13 @@ def test_the_configuration_of_a_run_is_read_back_as_it_was():
     assert start("run", *options("zoo")) == 0
     plain = yaml.safe_load(Path("run/config.yaml").read_text())
     for key, value, words in [
-        ("samples", "8", "samples is '8'"), ("seed", -1, "seed is -1"), ("continual", "yes", "continual is 'yes'"),
-        ("dataset", [], "dataset must hold"), ("method", "zo", "unknown method 'zo'"), ("method", 3, "method is 3"),
-        ("hyper", {"model": "conv", "lr": "x"}, "hyper: lr is 'x'"), ("settings", {"a": 1}, "unknown key 'a'"),
+        ("data", {**plain["data"], "samples": "8"}, "data: samples is '8'"),
+        ("seed", -1, "seed is -1"), ("continual", "yes", "continual is 'yes'"),
+        ("data", [], "data must hold"), ("method", "zo", "unknown method 'zo'"), ("method", 3, "method is 3"),
+        ("hp", {"lr": "x"}, "hp: lr is 'x'"), ("settings", {"a": 1}, "unknown key 'a'"),
     ]:  # fmt: skip
         Path("other").mkdir()
         Path("other/config.yaml").write_text(yaml.safe_dump({**plain, key: value}))
         with pytest.raises(UserError, match=re.escape(words)):
-            modelzoo.prepare_and_run(modelzoo.parse(["--resume", "--run_dir", "other"]))
+            modelzoo.run(modelzoo.parse(["--resume", "--run_dir", "other"]))
         shutil.rmtree("other")

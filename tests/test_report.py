@@ -27,7 +27,6 @@ from records.checkpoints import RunCheckpoints
 from report import main
 from reporting import style
 from studies.tables import METRICS
-from utils.config import load_dataset_config
 
 PROJECT = Path(__file__).parent.parent
 # Names that a page, an SVG and TeX could take for something else.
@@ -40,7 +39,6 @@ def runs(tmp_path_factory):
     """Two seeds of isolated networks, the zoo and ER on the split digits."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "names.yaml").write_text(yaml.safe_dump({"dataset": "digits", "tasks": TASKS}))
-    load_dataset_config(str(folder / "names.yaml"))
     given = ["--data_config", str(folder / "names.yaml"), "--samples", "4", "--epochs", "2", "--continual", "--quiet"]
     with contextlib.redirect_stdout(io.StringIO()):
         for seed, (method, more) in itertools.product(
@@ -391,8 +389,8 @@ def test_runs_of_one_method_are_named_by_what_differs(runs, tmp_path, capsys):
     assert main([str(runs / "zoo0"), str(tmp_path / "less"), "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [line["method"] for line in lines] == [
-        "zoo, epochs 2, tasks_per_round 3, augment True",
-        "zoo, epochs 1, tasks_per_round 2, augment False",
+        "zoo, epochs 2, augment True, tasks_per_round 3",
+        "zoo, epochs 1, augment False, tasks_per_round 2",
     ]
 
 

@@ -115,7 +115,7 @@ def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
             break
         assert code == 143
         stops += 1
-        assert "stopped by SIGTERM; go on with: python modelzoo.py --resume --run_dir run" in capsys.readouterr().err
+        assert "stopped by SIGTERM; resume with: python modelzoo.py --resume --run_dir run" in capsys.readouterr().err
     assert stops >= 3
     same_as("run", "whole")
 

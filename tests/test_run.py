@@ -22,9 +22,9 @@ from sklearn.metrics import accuracy_score, log_loss
 from datasets import build_stream
 from evaluation import metrics
 from modelzoo import main
-from net import build_net
+from net import build_net, configured
+from records.invocation import parse
 from tests.test_objectives import plain_calibration_error
-from utils.options import parse
 
 PROJECT = Path(__file__).parent.parent
 QUICK = ["--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml"), "--samples", "4", "--epochs", "2"]
@@ -126,7 +126,7 @@ def test_the_summary_follows_from_the_measurements(runs):
 def test_the_measurements_follow_from_the_saved_predictions(runs):
     """Loss and accuracy of the last episode, recomputed with scikit-learn from predictions/ alone."""
     folder, _ = runs
-    stream = build_stream(parse([*QUICK, "--continual"]).config, torch.device("cpu"))
+    stream = build_stream(parse([*QUICK, "--continual"]).config.data, 0, torch.device("cpu"))
     saved = [load_file(path) for path in sorted((folder / "zoo/predictions").glob("member_*"))]
     targets = load_file(folder / "zoo/predictions/targets.safetensors")
     rows = (
@@ -150,10 +150,10 @@ def test_the_measurements_follow_from_the_saved_predictions(runs):
 
 def test_a_saved_member_predicts_what_was_recorded(runs):
     folder, _ = runs
-    stream = build_stream(parse([*QUICK, "--continual"]).config, torch.device("cpu"))
+    stream = build_stream(parse([*QUICK, "--continual"]).config.data, 0, torch.device("cpu"))
     facts = json.loads((folder / "zoo/members/member_004.json").read_text())
     sizes = {task: len(classes) for task, classes in zip(facts["tasks"], facts["classes"], strict=True)}
-    net = build_net(facts["net"], tuple(facts["input_shape"]), facts["dropout"], sizes).eval()
+    net = build_net(configured("conv", dropout=facts["net"]["dropout"]), tuple(facts["input_shape"]), sizes).eval()
     net.load_state_dict(load_file(folder / "zoo/members/member_004.safetensors"))
     assert facts["parameters"] == sum(p.numel() for p in net.parameters())
     task = stream.tasks[facts["tasks"][0] - 1]
@@ -185,10 +185,10 @@ def test_the_configuration_is_resolved(runs):
     config = yaml.safe_load((folder / "zoo/config.yaml").read_text())
     assert config["tasks_per_round"] == 5
     assert config["device"] == "cpu" or config["device"].startswith("cuda")
-    assert config["hyper"]["lr"] == 0.01
-    assert config["samples"] == 4
+    assert config["hp"]["lr"] == 0.01
+    assert config["data"]["samples"] == 4
     assert config["versions"]["torch"] == torch.__version__.split("+")[0] or config["versions"]["torch"]
-    assert [len(task["classes"]) for task in config["dataset"]["tasks"]] == [10] * 10
+    assert [len(task["classes"]) for task in config["data"]["tasks"]] == [10] * 10
 
 
 def test_tensorboard_has_the_same_numbers(runs):

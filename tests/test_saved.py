@@ -352,18 +352,3 @@ def test_a_zoo_is_combined_from_its_held_out_examples_alone(runs):
             zoo.combined(**wrong)
     with pytest.raises(UserError, match=r"no held-out examples, on which this is fitted; train with --hold_out 0\.1"):
         Zoo.load(runs(), "cpu").combined("weighted")
-
-
-def test_a_run_of_a_version_that_wrote_fewer_keys_is_read(runs, tmp_path):
-    """config.yaml without what was added to it later, the manifest to fit."""
-    shutil.copytree(runs(), tmp_path / "old")
-    content = (tmp_path / "old/config.yaml").read_text()
-    fewer = re.sub(r"^(hold_out|forgotten|extended_from):.*\n", "", content, flags=re.MULTILINE).encode()
-    assert len(fewer) < len(content.encode())
-    (tmp_path / "old/config.yaml").write_bytes(fewer)
-    manifest = read_manifest(tmp_path / "old")
-    entry = Entry(len(fewer), hashlib.sha256(fewer).hexdigest())
-    replace(manifest, files={**manifest.files, "config.yaml": entry}).write(tmp_path / "old")
-    zoo = Zoo.load(tmp_path / "old", "cpu")
-    assert (zoo.config.hold_out, zoo.config.forgotten) == (0.0, ())
-    assert zoo.predict(np.zeros((8, 8), np.uint8), 2).probabilities.shape == (1, 3)

@@ -13,18 +13,17 @@ from safetensors.torch import load_file
 from scipy import stats
 from scipy.special import logsumexp
 
-import modelzoo
 from datasets import build_stream
 from datasets.objectives import CrossEntropy
 from evaluation.accuracy import MIXED_EXAMPLES, mixed_examples
 from evaluation.scenarios import RULES, Answer, answer_of, score_without_task, task_log_probabilities
 from methods import METHODS
 from modelzoo import main
+from records.configuration import saved_config
 from records.directory import read_config
 from tests.standins import stream
 from tests.test_objectives import plain_calibration_error
 from tests.toys import toy_stream
-from utils.config import saved_config
 from zoo import Zoo
 from zoo.inputs import as_stored
 
@@ -135,7 +134,8 @@ def test_methods_are_measured_without_the_task_as_its_saved_networks_answer(meth
 
 
 def streamed(run):
-    return build_stream(saved_config("config.yaml", read_config(Path(run))), torch.device("cpu")).tasks
+    config = saved_config("config.yaml", read_config(Path(run)))
+    return build_stream(config.data, config.seed, torch.device("cpu")).tasks
 
 
 def test_no_future_task_is_looked_at(configs):
@@ -182,17 +182,17 @@ def test_no_task_is_trained_on_what_another_one_holds_out(samples, share):
 def test_held_out_images_can_be_anything(configs, monkeypatch):
     """Replaced by noise they change what was predicted on them and nothing else."""
     rows = learn("run", "--continual", "--hold_out", "0.34")
-    build = modelzoo.build_stream
+    build = build_stream
 
-    def noisy(config, device):
-        stream = build(config, device)
+    def noisy(config, seed, device):
+        stream = build(config, seed, device)
         for task in stream.tasks:
             rng = torch.Generator().manual_seed(1)
             shape = task.held_out.store[task.held_out.rows].shape
             task.held_out.store[task.held_out.rows] = torch.randint(256, shape, generator=rng, dtype=torch.uint8)
         return stream
 
-    monkeypatch.setattr(modelzoo, "build_stream", noisy)
+    monkeypatch.setattr("records.session.build_stream", noisy)
     pd.testing.assert_frame_equal(rows, learn("other", "--continual", "--hold_out", "0.34"))
     for name in ("member_000", "member_001", "member_002"):
         first, second = (load_file(f"{run}/predictions/{name}.safetensors") for run in ("run", "other"))

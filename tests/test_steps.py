@@ -15,12 +15,12 @@ from training.launch import choose_launch
 from training.loop import train_member
 from training.monitor import Monitor
 from training.prediction import predict_examples
+from training.recipe import Recipe
 from training.steps import GradientSteps
 from utils.compute import Compute, place
-from utils.config import HyperConfig
 from utils.seeding import generator, seeded
 
-HYPER = HyperConfig("conv", epochs=4, batch=8, lr=0.05, l2_reg=1e-3)
+HYPER = Recipe(epochs=4, batch=8, lr=0.05, l2_reg=1e-3)
 CUDA = Compute(torch.device("cuda"))
 
 

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import STREAMS, build_stream
+from datasets.config import DataConfig, TaskConfig
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.images.views import permutation, rotation
 from datasets.task import Examples, Task, TaskStream
+from records.invocation import configure
 from tests.standins import (
     Source,
     Split,
@@ -27,7 +29,6 @@ from tests.standins import (
     write_mini_imagenet,
     write_mnist,
 )
-from utils.config import DatasetConfig, HyperConfig, RunConfig, TaskConfig, load_dataset_config
 from utils.errors import UserError
 from utils.torchvision_ops import declare_missing_operators
 
@@ -76,8 +77,8 @@ def sources(data_dir):
 
 
 def from_yaml(path: Path, data_dir: Path, **options: object) -> TaskStream:
-    config = RunConfig(load_dataset_config(str(path)), HyperConfig("conv"), data_dir=data_dir, **options)  # type: ignore[arg-type]
-    return build_stream(config, CPU)
+    config = configure(data_config=str(path), data_dir=data_dir, **options).config
+    return build_stream(config.data, config.seed, CPU)
 
 
 def written_classes(path: Path) -> list[list[int | str]]:
@@ -382,9 +383,8 @@ def noisy_task(label_noise: float, seed: int, images: int = 40) -> tuple[Task, t
     """A task of ten classes, and the true labels of its training examples."""
     split = random_split(images, 10, (1, 2, 2), 0)
     data = Images(torch.from_numpy(split.pixels), torch.from_numpy(split.labels))
-    dataset = DatasetConfig("d.yaml", "toy", (TaskConfig(tuple(range(10)), label_noise=label_noise),))
-    config = RunConfig(dataset, HyperConfig("conv"), seed=seed)
-    made = image_stream(config, ImageDataset(data, data, "0123456789", ImagePreprocess(0, False)), CPU)
+    config = DataConfig("toy", (TaskConfig(tuple(range(10)), label_noise=label_noise),), path="d.yaml")
+    made = image_stream(config, ImageDataset(data, data, "0123456789", ImagePreprocess(0, False)), seed, CPU)
     return made.tasks[0], data.labels[made.tasks[0].train_eval.rows]
 
 

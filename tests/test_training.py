@@ -12,21 +12,23 @@ from hypothesis import strategies as st
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.task import Table
-from net import build_net
+from net import build_net, configured
 from tests.toys import CPU, SHAPE, table, toy_stream
 from training.batches import batches
 from training.loop import TrainingStats, train_member
 from training.monitor import Monitor
 from training.optimizers import cosine
 from training.prediction import predict_examples
-from utils.config import HyperConfig
+from training.recipe import Recipe
 from utils.errors import TrainingError
 from utils.seeding import generator, seeded
 
 
 def new_net(stream, dropout=0.0, model="conv"):
     with seeded(0, "net"):
-        return build_net(model, SHAPE, dropout, {task.id: task.num_outputs for task in stream.tasks})
+        return build_net(
+            configured(model, dropout=dropout), SHAPE, {task.id: task.num_outputs for task in stream.tasks}
+        )
 
 
 def sources(stream):
@@ -47,7 +49,7 @@ class Recorder(Monitor):
 
 def test_equals_a_plain_loop():
     """Same data order; an ordinary optimizer, scheduler and memory layout, image by image."""
-    stream, hyper = toy_stream(3), HyperConfig("conv", epochs=3, batch=8, lr=0.05, l2_reg=1e-3)
+    stream, hyper = toy_stream(3), Recipe(epochs=3, batch=8, lr=0.05, l2_reg=1e-3)
     ours, plain = new_net(stream), new_net(stream).to(memory_format=torch.contiguous_format)
     train_member(ours, sources(stream), stream.spec, hyper, CPU, 0, ("m",), Monitor(), augment=False)
 
@@ -132,7 +134,7 @@ def test_the_loss_of_several_members_is_the_mean_over_their_examples():
 
 def test_loss_images_and_rates_are_reported():
     stream, recorder = toy_stream(2, count=21), Recorder()
-    hyper = HyperConfig("conv", epochs=3, batch=8, lr=0.01)
+    hyper = Recipe(epochs=3, batch=8, lr=0.01)
     stats = train_member(new_net(stream), sources(stream), stream.spec, hyper, CPU, 0, ("m",), recorder, augment=True)
     assert stats.examples == 42
     assert stats.images == stats.gradients == recorder.images == 3 * 42
@@ -143,7 +145,7 @@ def test_loss_images_and_rates_are_reported():
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_members_trained_under_one_name_are_equal_to_the_bit(augment):
-    stream, hyper = toy_stream(2), HyperConfig("conv", epochs=2, batch=8)
+    stream, hyper = toy_stream(2), Recipe(epochs=2, batch=8)
     nets = [new_net(stream), new_net(stream), new_net(stream)]
     for net, name in zip(nets, ["a", "a", "b"], strict=True):
         train_member(net, sources(stream), stream.spec, hyper, CPU, 0, (name,), Monitor(), augment=augment)
@@ -164,13 +166,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_epoch_and_a_remedy():
     net = new_net(stream)
     with pytest.raises(TrainingError, match=r"epoch \d+ of 5; try a smaller lr \(now 1e\+30\)"):
         train_member(
-            net, sources(stream), stream.spec, HyperConfig("conv", epochs=5, batch=8, lr=1e30), CPU, 0, ("m",),
+            net, sources(stream), stream.spec, Recipe(epochs=5, batch=8, lr=1e30), CPU, 0, ("m",),
             Monitor(), augment=False,
         )  # fmt: skip
 
 
 def test_training_in_bf16_is_close_to_float32():
-    stream, hyper = toy_stream(2, count=64), HyperConfig("conv", epochs=6, batch=8)
+    stream, hyper = toy_stream(2, count=64), Recipe(epochs=6, batch=8)
     accuracies = []
     for bf16 in (False, True):
         compute = copy.replace(CPU, bf16=bf16) if hasattr(copy, "replace") else type(CPU)(CPU.device, bf16)

@@ -161,7 +161,7 @@ def signals(run: Run, folder: Path, rng: random.Random) -> str:
         if code == 128 + number and "go on with" in told:
             assert (
                 told
-                == f"modelzoo.py: stopped by {number.name}; go on with: python modelzoo.py --resume --run_dir {path}\n"
+                == f"modelzoo.py: stopped by {number.name}; resume with: python modelzoo.py --resume --run_dir {path}\n"
             )
             stops += 1
         else:  # before training, or when it was over

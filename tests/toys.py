@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from datasets.config import DataConfig, TaskConfig
 from datasets.images.stream import ImagePreprocess
 from datasets.objectives import CrossEntropy
 from datasets.task import Episode, Examples, StreamSpec, Table, Task, TaskStream
-from methods import build_method, with_settings
+from methods import METHODS, build_method
 from methods.base import Learned, Method, Setting
+from methods.config import RunConfig
 from methods.memory.audit import Budget
 from methods.memory.replay import ReplayMemory
+from net import configured
+from records.configuration import default_method_config, method_settings
 from training.monitor import Monitor
+from training.recipe import Recipe
 from utils.compute import Compute
-from utils.config import DatasetConfig, HyperConfig, RunConfig, TaskConfig
 from utils.seeding import generator
+from utils.settings import declarations, read
 
 CPU = Compute(torch.device("cpu"))
 SHAPE = (1, 8, 8)
@@ -63,14 +69,28 @@ def toy_stream(tasks: int = 3, fresh: bool = False, classes: int = 2, count: int
     return TaskStream(StreamSpec("toy", SHAPE, CrossEntropy(), ImagePreprocess(1, flip=False)), tuple(made))
 
 
-def toy_config(**options: object) -> RunConfig:
-    """Two epochs of batches of 8, continual unless said otherwise."""
-    hyper = HyperConfig("conv", epochs=2, batch=8, dropout=0.0)
-    dataset = DatasetConfig("toy.yaml", "toy", (TaskConfig((0, 1)),))
-    values: dict[str, object] = {"continual": True, "data_dir": Path("none"), **options}
-    settings = values.pop("settings", {})
-    config = with_settings(RunConfig(dataset, hyper, **values))  # type: ignore[arg-type]
-    return replace(config, settings={**config.settings, **settings})  # type: ignore[dict-item]
+def toy_config(
+    settings: Mapping[str, object] | None = None,
+    hp: Mapping[str, object] | None = None,
+    data: Mapping[str, object] | None = None,
+    **options: object,
+) -> RunConfig:
+    """Two epochs of batches of 8, continual unless said otherwise; shipped settings but for `settings`.
+
+    Args:
+        hp, data: fields of these parts. options: the other fields of RunConfig.
+    """
+    recipe: dict[str, Any] = {"epochs": 2, "batch": 8, "augment": True, **(hp or {})}
+    values: dict[str, Any] = {"continual": True, "net": configured("conv", dropout=0.0), **options}
+    data_values: dict[str, Any] = {"data_dir": Path("none"), **(data or {})}
+    config = RunConfig(
+        DataConfig("toy", (TaskConfig((0, 1)),), path="toy.yaml", **data_values), hp=Recipe(**recipe), **values
+    )
+    known = METHODS[config.method].Settings
+    shipped: dict[str, object] = {}
+    if declarations(known):
+        shipped = method_settings(config.method, default_method_config(config.method), config.stream)
+    return replace(config, settings=read(known, config.method, {**shipped, **(settings or {})}))
 
 
 def filled(budget: Budget, tasks: Sequence[Task], seed: int = 0, reservoir: bool = False) -> ReplayMemory:

@@ -9,14 +9,14 @@ from datasets.task import StreamSpec, TrainSource
 from net.multihead import MultiHead
 from training.batches import batches
 from training.optimizers import make_optimizer
+from training.recipe import Recipe
 from training.steps import WARM_UP, GradientSteps, Rule
 from utils.compute import Compute
-from utils.config import HyperConfig
 from utils.seeding import generator
 
 
 def choose_launch(
-    net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, hyper: HyperConfig, compute: Compute,
+    net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, hyper: Recipe, compute: Compute,
     waits: str = "",
 ) -> tuple[Compute, str]:  # fmt: skip
     """Find out whether training steps of a network can be captured, by capturing one.

@@ -21,9 +21,9 @@ from net.multihead import MultiHead
 from training.batches import Joined, Replays, batches, with_replay
 from training.checkpoints import Checkpoints
 from training.monitor import Monitor
+from training.recipe import Recipe
 from training.steps import GradientSteps, Rule
 from utils.compute import Compute
-from utils.config import HyperConfig
 from utils.errors import TrainingError
 from utils.seeding import generator
 from utils.trees import Tree
@@ -65,7 +65,7 @@ class Place:
     order: Tensor | None = None  # state of the data's random generator before the epoch
 
 
-def not_finite(what: str, epoch: int, hyper: HyperConfig, compute: Compute) -> TrainingError:
+def not_finite(what: str, epoch: int, hyper: Recipe, compute: Compute) -> TrainingError:
     """The error for a network that diverged: when, and what to try."""
     remedy = f"try a smaller lr (now {hyper.lr:g})" + (", or --precision fp32" if compute.bf16 else "")
     return TrainingError(f"{what} is not finite in epoch {epoch} of {hyper.epochs}; {remedy}")
@@ -75,7 +75,7 @@ def train_member(
     net: MultiHead,
     sources: Sequence[tuple[int, TrainSource]],
     spec: StreamSpec,
-    hyper: HyperConfig,
+    hyper: Recipe,
     compute: Compute,
     seed: int,
     name: tuple[object, ...],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from net.multihead import MultiHead
-from utils.config import HyperConfig
+from training.recipe import Recipe
 
 MOMENTUM = 0.9
 
@@ -19,7 +19,7 @@ def cosine(step: int, steps: int) -> float:
 
 
 def make_optimizer(
-    net: MultiHead, hyper: HyperConfig, lr: float | Tensor, momentum: float = MOMENTUM, nesterov: bool = True
+    net: MultiHead, hyper: Recipe, lr: float | Tensor, momentum: float = MOMENTUM, nesterov: bool = True
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum and weight decay `l2_reg` on every parameter that is trained."""
     parameters = trained_parameters(net)

@@ -19,8 +19,8 @@ from datasets.task import StreamSpec
 from net.multihead import MultiHead
 from training.batches import Batch
 from training.optimizers import cosine, make_optimizer
+from training.recipe import Recipe
 from utils.compute import Compute
-from utils.config import HyperConfig
 from utils.trees import Tree
 
 # Steps of one batch size that are launched one operation at a time before the next one is captured: by
@@ -37,7 +37,7 @@ class Rule:
 
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
-    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
+    def optimizer(self, net: MultiHead, hyper: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
         """What takes the steps; a new one for every network that is trained and every task."""
         return make_optimizer(net, hyper, lr)
 
@@ -84,7 +84,7 @@ class GradientSteps:
         self,
         net: MultiHead,
         spec: StreamSpec,
-        hyper: HyperConfig,
+        hyper: Recipe,
         compute: Compute,
         steps: int,
         rule: Rule,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,19 +67,20 @@ class Declaration:
             the checked value or raises UserError, and `describe()`.
         help: one line for the command line and the documentation.
         option: name of the command-line option, without dashes; "" if only --set reaches it.
+            An option "no_..." sets a bool to false.
         group: title under which the command line shows the option.
-        free: a resumed run may have another value: it changes where or how fast, not what is learned.
-        compared: runs are only compared task by task if they agree in it.
-        hyperparameter: shown in TensorBoard's table of hyperparameters.
+        metavar: stands for its value there.
+        free: a resumed run may have another value.
+        machine: it changes where or how fast a run is made, not what is learned: runs that differ in it are compared.
     """
 
     accepts: Any
     help: str
     option: str = ""
     group: str = ""
+    metavar: str = "N"
     free: bool = False
-    compared: bool = False
-    hyperparameter: bool = False
+    machine: bool = False
 
     def check(self, where: str, value: object) -> Any:
         """The checked value of the setting; `where` opens the error message.
@@ -131,52 +132,77 @@ def declarations(kind: type) -> dict[str, Declaration]:
     return {f.name: f.metadata["declaration"] for f in fields(kind) if "declaration" in f.metadata}
 
 
-def read(kind: type[T], where: str, content: Mapping[str, Any], hint: str = "") -> T:
+def read(kind: type[T], where: str, content: Mapping[str, Any], own: type = NoSettings) -> T:
     """An instance of a settings class from keys and values.
 
     Args:
-        where: opens error messages, such as the path of a YAML file. A key whose values come from elsewhere is an
-            instance of Given.
-        hint: ends the message for an unknown key.
+        where: opens error messages, such as the path of a YAML file. A value that comes from elsewhere is Given.
+        own: a settings class whose keys stand among the others; its instance becomes the field `settings`.
 
     Raises:
         UserError: an unknown or missing key, or a value that the setting does not accept.
     """
+    more = declarations(own)
+    values = read_values(kind, where, {key: value for key, value in content.items() if key not in more}, more)
+    if more:
+        values["settings"] = read(own, where, {key: value for key, value in content.items() if key in more})
+    return kind(**values)
+
+
+def read_values(kind: type, where: str, content: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, Any]:
+    """The checked values of a settings class, by name.
+
+    Args:
+        where: see `read`.
+        more: keys that are known elsewhere.
+
+    Raises:
+        UserError: see `read`.
+    """
     known = declarations(kind)
-    values: dict[str, Any] = {}
     for key, value in content.items():
         if key not in known:
-            raise UserError(f"{where}: {unknown('key', key, known)}{hint}")
-        place = f"{where}: {key}"
-        if isinstance(value, Given):
-            value, place = value.value, value.where
-        optional = kind.__dataclass_fields__[key].default is None  # type: ignore[attr-defined]
-        values[key] = None if value is None and optional else known[key].check(place, value)
-    for field in fields(kind):  # type: ignore[arg-type]
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name in known and field.name not in values:
+            source = value.source if isinstance(value, Given) else where
+            raise UserError(f"{source}: {unknown('key', key, [*known, *more])}")
+    values = {key: _value(kind, where, key, value) for key, value in content.items()}
+    for field in fields(kind):
+        if field.name in known and field.default is dataclasses.MISSING and field.name not in content:
             raise UserError(f"{where}: key {field.name!r} is missing")
-    return kind(**values)
+    return values
+
+
+def _value(kind: type, where: str, key: str, value: Any) -> Any:
+    place = f"{where}: {key}"
+    if isinstance(value, Given):
+        value, place = value.value, value.where
+    optional = kind.__dataclass_fields__[key].default is None  # type: ignore[attr-defined]
+    return None if value is None and optional else declarations(kind)[key].check(place, value)
 
 
 @dataclass(frozen=True)
 class Given:
-    """A value and where it stands, such as "--lr" or "h.yaml: lr"."""
+    """A value and where it comes from.
+
+    Attributes:
+        where: opens an error message about the value, such as "--lr" or "h.yaml: lr".
+        source: opens one about its key, such as "--set" or "h.yaml".
+    """
 
     value: Any
     where: str
+    source: str
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Keys and values as YAML and JSON have them: tuples as lists, paths as text, nested settings as mappings."""
-    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
+    """Keys and values as YAML has them: tuples are lists, paths texts, the field `settings` one level up."""
+    values = {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
+    own = values.pop("settings", {})
+    return {**values, **own}
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
@@ -196,8 +222,3 @@ def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | 
     left, right = dict(flat(one)), dict(flat(other))
     missing = object()
     return next((k for k in sorted({*left, *right}) if left.get(k, missing) != right.get(k, missing)), None)
-
-
-def names(of: Sequence[str]) -> str:
-    """A list in a sentence."""
-    return ", ".join(of)

@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from datasets.config import DataConfig
 from datasets.objectives import CrossEntropy
 from evaluation.accuracy import MIXED_EXAMPLES
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
-from methods import hyperparameters
+from records.configuration import hyperparameters
 from records.directory import read_config
 from utils.errors import one_line
 from zoo.saved import PLAIN, SavedTask, Zoo
 
+_ELSEWHERE = ("data.samples", "data.hold_out")  # of the card
 _CHANNELS = {1: "grey", 3: "red, green and blue"}
 _PACKAGES = {"model.onnx": ("onnx", "onnxruntime"), "model.pt2": ("torch",)}
 
@@ -49,7 +51,9 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
     lines = _lines(zoo, outputs, rows)
     numbers = [line.task.number for line in lines]
     used = {member for number in numbers for member in zoo.combinations[number].members}
-    recipe = {key: value for key, value in hyperparameters(config).items() if key not in ("samples", "hold_out")}
+    recipe = {
+        key: value for key, value in hyperparameters(config).items() if key not in ("data.samples", "data.hold_out")
+    }
     recipe |= {"precision": config.precision, "commit": raw.get("commit") or "not known"}
     if raw.get("uncommitted_changes"):
         recipe["commit"] = f"{recipe['commit']}, with changes"
@@ -59,9 +63,9 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
     environment.filters["text"] = plain_text
     return environment.get_template("card.md").render(
         zoo=zoo, config=config, lines=lines, files=files, parameters=parameters, networks=len(used), recipe=recipe,
-        name=zoo.path.absolute().name, dataset=" ".join([config.dataset.dataset, Path(config.dataset.root or "").name]),
+        name=zoo.path.absolute().name, dataset=_named(config.data),
         channels=_CHANNELS.get(zoo.input_shape[0], "channels"), episode=rows[0].episode, mixed=MIXED_EXAMPLES,
-        label_noise={number: config.dataset.tasks[number - 1].label_noise for number in numbers},
+        label_noise={number: config.data.tasks[number - 1].label_noise for number in numbers},
         versions={name: importlib.metadata.version(name) for file in files for name in _PACKAGES[file]},
         recomputed=zoo.combined_as != PLAIN, told_nothing=_told_nothing(zoo, numbers, rows),
     )  # fmt: skip
@@ -70,6 +74,11 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
 def plain_text(text: object) -> str:
     """On one line, and nothing in it means something to Markdown: names of tasks and classes are not to be trusted."""
     return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", one_line(text))
+
+
+def _named(data: DataConfig) -> str:
+    """The data set, and the folder that its images lie in."""
+    return " ".join([data.dataset, Path(getattr(data.settings, "root", "")).name])
 
 
 def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Row]) -> list[Line]:

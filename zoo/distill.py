@@ -50,7 +50,7 @@ def kept_examples(zoo: Zoo, stream: TaskStream) -> dict[int, Examples]:
         UserError: it held nothing of some task.
     """
     config = zoo.config
-    if config.forgotten and config.memory is not None:
+    if config.data.forgotten and config.memory is not None:
         raise UserError(
             f"{zoo.path} shared --memory {config.memory} also with forgotten tasks: what it kept of the others is not "
             "known any more"

@@ -212,7 +212,7 @@ def exported(shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Se
         raise
     except Exception as error:  # whatever exporters cannot do with some network
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"{zoo.path}: the network {zoo.config.hyper.model} cannot be exported ({reason})") from None
+        raise UserError(f"{zoo.path}: the network {zoo.config.net.model} cannot be exported ({reason})") from None
     return made
 
 

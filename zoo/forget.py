@@ -33,6 +33,7 @@ from utils.compute import peak_memory
 from utils.errors import UserError
 from utils.files import tensor_bytes
 from utils.seeding import derive_seed
+from utils.settings import plain
 from zoo.combine import weighted_mean
 from zoo.saved import SavedMember, SavedTask, Zoo
 
@@ -96,16 +97,18 @@ def retrained(
         UserError: the data are not there, or the method keeps examples in a way that depends on the forgotten task.
         TrainingError: training diverged.
     """
-    config = replace(zoo.config, forgotten=(*zoo.config.forgotten, forgotten.number))
+    config = replace(
+        zoo.config, data=replace(zoo.config.data, forgotten=(*zoo.config.data.forgotten, forgotten.number))
+    )
     if data_dir is not None:
-        config = replace(config, data_dir=Path(data_dir))
+        config = replace(config, data=replace(config.data, data_dir=Path(data_dir)))
     if config.memory is not None:
         raise UserError(
             f"{zoo.path} shares --memory {config.memory} between tasks, so that what it kept of others depends on the "
             "forgotten one; leave --retrain out"
         )
-    stream = build_stream(config, zoo.device)
-    _check_targets(zoo, stream, config.data_dir)
+    stream = build_stream(config.data, config.seed, zoo.device)
+    _check_targets(zoo, stream, config.data.data_dir)
     compute = zoo.as_trained
     method = build_method(Setting(config, stream.spec, compute))
     assert isinstance(method, Ensemble)
@@ -157,7 +160,8 @@ def write(
     successors = sorted(successors, key=lambda successor: successor.member.number)
     saved = read_config(zoo.path)
     config = {
-        **saved, **facts, "forgotten": [*zoo.config.forgotten, forgotten.number], "compared_with": None,
+        **saved, **facts, "data": {**saved["data"], "forgotten": [*zoo.config.data.forgotten, forgotten.number]},
+        "compared_with": None,
         "extended_from": None, "retrained": any(successor.retrained for successor in successors),
         "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
     }  # fmt: skip
@@ -173,8 +177,8 @@ def write(
         described = {
             "member": number, "episode": member.episode, "replaces_earlier": not number, "tasks": list(member.tasks),
             "weights": list(member.weights), "task_names": [by_number[task].name for task in member.tasks],
-            "classes": [list(by_number[task].classes) for task in member.tasks], "net": member.model,
-            "dropout": zoo.config.hyper.dropout, "input_shape": list(zoo.input_shape),
+            "classes": [list(by_number[task].classes) for task in member.tasks], "net": plain(zoo.config.net),
+            "input_shape": list(zoo.input_shape),
             "parameters": member.parameters,
         }  # fmt: skip
         directory.add_member(number, successor.tensors, described)
@@ -208,7 +212,7 @@ def write(
         "members_per_prediction": sum(members.values()) / max(1, len(remaining)),
     }  # fmt: skip
     directory.commit(1, len(successors), stats.seconds, {})
-    directory.finish(summary, "")
+    directory.finish(summary)
     costs = {}
     for task in remaining:
         score = after[task.number]

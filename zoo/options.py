@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils.config import Range
+from utils.options import whole
 from zoo.combine import COMBINE, TEMPERATURES
 from zoo.saved import Zoo
 
@@ -30,16 +30,3 @@ def combined(options: argparse.Namespace, device: str) -> Zoo:
     """
     budget = None if options.budget is None else whole("--budget", options.budget)
     return Zoo.load(options.run, device).combined(options.combine, options.temperature, budget)
-
-
-def whole(option: str, text: str, accepted: Range = Range(1, 10**6)) -> int:  # noqa: B008
-    """A whole number.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        number: object = int(text)
-    except ValueError:
-        number = text
-    return int(accepted.check(option, number))

@@ -25,14 +25,16 @@ from datasets.task import Examples, StreamSpec
 from evaluation.accuracy import HELD_OUT
 from evaluation.measurements import Row
 from evaluation.scenarios import RULE, RULES, Answer, answer_of, task_log_probabilities
+from methods.config import RunConfig
 from net import build_net
 from net.multihead import MultiHead, Own
+from records.configuration import saved_config
 from records.directory import CONFIG, holds_run, read_config, read_measurements
 from records.manifest import TARGETS, Manifest, checked, read_manifest, remedy
 from training.prediction import outputs_of_heads
 from utils.compute import Compute, pick_device
-from utils.config import RANGES, Range, RunConfig, saved_config
 from utils.errors import UserError, unknown
+from utils.settings import Range, plain
 from zoo.combine import COMBINE, TEMPERATURES, Combination, HeldOut, fitted, weighted_mean
 from zoo.inputs import Images, as_stored
 
@@ -333,7 +335,7 @@ class Zoo:
         return found
 
     def _classes(self, task: int) -> int:
-        tasks = self.config.dataset.tasks
+        tasks = self.config.data.tasks
         return len(tasks[task - 1].classes) if 0 < task <= len(tasks) else 0
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -380,7 +382,7 @@ class Zoo:
                 task, _, tensor_name = key.removeprefix("task_").partition("/")
                 own.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(self._compute.device)
             with torch.random.fork_rng(devices=[]):
-                net = build_net(member.model, self.input_shape, self.config.hyper.dropout, sizes)
+                net = build_net(self.config.net, self.input_shape, sizes)
             net.load_state_dict(tensors)
         except Exception as error:  # whatever the library finds wrong with it
             raise _wrong(self.path, name, " ".join(str(error).split())[:200]) from None
@@ -444,7 +446,7 @@ def _understood(
     return [tasks[number] for number in sorted(tasks)], members, shape
 
 
-_SIDES = Range(1, RANGES["image_size"].high)
+_SIDES = Range(1, 1024)
 _WEIGHTS = Range(0, 1, whole=False, open_low=True)
 
 
@@ -456,7 +458,7 @@ def _member(
     Raises:
         KeyError, TypeError, ValueError: not what a member of such a run is described by.
     """
-    known = config.dataset.tasks
+    known = config.data.tasks
     numbers = [_in("tasks", task, Range(1, len(known))) for task in fact["tasks"]]
     channels, height, width = (_in("input_shape", side, _SIDES) for side in fact["input_shape"])
     if not numbers or len(set(numbers)) < len(numbers):
@@ -474,10 +476,10 @@ def _member(
     weights = [_in("weights", weight, _WEIGHTS) for weight in fact["weights"]]
     if len(weights) != len(numbers):
         raise ValueError("there is not a weight for each task")
-    if fact["member"] != number or fact["net"] != config.hyper.model:
+    if fact["member"] != number or fact["net"] != plain(config.net):
         raise ValueError("it is another member, or a net that config.yaml does not have")
     episode, parameters = (_in(key, fact[key], Range(0)) for key in ("episode", "parameters"))
-    member = SavedMember(number, episode, tuple(numbers), tuple(weights), parameters, fact["net"])
+    member = SavedMember(number, episode, tuple(numbers), tuple(weights), parameters, config.net.model)
     return member, tasks, (channels, height, width)
 
 

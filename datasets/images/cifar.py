@@ -9,29 +9,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from datasets.config import DataConfig
 from datasets.images.download import fetch
 from datasets.images.safe_pickle import load_pickle
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.task import TaskStream
-from utils.config import RunConfig
 from utils.errors import UserError
 
 _PREPROCESS = ImagePreprocess(padding=4, flip=True)
 
 
-def cifar10(config: RunConfig, device: torch.device) -> TaskStream:
+def cifar10(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of the classes 0 to 9, in alphabetical order of their names."""
     train = [f"data_batch_{i}" for i in range(1, 6)]
     splits = _load(config.data_dir, "CIFAR10", "cifar-10-batches-py", train, "test_batch", "labels", 10)
     names = _class_names(config.data_dir / "cifar-10-batches-py" / "batches.meta", "label_names", 10)
-    return image_stream(config, ImageDataset(*splits, names, _PREPROCESS), device)
+    return image_stream(config, ImageDataset(*splits, names, _PREPROCESS), seed, device)
 
 
-def cifar100(config: RunConfig, device: torch.device) -> TaskStream:
+def cifar100(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of the fine classes 0 to 99; c + 100 is class c with random training labels."""
     splits = _load(config.data_dir, "CIFAR100", "cifar-100-python", ["train"], "test", "fine_labels", 100)
     names = _class_names(config.data_dir / "cifar-100-python" / "meta", "fine_label_names", 100)
-    return image_stream(config, ImageDataset(*splits, names, _PREPROCESS, _noise_label), device)
+    return image_stream(config, ImageDataset(*splits, names, _PREPROCESS, _noise_label), seed, device)
 
 
 def _noise_label(entry: int) -> Label:

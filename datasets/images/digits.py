@@ -7,27 +7,27 @@ from functools import partial
 import numpy as np
 import torch
 
+from datasets.config import DataConfig
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.images.views import decode_view, rotation
 from datasets.task import TaskStream
-from utils.config import RunConfig
 
 _NAMES = tuple("0123456789")
 # A digit fills its 8x8 pixels: a shift by more than one cuts it.
 _PREPROCESS = ImagePreprocess(padding=1, flip=False)
 
 
-def split_digits(config: RunConfig, device: torch.device) -> TaskStream:
+def split_digits(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of the digits 0 to 9."""
-    return image_stream(config, ImageDataset(*_load(), _NAMES, _PREPROCESS), device)
+    return image_stream(config, ImageDataset(*_load(), _NAMES, _PREPROCESS), seed, device)
 
 
-def rotated_digits(config: RunConfig, device: torch.device) -> TaskStream:
+def rotated_digits(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Label 10x + y is digit y rotated by 10x degrees."""
     data = ImageDataset(
         *_load(), _NAMES, _PREPROCESS, decode_view, partial(rotation, 8), lambda x: f"rotated by {10 * x}°"
     )
-    return image_stream(config, data, device)
+    return image_stream(config, data, seed, device)
 
 
 def _load() -> tuple[Images, Images]:

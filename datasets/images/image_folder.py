@@ -14,6 +14,7 @@ import stat
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +23,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 
+from datasets.config import DataConfig, declares
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.task import TaskStream
-from utils.config import RunConfig
 from utils.errors import UserError
 from utils.files import read_tensors, tensor_bytes, write_bytes
+from utils.settings import Range, setting
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
@@ -35,22 +37,30 @@ _SPLITS = ("train", "test")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would say on stderr what its errors say
 
 
-def image_folder(config: RunConfig, device: torch.device) -> TaskStream:
+@dataclass(frozen=True)
+class FolderSettings:
+    """What the dataset YAML says beside `dataset` and `tasks`."""
+
+    root: str = setting(str, "the folder that holds train/ and test/, relative to --data_dir")
+    image_size: int = setting(Range(8, 1024), "side of the square images, in pixels")
+    augment: str = setting(("crop_flip", "crop", "none"), "how images are changed in training", default="crop_flip")
+
+
+@declares(FolderSettings)
+def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of class names (folder names); images become squares of `image_size` pixels, RGB.
 
     The shorter side is scaled to `image_size` (antialiased) and the middle is cut out.
     """
-    dataset = config.dataset
-    if dataset.root is None or dataset.image_size is None:
-        key = "root" if dataset.root is None else "image_size"
-        example = "root: my_images" if dataset.root is None else "image_size: 32"
-        raise UserError(f"{dataset.path}: key {key!r} is missing; dataset: image_folder needs it, such as {example}")
-    root = config.data_dir / dataset.root
-    names, files = _list(dataset.path, root)
-    train, test = _decoded(config.data_dir, root, dataset.image_size, files)
-    padding = max(1, dataset.image_size // 8) if dataset.augment != "none" else 0
-    preprocess = ImagePreprocess(min(padding, 4), flip=dataset.augment == "crop_flip")
-    return image_stream(config, ImageDataset(train, test, names, preprocess, partial(_folder_number, names)), device)
+    settings: FolderSettings = config.settings
+    root, size = config.data_dir / settings.root, settings.image_size
+    names, files = _list(config.path, root)
+    train, test = _decoded(config.data_dir, root, size, files)
+    padding = max(1, size // 8) if settings.augment != "none" else 0
+    preprocess = ImagePreprocess(min(padding, 4), flip=settings.augment == "crop_flip")
+    return image_stream(
+        config, ImageDataset(train, test, names, preprocess, partial(_folder_number, names)), seed, device
+    )
 
 
 def _folder_number(names: Sequence[str], entry: int) -> Label:

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datasets.config import DataConfig
 from datasets.images.safe_pickle import load_pickle
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.task import TaskStream
-from utils.config import RunConfig
 from utils.errors import UserError
 
 _SIDE = 84
 _TRAIN_SHARE = 0.8
 
 
-def mini_imagenet(config: RunConfig, device: torch.device) -> TaskStream:
+def mini_imagenet(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of the classes 0 to 99 in the order of the files."""
     folder = config.data_dir / "mini_imagenet"
     paths = [folder / f"mini-imagenet-cache-{part}.pkl" for part in ("train", "val", "test")]
@@ -39,7 +39,7 @@ def mini_imagenet(config: RunConfig, device: torch.device) -> TaskStream:
             test.append(images[split:])
             names.append(name)
     data = ImageDataset(_join(train), _join(test), names, ImagePreprocess(padding=4, flip=True))
-    return image_stream(config, data, device)
+    return image_stream(config, data, seed, device)
 
 
 def _read(path: Path) -> list[tuple[str, np.ndarray]]:

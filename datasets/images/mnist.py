@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.config import DataConfig
 from datasets.images.download import fetch
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.images.views import decode_view, permutation, rotation
 from datasets.task import TaskStream
-from utils.config import RunConfig
 from utils.errors import UserError
 
 _NAMES = tuple("0123456789")
@@ -26,23 +26,23 @@ _CROP = ImagePreprocess(padding=4, flip=False)
 _NO_CROP = ImagePreprocess(padding=0, flip=False)
 
 
-def split_mnist(config: RunConfig, device: torch.device) -> TaskStream:
+def split_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of the digits 0 to 9."""
-    return image_stream(config, ImageDataset(*_load(config.data_dir), _NAMES, _CROP), device)
+    return image_stream(config, ImageDataset(*_load(config.data_dir), _NAMES, _CROP), seed, device)
 
 
-def rotated_mnist(config: RunConfig, device: torch.device) -> TaskStream:
+def rotated_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Label 10x + y is digit y rotated by 10x degrees."""
     views = partial(rotation, _SIDE)
     data = ImageDataset(*_load(config.data_dir), _NAMES, _CROP, decode_view, views, lambda x: f"rotated by {10 * x}°")
-    return image_stream(config, data, device)
+    return image_stream(config, data, seed, device)
 
 
-def permuted_mnist(config: RunConfig, device: torch.device) -> TaskStream:
+def permuted_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Label 10x + y is digit y with its pixels permuted by the seed 1000x; x = 0 is the image itself."""
     views = partial(permutation, _SIDE * _SIDE)
     data = ImageDataset(*_load(config.data_dir), _NAMES, _NO_CROP, decode_view, views, lambda x: f"permutation {x}")
-    return image_stream(config, data, device)
+    return image_stream(config, data, seed, device)
 
 
 def _load(data_dir: Path) -> tuple[Images, Images]:

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.config import DataConfig, TaskConfig
 from datasets.objectives import CrossEntropy
 from datasets.task import Examples, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
-from utils.config import RunConfig, TaskConfig
 from utils.errors import UserError, unknown
 from utils.seeding import generator
 
@@ -100,7 +100,7 @@ class ImageDataset:
     view_name: Callable[[int], str] | None = None
 
 
-def image_stream(config: RunConfig, data: ImageDataset, device: torch.device) -> TaskStream:
+def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torch.device) -> TaskStream:
     """Tasks of classes as the dataset YAML names them.
 
     Raises:
@@ -109,8 +109,8 @@ def image_stream(config: RunConfig, data: ImageDataset, device: torch.device) ->
     stores = place(data.train.pixels, device), place(data.test.pixels, device)
     share = _Shared(device)
     tasks = tuple(
-        _build_task(config, data, stores, share, number, task)
-        for number, task in enumerate(config.dataset.tasks, 1) if number not in config.forgotten
+        _build_task(config, data, seed, stores, share, number, task)
+        for number, task in enumerate(config.tasks, 1) if number not in config.forgotten
     )  # fmt: skip
     shape = tuple(data.train.pixels.shape[1:])
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
@@ -132,9 +132,15 @@ class _Shared:
 
 
 def _build_task(
-    config: RunConfig, data: ImageDataset, stores: tuple[Tensor, Tensor], share: _Shared, number: int, task: TaskConfig
+    config: DataConfig,
+    data: ImageDataset,
+    seed: int,
+    stores: tuple[Tensor, Tensor],
+    share: _Shared,
+    number: int,
+    task: TaskConfig,
 ) -> Task:
-    where = f"{config.dataset.path}: task {number}"
+    where = f"{config.path}: task {number}"
     labels = [_decode(where, data, entry) for entry in task.classes]
     views = {label.view for label in labels}
     if len(views) > 1:
@@ -160,12 +166,12 @@ def _build_task(
         for name, rows in zip(names, found, strict=True):
             if not len(rows):
                 raise UserError(f"{where}: class {name!r} has no {split} images")
-    chosen = [_chosen(config, number, label, name, rows, rng)
-              for rng in [generator(config.seed, "samples", number)]
+    chosen = [_chosen(config, seed, number, label, name, rows, rng)
+              for rng in [generator(seed, "samples", number)]
               for label, name, rows in zip(labels, names, train_rows, strict=True)]  # fmt: skip
     rows = torch.cat([torch.cat(parts) for parts in chosen])
     out = torch.cat([torch.arange(len(kept) + len(held)) >= len(kept) for kept, held in chosen])
-    targets = _noisy_targets(config, number, task, labels, [len(kept) + len(held) for kept, held in chosen])
+    targets = _noisy_targets(seed, number, task, labels, [len(kept) + len(held) for kept, held in chosen])
     held = examples(stores[0], rows[out], targets[out]) if config.hold_out else None
     rows, targets = rows[~out], targets[~out]
     train = examples(stores[0], rows, targets)
@@ -194,7 +200,7 @@ def _rows(split: Images, number: int) -> Tensor:
 
 
 def _chosen(
-    config: RunConfig, number: int, label: Label, name: str, rows: Tensor, rng: torch.Generator
+    config: DataConfig, seed: int, number: int, label: Label, name: str, rows: Tensor, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Rows of a class that a task is trained on, and those that are held out: of both, together --samples.
 
@@ -215,7 +221,7 @@ def _chosen(
     def share(of: int) -> int:
         return min(of - 1, max(1, round(config.hold_out * of)))
 
-    order = torch.randperm(len(rows), generator=generator(config.seed, "hold_out", label.number))
+    order = torch.randperm(len(rows), generator=generator(seed, "hold_out", label.number))
     held, kept = rows[order[: share(len(rows))].sort().values], rows[order[share(len(rows)) :].sort().values]
     if config.samples is not None:
         held = held[torch.randperm(len(held), generator=rng)[: share(count)]]
@@ -227,12 +233,10 @@ def _targets(counts: Sequence[int]) -> Tensor:
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
-def _noisy_targets(
-    config: RunConfig, number: int, task: TaskConfig, labels: Sequence[Label], counts: Sequence[int]
-) -> Tensor:
+def _noisy_targets(seed: int, number: int, task: TaskConfig, labels: Sequence[Label], counts: Sequence[int]) -> Tensor:
     """Training targets; those of noise classes, and a share `label_noise` of all, drawn uniformly."""
     targets = _targets(counts)
-    rng = generator(config.seed, "noise", number)
+    rng = generator(seed, "noise", number)
     random = torch.tensor([label.random for label in labels])[targets]
     noisy = torch.randperm(len(targets), generator=rng)[: round(task.label_noise * len(targets))]
     random[noisy] = True

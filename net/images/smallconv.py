@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_WIDTH = 80
+from utils.settings import Range, setting
+
 _GRID = 2  # features are at most a 2x2 grid: 80 x 4, whatever the image size
 
 
@@ -18,21 +21,30 @@ class SmallConv(nn.Module):
 
     Args:
         shape: C, H, W of the images.
-        dropout: share of the features that is dropped in training.
     """
 
-    def __init__(self, shape: tuple[int, int, int], dropout: float) -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        """Width of the convolutions, and dropout."""
+
+        width: int = setting(Range(1, 4096), "channels of each convolution", default=80)
+        dropout: float = setting(
+            Range(0, 1, whole=False, open_high=True), "share of the features that is dropped in training", default=0.2,
+        )  # fmt: skip
+
+    def __init__(self, shape: tuple[int, int, int], settings: Settings) -> None:
         super().__init__()
         channels, height, width = shape
+        wide = settings.width
         side = min(height, width)
         padding = int(side < 22)
         self.pool = 3 if side >= 64 else 2
-        self.conv1 = nn.Conv2d(channels, _WIDTH, 3, padding=padding, bias=False)
-        self.conv2 = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=padding, bias=False)
-        self.norm2 = nn.BatchNorm2d(_WIDTH)
-        self.conv3 = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=padding, bias=False)
-        self.norm3 = nn.BatchNorm2d(_WIDTH)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv1 = nn.Conv2d(channels, wide, 3, padding=padding, bias=False)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=padding, bias=False)
+        self.norm2 = nn.BatchNorm2d(wide)
+        self.conv3 = nn.Conv2d(wide, wide, 3, padding=padding, bias=False)
+        self.norm3 = nn.BatchNorm2d(wide)
+        self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         # ReLU after the pooling: the same numbers (the maximum of a monotone function), a quarter of the work.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from utils.errors import UserError, unknown
+from utils.settings import Range, setting
 from utils.torchvision_ops import declare_missing_operators
 
 
@@ -15,7 +18,15 @@ class TimmTrunk(nn.Module):
         UserError: timm has no such model, or the model cannot take images of this shape.
     """
 
-    def __init__(self, name: str, shape: tuple[int, int, int], dropout: float) -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        """Dropout."""
+
+        dropout: float = setting(
+            Range(0, 1, whole=False, open_high=True), "share of the features that is dropped in training", default=0.2,
+        )  # fmt: skip
+
+    def __init__(self, name: str, shape: tuple[int, int, int], settings: Settings) -> None:
         super().__init__()
         declare_missing_operators()
         import timm
@@ -31,7 +42,7 @@ class TimmTrunk(nn.Module):
             self.model = timm.create_model(name, **options)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise UserError(f"model: timm/{name} cannot be built for images of {height}x{width}: {error}") from None
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.dropout(self.model(images))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.images.relu_dropout import ReluDropout
+from utils.settings import Range, setting
 
 
 class Block(nn.Module):
@@ -36,14 +39,22 @@ class WideResNet(nn.Module):
 
     Args:
         shape: C, H, W of the images; any H and W from 8.
-        dropout: share of the activations dropped between the two convolutions of a block.
-        depth: 6n + 4 layers, n blocks in each of the three groups.
-        widen: factor on the 16, 32, 64 channels of the groups.
     """
 
-    def __init__(self, shape: tuple[int, int, int], dropout: float, depth: int = 16, widen: int = 4) -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        """Depth, width and dropout."""
+
+        depth: int = setting(Range(10, 1000), "6n + 4 layers, n blocks in each of three groups", default=16)
+        widen: int = setting(Range(1, 100), "factor on the 16, 32, 64 channels of the groups", default=4)
+        dropout: float = setting(
+            Range(0, 1, whole=False, open_high=True), "share of the activations dropped between the two convolutions "
+            "of a block", default=0.2
+        )  # fmt: skip
+
+    def __init__(self, shape: tuple[int, int, int], settings: Settings) -> None:
         super().__init__()
-        blocks = (depth - 4) // 6
+        blocks, widen, dropout = (settings.depth - 4) // 6, settings.widen, settings.dropout
         channels = 16
         self.stem = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
         layers = []

@@ -1,0 +1,220 @@
+"""config.yaml: a run's configuration as nested keys and values, and what follows from how each was declared.
+
+keys and values of YAML files, options and --set -> RunConfig -> config.yaml -> RunConfig
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from datasets import STREAMS, settings_of
+from datasets.config import DataConfig
+from methods import METHOD_OPTIONS, METHODS
+from methods.config import RunConfig
+from net import TRUNKS, settings_of_trunk
+from net.config import NetConfig
+from training.recipe import Recipe
+from utils.errors import UserError, unknown
+from utils.settings import Declaration, Given, Kind, NoSettings, Range, declarations, flat, plain, read, read_values
+from utils.yaml_files import load_yaml
+
+# Parts of a configuration, each with the class that declares its keys; its own settings are not among these.
+SECTIONS: Mapping[str, type] = {"data": DataConfig, "net": NetConfig, "hp": Recipe}
+_PROJECT = Path(__file__).resolve().parent.parent
+# What tells the runs of a table from each other at first sight.
+_FIRST = ("method", "stream", "net.model", "seed", "hp.epochs")
+
+
+def data_section(path: str) -> dict[str, Any]:
+    """What a dataset YAML says: keys and values of the section `data`.
+
+    Raises:
+        UserError: the file cannot be read, names no data set, or has a wrong key or value.
+    """
+    found = {**_given(path, load_yaml(path)), "path": Given(path, path, path)}
+    _section("data", "", found)
+    return found
+
+
+def net_sections(path: str) -> dict[str, dict[str, Any]]:
+    """What a hyperparameter YAML says: keys and values of the sections `net` and `hp`.
+
+    Raises:
+        UserError: the file cannot be read, names no network, or has a wrong key or value.
+    """
+    found = _given(path, load_yaml(path))
+    own = declarations(_own("net", path, found))
+    net = {key: found.pop(key) for key in list(found) if key == "model" or key in own}
+    known = declarations(Recipe)
+    for key in found:
+        if key not in known:
+            raise UserError(f"{path}: {unknown('key', key, ['model', *own, *known])}")
+    sections = {"net": {**net, "path": Given(path, path, path)}, "hp": found}
+    for name, section in sections.items():
+        _section(name, f"{path}: ", section)
+    return sections
+
+
+def method_settings(method: str, path: str, stream: str) -> dict[str, Any]:
+    """What config/method/<name>.yaml or another file says; keys below `streams: <name>` win for that stream.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    content = load_yaml(path)
+    presets = content.pop("streams", {})
+    if not isinstance(presets, dict):
+        raise UserError(f"{path}: key 'streams' is {presets!r}; it must map names of streams to settings")
+    preset = presets.get(stream, {})
+    if not isinstance(preset, dict):
+        raise UserError(f"{path}: key 'streams: {stream}' is {preset!r}; it must map names of settings to values")
+    return _given(path, {**content, **preset})
+
+
+def default_method_config(method: str) -> str:
+    """The file that ships with a method."""
+    return str(_PROJECT / "config" / "method" / f"{method}.yaml")
+
+
+def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> RunConfig:
+    """A configuration from nested keys and values.
+
+    Args:
+        where: opens error messages about values that are not Given.
+        settings: of the method; without them the configuration has none.
+
+    Raises:
+        UserError: names the file or option, and the key.
+    """
+    prefix = f"{where}: " if where else ""
+    parts = {name: _section(name, prefix, content.get(name, {})) for name in SECTIONS}
+    values = read_values(RunConfig, where, {key: value for key, value in content.items() if key not in SECTIONS})
+    if parts["hp"].augment is None:  # a single epoch shows no image twice
+        parts["hp"] = replace(parts["hp"], augment=parts["hp"].epochs > 1)
+    config = RunConfig(**parts, **values)
+    if settings is None:
+        return config
+    known = METHODS[config.method].Settings if config.method in METHODS else NoSettings  # a student has no method
+    return replace(config, settings=read(known, f"{prefix}settings", settings))
+
+
+def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from its config.yaml.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    own = {*SECTIONS, *declarations(RunConfig)}
+    for key in (*sorted(own), "settings"):
+        if key not in content:
+            raise UserError(f"{path}: key {key!r} is missing")
+    for key in (*SECTIONS, "settings"):
+        part = content[key]
+        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+            raise UserError(f"{path}: {key} must hold keys and values")
+    return build(path, {key: content[key] for key in content if key in own}, content["settings"])
+
+
+def plain_config(config: RunConfig) -> dict[str, Any]:
+    """The part of config.yaml that determines a run: nested keys and values."""
+    sections = {name: plain(getattr(config, name)) for name in SECTIONS}
+    values = {name: getattr(config, name) for name in declarations(RunConfig)}
+    return {**sections, **values, "settings": plain(config.settings)}
+
+
+@cache
+def keys_where(flag: str) -> frozenset[str]:
+    """Dotted keys whose declarations have a flag: "machine" or "free"."""
+    return frozenset(key for key, declaration in _declared() if getattr(declaration, flag))
+
+
+def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a configuration, by dotted key, what must agree between runs whose accuracies are compared task by task.
+
+    Args:
+        content: nested keys and values, such as config.yaml's.
+    """
+    machine = keys_where("machine")
+    found = dict(flat({name: content[name] for name in SECTIONS}))
+    return {key: value for key, value in found.items() if key not in machine}
+
+
+def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
+    """What tells a run from others, by dotted key, without what its method does not read or what is not set."""
+    unread = METHOD_OPTIONS - METHODS[config.method].options
+    every = {"stream": config.stream, **dict(flat(plain_config(config)))}
+    shown = hyperparameter_kinds()
+    return {key: every[key] for key in shown if every.get(key) is not None and key not in unread}
+
+
+@cache
+def hyperparameter_kinds() -> dict[str, Kind]:
+    """All that `hyperparameters` can hold, for any data set, network and method."""
+    kinds: dict[str, Kind] = dict.fromkeys(_FIRST, str)
+    for key, declaration in _declared():
+        simple = declaration.accepts in (bool, str) or isinstance(declaration.accepts, (Range, tuple))
+        if not simple or declaration.machine:
+            continue
+        before, kind = kinds.get(key), declaration.kind
+        if isinstance(before, tuple) and isinstance(kind, tuple):
+            kind = tuple(dict.fromkeys((*before, *kind)))
+        kinds[key] = kind
+    return kinds | {"method": tuple(METHODS)}
+
+
+def recipe_keys() -> set[str]:
+    """What a hyperparameter YAML can have, whichever network it names."""
+    return {key.partition(".")[2] for key, _ in _declared() if key.startswith(("net.", "hp."))}
+
+
+def value_at(config: RunConfig, key: str) -> Any:
+    """The value at a dotted key."""
+    found: Any = config
+    for name in key.split("."):
+        found = getattr(found, name) if hasattr(found, name) else getattr(found.settings, name)
+    return found
+
+
+def _declared() -> Iterator[tuple[str, Declaration]]:
+    """Every declared setting of every data set, network and method, by dotted key."""
+    yield from declarations(RunConfig).items()
+    more = {
+        "data": [getattr(builder, "Settings", NoSettings) for builder in STREAMS.values()],
+        "net": [settings_of_trunk(model) for model in (*TRUNKS, "timm/")],
+        "hp": [],
+        "settings": [method.Settings for method in METHODS.values()],
+    }
+    for name, own in more.items():
+        for kind in [SECTIONS[name], *own] if name in SECTIONS else own:
+            for key, declaration in declarations(kind).items():
+                yield f"{name}.{key}", declaration
+
+
+def _given(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: Given(value, f"{path}: {key}", path) for key, value in content.items()}
+
+
+def _section(name: str, prefix: str, content: Mapping[str, Any]) -> Any:
+    path = content.get("path")
+    where = path.value if isinstance(path, Given) else f"{prefix}{name}"
+    return read(SECTIONS[name], where, content, _own(name, where, content))
+
+
+def _own(name: str, where: str, content: Mapping[str, Any]) -> type:
+    """The settings class of the data set or network that a section names."""
+    if name == "hp":
+        return NoSettings
+    key = "dataset" if name == "data" else "model"
+    if key not in content:
+        raise UserError(f"{where}: key {key!r} is missing")
+    entry = content[key]
+    value, place = (entry.value, entry.where) if isinstance(entry, Given) else (entry, f"{where}: {key}")
+    text = declarations(SECTIONS[name])[key].check(place, value)
+    try:
+        return settings_of(text) if name == "data" else settings_of_trunk(text)
+    except UserError as error:
+        raise UserError(f"{place}: {str(error).removeprefix('model: ')}") from None

@@ -1,0 +1,273 @@
+"""The command line of modelzoo.py -> a configuration, and what concerns this command alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from methods import METHODS, check_method
+from methods.config import RunConfig
+from records.configuration import (
+    SECTIONS,
+    build,
+    data_section,
+    default_method_config,
+    method_settings,
+    net_sections,
+    recipe_keys,
+)
+from utils.errors import UserError, unknown
+from utils.files import beside
+from utils.options import Parser, check_text, value_of
+from utils.settings import Declaration, Given, Range, declarations, read, setting
+from utils.yaml_files import parse_value
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_LEARNED, _HOW, _WHERE = "what is learned", "how", "where to"
+KEPT = ("memory", "memory_per_class", "replay_frac")  # three ways to say how many examples are kept
+
+
+@dataclass(frozen=True)
+class Command:
+    """What concerns one command and not what is learned."""
+
+    data_config: str = setting(
+        str, "which tasks, in which order (default: split_digits, which needs no download)",
+        default=str(_PROJECT / "config" / "dataset" / "split_digits.yaml"), option="data_config", group=_LEARNED,
+        metavar="YAML",
+    )  # fmt: skip
+    hp_config: str = setting(
+        str, "which network and how it is trained (default: conv.yaml)",
+        default=str(_PROJECT / "config" / "hyperparam" / "conv.yaml"), option="hp_config", group=_LEARNED,
+        metavar="YAML",
+    )  # fmt: skip
+    method_config: str | None = setting(
+        str, "settings of the method (default: config/method/<method>.yaml)", default=None, option="method_config",
+        group=_HOW, metavar="YAML",
+    )  # fmt: skip
+    run_dir: Path | None = setting(
+        Path, "where results go (default: runs/<stream>-<net>-<method>-seed<N>)", default=None, option="run_dir",
+        group=_WHERE, metavar="DIR",
+    )  # fmt: skip
+    overwrite: bool = setting(
+        bool, "replace the run that is in --run_dir (default: refuse)", default=False, option="overwrite", group=_WHERE
+    )
+    resume: bool = setting(
+        bool, "resume the interrupted run in --run_dir, with its options; begin it if there is none (default: refuse)",
+        default=False, option="resume", group=_WHERE,
+    )  # fmt: skip
+    extend: Path | None = setting(
+        Path, "the tasks of --data_config join a finished --continual run as further episodes, with its options, in "
+        "--run_dir (default RUN-extended); RUN stays as it is (default: begin with the first task)", default=None,
+        option="extend", group=_WHERE, metavar="RUN",
+    )  # fmt: skip
+    checkpoint_minutes: float = setting(
+        Range(0, 1e6, whole=False), "save training that is under way every M minutes; 0 is every epoch (default: 10)",
+        default=10.0, option="checkpoint_minutes", group=_WHERE, metavar="M",
+    )  # fmt: skip
+    verify: Path | None = setting(
+        Path, "check all files of a run against their checksums, and do nothing else (default: run)", default=None,
+        option="verify", group=_WHERE, metavar="RUN",
+    )  # fmt: skip
+    isolated: Path | None = setting(
+        Path, "finished run of --method isolated, same options: measures forward transfer (default: none)",
+        default=None, option="isolated", group=_WHERE, metavar="RUN",
+    )  # fmt: skip
+    quiet: bool = setting(
+        bool, "print only the final table (default: progress, a line per episode)", default=False, option="quiet",
+        group=_WHERE,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A run, and how this command carries it out.
+
+    Attributes:
+        config: of the run; without the settings of its method until `with_settings`.
+        given: dotted keys of the settings that stand on the command line, and options of Command.
+        changes: what --set asks of the settings of the method.
+    """
+
+    config: RunConfig
+    command: Command
+    given: frozenset[str]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where results go."""
+        command, config = self.command, self.config
+        if command.run_dir is not None:
+            return command.run_dir
+        if command.extend is not None:
+            return beside(command.extend, "-extended")
+        return Path("runs") / f"{config.stream}-{config.net.model.replace('/', '_')}-{config.method}-seed{config.seed}"
+
+    def settings_of(self, method: str) -> dict[str, Any]:
+        """Settings that this command gives a method: from its file, or --method_config, changed by --set.
+
+        Raises:
+            UserError: names the file and the key; or the method has no settings.
+        """
+        path = self.command.method_config
+        if not declarations(METHODS[method].Settings):
+            if path is not None:
+                raise UserError(f"--method_config {path}: --method {method} has no settings; leave it out")
+            return dict(self.changes)
+        return {**method_settings(method, path or default_method_config(method), self.config.stream), **self.changes}
+
+
+def with_settings(invocation: Invocation) -> RunConfig:
+    """The configuration of a new run, with the settings of its method.
+
+    Raises:
+        UserError: the method has not this mode or does not read an option, or a setting is wrong: names file and key.
+    """
+    config = invocation.config
+    check_method(config, invocation.given)
+    content = invocation.settings_of(config.method)
+    source = invocation.command.method_config or default_method_config(config.method)
+    config = replace(config, settings=read(METHODS[config.method].Settings, source, content))
+    check_method(config, invocation.given)
+    return config
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="modelzoo.py", allow_abbrev=False,
+        description="Train a continual learner on a stream of tasks. The command line wins over the "
+        "hyperparameter YAML, which wins over the defaults.",
+    )  # fmt: skip
+    parser.declare(options().values())
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="changes",
+        help="any setting of config.yaml by its dotted key, such as hp.lr=0.03, net.width=64 or settings.strength=10; "
+        "can be given several times (default: none)",
+    )  # fmt: skip
+    return parser
+
+
+def options() -> dict[str, Declaration]:
+    """Every option of modelzoo.py but --set, by the dotted key of what it sets."""
+    found = declarations(Command)
+    for name, kind in {**SECTIONS, "": RunConfig}.items():
+        for key, declaration in declarations(kind).items():
+            if declaration.option:
+                found[f"{name}.{key}" if name else key] = declaration
+    return found
+
+
+def parse(argv: Sequence[str] | None) -> Invocation:
+    """The command line; every value checked that can be checked without loading data.
+
+    Raises:
+        UserError: names the option, or the file and key.
+    """
+    parsed = vars(_parser().parse_known(argv, recipe_keys(), "the --hp_config YAML"))
+    changes = dict(_change(text) for text in parsed.pop("changes"))
+    values = {
+        key: Given(value_of(declared, f"--{declared.option}", text), f"--{declared.option}", "--")
+        for key, declared in options().items() if (text := parsed[declared.option]) is not None
+    }  # fmt: skip
+    return _invocation({**values, **changes})
+
+
+def configure(**values: Any) -> Invocation:
+    """The same from Python: options of modelzoo.py by name, and `set` for other settings by dotted key.
+
+        configure(data_config="config/dataset/split_digits.yaml", method="er", epochs=5, set={"hp.lr": 0.03})
+
+    Raises:
+        UserError: names the option, or the file and key.
+    """
+    by_name = {declared.option: key for key, declared in options().items()}
+    changes = values.pop("set", {})
+    found: dict[str, Given] = {}
+    for name, value in values.items():
+        if name not in by_name:
+            raise UserError(f"configure: {unknown('option', name, [*by_name, 'set'])}")
+        if value is not None:
+            value = str(value) if isinstance(value, Path) else value
+            found[by_name[name]] = Given(not value if name.startswith("no_") else value, name, "configure")
+    return _invocation(found | {key: Given(value, key, "set") for key, value in changes.items()})
+
+
+def _invocation(values: Mapping[str, Given]) -> Invocation:
+    declared = options()
+    for key, value in values.items():
+        if key in declared:
+            declared[key].check(value.where, value.value)
+    for key in ("data.data_dir", "run_dir"):
+        if key in values:
+            check_text(values[key].where, values[key].value)
+    own = declarations(Command)
+    command = Command(**{key: own[key].check(v.where, v.value) for key, v in values.items() if key in own})
+    check_command(command, values)
+    content: dict[str, Any] = {"data": data_section(command.data_config), **net_sections(command.hp_config)}
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in own:
+            _put(content, settings, key, value)
+    return Invocation(build("", content), command, frozenset(values), settings)
+
+
+def check_command(command: Command, given: Collection[str]) -> None:
+    """
+    Raises:
+        UserError: two options do not go together.
+    """
+    if command.resume and command.overwrite:
+        raise UserError("--resume and --overwrite contradict each other; leave one out")
+    if command.extend is not None:
+        if command.resume:
+            raise UserError("--extend and --resume contradict each other; --resume alone resumes an extension too")
+        if "data_config" not in given:
+            raise UserError("--extend needs --data_config with the tasks that are to join")
+    if command.verify is not None and len(given) > 1:
+        other = next(name for name in sorted(given) if name != "verify")
+        raise UserError(f"--verify only checks a run; leave --{other.rpartition('.')[2]} out")
+    if not command.resume and command.extend is None:
+        check_contradictions(given)
+
+
+def check_contradictions(given: Collection[str]) -> None:
+    """Of a new run; a resumed one has been checked.
+
+    Raises:
+        UserError: two options do not go together.
+    """
+    kept = [name for name in KEPT if name in given]
+    if len(kept) > 1:
+        raise UserError(f"--{kept[0]} and --{kept[1]} are two ways to say the same; leave one out")
+    if "continual" in given:
+        for name in ("rounds", "warm_start"):
+            if name in given:
+                raise UserError(f"--{name} is for the multi-task mode; leave it or --continual out")
+    elif kept:
+        raise UserError(f"--{kept[0]} is for past tasks, which only --continual has; add --continual or leave it out")
+
+
+def _change(text: str) -> tuple[str, Given]:
+    """What --set asks for: a dotted key and a value."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text}: write a key and a value, such as --set hp.lr=0.03")
+    try:
+        return key, Given(parse_value(value), f"--set {key}", "--set")
+    except UserError as error:
+        raise UserError(f"--set {text}: {error}") from None
+
+
+def _put(content: dict[str, Any], settings: dict[str, Any], key: str, value: Given) -> None:
+    section, dot, name = key.partition(".")
+    if not dot:
+        content[key] = value
+    elif section == "settings":
+        settings[name] = value
+    elif section in SECTIONS:
+        content[section][name] = value
+    else:
+        raise UserError(f"--set {key}: {unknown('part', section, [*SECTIONS, 'settings'])}")

@@ -1,0 +1,328 @@
+"""A run from its command to its directory: planned, opened, resumed or extended, and verified.
+
+Invocation -> Plan (what is to be run) -> Session (everything built and checked, the directory open and locked)
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets import build_stream
+from datasets.task import Episode, TaskStream
+from evaluation.accuracy import Evaluation
+from methods import METHODS, build_method
+from methods.base import Method, Setting
+from methods.config import RunConfig
+from net import build_net, count_parameters
+from records.checkpoints import RunCheckpoints, load_state
+from records.directory import (
+    RunDirectory,
+    check_free,
+    holds_run,
+    read_config,
+    read_measurements,
+    read_summary,
+)
+from records.invocation import Invocation, with_settings
+from records.lock import locked
+from records.manifest import checked, is_removed_log, read_manifest, verify
+from records.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
+from records.summary import load_isolated
+from records.writing import header_of, precision_of, resolve, targets_of
+from training.launch import choose_launch
+from utils.compute import (
+    Compute,
+    describe_device,
+    enough_memory,
+    keep_freed_memory,
+    make_reproducible,
+    pick_device,
+    runs_in_bf16,
+)
+from utils.errors import SignalError, TrainingError, UserError, one_line
+from utils.seeding import seeded
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run: a new run, an interrupted one, or the continuation of a finished one with more tasks.
+
+    Attributes:
+        saved: config.yaml of the interrupted run.
+        base: the finished run that is extended.
+        base_saved: its config.yaml, while nothing of it has been taken over.
+        summary: of a run that is finished already: nothing is to be run.
+    """
+
+    invocation: Invocation
+    config: RunConfig
+    saved: Mapping[str, Any] | None = None
+    base: Path | None = None
+    base_saved: Mapping[str, Any] | None = None
+    summary: Mapping[str, Any] | None = None
+
+
+def planned(invocation: Invocation, stack: ExitStack) -> Plan:
+    """Options and saved configurations, checked against each other; an interrupted run is locked on `stack`.
+
+    Raises:
+        UserError: they do not fit, or the run directory cannot be used.
+    """
+    path, command = invocation.run_dir, invocation.command
+    if command.resume and holds_run(path):
+        stack.enter_context(locked(path, "--run_dir "))
+        saved = read_config(path)
+        invocation = resumed(invocation, saved)
+        summary = read_summary(path)
+        if summary:
+            if command.isolated and command.isolated.absolute() != compared_with(saved):
+                raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
+            RunDirectory.reopen(path)
+        return Plan(invocation, invocation.config, saved, extended_from(saved), summary=summary)
+    if command.extend is not None:
+        before = finished_run(command.extend)
+        invocation = extended(invocation, before)
+        check_free(path, command.overwrite, [command.extend])
+        return Plan(invocation, invocation.config, base=command.extend, base_saved=before)
+    config = with_settings(invocation)
+    check_free(path, command.overwrite)
+    return Plan(invocation, config)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything of a run that is under way.
+
+    Attributes:
+        resolved: config.yaml.
+        episodes: all of the run; `directory.manifest.episode` of them are complete.
+        isolated: accuracy of a network trained on each task alone, [tasks], if the run is compared with such.
+        header: what is run, for people.
+    """
+
+    config: RunConfig
+    stream: TaskStream
+    method: Method
+    evaluation: Evaluation
+    directory: RunDirectory
+    checkpoints: RunCheckpoints
+    resolved: Mapping[str, Any]
+    episodes: Sequence[Episode]
+    isolated: Sequence[float] | None
+    header: Sequence[tuple[str, str]]
+
+
+def opened(plan: Plan, stack: ExitStack) -> Session:
+    """Build everything and check it, then open the run directory; it is closed with `stack`.
+
+    Raises:
+        UserError: the data, the network or the saved state does not fit.
+        TrainingError: there is not enough memory, or the directory cannot be written.
+    """
+    begin, config, path = time.perf_counter(), plan.config, plan.invocation.run_dir
+    device = prepared(config)
+    compute = Compute(device, runs_in_bf16(config.precision, device))
+    with enough_memory(f"the data on {device}", "--samples keeps fewer images"):
+        stream = build_stream(config.data, config.seed, device)
+        reference = plan.invocation.command.isolated
+        resolved = resolve(config, compute, stream, reference, plan.base)
+    check_data(plan, stream, resolved)
+    isolated = load_isolated(reference, resolved) if reference else None
+    with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
+        parameters, compute, launch = try_network(config, stream, compute)
+        method = build_method(Setting(config, stream.spec, compute))
+    directory = stack.enter_context(_directory(plan, resolved, stream))
+    done, earlier = directory.manifest.episode, directory.manifest.seconds
+    evaluation = Evaluation(stream, method, config.seed, (row for row in directory.rows if row.episode == done))
+    episodes = schedule(config, stream)
+    if done:
+        with _fitting(path):
+            _restore(method, evaluation, directory, episodes)
+    checkpoints = RunCheckpoints(
+        directory, plan.invocation.command.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
+    )
+    method.checkpoints = checkpoints
+    launched = ", ".join(filter(None, [describe_device(device), precision_of(compute), launch]))
+    header = header_of(config, stream, parameters, launched, path, done)
+    return Session(
+        config, stream, method, evaluation, directory, checkpoints, resolved, episodes, isolated, header
+    )  # fmt: skip
+
+
+def prepared(config: RunConfig) -> torch.device:
+    """The device of a run, with the process set up for it.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    device = pick_device(config.device)
+    make_reproducible()
+    keep_freed_memory()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return device
+
+
+def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> None:
+    """The data of a resumed or extended run are those that it was begun with.
+
+    Raises:
+        UserError: they are not.
+    """
+    if plan.saved is not None:
+        check_same_data(plan.invocation.run_dir, plan.saved, resolved)
+    if plan.base is not None and plan.base_saved is not None:
+        first = TaskStream(stream.spec, stream.tasks[: len(plan.base_saved["data"]["tasks"])])
+        check_data_of(plan.base, plan.base_saved, first.fingerprint(), plan.config.data.data_dir)
+
+
+@contextmanager
+def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream) -> Iterator[RunDirectory]:
+    """The run directory: as it was last committed, new, or with what a finished run has left.
+
+    Raises:
+        UserError, TrainingError: it cannot be read or written.
+    """
+    path = plan.invocation.run_dir
+    with ExitStack() as stack:
+        if plan.saved is None:
+            stack.enter_context(locked(path, "--run_dir "))
+            check_free(path, plan.invocation.command.overwrite)  # nobody else has begun there meanwhile
+        stack.enter_context(writable(path))
+        directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
+        if plan.base is not None and not directory.manifest.episode:
+            directory = directory.adopting(plan.base, targets_of(stream))
+        stack.callback(directory.close)
+        yield directory
+
+
+def _restore(method: Method, evaluation: Evaluation, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
+    """Bring a method and its evaluation to where they were when the run was interrupted."""
+    device, done = method.compute.device, directory.manifest.episode
+    seen = [task.id for episode in episodes for task in episode.new]
+    measured = {(row.episode, row.task) for row in directory.rows if row.is_test and row.episode}
+    expected = {
+        (number, task) for number in range(1, min(done, len(episodes)) + 1)
+        for task in (seen[:number] if method.config.continual else seen)
+    }  # fmt: skip
+    if done > len(episodes) or len(directory.episodes) != done or measured != expected:
+        raise ValueError(f"the measurements are not those of {done} of {len(episodes)} episodes")
+    state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
+    method.load_state_dict(state, episodes[:done])
+    evaluation.load_state_dict(state)
+
+
+def finished_run(path: Path) -> dict[str, Any]:
+    """config.yaml of a run that is to be extended.
+
+    Raises:
+        UserError: there is no finished run, or no state to begin from.
+    """
+    if not holds_run(path) or read_summary(path) is None:
+        raise UserError(f"--extend {path} is not the directory of a finished run")
+    manifest = read_manifest(path)
+    if manifest is None or not any(name.startswith("state/") for name in manifest.files):
+        raise UserError(f"--extend {path} has no state to begin from: it is derived from another run")
+    for name in manifest.files:
+        if not is_removed_log(path, name):
+            checked(path, manifest, name)
+    read_measurements(path, manifest)
+    return read_config(path)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """While saved state is restored: it is taken to be right until it is used.
+
+    Raises:
+        UserError: what was saved does not belong to this run.
+    """
+    try:
+        yield
+    except (UserError, TrainingError, SignalError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{path}: what was saved does not fit the run ({reason}); begin anew with --overwrite"
+        ) from None
+
+
+def verify_run(path: Path) -> None:
+    """Print what lies in a run directory, and whether its files are as they were written.
+
+    Raises:
+        UserError: one is not.
+    """
+    wrong, others = verify(path)
+    for name in others:
+        print(one_line(f"not part of the run: {path / name}"))
+    for line in wrong[1:]:
+        print(one_line(line))
+    if wrong:
+        raise UserError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+    print(f"{one_line(path)}: all files are as they were written")
+
+
+@contextmanager
+def writable(path: Path, resume: Callable[[Path], str] | None = None) -> Iterator[None]:
+    """While a run directory is written.
+
+    Args:
+        resume: the command that resumes the run; that of modelzoo.py if None.
+
+    Raises:
+        TrainingError: it cannot be written any more.
+    """
+    command = (resume or resuming_command)(path)
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
+        raise TrainingError(f"nobody reads the output any more (broken pipe); resume with: {command}") from None
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename or path} cannot be written: {error.strerror or error}; when it can, resume with: "
+            f"{command}"
+        ) from None
+
+
+def resuming_command(path: Path) -> str:
+    """For people to copy."""
+    return f"python modelzoo.py --resume --run_dir {shlex.quote(str(path))}"
+
+
+def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
+    """What is revealed when. A method without --rounds learns the multi-task setting in one episode."""
+    if config.continual:
+        return list(stream.continual())
+    if "rounds" not in METHODS[config.method].options:
+        return list(stream.multitask(1))
+    return list(stream.multitask((config.rounds or len(stream.tasks)) + config.warm_start))
+
+
+def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:
+    """Build a network once, so that one that does not fit the images fails before anything is written.
+
+    Returns:
+        Parameters of the trunk, and how steps are launched: see choose_launch.
+    """
+    task = stream.tasks[0]
+    with seeded(config.seed, "trial"):
+        try:
+            net = build_net(config.net, stream.spec.input_shape, {task.id: task.num_outputs})
+        except UserError as error:
+            raise UserError(f"{config.net.path}: {error}") from None
+        net.to(compute.device)
+        waits = METHODS[config.method].waits
+        compute, launch = choose_launch(net, task.id, task.train, stream.spec, config.hp, compute, waits)
+    return count_parameters(net.trunk), compute, launch

@@ -1,0 +1,140 @@
+"""What a run writes of its configuration, stream, members and episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.task import Episode, TaskStream
+from evaluation.accuracy import HELD_OUT
+from evaluation.members import Member
+from methods.base import Learned, Method
+from methods.config import RunConfig
+from net import count_parameters
+from records.configuration import plain_config
+from records.directory import RunDirectory
+from records.monitor import EpisodeFacts
+from utils.compute import Compute, peak_memory, provenance
+from utils.settings import plain
+
+
+def precision_of(compute: Compute) -> str:
+    """bf16 or fp32."""
+    return "bf16" if compute.bf16 else "fp32"
+
+
+def header_of(
+    config: RunConfig, stream: TaskStream, parameters: int, device: str, path: Path, done: int
+) -> list[tuple[str, str]]:  # fmt: skip
+    """What is run, for the console; `done`: episodes of earlier processes."""
+    mode = "continual" if config.continual else "multi-task"
+    held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
+    return [
+        ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
+        ("data", ", ".join(held)),
+        ("method", config.method),
+        ("network", f"{config.net.model}, {parameters:,} parameters and a head per task"),
+        ("device", device),
+        ("run", f"{path}, resumed after episode {done}" if done else str(path)),
+    ]
+
+
+def targets_of(stream: TaskStream) -> dict[tuple[int, str], Tensor]:
+    """What is right for the examples whose predictions are saved."""
+    targets = {(task.id, "test"): task.test.targets for task in stream.tasks}
+    held = {(task.id, HELD_OUT): task.held_out.targets for task in stream.tasks if task.held_out is not None}
+    return targets | held
+
+
+def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
+    """Weights and predictions of the networks that this episode brought."""
+    for member in method.fresh:
+        tasks = [stream.task(number) for number in member.tasks]
+        facts = {
+            "member": member.number,
+            "episode": member.episode,
+            "replaces_earlier": member.replaces,
+            "tasks": list(member.tasks),
+            "weights": list(member.weights),
+            "task_names": [task.name for task in tasks],
+            "classes": [list(task.classes) for task in tasks],
+            "net": plain(method.config.net),
+            "input_shape": list(stream.spec.input_shape),
+            "parameters": count_parameters(member.net),
+        }
+        directory.add_member(member.number, member_tensors(member), facts)
+        directory.add_predictions(member.number, member.predictions)
+
+
+def member_tensors(member: Member) -> dict[str, Tensor]:
+    """The network, and what tasks have of their own in its trunk (see MultiHead.for_task) as task_<id>/<name>."""
+    own = {f"task_{task}/{name}": value for task, parts in member.own.items() for name, value in parts.items()}
+    return {**member.net.state_dict(), **own}
+
+
+def episode_facts(episode: Episode, learned: Learned, seconds: float, device: torch.device) -> EpisodeFacts:
+    """A line of episodes.csv."""
+    stats = learned.stats
+    return EpisodeFacts(
+        episode.number, learned.tasks, learned.weights, stats.examples, stats.images, stats.gradients, stats.steps,
+        seconds, stats.seconds, stats.images / stats.seconds, stats.loss, peak_memory(device),
+    )  # fmt: skip
+
+
+def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]) -> dict[str, Any]:
+    """What was run and what it cost: the first part of summary.json."""
+    config = method.config
+    storage, budget = method.storage(), method.memory.budget
+    images = sum(facts.images for facts in history)
+    seconds = sum(facts.train_seconds for facts in history)
+    return {
+        "method": config.method,
+        "stream": config.stream,
+        "model": config.net.model,
+        "seed": config.seed,
+        "continual": config.continual,
+        "tasks": len(stream.tasks),
+        "episodes": len(history),
+        "epochs": config.hp.epochs,
+        "samples": config.data.samples,
+        "replay_frac": budget.fraction,
+        "tasks_per_round": config.tasks_per_round,
+        "memory": budget.total,
+        "memory_per_class": budget.per_class,
+        "settings": plain(config.settings),
+        "held_out_examples": sum(len(task.held_out) for task in stream.tasks if task.held_out is not None),
+        "stored_examples": storage.examples,
+        "stored_bytes": storage.bytes,
+        "parameters_total": storage.parameters,
+        "members_per_prediction": storage.members_per_prediction,
+        "parameters_per_prediction": storage.parameters_per_prediction,
+        "images_trained": images,
+        "sample_gradients": sum(facts.sample_gradients for facts in history),
+        "train_seconds": seconds,
+        "images_per_second": images / seconds,
+    }
+
+
+def resolve(
+    config: RunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None
+) -> dict[str, Any]:
+    """config.yaml: every default filled in, what the run was made with.
+
+    Args:
+        isolated: the run that it is compared with. base: the run that it extends.
+    """
+    return {
+        "stream": config.stream,
+        **plain_config(config),
+        "device": str(compute.device),
+        "precision": precision_of(compute),
+        "threads": torch.get_num_threads(),
+        "compared_with": None if isolated is None else str(isolated.absolute()),
+        "extended_from": None if base is None else str(base.absolute()),
+        "data_sha256": stream.fingerprint(),
+        **provenance(),
+    }

@@ -1,0 +1,233 @@
+"""The grid of a benchmark: config/benchmark/*.yaml -> every run that it asks for, checked."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from methods import METHOD_OPTIONS, METHODS
+from records.configuration import data_section, net_sections
+from records.invocation import KEPT, Invocation, configure, options, with_settings
+from studies.store import Run
+from utils.errors import UserError, unknown
+from utils.settings import Declaration, Range
+from utils.yaml_files import load_yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+AXES = ("streams", "hyperparams", "methods", "seeds", "vary")
+# What the grid or the program sets itself, or what belongs to a method.
+_OWN = {
+    "data_config", "hp_config", "method", "seed", "run_dir", "overwrite", "resume", "verify", "extend", "quiet",
+    "isolated", "continual",
+}  # fmt: skip
+_SECTIONS = ("data.", "net.", "hp.", "settings.")
+
+
+def grid_options() -> dict[str, Declaration]:
+    """The options of modelzoo.py that a grid can give, by name."""
+    return {declared.option: declared for declared in options().values() if declared.option not in _OWN}
+
+
+class Entry(NamedTuple):
+    """One row of the tables: a method and the options that only it has."""
+
+    method: str
+    label: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All runs, one seed after the other, and what the notes below the tables say of them."""
+
+    runs: tuple[Run, ...]
+    options: str
+
+
+def load_grid(path: str, store: Path) -> Grid:
+    """Every run that the YAML file asks for.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    content = load_yaml(path)
+    known = [*AXES, *grid_options(), "continual"]
+    for key in content:
+        if key not in known and not key.startswith(_SECTIONS):
+            raise UserError(f"{path}: {unknown('key', key, known)}")
+    streams = _files(path, content, "streams", data_section)
+    hyperparams = _files(path, content, "hyperparams", net_sections)
+    varied = _varied(path, content.get("vary", {}))
+    entries = [more for entry in _list(path, content, "methods") for more in _varying(_entry(path, entry), varied)]
+    seeds = _seeds(path, content)
+    common = {key: _option(path, key, value) for key, value in content.items() if key not in AXES}
+    _check_entries(path, entries, common)
+    models = [
+        _run(path, store, stream, hyper, entry, common)
+        for stream in streams for hyper in hyperparams for entry in entries
+    ]  # fmt: skip
+    runs = tuple(_with_seed(run, seed) for seed in seeds for run in models)
+    names = set()
+    for run in runs:
+        if run.name.casefold() in names:  # some disks do not tell a from A
+            raise UserError(f"{path}: two runs would be {run.directory}; rename a stream, hyperparams or a label")
+        names.add(run.name.casefold())
+    told = [f"{key} {value}" for key, value in common.items()]
+    told += [f"{entry.label}: {key} {value}" for entry in entries for key, value in entry.options.items()]
+    told += [f"{label}: all tasks at once" for label in dict.fromkeys(r.label for r in runs if not r.config.continual)]
+    return Grid(runs, "; ".join(told) or "all defaults")
+
+
+def _list(path: str, content: Mapping[str, Any], key: str) -> list[Any]:
+    if key not in content:
+        raise UserError(f"{path}: key {key!r} is missing")
+    if not isinstance(content[key], list) or not content[key]:
+        raise UserError(f"{path}: {key} is {content[key]!r}; it must be a list with at least one entry")
+    return content[key]
+
+
+def _files(path: str, content: Mapping[str, Any], key: str, load: Callable[[str], object]) -> list[str]:
+    files = [_file(path, key, name) for name in _list(path, content, key)]
+    try:
+        for file in files:
+            load(file)
+    except UserError as error:
+        raise UserError(f"{path}: {key}: {error}") from None
+    return files
+
+
+def _file(path: str, key: str, name: object) -> str:
+    """Relative to the current directory, else to the project."""
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{path}: {key}: {name!r} is not the path of a YAML file")
+    return str(PROJECT / name) if not Path(name).exists() and (PROJECT / name).exists() else name
+
+
+def _seeds(path: str, content: Mapping[str, Any]) -> list[int]:
+    seeds = content.get("seeds")
+    if not isinstance(seeds, list) and "seeds" in content:
+        return list(range(Range(1, 10**4).check(f"{path}: seeds", seeds)))
+    seeds = [Range(0, 2**63 - 1).check(f"{path}: seeds", seed) for seed in _list(path, content, "seeds")]
+    for i, seed in enumerate(seeds):
+        if seed in seeds[:i]:
+            raise UserError(f"{path}: seeds has {seed} twice")
+    return seeds
+
+
+def _entry(path: str, entry: object) -> Entry:
+    where = f"{path}: methods"
+    given: dict[str, Any] = dict(entry) if isinstance(entry, dict) else {"method": entry}
+    if "method" not in given:
+        raise UserError(f"{where}: {entry!r} has no key 'method', such as method: zoo")
+    method = given.pop("method")
+    if not isinstance(method, str) or method not in METHODS:
+        raise UserError(f"{where}: {unknown('method', method, METHODS)}")
+    label = given.pop("label", method)
+    if not isinstance(label, str) or not label.isprintable() or not 0 < len(label) <= 80:
+        raise UserError(f"{where}: label is {label!r}; it must be a line of text of at most 80 characters")
+    where = f"{where}: {label}"
+    known = ["label", "method", "continual", *grid_options()]
+    for key in given:
+        if key not in known and not key.startswith(_SECTIONS):
+            raise UserError(f"{where}: {unknown('key', key, known)}")
+    return Entry(method, label, {key: _option(where, key, value) for key, value in given.items()})
+
+
+def _varied(path: str, content: object) -> list[dict[str, Any]]:
+    """Every combination of the values below `vary`: settings by dotted key or option, each with a list."""
+    if not isinstance(content, dict) or not all(isinstance(values, list) and values for values in content.values()):
+        raise UserError(f"{path}: vary must map settings to lists of values, such as vary: {{hp.lr: [0.01, 0.1]}}")
+    lists = [[(key, _option(f"{path}: vary", key, value)) for value in values] for key, values in content.items()]
+    return [dict(combination) for combination in itertools.product(*lists)]
+
+
+def _varying(entry: Entry, varied: Sequence[Mapping[str, Any]]) -> list[Entry]:
+    """The entry with each combination of varied values; what varies stands in the label."""
+    found = []
+    for values in varied:
+        told = [f"{key.rpartition('.')[2]} {value}" for key, value in values.items()]
+        found.append(Entry(entry.method, ", ".join([entry.label, *told]), {**values, **entry.options}))
+    return found
+
+
+def _option(where: str, key: str, value: object) -> Any:
+    """The value of an option of modelzoo.py, checked as far as it can be by itself; of a dotted key, as it is."""
+    if key == "continual":
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: {key} is {value!r}; it must be true or false")
+        return value
+    if key.startswith(_SECTIONS):
+        return value
+    if key not in grid_options():
+        raise UserError(f"{where}: {unknown('key', key, grid_options())}")
+    grid_options()[key].check(f"{where}: {key}", value)
+    return _file(where, key, value) if key == "method_config" else value
+
+
+def _check_entries(path: str, entries: Sequence[Entry], common: Mapping[str, Any]) -> None:
+    labels = [entry.label for entry in entries]
+    for i, entry in enumerate(entries):
+        where = f"{path}: methods: {entry.label}"
+        if entry.label in labels[:i]:
+            raise UserError(f"{where} is there twice; give each entry a label of its own")
+        modes, continual = METHODS[entry.method].modes, {**common, **entry.options}.get("continual")
+        if continual is False and "multi-task" not in modes:
+            raise UserError(f"{where}: continual is false, but {entry.method} learns tasks one after another only")
+        if entry.options.get("continual") and "continual" not in modes:
+            raise UserError(f"{where}: continual is true, but {entry.method} learns all tasks at once")
+    used = frozenset().union(*(METHODS[entry.method].options for entry in entries))
+    if "method_config" in common:
+        raise UserError(f"{path}: method_config is of one method; move it to an entry of methods")
+    for key in common:
+        if key in METHOD_OPTIONS and key not in used:
+            raise UserError(f"{path}: {key} is not used by any method of the grid; leave it out")
+
+
+def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: Mapping[str, Any]) -> Run:
+    """A run with seed 0, in a directory without a seed."""
+    kind = METHODS[entry.method]
+    given: dict[str, Any] = {"continual": "continual" in kind.modes}
+    given |= {key: value for key, value in common.items() if key not in METHOD_OPTIONS or key in kind.options}
+    given["continual"] &= "continual" in kind.modes
+    if any(key in KEPT for key in entry.options):
+        given = {key: value for key, value in given.items() if key not in KEPT}
+    given |= {"data_config": stream, "hp_config": hyper, "method": entry.method, **entry.options}
+    try:
+        config = with_settings(_invocation(given))
+    except UserError as error:
+        raise UserError(f"{path}: methods: {entry.label}: {undashed(error)}") from None
+    net = Path(hyper).stem
+    directory = store / f"{config.stream}-{net}-{re.sub('[^A-Za-z0-9._+-]+', '_', entry.label)}"
+    return Run(directory, entry.label, net, config, tuple(_arguments(given)))
+
+
+def _invocation(given: Mapping[str, Any]) -> Invocation:
+    named = {key: value for key, value in given.items() if not key.startswith(_SECTIONS) and value is not False}
+    return configure(**named, set={key: value for key, value in given.items() if key.startswith(_SECTIONS)})
+
+
+def _arguments(given: Mapping[str, Any]) -> list[str]:
+    """The same on the command line of modelzoo.py."""
+    found = []
+    for key, value in given.items():
+        if key.startswith(_SECTIONS):
+            found.append(f"--set={key}={json.dumps(value)}")
+        elif value is not False:
+            found.append(f"--{key}" if value is True else f"--{key}={value}")
+    return found
+
+
+def undashed(error: UserError) -> str:
+    """Options stand in a grid without their dashes."""
+    return re.sub(r"--(?=[a-z])", "", str(error))
+
+
+def _with_seed(run: Run, seed: int) -> Run:
+    directory = run.directory.with_name(f"{run.name}-seed{seed}")
+    here = (f"--seed={seed}", f"--run_dir={directory}")
+    return replace(run, directory=directory, config=replace(run.config, seed=seed), arguments=(*run.arguments, *here))

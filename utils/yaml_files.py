@@ -1,0 +1,104 @@
+"""YAML files as people write them: read without anchors, deep nesting or endless numbers, refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.errors import UserError
+from utils.files import NUMBER
+
+_LARGEST_YAML = 16 << 20  # bytes
+_DEEPEST_YAML = 32
+_LONGEST_VALUE = 3000  # characters; Python refuses to print numbers that are not much longer
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader that also reads 1e-5 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:i]]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
+
+
+def load_yaml(path: str) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        UserError: names the file and, where it can, the line.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = file.read(_LARGEST_YAML + 1)
+        if len(content) > _LARGEST_YAML:
+            raise UserError(f"{path} is larger than {_LARGEST_YAML >> 20} MiB, which no configuration is")
+    except FileNotFoundError:
+        folder = Path(path).parent
+        known = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
+        raise UserError(f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")) from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return parse_yaml(path, content)
+
+
+def parse_yaml(path: str, text: str, loader: Any = None) -> dict[str, Any]:
+    """The keys and values of the text of a YAML file; neither anchors nor deep nesting nor endless numbers.
+
+    Args:
+        loader: one of PyYAML's safe ones.
+
+    Raises:
+        UserError: names the file and, where it can, the line.
+    """
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=loader or yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise UserError(f"{path} has an anchor (&) or an alias (*); write the values out")
+            if isinstance(event, yaml.ScalarEvent) and (len(event.value) > _LONGEST_VALUE or _halved(event.value)):
+                what = "a value that is too long" if len(event.value) > _LONGEST_VALUE else "half a character"
+                raise UserError(f"{path} has {what} in line {event.start_mark.line + 1}")  # type: ignore[union-attr]
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_YAML:
+                raise UserError(f"{path} is nested too deeply")
+        content = yaml.load(text, Loader=loader or _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
+    except (
+        ValueError,
+        AttributeError,
+        TypeError,
+        LookupError,
+        OverflowError,
+    ) as error:  # from PyYAML's dates and numbers
+        raise UserError(f"{path} is not valid YAML: a value cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values, such as 'dataset: cifar100'")
+    return content
+
+
+def _halved(text: str) -> bool:
+    """Whether a text has a surrogate, which no file can be written with."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def parse_value(text: str) -> Any:
+    """A value as a YAML file has it behind a key: 0.1, true, [1, 2], conv.
+
+    Raises:
+        UserError: it is none.
+    """
+    return parse_yaml("the value", f"value: {text}\n")["value"]
