@@ -35,7 +35,7 @@ from studies.store import Run, check_run, read_config, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
 from utils.config import RANGES, Range, check_range, load_dataset_config, load_hyper_config, load_yaml
-from utils.errors import UserError, one_line, print_anything, unknown
+from utils.errors import UserError, run_program, unknown
 from utils.options import CHOICES, KEPT, Parser, driver_options, parse
 
 PROJECT = Path(__file__).resolve().parent
@@ -96,15 +96,8 @@ class Grid:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted."""
-    print_anything()
-    try:
-        return benchmark(arguments(argv))
-    except UserError as error:
-        print(f"benchmark.py: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("benchmark.py: interrupted; the same command goes on with the runs that remain", file=sys.stderr)
-        return 130
+    stopped = "interrupted; the same command goes on with the runs that remain"
+    return run_program("benchmark.py", lambda: benchmark(arguments(argv)), stopped)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

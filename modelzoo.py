@@ -57,7 +57,7 @@ from utils.compute import (
     runs_in_bf16,
 )
 from utils.config import RunConfig
-from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
+from utils.errors import SignalError, TrainingError, UserError, one_line, run_program
 from utils.options import Invocation, check_contradictions, parse
 from utils.seeding import seeded
 from utils.trees import to_bytes
@@ -66,21 +66,22 @@ from zoo import Zoo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 130 or 143 if stopped; one line on stderr."""
-    print_anything()
+    stopped = "interrupted; what was saved before is in the run directory"
+    return run_program("modelzoo.py", lambda: do(parse(argv)), stopped)
+
+
+def do(invocation: Invocation) -> None:
+    """What the command line asks for.
+
+    Raises:
+        UserError, TrainingError, SignalError: in one line, why it cannot be done.
+    """
+    if invocation.verify is not None:
+        return verify_run(invocation.verify)
     try:
-        invocation = parse(argv)
-        if invocation.verify is not None:
-            return verify_run(invocation.verify)
         prepare_and_run(invocation)
-    except UserError as error:
-        return _fail(error, 2)
-    except TrainingError as error:
-        return _fail(error, 1)
     except SignalError as error:
-        return _fail(f"{error}; go on with: {resuming_command(invocation.run_dir)}", 128 + error.number)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was saved before is in the run directory", 130)
-    return 0
+        raise SignalError(error.number, f"go on with: {resuming_command(invocation.run_dir)}") from None
 
 
 @dataclass(frozen=True)
@@ -317,17 +318,20 @@ def fitting(path: Path) -> Iterator[None]:
         ) from None
 
 
-def verify_run(path: Path) -> int:
-    """Print what is wrong with the files of a run; exit code 0 if nothing is."""
+def verify_run(path: Path) -> None:
+    """Print what is wrong with the files of a run.
+
+    Raises:
+        UserError: something is wrong.
+    """
     wrong, others = verify(path)
     for name in others:
         print(one_line(f"not part of the run: {path / name}"))
     for line in wrong[1:]:
         print(one_line(line))
     if wrong:
-        return _fail(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""), 2)
+        raise UserError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     print(f"{one_line(path)}: all files are as they were written")
-    return 0
 
 
 @contextmanager
@@ -470,11 +474,6 @@ def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tupl
         waits = METHODS[config.method].waits
         compute, launch = choose_launch(net, task.id, task.train, stream.spec, hyper, compute, waits)
     return count_parameters(net.trunk), compute, launch
-
-
-def _fail(reason: object, code: int) -> int:
-    print(f"modelzoo.py: {one_line(reason)}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

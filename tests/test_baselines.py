@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize, nnls
+from scipy.optimize import minimize
 from scipy.stats import chisquare
 from torch import nn
 
@@ -17,7 +17,7 @@ from datasets.objectives import CrossEntropy
 from methods import with_settings
 from methods.agem import dot, project, rotate
 from methods.ewc import fisher
-from methods.gem import Constrained, dual, nonnegative_quadratic
+from methods.gem import Constrained, dual
 from methods.lwf import distillation
 from methods.memory.audit import Budget
 from methods.memory.replay import balanced_order, reservoir
@@ -401,16 +401,6 @@ def test_mega_without_a_loss_on_past_tasks_changes_nothing():
     g, r = torch.randn(9), torch.randn(9)
     found = combine(g, r, rotate([g], [r], torch.tensor(1.0), torch.tensor(0.0)))
     torch.testing.assert_close(found, g, rtol=1e-4, atol=1e-5)
-
-
-@given(st.integers(1, 8), st.integers(0, 10_000))
-@settings(max_examples=100, deadline=None)
-def test_the_quadratic_solver_equals_scipys_nonnegative_least_squares(n, seed):
-    rng = np.random.default_rng(seed)
-    A, b = rng.standard_normal((n + 3, n)), rng.standard_normal(n + 3)
-    expected, _ = nnls(A, b)
-    found = nonnegative_quadratic(torch.tensor(A.T @ A), torch.tensor(-A.T @ b))
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-7)
 
 
 @given(st.integers(1, 6), st.floats(0, 1), st.integers(0, 10_000))
