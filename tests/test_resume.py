@@ -147,7 +147,7 @@ def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
     ("method", "every"), [("zoo", 9), ("isolated", 29), ("derpp", 29), ("packnet", 29), ("joint", 9)]
 )
 def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
-    """tests/torture.py kills runs everywhere."""
+    """tests/fuzz/torture.py kills runs everywhere."""
     given = [*options(method), "--checkpoint_minutes", "0"]
     assert start("whole", *given) == 0
     for count in (1, 1.5, 2, 2.5, *(n / 2 for n in range(6, 400, every))):
