@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import distill
 import forget
@@ -69,8 +71,8 @@ def prepare(name: str) -> None:
             self._signal = 15
         return due(self, epoch_ends=epoch_ends)
 
-    RunCheckpoints.due = counted  # type: ignore[method-assign]
-    code = modelzoo.main([*(MADE_WITH | SAVED_WITH)[name], "--quiet"])
+    with patch.object(RunCheckpoints, "due", counted):
+        code = modelzoo.main([*(MADE_WITH | SAVED_WITH)[name], "--quiet"])
     if code != (143 if stops else 0):
         raise RuntimeError(f"{name}: exit code {code}")
 
@@ -87,6 +89,12 @@ def derive(name: str) -> None:
 def prepare_and_tell(name: str, send: Callable[[object], None]) -> None:
     prepare(name)
     send(name)
+
+
+def keep(name: str, run: Path) -> None:
+    """Remember the files of a run that was prepared."""
+    PREPARED[name] = {f"run/{path.relative_to(run).as_posix()}": path.read_bytes()
+                      for path in sorted(run.rglob("*")) if path.is_file()}  # fmt: skip
 
 
 def prepared(name: str) -> Files:

@@ -28,7 +28,7 @@ import utils.compute
 from tests.fuzz.attempts import BYTES, SECONDS, attempt
 from tests.fuzz.cases import Answer
 from tests.fuzz.kinds import case
-from tests.fuzz.prepared import MADE_WITH, PREPARED, SAVED, prepare, prepare_and_tell
+from tests.fuzz.prepared import MADE_WITH, PREPARED, SAVED, keep, prepare, prepare_and_tell
 from tests.test_bad_input import (
     NOTHING_THERE,
 )
@@ -149,9 +149,7 @@ def warm_up(folder: Path) -> None:
     gc.collect()
     gc.freeze()
     for name in (*MADE_WITH, *SAVED):
-        run = folder / name / "run"
-        PREPARED[name] = {f"run/{path.relative_to(run).as_posix()}": path.read_bytes()
-                          for path in sorted(run.rglob("*")) if path.is_file()}  # fmt: skip
+        keep(name, folder / name / "run")
 
 
 def run_each(todo: Sequence[tuple[str, int]], report: Callable[[Answer], None] = lambda answer: None) -> list[Answer]:
