@@ -292,7 +292,7 @@ def finished_run(path: Path) -> dict[str, Any]:
         raise UserError(f"--extend {path} is not the directory of a finished run")
     manifest = read_manifest(path)
     if manifest is None or not any(name.startswith("state/") for name in manifest.files):
-        raise UserError(f"--extend {path} has no state to go on from: it was made by an older version, or derived")
+        raise UserError(f"--extend {path} has no state to go on from: it was derived from another run")
     for name in manifest.files:
         if not is_removed_log(path, name):
             checked(path, manifest, name)

@@ -156,9 +156,9 @@ def in_words(run: Run) -> list[str]:
     tasks = len(config["dataset"]["tasks"])
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
     images = "" if config["samples"] is None else f", {config['samples']} training examples a class"
-    images += f", of which a share of {config['hold_out']:g} was held out" if config.get("hold_out") else ""
+    images += f", of which a share of {config['hold_out']:g} was held out" if config["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
-    derived += "Tasks are numbered anew here. " if config.get("forgotten") else ""
+    derived += "Tasks are numbered anew here. " if config["forgotten"] else ""
     learned = (
         f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}{images}. "
         f"Each network is a {hyper['model']}, trained for {_count(hyper['epochs'], 'epoch')} with batches of "
