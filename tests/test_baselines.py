@@ -522,9 +522,9 @@ def test_the_two_forms_of_the_replay_loss_differ_by_a_factor():
 
 def test_finetuning_forgets_and_remembering_does_not():
     """Two tasks with the same images and opposite labels in a shared trunk: replay, springs and isolation help."""
-    stream = toy_stream(4, count=120)
+    stream = toy_stream(4, count=60)
     after = {}
-    for name in ("finetune", "er", "cumulative", "isolated"):
+    for name in ("finetune", "er", "isolated"):
         config = toy_config(method=name)
         config = config.__class__(
             **{**vars(config), "hyper": config.hyper.__class__("conv", epochs=8, batch=8, dropout=0.0)}
@@ -532,7 +532,7 @@ def test_finetuning_forgets_and_remembering_does_not():
         _, _, predictions = run_toy(config, stream)
         answers = [predictions[-1][t.id].argmax(1) == t.test.targets for t in stream.tasks[:-1]]
         after[name] = float(torch.cat(answers).float().mean())
-    assert after["finetune"] < min(after["er"], after["cumulative"], after["isolated"])
+    assert after["finetune"] < min(after["er"], after["isolated"])
 
 
 @pytest.mark.parametrize("method", ["finetune", "ewc"])
