@@ -31,7 +31,7 @@ from studies.jobs import Ended, Job, run_jobs
 from studies.store import Run, check_run, read_config, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
-from utils.errors import UserError, one_line, print_anything
+from utils.errors import UserError, run_program
 from utils.options import Parser
 from utils.settings import Range
 
@@ -61,15 +61,8 @@ EXIT_CODES = "\nexit code: 0; 1 if a run failed; 2 if the input is wrong; 130 if
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted."""
-    print_anything()
-    try:
-        return benchmark(arguments(argv))
-    except UserError as error:
-        print(f"benchmark.py: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("benchmark.py: interrupted; the same command goes on with the runs that remain", file=sys.stderr)
-        return 130
+    stopped = "interrupted; the same command goes on with the runs that remain"
+    return run_program("benchmark.py", lambda: benchmark(arguments(argv)), stopped)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -42,7 +42,7 @@ from utils.compute import (
     make_reproducible,
     pick_device,
 )
-from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
+from utils.errors import TrainingError, UserError, run_program
 from utils.files import beside
 from utils.options import Parser, check_text, whole
 from utils.settings import NoSettings, Range
@@ -57,18 +57,7 @@ _NUMBERS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training or writing cannot go on; 2 if the input is wrong; 130 or 143 if stopped."""
-    print_anything()
-    try:
-        distill(arguments(argv))
-    except UserError as error:
-        return _fail(error, 2)
-    except TrainingError as error:
-        return _fail(error, 1)
-    except SignalError as error:
-        return _fail(error, 128 + error.number)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    return 0
+    return run_program("distill.py", lambda: distill(arguments(argv)))
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -278,11 +267,6 @@ def write(
         directory.finish(summary)
     except OSError as error:
         raise TrainingError(f"{error.filename or out} cannot be written: {error.strerror or error}") from None
-
-
-def _fail(reason: object, code: int) -> int:
-    print(f"distill.py: {one_line(reason)}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

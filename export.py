@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import UserError, one_line, print_anything, unknown
+from utils.errors import UserError, one_line, run_program, unknown
 from utils.options import Parser
 from zoo.export import FILES, check_formats, check_free, ship
 from zoo.options import add_combination, combined
@@ -20,15 +20,7 @@ BOTH = "both"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 2 if the input is wrong, or the exported network does not answer like the zoo."""
-    print_anything()
-    try:
-        return export(arguments(argv))
-    except UserError as error:
-        print(f"export.py: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("export.py: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return run_program("export.py", lambda: export(arguments(argv)), "interrupted; nothing was written")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -54,7 +46,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def export(options: argparse.Namespace) -> int:
+def export(options: argparse.Namespace) -> None:
     """Export, check, write.
 
     Raises:
@@ -69,7 +61,6 @@ def export(options: argparse.Namespace) -> int:
     tasks = [task for task in zoo.tasks if task.number in named or not named]
     for line in ship(zoo, out, formats, tasks):
         print(one_line(line))
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from records.directory import CONFIG, check_free, read_summary
 from records.lock import locked
 from training.loop import TrainingStats
 from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
-from utils.errors import TrainingError, UserError, one_line, print_anything
+from utils.errors import TrainingError, UserError, one_line, run_program
 from utils.files import beside
 from utils.options import Parser, whole
 from utils.settings import Range
@@ -30,16 +30,7 @@ from zoo.forget import CERTIFICATE, Cost, kept, retrained, write
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training cannot go on; 2 if the input is wrong."""
-    print_anything()
-    try:
-        forget(arguments(argv))
-    except UserError as error:
-        return _fail(error, 2)
-    except TrainingError as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the zoo is as it was", 130)
-    return 0
+    return run_program("forget.py", lambda: forget(arguments(argv)), "interrupted; the zoo is as it was")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -122,11 +113,6 @@ def print_costs(names: Mapping[int, str], costs: Mapping[int, Cost]) -> None:
         print(one_line(names[number]).ljust(width) + f"  {cost.members_before:>2} -> {cost.members_after:<2}    {said}")
     before, after = (sum(column) / max(1, len(both)) for column in zip(*both, strict=True))
     print(f"{average:<{width}}              {before:.4f} -> {after:.4f}")
-
-
-def _fail(reason: object, code: int) -> int:
-    print(f"forget.py: {one_line(reason)}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -22,28 +22,28 @@ from records.summary import final_table, saved_table, summarize
 from records.tensorboard import TensorBoard
 from records.writing import episode_facts, facts_of, save_members, targets_of
 from utils.compute import enough_memory
-from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
+from utils.errors import SignalError, run_program
 from utils.trees import to_bytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 130 or 143 if stopped; one line on stderr."""
-    print_anything()
+    stopped = "interrupted; what was saved before is in the run directory"
+    return run_program("modelzoo.py", lambda: do(parse(argv)), stopped)
+
+
+def do(invocation: Invocation) -> None:
+    """What the command line asks for.
+
+    Raises:
+        UserError, TrainingError, SignalError: in one line, why it cannot be done.
+    """
+    if invocation.command.verify is not None:
+        return verify_run(invocation.command.verify)
     try:
-        invocation = parse(argv)
-        if invocation.command.verify is not None:
-            verify_run(invocation.command.verify)
-        else:
-            run(invocation)
-    except UserError as error:
-        return _fail(error, 2)
-    except TrainingError as error:
-        return _fail(error, 1)
+        run(invocation)
     except SignalError as error:
-        return _fail(f"{error}; resume with: {resuming_command(invocation.run_dir)}", 128 + error.number)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was saved before is in the run directory", 130)
-    return 0
+        raise SignalError(error.number, f"resume with: {resuming_command(invocation.run_dir)}") from None
 
 
 def run(invocation: Invocation) -> None:
@@ -110,11 +110,6 @@ def learn(session: Session, monitor: RunMonitor) -> None:
     monitor.run_measured(summary)
     directory.finish(summary)
     monitor.run_ends(final_table(summary))
-
-
-def _fail(reason: object, code: int) -> int:
-    print(f"modelzoo.py: {one_line(reason)}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

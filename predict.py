@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.scenarios import RULE, RULES
-from utils.errors import UserError, one_line, print_anything, unknown
+from utils.errors import UserError, one_line, run_program, unknown
 from utils.files import written_whole
 from utils.options import Parser, whole
 from utils.settings import Range
@@ -36,15 +36,7 @@ _CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if some files could not be read; 2 if the input is wrong."""
-    print_anything()
-    try:
-        return predict(arguments(argv))
-    except UserError as error:
-        print(f"predict.py: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("predict.py: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return run_program("predict.py", lambda: predict(arguments(argv)), "interrupted; nothing was written")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

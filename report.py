@@ -19,7 +19,7 @@ from typing import Any
 
 from records.resume import compared_with
 from records.summary import load_isolated
-from utils.errors import UserError, one_line, print_anything
+from utils.errors import UserError, run_program
 from utils.options import Parser
 
 FORMATS = ("html", "md", "tex", "csv")
@@ -27,13 +27,8 @@ FORMATS = ("html", "md", "tex", "csv")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 2 if the input is wrong."""
-    print_anything()
-    try:
-        given = sys.argv[1:] if argv is None else argv
-        return report(arguments(given), shlex.join(["python", "report.py", *given]))
-    except UserError as error:
-        print(f"report.py: {one_line(error)}", file=sys.stderr)
-        return 2
+    given = sys.argv[1:] if argv is None else argv
+    return run_program("report.py", lambda: report(arguments(given), shlex.join(["python", "report.py", *given])))
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -57,7 +52,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def report(options: argparse.Namespace, command: str) -> int:
+def report(options: argparse.Namespace, command: str) -> None:
     """Read the runs, draw and write.
 
     Raises:
@@ -78,11 +73,10 @@ def report(options: argparse.Namespace, command: str) -> int:
             comparisons = compare(paths, find_runs(Path(options.isolated)) if options.isolated else ())
             if options.format != "html":
                 print(tables.WRITERS[options.format](comparisons, command), end="")
-                return 0
+                return
             made = page.of_several_runs(comparisons, command)
             folder = Path(options.out or os.path.commonpath([path.absolute() for path in paths]))
         print(made.write(folder))
-    return 0
 
 
 def isolated_of(config: Mapping[str, Any], given: str | None) -> Sequence[float] | None:

@@ -29,9 +29,6 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "cifar100": cifar100,
     "mini_imagenet": mini_imagenet,
     "image_folder": image_folder,
-    # names in the authors' earlier repository
-    "rotmnist": rotated_mnist,
-    "permnist": permuted_mnist,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_BINS = 15  # of the calibration error
+BINS = 15  # of the calibration error
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,19 @@ def scores(groups: Tensor, count: int, right: Tensor, confidence: Tensor, hits: 
     # As in calibration_error; groups lie one after the other, a confidence being at most 1.
     keys = 2 * groups + confidence
     ranks = torch.searchsorted(keys.sort().values, keys) - (sizes.cumsum(0) - sizes)[groups]
-    places = groups * _BINS + ranks * _BINS // sizes[groups]
-    gaps = torch.zeros(count * _BINS, dtype=torch.float64).index_add_(0, places, hits - confidence)
-    sums = (groups.bincount(losses, count), groups.bincount(hits, count), gaps.view(count, _BINS).abs().sum(-1))
+    places = groups * BINS + ranks * BINS // sizes[groups]
+    gaps = torch.zeros(count * BINS, dtype=torch.float64).index_add_(0, places, hits - confidence)
+    sums = (groups.bincount(losses, count), groups.bincount(hits, count), gaps.view(count, BINS).abs().sum(-1))
     means = (torch.stack(sums, -1) / sizes.unsqueeze(-1)).tolist()
     return [Score(*mean) if size else None for mean, size in zip(means, sizes.tolist(), strict=True)]
 
 
-def calibration_error(confidence: Tensor, hits: Tensor, bins: int = _BINS) -> Tensor:
+def calibration_error(confidence: Tensor, hits: Tensor, bins: int = BINS) -> Tensor:
     """Expected calibration error of the predicted class, with bins that hold equally many examples.
 
         ECE = sum_b n_b/N |acc_b - conf_b| = 1/N sum_b |sum_{i in b} (hit_i - confidence_i)|
 
-    Sorted by confidence, example r = 0 ... N-1 is in bin floor(bins * r / N). Equal confidences take the bin of the
-    first of them, so that the order of the examples cannot matter. Few examples in a bin make the error larger
-    than that of endless data: compare only where N is the same.
+    Few examples in a bin make the error larger than that of endless data: compare only where N is the same.
 
     Args:
         confidence: [N] probability of the predicted class.
@@ -120,8 +118,15 @@ def calibration_error(confidence: Tensor, hits: Tensor, bins: int = _BINS) -> Te
     Source: Naeini et al. (2015); bins of equal mass as in the adaptive calibration error of Nixon et al. (2019),
     which looks at every class and not at the predicted one alone.
     """
-    ranks = torch.searchsorted(confidence.sort().values, confidence)
     gaps = hits.double() - confidence.double()
     # Sums of rows come out the same every time; adding into bins on a GPU would not.
-    inside = ranks * bins // len(ranks) == torch.arange(bins, device=ranks.device).unsqueeze(-1)
+    inside = equal_bins(confidence, bins) == torch.arange(bins, device=gaps.device).unsqueeze(-1)
     return torch.where(inside, gaps, 0.0).sum(-1).abs().sum() / len(gaps)
+
+
+def equal_bins(confidence: Tensor, bins: int = BINS) -> Tensor:
+    """The bin of each of N examples, int64: sorted by confidence, example r = 0 ... N-1 is in bin floor(bins * r / N).
+
+    Equal confidences take the bin of the first of them, so that the order of the examples cannot matter.
+    """
+    return torch.searchsorted(confidence.sort().values, confidence) * bins // len(confidence)

@@ -29,7 +29,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from scipy import stats  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import modelzoo  # noqa: E402
@@ -37,6 +36,7 @@ from datasets.mixture import Mixture  # noqa: E402
 from datasets.task import Examples, Task  # noqa: E402
 from methods.memory.replay import ReplayMemory  # noqa: E402
 from methods.zoo import ModelZoo, draw_tasks  # noqa: E402
+from studies.statistics import mean_interval  # noqa: E402
 from utils.seeding import generator, seeded  # noqa: E402
 
 SEEDS = range(5)
@@ -137,8 +137,8 @@ def accuracy(name: str, seed: int) -> float:
 
 def interval(values: np.ndarray) -> str:
     """Mean and half width of the 95 % t-interval."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return f"{values.mean():.4f} ± {half:.4f}"
+    mean, half = mean_interval(list(values))
+    return f"{mean:.4f} ± {half:.4f}"
 
 
 def main() -> None:

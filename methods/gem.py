@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,51 +22,23 @@ from utils.seeding import generator
 from utils.settings import Range, setting
 
 
-def nonnegative_quadratic(P: Tensor, q: Tensor) -> Tensor:
-    """u >= 0 that minimises 1/2 u'Pu + q'u, for a positive definite P, [n, n] float64.
-
-    The active-set method of Lawson & Hanson (1974) for nonnegative least squares; n is the number of past
-    tasks, so every system is tiny.
-    """
-    n = len(q)
-    u, free = torch.zeros_like(q), torch.zeros(n, dtype=torch.bool)
-    tolerance = 1e-12 * max(1.0, float(q.abs().max()))
-    for _ in range(10 * n + 10):
-        slope = -(P @ u + q)
-        slope[free] = -torch.inf
-        if free.all() or slope.max() <= tolerance:
-            break
-        free[slope.argmax()] = True
-        while True:
-            trial = torch.zeros_like(u)
-            trial[free] = torch.linalg.solve(P[free][:, free], -q[free])
-            if (trial[free] > 0).all():
-                break
-            # Go as far towards the trial as all stay nonnegative; those that reach zero stay there.
-            blocked = free & (trial <= 0)
-            ratio = (u[blocked] / (u[blocked] - trial[blocked])).min()
-            u = u + ratio * (trial - u)
-            free &= u > tolerance
-            u[~free] = 0
-            if not free.any():
-                trial = u
-                break
-        u = trial
-    return u
-
-
 def dual(products: Tensor, violations: Tensor, margin: float) -> Tensor:
-    """Weights v >= margin of the past tasks' gradients in the projected one, g + G'v.
+    """Weights v >= margin, float64, of the past tasks' gradients in the projected gradient g + G'v.
 
         min_v  1/2 v'(GG')v + (Gg)'v,   v >= margin
 
     Lopez-Paz & Ranzato (2017), eq. 11; `products`: GG' [n, n], `violations`: Gg [n]. A thousandth of the mean
-    square on the diagonal keeps GG' invertible.
+    square on the diagonal keeps P = GG' positive definite. With P = LL' and u = v - margin this is the nonnegative
+    least-squares problem min |L'u + L^-1(Gg + P margin)|.
     """
-    P, q = products.double().cpu(), violations.double().cpu()
-    P = P + 1e-3 * P.diagonal().mean().clamp_min(1e-30) * torch.eye(len(P), dtype=P.dtype)
-    shift = torch.full_like(q, margin)
-    return nonnegative_quadratic(P, q + P @ shift) + shift
+    from scipy.linalg import cholesky, solve_triangular
+    from scipy.optimize import nnls
+
+    P, q = products.double().cpu().numpy(), violations.double().cpu().numpy()
+    P = P + 1e-3 * max(P.diagonal().mean(), 1e-30) * np.eye(len(P))
+    L = cholesky(P, lower=True)
+    u, _ = nnls(L.T, -solve_triangular(L, q + P.sum(1) * margin, lower=True))
+    return torch.from_numpy(u + margin)
 
 
 class Constrained(NormRule):
@@ -94,8 +67,10 @@ class Constrained(NormRule):
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
         g = torch.cat([gradient.flatten() for gradient in own])
         violations = G @ g
-        if bool((violations < 0).any()):
-            weights = dual(G @ G.T, violations, self.margin).to(g)
+        products = G @ G.T
+        # Training that has diverged has no projection; the check of the loss says so.
+        if bool((violations < 0).any() and products.isfinite().all() and violations.isfinite().all()):
+            weights = dual(products, violations, self.margin).to(g)
             g = g + weights @ G
             for gradient, values in zip(own, g.split([x.numel() for x in own]), strict=True):
                 gradient.copy_(values.view_as(gradient))

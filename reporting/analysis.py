@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
+from datasets.objectives import CrossEntropy, equal_bins
 from reporting.runs import Array, Run
-
-BINS = 15
-_FLOOR = np.finfo(np.float32).tiny  # as in the loss of metrics.csv: a probability that rounded to zero
 
 
 def ensemble(run: Run, task: int, first: int | None = None) -> Array:
@@ -75,32 +74,22 @@ class Calibration(NamedTuple):
 
 
 def calibration(probabilities: Array, targets: npt.NDArray[np.int64]) -> Calibration:
-    """Brier (1950); Naeini et al. (2015) for the ECE, with the bins of `reliability`.
+    """Brier (1950); accuracy, loss and ECE as in metrics.csv.
 
     Args:
         probabilities: [N, C].
         targets: [N].
     """
-    right = probabilities[np.arange(len(targets)), targets]
-    bins = reliability(probabilities, targets)
-    return Calibration(
-        accuracy(probabilities, targets),
-        float(-np.log(right.clip(_FLOOR)).mean()),
-        float((np.square(probabilities).sum(1) - 2 * right + 1).mean()),
-        float((bins.n * (bins.accuracy - bins.confidence).abs()).sum() / bins.n.sum()),
-    )
+    score = CrossEntropy().evaluate(torch.from_numpy(probabilities), torch.from_numpy(targets))
+    brier = np.square(probabilities - np.eye(probabilities.shape[1])[targets]).sum(1).mean()
+    return Calibration(score.accuracy, score.loss, float(brier), score.ece)
 
 
 def reliability(probabilities: Array, targets: npt.NDArray[np.int64]) -> pd.DataFrame:
-    """Examples by the probability of the predicted class, in BINS bins of equal size: confidence, accuracy, n.
-
-    Equal probabilities share the bin of the first of them, as in metrics.csv, so that the order does not matter.
-    """
-    confidence, hit = probabilities.max(1), probabilities.argmax(1) == targets
-    bins = np.searchsorted(np.sort(confidence), confidence) * BINS // len(confidence)
-    parts = [bins == number for number in np.unique(bins)]
-    lines = [(confidence[part].mean(), hit[part].mean(), part.sum()) for part in parts]
-    return pd.DataFrame(lines, columns=["confidence", "accuracy", "n"])
+    """Examples by the probability of the predicted class, in the bins of the ECE: confidence, accuracy, n."""
+    table = pd.DataFrame({"confidence": probabilities.max(1), "hit": probabilities.argmax(1) == targets})
+    bins = table.groupby(equal_bins(torch.tensor(table.confidence)).numpy())
+    return bins.agg(confidence=("confidence", "mean"), accuracy=("hit", "mean"), n=("hit", "size"))
 
 
 def calibrations(run: Run) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from datasets.objectives import BINS
 from reporting import analysis
 from reporting.groups import Group
 from reporting.runs import Array, Run
@@ -214,7 +215,7 @@ def reliability(run: Run) -> Picture:
     axes.legend(loc="upper left")
     caption = (
         f"Reliability. The test predictions of all tasks, sorted by the probability of the predicted class into "
-        f"{analysis.BINS} bins of equal size: how often they are right against how sure they are. On the dashed line "
+        f"{BINS} bins of equal size: how often they are right against how sure they are. On the dashed line "
         "the probabilities can be taken at their word; below it they are too sure, above it too cautious."
     )
     return Picture("reliability", "Reliability", caption, drawn, pd.concat(tables))

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from datasets.objectives import BINS
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, mean_accuracy
 from reporting import analysis, figures, style
 from reporting.figures import Picture
@@ -241,7 +242,7 @@ def calibration_table(run: Run) -> Sheet:
     foot = [Cell("mean"), Cell(""), *(Cell(_share(means.loc[answer, key])) for key in shown for answer in answers)]
     notes = [
         "NLL: mean negative log-likelihood of the right class. Brier score: mean squared distance of the probabilities "
-        f"from the right answer. ECE: expected calibration error, {analysis.BINS} bins of equal size. Lower is better."
+        f"from the right answer. ECE: expected calibration error, {BINS} bins of equal size. Lower is better."
     ]
     if several:
         notes.append("One member: the mean over the members that answer the task, each alone.")

@@ -16,13 +16,10 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
     Student (1908): exact for independent normal values. The half-width is NaN for n < 2, the mean for n = 0.
     """
-    n = len(values)
-    if n == 0:
-        return math.nan, math.nan
-    mean = float(np.mean(values))
-    if n == 1:
+    mean = float(np.mean(values)) if len(values) else math.nan
+    if len(values) < 2:
         return mean, math.nan
-    return mean, float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return mean, float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
 
 
 def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
@@ -30,19 +27,18 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
 
         t = mean(d) sqrt(n) / s(d),   d_i = one_i - other_i,   n - 1 degrees of freedom
 
-    Student (1908). Where s(d) = 0, t has no value but its limit: p = 1 if all d are 0, else p = 0. NaN for n < 2.
+    Student (1908). Where s(d) = 0 but for rounding, t has no value but its limit: p = 1 if all d are 0, else p = 0.
+    NaN for n < 2.
 
     Args:
         one, other: [n], values of the same seeds in the same order.
     """
     difference = np.subtract(one, other)
-    n = len(difference)
-    if n < 2:
+    if len(difference) < 2:
         return math.nan
-    if np.ptp(difference) == 0:
-        return 1.0 if difference[0] == 0 else 0.0
-    t = difference.mean() * math.sqrt(n) / difference.std(ddof=1)
-    return float(2 * stats.t.sf(abs(t), n - 1))
+    if np.allclose(difference, difference[0], rtol=1e-12, atol=1e-12):  # equal but for rounding
+        return float(abs(difference[0]) <= 1e-12)
+    return float(stats.ttest_rel(one, other).pvalue)
 
 
 def level_with_best(

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize, nnls
+from scipy.optimize import minimize
 from scipy.stats import chisquare
 from torch import nn
 
 from datasets.objectives import CrossEntropy
 from methods.agem import dot, project, rotate
 from methods.ewc import fisher
-from methods.gem import Constrained, dual, nonnegative_quadratic
+from methods.gem import Constrained, dual
 from methods.lwf import distillation
 from methods.memory.audit import Budget
 from methods.memory.replay import balanced_order, reservoir
@@ -403,16 +403,6 @@ def test_mega_without_a_loss_on_past_tasks_changes_nothing():
     torch.testing.assert_close(found, g, rtol=1e-4, atol=1e-5)
 
 
-@given(st.integers(1, 8), st.integers(0, 10_000))
-@settings(max_examples=100, deadline=None)
-def test_the_quadratic_solver_equals_scipys_nonnegative_least_squares(n, seed):
-    rng = np.random.default_rng(seed)
-    A, b = rng.standard_normal((n + 3, n)), rng.standard_normal(n + 3)
-    expected, _ = nnls(A, b)
-    found = nonnegative_quadratic(torch.tensor(A.T @ A), torch.tensor(-A.T @ b))
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-7)
-
-
 @given(st.integers(1, 6), st.floats(0, 1), st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
 def test_gems_projection_equals_a_generic_solver_and_keeps_its_constraints(tasks, margin, seed):
@@ -532,14 +522,14 @@ def test_the_two_forms_of_the_replay_loss_differ_by_a_factor():
 
 def test_finetuning_forgets_and_remembering_does_not():
     """Two tasks with the same images and opposite labels in a shared trunk: replay, springs and isolation help."""
-    stream = toy_stream(4, count=120)
+    stream = toy_stream(4, count=60)
     after = {}
-    for name in ("finetune", "er", "cumulative", "isolated"):
+    for name in ("finetune", "er", "isolated"):
         config = toy_config(method=name, hp={"epochs": 8})
         _, _, predictions = run_toy(config, stream)
         answers = [predictions[-1][t.id].argmax(1) == t.test.targets for t in stream.tasks[:-1]]
         after[name] = float(torch.cat(answers).float().mean())
-    assert after["finetune"] < min(after["er"], after["cumulative"], after["isolated"])
+    assert after["finetune"] < min(after["er"], after["isolated"])
 
 
 @pytest.mark.parametrize("method", ["finetune", "ewc"])

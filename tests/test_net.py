@@ -191,6 +191,6 @@ def test_a_transformer_takes_small_images():
 
 
 def test_a_model_that_does_not_fit_says_so():
-    trunk = build_trunk(configured("timm/vgg11", dropout=0.0), (1, 8, 8))
-    with pytest.raises(UserError, match="timm/vgg11 cannot take inputs of 1x8x8"):
-        feature_size(trunk, "timm/vgg11", (1, 8, 8))
+    trunk = build_trunk(configured("timm/test_convnext", dropout=0.0), (1, 8, 8))
+    with pytest.raises(UserError, match="timm/test_convnext cannot take inputs of 1x8x8"):
+        feature_size(trunk, "timm/test_convnext", (1, 8, 8))

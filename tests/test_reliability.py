@@ -234,7 +234,7 @@ def test_a_flipped_bit_in_any_file_is_found(whole, monkeypatch, capsys):
     rng = torch.Generator().manual_seed(0)
     for path in files:
         kept = path.read_bytes()
-        for bit in torch.randint(8 * len(kept), (4,), generator=rng).tolist():
+        for bit in torch.randint(8 * len(kept), (2,), generator=rng).tolist():
             flipped(path, bit)
             capsys.readouterr()
             for command in (["--verify", "run"], ["--resume", "--run_dir", "run"]):
@@ -365,7 +365,7 @@ def test_the_lock_of_another_machine_is_not_taken_over():
 def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(method, monkeypatch, capsys):
     assert start("whole", *options(method)) == 0
     sync = utils.files.os.fsync
-    for count in range(3, 200, 13):
+    for count in range(3, 200, 27):
         shutil.rmtree("run", ignore_errors=True)
         left = [count]
 

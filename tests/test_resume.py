@@ -109,7 +109,7 @@ def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
     stops = 0
     for _ in range(30):
         with monkeypatch.context() as patch:
-            stop_after(patch, rng.randint(1, 5))
+            stop_after(patch, rng.randint(2, 8))
             code = start("run", *(["--resume"] if stops else []), *given)
         if code == 0:
             break
@@ -144,10 +144,10 @@ def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "every"), [("zoo", 9), ("isolated", 29), ("derpp", 29), ("packnet", 29), ("joint", 9)]
+    ("method", "every"), [("zoo", 23), ("isolated", 41), ("derpp", 41), ("packnet", 41), ("joint", 17)]
 )
 def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
-    """tests/torture.py kills runs everywhere."""
+    """tests/fuzz/torture.py kills runs everywhere."""
     given = [*options(method), "--checkpoint_minutes", "0"]
     assert start("whole", *given) == 0
     for count in (1, 1.5, 2, 2.5, *(n / 2 for n in range(6, 400, every))):

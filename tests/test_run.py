@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -40,10 +41,9 @@ def command(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """An Isolated run and a zoo that is compared with it, through the real command line."""
+    """A run of isolated networks, and a zoo that is compared with it, through the real command line."""
     folder = tmp_path_factory.mktemp("runs")
-    isolated = command(*QUICK, "--continual", "--method", "isolated", "--run_dir", "isolated", cwd=folder)
-    assert isolated.returncode == 0, isolated.stderr
+    assert main([*QUICK, "--continual", "--method", "isolated", "--run_dir", str(folder / "isolated"), "--quiet"]) == 0
     zoo = command(*QUICK, "--continual", "--run_dir", "zoo", "--isolated", "isolated", cwd=folder)
     assert zoo.returncode == 0, zoo.stderr
     return folder, zoo
@@ -172,11 +172,10 @@ def seen(examples, i):
     return torch.tensor([int(pixels[p]) if p >= 0 else 0 for p in examples.view], dtype=torch.uint8).view(1, 8, 8)
 
 
-def test_threads_are_as_many_as_asked_for(tmp_path):
-    done = command(
-        *QUICK, "--continual", "--epochs", "1", "--threads", "1", "--device", "cpu", "--run_dir", "run", cwd=tmp_path
-    )
-    assert "cpu: 1 thread, fp32" in done.stdout
+def test_threads_are_as_many_as_asked_for(tmp_path, capsys):
+    given = ["--samples", "2", "--epochs", "1", "--threads", "1", "--device", "cpu", "--run_dir", str(tmp_path / "run")]
+    assert main(given) == 0
+    assert "cpu: 1 thread, fp32" in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["threads"] == 1
 
 
@@ -217,9 +216,8 @@ def quiet(folder, *arguments):
     return (folder / "metrics.csv").read_bytes()
 
 
-def test_a_seed_is_a_run(runs, tmp_path, capsys):
+def test_another_seed_is_another_run(runs, tmp_path, capsys):
     folder, _ = runs
-    assert quiet(tmp_path / "again", "--continual") == (folder / "zoo/metrics.csv").read_bytes()
     assert quiet(tmp_path / "other", "--continual", "--seed", "1") != (folder / "zoo/metrics.csv").read_bytes()
 
 
@@ -258,13 +256,14 @@ def test_isolated_in_the_multitask_mode_trains_every_task_once(runs, tmp_path, c
     np.testing.assert_array_equal(matrix(tmp_path / "isolated")[-1], matrix(folder / "isolated")[-1])
 
 
-def test_overwrite_replaces_a_run(tmp_path, capsys):
-    first = quiet(tmp_path / "run", "--continual")
+def test_overwrite_replaces_a_run_and_the_same_seed_gives_the_same_run(runs, tmp_path, capsys):
+    folder, _ = runs
+    shutil.copytree(folder / "zoo", tmp_path / "run")
     (tmp_path / "run/figures").mkdir()
     ours, theirs = ["members/member_077.json", "report.html", "figures/cost.png"], ["notes.txt", "members/notes.txt"]
     for name in [*ours, *theirs]:
         (tmp_path / "run" / name).write_text("old")
-    assert quiet(tmp_path / "run", "--continual", "--overwrite") == first
+    assert quiet(tmp_path / "run", "--continual", "--overwrite") == (folder / "zoo/metrics.csv").read_bytes()
     assert [name for name in [*ours, *theirs] if (tmp_path / "run" / name).exists()] == theirs
     assert not (tmp_path / "run/figures").exists()
 

@@ -43,7 +43,7 @@ def spoken_for(rule, outputs):
 
 @pytest.mark.parametrize("rule", RULES)
 @given(seed=st.integers(0, 10**6), same=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_scores_are_those_of_a_loop(rule, seed, same):
     rng = np.random.default_rng(seed)
     widths = [3] * 4 if same else rng.integers(2, 5, 4).tolist()

@@ -34,7 +34,6 @@ from utils.torchvision_ops import declare_missing_operators
 
 YAMLS = sorted((Path(__file__).parent.parent / "config" / "dataset").glob("*.yaml"))
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-OLD_NAMES = {"rotmnist": "rotated_mnist", "permnist": "permuted_mnist"}
 CPU = torch.device("cpu")
 
 
@@ -67,8 +66,6 @@ def sources(data_dir):
         "mnist": mnist,
         "rotated_mnist": mnist,
         "permuted_mnist": mnist,
-        "rotmnist": mnist,
-        "permnist": mnist,
         "cifar10": write_cifar10(data_dir),
         "cifar100": write_cifar100(data_dir),
         "mini_imagenet": write_mini_imagenet(data_dir),
@@ -104,10 +101,7 @@ def permuted(pixels: np.ndarray, x: int) -> np.ndarray:
     return pixels.reshape(len(pixels), -1)[:, order].reshape(pixels.shape)
 
 
-LOOKS = {
-    "rotated_digits": turned, "rotated_mnist": turned, "rotmnist": turned,
-    "permuted_mnist": permuted, "permnist": permuted,
-}  # fmt: skip
+LOOKS = {"rotated_digits": turned, "rotated_mnist": turned, "permuted_mnist": permuted}
 
 Pictures = Counter[tuple[int, bytes]]
 
@@ -153,7 +147,7 @@ def check_against_source(dataset: str, source: Source, tasks: list[list[int | st
 
 
 def test_every_data_set_has_a_yaml_file_or_is_an_old_name_of_one_that_has():
-    assert {yaml.safe_load(path.read_text())["dataset"] for path in YAMLS} | set(OLD_NAMES) == set(STREAMS)
+    assert {yaml.safe_load(path.read_text())["dataset"] for path in YAMLS} == set(STREAMS)
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -187,14 +181,6 @@ def test_the_images_are_held_once_however_many_tasks_there_are(path, data_dir, s
     memory = [store.untyped_storage() for store in (stores[0], tasks[0].test.store)]  # may be one
     held = {block.data_ptr(): block.nbytes() for block in memory}
     assert sum(held.values()) == source.train.pixels.size + source.test.pixels.size
-
-
-@pytest.mark.parametrize(("old", "new"), OLD_NAMES.items())
-def test_an_old_name_gives_the_same_tasks(old, new, tmp_path, data_dir, sources):
-    path = next(path for path in YAMLS if path.stem == new)
-    renamed = tmp_path / path.name
-    renamed.write_text(path.read_text().replace(f"dataset: {new}", f"dataset: {old}"))
-    check_against_source(old, sources[old], written_classes(path), from_yaml(renamed, data_dir))
 
 
 def test_every_episode_reveals_one_task_or_the_first_reveals_all():

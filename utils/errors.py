@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _LONGEST = 5000  # a line; a path may have 4096
 
@@ -22,9 +22,35 @@ class TrainingError(Exception):
 class SignalError(Exception):
     """A signal asked the run to stop, and everything is saved."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    def __init__(self, number: int, advice: str = "") -> None:
+        super().__init__("; ".join(filter(None, [f"stopped by {signal.Signals(number).name}", advice])))
         self.number = number
+
+
+def run_program(name: str, body: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Run the body of a program and return its exit code; an error becomes one line on stderr.
+
+    Args:
+        name: of the program; opens the line.
+        body: what it does; returns an exit code, or None for 0.
+        interrupted: the line for Ctrl-C.
+
+    Returns:
+        What `body` returned; 2 after a UserError, 1 after a TrainingError, 128 + n after signal n.
+    """
+    print_anything()
+    try:
+        return body() or 0
+    except UserError as error:
+        reason, code = str(error), 2
+    except TrainingError as error:
+        reason, code = str(error), 1
+    except SignalError as error:
+        reason, code = str(error), 128 + error.number
+    except KeyboardInterrupt:
+        reason, code = interrupted, 128 + signal.SIGINT
+    print(f"{name}: {one_line(reason)}", file=sys.stderr)
+    return code
 
 
 def one_line(text: object) -> str:

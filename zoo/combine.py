@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax
 from torch import Tensor
 
 COMBINE = ("mean", "weighted", "stacked")
@@ -176,16 +177,13 @@ def stacked(one: Combination, held: HeldOut) -> Combination:
     members = len(one.members)
 
     def loss(values: Array) -> tuple[float, Array]:
-        scores = logs @ values[:members] + values[members:]
-        scores -= scores.max(-1, keepdims=True)
-        p = np.exp(scores)
-        p /= p.sum(-1, keepdims=True)
-        error = p.copy()
+        answer = log_softmax(logs @ values[:members] + values[members:], axis=-1)
+        error = np.exp(answer)
         error[here, targets] -= 1
         gradient = np.concatenate([np.einsum("nc,ncm->m", error, logs), error.sum(0)])
         away = (values - start) / _STACKING_SPREAD**2
         penalty = 0.5 * float(away @ (values - start))
-        return -float(np.log(np.maximum(p[here, targets], _LEAST)).sum()) + penalty, gradient + away
+        return penalty - float(answer[here, targets].sum()), gradient + away
 
     values = minimize(loss, start, jac=True, method="L-BFGS-B").x
     return replace(one, weights=tuple(values[:members].tolist()), biases=tuple(values[members:].tolist()))

@@ -117,7 +117,7 @@ def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
         task: the one whose test images are answered to take the time.
 
     Raises:
-        UserError: a file is damaged, or was written by an older version.
+        UserError: a file is damaged.
     """
     images = torch.cat(stored_inputs(task.test.subset(torch.arange(min(len(task.test), _TIMED_IMAGES)))))
     taken: dict[str, list[float]] = {name: [] for name in zoos}

@@ -1,29 +1,13 @@
-"""A few of the damaged and hostile inputs of tests/mutations.py, and those that once were not refused well."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The fuzzer itself: its cases can be repeated, and it finds out what is wrong with an answer."""
 
 import pytest
 
-from tests.mutations import KINDS, REGRESSIONS, Case, case, outside, wrong_answer
+from tests.fuzz.attempts import outside, wrong_answer
+from tests.fuzz.cases import Case
+from tests.fuzz.kinds import case
 
-MUTATIONS = Path(__file__).parent / "mutations.py"
 # What these change does not come from a run that was made before.
 PURE = ("valid", "dataset", "hyperparam", "method", "grid", "argv", "idx", "image", "cifar", "mini")
-
-
-def test_mutated_inputs_are_read_or_refused_in_one_line():
-    answer = subprocess.run(  # a process of its own, which has not trained anything before it forks
-        [sys.executable, str(MUTATIONS), "--cases", str(len(KINDS)), "--regressions"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    lines = {line.split()[0]: line.split() for line in answer.stdout.splitlines()}
-    assert {kind: int(lines[kind][1]) for kind in KINDS} == {
-        kind: 1 + sum(other == kind for other, _ in REGRESSIONS) for kind in KINDS
-    }
 
 
 @pytest.mark.parametrize("kind", PURE)

@@ -1,9 +1,9 @@
 """What interrupts runs of days, many times over: kills, signals, a full disk, a second process.
 
-    python tests/torture.py kills --cases 100
-    python tests/torture.py signals --cases 50
-    python tests/torture.py disk --cases 50      (as root: on small file systems; else with a limit on file sizes)
-    python tests/torture.py together --cases 25
+    python -m tests.fuzz.torture kills --cases 100
+    python -m tests.fuzz.torture signals --cases 50
+    python -m tests.fuzz.torture disk --cases 50      (as root: on small file systems; else with a limit on file sizes)
+    python -m tests.fuzz.torture together --cases 25
 
 In every case a small run of some method is interrupted at moments drawn at random, gone on with until it is
 finished, and compared with a run that nothing interrupted: metrics.csv, members and predictions bit for bit, and no
@@ -26,18 +26,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+import tensorboard.compat.proto.event_pb2  # noqa: F401
+import torch
+import torch._dynamo
+from tensorboard.plugins.custom_scalar import layout_pb2  # noqa: F401
+from tensorboard.plugins.hparams import plugin_data_pb2  # noqa: F401
 
-import tensorboard.compat.proto.event_pb2  # noqa: E402, F401
-import torch  # noqa: E402
-import torch._dynamo  # noqa: E402
-from tensorboard.plugins.custom_scalar import layout_pb2  # noqa: E402, F401
-from tensorboard.plugins.hparams import plugin_data_pb2  # noqa: E402, F401
+import modelzoo
+from records.manifest import verify
 
-import modelzoo  # noqa: E402
-from records.manifest import verify  # noqa: E402
-
+PROJECT = Path(__file__).resolve().parents[2]
 METHODS = {
     "zoo": ["--tasks_per_round", "3"],
     "er": ["--memory_per_class", "2"],

@@ -1,0 +1,252 @@
+"""Inputs that tests/fuzz has found, which once ended in a traceback, hung or were taken: refused in one line."""
+
+import gzip
+import hashlib
+import json
+import math
+import pickle
+import re
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load, save
+
+import modelzoo
+from tests.fuzz import attempts
+from tests.fuzz.attempts import attempt
+from tests.fuzz.cases import Case, Folder, Link, write
+from tests.fuzz.files import joined_safetensors, split_safetensors
+from tests.fuzz.images import png_claiming
+from tests.fuzz.inputs import CONTINUAL, GRID, METHODS, TINY, YAML, cifar_batch, idx_files, image_files
+from tests.fuzz.prepared import SAVED_WITH, fitted, keep, manifest_of, prepare, prepared, saved
+from tests.fuzz.saved import PICTURES
+from tests.test_bad_input import CIFAR, FOLDER, HOSTILE, MNIST
+
+RUNS = ("finished", "isolated", "interrupted", "interrupted er", "interrupted joint", "saved zoo", "saved isolated")
+NESTED = b"[" * 10**5
+FOUND = Path(__file__).parent / "found"
+ZOO = "run/d-h-zoo-seed0"
+ZOOS, BOTH = {"run": "saved zoo"}, {"run": "saved zoo", "alone": "saved isolated"}
+EXTEND = "--extend run --data_config more.yaml --run_dir made --device cpu --quiet"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patched:
+        for name in RUNS:
+            folder = tmp_path_factory.mktemp("prepared")
+            patched.chdir(folder)
+            prepare(name)
+            keep(name, folder / "run")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A command, the runs it finds, and what is done to their files."""
+
+    name: str
+    program: str
+    arguments: tuple[str, ...]
+    words: tuple[str, ...] = ()  # of the message; none: it is accepted
+    runs: dict[str, str] = field(default_factory=dict)  # folder -> one of RUNS
+    files: dict = field(default_factory=dict)  # path, or how it begins -> content, or a function of the old content
+    checksums: bool = True  # fit what was changed
+    writes: tuple[str, ...] | None = None
+
+
+def files_of(found):
+    """All files of the case."""
+    files = {**TINY, "d.yaml": YAML["digits"], "m.yaml": METHODS["er"]}
+    for folder, name in found.runs.items():
+        made = (saved if name in SAVED_WITH else prepared)(name)
+        files |= {re.sub("^run/", f"{folder}/", path): content for path, content in made.items()}
+    manifests = {folder: manifest_of(files, folder) for folder in found.runs}
+    for start, content in found.files.items():
+        path = next((path for path in files if path.startswith(start)), start)
+        files[path] = content(files[path]) if callable(content) else content
+        if "/state/" in path:  # its name has a part of its sum
+            new = re.sub("[0-9a-f]{16}(?=.safetensors)", hashlib.sha256(files[path]).hexdigest()[:16], path)
+            files[new] = files.pop(path)
+            manifests["run"].files[new.removeprefix("run/")] = manifests["run"].files.pop(path.removeprefix("run/"))
+    for folder, manifest in manifests.items() if found.checksums else ():
+        files[f"{folder}/manifest.json"] = fitted(files, manifest, folder)
+    return files
+
+
+def in_json(**values):
+    """A change of a JSON file; None removes the key."""
+
+    def change(content):
+        facts = json.loads(content) | values
+        return json.dumps({key: value for key, value in facts.items() if value is not None}).encode()
+
+    return change
+
+
+def in_yaml(**values):
+    return lambda content: yaml.safe_dump(yaml.safe_load(content) | values).encode()
+
+
+def in_hyper(**values):
+    return lambda content: yaml.safe_dump((old := yaml.safe_load(content)) | {"hyper": old["hyper"] | values}).encode()
+
+
+def all_bytes(byte):
+    """Every number of a safetensors file."""
+    return lambda content: joined_safetensors((parts := split_safetensors(content))[0], byte * len(parts[1]))
+
+
+def other_tensor(name, change):
+    return lambda content: save((tensors := load(content)) | {name: change(tensors[name])})
+
+
+def longer_header(content):
+    return joined_safetensors(*split_safetensors(content), len(content) - 8)
+
+
+def no_rows(content):
+    return content.splitlines(keepends=True)[0]
+
+
+def resumed(name, run, files, *words, checksums=True):
+    return Found(name, "modelzoo", ("--resume", "--run_dir", "run"), words, {"run": run}, files, checksums)
+
+
+def image(name, content, *words):
+    path = f"{FOLDER}/train/dog/1.png"
+    files = {"d.yaml": YAML["images"], **image_files(), path: content}
+    return Found(name, "modelzoo", (*CONTINUAL, "--samples", "1"), words and (path, *words), files=files)
+
+
+def stream(name, which, files, *words):
+    return Found(name, "modelzoo", (*CONTINUAL, "--samples", "1"), words, files={"d.yaml": YAML[which], **files})
+
+
+def benchmark(name, files, *words, runs=()):
+    """The tables are made again."""
+    grid = b"{streams: [d.yaml], hyperparams: [h.yaml], seeds: 1, samples: 4, methods: [zoo, isolated]}"
+    arguments = ("--config", "g.yaml", "--store", "run", "--tables_only")
+    return Found(name, "benchmark", arguments, words, dict(runs), {"g.yaml": grid, **files})
+
+
+def store(name, path, content, *words):
+    """The run of the zoo, of two, has another file."""
+    both = {ZOO: "finished", "run/d-h-isolated-seed0": "isolated"}
+    return benchmark(name, {f"{ZOO}/{path}": content}, *words, runs=both)
+
+
+def report(name, files, *words):
+    return Found(name, "report", ("run",), words, {"run": "finished"}, files)
+
+
+def using(program, name, runs, arguments, files, *words, checksums=True):
+    return Found(f"{program}: {name}", program, tuple(arguments.split()), words, runs, files, checksums, ("made",))
+
+
+BATCH = pickle.dumps(cifar_batch(), protocol=2)
+BATCHES = {f"{CIFAR}/{name}": BATCH for name in ("test_batch", *(f"data_batch_{i}" for i in range(1, 6)))}
+HEADER = b"\0\0\x08\x03" + struct.pack(">3I", 10**6, 28, 28)
+BOMB = gzip.compress(HEADER) + 300 * gzip.compress(bytes(1 << 20))  # 300 MiB in 300 kB
+LONG = "x" * 5000
+ZERO = Link("/dev/zero")
+
+CASES = [
+    stream("a null character in a name of a pickle", "cifar", {
+        **BATCHES, f"{CIFAR}/data_batch_3": BATCH.replace(b"core.multiarray", b"core\0multiarray"),
+    }, "data_batch_3 wants to run", "it was not run"),
+    stream("a file that swells", "mnist", {
+        **idx_files(), f"{MNIST}/train-images-idx3-ubyte.gz": BOMB,
+    }, "holds more than 256 MiB"),
+    image("an image that Pillow warns of", (FOUND / "warned.tif").read_bytes()),
+    image("a TIFF file without its end", (FOUND / "cut.tif").read_bytes(), "not an image"),
+    image("a TIFF file of 131 samples a pixel", (FOUND / "samples.tif").read_bytes(), "not an image"),
+    image("a PNG file 100,000,000 pixels high", png_claiming(1, 10**8, b""), "too many"),
+    image("a grey PNG file 100,000,000 pixels high", png_claiming(1, 10**8, b"", 1, 0), "too many"),
+    # command lines
+    Found("a directory whose name is no text", "modelzoo", (*CONTINUAL, "--samples", "4", "--run_dir", "\udc80x")),
+    Found("a null character in --run_dir", "modelzoo", (*CONTINUAL, "--run_dir=d.yaml\0"),
+          ("--run_dir d.yaml", "null")),
+    using("predict", "a long --out", ZOOS, f"run --task auto --out {LONG} pictures", PICTURES, "--out xxx"),
+    using("distill", "--data_dir is no text", ZOOS, "run --run_dir made --data_dir=\udcff", {}, "--data_dir"),
+    using("forget", "a null character in --run_dir", ZOOS, "run --task 3 --run_dir a\0b", {}, "--run_dir a"),
+    # runs
+    resumed("a random state of ones", "interrupted er", {"run/state/training-": all_bytes(b"\xff")}, "does not fit"),
+    resumed("a random state of 127s", "interrupted joint", {"run/state/training-": all_bytes(b"\x7f")}, "does not fit"),
+    resumed("a pickle for a state", "interrupted er", {"run/state/method-": HOSTILE}, "run"),
+    resumed("no UTF-8", "interrupted", {"run/config.yaml": lambda old: old + b"\xff"}, "run/config.yaml is damaged"),
+    resumed("NaN in a summary", "finished", {"run/summary.json": in_json(per_task_acc=[0.5, math.nan])},
+            "run/summary.json is damaged"),
+    resumed("no measurements", "interrupted", {"run/metrics.csv": no_rows}, "run"),
+    resumed("a manifest without metrics.csv", "interrupted", {"run/metrics.csv": Link("missing")}, "run"),
+    resumed("an endless manifest", "interrupted", {"run/manifest.json": ZERO}, "manifest.json", checksums=False),
+    resumed("an odd lock", "interrupted", {"run/.lock": NESTED[:4000]}),
+    Found("a link that leads nowhere", "modelzoo", (*CONTINUAL, "--samples", "4", "--overwrite"), ("--run_dir run",),
+          files={"run": Link("missing")}),
+    using("modelzoo", "a cell of 131,073 characters", ZOOS, EXTEND,
+          {"run/episodes.csv": lambda old: old + b"x" * 131_073}, "episodes.csv"),
+    # benchmarks
+    benchmark("a tag in a grid", {"run": Folder(), "g.yaml": GRID.replace(b"[d.yaml]", b"[!!bool maybe]")},
+              "g.yaml is not valid YAML"),
+    store("a nested summary", "summary.json", NESTED, ZOO),
+    store("a text for a figure", "summary.json", in_json(members_per_prediction="inf"), ZOO),
+    store("a list for an accuracy", "summary.json", in_json(per_task_acc=[[0.5]]), ZOO),
+    store("no column of the ledger", "summary.json", in_json(stored_bytes=None), "run"),
+    store("no forgetting", "summary.json", in_json(forgetting_chaudhry=None)),
+    store("an endless configuration", "config.yaml", ZERO, "run"),
+    store("a null character in a method", "config.yaml", in_yaml(method="a\0b"), ZOO, "method"),
+    store("a key that is no text", "config.yaml", lambda old: old.replace(b"augment:", b"null:", 1), ZOO),
+    store("no stream", "config.yaml", lambda old: old.replace(b"stream:", b"streem:", 1), "run"),
+    # reports
+    report("episodes.csv without a row", {"run/episodes.csv": no_rows}, "run"),
+    report("a nested member", {"run/members/member_000.json": NESTED}, "run"),
+    report("no stream", {"run/config.yaml": lambda old: old.replace(b"stream:", b"streem:", 1)}, "run"),
+    report("a list for a number", {"run/config.yaml": in_hyper(dropout=[[0]])}, "run"),
+    report("targets out of range", {"run/predictions/targets.": all_bytes(b"\x7f")}, "run"),
+    # zoos
+    using("export", "no targets", ZOOS, "run --out made --budget 1",
+          {"run/predictions/targets.": other_tensor("task_3/test", lambda old: old[:0])}, "targets.safetensors"),
+    using("distill", "a task of no stream", ZOOS, "run --run_dir made --epochs 1",
+          {"run/members/member_002.json": in_json(tasks=[-1, 3])}, "member_002.json is damaged", "tasks"),
+    using("distill", "an isolated network that is damaged", BOTH, "run --run_dir made --isolated alone",
+          {"alone/members/member_002.safetensors": lambda old: old.replace(b'"F32"', b'" "  ', 1)}, "alone"),
+    using("forget", "a folder for predictions", ZOOS, "run --task 2 --run_dir made",
+          {"run/predictions/member_002.safetensors": Folder()}, "member_002.safetensors", checksums=False),
+    using("forget", "a longer header", {"run": "saved isolated"}, "run --task 2 --run_dir made",
+          {"run/members/member_001.safetensors": longer_header}, "member_001.safetensors is damaged"),
+    using("forget", "a program for a member", ZOOS, "run --task middle --run_dir made --retrain",
+          {"run/members/member_001.safetensors": b"\x7fELF" + bytes(200)}, "member_001.safetensors is damaged"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("found", CASES, ids=lambda found: found.name)
+def test_what_the_fuzzer_found_is_refused_in_one_line(found, runs, tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(attempts, "SECONDS", 60)  # on a busy machine
+    arguments, files = list(found.arguments), files_of(found)
+    answer = attempt(Case("found", 0, arguments, files, found.program, writes=found.writes), tmp_path / "case")
+    assert not answer.wrong  # one line, nothing run, nothing written elsewhere
+    assert not recwarn.list
+    assert answer.code in ((2,) if found.words else (0, "accepted")), answer.line
+    assert [word for word in found.words if word not in answer.line] == [], answer.line
+
+
+@pytest.mark.parametrize("change", ["shape", "missing"])
+def test_decoded_images_that_were_changed_are_decoded_again(change, tmp_path, monkeypatch, capsys):
+    """The file that keeps them still has the fingerprint of the folder."""
+    monkeypatch.chdir(tmp_path)
+    write({**TINY, "d.yaml": YAML["images"], **image_files()})
+    arguments = [*CONTINUAL, "--samples", "1", "--quiet", "--overwrite"]
+    assert modelzoo.main(arguments) == 0
+    expected = Path("run/metrics.csv").read_bytes()
+    (path,) = Path("data/cache").iterdir()
+    tensors = load(path.read_bytes())
+    if change == "missing":
+        del tensors["labels"]
+    else:
+        tensors["pixels"] = tensors["pixels"].flatten(2)
+    path.write_bytes(save(tensors))
+    assert modelzoo.main(arguments) == 0
+    assert Path("run/metrics.csv").read_bytes() == expected
