@@ -375,7 +375,7 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
             "tasks": list(member.tasks),
             "weights": list(member.weights),
             "task_names": [task.name for task in tasks],
-            "classes": [list(task.classes) for task in tasks],
+            "classes": [list(task.output_names) for task in tasks],
             "net": method.config.hyper.model,
             "dropout": method.config.hyper.dropout,
             "input_shape": list(stream.spec.input_shape),

@@ -21,7 +21,7 @@ READS = {
     "inputs": lambda task: Mixture([(task.id, task.train_eval)]),
     "labels": lambda task: task.train_eval.targets.sum(),
     "a part": lambda task: task.train_eval.subset(torch.arange(2)),
-    "an epoch": lambda task: task.train.epoch(generator(0, "e")),
+    "an epoch": lambda task: task.train.epoch(generator(0, "e")).rows,
 }
 
 

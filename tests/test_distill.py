@@ -165,7 +165,7 @@ def destroyed(stream, kept):
     tasks = []
     for task in stream.tasks:
         train = noise(task.train_eval, kept[task.id].rows.tolist())
-        tasks.append(replace(task, train=Table(train), train_eval=train, held_out=noise(task.held_out)))
+        tasks.append(replace(task, train=Table(train)).with_splits(train=train, held_out=noise(task.held_out)))
     return replace(stream, tasks=tuple(tasks))
 
 

@@ -83,7 +83,7 @@ def with_other_future(stream, known):
     for task, stranger in zip(stream.tasks, other.tasks, strict=True):
         chosen = task if task.id <= known else stranger
         wrong = dataclasses.replace(chosen.test, targets=(chosen.test.targets + 1) % chosen.num_outputs)
-        tasks.append(dataclasses.replace(chosen, test=wrong))
+        tasks.append(chosen.with_splits(test=wrong))
     return TaskStream(stream.spec, tuple(tasks))
 
 
@@ -172,6 +172,7 @@ def test_noise_in_training_labels_reaches_the_method():
     task = toy_stream(1).tasks[0]
     noisy = torch.randint(0, task.num_outputs, (len(task.train_eval),), generator=generator(0, "noise"))
     examples = Examples(task.train_eval.store, task.train_eval.rows, noisy)
-    stream = TaskStream(toy_stream(1).spec, (dataclasses.replace(task, train=Table(examples), train_eval=examples),))
+    noisy_task = dataclasses.replace(task, train=Table(examples)).with_splits(train=examples)
+    stream = TaskStream(toy_stream(1).spec, (noisy_task,))
     method, _, _ = run_toy(toy_config(), stream)
     assert torch.equal(method.memory.examples(1).targets, noisy)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets.images.stream import ImagePreprocess
 from datasets.objectives import CrossEntropy
-from datasets.task import Episode, Examples, StreamSpec, Table, Task, TaskStream
+from datasets.task import Episode, Examples, Generator, StreamSpec, Table, Task, TaskStream
 from methods import build_method, with_settings
 from methods.base import Learned, Method, Setting
 from methods.memory.audit import Budget
@@ -39,15 +39,15 @@ def table(images: Tensor, targets: Tensor) -> Examples:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class Fresh(Generator):
     """A train source that draws new examples in every epoch."""
 
     task: int
     classes: int
-    count: int
+    epoch_size: int
 
-    def epoch(self, rng: torch.Generator) -> Examples:
-        return table(*draw(self.task, self.classes, self.count, rng))
+    def draw(self, n: int, rng: torch.Generator) -> Examples:
+        return table(*draw(self.task, self.classes, n, rng))
 
 
 def toy_stream(tasks: int = 3, fresh: bool = False, classes: int = 2, count: int = 24, seed: int = 0) -> TaskStream:
@@ -59,7 +59,8 @@ def toy_stream(tasks: int = 3, fresh: bool = False, classes: int = 2, count: int
         kept = table(*draw(number, width, count, rng))
         source = Fresh(number, width, count) if fresh else Table(kept)
         test = table(*draw(number, width, 40, rng))
-        made.append(Task(number, f"task {number}", tuple("abcdefgh"[:width]), source, kept, test))
+        splits = {"train": kept, "test": test}
+        made.append(Task(number, f"task {number}", width, source, splits, tuple("abcdefgh"[:width])))
     return TaskStream(StreamSpec("toy", SHAPE, CrossEntropy(), ImagePreprocess(1, flip=False)), tuple(made))
 
 
