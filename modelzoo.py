@@ -33,8 +33,8 @@ from methods import (
     hyperparameters,
     with_settings,
 )
-from methods.base import Learned, Method, Setting
-from net import build_net, count_parameters
+from methods.base import Learned, Method, Setting, check_requirements, new_network, recipe_of
+from net import count_parameters
 from records.checkpoints import RunCheckpoints, ending_on_sigterm, load_state
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_measurements, read_summary
@@ -45,6 +45,7 @@ from records.resume import check_data_of, check_same_data, compared_with, extend
 from records.summary import final_table, load_isolated, saved_table, summarize
 from records.tensorboard import TensorBoard
 from training.launch import choose_launch
+from training.loop import check_batch
 from utils.compute import (
     Compute,
     describe_device,
@@ -460,15 +461,17 @@ def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tupl
     Returns:
         Parameters of the trunk, and how steps are launched: see choose_launch.
     """
-    task, hyper = stream.tasks[0], config.hyper
+    task, recipe = stream.tasks[0], recipe_of(config)
     with seeded(config.seed, "trial"):
         try:
-            net = build_net(hyper.model, stream.spec.input_shape, hyper.dropout, {task.id: task.num_outputs})
+            net = new_network(config, stream.spec, {task.id: task.num_outputs}).to(compute.device)
+            check_batch(net, recipe, len(task.train))
         except UserError as error:
-            raise UserError(f"{hyper.path}: {error}") from None
-        net.to(compute.device)
-        waits = METHODS[config.method].waits
-        compute, launch = choose_launch(net, task.id, task.train, stream.spec, hyper, compute, waits)
+            raise UserError(f"{config.hyper.path}: {error}") from None
+        check_requirements(METHODS[config.method], stream.spec, net)
+        method = build_method(Setting(config, stream.spec, compute))
+        rule = method.trial_rule(task)
+        compute, launch = choose_launch(net, task.id, task.train, stream.spec, recipe, compute, method.waits, rule)
     return count_parameters(net.trunk), compute, launch
 
 

@@ -17,10 +17,9 @@ from torch.func import functional_call, grad, vmap
 
 from datasets.mixture import Mixture
 from datasets.task import Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Accepted, Requirements, Setting, Storage
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
-from training.optimizers import MOMENTUM
 from utils.config import Range
 from utils.seeding import generator
 
@@ -101,7 +100,7 @@ class Springs(NormRule):
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         if not self._parameters:
             return
-        h = rate / (1 - MOMENTUM)
+        h = rate / (1 - self.recipe.inertia)
         torch._foreach_add_(self._parameters, torch._foreach_mul(self._pull, h))
         torch._foreach_div_(self._parameters, torch._foreach_add(torch._foreach_mul(self._stiffness, h), 1.0))
 
@@ -116,6 +115,7 @@ class EWC(SingleNet):
         "fisher_examples": Range(1),
     }
 
+    requires = Requirements(classes=True)  # the Fisher information is that of a distribution over classes
     lasting = (*SingleNet.lasting, "_stiffness", "_pull")
 
     def __init__(self, setting: Setting) -> None:

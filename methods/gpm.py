@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Accepted, Requirements, Setting, Storage
 from methods.single import NormRule, SingleNet
 from methods.subnets import hold_others
 from net.multihead import MultiHead
 from training.batches import Batch
-from training.optimizers import make_optimizer, trained_parameters
+from training.optimizers import trained_parameters
 from training.prediction import outputs_on
-from utils.config import HyperConfig, Range
+from training.recipe import Recipe
+from utils.config import Range
 from utils.seeding import generator
 
 Layer = nn.Conv2d | nn.Linear
@@ -94,8 +95,8 @@ class Projected(NormRule):
             hold_others(net.trunk, self.bases)
         self._pairs = [(layers[name].weight, basis) for name, basis in self.bases.items()]
 
-    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
-        return make_optimizer(net, replace(hyper, l2_reg=0.0) if self.bases else hyper, lr)
+    def adapt(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, l2_reg=0.0) if self.bases else recipe
 
     @torch.no_grad()
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
@@ -121,6 +122,7 @@ class GPM(SingleNet):
         "basis_examples": Range(1),
     }
 
+    requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True)
     lasting = (*SingleNet.lasting, "_bases")
 
     def __init__(self, setting: Setting) -> None:
@@ -128,7 +130,7 @@ class GPM(SingleNet):
         self._bases: dict[str, Tensor] = {}
 
     def rule(self, task: Task) -> NormRule:
-        return Projected(self._bases, self.config.hyper.l2_reg)
+        return Projected(self._bases, self.recipe.l2_reg)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         settings = self.config.settings

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Episode, Task
-from methods.base import Accepted, Setting, Storage
+from methods.base import Accepted, Requirements, Setting, Storage
 from methods.single import NormRule, SingleNet
 from net import count_parameters
 from net.multihead import MultiHead
@@ -69,6 +69,8 @@ class LwF(SingleNet):
         "strength": Range(0, whole=False),
         "temperature": Range(0, whole=False, open_low=True),
     }
+
+    requires = Requirements(classes=True, own_heads=True)  # what old heads say of the classes of their tasks
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -14,7 +14,7 @@ from datasets.task import Episode, Task
 from evaluation.members import Member
 from methods.base import Accepted, Learned, Method, Setting, Storage
 from methods.memory.audit import Budget
-from net import build_net, count_parameters
+from net import BatchNorm, count_parameters
 from net.multihead import MultiHead, Own
 from training.batches import Joined, Replays
 from training.loop import train_member
@@ -24,8 +24,6 @@ from utils.config import RANGES, Range
 from utils.errors import TrainingError
 from utils.seeding import generator, seeded
 from utils.trees import Tree
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class NormRule(Rule):
@@ -87,6 +85,10 @@ class SingleNet(Method):
 
     # What they share.
 
+    def trial_rule(self, task: Task) -> Rule:
+        """The rule of the first task, on a network of its own."""
+        return self.rule(task)
+
     def common(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of values by name of the parameter, those of parameters that all tasks have in common."""
         own = norm_state(self._trunk) if self._norms and self._trunk is not None else {}
@@ -104,8 +106,8 @@ class SingleNet(Method):
             rule.frozen = self.config.settings["bn"] == "freeze_after_first" and bool(self._seen)
             try:
                 stats = train_member(
-                    net, [(task.id, task.train)], self.spec, self.config.hyper, self.compute, self.config.seed, name,
-                    monitor, augment=self.config.augment, rule=rule, past=self.past(task),
+                    net, [(task.id, task.train)], self.spec, self.recipe, self.compute, self.config.seed, name,
+                    monitor, rule=rule, past=self.past(task),
                     checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
@@ -154,9 +156,8 @@ class SingleNet(Method):
             new: width of the head of tasks that have none yet.
         """
         sizes = {task: len(self._heads[task][1]) for task in tasks if task in self._heads} | dict(new or {})
-        hyper = self.config.hyper
         if self._trunk is None:
-            net = build_net(hyper.model, self.spec.input_shape, hyper.dropout, sizes).to(self.compute.device)
+            net = self.new_network(sizes)
             self._trunk = net.trunk
             return net
         features = next(iter(self._heads.values()))[0].shape[1]
@@ -209,7 +210,7 @@ class ReplayNet(SingleNet):
             return None
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
         size = self.config.settings["replay_batch"]
-        return Replays(self.memory.mixture(), self.spec, size, rng, augment=self.config.augment)
+        return Replays(self.memory.mixture(), self.spec, size, rng, augment=self.recipe.augments)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         self.memory.add(task)

@@ -17,7 +17,8 @@ from methods.base import Accepted
 from methods.subnets import FixedWeights, Masks, Subnets
 from net.multihead import MultiHead
 from training.batches import Batch
-from utils.config import HyperConfig, Range
+from training.recipe import Recipe
+from utils.config import Range
 from utils.trees import Tree
 
 
@@ -49,8 +50,8 @@ class Winning(FixedWeights):
         for scores in self.scores:
             nn.init.kaiming_uniform_(scores, a=math.sqrt(5))
 
-    def optimizer(self, net: MultiHead, hyper: HyperConfig, lr: float | Tensor) -> torch.optim.Optimizer:
-        optimizer = super().optimizer(net, hyper, lr)
+    def optimizer(self, net: MultiHead, recipe: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
+        optimizer = super().optimizer(net, recipe, lr)
         optimizer.add_param_group({"params": self.scores, "weight_decay": 0.0})
         return optimizer
 

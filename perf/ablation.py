@@ -31,11 +31,11 @@ from common import (
 from plain import Plain
 from torch import Tensor, nn
 
-from net import build_net, feature_size
+from net import build_net, feature_size, settings_class
 from net.multihead import MultiHead
 from training.optimizers import make_optimizer
+from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
-from utils.config import HyperConfig
 
 HEADS = dict.fromkeys(range(1, TASKS + 1), CLASSES)
 Step = Callable[[], Tensor]
@@ -53,7 +53,7 @@ def step_of(net: nn.Module, case: Case, device: torch.device, fused: bool, chann
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     images, targets, task_ids = fixed_batch(case, device)
-    optimizer = make_optimizer(net, HyperConfig(case.model), 0.01)  # type: ignore[arg-type]
+    optimizer = make_optimizer(net, Recipe(), 0.01)  # type: ignore[arg-type]
     if not fused:
         optimizer = torch.optim.SGD(
             net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=False, fused=False
@@ -70,7 +70,7 @@ def stacked(case: Case) -> nn.Module:
 
 def conv(case: Case, device: torch.device) -> list[tuple[str, Step]]:
     """The small conv net, from the plain one to ours."""
-    ours = build_net("conv", case.shape, DROPOUT, HEADS)
+    ours = build_net("conv", case.shape, settings_class("conv")(dropout=DROPOUT), HEADS)
     return [
         ("as usually written", step_of(Plain(case.shape, [CLASSES] * TASKS), case, device, False, False)),
         ("+ heads in one tensor", step_of(stacked(case), case, device, False, False)),
@@ -82,7 +82,7 @@ def conv(case: Case, device: torch.device) -> list[tuple[str, Step]]:
 
 def residual(case: Case, device: torch.device) -> list[tuple[str, Step]]:
     """WRN-16-4."""
-    nets = [build_net(case.model, case.shape, DROPOUT, HEADS) for _ in range(4)]
+    nets = [build_net(case.model, case.shape, settings_class(case.model)(dropout=DROPOUT), HEADS) for _ in range(4)]
     for net in nets[:3]:
         for block in net.trunk.blocks:  # type: ignore[union-attr]
             block.dropout = PlainDropout()

@@ -21,11 +21,12 @@ from torch import Tensor
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.task import Examples
-from net import build_net
+from net import build_net, settings_class
 from net.images.relu_dropout import ReluDropout
+from net.multihead import MultiHead
 from training.optimizers import make_optimizer
+from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
-from utils.config import HyperConfig
 
 CHUNK = 20  # batches that are gathered and augmented together
 Operation = Callable[[], object]
@@ -45,9 +46,16 @@ def microseconds(operation: Operation, device: torch.device, seconds: float = 0.
             return spent / calls * 1e6
 
 
+def new_net(model: str) -> MultiHead:
+    """Without dropout, with a head for each task."""
+    return build_net(
+        model, CIFAR.shape, settings_class(model)(dropout=0.0), dict.fromkeys(range(1, TASKS + 1), CLASSES)
+    )
+
+
 def head(device: torch.device) -> tuple[Operation, Operation]:
     """Outputs of five heads for a mixed batch, and their gradients."""
-    ours = build_net("conv", CIFAR.shape, 0.0, dict.fromkeys(range(1, TASKS + 1), CLASSES)).to(device)
+    ours = new_net("conv").to(device)
     plain = Plain(CIFAR.shape, [CLASSES] * TASKS).to(device)
     features = torch.randn(BATCH, 320, device=device, requires_grad=True)
     task_ids = torch.arange(BATCH, device=device) % TASKS + 1
@@ -90,10 +98,10 @@ def optimizer(model: str, device: torch.device) -> tuple[Operation, Operation]:
     """SGD of all parameters, against one parameter after the other."""
     steps = []
     for fused in (True, False):
-        net = build_net(model, CIFAR.shape, 0.0, dict.fromkeys(range(1, TASKS + 1), CLASSES)).to(device)
+        net = new_net(model).to(device)
         for parameter in net.parameters():
             parameter.grad = torch.randn_like(parameter)
-        sgd = make_optimizer(net, HyperConfig(model), 0.01)
+        sgd = make_optimizer(net, Recipe(), 0.01)
         if not fused:
             sgd = torch.optim.SGD(
                 net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=False, fused=False

@@ -34,10 +34,10 @@ from common import (
 from plain import Plain
 from torch import Tensor
 
-from net import build_net
+from net import build_net, settings_class
 from training.optimizers import make_optimizer
+from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
-from utils.config import HyperConfig
 
 EPOCHS = 20
 
@@ -45,8 +45,8 @@ EPOCHS = 20
 def bare(case: Case, device: torch.device) -> Callable[[], Tensor]:
     """A step of our network."""
     heads = dict.fromkeys(range(1, TASKS + 1), CLASSES)
-    net = build_net(case.model, case.shape, DROPOUT, heads).to(device)
-    optimizer = make_optimizer(net, HyperConfig(case.model, batch=BATCH), 0.01)
+    net = build_net(case.model, case.shape, settings_class(case.model)(dropout=DROPOUT), heads).to(device)
+    optimizer = make_optimizer(net, Recipe(batch=BATCH), 0.01)
     return bare_step(net, optimizer, fixed_batch(case, device), bf16=device.type == "cuda")
 
 

@@ -9,7 +9,7 @@ import torch
 from datasets.task import Examples, Table, TaskStream
 from methods import METHODS, build_method
 from methods.base import Setting
-from net import build_net
+from net import build_net, settings_class
 from tests.toys import CPU, SHAPE, run_toy, toy_config, toy_stream
 from training.monitor import Monitor
 from training.prediction import predict_examples
@@ -145,7 +145,7 @@ def test_what_the_untrained_network_says_is_recorded(method):
     stream = toy_stream(2)
     learner, _, _ = run_toy(toy_config(method=method), stream)
     with seeded(0, "member", 0):
-        net = build_net("conv", SHAPE, 0.0, {1: 3})
+        net = build_net("conv", SHAPE, settings_class("conv")(dropout=0.0), {1: 3})
     assert learner.untrained.keys() == {1}
     assert torch.equal(learner.untrained[1], predict_examples(net, 1, stream.tasks[0].test, stream.spec, CPU))
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size
+from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size, settings_class
 from net.images import smallconv
 from net.images.relu_dropout import ReluDropout
 from net.multihead import MultiHead
@@ -18,6 +18,14 @@ from utils.errors import UserError
 from utils.seeding import seeded
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 84, 84)]
+
+
+def trunk_of(model, shape, dropout=0.0, **settings):
+    return build_trunk(model, shape, settings_class(model)(dropout=dropout, **settings))
+
+
+def net_of(model, shape, head_sizes, heads="task"):
+    return build_net(model, shape, settings_class(model)(dropout=0.0), head_sizes, heads)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +42,13 @@ SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 84, 84)]
     ],
 )
 def test_trunks_have_the_size_of_the_paper(model, shape, parameters, features):
-    trunk = build_trunk(model, shape, 0.2)
+    trunk = trunk_of(model, shape, 0.2)
     assert count_parameters(trunk) == parameters
     assert feature_size(trunk, model, shape) == features
 
 
 def test_a_member_with_five_tasks_of_five_classes():
-    net = build_net("conv", (3, 32, 32), 0.0, dict.fromkeys(range(1, 6), 5))
+    net = net_of("conv", (3, 32, 32), dict.fromkeys(range(1, 6), 5))
     assert count_parameters(net) == 125_865 - 160
 
 
@@ -49,7 +57,7 @@ def test_a_member_with_five_tasks_of_five_classes():
 def test_every_parameter_is_trained(model, shape):
     """Heads of different widths included: no row is padding."""
     with seeded(0, "net"):
-        net = build_net(model, shape, 0.0, {2: 3, 5: 2})
+        net = net_of(model, shape, {2: 3, 5: 2})
         outputs = net(torch.randn(6, *shape), torch.tensor([2, 5, 2, 5, 2, 5]))
         loss = F.cross_entropy(outputs, torch.tensor([0, 1, 2, 0, 1, 1]))
     loss.backward()
@@ -63,7 +71,7 @@ def test_every_parameter_is_trained(model, shape):
 def test_dropout_acts_where_it_is_asked_for(model):
     images = torch.randn(4, 3, 32, 32)
     for dropout, differs in [(0.5, True), (0.0, False)]:
-        trunk = build_trunk(model, (3, 32, 32), dropout).train()
+        trunk = trunk_of(model, (3, 32, 32), dropout).train()
         with torch.no_grad():
             assert (not torch.equal(trunk(images), trunk(images))) == differs
             trunk.eval()
@@ -71,7 +79,7 @@ def test_dropout_acts_where_it_is_asked_for(model):
 
 
 def test_pooling_before_the_activation_changes_nothing():
-    trunk = build_trunk("conv", (3, 32, 32), 0.0).train()
+    trunk = trunk_of("conv", (3, 32, 32), 0.0).train()
     images = torch.randn(5, 3, 32, 32)
     x = F.max_pool2d(F.relu(trunk.conv1(images)), 2)
     x = F.max_pool2d(F.relu(trunk.norm2(trunk.conv2(x))), 2)
@@ -96,7 +104,7 @@ def test_larger_grids_are_pooled_adaptively(height, width):
 
 def test_operations_in_place_change_nothing():
     """A residual network of ordinary operations has the same outputs and gradients."""
-    trunk = build_trunk("wrn16_4", (3, 16, 16), 0.0).train()
+    trunk = trunk_of("wrn16_4", (3, 16, 16), 0.0).train()
     plain = copy.deepcopy(trunk)
 
     def forward(images):
@@ -179,18 +187,18 @@ def test_the_same_seed_gives_the_same_network_and_members_differ():
     nets = []
     for name in [("member", 0), ("member", 0), ("member", 1)]:
         with seeded(0, *name):
-            nets.append(build_net("conv", (1, 8, 8), 0.0, {1: 2}))
+            nets.append(net_of("conv", (1, 8, 8), {1: 2}))
     same, again, other = [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
     assert torch.equal(same, again)
     assert not torch.equal(same, other)
 
 
 def test_a_transformer_takes_small_images():
-    trunk = build_trunk("timm/vit_tiny_patch16_224", (3, 32, 32), 0.0)
+    trunk = trunk_of("timm/vit_tiny_patch16_224", (3, 32, 32), 0.0)
     assert feature_size(trunk, "timm/vit_tiny_patch16_224", (3, 32, 32)) == 192
 
 
 def test_a_model_that_does_not_fit_says_so():
-    trunk = build_trunk("timm/vgg11", (1, 8, 8), 0.0)
+    trunk = trunk_of("timm/vgg11", (1, 8, 8), 0.0)
     with pytest.raises(UserError, match="timm/vgg11 cannot take inputs of 1x8x8"):
         feature_size(trunk, "timm/vgg11", (1, 8, 8))

@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from datasets import build_stream
 from evaluation import metrics
 from modelzoo import main
-from net import build_net
+from net import build_net, settings_class
 from tests.test_objectives import plain_calibration_error
 from utils.options import parse
 
@@ -153,7 +153,9 @@ def test_a_saved_member_predicts_what_was_recorded(runs):
     stream = build_stream(parse([*QUICK, "--continual"]).config, torch.device("cpu"))
     facts = json.loads((folder / "zoo/members/member_004.json").read_text())
     sizes = {task: len(classes) for task, classes in zip(facts["tasks"], facts["classes"], strict=True)}
-    net = build_net(facts["net"], tuple(facts["input_shape"]), facts["dropout"], sizes).eval()
+    net = build_net(
+        facts["net"], tuple(facts["input_shape"]), settings_class(facts["net"])(dropout=facts["dropout"]), sizes
+    ).eval()
     net.load_state_dict(load_file(folder / "zoo/members/member_004.safetensors"))
     assert facts["parameters"] == sum(p.numel() for p in net.parameters())
     task = stream.tasks[facts["tasks"][0] - 1]

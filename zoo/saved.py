@@ -25,7 +25,7 @@ from datasets.task import Examples, StreamSpec
 from evaluation.accuracy import HELD_OUT
 from evaluation.measurements import Row
 from evaluation.scenarios import RULE, RULES, Answer, answer_of, task_log_probabilities
-from net import build_net
+from net import build_net, settings_class
 from net.multihead import MultiHead, Own
 from records.directory import CONFIG, holds_run, read_config, read_measurements
 from records.manifest import TARGETS, Manifest, checked, read_manifest, remedy
@@ -380,7 +380,8 @@ class Zoo:
                 task, _, tensor_name = key.removeprefix("task_").partition("/")
                 own.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(self._compute.device)
             with torch.random.fork_rng(devices=[]):
-                net = build_net(member.model, self.input_shape, self.config.hyper.dropout, sizes)
+                settings = settings_class(member.model)(dropout=self.config.hyper.dropout)
+                net = build_net(member.model, self.input_shape, settings, sizes)
             net.load_state_dict(tensors)
         except Exception as error:  # whatever the library finds wrong with it
             raise _wrong(self.path, name, " ".join(str(error).split())[:200]) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from net.trunk import DropoutSettings
 from utils.errors import UserError, unknown
 from utils.torchvision_ops import declare_missing_operators
 
@@ -15,7 +16,9 @@ class TimmTrunk(nn.Module):
         UserError: timm has no such model, or the model cannot take images of this shape.
     """
 
-    def __init__(self, name: str, shape: tuple[int, int, int], dropout: float) -> None:
+    Settings = DropoutSettings
+
+    def __init__(self, name: str, shape: tuple[int, int, int], settings: DropoutSettings) -> None:
         super().__init__()
         declare_missing_operators()
         import timm
@@ -31,7 +34,7 @@ class TimmTrunk(nn.Module):
             self.model = timm.create_model(name, **options)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise UserError(f"model: timm/{name} cannot be built for images of {height}x{width}: {error}") from None
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.dropout(self.model(images))
