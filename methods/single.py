@@ -52,12 +52,13 @@ class SingleNet(Method):
 
     settings: ClassVar[Accepted] = {"bn": ("shared", "per_task", "freeze_after_first")}
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
-    lasting: ClassVar[tuple[str, ...]] = ("_heads", "_norms", "_seen")
+    lasting: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_seen")
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._trunk: nn.Module | None = None
-        self._heads: dict[int, tuple[Tensor, Tensor]] = {}  # weight [C, D] and bias [C] of each task
+        self._heads: dict[int, tuple[Tensor, Tensor]] = {}  # weight [C, D] and bias [C], by `_head_of` a task
+        self._sizes: dict[int, int] = {}  # number of outputs of each task
         self._norms: dict[int, dict[str, Tensor]] = {}  # batch normalisation of each task, with bn: per_task
         self._seen: list[int] = []  # no more of a task than its number outlives its episode
 
@@ -138,7 +139,7 @@ class SingleNet(Method):
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
         super().load_state_dict(state, episodes)
         with torch.random.fork_rng(devices=[]):
-            self.network([], {task: len(bias) for task, (_, bias) in self._heads.items()})
+            self.network([], self._sizes)
         assert self._trunk is not None
         self._trunk.load_state_dict(state["trunk"])
 
@@ -155,28 +156,33 @@ class SingleNet(Method):
         Args:
             new: width of the head of tasks that have none yet.
         """
-        sizes = {task: len(self._heads[task][1]) for task in tasks if task in self._heads} | dict(new or {})
+        sizes = {task: self._sizes[task] for task in tasks if task in self._sizes} | dict(new or {})
         if self._trunk is None:
             net = self.new_network(sizes)
             self._trunk = net.trunk
             return net
         features = next(iter(self._heads.values()))[0].shape[1]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            net = MultiHead(self._trunk, features, sizes)
+            net = MultiHead(self._trunk, features, sizes, self.spec.heads)
             for task in new or {}:
                 # The same, however many other heads the network has.
                 bound = 1 / math.sqrt(features)
                 net.weight[net.rows(task)].uniform_(-bound, bound, generator=generator(self.config.seed, "head", task))
             net.to(self.compute.device)
             for task in sizes:
-                if task in self._heads:
-                    net.weight[net.rows(task)], net.bias[net.rows(task)] = self._heads[task]
+                if (head := self._head_of(task)) in self._heads:
+                    net.weight[net.rows(task)], net.bias[net.rows(task)] = self._heads[head]
         return net
 
+    def _head_of(self, task: int) -> int:
+        """The number of a task's head: that of the task, or 0 for the one of all tasks."""
+        return task if self.spec.heads == "task" else 0
+
     def _keep_heads(self, net: MultiHead) -> None:
+        self._sizes.update(net.head_sizes)
         for task in net.head_sizes:
             rows = net.rows(task)
-            self._heads[task] = net.weight.detach()[rows].clone(), net.bias.detach()[rows].clone()
+            self._heads[self._head_of(task)] = net.weight.detach()[rows].clone(), net.bias.detach()[rows].clone()
 
 
 class ReplayNet(SingleNet):
