@@ -468,7 +468,7 @@ def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tupl
             check_batch(net, recipe, len(task.train))
         except UserError as error:
             raise UserError(f"{config.hyper.path}: {error}") from None
-        check_requirements(METHODS[config.method], stream.spec, net)
+        check_requirements(METHODS[config.method], stream.spec, net, recipe)
         method = build_method(Setting(config, stream.spec, compute))
         rule = method.trial_rule(task)
         compute, launch = choose_launch(net, task.id, task.train, stream.spec, recipe, compute, method.waits, rule)

@@ -54,17 +54,19 @@ class Storage:
 
 @dataclass(frozen=True)
 class Requirements:
-    """With which objectives and networks a method can learn; nothing is required by default.
+    """With which objectives, networks and optimizers a method can learn; nothing is required by default.
 
     Attributes:
         classes: targets are class numbers, and outputs a score of each class.
         layers: kinds of layers; the trunk has at least one of them.
         own_heads: each task has a head of its own.
+        optimizers: one of them takes the steps; any if there are none.
     """
 
     classes: bool = False
     layers: tuple[type[nn.Module], ...] = ()
     own_heads: bool = False
+    optimizers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Method(ABC):
     """A continual-learning algorithm. It sees a stream only through the episodes it is given.
 
     Attributes:
-        requires: with which objectives and networks it can learn.
+        requires: with which objectives, networks and optimizers it can learn.
         options: the fields of RunConfig that this method reads and others do not.
         settings: what config/method/<name>.yaml holds, and which values it accepts.
         modes: continual, multi-task or both.
@@ -121,7 +123,7 @@ class Method(ABC):
             UserError: the method cannot learn with it; see check_requirements.
         """
         net = new_network(self.config, self.spec, head_sizes)
-        check_requirements(type(self), self.spec, net)
+        check_requirements(type(self), self.spec, net, self.recipe)
         return net.to(self.compute.device)
 
     def budget(self) -> Budget:
@@ -208,8 +210,8 @@ def new_network(config: RunConfig, spec: StreamSpec, head_sizes: Mapping[int, in
     return build_net(model, spec.input_shape, settings, head_sizes, spec.heads)
 
 
-def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead) -> None:
-    """Check that a method can learn with an objective and a network.
+def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead, recipe: Recipe) -> None:
+    """Check that a method can learn with an objective, a network and an optimizer.
 
     Raises:
         UserError: it cannot; names the method and what does not fit.
@@ -225,3 +227,6 @@ def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead) -
         )
     if needs.own_heads and net.kind != "task":
         raise UserError(f"the method {method.__name__} needs a head for each task; this network has {net.kind} heads")
+    if needs.optimizers and recipe.optimizer not in needs.optimizers:
+        known = " or ".join(needs.optimizers)
+        raise UserError(f"the method {method.__name__} needs the optimizer {known}, not {recipe.optimizer}")

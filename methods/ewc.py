@@ -100,7 +100,7 @@ class Springs(NormRule):
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         if not self._parameters:
             return
-        h = rate / (1 - self.recipe.inertia)
+        h = rate / (1 - self.recipe.momentum)
         torch._foreach_add_(self._parameters, torch._foreach_mul(self._pull, h))
         torch._foreach_div_(self._parameters, torch._foreach_add(torch._foreach_mul(self._stiffness, h), 1.0))
 
@@ -115,7 +115,8 @@ class EWC(SingleNet):
         "fisher_examples": Range(1),
     }
 
-    requires = Requirements(classes=True)  # the Fisher information is that of a distribution over classes
+    # The Fisher information is that of a distribution over classes; springs know the steps of SGD with momentum.
+    requires = Requirements(classes=True, optimizers=("sgd",))
     lasting = (*SingleNet.lasting, "_stiffness", "_pull")
 
     def __init__(self, setting: Setting) -> None:

@@ -122,7 +122,8 @@ class GPM(SingleNet):
         "basis_examples": Range(1),
     }
 
-    requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True)
+    # A step that scales each value by itself, as Adam's, is not at right angles to the basis any more.
+    requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True, optimizers=("sgd",))
     lasting = (*SingleNet.lasting, "_bases")
 
     def __init__(self, setting: Setting) -> None:

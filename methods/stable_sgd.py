@@ -29,7 +29,7 @@ class StableRate(NormRule):
 
 
 class StableSGD(SingleNet):
-    """`lr` and `dropout` are those of the hyperparameter YAML."""
+    """The recipe's `lr` is that of the first task; its optimizer, schedule and warm-up are replaced."""
 
     settings: ClassVar[Accepted] = {
         **SingleNet.settings,

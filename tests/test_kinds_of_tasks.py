@@ -27,6 +27,7 @@ from tests.toys import (
     toy_stream,
 )
 from training.monitor import Monitor
+from training.recipe import Recipe
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -103,7 +104,7 @@ def test_streams_of_any_kind_are_the_same_data_in_every_process(kind, frozen):
         ("finetune", "shared"),
         ("zoo", "shared"),
     ],
-)
+)  # fmt: skip
 def test_methods_learn_the_newest_task(method, kind, frozen, heads):
     """The loss falls below a third of that of the uninformed prediction, which is what an untrained network has."""
     stream = STREAMS[kind](2, frozen, heads)
@@ -241,4 +242,13 @@ def test_methods_that_protect_the_past_need_a_head_for_each_task(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_accepts_images_of_classes(method):
     spec = toy_stream(1).spec
-    check_requirements(METHODS[method], spec, build_net("conv", (1, 8, 8), settings_class("conv")(), {1: 2}))
+    check_requirements(METHODS[method], spec, build_net("conv", (1, 8, 8), settings_class("conv")(), {1: 2}), Recipe())
+
+
+@pytest.mark.parametrize("method", ["ewc", "ewc_online", "si", "gpm"])
+def test_methods_that_count_on_the_steps_of_sgd_refuse_other_optimizers(method):
+    stream = toy_stream(1)
+    learner = build_method(Setting(toy_config(method=method), stream.spec, CPU))
+    learner.recipe = replace(learner.recipe, optimizer="adamw")
+    with pytest.raises(UserError, match=r"method \w+ needs the optimizer sgd, not adamw"):
+        learner.learn(next(stream.continual()), Monitor())

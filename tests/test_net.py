@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size, settings_class
+from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size, has_batch_norm, settings_class
 from net.images import smallconv
 from net.images.relu_dropout import ReluDropout
 from net.multihead import MultiHead
 from utils.errors import UserError
 from utils.seeding import seeded
+from utils.settings import read
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 84, 84)]
 
@@ -24,8 +25,8 @@ def trunk_of(model, shape, dropout=0.0, **settings):
     return build_trunk(model, shape, settings_class(model)(dropout=dropout, **settings))
 
 
-def net_of(model, shape, head_sizes, heads="task"):
-    return build_net(model, shape, settings_class(model)(dropout=0.0), head_sizes, heads)
+def net_of(model, shape, head_sizes, **settings):
+    return build_net(model, shape, settings_class(model)(dropout=0.0, **settings), head_sizes)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,51 @@ def test_trunks_have_the_size_of_the_paper(model, shape, parameters, features):
     trunk = trunk_of(model, shape, 0.2)
     assert count_parameters(trunk) == parameters
     assert feature_size(trunk, model, shape) == features
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (2, 3)], ids=str)
+def test_an_mlp_has_the_layers_asked_for_and_takes_any_shape(shape):
+    net = net_of("mlp", shape, {1: 3}, width=7, depth=3)
+    inputs = math.prod(shape)
+    assert count_parameters(net) == (inputs + 1) * 7 + 2 * (7 + 1) * 7 + (7 + 1) * 3
+    x = torch.randn(4, *shape)
+    expected = x.flatten(1)
+    for layer in net.trunk.layers:
+        expected = F.relu(F.linear(expected, layer.weight, layer.bias))
+    torch.testing.assert_close(net.trunk(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "parameters", "features"),
+    [
+        ("conv", {"width": 12}, 9 * 3 * 12 + 2 * 9 * 12 * 12 + 2 * 24, 48),
+        # One block a group of 16, 32 and 64 channels: stem, convolutions, norms, shortcuts where channels change.
+        ("wrn16_4", {"depth": 10, "widen": 1},
+         9 * 16 * (3 + 16 + 16 + 32) + 9 * 32 * (32 + 64) + 9 * 64 * 64 + 2 * (16 * 3 + 32 * 2 + 64 * 2)
+         + 16 * 32 + 32 * 64, 64),
+    ],
+)  # fmt: skip
+def test_settings_of_a_network_change_its_size(model, given, parameters, features):
+    trunk = trunk_of(model, (3, 32, 32), **given)
+    assert count_parameters(trunk) == parameters
+    assert feature_size(trunk, model, (3, 32, 32)) == features
+
+
+def test_settings_have_defaults_and_are_checked():
+    assert settings_class("conv")() == settings_class("conv")(dropout=0.2, width=80)
+    assert settings_class("wrn16_4")() == settings_class("wrn16_4")(dropout=0.2, depth=16, widen=4)
+    assert read(settings_class("timm/resnet10t"), "h.yaml", {"dropout": 0.5}).dropout == 0.5
+    with pytest.raises(UserError, match=r"h\.yaml: width is 0; it must be a whole number at least 1"):
+        read(settings_class("conv"), "h.yaml", {"width": 0})
+    with pytest.raises(UserError, match=r"depth is 17; a wide residual network has 6n \+ 4 layers"):
+        trunk_of("wrn16_4", (3, 32, 32), depth=17)
+    with pytest.raises(UserError, match="unknown model 'convv'"):
+        settings_class("convv")
+
+
+def test_which_networks_have_batch_normalisation():
+    models = ["conv", "wrn16_4", "mlp", "timm/resnet10t", "timm/vit_tiny_patch16_224"]
+    assert [has_batch_norm(trunk_of(model, (3, 32, 32))) for model in models] == [True, True, False, True, False]
 
 
 def test_a_member_with_five_tasks_of_five_classes():

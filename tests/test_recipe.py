@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     ExponentialLR,
     LinearLR,
-    LRScheduler,
     SequentialLR,
 )
 
@@ -32,7 +31,7 @@ STEPS = 40
 def rates_of(scheduler_of, steps=STEPS):
     """Learning rates of torch's scheduler, from a highest one of 0.3."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.3)
-    scheduler: LRScheduler = scheduler_of(optimizer)
+    scheduler = scheduler_of(optimizer)
     rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -155,6 +154,11 @@ def test_lengths_in_epochs_and_in_steps():
     assert Recipe().epochs == 100
     assert Recipe(steps=5).epochs is None
     assert (Recipe(batch="full").batch_size(20), Recipe(batch=7).batch_size(20)) == (20, 7)
+
+
+def test_examples_that_are_seen_once_are_not_augmented_unless_asked_for():
+    given = [Recipe(), Recipe(epochs=1), Recipe(epochs=1, augment=True), Recipe(augment=False), Recipe(steps=1)]
+    assert [recipe.augments for recipe in given] == [True, False, True, False, True]
 
 
 # What is accepted

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from datasets.mixture import Mixture
-from datasets.task import Examples, StreamSpec, TrainSource
+from datasets.task import Examples, StreamSpec, Table, TrainSource
 from net.multihead import MultiHead
 from training.batches import batches
 from training.recipe import Recipe
@@ -32,33 +32,39 @@ def choose_launch(
     Returns:
         What to run with, and how steps are launched, for people; "" where there is no choice.
     """
-    rule, examples = rule or Rule(), source.epoch(generator(0, "trial"))
+    rule = rule or Rule()
     if compute.device.type != "cuda":
         # torch loads a second's worth of modules, which is not training.
-        _try(net, task_id, examples.subset(torch.arange(min(_FEW, len(examples)))), spec, recipe, compute, 1, rule)
+        _try(net, task_id, some_examples(source, _FEW), spec, recipe, compute, 1, rule)
         return compute, ""
     if waits:
         return compute, f"steps launched one operation at a time ({waits})"
-    captured = replace(compute, captured=True)
+    captured, size = replace(compute, captured=True), recipe.batch_size(len(source))
     try:
-        _try(net, task_id, examples, spec, recipe, captured, WARM_UP + 2, rule)
+        _try(net, task_id, some_examples(source, size), spec, recipe, captured, WARM_UP + 2, rule)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
         return compute, f"steps launched one operation at a time (a CUDA graph cannot hold one: {reason})"
     return captured, "steps launched as CUDA graphs"
 
 
+def some_examples(source: TrainSource, count: int) -> Examples:
+    """The first `count` examples of a table, or all if there are fewer; as many fresh ones of a generator."""
+    if isinstance(source, Table):
+        return source.examples.subset(torch.arange(min(count, len(source.examples))))
+    return source.draw(count, generator(0, "trial"))
+
+
 def _try(
     net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, recipe: Recipe, compute: Compute, count: int,
     rule: Rule,
 ) -> None:  # fmt: skip
-    """Take `count` steps on one batch."""
+    """Take `count` steps on one batch of all these examples."""
     data = Mixture([(task_id, examples)])
-    size = recipe.batch_size(len(data))
     with compute.training_stream():
         rule.begin(net.train())
         steps = GradientSteps(net, spec, recipe, compute, count, rule)
-        batch = next(batches(data, spec, size, generator(0, "trial"), augment=False, count=size))
+        batch = next(batches(data, spec, len(data), generator(0, "trial"), augment=False))
         for _ in range(count):
             steps(batch)
         steps.take_loss()

@@ -120,7 +120,7 @@ class Recipe:
         default=0, hyperparameter=True,
     )  # fmt: skip
     augment: bool | None = setting(
-        bool, "whether training examples are augmented where the data set has an augmentation",
+        bool, "augment training examples; by default unless there is one epoch",
         default=None, hyperparameter=True,
     )  # fmt: skip
 
@@ -133,13 +133,8 @@ class Recipe:
 
     @property
     def augments(self) -> bool:
-        """Whether training examples are augmented; they are unless `augment` is false."""
-        return self.augment is not False
-
-    @property
-    def inertia(self) -> float:
-        """The share of each step that is repeated in the next one: the momentum of sgd, 0 of other optimizers."""
-        return self.momentum if self.optimizer == "sgd" else 0.0
+        """Whether training examples are augmented; if nothing is said, unless each of them is seen once."""
+        return self.epochs != 1 if self.augment is None else self.augment
 
     def batch_size(self, examples: int) -> int:
         """Examples of a batch where an epoch has `examples`."""
