@@ -462,9 +462,10 @@ def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tupl
         Parameters of the trunk, and how steps are launched: see choose_launch.
     """
     task, recipe = stream.tasks[0], recipe_of(config)
+    sizes = {other.id: other.num_outputs for other in ([task] if config.continual else stream.tasks)}
     with seeded(config.seed, "trial"):
         try:
-            net = new_network(config, stream.spec, {task.id: task.num_outputs}).to(compute.device)
+            net = new_network(config, stream.spec, sizes).to(compute.device)
             check_batch(net, recipe, len(task.train))
         except UserError as error:
             raise UserError(f"{config.hyper.path}: {error}") from None
