@@ -163,21 +163,21 @@ class GradientSteps:
                 self._step(batch)
                 return
             recorded = None if batch.recorded is None else batch.recorded.clone()
-            place = Batch(
+            slot = Batch(
                 batch.inputs.clone(), batch.targets.clone(), batch.task_ids.clone(), batch.replayed, recorded
             )  # fmt: skip
-            self._captured[size] = self._capture(place), place
-        replay, place = self._captured[size]
-        place.inputs.copy_(batch.inputs)
-        place.targets.copy_(batch.targets)
-        place.task_ids.copy_(batch.task_ids)
-        if place.recorded is not None and batch.recorded is not None:
-            place.recorded.copy_(batch.recorded)
+            self._captured[size] = self._capture(slot), slot
+        replay, slot = self._captured[size]
+        slot.inputs.copy_(batch.inputs)
+        slot.targets.copy_(batch.targets)
+        slot.task_ids.copy_(batch.task_ids)
+        if slot.recorded is not None and batch.recorded is not None:
+            slot.recorded.copy_(batch.recorded)
         replay()
 
-    def _capture(self, place: Batch) -> Callable[[], None]:
-        """Record a step on whatever will lie in `place`, without taking it."""
+    def _capture(self, slot: Batch) -> Callable[[], None]:
+        """Record a step on whatever will lie in `slot`, without taking it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            self._step(place)
+            self._step(slot)
         return graph.replay
