@@ -34,6 +34,7 @@ from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.session import try_network
 from records.summary import load_isolated, summarize
 from records.writing import episode_facts, facts_of, resolve, save_members, targets_of
+from training.recipe import Recipe
 from utils.compute import (
     Compute,
     describe_device,
@@ -219,11 +220,19 @@ def stream_of(zoo: Zoo, fingerprint: object, data_dir: str | None, device: torch
     return stream
 
 
+def longer(recipe: Recipe, epochs: int | None) -> Recipe:
+    """The recipe of a student: EPOCHS times as long as that of a member, or of so many epochs."""
+    if epochs is not None:
+        return replace(recipe, epochs=epochs, steps=None, examples=None)
+    lengths = {name: getattr(recipe, name) for name in ("epochs", "steps", "examples")}
+    return replace(recipe, **{name: EPOCHS * value for name, value in lengths.items() if value is not None})
+
+
 def student_config(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     """Members and student are trained alike, but for the number of epochs."""
     return replace(
         config, method=STUDENT, continual=False, rounds=None, warm_start=False, settings=NoSettings(),
-        hp=replace(config.hp, epochs=options.epochs or EPOCHS * config.hp.epochs),
+        hp=longer(config.hp, options.epochs),
         seed=config.seed if options.seed is None else options.seed,
         data=replace(config.data, data_dir=Path(options.data_dir or config.data.data_dir)),
     )  # fmt: skip

@@ -69,7 +69,7 @@ def run(invocation: Invocation) -> None:
 def _watched(session: Session, quiet: bool) -> RunMonitor:
     """The terminal and TensorBoard, told that the run begins."""
     directory, config = session.directory, session.config
-    epochs = directory.manifest.members * config.hp.epochs
+    epochs = directory.manifest.members * (config.hp.epochs or 0)
     monitor = Monitors([Console(quiet), TensorBoard(directory.log, hyperparameter_kinds(), epochs)])
     monitor.run_begins(
         RunStart(session.header, session.resolved, hyperparameters(config), len(session.stream.tasks),

@@ -2,22 +2,26 @@
 
     YAML -> TaskStream -> Episode (reveals tasks) -> train source -> an epoch of Examples -> batches
 
-Finite tables and generators look the same to the trainer: a train source returns the examples of one
-epoch, and inputs are rows of a tensor on the device, gathered a batch at a time.
+A train source is a table or a generator. Both return the examples of one epoch as tensors on the device, from
+which batches are gathered: no batch waits for Python to make its examples one by one.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from datasets.objectives import Objective
+from utils.seeding import generator
+
+TRAIN, TEST, HELD_OUT = "train", "test", "held_out"  # names of splits
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,15 @@ class Examples:
     rows: Tensor  # [N] int64, rows of the store, beside it
     targets: Tensor  # [N, *target]
     view: Tensor | None = None  # [P] int64, P the number of values of one input
+    slices: Mapping[str, Tensor] = field(default_factory=dict)  # by name: positions [K] that are scored on their own
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def subset(self, positions: Tensor) -> Examples:
-        """The examples at `positions`, [K] int64, repeats allowed."""
+        """The examples at `positions`, [K] int64, repeats allowed; without slices."""
         rows = self.rows[positions.to(self.rows.device)]
-        return replace(self, rows=rows, targets=self.targets[positions.to(self.targets.device)])
+        return replace(self, rows=rows, targets=self.targets[positions.to(self.targets.device)], slices={})
 
     def contents(self) -> list[tuple[tuple[int, ...], Callable[[], Tensor]]]:
         """What can tell these examples from others, each with a key that is the same where memory is shared."""
@@ -58,13 +63,6 @@ class Examples:
         return len(self) * (inputs + targets)
 
 
-class TrainSource(Protocol):
-    """Where the training examples of a task come from."""
-
-    def epoch(self, rng: torch.Generator) -> Examples:
-        """The examples of one epoch; a generator of examples draws them from `rng`."""
-
-
 @dataclass(frozen=True)
 class Table:
     """A finite train source: every epoch has all its rows, each `repeat` times."""
@@ -72,31 +70,79 @@ class Table:
     examples: Examples
     repeat: int = 1
 
+    def __len__(self) -> int:
+        """Examples in one epoch."""
+        return self.repeat * len(self.examples)
+
     def epoch(self, rng: torch.Generator) -> Examples:
+        """The examples of one epoch, always the same."""
         if self.repeat == 1:
             return self.examples
         return self.examples.subset(torch.arange(len(self.examples)).repeat(self.repeat))
 
 
+class Generator(ABC):
+    """A train source without end: draws fresh examples.
+
+    Attributes:
+        epoch_size: how many examples are drawn at once, and count as an epoch where lengths are given in epochs.
+    """
+
+    epoch_size: int
+
+    @abstractmethod
+    def draw(self, n: int, rng: torch.Generator) -> Examples:
+        """`n` fresh examples on the device, made by tensor operations from the random numbers of `rng`."""
+
+    def epoch(self, rng: torch.Generator) -> Examples:
+        """The examples of one epoch, other ones each time."""
+        return self.draw(self.epoch_size, rng)
+
+    def freeze(self, n: int, seed: int, *name: object) -> Table:
+        """A table of `n` examples from the random stream `name` of `seed`: for evaluation, replay and caches."""
+        return Table(self.draw(n, generator(seed, "frozen", *name)))
+
+    def __len__(self) -> int:
+        return self.epoch_size
+
+
+TrainSource = Table | Generator
+
+
 @dataclass(frozen=True)
 class Task:
-    """One supervised problem."""
+    """One supervised problem: a train source and the fixed, un-augmented splits on which it is scored."""
 
     id: int  # position in the stream, from 1: the one number of this task from YAML to report
     name: str
-    classes: tuple[str, ...]  # name of each output; its length is the width of the head
+    num_outputs: int  # width of the head
     train: TrainSource
-    train_eval: Examples  # fixed and un-augmented: on these the fit of a task is measured
-    test: Examples
-    held_out: Examples | None = None  # training examples that nothing is trained on
+    splits: Mapping[str, Examples]  # by name: "train" and "test", and any others
+    classes: tuple[str, ...] = ()  # name of each output; () where they have none
 
     @property
-    def num_outputs(self) -> int:
-        return len(self.classes)
+    def output_names(self) -> tuple[str, ...]:
+        """A name of each output: its number, from 0, where the task names none."""
+        return self.classes or tuple(map(str, range(self.num_outputs)))
 
-    def examples(self) -> list[Examples]:
-        """Of all splits."""
-        return [part for part in (self.train_eval, self.test, self.held_out) if part is not None]
+    @property
+    def train_eval(self) -> Examples:
+        """Training examples on which the fit is measured and from which replay memories are filled."""
+        return self.splits[TRAIN]
+
+    @property
+    def test(self) -> Examples:
+        """The examples behind the accuracies of the stream."""
+        return self.splits[TEST]
+
+    @property
+    def held_out(self) -> Examples | None:
+        """Training examples that nothing is trained on, if some were set aside."""
+        return self.splits.get(HELD_OUT)
+
+    def with_splits(self, **splits: Examples) -> Task:
+        """The same task with some splits added or exchanged."""
+        return replace(self, splits={**self.splits, **splits})
 
 
 class Preprocess(Protocol):
@@ -109,6 +155,16 @@ class Preprocess(Protocol):
         """[B, *input] as stored -> [B, *input] for the network; augmented if `choices` are given."""
 
 
+class AsStored:
+    """The Preprocess of inputs that a network reads as they are stored: no augmentation, no normalisation."""
+
+    def draw(self, count: int, rng: torch.Generator) -> None:
+        """Nothing is random."""
+
+    def __call__(self, inputs: Tensor, choices: None = None) -> Tensor:
+        return inputs
+
+
 @dataclass(frozen=True)
 class StreamSpec:
     """All that a method may know of a stream in advance."""
@@ -117,6 +173,7 @@ class StreamSpec:
     input_shape: tuple[int, ...]
     objective: Objective
     preprocess: Preprocess
+    heads: str = "task"  # one of net.multihead.HEADS: how features become outputs
 
 
 @dataclass(frozen=True)
@@ -142,7 +199,7 @@ class TaskStream:
         """Bytes of the examples of all tasks by device; what tasks share counts once."""
         tensors: dict[int, Tensor] = {}
         for task in self.tasks:
-            for examples in task.examples():
+            for examples in task.splits.values():
                 for tensor in (examples.store, examples.rows, examples.targets, examples.view):
                     if tensor is not None:
                         tensors[tensor.data_ptr()] = tensor
@@ -156,7 +213,7 @@ class TaskStream:
         sums: dict[tuple[int, ...], bytes] = {}  # what tasks share is read once
         whole = hashlib.sha256()
         for task in self.tasks:
-            for examples in task.examples():
+            for examples in task.splits.values():
                 # Of the store what is theirs: other images may have joined it.
                 for key, read in examples.contents():
                     if key not in sums:

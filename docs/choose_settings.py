@@ -76,7 +76,7 @@ def validation_stream(stream: TaskStream, samples: int | None) -> TaskStream:
         if len(examples.targets[held].unique()) < task.num_outputs:
             raise SystemExit(f"task {task.id} has a class without examples to hold out; try fewer --samples")
         kept = examples.subset(trained)
-        return replace(task, train=Table(kept), train_eval=kept, test=examples.subset(held))
+        return replace(task, train=Table(kept)).with_splits(train=kept, test=examples.subset(held))
 
     return replace(stream, tasks=tuple(divided(task) for task in stream.tasks[: max(3, len(stream.tasks) // 2)]))
 

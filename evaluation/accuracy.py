@@ -134,7 +134,7 @@ class Evaluation:
         if self._mixed is None:
             return []
         answers = {task.id: self._answer(task) for task in seen}
-        same = len({task.classes for task in self._stream.tasks}) == 1
+        same = len({task.output_names for task in self._stream.tasks}) == 1
         scores = score_without_task(answers, self._mixed.task_ids, self._mixed.targets, same_classes=same)
         counts = self._mixed.task_ids.bincount().tolist()
         return [

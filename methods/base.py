@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from datasets.objectives import Score
 from datasets.task import Episode, Examples, StreamSpec, Task
@@ -15,13 +16,16 @@ from evaluation.members import Member
 from methods.config import RunConfig
 from methods.memory.audit import Budget, to_predict
 from methods.memory.replay import ReplayMemory
+from net import build_net
 from net.multihead import MultiHead
 from training.checkpoints import Checkpoints
 from training.loop import TrainingStats, not_finite
 from training.monitor import Monitor
 from training.prediction import predict_examples
+from training.recipe import Recipe
+from training.steps import Rule
 from utils.compute import Compute
-from utils.errors import TrainingError
+from utils.errors import TrainingError, UserError
 from utils.settings import NoSettings
 from utils.trees import Tree
 
@@ -48,6 +52,23 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Requirements:
+    """With which objectives, networks and optimizers a method can learn; nothing is required by default.
+
+    Attributes:
+        classes: targets are class numbers, and outputs a score of each class.
+        layers: kinds of layers; the trunk has at least one of them.
+        own_heads: each task has a head of its own.
+        optimizers: one of them takes the steps; any if there are none.
+    """
+
+    classes: bool = False
+    layers: tuple[type[nn.Module], ...] = ()
+    own_heads: bool = False
+    optimizers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Setting:
     """What every method is built from."""
 
@@ -60,11 +81,13 @@ class Method(ABC):
     """A continual-learning algorithm. It sees a stream only through the episodes it is given.
 
     Attributes:
+        requires: with which objectives, networks and optimizers it can learn.
         options: the fields of RunConfig that this method reads and others do not.
         Settings: what config/method/<name>.yaml holds.
         modes: continual, multi-task or both.
         waits: why the steps of this method cannot be CUDA graphs; "" if they can.
         lasting: names of the attributes that hold what it has learned: nested containers of tensors and plain values.
+        recipe: how each network is trained.
         memory: the training examples that are kept.
         checkpoints: where training that is under way is saved.
         untrained: by task id, what the first network said on the test inputs before it was trained, [N, C].
@@ -72,6 +95,7 @@ class Method(ABC):
         fits: by task id, how many training examples are kept and how well the method fits them.
     """
 
+    requires: ClassVar[Requirements] = Requirements()
     options: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type] = NoSettings
     modes: ClassVar[frozenset[str]] = frozenset({"continual", "multi-task"})
@@ -80,6 +104,7 @@ class Method(ABC):
 
     def __init__(self, setting: Setting) -> None:
         self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
+        self.recipe = self.config.hp
         self.checkpoints = Checkpoints()
         self.memory = ReplayMemory(self.budget(), self.config.seed, getattr(self.settings, "buffer", "") == "reservoir")
         self.fresh: list[Member] = []
@@ -90,6 +115,20 @@ class Method(ABC):
     def settings(self) -> Any:
         """An instance of Settings."""
         return self.config.settings
+
+    def trial_rule(self, task: Task) -> Rule:
+        """What is done in a step while the first task of a run is learned, for a step on trial."""
+        return Rule()
+
+    def new_network(self, head_sizes: Mapping[int, int]) -> MultiHead:
+        """A network on the device that was not trained yet.
+
+        Raises:
+            UserError: the method cannot learn with it; see check_requirements.
+        """
+        net = new_network(self.config, self.spec, head_sizes)
+        check_requirements(type(self), self.spec, net, self.recipe)
+        return net.to(self.compute.device)
 
     def budget(self) -> Budget:
         """How many training examples of past tasks are kept."""
@@ -154,6 +193,36 @@ class Method(ABC):
         """
         predictions = predict_examples(net, task_id, examples, self.spec, self.compute)
         if not predictions.isfinite().all():
-            hyper = self.config.hp
-            raise TrainingError(f"{place}: {not_finite('the prediction', hyper.epochs, hyper, self.compute)}")
+            raise TrainingError(f"{place}: {not_finite('the prediction', 'after training', self.recipe, self.compute)}")
         return predictions
+
+
+def new_network(config: RunConfig, spec: StreamSpec, head_sizes: Mapping[int, int]) -> MultiHead:
+    """A network of a run, on the CPU, initialised from torch's global generator.
+
+    Raises:
+        UserError: it does not fit the inputs of the stream; see build_net.
+    """
+    return build_net(config.net.model, spec.input_shape, config.net.settings, head_sizes, spec.heads)
+
+
+def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead, recipe: Recipe) -> None:
+    """Check that a method can learn with an objective, a network and an optimizer.
+
+    Raises:
+        UserError: it cannot; names the method and what does not fit.
+    """
+    needs, objective = method.requires, type(spec.objective).__name__
+    if needs.classes and spec.objective.energy(torch.zeros(1, 2)) is None:
+        raise UserError(f"the method {method.__name__} needs targets that are classes; {objective} has none")
+    if needs.layers and not any(isinstance(module, needs.layers) for module in net.trunk.modules()):
+        kinds = " or ".join(kind.__name__.strip("_") for kind in needs.layers)
+        raise UserError(
+            f"the method {method.__name__} needs a network with layers of the kind {kinds}; "
+            f"{type(net.trunk).__name__} has none"
+        )
+    if needs.own_heads and net.kind != "task":
+        raise UserError(f"the method {method.__name__} needs a head for each task; this network has {net.kind} heads")
+    if needs.optimizers and recipe.optimizer not in needs.optimizers:
+        known = " or ".join(needs.optimizers)
+        raise UserError(f"the method {method.__name__} needs the optimizer {known}, not {recipe.optimizer}")

@@ -75,11 +75,6 @@ class RunConfig:
     settings: Any = field(default_factory=NoSettings)  # of the method, see config/method/
 
     @property
-    def augment(self) -> bool:
-        """Whether training images are shifted and flipped."""
-        return bool(self.hp.augment)
-
-    @property
     def stream(self) -> str:
         """The stream's name: that of its YAML file."""
         return self.data.stream

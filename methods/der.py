@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Setting, Storage
+from methods.base import Requirements, Setting, Storage
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch, Replays
@@ -65,6 +65,7 @@ class DER(ReplayNet):
 
         alpha: float = setting(Range(0, whole=False), "weight of the recorded outputs")
 
+    requires = Requirements(classes=True)  # it records the logits of classes, [kept, C]
     lasting = (*ReplayNet.lasting, "_recorded")
 
     def __init__(self, setting: Setting) -> None:
@@ -88,7 +89,7 @@ class DER(ReplayNet):
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
         return Replays(
             self.memory.mixture(), self.spec, self.draws * self.settings.replay_batch, rng,
-            augment=self.config.augment, recorded=recorded,
+            augment=self.recipe.augments, recorded=recorded,
         )  # fmt: skip
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:

@@ -11,7 +11,7 @@ from datasets.task import Episode, Examples, Task, TrainSource
 from evaluation.averages import PredictionCache
 from evaluation.members import Member
 from methods.base import Method, Setting, Storage
-from net import build_net, count_parameters
+from net import count_parameters
 from training.loop import TrainingStats, train_member
 from training.monitor import Monitor
 from utils.errors import TrainingError
@@ -40,18 +40,16 @@ class Ensemble(Method):
         """Train one more member on the tasks of `sources`, each seen with that weight in later averages."""
         tasks = tuple(sources)
         name = ("member", self._members)
-        hyper = self.config.hp
         head_sizes = {task: self._head_sizes[task] for task in tasks}
         with seeded(self.config.seed, *name):
-            net = build_net(self.config.net, self.spec.input_shape, head_sizes)
-            net.to(self.compute.device)
+            net = self.new_network(head_sizes)
             if not self._members:
                 known = [task for task in self._revealed if task.id in head_sizes]
                 self.untrained = {t.id: self.ask(net, t.id, t.test, _place(episode, 0, tasks)) for t in known}
             try:
                 stats = train_member(
-                    net, list(sources.items()), self.spec, hyper, self.compute, self.config.seed, name, monitor,
-                    augment=self.config.augment, checkpoints=self.checkpoints,
+                    net, list(sources.items()), self.spec, self.recipe, self.compute, self.config.seed, name,
+                    monitor, checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"{_place(episode, self._members, tasks)}: {error}") from None
@@ -61,9 +59,7 @@ class Ensemble(Method):
             self._weights.setdefault(task, {})[self._members] = weights[task]
         self._members += 1
         self._parameters += count_parameters(net)
-        self._used += count_parameters(net.trunk) * len(tasks) + sum(
-            head_sizes[task] * (net.weight.shape[1] + 1) for task in tasks
-        )
+        self._used += count_parameters(net.trunk) * len(tasks) + sum(map(net.head_parameters, tasks))
         return stats
 
     def reveal(self, tasks: Sequence[Task]) -> None:

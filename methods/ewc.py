@@ -16,10 +16,9 @@ from torch.func import functional_call, grad, vmap
 
 from datasets.mixture import Mixture
 from datasets.task import Task
-from methods.base import Setting, Storage
+from methods.base import Requirements, Setting, Storage
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
-from training.optimizers import MOMENTUM
 from utils.seeding import generator
 from utils.settings import Range, setting
 
@@ -100,7 +99,7 @@ class Springs(NormRule):
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         if not self._parameters:
             return
-        h = rate / (1 - MOMENTUM)
+        h = rate / (1 - self.recipe.momentum)
         torch._foreach_add_(self._parameters, torch._foreach_mul(self._pull, h))
         torch._foreach_div_(self._parameters, torch._foreach_add(torch._foreach_mul(self._stiffness, h), 1.0))
 
@@ -116,6 +115,8 @@ class EWC(SingleNet):
         fisher: str = setting(("exact", "sample", "empirical"), "which labels the Fisher information is of")
         fisher_examples: int = setting(Range(1), "training examples that it is measured on")
 
+    # The Fisher information is that of a distribution over classes; springs know the steps of SGD with momentum.
+    requires = Requirements(classes=True, optimizers=("sgd",))
     lasting = (*SingleNet.lasting, "_stiffness", "_pull")
 
     def __init__(self, setting: Setting) -> None:

@@ -94,7 +94,7 @@ class GEM(ReplayNet):
         streams = [
             Replays(
                 Mixture([(other, self.memory.examples(other))]), self.spec, size,
-                generator(self.config.seed, "member", len(self._seen), "replay", other), augment=self.config.augment,
+                generator(self.config.seed, "member", len(self._seen), "replay", other), augment=self.recipe.augments,
             )
             for other in self.memory.tasks
         ]  # fmt: skip

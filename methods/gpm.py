@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Setting, Storage
+from methods.base import Requirements, Setting, Storage
 from methods.single import NormRule, SingleNet
 from methods.subnets import hold_others
 from net.multihead import MultiHead
 from training.batches import Batch
-from training.optimizers import make_optimizer, trained_parameters
+from training.optimizers import trained_parameters
 from training.prediction import outputs_on
 from training.recipe import Recipe
 from utils.seeding import generator
@@ -94,8 +94,8 @@ class Projected(NormRule):
             hold_others(net.trunk, self.bases)
         self._pairs = [(layers[name].weight, basis) for name, basis in self.bases.items()]
 
-    def optimizer(self, net: MultiHead, hyper: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
-        return make_optimizer(net, replace(hyper, l2_reg=0.0) if self.bases else hyper, lr)
+    def adapt(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, l2_reg=0.0) if self.bases else recipe
 
     @torch.no_grad()
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
@@ -128,6 +128,8 @@ class GPM(SingleNet):
         threshold_step: float = setting(Range(0, 1, whole=False), "added to the threshold with every task")
         basis_examples: int = setting(Range(1), "training examples of the task that are looked at")
 
+    # A step that scales each value by itself, as Adam's, is not at right angles to the basis any more.
+    requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True, optimizers=("sgd",))
     lasting = (*SingleNet.lasting, "_bases")
 
     def __init__(self, setting: Setting) -> None:
@@ -135,7 +137,7 @@ class GPM(SingleNet):
         self._bases: dict[str, Tensor] = {}
 
     def rule(self, task: Task) -> NormRule:
-        return Projected(self._bases, self.config.hp.l2_reg)
+        return Projected(self._bases, self.recipe.l2_reg)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         settings = self.settings

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Episode, Task
-from methods.base import Setting, Storage
+from methods.base import Requirements, Setting, Storage
 from methods.single import NormRule, SingleNet
 from net import count_parameters
 from net.multihead import MultiHead
@@ -72,6 +72,8 @@ class LwF(SingleNet):
         )
         strength: float = setting(Range(0, whole=False), "weight of the distillation")
         temperature: float = setting(Range(0, whole=False, open_low=True), "of the distillation")
+
+    requires = Requirements(classes=True, own_heads=True)  # what old heads say of the classes of their tasks
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -5,6 +5,7 @@ Mallya & Lazebnik, "PackNet: Adding Multiple Tasks to a Single Network by Iterat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor
 from datasets.task import Task
 from methods.base import Setting
 from methods.subnets import FixedWeights, Masks, Subnets
-from training.optimizers import cosine
+from training.optimizers import learning_rates
+from training.recipe import Recipe
 from utils.errors import UserError
 from utils.settings import Range, setting
 from utils.trees import Tree
 
 
 class Packing(FixedWeights):
-    """Two thirds of the steps before the pruning, the rest after it, each with a learning rate that falls to zero.
+    """Two thirds of the steps before the pruning, the rest after it, each with all of the recipe's schedule.
 
     Args:
         share: of the free weights of each layer that the task keeps, in [0, 1].
@@ -31,9 +33,10 @@ class Packing(FixedWeights):
         self.share = share
         self.kept: list[Tensor] = []
 
-    def rate(self, lr: float, step: int, steps: int) -> float:
+    def rates(self, recipe: Recipe, steps: int) -> Callable[[int], float]:
         cut = pruning_step(steps)
-        return lr * (cosine(step, cut) if step < cut else cosine(step - cut, steps - cut))
+        before, after = learning_rates(recipe, cut), learning_rates(recipe, steps - cut)
+        return lambda step: before(step) if step < cut else after(step - cut)
 
     @torch.no_grad()
     def before(self, step: int, steps: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Setting, Storage
+from methods.base import Requirements, Setting, Storage
 from methods.ewc import Springs, Values
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
@@ -70,6 +70,7 @@ class SI(SingleNet):
         strength: float = setting(Range(0, whole=False), "c of the paper")
         damping: float = setting(Range(0, whole=False, open_low=True), "xi of the paper")
 
+    requires = Requirements(optimizers=("sgd",))  # see Springs
     lasting = (*SingleNet.lasting, "_importance", "_pull")
 
     def __init__(self, setting: Setting) -> None:

@@ -14,7 +14,7 @@ from datasets.task import Episode, Task
 from evaluation.members import Member
 from methods.base import Learned, Method, Setting, Storage
 from methods.memory.audit import Budget
-from net import build_net, count_parameters
+from net import BatchNorm, count_parameters
 from net.multihead import MultiHead, Own
 from training.batches import Joined, Replays
 from training.loop import train_member
@@ -24,8 +24,6 @@ from utils.errors import TrainingError
 from utils.seeding import generator, seeded
 from utils.settings import Range, setting
 from utils.trees import Tree
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class NormRule(Rule):
@@ -62,12 +60,13 @@ class SingleNet(Method):
         )
 
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
-    lasting: ClassVar[tuple[str, ...]] = ("_heads", "_norms", "_seen")
+    lasting: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_seen")
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._trunk: nn.Module | None = None
-        self._heads: dict[int, tuple[Tensor, Tensor]] = {}  # weight [C, D] and bias [C] of each task
+        self._heads: dict[int, tuple[Tensor, Tensor]] = {}  # weight [C, D] and bias [C], by `_head_of` a task
+        self._sizes: dict[int, int] = {}  # number of outputs of each task
         self._norms: dict[int, dict[str, Tensor]] = {}  # batch normalisation of each task, with bn: per_task
         self._seen: list[int] = []  # no more of a task than its number outlives its episode
 
@@ -95,6 +94,10 @@ class SingleNet(Method):
 
     # What they share.
 
+    def trial_rule(self, task: Task) -> Rule:
+        """The rule of the first task, on a network of its own."""
+        return self.rule(task)
+
     def common(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of values by name of the parameter, those of parameters that all tasks have in common."""
         own = norm_state(self._trunk) if self._norms and self._trunk is not None else {}
@@ -112,8 +115,8 @@ class SingleNet(Method):
             rule.frozen = self.settings.bn == "freeze_after_first" and bool(self._seen)
             try:
                 stats = train_member(
-                    net, [(task.id, task.train)], self.spec, self.config.hp, self.compute, self.config.seed, name,
-                    monitor, augment=self.config.augment, rule=rule, past=self.past(task),
+                    net, [(task.id, task.train)], self.spec, self.recipe, self.compute, self.config.seed, name,
+                    monitor, rule=rule, past=self.past(task),
                     checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
@@ -144,7 +147,7 @@ class SingleNet(Method):
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
         super().load_state_dict(state, episodes)
         with torch.random.fork_rng(devices=[]):
-            self.network([], {task: len(bias) for task, (_, bias) in self._heads.items()})
+            self.network([], self._sizes)
         assert self._trunk is not None
         self._trunk.load_state_dict(state["trunk"])
 
@@ -161,28 +164,33 @@ class SingleNet(Method):
         Args:
             new: width of the head of tasks that have none yet.
         """
-        sizes = {task: len(self._heads[task][1]) for task in tasks if task in self._heads} | dict(new or {})
+        sizes = {task: self._sizes[task] for task in tasks if task in self._sizes} | dict(new or {})
         if self._trunk is None:
-            net = build_net(self.config.net, self.spec.input_shape, sizes).to(self.compute.device)
+            net = self.new_network(sizes)
             self._trunk = net.trunk
             return net
         features = next(iter(self._heads.values()))[0].shape[1]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            net = MultiHead(self._trunk, features, sizes)
+            net = MultiHead(self._trunk, features, sizes, self.spec.heads)
             for task in new or {}:
                 # The same, however many other heads the network has.
                 bound = 1 / math.sqrt(features)
                 net.weight[net.rows(task)].uniform_(-bound, bound, generator=generator(self.config.seed, "head", task))
             net.to(self.compute.device)
             for task in sizes:
-                if task in self._heads:
-                    net.weight[net.rows(task)], net.bias[net.rows(task)] = self._heads[task]
+                if (head := self._head_of(task)) in self._heads:
+                    net.weight[net.rows(task)], net.bias[net.rows(task)] = self._heads[head]
         return net
 
+    def _head_of(self, task: int) -> int:
+        """The number of a task's head: that of the task, or 0 for the one of all tasks."""
+        return task if self.spec.heads == "task" else 0
+
     def _keep_heads(self, net: MultiHead) -> None:
+        self._sizes.update(net.head_sizes)
         for task in net.head_sizes:
             rows = net.rows(task)
-            self._heads[task] = net.weight.detach()[rows].clone(), net.bias.detach()[rows].clone()
+            self._heads[self._head_of(task)] = net.weight.detach()[rows].clone(), net.bias.detach()[rows].clone()
 
 
 class ReplayNet(SingleNet):
@@ -222,7 +230,7 @@ class ReplayNet(SingleNet):
             return None
         rng = generator(self.config.seed, "member", len(self._seen), "replay")
         size = self.settings.replay_batch
-        return Replays(self.memory.mixture(), self.spec, size, rng, augment=self.config.augment)
+        return Replays(self.memory.mixture(), self.spec, size, rng, augment=self.recipe.augments)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         self.memory.add(task)

@@ -5,34 +5,29 @@ Mirzadeh et al., "Understanding the Role of Training Regimes in Continual Learni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from datasets.task import Task
 from methods.single import NormRule, SingleNet
-from net.multihead import MultiHead
-from training.optimizers import make_optimizer
 from training.recipe import Recipe
 from utils.settings import Range, setting
 
 
 class StableRate(NormRule):
-    """Plain momentum and one learning rate for the whole task: max(lr decay^t, floor), t past tasks."""
+    """Plain momentum and one learning rate for the whole task: max(lr decay^t, min(lr, floor)), t past tasks."""
 
     def __init__(self, decay: float, floor: float, momentum: float, tasks: int) -> None:
         self.factor, self.floor, self.momentum = decay**tasks, floor, momentum
 
-    def optimizer(self, net: MultiHead, hyper: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
-        return make_optimizer(net, hyper, lr, self.momentum, nesterov=False)
-
-    def rate(self, lr: float, step: int, steps: int) -> float:
-        return max(lr * self.factor, min(lr, self.floor))
+    def adapt(self, recipe: Recipe) -> Recipe:
+        lr = max(recipe.lr * self.factor, min(recipe.lr, self.floor))
+        return replace(
+            recipe, lr=lr, optimizer="sgd", momentum=self.momentum, nesterov=False, schedule="constant", warmup=0
+        )
 
 
 class StableSGD(SingleNet):
-    """`lr` and `dropout` are those of the hyperparameter YAML."""
+    """The recipe's `lr` is that of the first task; its optimizer, schedule and warm-up are replaced."""
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Setting, Storage
-from methods.single import BatchNorm, NormRule, SingleNet
+from methods.base import Requirements, Setting, Storage
+from methods.single import NormRule, SingleNet
+from net import BatchNorm
 from net.multihead import MultiHead, Own
 from training.batches import Batch
 from utils.settings import setting
 
 Masks = dict[str, Tensor]  # bool, by name of the weight
+MASKED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def layer_weights(trunk: nn.Module) -> dict[str, nn.Parameter]:
@@ -25,7 +27,7 @@ def layer_weights(trunk: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{name}.weight": cast(nn.Parameter, module.weight)
         for name, module in trunk.named_modules()
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        if isinstance(module, MASKED)
     }
 
 
@@ -85,6 +87,8 @@ class Subnets(SingleNet):
             "with shared statistics an old task's answers would change",
         )
 
+    # A head that tasks share would go on changing under the old ones.
+    requires = Requirements(layers=MASKED, own_heads=True)
     lasting = (*SingleNet.lasting, "_masks")
 
     def __init__(self, setting: Setting) -> None:

@@ -49,8 +49,8 @@ class Winning(FixedWeights):
         for scores in self.scores:
             nn.init.kaiming_uniform_(scores, a=math.sqrt(5))
 
-    def optimizer(self, net: MultiHead, hyper: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
-        optimizer = super().optimizer(net, hyper, lr)
+    def optimizer(self, net: MultiHead, recipe: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
+        optimizer = super().optimizer(net, recipe, lr)
         optimizer.add_param_group({"params": self.scores, "weight_decay": 0.0})
         return optimizer
 

@@ -1,6 +1,7 @@
-"""Inputs -> features -> one head a task.
+"""Inputs -> features -> heads.
 
-To add a network: one file with a trunk module (shape, its Settings -> module), and one line in TRUNKS.
+To add a network: one file with a trunk, a module made from (shape of one input, settings) with a frozen dataclass
+`Settings` (see utils/settings.py), and one line in TRUNKS.
 """
 
 from __future__ import annotations
@@ -15,34 +16,25 @@ from net.config import NetConfig
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
 from net.images.wideresnet import WideResNet
+from net.mlp import MLP
 from net.multihead import MultiHead
 from utils.errors import UserError, unknown
 from utils.settings import read
 
-TRUNKS: dict[str, type[nn.Module]] = {"conv": SmallConv, "wrn16_4": WideResNet}
+TRUNKS: dict[str, Any] = {"conv": SmallConv, "wrn16_4": WideResNet, "mlp": MLP}
 _TIMM = "timm/"
+BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def trunk_class(model: str) -> type[nn.Module]:
-    """The class of the trunk of that name: an entry of TRUNKS, or that of timm/<name of a timm model>.
+def settings_class(model: str) -> Any:
+    """The dataclass of the settings of a model: an entry of TRUNKS, or timm/<name of a timm model>.
 
     Raises:
         UserError: there is no such model.
     """
-    if model.startswith(_TIMM):
-        return TimmTrunk
-    if model not in TRUNKS:
+    if not model.startswith(_TIMM) and model not in TRUNKS:
         raise UserError(f"model: {unknown('model', model, [*TRUNKS, 'timm/<name>'])}")
-    return TRUNKS[model]
-
-
-def settings_of_trunk(model: str) -> type:
-    """The settings that a trunk declares.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    return trunk_class(model).Settings  # type: ignore[attr-defined,no-any-return]
+    return TRUNKS.get(model, TimmTrunk).Settings
 
 
 def configured(model: str, **settings: Any) -> NetConfig:
@@ -51,22 +43,24 @@ def configured(model: str, **settings: Any) -> NetConfig:
     Raises:
         UserError: there is no such model, or it has no such setting.
     """
-    return NetConfig(model, settings=read(settings_of_trunk(model), model, settings))
+    return NetConfig(model, settings=read(settings_class(model), model, settings))
 
 
-def build_trunk(net: NetConfig, shape: tuple[int, ...]) -> nn.Module:
-    """The trunk of that name.
+def build_trunk(model: str, shape: tuple[int, ...], settings: Any) -> nn.Module:
+    """The trunk of a model for inputs of that shape; `settings`: an instance of `settings_class(model)`.
 
     Raises:
         UserError: there is no such model, or it cannot take inputs of this shape.
     """
-    kind = trunk_class(net.model)
-    named = (net.model.removeprefix(_TIMM),) if kind is TimmTrunk else ()
-    return kind(*named, shape, net.settings)
+    if not isinstance(settings, settings_class(model)):
+        raise TypeError(f"{model} has settings of the kind {settings_class(model).__qualname__}, not {settings!r}")
+    if model.startswith(_TIMM):
+        return TimmTrunk(model.removeprefix(_TIMM), shape, settings)  # type: ignore[arg-type]
+    return TRUNKS[model](shape, settings)  # type: ignore[no-any-return]
 
 
 def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
-    """D, found by sending one blank input through the trunk.
+    """D, found by sending one blank input through the trunk, of its `input_dtype` if it is not float32.
 
     Raises:
         UserError: the trunk cannot take inputs of this shape.
@@ -74,7 +68,7 @@ def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
     trunk.eval()
     try:
         with torch.inference_mode():
-            features = trunk(torch.zeros(1, *shape))
+            features = trunk(torch.zeros(1, *shape, dtype=getattr(trunk, "input_dtype", torch.float32)))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model: {model} cannot take inputs of {'x'.join(map(str, shape))}: {reason}") from None
@@ -83,24 +77,33 @@ def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
     return int(features.shape[-1])
 
 
-def build_net(net: NetConfig, shape: tuple[int, ...], head_sizes: Mapping[int, int]) -> MultiHead:
-    """A network with one head a task, on the CPU, initialised from torch's global generator.
+def build_net(
+    model: str, shape: tuple[int, ...], settings: Any, head_sizes: Mapping[int, int], heads: str = "task"
+) -> MultiHead:
+    """A network with heads, on the CPU, initialised from torch's global generator.
 
     Convolution weights lie in memory with the channels last, like the images: convolutions and pooling are
     faster so, on a CPU and on a GPU.
 
     Args:
         shape: of one input, as the trunk sees it.
+        settings: an instance of `settings_class(model)`.
         head_sizes: width of the head of each task, by task id.
+        heads: which kind of heads, see net.multihead.HEADS.
 
     Raises:
-        UserError: see build_trunk and feature_size.
+        UserError: see build_trunk, feature_size and MultiHead.
     """
-    trunk = build_trunk(net, shape)
-    built = MultiHead(trunk, feature_size(trunk, net.model, shape), head_sizes)
-    return built.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    trunk = build_trunk(model, shape, settings)
+    net = MultiHead(trunk, feature_size(trunk, model, shape), head_sizes, heads)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def count_parameters(net: nn.Module) -> int:
     """Number of trained values."""
     return sum(parameter.numel() for parameter in net.parameters())
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether a network has batch normalisation, which cannot normalise a batch of one example."""
+    return any(isinstance(module, BatchNorm) for module in net.modules())

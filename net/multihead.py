@@ -1,4 +1,4 @@
-"""A trunk and one linear head per task, all heads in one tensor."""
+"""A trunk and its heads: one for each task, one that all tasks share, or none."""
 
 from __future__ import annotations
 
@@ -10,56 +10,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
+# task: a linear head for each task; shared: one linear head for all; identity: the features are the outputs.
+HEADS = ("task", "shared", "identity")
 # What a task has of its own in a trunk that tasks share, by name: other values, or (bool) the weights that it uses.
 Own = Mapping[str, Tensor]
 
 
 class MultiHead(nn.Module):
-    """inputs [B, *input], task ids [B] -> outputs [B, C], C the width of the widest head.
+    """inputs [B, *input], task ids [B] -> outputs [B, ..., C], C the width of the widest head.
 
-    The rows of all heads are stacked in one weight [sum of widths, D]: the logits of a mixed batch are one
-    matrix product and one gather, without a loop over tasks or a wait for the device. Heads may differ
-    in width; a narrower one is filled up with -inf, which softmax turns into probability 0.
+    Heads act on the last axis of the features. The rows of all heads are stacked in one weight [sum of widths, D]:
+    the outputs of a mixed batch are one matrix product and one gather, without a loop over tasks or a wait for the
+    device. Heads of tasks may differ in width; a narrower one is filled up with -inf, which softmax turns into
+    probability 0.
 
     Args:
-        trunk: inputs -> features [B, D].
+        trunk: inputs -> features [B, ..., D].
         features: D.
         head_sizes: width of the head of each task, by task id.
+        heads: one of HEADS.
+
+    Raises:
+        UserError: tasks of unlike widths share a head, or the features cannot be the outputs.
     """
 
-    def __init__(self, trunk: nn.Module, features: int, head_sizes: Mapping[int, int]) -> None:
+    def __init__(self, trunk: nn.Module, features: int, head_sizes: Mapping[int, int], heads: str = "task") -> None:
         super().__init__()
         self.trunk = trunk
-        self.head_sizes = dict(head_sizes)
-        total, widest = sum(head_sizes.values()), max(head_sizes.values())
+        self.head_sizes, self.kind = dict(head_sizes), heads
+        widths = set(head_sizes.values())
+        if heads != "task" and len(widths) > 1:
+            raise UserError(f"tasks have {sorted(widths)} outputs; with {heads} heads all have the same number")
+        if heads == "identity" and widths != {features}:
+            raise UserError(f"the network has {features} features and tasks have {max(widths)} outputs; without a head "
+                            "these must be the same")  # fmt: skip
+        self._rows = _stacked(head_sizes, heads)
+        total = max(rows.stop for rows in self._rows.values())
         # As nn.Linear initialises each head; biases start at zero.
         bound = 1 / math.sqrt(features)
-        self.weight = nn.Parameter(torch.empty(total, features).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(total))
-        columns = torch.zeros(max(head_sizes) + 1, widest, dtype=torch.long)
-        filled = torch.zeros(max(head_sizes) + 1, widest)
-        start = 0
-        for task_id, size in head_sizes.items():
-            columns[task_id, :size] = torch.arange(start, start + size)
-            filled[task_id, size:] = -torch.inf
-            start += size
+        self.weight = nn.Parameter(torch.empty(total, features).uniform_(-bound, bound), requires_grad=total > 0)
+        self.bias = nn.Parameter(torch.zeros(total), requires_grad=total > 0)
         self.columns: Tensor
         self.filled: Tensor | None
+        columns, filled = _columns(self._rows)
         self.register_buffer("columns", columns, persistent=False)
-        equal = len(set(head_sizes.values())) == 1
-        self.register_buffer("filled", None if equal else filled, persistent=False)
+        self.register_buffer("filled", filled if len(widths) > 1 else None, persistent=False)
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         return self.head(self.trunk(inputs), task_ids)
 
     def head(self, features: Tensor, task_ids: Tensor) -> Tensor:
-        """Outputs of each example's own head; features [B, D], task ids [B] -> [B, C]."""
-        outputs = F.linear(features, self.weight, self.bias).gather(1, self.columns[task_ids])
-        return outputs if self.filled is None else outputs + self.filled[task_ids]
+        """Outputs of each example's own head; features [B, ..., D], task ids [B] -> [B, ..., C]."""
+        if self.kind == "identity":
+            return features
+        outputs = F.linear(features, self.weight, self.bias)
+        if self.kind == "shared":
+            return outputs
+        outputs = outputs.gather(-1, _along(self.columns[task_ids], features))
+        return outputs if self.filled is None else outputs + _along(self.filled[task_ids], features)
 
     def heads(self, features: Tensor, tasks: Tensor) -> Tensor:
-        """Outputs of several heads for every example; features [B, D], tasks [T] on their device -> [B, T, C]."""
-        outputs = F.linear(features, self.weight, self.bias)[:, self.columns[tasks]]
+        """Outputs of several heads for every example; features [B, ..., D], tasks [T] -> [B, ..., T, C]."""
+        if self.kind != "task":
+            outputs = features if self.kind == "identity" else F.linear(features, self.weight, self.bias)
+            return outputs.unsqueeze(-2).expand(*outputs.shape[:-1], len(tasks), -1)
+        outputs = F.linear(features, self.weight, self.bias)[..., self.columns[tasks]]
         return outputs if self.filled is None else outputs + self.filled[tasks]
 
     @contextmanager
@@ -77,5 +94,38 @@ class MultiHead(nn.Module):
 
     def rows(self, task_id: int) -> slice:
         """Where the rows of a task's head are in `weight` and `bias`."""
-        start = int(self.columns[task_id, 0])
-        return slice(start, start + self.head_sizes[task_id])
+        return self._rows[task_id]
+
+    def head_parameters(self, task_id: int) -> int:
+        """Number of trained values of the head that answers a task."""
+        rows = self._rows[task_id]
+        return (rows.stop - rows.start) * (self.weight.shape[1] + 1)
+
+
+def _along(rows: Tensor, features: Tensor) -> Tensor:
+    """One row for each example, [B, C], repeated along the axes that features [B, ..., D] have between: [B, ..., C]."""
+    if features.ndim == 2:
+        return rows
+    return rows.unflatten(0, (-1, *(1,) * (features.ndim - 2))).expand(*features.shape[:-1], -1)
+
+
+def _stacked(head_sizes: Mapping[int, int], heads: str) -> dict[int, slice]:
+    """The rows of each task's head, by task id."""
+    if heads == "identity":
+        return dict.fromkeys(head_sizes, slice(0, 0))
+    rows, start = {}, 0
+    for task_id, size in head_sizes.items():
+        rows[task_id] = slice(start, start + size)
+        start += size if heads == "task" else 0
+    return rows
+
+
+def _columns(rows: Mapping[int, slice]) -> tuple[Tensor, Tensor]:
+    """By task id: the rows of its head, [ids, C], and what is added to the outputs beside it, 0 or -inf, [ids, C]."""
+    sizes = {task_id: part.stop - part.start for task_id, part in rows.items()}
+    columns = torch.zeros(max(rows) + 1, max(sizes.values()), dtype=torch.long)
+    filled = torch.zeros(columns.shape)
+    for task_id, part in rows.items():
+        columns[task_id, : sizes[task_id]] = torch.arange(part.start, part.stop)
+        filled[task_id, sizes[task_id] :] = -torch.inf
+    return columns, filled

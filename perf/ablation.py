@@ -31,7 +31,7 @@ from common import (
 from plain import Plain
 from torch import Tensor, nn
 
-from net import build_net, configured, feature_size
+from net import build_net, feature_size, settings_class
 from net.multihead import MultiHead
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
@@ -70,7 +70,7 @@ def stacked(case: Case) -> nn.Module:
 
 def conv(case: Case, device: torch.device) -> list[tuple[str, Step]]:
     """The small conv net, from the plain one to ours."""
-    ours = build_net(configured("conv", dropout=DROPOUT), case.shape, HEADS)
+    ours = build_net("conv", case.shape, settings_class("conv")(dropout=DROPOUT), HEADS)
     return [
         ("as usually written", step_of(Plain(case.shape, [CLASSES] * TASKS), case, device, False, False)),
         ("+ heads in one tensor", step_of(stacked(case), case, device, False, False)),
@@ -82,7 +82,7 @@ def conv(case: Case, device: torch.device) -> list[tuple[str, Step]]:
 
 def residual(case: Case, device: torch.device) -> list[tuple[str, Step]]:
     """WRN-16-4."""
-    nets = [build_net(configured(case.model, dropout=DROPOUT), case.shape, HEADS) for _ in range(4)]
+    nets = [build_net(case.model, case.shape, settings_class(case.model)(dropout=DROPOUT), HEADS) for _ in range(4)]
     for net in nets[:3]:
         for block in net.trunk.blocks:  # type: ignore[union-attr]
             block.dropout = PlainDropout()

@@ -21,8 +21,9 @@ from torch import Tensor
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.task import Examples
-from net import build_net, configured
+from net import build_net, settings_class
 from net.images.relu_dropout import ReluDropout
+from net.multihead import MultiHead
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
@@ -45,11 +46,16 @@ def microseconds(operation: Operation, device: torch.device, seconds: float = 0.
             return spent / calls * 1e6
 
 
+def new_net(model: str) -> MultiHead:
+    """Without dropout, with a head for each task."""
+    return build_net(
+        model, CIFAR.shape, settings_class(model)(dropout=0.0), dict.fromkeys(range(1, TASKS + 1), CLASSES)
+    )
+
+
 def head(device: torch.device) -> tuple[Operation, Operation]:
     """Outputs of five heads for a mixed batch, and their gradients."""
-    ours = build_net(configured("conv", dropout=0.0), CIFAR.shape, dict.fromkeys(range(1, TASKS + 1), CLASSES)).to(
-        device
-    )
+    ours = new_net("conv").to(device)
     plain = Plain(CIFAR.shape, [CLASSES] * TASKS).to(device)
     features = torch.randn(BATCH, 320, device=device, requires_grad=True)
     task_ids = torch.arange(BATCH, device=device) % TASKS + 1
@@ -92,9 +98,7 @@ def optimizer(model: str, device: torch.device) -> tuple[Operation, Operation]:
     """SGD of all parameters, against one parameter after the other."""
     steps = []
     for fused in (True, False):
-        net = build_net(configured(model, dropout=0.0), CIFAR.shape, dict.fromkeys(range(1, TASKS + 1), CLASSES)).to(
-            device
-        )
+        net = new_net(model).to(device)
         for parameter in net.parameters():
             parameter.grad = torch.randn_like(parameter)
         sgd = make_optimizer(net, Recipe(), 0.01)

@@ -34,7 +34,7 @@ from common import (
 from plain import Plain
 from torch import Tensor
 
-from net import build_net, configured
+from net import build_net, settings_class
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
@@ -45,7 +45,7 @@ EPOCHS = 20
 def bare(case: Case, device: torch.device) -> Callable[[], Tensor]:
     """A step of our network."""
     heads = dict.fromkeys(range(1, TASKS + 1), CLASSES)
-    net = build_net(configured(case.model, dropout=DROPOUT), case.shape, heads).to(device)
+    net = build_net(case.model, case.shape, settings_class(case.model)(dropout=DROPOUT), heads).to(device)
     optimizer = make_optimizer(net, Recipe(batch=BATCH), 0.01)
     return bare_step(net, optimizer, fixed_batch(case, device), bf16=device.type == "cuda")
 

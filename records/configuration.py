@@ -15,7 +15,7 @@ from datasets import STREAMS, settings_of
 from datasets.config import DataConfig
 from methods import METHOD_OPTIONS, METHODS
 from methods.config import RunConfig
-from net import TRUNKS, settings_of_trunk
+from net import TRUNKS, settings_class
 from net.config import NetConfig
 from training.recipe import Recipe
 from utils.errors import UserError, unknown
@@ -93,8 +93,8 @@ def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | 
     prefix = f"{where}: " if where else ""
     parts = {name: _section(name, prefix, content.get(name, {})) for name in SECTIONS}
     values = read_values(RunConfig, where, {key: value for key, value in content.items() if key not in SECTIONS})
-    if parts["hp"].augment is None:  # a single epoch shows no image twice
-        parts["hp"] = replace(parts["hp"], augment=parts["hp"].epochs > 1)
+    if parts["hp"].augment is None:
+        parts["hp"] = replace(parts["hp"], augment=parts["hp"].augments)
     config = RunConfig(**parts, **values)
     if settings is None:
         return config
@@ -184,7 +184,7 @@ def _declared() -> Iterator[tuple[str, Declaration]]:
     yield from declarations(RunConfig).items()
     more = {
         "data": [getattr(builder, "Settings", NoSettings) for builder in STREAMS.values()],
-        "net": [settings_of_trunk(model) for model in (*TRUNKS, "timm/")],
+        "net": [settings_class(model) for model in (*TRUNKS, "timm/")],
         "hp": [],
         "settings": [method.Settings for method in METHODS.values()],
     }
@@ -215,6 +215,6 @@ def _own(name: str, where: str, content: Mapping[str, Any]) -> type:
     value, place = (entry.value, entry.where) if isinstance(entry, Given) else (entry, f"{where}: {key}")
     text = declarations(SECTIONS[name])[key].check(place, value)
     try:
-        return settings_of(text) if name == "data" else settings_of_trunk(text)
+        return settings_of(text) if name == "data" else settings_class(text)
     except UserError as error:
         raise UserError(f"{place}: {str(error).removeprefix('model: ')}") from None

@@ -26,6 +26,7 @@ from utils.yaml_files import parse_value
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _LEARNED, _HOW, _WHERE = "what is learned", "how", "where to"
+_LENGTHS = {"hp.epochs", "hp.steps", "hp.examples"}
 KEPT = ("memory", "memory_per_class", "replay_frac")  # three ways to say how many examples are kept
 
 
@@ -208,6 +209,9 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
     check_command(command, values)
     content: dict[str, Any] = {"data": data_section(command.data_config), **net_sections(command.hp_config)}
     settings: dict[str, Any] = {}
+    if _LENGTHS & values.keys():  # the length of training that the command says, not that of the YAML
+        for key in _LENGTHS:
+            content["hp"].pop(key.partition(".")[2], None)
     for key, value in values.items():
         if key not in own:
             _put(content, settings, key, value)

@@ -20,9 +20,9 @@ from datasets import build_stream
 from datasets.task import Episode, TaskStream
 from evaluation.accuracy import Evaluation
 from methods import METHODS, build_method
-from methods.base import Method, Setting
+from methods.base import Method, Setting, check_requirements, new_network
 from methods.config import RunConfig
-from net import build_net, count_parameters
+from net import count_parameters
 from records.checkpoints import RunCheckpoints, load_state
 from records.directory import (
     RunDirectory,
@@ -39,6 +39,7 @@ from records.resume import check_data_of, check_same_data, compared_with, extend
 from records.summary import load_isolated
 from records.writing import header_of, precision_of, resolve, targets_of
 from training.launch import choose_launch
+from training.loop import check_batch
 from utils.compute import (
     Compute,
     describe_device,
@@ -316,13 +317,16 @@ def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tupl
     Returns:
         Parameters of the trunk, and how steps are launched: see choose_launch.
     """
-    task = stream.tasks[0]
+    task, recipe = stream.tasks[0], config.hp
+    sizes = {other.id: other.num_outputs for other in ([task] if config.continual else stream.tasks)}
     with seeded(config.seed, "trial"):
         try:
-            net = build_net(config.net, stream.spec.input_shape, {task.id: task.num_outputs})
+            net = new_network(config, stream.spec, sizes).to(compute.device)
+            check_batch(net, recipe, len(task.train))
         except UserError as error:
             raise UserError(f"{config.net.path}: {error}") from None
-        net.to(compute.device)
-        waits = METHODS[config.method].waits
-        compute, launch = choose_launch(net, task.id, task.train, stream.spec, config.hp, compute, waits)
+        check_requirements(METHODS[config.method], stream.spec, net, recipe)
+        method = build_method(Setting(config, stream.spec, compute))
+        rule = method.trial_rule(task)
+        compute, launch = choose_launch(net, task.id, task.train, stream.spec, recipe, compute, method.waits, rule)
     return count_parameters(net.trunk), compute, launch

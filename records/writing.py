@@ -61,7 +61,7 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
             "tasks": list(member.tasks),
             "weights": list(member.weights),
             "task_names": [task.name for task in tasks],
-            "classes": [list(task.classes) for task in tasks],
+            "classes": [list(task.output_names) for task in tasks],
             "net": plain(method.config.net),
             "input_shape": list(stream.spec.input_shape),
             "parameters": count_parameters(member.net),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from datasets.mixture import Mixture
 from datasets.task import Episode
 from methods import METHODS
-from methods.memory.audit import Auditor, Budget, BudgetError
+from methods.memory.audit import Auditor, Budget, BudgetError, to_predict
 from methods.memory.replay import ReplayMemory, balanced_subset
 from tests.toys import filled, run_toy, toy_config, toy_stream
 from utils.seeding import generator
@@ -21,7 +21,7 @@ READS = {
     "inputs": lambda task: Mixture([(task.id, task.train_eval)]),
     "labels": lambda task: task.train_eval.targets.sum(),
     "a part": lambda task: task.train_eval.subset(torch.arange(2)),
-    "an epoch": lambda task: task.train.epoch(generator(0, "e")),
+    "an epoch": lambda task: task.train.epoch(generator(0, "e")).rows,
 }
 
 
@@ -133,6 +133,31 @@ def test_nothing_but_test_inputs_can_be_read_to_predict(method, monkeypatch):
     for read in READS.values():
         with pytest.raises(BudgetError, match="training examples of task 1 were read"):
             read(shown[0])
+
+
+def test_a_generator_and_what_it_has_drawn_are_on_loan():
+    auditor = Auditor(Budget(total=10))
+    with auditor.lending(next(iter(toy_stream(1, fresh=True).continual()))) as episode:
+        task = episode.new[0]
+        drawn = task.train.draw(30, generator(0, "d"))
+        assert len(drawn) == 30
+        assert len(task.train) == len(task.train.epoch(generator(0, "d"))) == 24
+    for read in (
+        lambda: task.train.draw(1, generator(0, "d")),
+        lambda: task.train.epoch(generator(0, "d")),
+        lambda: task.train.freeze(5, 0),
+        lambda: drawn.store,
+        lambda: drawn.targets,
+    ):
+        with pytest.raises(BudgetError, match="training examples of task 1 were read after episode 1"):
+            read()
+
+
+def test_no_other_split_is_shown():
+    task = toy_stream(1).tasks[0]
+    task = task.with_splits(held_out=task.test, dev=task.test)
+    with Auditor(Budget(total=10)).lending(Episode(1, (task,))) as episode:
+        assert set(episode.new[0].splits) == set(to_predict(task).splits) == {"train", "test"}
 
 
 def test_no_test_label_is_shown_while_a_task_is_learned():

@@ -26,7 +26,7 @@ from datasets import build_stream
 from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
 from datasets.task import Table
-from net import build_net, configured
+from net import build_net, settings_class
 from records.monitor import RunMonitor
 from tests.test_resume import options, results, start, stop_after, write_configs
 from tests.toys import CPU, run_toy, toy_config, toy_stream
@@ -165,7 +165,7 @@ def destroyed(stream, kept):
     tasks = []
     for task in stream.tasks:
         train = noise(task.train_eval, kept[task.id].rows.tolist())
-        tasks.append(replace(task, train=Table(train), train_eval=train, held_out=noise(task.held_out)))
+        tasks.append(replace(task, train=Table(train)).with_splits(train=train, held_out=noise(task.held_out)))
     return replace(stream, tasks=tuple(tasks))
 
 
@@ -192,7 +192,7 @@ def test_the_student_comes_to_agree_with_the_zoo(zoo, stream):
     config = distill.student_config(zoo.config, distill.arguments(["zoo", "--epochs", "60"]))
     student, _, _ = distill.teach(taught, config, CPU, RunMonitor())
     (member,) = student.fresh
-    untrained = build_net(configured("conv", dropout=0.0), (1, 8, 8), member.net.head_sizes)
+    untrained = build_net("conv", (1, 8, 8), settings_class("conv")(dropout=0.0), member.net.head_sizes)
     distances = []
     for task in taught.tasks:
         right = zoo.predict(images(task.train_eval), task.id).probabilities

@@ -19,7 +19,7 @@ import torch
 from datasets.images.digits import rotated_digits
 from datasets.mixture import Mixture
 from export import main
-from net import build_net, configured
+from net import build_net, settings_class
 from records.checkpoints import RunCheckpoints
 from records.manifest import Manifest
 from tests.test_report import Stopped, stop_after
@@ -206,7 +206,7 @@ def random_zoo(model, shape):
     member = SavedMember(0, 1, (1, 2), (1.0, 1.0), 0, model)
     zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], shape, CPU)
     with seeded(0, "net"), torch.no_grad():
-        net = build_net(configured(model, dropout=0.2), shape, {1: 2, 2: 3}).eval()
+        net = build_net(model, shape, settings_class(model)(dropout=0.2), {1: 2, 2: 3}).eval()
         features = net.trunk(torch.randn(32, *shape))
         net.weight *= 3 / (features @ net.weight.T).std()
     zoo._loaded[0] = net, {}

@@ -9,7 +9,7 @@ import torch
 from datasets.task import Examples, Table, TaskStream
 from methods import METHODS, build_method
 from methods.base import Setting
-from net import build_net, configured
+from net import build_net, settings_class
 from tests.toys import CPU, SHAPE, run_toy, toy_config, toy_stream
 from training.monitor import Monitor
 from training.prediction import predict_examples
@@ -83,7 +83,7 @@ def with_other_future(stream, known):
     for task, stranger in zip(stream.tasks, other.tasks, strict=True):
         chosen = task if task.id <= known else stranger
         wrong = dataclasses.replace(chosen.test, targets=(chosen.test.targets + 1) % chosen.num_outputs)
-        tasks.append(dataclasses.replace(chosen, test=wrong))
+        tasks.append(chosen.with_splits(test=wrong))
     return TaskStream(stream.spec, tuple(tasks))
 
 
@@ -145,7 +145,7 @@ def test_what_the_untrained_network_says_is_recorded(method):
     stream = toy_stream(2)
     learner, _, _ = run_toy(toy_config(method=method), stream)
     with seeded(0, "member", 0):
-        net = build_net(configured("conv", dropout=0.0), SHAPE, {1: 3})
+        net = build_net("conv", SHAPE, settings_class("conv")(dropout=0.0), {1: 3})
     assert learner.untrained.keys() == {1}
     assert torch.equal(learner.untrained[1], predict_examples(net, 1, stream.tasks[0].test, stream.spec, CPU))
 
@@ -172,6 +172,7 @@ def test_noise_in_training_labels_reaches_the_method():
     task = toy_stream(1).tasks[0]
     noisy = torch.randint(0, task.num_outputs, (len(task.train_eval),), generator=generator(0, "noise"))
     examples = Examples(task.train_eval.store, task.train_eval.rows, noisy)
-    stream = TaskStream(toy_stream(1).spec, (dataclasses.replace(task, train=Table(examples), train_eval=examples),))
+    noisy_task = dataclasses.replace(task, train=Table(examples)).with_splits(train=examples)
+    stream = TaskStream(toy_stream(1).spec, (noisy_task,))
     method, _, _ = run_toy(toy_config(), stream)
     assert torch.equal(method.memory.examples(1).targets, noisy)

@@ -10,14 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from net import TRUNKS, build_net, build_trunk, configured, count_parameters, feature_size
+from net import TRUNKS, build_net, build_trunk, count_parameters, feature_size, has_batch_norm, settings_class
 from net.images import smallconv
 from net.images.relu_dropout import ReluDropout
 from net.multihead import MultiHead
 from utils.errors import UserError
 from utils.seeding import seeded
+from utils.settings import read
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 84, 84)]
+
+
+def trunk_of(model, shape, dropout=0.0, **settings):
+    return build_trunk(model, shape, settings_class(model)(dropout=dropout, **settings))
+
+
+def net_of(model, shape, head_sizes, **settings):
+    return build_net(model, shape, settings_class(model)(dropout=0.0, **settings), head_sizes)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +43,58 @@ SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 84, 84)]
     ],
 )
 def test_trunks_have_the_size_of_the_paper(model, shape, parameters, features):
-    trunk = build_trunk(configured(model, dropout=0.2), shape)
+    trunk = trunk_of(model, shape, 0.2)
     assert count_parameters(trunk) == parameters
     assert feature_size(trunk, model, shape) == features
 
 
+@pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (2, 3)], ids=str)
+def test_an_mlp_has_the_layers_asked_for_and_takes_any_shape(shape):
+    net = net_of("mlp", shape, {1: 3}, width=7, depth=3)
+    inputs = math.prod(shape)
+    assert count_parameters(net) == (inputs + 1) * 7 + 2 * (7 + 1) * 7 + (7 + 1) * 3
+    x = torch.randn(4, *shape)
+    expected = x.flatten(1)
+    for layer in net.trunk.layers:
+        expected = F.relu(F.linear(expected, layer.weight, layer.bias))
+    torch.testing.assert_close(net.trunk(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "parameters", "features"),
+    [
+        ("conv", {"width": 12}, 9 * 3 * 12 + 2 * 9 * 12 * 12 + 2 * 24, 48),
+        # One block a group of 16, 32 and 64 channels: stem, convolutions, norms, shortcuts where channels change.
+        ("wrn16_4", {"depth": 10, "widen": 1},
+         9 * 16 * (3 + 16 + 16 + 32) + 9 * 32 * (32 + 64) + 9 * 64 * 64 + 2 * (16 * 3 + 32 * 2 + 64 * 2)
+         + 16 * 32 + 32 * 64, 64),
+    ],
+)  # fmt: skip
+def test_settings_of_a_network_change_its_size(model, given, parameters, features):
+    trunk = trunk_of(model, (3, 32, 32), **given)
+    assert count_parameters(trunk) == parameters
+    assert feature_size(trunk, model, (3, 32, 32)) == features
+
+
+def test_settings_have_defaults_and_are_checked():
+    assert settings_class("conv")() == settings_class("conv")(dropout=0.2, width=80)
+    assert settings_class("wrn16_4")() == settings_class("wrn16_4")(dropout=0.2, depth=16, widen=4)
+    assert read(settings_class("timm/resnet10t"), "h.yaml", {"dropout": 0.5}).dropout == 0.5
+    with pytest.raises(UserError, match=r"h\.yaml: width is 0; it must be a whole number at least 1"):
+        read(settings_class("conv"), "h.yaml", {"width": 0})
+    with pytest.raises(UserError, match=r"depth is 17; a wide residual network has 6n \+ 4 layers"):
+        trunk_of("wrn16_4", (3, 32, 32), depth=17)
+    with pytest.raises(UserError, match="unknown model 'convv'"):
+        settings_class("convv")
+
+
+def test_which_networks_have_batch_normalisation():
+    models = ["conv", "wrn16_4", "mlp", "timm/resnet10t", "timm/vit_tiny_patch16_224"]
+    assert [has_batch_norm(trunk_of(model, (3, 32, 32))) for model in models] == [True, True, False, True, False]
+
+
 def test_a_member_with_five_tasks_of_five_classes():
-    net = build_net(configured("conv", dropout=0.0), (3, 32, 32), dict.fromkeys(range(1, 6), 5))
+    net = net_of("conv", (3, 32, 32), dict.fromkeys(range(1, 6), 5))
     assert count_parameters(net) == 125_865 - 160
 
 
@@ -49,7 +103,7 @@ def test_a_member_with_five_tasks_of_five_classes():
 def test_every_parameter_is_trained(model, shape):
     """Heads of different widths included: no row is padding."""
     with seeded(0, "net"):
-        net = build_net(configured(model, dropout=0.0), shape, {2: 3, 5: 2})
+        net = net_of(model, shape, {2: 3, 5: 2})
         outputs = net(torch.randn(6, *shape), torch.tensor([2, 5, 2, 5, 2, 5]))
         loss = F.cross_entropy(outputs, torch.tensor([0, 1, 2, 0, 1, 1]))
     loss.backward()
@@ -63,7 +117,7 @@ def test_every_parameter_is_trained(model, shape):
 def test_dropout_acts_where_it_is_asked_for(model):
     images = torch.randn(4, 3, 32, 32)
     for dropout, differs in [(0.5, True), (0.0, False)]:
-        trunk = build_trunk(configured(model, dropout=dropout), (3, 32, 32)).train()
+        trunk = trunk_of(model, (3, 32, 32), dropout).train()
         with torch.no_grad():
             assert (not torch.equal(trunk(images), trunk(images))) == differs
             trunk.eval()
@@ -71,7 +125,7 @@ def test_dropout_acts_where_it_is_asked_for(model):
 
 
 def test_pooling_before_the_activation_changes_nothing():
-    trunk = build_trunk(configured("conv", dropout=0.0), (3, 32, 32)).train()
+    trunk = trunk_of("conv", (3, 32, 32), 0.0).train()
     images = torch.randn(5, 3, 32, 32)
     x = F.max_pool2d(F.relu(trunk.conv1(images)), 2)
     x = F.max_pool2d(F.relu(trunk.norm2(trunk.conv2(x))), 2)
@@ -96,7 +150,7 @@ def test_larger_grids_are_pooled_adaptively(height, width):
 
 def test_operations_in_place_change_nothing():
     """A residual network of ordinary operations has the same outputs and gradients."""
-    trunk = build_trunk(configured("wrn16_4", dropout=0.0), (3, 16, 16)).train()
+    trunk = trunk_of("wrn16_4", (3, 16, 16), 0.0).train()
     plain = copy.deepcopy(trunk)
 
     def forward(images):
@@ -179,18 +233,18 @@ def test_the_same_seed_gives_the_same_network_and_members_differ():
     nets = []
     for name in [("member", 0), ("member", 0), ("member", 1)]:
         with seeded(0, *name):
-            nets.append(build_net(configured("conv", dropout=0.0), (1, 8, 8), {1: 2}))
+            nets.append(net_of("conv", (1, 8, 8), {1: 2}))
     same, again, other = [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
     assert torch.equal(same, again)
     assert not torch.equal(same, other)
 
 
 def test_a_transformer_takes_small_images():
-    trunk = build_trunk(configured("timm/vit_tiny_patch16_224", dropout=0.0), (3, 32, 32))
+    trunk = trunk_of("timm/vit_tiny_patch16_224", (3, 32, 32), 0.0)
     assert feature_size(trunk, "timm/vit_tiny_patch16_224", (3, 32, 32)) == 192
 
 
 def test_a_model_that_does_not_fit_says_so():
-    trunk = build_trunk(configured("timm/test_convnext", dropout=0.0), (1, 8, 8))
-    with pytest.raises(UserError, match="timm/test_convnext cannot take inputs of 1x8x8"):
-        feature_size(trunk, "timm/test_convnext", (1, 8, 8))
+    trunk = trunk_of("timm/vgg11", (1, 8, 8), 0.0)
+    with pytest.raises(UserError, match="timm/vgg11 cannot take inputs of 1x8x8"):
+        feature_size(trunk, "timm/vgg11", (1, 8, 8))

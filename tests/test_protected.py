@@ -23,6 +23,7 @@ from tests.toys import CPU, run_toy, toy_config, toy_stream
 from training.batches import Batch
 from training.monitor import Monitor
 from training.prediction import outputs_on
+from training.recipe import Recipe
 from utils.errors import UserError
 
 OBJECTIVE = CrossEntropy()
@@ -104,7 +105,7 @@ def test_packnet_without_room_for_all_tasks_is_refused():
 
 def test_packnets_two_phases_have_a_cosine_each():
     rule = run_toy(toy_config(method="packnet"), toy_stream(1))[0].rule(toy_stream(1).tasks[0])
-    rates = [rule.rate(1.0, step, 12) for step in range(12)]
+    rates = [rule.rates(Recipe(lr=1.0), 12)(step) for step in range(12)]
     expected = [0.5 * (1 + math.cos(math.pi * step / phase)) for phase in (8, 4) for step in range(phase)]
     assert rates == pytest.approx(expected)
 

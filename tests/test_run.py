@@ -23,8 +23,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from datasets import build_stream
 from evaluation import metrics
 from modelzoo import main
-from net import build_net, configured
-from records.invocation import parse
+from net import build_net, settings_class
 from tests.test_objectives import plain_calibration_error
 
 PROJECT = Path(__file__).parent.parent
@@ -153,7 +152,8 @@ def test_a_saved_member_predicts_what_was_recorded(runs):
     stream = build_stream(parse([*QUICK, "--continual"]).config.data, 0, torch.device("cpu"))
     facts = json.loads((folder / "zoo/members/member_004.json").read_text())
     sizes = {task: len(classes) for task, classes in zip(facts["tasks"], facts["classes"], strict=True)}
-    net = build_net(configured("conv", dropout=facts["net"]["dropout"]), tuple(facts["input_shape"]), sizes).eval()
+    settings = settings_class("conv")(dropout=facts["net"]["dropout"])
+    net = build_net("conv", tuple(facts["input_shape"]), settings, sizes).eval()
     net.load_state_dict(load_file(folder / "zoo/members/member_004.safetensors"))
     assert facts["parameters"] == sum(p.numel() for p in net.parameters())
     task = stream.tasks[facts["tasks"][0] - 1]

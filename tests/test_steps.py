@@ -46,10 +46,10 @@ def test_a_step_replayed_on_fixed_tensors_is_the_same_step(monkeypatch):
     """52 examples in batches of 8: six whole ones and one of 4 in each of four epochs."""
     stream = toy_stream(2, count=26)
     plain, replayed = new_net(stream), new_net(stream)
-    one = train_member(plain, sources(stream), stream.spec, HYPER, CPU, 0, ("m",), Monitor(), augment=True)
+    one = train_member(plain, sources(stream), stream.spec, HYPER, CPU, 0, ("m",), Monitor())
     monkeypatch.setattr("training.loop.GradientSteps", Recorded)
     captured = replace(CPU, captured=True)
-    other = train_member(replayed, sources(stream), stream.spec, HYPER, captured, 0, ("m",), Monitor(), augment=True)
+    other = train_member(replayed, sources(stream), stream.spec, HYPER, captured, 0, ("m",), Monitor())
     assert Recorded.captures == 2
     assert (one.steps, one.images) == (other.steps, other.images) == (28, 4 * 52)
     assert other.loss == pytest.approx(one.loss, rel=1e-5)
@@ -101,14 +101,14 @@ def on_gpu(stream, store="cuda"):
 @pytest.mark.parametrize("model", ["conv", "wrn16_4"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_captured_step_is_the_same_step(model, dropout):
-    stream, hyper = toy_stream(2, count=26), replace(HYPER, model=model)
+    stream = toy_stream(2, count=26)
     nets, losses = [], []
     for captured in (False, True):
         with seeded(0, "gpu"):
             net = new_net(stream, dropout, model).cuda()
             compute = replace(CUDA, captured=captured)
             stats = train_member(
-                net, on_gpu(stream), stream.spec, hyper, compute, 0, ("m",), Monitor(), augment=True
+                net, on_gpu(stream), stream.spec, HYPER, compute, 0, ("m",), Monitor()
             )  # fmt: skip
         nets.append(net)
         losses.append(stats.loss)
@@ -134,9 +134,7 @@ def test_a_network_that_waits_for_the_device_is_not_captured_and_says_why():
     assert not compute.captured
     assert launch.startswith("steps launched one operation at a time (a CUDA graph cannot hold one: ")
     # And the device is as usable as before.
-    train_member(
-        new_net(stream).cuda(), on_gpu(stream), stream.spec, HYPER, compute, 0, ("m",), Monitor(), augment=True
-    )
+    train_member(new_net(stream).cuda(), on_gpu(stream), stream.spec, HYPER, compute, 0, ("m",), Monitor())
 
 
 @gpu
@@ -146,7 +144,7 @@ def test_a_gpu_trains_to_the_same_loss_as_a_cpu():
     losses = []
     for compute, data in made:
         net = new_net(stream).to(compute.device)
-        stats = train_member(net, data, stream.spec, HYPER, compute, 0, ("m",), Monitor(), augment=True)
+        stats = train_member(net, data, stream.spec, HYPER, compute, 0, ("m",), Monitor())
         losses.append(stats.loss)
     assert losses[1] == losses[2]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -1,26 +1,32 @@
-"""Toy streams: a few 8x8 images of two classes per task, as finite tables or drawn fresh every epoch."""
+"""Toy streams: a few 8x8 images of two classes per task, as finite tables or drawn fresh every epoch; tokens; numbers.
+
+What a stream of tokens or of numbers needs is here in its smallest form: an objective, a generator, a trunk.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import log, nan
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from datasets.config import DataConfig, TaskConfig
 from datasets.images.stream import ImagePreprocess
-from datasets.objectives import CrossEntropy
-from datasets.task import Episode, Examples, StreamSpec, Table, Task, TaskStream
+from datasets.objectives import CrossEntropy, Score
+from datasets.task import AsStored, Episode, Examples, Generator, StreamSpec, Table, Task, TaskStream
 from methods import METHODS, build_method
 from methods.base import Learned, Method, Setting
 from methods.config import RunConfig
 from methods.memory.audit import Budget
 from methods.memory.replay import ReplayMemory
 from net import configured
+from net.trunk import DropoutSettings
 from records.configuration import default_method_config, method_settings
 from training.monitor import Monitor
 from training.recipe import Recipe
@@ -45,15 +51,15 @@ def table(images: Tensor, targets: Tensor) -> Examples:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class Fresh(Generator):
     """A train source that draws new examples in every epoch."""
 
     task: int
     classes: int
-    count: int
+    epoch_size: int
 
-    def epoch(self, rng: torch.Generator) -> Examples:
-        return table(*draw(self.task, self.classes, self.count, rng))
+    def draw(self, n: int, rng: torch.Generator) -> Examples:
+        return table(*draw(self.task, self.classes, n, rng))
 
 
 def toy_stream(tasks: int = 3, fresh: bool = False, classes: int = 2, count: int = 24, seed: int = 0) -> TaskStream:
@@ -65,29 +71,138 @@ def toy_stream(tasks: int = 3, fresh: bool = False, classes: int = 2, count: int
         kept = table(*draw(number, width, count, rng))
         source = Fresh(number, width, count) if fresh else Table(kept)
         test = table(*draw(number, width, 40, rng))
-        made.append(Task(number, f"task {number}", tuple("abcdefgh"[:width]), source, kept, test))
+        splits = {"train": kept, "test": test}
+        made.append(Task(number, f"task {number}", width, source, splits, tuple("abcdefgh"[:width])))
     return TaskStream(StreamSpec("toy", SHAPE, CrossEntropy(), ImagePreprocess(1, flip=False)), tuple(made))
+
+
+TOKENS, LENGTH = 5, 4
+
+
+class TokenLoss:
+    """The objective of outputs [N, T, V] and targets [N, T]: the mean over all tokens."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(-1)
+
+    def guess(self, examples: int, num_outputs: int) -> Tensor:
+        return torch.full((examples, LENGTH, num_outputs), 1 / num_outputs)
+
+    def guess_loss(self, num_outputs: int) -> float:
+        return log(num_outputs)
+
+    def evaluate(self, predictions: Tensor, targets: Tensor) -> Score:
+        right = predictions.gather(-1, targets.unsqueeze(-1))
+        return Score(-right.log().mean().item(), (predictions.argmax(-1) == targets).double().mean().item(), nan)
+
+    def energy(self, outputs: Tensor) -> None:
+        """Outputs are not those of one class."""
+
+
+class SquaredError:
+    """The objective of outputs and targets [N, D]; who says 0 everywhere has a loss of about 1."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, targets)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def guess(self, examples: int, num_outputs: int) -> Tensor:
+        return torch.zeros(examples, num_outputs)
+
+    def guess_loss(self, num_outputs: int) -> float:
+        return 1.0
+
+    def evaluate(self, predictions: Tensor, targets: Tensor) -> Score:
+        return Score(F.mse_loss(predictions, targets).item(), nan, nan)
+
+    def energy(self, outputs: Tensor) -> None:
+        """Outputs are no classes."""
+
+
+@dataclass(frozen=True)
+class Shifted(Generator):
+    """Random tokens; the target of each is the token `shift` further in the vocabulary."""
+
+    shift: int
+    epoch_size: int = 64
+
+    def draw(self, n: int, rng: torch.Generator) -> Examples:
+        tokens = torch.randint(TOKENS, (n, LENGTH), generator=rng)
+        return table(tokens, (tokens + self.shift) % TOKENS)
+
+
+@dataclass(frozen=True)
+class Turned(Generator):
+    """Points of the plane; the target of each is the point turned by `angle`."""
+
+    angle: float
+    epoch_size: int = 64
+
+    def draw(self, n: int, rng: torch.Generator) -> Examples:
+        points, turn = torch.randn(n, 2, generator=rng), torch.tensor(self.angle)
+        rotation = torch.stack([turn.cos(), turn.sin(), -turn.sin(), turn.cos()]).view(2, 2)
+        return table(points, points @ rotation)
+
+
+def drawn_stream(spec: StreamSpec, sources: Sequence[Generator], outputs: int, frozen: bool = False) -> TaskStream:
+    """One task for each generator, trained on fresh examples or, if `frozen`, on a table of them."""
+    made = []
+    for number, source in enumerate(sources, 1):
+        kept, test = source.freeze(64, 0, number, "train"), source.freeze(40, 0, number, "test").examples
+        splits = {"train": kept.examples, "test": replace(test, slices={"first": torch.arange(10)})}
+        made.append(Task(number, f"task {number}", outputs, kept if frozen else source, splits))
+    return TaskStream(spec, tuple(made))
+
+
+def token_stream(tasks: int = 2, frozen: bool = False, heads: str = "task") -> TaskStream:
+    """Task t shifts every token by t."""
+    spec = StreamSpec("tokens", (LENGTH,), TokenLoss(), AsStored(), heads)
+    return drawn_stream(spec, [Shifted(number) for number in range(1, tasks + 1)], TOKENS, frozen)
+
+
+def number_stream(tasks: int = 2, frozen: bool = False, heads: str = "task") -> TaskStream:
+    """Task t turns points by 40 t degrees."""
+    spec = StreamSpec("numbers", (2,), SquaredError(), AsStored(), heads)
+    return drawn_stream(spec, [Turned(0.7 * number) for number in range(1, tasks + 1)], 2, frozen)
+
+
+class TokenTrunk(nn.Module):
+    """Token numbers [B, T] -> features [B, T, 16]."""
+
+    Settings = DropoutSettings
+    input_dtype = torch.long
+
+    def __init__(self, shape: tuple[int, ...], settings: DropoutSettings) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(TOKENS, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens)  # type: ignore[no-any-return]
 
 
 def toy_config(
     settings: Mapping[str, object] | None = None,
     hp: Mapping[str, object] | None = None,
-    data: Mapping[str, object] | None = None,
+    model: str = "conv",
     **options: object,
 ) -> RunConfig:
-    """Two epochs of batches of 8, continual unless said otherwise; shipped settings but for `settings`.
+    """Two epochs of batches of 8 of the small conv net, continual unless said otherwise.
 
     Args:
-        hp, data: fields of these parts. options: the other fields of RunConfig.
+        settings: of the method, where they are not those that ship with it.
+        hp: fields of the recipe. options: the other fields of RunConfig.
     """
     recipe: dict[str, Any] = {"epochs": 2, "batch": 8, "augment": True, **(hp or {})}
-    values: dict[str, Any] = {"continual": True, "net": configured("conv", dropout=0.0), **options}
-    data_values: dict[str, Any] = {"data_dir": Path("none"), **(data or {})}
-    config = RunConfig(
-        DataConfig("toy", (TaskConfig((0, 1)),), path="toy.yaml", **data_values), hp=Recipe(**recipe), **values
-    )
+    values: dict[str, Any] = {"continual": True, **options}
+    toy = DataConfig("toy", (TaskConfig((0, 1)),), data_dir=Path("none"), path="toy.yaml")
+    config = RunConfig(toy, configured(model, dropout=0.0), Recipe(**recipe), **values)
     known = METHODS[config.method].Settings
-    shipped: dict[str, object] = {}
+    shipped: dict[str, Any] = {}
     if declarations(known):
         shipped = method_settings(config.method, default_method_config(config.method), config.stream)
     return replace(config, settings=read(known, config.method, {**shipped, **(settings or {})}))

@@ -41,15 +41,11 @@ class Batch:
         )
 
 
-def batches(data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool) -> Iterator[Batch]:
-    """The examples in a random order, in batches of `size`; the last one may be smaller.
-
-    A last batch of one example is left out: batch normalisation cannot normalise one value a channel.
-    The next epoch shuffles anew, so it is another example each time.
-    """
-    order = torch.randperm(len(data), generator=rng)
-    if len(data) % size == 1:
-        order = order[:-1]
+def batches(
+    data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool, count: int | None = None
+) -> Iterator[Batch]:
+    """The examples in a random order, or the first `count` of them, in batches of `size`; the last may be smaller."""
+    order = torch.randperm(len(data), generator=rng)[:count]
     choices = spec.preprocess.draw(len(order), rng) if augment else None
     choices = choices.to(data.device) if choices is not None else None
     data = data.reordered(order)

@@ -4,46 +4,67 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from datasets.mixture import Mixture
-from datasets.task import StreamSpec, TrainSource
+from datasets.task import Examples, StreamSpec, Table, TrainSource
 from net.multihead import MultiHead
 from training.batches import batches
-from training.optimizers import make_optimizer
 from training.recipe import Recipe
 from training.steps import WARM_UP, GradientSteps, Rule
 from utils.compute import Compute
 from utils.seeding import generator
 
+_FEW = 2  # examples: enough for every kind of network to take a step
+
 
 def choose_launch(
-    net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, hyper: Recipe, compute: Compute,
-    waits: str = "",
+    net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, recipe: Recipe, compute: Compute,
+    waits: str = "", rule: Rule | None = None,
 ) -> tuple[Compute, str]:  # fmt: skip
-    """Find out whether training steps of a network can be captured, by capturing one.
+    """Take a step on trial, and find out whether such steps can be captured, by capturing one.
 
     Args:
         net: a trial network on the device; its weights may be changed.
         waits: why the method's steps cannot be captured, if so.
+        rule: what the method does in a step of its first task.
 
     Returns:
         What to run with, and how steps are launched, for people; "" where there is no choice.
     """
+    rule = rule or Rule()
     if compute.device.type != "cuda":
-        make_optimizer(net, hyper, hyper.lr)  # torch loads a second's worth of modules, which is not training
+        # torch loads a second's worth of modules, which is not training.
+        _try(net, task_id, some_examples(source, _FEW), spec, recipe, compute, 1, rule)
         return compute, ""
     if waits:
         return compute, f"steps launched one operation at a time ({waits})"
-    captured, rng = replace(compute, captured=True), generator(0, "trial")
-    data = Mixture([(task_id, source.epoch(rng))])
+    captured, size = replace(compute, captured=True), recipe.batch_size(len(source))
     try:
-        with captured.training_stream():
-            steps = GradientSteps(net.train(), spec, hyper, captured, WARM_UP + 2, Rule())
-            for batch in batches(data, spec, hyper.batch, rng, augment=False):
-                for _ in range(WARM_UP + 2):
-                    steps(batch)
-                break
-            steps.take_loss()
+        _try(net, task_id, some_examples(source, size), spec, recipe, captured, WARM_UP + 2, rule)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
         return compute, f"steps launched one operation at a time (a CUDA graph cannot hold one: {reason})"
     return captured, "steps launched as CUDA graphs"
+
+
+def some_examples(source: TrainSource, count: int) -> Examples:
+    """The first `count` examples of a table, or all if there are fewer; as many fresh ones of a generator."""
+    if isinstance(source, Table):
+        return source.examples.subset(torch.arange(min(count, len(source.examples))))
+    return source.draw(count, generator(0, "trial"))
+
+
+def _try(
+    net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, recipe: Recipe, compute: Compute, count: int,
+    rule: Rule,
+) -> None:  # fmt: skip
+    """Take `count` steps on one batch of all these examples."""
+    data = Mixture([(task_id, examples)])
+    with compute.training_stream():
+        rule.begin(net.train())
+        steps = GradientSteps(net, spec, recipe, compute, count, rule)
+        batch = next(batches(data, spec, len(data), generator(0, "trial"), augment=False))
+        for _ in range(count):
+            steps(batch)
+        steps.take_loss()

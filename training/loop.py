@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from datasets.mixture import Mixture
-from datasets.task import StreamSpec, TrainSource
+from datasets.task import StreamSpec, Table, TrainSource
+from net import has_batch_norm
 from net.multihead import MultiHead
-from training.batches import Joined, Replays, batches, with_replay
+from training.batches import Batch, Joined, Replays, batches, with_replay
 from training.checkpoints import Checkpoints
 from training.monitor import Monitor
 from training.recipe import Recipe
 from training.steps import GradientSteps, Rule
 from utils.compute import Compute
-from utils.errors import TrainingError
+from utils.errors import TrainingError, UserError
 from utils.seeding import generator
 from utils.trees import Tree
 
@@ -54,109 +57,256 @@ class TrainingStats:
         )
 
 
-@dataclass
-class Place:
-    """Where training is: after `batch` batches of an epoch."""
+class Clock(NamedTuple):
+    """Where training is."""
 
-    epoch: int = 1
-    batch: int = 0
-    gradients: int = 0  # of single examples, so far
-    seconds: float = 0.0  # so far
-    order: Tensor | None = None  # state of the data's random generator before the epoch
+    steps: int  # gradient steps taken
+    examples: int  # training examples seen, those that are replayed not counted
+    epoch: float | None  # passes over the training examples, with fractions; None if a generator draws them
 
 
-def not_finite(what: str, epoch: int, hyper: Recipe, compute: Compute) -> TrainingError:
+def not_finite(what: str, when: str, recipe: Recipe, compute: Compute) -> TrainingError:
     """The error for a network that diverged: when, and what to try."""
-    remedy = f"try a smaller lr (now {hyper.lr:g})" + (", or --precision fp32" if compute.bf16 else "")
-    return TrainingError(f"{what} is not finite in epoch {epoch} of {hyper.epochs}; {remedy}")
+    remedy = f"try a smaller lr (now {recipe.lr:g})" + (", or --precision fp32" if compute.bf16 else "")
+    return TrainingError(f"{what} is not finite {when}; {remedy}")
+
+
+def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
+    """Check that a batch of the recipe can be normalised, where an epoch has `examples`.
+
+    Raises:
+        UserError: it has a single example, and the network has batch normalisation.
+    """
+    if has_batch_norm(net) and min(recipe.batch_size(examples), examples) == 1:
+        raise UserError(
+            f"batch is {recipe.batch}, of {examples} training examples; this network has batch normalisation, "
+            "which needs at least 2 in a batch"
+        )
+
+
+class Training:
+    """One network that is being trained: to the end, or to some step, asked, and further.
+
+    Advancing in pieces gives the same bits as in one go, whatever is asked of the network between, and whatever
+    random numbers are drawn there. A last batch of one example in an epoch is left out where the network has batch
+    normalisation, which cannot normalise it.
+
+    Args:
+        net: on the device; is changed in place.
+        sources: task id and train source of each task; mini-batches are mixed over tasks.
+        recipe: with which length, batches, optimizer and schedule.
+        seed, name: of the random stream for data order and augmentation.
+        rule: what the method does in every step; plain supervised training without one.
+        past: batches of a replay memory; each is put behind a batch of the tasks trained on.
+        monitor: is told of steps and epochs.
+        checkpoints: where training is saved while it is under way.
+
+    Attributes:
+        examples: training examples of an epoch.
+        epochs: how many epochs there are, a last one that is cut short included.
+        ended: how many of them have ended.
+        length: gradient steps in all.
+
+    Raises:
+        UserError: see check_batch.
+    """
+
+    def __init__(
+        self,
+        net: MultiHead,
+        sources: Sequence[tuple[int, TrainSource]],
+        spec: StreamSpec,
+        recipe: Recipe,
+        compute: Compute,
+        seed: int,
+        name: tuple[object, ...],
+        *,
+        rule: Rule | None = None,
+        past: Replays | Joined | None = None,
+        monitor: Monitor | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
+        self._rng, self._file = generator(seed, *name, "data"), "_".join(map(str, name))
+        self._rule, self._past = rule or Rule(), past
+        self._monitor, self._checkpoints = monitor or Monitor(), checkpoints or Checkpoints()
+        drawn = sum(len(source) for _, source in sources)
+        check_batch(net, recipe, drawn)
+        self._size = recipe.batch_size(drawn)
+        self.examples = drawn - (has_batch_norm(net) and drawn % self._size == 1)
+        self._per_epoch = math.ceil(self.examples / self._size)
+        self.length = recipe.length(self.examples, self._size)
+        self.epochs = math.ceil(self.length / self._per_epoch)
+        self._rule.begin(net.train())
+        self._modes = [(module, module.training) for module in net.modules()]
+        self._steps = GradientSteps(net, spec, recipe, compute, self.length, self._rule)
+        self.ended = 0
+        self._batches: Iterator[Batch] | None = None  # those of this epoch that are still to come
+        self._order = self._rng.get_state()  # before what is left of this epoch's draws
+        self._gradients, self._seconds, self._loss = 0, 0.0, math.nan
+        self._begin: float | None = None  # when `advance` was called, while it runs
+        self._random: dict[str, Tensor] | None = None  # where the global generators were when it returned
+
+    @property
+    def clock(self) -> Clock:
+        """Where training is."""
+        epochs, batch = divmod(self._steps.done, self._per_epoch)
+        examples = epochs * self.examples + min(batch * self._size, self.examples)
+        derived = all(isinstance(source, Table) for _, source in self._sources)
+        return Clock(self._steps.done, examples, examples / self.examples if derived else None)
+
+    @property
+    def done(self) -> bool:
+        """Whether training has ended."""
+        return self.ended == self.epochs
+
+    @property
+    def stats(self) -> TrainingStats:
+        """What it took so far."""
+        clock = self.clock
+        return TrainingStats(
+            self.examples, clock.examples, self._gradients, clock.steps, self._time_taken(), self._loss
+        )  # fmt: skip
+
+    def advance(self, to: int | None = None) -> None:
+        """Train until `to` steps have been taken in all; to the end if `to` is None.
+
+        Raises:
+            TrainingError: the loss is not finite; says where and what to try.
+        """
+        to = self.length if to is None else min(to, self.length)
+        with self._under_way():
+            while not self.done:
+                end = min((self.ended + 1) * self._per_epoch, self.length)
+                self._take(min(to, end) - self._steps.done)
+                if self._steps.done < end:
+                    return
+                self._end_epoch()
+        self._net.eval()
+
+    def state(self) -> Tree:
+        """All that is needed to resume."""
+        # The parts as they are: copies of tensors would cost time and memory.
+        return {
+            "ended": self.ended,
+            "gradients": self._gradients,
+            "seconds": self._time_taken(),
+            "order": self._order,
+            "net": self._net.state_dict(),
+            "steps": self._steps.state(),
+            "rule": self._rule.state(),
+            "random": self._random if self._begin is None and self._random else random_state(self._compute.device),
+        }
+
+    def restore(self, state: Tree) -> None:
+        """Resume from what `state` returned of a training that was begun with the same arguments."""
+        self.ended, self._gradients, self._seconds = state["ended"], state["gradients"], state["seconds"]
+        self._rng.set_state(state["order"])
+        self._order, self._random = state["order"], state["random"]
+        self._net.load_state_dict(state["net"])
+        self._steps.restore(state["steps"])
+        self._rule.restore(state["rule"])
+        if self._past is not None:
+            self._past.skip(self._steps.done)
+        taken = self._steps.done - self.ended * self._per_epoch
+        if taken:
+            self._batches = self._epoch(taken)
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """The network's mode and the global random numbers as training left them; others may change both after."""
+        for module, mode in self._modes:
+            module.training = mode
+        if self._random is not None:
+            restore_random_state(self._random, self._compute.device)
+        self._begin = time.perf_counter()
+        with self._compute.training_stream():
+            yield
+        self._seconds, self._begin = self._time_taken(), None
+        self._random = random_state(self._compute.device)
+
+    def _time_taken(self) -> float:
+        return self._seconds + (0.0 if self._begin is None else time.perf_counter() - self._begin)
+
+    def _epoch(self, taken: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch but for the first `taken` ones."""
+        data = Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
+        fresh = batches(
+            data, self._spec, self._size, self._rng, augment=self._recipe.augments, count=self.examples
+        )  # fmt: skip
+        for _ in range(taken):
+            next(fresh)
+        return fresh if self._past is None else with_replay(fresh, self._past)
+
+    def _take(self, count: int) -> None:
+        """Take `count` steps of this epoch."""
+        if count <= 0:
+            return
+        if self._batches is None:
+            self._order = self._rng.get_state()
+            self._batches = self._epoch()
+        steps, monitor, checkpoints = self._steps, self._monitor, self._checkpoints
+        for batch in islice(self._batches, count):
+            steps(batch)
+            self._gradients += len(batch)
+            monitor.step(len(batch) - batch.replayed)
+            if checkpoints.due():
+                checkpoints.save(self._file, self.state)
+
+    def _end_epoch(self) -> None:
+        """Look at the loss of the epoch: the only wait for the device in it."""
+        seen = self.clock.examples - self.ended * self.examples
+        self.ended, self._batches, self._order = self.ended + 1, None, self._rng.get_state()
+        self._loss = self._steps.take_loss() / seen
+        if not math.isfinite(self._loss):
+            raise not_finite("the training loss", self._when(), self._recipe, self._compute)
+        self._monitor.epoch_ends(self.ended, self._loss, self._steps.rate)
+        if not self.done and self._checkpoints.due(epoch_ends=True):
+            self._checkpoints.save(self._file, self.state)
+
+    def _when(self) -> str:
+        if self._recipe.epochs is None:
+            return f"in step {self._steps.done} of {self.length}"
+        return f"in epoch {self.ended} of {self.epochs}"
 
 
 def train_member(
     net: MultiHead,
     sources: Sequence[tuple[int, TrainSource]],
     spec: StreamSpec,
-    hyper: Recipe,
+    recipe: Recipe,
     compute: Compute,
     seed: int,
     name: tuple[object, ...],
     monitor: Monitor,
     *,
-    augment: bool,
     rule: Rule | None = None,
     past: Replays | Joined | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainingStats:
-    """Train `net` in place on all tasks of `sources` together, cosine learning rate over all steps.
+    """Train a network to the end, or on from where an earlier process was interrupted; see Training.
 
-    Args:
-        sources: task id and train source of each task.
-        seed, name: of the random stream for data order and augmentation.
-        rule: what the method does in every step; plain supervised training without one.
-        past: batches of a replay memory; each is put behind a batch of the tasks trained on.
-        checkpoints: where training is saved while it is under way, and found if it was interrupted: what comes
-            out is the same to the bit. Only plain training may be saved when it is over (see Checkpoints.finished).
+    Only plain training may be saved when it is over (see Checkpoints.finished).
 
     Raises:
         TrainingError: the loss is not finite; says where and what to try.
     """
-    rule, checkpoints = rule or Rule(), checkpoints or Checkpoints()
-    rng, file = generator(seed, *name, "data"), "_".join(map(str, name))
+    checkpoints, file = checkpoints or Checkpoints(), "_".join(map(str, name))
+    training = Training(
+        net, sources, spec, recipe, compute, seed, name, rule=rule, past=past, monitor=monitor, checkpoints=checkpoints
+    )
     saved = checkpoints.found(file) or {}
     if "stats" in saved:
         net.load_state_dict(saved["net"])
         net.eval()
-        stats = TrainingStats(**saved["stats"])
-        monitor.member_begins(hyper.epochs, stats.examples, hyper.epochs)
-        return stats
-    place = Place(**saved["place"]) if saved else Place()
-    first = place.epoch
-    rule.begin(net.train())
-    begin = time.perf_counter() - place.seconds
-
-    def state() -> Tree:
-        here = replace(place, seconds=time.perf_counter() - begin)
-        # The fields as they are: asdict would copy tensors.
-        return {"place": vars(here), "net": net.state_dict(), "steps": steps.state(), "rule": rule.state(),
-                "random": random_state(compute.device)}  # fmt: skip
-
-    with compute.training_stream():
-        for epoch in range(first, hyper.epochs + 1):
-            if place.order is not None:
-                rng.set_state(place.order)
-            place = replace(place, epoch=epoch, order=rng.get_state())
-            data = Mixture([(task_id, source.epoch(rng)) for task_id, source in sources])
-            if epoch == first:
-                count = len(data) - (len(data) % hyper.batch == 1)
-                steps = GradientSteps(net, spec, hyper, compute, hyper.epochs * math.ceil(count / hyper.batch), rule)
-                monitor.member_begins(hyper.epochs, count, epoch - 1)
-                if saved:
-                    net.load_state_dict(saved["net"])
-                    steps.restore(saved["steps"])
-                    rule.restore(saved["rule"])
-                    if past is not None:
-                        past.skip(steps.done)
-                    restore_random_state(saved["random"], compute.device)
-            fresh = islice(batches(data, spec, hyper.batch, rng, augment=augment), place.batch, None)
-            for batch in fresh if past is None else with_replay(fresh, past):
-                steps(batch)
-                place.batch += 1
-                place.gradients += len(batch)
-                monitor.step(len(batch) - batch.replayed)
-                if checkpoints.due():
-                    checkpoints.save(file, state)
-            mean = steps.take_loss() / count  # the only wait for the device in an epoch
-            if not math.isfinite(mean):
-                raise not_finite("the training loss", epoch, hyper, compute)
-            monitor.epoch_ends(epoch, mean, steps.rate)
-            place = Place(epoch + 1, 0, place.gradients, place.seconds, rng.get_state())
-            if epoch < hyper.epochs and checkpoints.due(epoch_ends=True):
-                checkpoints.save(file, state)
-    net.eval()
-    stats = TrainingStats(
-        count, hyper.epochs * count, place.gradients, steps.done, time.perf_counter() - begin, mean
-    )  # fmt: skip
-    checkpoints.finished(file, lambda: {"net": net.state_dict(), "stats": asdict(stats)})
-    return stats
+        monitor.member_begins(training.epochs, training.examples, training.epochs)
+        return TrainingStats(**saved["stats"])
+    if saved:
+        training.restore(saved)
+    monitor.member_begins(training.epochs, training.examples, training.ended)
+    training.advance()
+    checkpoints.finished(file, lambda: {"net": net.state_dict(), "stats": asdict(training.stats)})
+    return training.stats
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -170,7 +320,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Go on drawing where `random_state` was asked."""
+    """Make torch's global generators go on from what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,8 +1,10 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers and learning-rate schedules. To add one: a function and a line in OPTIMIZERS or SCHEDULES."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,29 +12,98 @@ from torch import Tensor, nn
 from net.multihead import MultiHead
 from training.recipe import Recipe
 
-MOMENTUM = 0.9
+Parameters = list[nn.Parameter]
+Rate = float | Tensor
 
 
-def cosine(step: int, steps: int) -> float:
-    """Learning-rate factor at a step from 0: 1 at the start, towards 0 after the last (Loshchilov & Hutter 2017)."""
-    return 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def make_optimizer(
-    net: MultiHead, hyper: Recipe, lr: float | Tensor, momentum: float = MOMENTUM, nesterov: bool = True
-) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum and weight decay `l2_reg` on every parameter that is trained."""
-    parameters = trained_parameters(net)
+def sgd(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum, in Nesterov's form unless the recipe says otherwise."""
     return torch.optim.SGD(
         parameters,
         lr,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=hyper.l2_reg,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+        weight_decay=recipe.l2_reg,
         fused=parameters[0].device.type in ("cpu", "cuda"),
     )
 
 
-def trained_parameters(net: MultiHead) -> list[nn.Parameter]:
+def adamw(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
+    """Adam whose weight decay does not pass through the moments (Loshchilov & Hutter 2019)."""
+    return torch.optim.AdamW(parameters, lr, **_adams(parameters, recipe))
+
+
+def adam(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015); the weight decay is part of the gradient."""
+    return torch.optim.Adam(parameters, lr, **_adams(parameters, recipe))
+
+
+def _adams(parameters: Parameters, recipe: Recipe) -> dict[str, Any]:
+    device = parameters[0].device.type
+    return {
+        "betas": (recipe.beta1, recipe.beta2),
+        "eps": recipe.eps,
+        "weight_decay": recipe.l2_reg,
+        "fused": device in ("cpu", "cuda"),
+        "capturable": device == "cuda",  # its step count lies where a CUDA graph can raise it
+    }
+
+
+OPTIMIZERS: dict[str, Callable[[Parameters, Recipe, Rate], torch.optim.Optimizer]] = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "adam": adam,
+}
+
+
+def make_optimizer(net: MultiHead, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
+    """The recipe's optimizer of every parameter that is trained; `lr`: a tensor where steps are captured."""
+    return OPTIMIZERS[recipe.optimizer](trained_parameters(net), recipe, lr)
+
+
+def trained_parameters(net: MultiHead) -> Parameters:
     """Those that the optimizer changes."""
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+# Each gives the factor on the learning rate at a step, from 0, of so many steps.
+
+
+def cosine(step: int, steps: int, recipe: Recipe | None = None) -> float:
+    """1 at the start, towards 0 after the last step, as half a period of a cosine (Loshchilov & Hutter 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def linear(step: int, steps: int, recipe: Recipe | None = None) -> float:
+    """1 at the start, towards 0 after the last step, in a straight line."""
+    return 1 - step / steps
+
+
+def constant(step: int, steps: int, recipe: Recipe | None = None) -> float:
+    """1 in every step."""
+    return 1.0
+
+
+def exponential(step: int, steps: int, recipe: Recipe) -> float:
+    """gamma^step."""
+    return recipe.gamma**step
+
+
+SCHEDULES: dict[str, Callable[[int, int, Recipe], float]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "constant": constant,
+    "exponential": exponential,
+}
+
+
+def learning_rates(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """The learning rate of each step, from 0, of `steps` in all.
+
+    In w steps of warm-up it rises in a straight line, (step + 1) / (w + 1) of the highest; the schedule has the rest.
+    """
+    schedule, lr, warmup = SCHEDULES[recipe.schedule], recipe.lr, recipe.warmup_steps(steps)
+    rest = max(1, steps - warmup)
+    if not warmup:
+        return lambda step: lr * schedule(step, steps, recipe)
+    return lambda step: lr * ((step + 1) / (warmup + 1) if step < warmup else schedule(step - warmup, rest, recipe))

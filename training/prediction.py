@@ -22,12 +22,12 @@ _EVALUATION_BYTES = {"cpu": 256 << 10, "cuda": _CHUNK_BYTES}
 def outputs_on(
     net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, compute: Compute
 ) -> Iterator[Tensor]:
-    """Outputs of a network, in test mode, on un-augmented examples of one task: parts of [N, C], on the device."""
+    """Outputs of a network, in test mode, on un-augmented examples of one task: parts of [N, ..., C], on the device."""
     data = Mixture([(task_id, examples)])
     for inputs, part in _evaluation_batches(net, data, spec, compute):
         with compute.autocast():
             outputs = net(inputs, data.task_ids[part])
-        yield outputs[:, : net.head_sizes[task_id]]
+        yield outputs[..., : net.head_sizes[task_id]]
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def outputs_of_heads(
                 with compute.autocast():
                     outputs = net.heads(net.trunk(inputs), torch.tensor(group, device=compute.device))
                 for place, task in enumerate(group):
-                    found[task].append(outputs[:, place, : net.head_sizes[task]])
+                    found[task].append(outputs[..., place, : net.head_sizes[task]])
     return {task: torch.cat(parts) for task, parts in found.items()}
 
 
@@ -64,5 +64,5 @@ def _evaluation_batches(
 
 
 def predict_examples(net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, compute: Compute) -> Tensor:
-    """Predictions of a trained network on un-augmented examples of one task, [N, C], on the device."""
+    """Predictions of a trained network on un-augmented examples of one task, [N, ..., C], on the device."""
     return torch.cat([spec.objective.predict(part) for part in outputs_on(net, task_id, examples, spec, compute)])

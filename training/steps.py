@@ -18,7 +18,7 @@ from datasets.objectives import Objective
 from datasets.task import StreamSpec
 from net.multihead import MultiHead
 from training.batches import Batch
-from training.optimizers import cosine, make_optimizer
+from training.optimizers import learning_rates, make_optimizer
 from training.recipe import Recipe
 from utils.compute import Compute
 from utils.trees import Tree
@@ -33,17 +33,23 @@ class Rule:
 
     Attributes:
         autocast: the precision in which networks run; for forward passes outside `loss`, which is in it.
+        recipe: with which the network is trained, as `adapt` has returned it.
     """
 
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    recipe = Recipe()
 
-    def optimizer(self, net: MultiHead, hyper: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """The recipe with what the method changes in it."""
+        return recipe
+
+    def optimizer(self, net: MultiHead, recipe: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
         """What takes the steps; a new one for every network that is trained and every task."""
-        return make_optimizer(net, hyper, lr)
+        return make_optimizer(net, recipe, lr)
 
-    def rate(self, lr: float, step: int, steps: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        return lr * cosine(step, steps)
+    def rates(self, recipe: Recipe, steps: int) -> Callable[[int], float]:
+        """The learning rate of each step, from 0, of `steps` in all."""
+        return learning_rates(recipe, steps)
 
     def begin(self, net: MultiHead) -> None:
         """The network is in training mode and about to be trained."""
@@ -70,7 +76,7 @@ class Rule:
 
 
 class GradientSteps:
-    """Forward, backward and optimizer steps of one network, the learning rate falling to zero over `steps` of them.
+    """Forward, backward and optimizer steps of one network, with the learning rates of `steps` of them.
 
     Nothing in a step waits for the device. With `compute.captured` the step of each batch size is
     launched as one CUDA graph after a short warm-up, with the same results.
@@ -84,26 +90,26 @@ class GradientSteps:
         self,
         net: MultiHead,
         spec: StreamSpec,
-        hyper: Recipe,
+        recipe: Recipe,
         compute: Compute,
         steps: int,
         rule: Rule,
     ) -> None:
-        self._net, self._spec, self._hyper, self._compute, self._steps = net, spec, hyper, compute, steps
-        self._rule = rule
-        rule.autocast = compute.autocast
+        self._net, self._spec, self._compute, self._steps, self._rule = net, spec, compute, steps, rule
+        rule.autocast, rule.recipe = compute.autocast, rule.adapt(recipe)
+        recipe, self._rates = rule.recipe, rule.rates(rule.recipe, steps)
         self._loss = torch.zeros((), device=compute.device)
         # A captured step reads its learning rate from the device.
-        self._rate = torch.tensor(hyper.lr, device=compute.device) if compute.captured else None
-        self._optimizer = rule.optimizer(net, hyper, hyper.lr if self._rate is None else self._rate)
+        self._rate = torch.tensor(recipe.lr, device=compute.device) if compute.captured else None
+        self._optimizer = rule.optimizer(net, recipe, recipe.lr if self._rate is None else self._rate)
         self._launched: Counter[tuple[int, int]] = Counter()  # steps by batch size, before one is captured
         self._captured: dict[tuple[int, int], tuple[Callable[[], None], Batch]] = {}
         self.done = 0
-        self.rate = hyper.lr
+        self.rate = recipe.lr
 
     def __call__(self, batch: Batch) -> None:
         """Take one step on a batch, [B, ...]; any B."""
-        self.rate = self._rule.rate(self._hyper.lr, self.done, self._steps)
+        self.rate = self._rates(self.done)
         self._rule.before(self.done, self._steps)
         if self._rate is None:
             for group in self._optimizer.param_groups:
@@ -157,21 +163,21 @@ class GradientSteps:
                 self._step(batch)
                 return
             recorded = None if batch.recorded is None else batch.recorded.clone()
-            place = Batch(
+            slot = Batch(
                 batch.inputs.clone(), batch.targets.clone(), batch.task_ids.clone(), batch.replayed, recorded
             )  # fmt: skip
-            self._captured[size] = self._capture(place), place
-        replay, place = self._captured[size]
-        place.inputs.copy_(batch.inputs)
-        place.targets.copy_(batch.targets)
-        place.task_ids.copy_(batch.task_ids)
-        if place.recorded is not None and batch.recorded is not None:
-            place.recorded.copy_(batch.recorded)
+            self._captured[size] = self._capture(slot), slot
+        replay, slot = self._captured[size]
+        slot.inputs.copy_(batch.inputs)
+        slot.targets.copy_(batch.targets)
+        slot.task_ids.copy_(batch.task_ids)
+        if slot.recorded is not None and batch.recorded is not None:
+            slot.recorded.copy_(batch.recorded)
         replay()
 
-    def _capture(self, place: Batch) -> Callable[[], None]:
-        """Record a step on whatever will lie in `place`, without taking it."""
+    def _capture(self, slot: Batch) -> Callable[[], None]:
+        """Record a step on whatever will lie in `slot`, without taking it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            self._step(place)
+            self._step(slot)
         return graph.replay

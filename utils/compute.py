@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -43,12 +44,16 @@ class Compute:
         if self.device.type != "cuda":
             yield
             return
-        outside = torch.cuda.current_stream(self.device)
-        inside = torch.cuda.Stream(self.device)
+        outside, inside = torch.cuda.current_stream(self.device), _side_stream(self.device)
         inside.wait_stream(outside)
         with torch.cuda.stream(inside):
             yield
         outside.wait_stream(inside)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def pick_device(name: str) -> torch.device:

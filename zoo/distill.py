@@ -82,7 +82,7 @@ def lesson(zoo: Zoo, stream: TaskStream, labels: float = LABELS) -> TaskStream:
         said = torch.cat([zoo.predict(images, task.id).probabilities for images in stored_inputs(examples)])
         targets = said.lerp(F.one_hot(examples.targets, task.num_outputs).to(said), labels)
         soft = replace(examples, targets=F.pad(targets, (0, widest - task.num_outputs)))
-        return replace(task, train=Table(soft), train_eval=examples)
+        return replace(task, train=Table(soft)).with_splits(train=examples)
 
     return TaskStream(replace(stream.spec, objective=Imitation()), tuple(map(taught, stream.tasks)))
 

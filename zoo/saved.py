@@ -382,7 +382,7 @@ class Zoo:
                 task, _, tensor_name = key.removeprefix("task_").partition("/")
                 own.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(self._compute.device)
             with torch.random.fork_rng(devices=[]):
-                net = build_net(self.config.net, self.input_shape, sizes)
+                net = build_net(member.model, self.input_shape, self.config.net.settings, sizes)
             net.load_state_dict(tensors)
         except Exception as error:  # whatever the library finds wrong with it
             raise _wrong(self.path, name, " ".join(str(error).split())[:200]) from None

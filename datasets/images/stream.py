@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.config import DataConfig, TaskConfig
 from datasets.objectives import CrossEntropy
-from datasets.task import Examples, StreamSpec, Table, Task, TaskStream
+from datasets.task import HELD_OUT, TEST, TRAIN, Examples, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
 from utils.errors import UserError, unknown
 from utils.seeding import generator
@@ -172,12 +172,13 @@ def _build_task(
     rows = torch.cat([torch.cat(parts) for parts in chosen])
     out = torch.cat([torch.arange(len(kept) + len(held)) >= len(kept) for kept, held in chosen])
     targets = _noisy_targets(seed, number, task, labels, [len(kept) + len(held) for kept, held in chosen])
-    held = examples(stores[0], rows[out], targets[out]) if config.hold_out else None
-    rows, targets = rows[~out], targets[~out]
-    train = examples(stores[0], rows, targets)
+    train = examples(stores[0], rows[~out], targets[~out])
     test = examples(stores[1], torch.cat(test_rows), _targets([len(rows) for rows in test_rows]))
+    splits = {TRAIN: train, TEST: test}
+    if config.hold_out:
+        splits[HELD_OUT] = examples(stores[0], rows[out], targets[out])
     name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
-    return Task(number, name, names, Table(train), train, test, held)
+    return Task(number, name, len(names), Table(train), splits, names)
 
 
 def _decode(where: str, data: ImageDataset, entry: int | str) -> Label:

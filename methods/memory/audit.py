@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.task import Episode, Examples, Task, TrainSource
+from datasets.task import TEST, TRAIN, Episode, Examples, Generator, Table, Task, TrainSource
 
 
 class BudgetError(Exception):
@@ -106,15 +106,23 @@ def lend(examples: Examples, loan: Loan) -> Lent:
 
 
 @dataclass(frozen=True)
-class LentSource:
-    """A train source that can be asked while the loan lasts."""
+class LentGenerator(Generator):
+    """A generator that can be asked while the loan lasts."""
 
-    _source: TrainSource
+    epoch_size: int
+    _source: Generator
     _loan: Loan
 
-    def epoch(self, rng: torch.Generator) -> Examples:
+    def draw(self, n: int, rng: torch.Generator) -> Examples:
         self._loan.check()
-        return lend(self._source.epoch(rng), self._loan)
+        return lend(self._source.draw(n, rng), self._loan)
+
+
+def lend_source(source: TrainSource, loan: Loan) -> TrainSource:
+    """The same train source on loan."""
+    if isinstance(source, Table):
+        return replace(source, examples=lend(source.examples, loan))
+    return LentGenerator(source.epoch_size, source, loan)
 
 
 def blind(examples: Examples) -> Examples:
@@ -126,12 +134,13 @@ def to_predict(task: Task) -> Task:
     """A task of which nothing but the test inputs can be read."""
     loan = Loan(f"training examples of task {task.id}")
     loan.end("its test inputs were all that there was to see")
-    return _shown(task, LentSource(task.train, loan), lend(task.train_eval, loan))
+    return _shown(task, loan)
 
 
-def _shown(task: Task, train: LentSource, train_eval: Examples) -> Task:
-    """What a method sees of a task."""
-    return replace(task, train=train, train_eval=train_eval, test=blind(task.test), held_out=None)
+def _shown(task: Task, loan: Loan) -> Task:
+    """What a method sees of a task: its training examples on loan, and the test inputs."""
+    splits = {TRAIN: lend(task.train_eval, loan), TEST: blind(task.test)}
+    return replace(task, train=lend_source(task.train, loan), splits=splits)
 
 
 class Auditor:
@@ -150,12 +159,12 @@ class Auditor:
         loans, lent = [], []
         for task in episode.new:
             loan = Loan(f"training examples of task {task.id}")
-            examples = lend(task.train_eval, loan)
-            self._allowed[task.id] = self.budget.allowed(examples.targets, task.num_outputs)
+            shown = _shown(task, loan)
+            self._allowed[task.id] = self.budget.allowed(task.train_eval.targets, task.num_outputs)
             self._outputs[task.id] = task.num_outputs
-            self._held[task.id] = examples
+            self._held[task.id] = shown.train_eval
             loans.append(loan)
-            lent.append(_shown(task, LentSource(task.train, loan), examples))
+            lent.append(shown)
         yield Episode(episode.number, tuple(lent))
         # Who may keep everything may go on drawing from the source, which may be a generator.
         if self.budget.fraction != 1:

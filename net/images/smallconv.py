@@ -1,4 +1,4 @@
-"""The small convolutional network of the paper: three 3x3 convolutions of 80 channels."""
+"""The small convolutional network of the paper: three 3x3 convolutions, of 80 channels unless said otherwise."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.trunk import DropoutSettings
 from utils.settings import Range, setting
 
-_GRID = 2  # features are at most a 2x2 grid: 80 x 4, whatever the image size
+_GRID = 2  # features are at most a 2x2 grid: 4 x width, whatever the image size
 
 
 class SmallConv(nn.Module):
-    """images [B, C, H, W] -> features [B, 80] (28x28 and 8x8) or [B, 320] (32x32, 84x84 and larger).
+    """images [B, C, H, W] -> features [B, width] (28x28 and 8x8) or [B, 4 width] (32x32, 84x84 and larger).
 
     Batch normalisation follows the second and third convolution, so these have no bias: it would be
     subtracted again with the mean. Images of 64 pixels and more are pooled by 3 instead of 2, images too
@@ -24,26 +25,21 @@ class SmallConv(nn.Module):
     """
 
     @dataclass(frozen=True)
-    class Settings:
-        """Width of the convolutions, and dropout."""
+    class Settings(DropoutSettings):
+        """Settings of the small convolutional network; its dropout acts on the features."""
 
-        width: int = setting(Range(1, 4096), "channels of each convolution", default=80)
-        dropout: float = setting(
-            Range(0, 1, whole=False, open_high=True), "share of the features that is dropped in training", default=0.2,
-        )  # fmt: skip
+        width: int = setting(Range(1, 65536), "channels of each convolution", default=80)
 
     def __init__(self, shape: tuple[int, int, int], settings: Settings) -> None:
         super().__init__()
-        channels, height, width = shape
-        wide = settings.width
-        side = min(height, width)
+        channels, side, width = shape[0], min(shape[1:]), settings.width
         padding = int(side < 22)
         self.pool = 3 if side >= 64 else 2
-        self.conv1 = nn.Conv2d(channels, wide, 3, padding=padding, bias=False)
-        self.conv2 = nn.Conv2d(wide, wide, 3, padding=padding, bias=False)
-        self.norm2 = nn.BatchNorm2d(wide)
-        self.conv3 = nn.Conv2d(wide, wide, 3, padding=padding, bias=False)
-        self.norm3 = nn.BatchNorm2d(wide)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=padding, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=padding, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width, 3, padding=padding, bias=False)
+        self.norm3 = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
+from net.trunk import DropoutSettings
 from utils.errors import UserError, unknown
-from utils.settings import Range, setting
 from utils.torchvision_ops import declare_missing_operators
 
 
@@ -18,15 +16,9 @@ class TimmTrunk(nn.Module):
         UserError: timm has no such model, or the model cannot take images of this shape.
     """
 
-    @dataclass(frozen=True)
-    class Settings:
-        """Dropout."""
+    Settings = DropoutSettings
 
-        dropout: float = setting(
-            Range(0, 1, whole=False, open_high=True), "share of the features that is dropped in training", default=0.2,
-        )  # fmt: skip
-
-    def __init__(self, name: str, shape: tuple[int, int, int], settings: Settings) -> None:
+    def __init__(self, name: str, shape: tuple[int, int, int], settings: DropoutSettings) -> None:
         super().__init__()
         declare_missing_operators()
         import timm

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.images.relu_dropout import ReluDropout
+from net.trunk import DropoutSettings
+from utils.errors import UserError
 from utils.settings import Range, setting
 
 
@@ -39,29 +41,30 @@ class WideResNet(nn.Module):
 
     Args:
         shape: C, H, W of the images; any H and W from 8.
+
+    Raises:
+        UserError: there is no network of that depth.
     """
 
     @dataclass(frozen=True)
-    class Settings:
-        """Depth, width and dropout."""
+    class Settings(DropoutSettings):
+        """Settings of the wide residual network; its dropout acts between the two convolutions of a block."""
 
-        depth: int = setting(Range(10, 1000), "6n + 4 layers, n blocks in each of three groups", default=16)
-        widen: int = setting(Range(1, 100), "factor on the 16, 32, 64 channels of the groups", default=4)
-        dropout: float = setting(
-            Range(0, 1, whole=False, open_high=True), "share of the activations dropped between the two convolutions "
-            "of a block", default=0.2
-        )  # fmt: skip
+        depth: int = setting(Range(10, 1000), "layers: 6n + 4, n blocks in each of three groups", default=16)
+        widen: int = setting(Range(1, 1000), "factor on the 16, 32, 64 channels of the groups", default=4)
 
     def __init__(self, shape: tuple[int, int, int], settings: Settings) -> None:
         super().__init__()
-        blocks, widen, dropout = (settings.depth - 4) // 6, settings.widen, settings.dropout
+        blocks, rest = divmod(settings.depth - 4, 6)
+        if rest:
+            raise UserError(f"depth is {settings.depth}; a wide residual network has 6n + 4 layers, such as 10, 16, 22")
         channels = 16
         self.stem = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
         layers = []
         for group, stride in enumerate((1, 2, 2)):
             for block in range(blocks):
-                width = (16 << group) * widen
-                layers.append(Block(channels, width, stride if block == 0 else 1, dropout))
+                width = (16 << group) * settings.widen
+                layers.append(Block(channels, width, stride if block == 0 else 1, settings.dropout))
                 channels = width
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.BatchNorm2d(channels)
