@@ -24,6 +24,7 @@ from datasets import build_stream
 from evaluation import metrics
 from modelzoo import main
 from net import build_net, settings_class
+from records.invocation import parse
 from tests.test_objectives import plain_calibration_error
 
 PROJECT = Path(__file__).parent.parent
