@@ -21,17 +21,17 @@ import torch
 from datasets import build_stream
 from datasets.task import TaskStream
 from evaluation.accuracy import Evaluation
-from evaluation.measurements import Row
+from evaluation.measurements import Measurement
 from methods import check_saved
 from methods.base import Setting
 from methods.joint import Joint
 from modelzoo import episode_facts, facts_of, resolve, save_members, targets_of, try_network
 from records.checkpoints import ending_on_sigterm
 from records.console import Console
-from records.directory import CONFIG, RunDirectory, check_free, read_config, read_summary
+from records.directory import CONFIG, RunDirectory, check_free, read_config
 from records.lock import locked
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
-from records.summary import load_isolated, summarize
+from records.summary import load_isolated, read_summary, summarize
 from utils.compute import (
     Compute,
     describe_device,
@@ -243,7 +243,7 @@ def student_config(config: RunConfig, options: argparse.Namespace) -> RunConfig:
 
 def teach(
     taught: TaskStream, config: RunConfig, compute: Compute, monitor: RunMonitor
-) -> tuple[Joint, EpisodeFacts, list[Row]]:
+) -> tuple[Joint, EpisodeFacts, list[Measurement]]:
     """Train the student and measure it: one episode that reveals all tasks.
 
     Raises:
@@ -254,7 +254,7 @@ def teach(
     (episode,) = taught.multitask(1)
     learned = student.learn(episode, monitor)
     evaluation = Evaluation(taught, student, config.seed)
-    rows = evaluation.after(episode, learned.changed, taught.tasks)
+    rows = evaluation.after(episode, learned, taught.tasks)
     facts = episode_facts(episode, learned, time.perf_counter() - begin, compute.device)
     monitor.episode_ends(facts, rows)
     return student, facts, [*evaluation.untrained(), *rows]
@@ -262,7 +262,7 @@ def teach(
 
 def write(
     out: Path, config: Mapping[str, Any], taught: TaskStream, student: Joint, facts: EpisodeFacts,
-    rows: Sequence[Row], isolated: Sequence[float] | None, seconds: float,
+    rows: Sequence[Measurement], isolated: Sequence[float] | None, seconds: float,
 ) -> None:  # fmt: skip
     """The student's run directory.
 

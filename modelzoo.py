@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from datasets import build_stream, check_dataset
+from datasets.objectives import ACCURACY, Metric
 from datasets.task import Episode, TaskStream
-from evaluation.accuracy import HELD_OUT, UNTOLD, Evaluation
+from evaluation.accuracy import AVERAGES, HELD_OUT, Evaluation, further_splits
 from evaluation.members import Member
 from methods import (
     METHODS,
@@ -37,12 +38,14 @@ from methods.base import Learned, Method, Setting
 from net import build_net, count_parameters
 from records.checkpoints import RunCheckpoints, ending_on_sigterm, load_state
 from records.console import Console
-from records.directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_measurements, read_summary
+from records.directory import CONFIG, RunDirectory, check_free, holds_run, read_config
 from records.lock import locked
 from records.manifest import checked, is_removed_log, read_manifest, verify
+from records.members import SavedMember
 from records.monitor import EpisodeFacts, Monitors, RunMonitor, RunStart
 from records.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
-from records.summary import final_table, load_isolated, saved_table, summarize
+from records.summary import final_table, load_isolated, read_summary, saved_table, summarize
+from records.tables import read_measurements
 from records.tensorboard import TensorBoard
 from training.launch import choose_launch
 from utils.compute import (
@@ -203,11 +206,14 @@ def header_of(
 ) -> list[tuple[str, str]]:  # fmt: skip
     """What is run, for the console; `done`: episodes of earlier processes."""
     mode = "continual" if config.continual else "multi-task"
+    metric = main_metric(stream)
+    better = f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better"
     held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
     return [
         ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
         ("data", ", ".join(held)),
         ("method", config.method),
+        *([] if metric == ACCURACY else [("metric", better)]),
         ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
         ("device", device),
         ("run", f"{path}, resumed after episode {done}" if done else str(path)),
@@ -229,7 +235,7 @@ def run(
         start = time.perf_counter()
         learned = method.learn(episode, monitor)
         seen = stream.tasks[: episode.number] if config.continual else stream.tasks
-        rows = evaluation.after(episode, learned.changed, seen)
+        rows = evaluation.after(episode, learned, seen)
         before = evaluation.untrained() if episode.number == 1 else []
         save_members(directory, method, stream)
         facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
@@ -242,19 +248,24 @@ def run(
         checkpoints.stop_if_asked()
     summary = {
         **facts_of(stream, method, directory.episodes),
-        **summarize(directory.rows, config.continual, isolated),
+        **summarize(directory.rows, config.continual, isolated, main_metric(stream).higher_is_better),
         "total_seconds": checkpoints.seconds(),
     }
     monitor.run_measured(summary)
-    directory.finish(summary, UNTOLD)
+    directory.finish(summary, AVERAGES)
     monitor.run_ends(final_table(summary))
 
 
 def targets_of(stream: TaskStream) -> dict[tuple[int, str], Tensor]:
-    """What is right for the examples whose predictions are saved."""
-    targets = {(task.id, "test"): task.test.targets for task in stream.tasks}
-    held = {(task.id, HELD_OUT): task.held_out.targets for task in stream.tasks if task.held_out is not None}
-    return targets | held
+    """Targets of the examples whose predictions are saved."""
+    splits = {task.id: {"test": task.test, HELD_OUT: task.held_out, **further_splits(task)} for task in stream.tasks}
+    return {(task, split): examples.targets
+            for task, parts in splits.items() for split, examples in parts.items() if examples is not None}  # fmt: skip
+
+
+def main_metric(stream: TaskStream) -> Metric:
+    """What the matrix R of a run is made of."""
+    return next(iter(stream.spec.objective.metrics.values()))
 
 
 def go_on(method: Method, evaluation: Evaluation, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
@@ -291,7 +302,7 @@ def finished_run(path: Path) -> dict[str, Any]:
         raise UserError(f"--extend {path} is not the directory of a finished run")
     manifest = read_manifest(path)
     if manifest is None or not any(name.startswith("state/") for name in manifest.files):
-        raise UserError(f"--extend {path} has no state to go on from: it was made by an older version, or derived")
+        raise UserError(f"--extend {path} has no state to continue from: it was derived from another run")
     for name in manifest.files:
         if not is_removed_log(path, name):
             checked(path, manifest, name)
@@ -368,21 +379,14 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
     """Weights and predictions of the networks that this episode brought."""
     for member in method.fresh:
         tasks = [stream.task(number) for number in member.tasks]
-        facts = {
-            "member": member.number,
-            "episode": member.episode,
-            "replaces_earlier": member.replaces,
-            "tasks": list(member.tasks),
-            "weights": list(member.weights),
-            "task_names": [task.name for task in tasks],
-            "classes": [list(task.classes) for task in tasks],
-            "net": method.config.hyper.model,
-            "dropout": method.config.hyper.dropout,
-            "input_shape": list(stream.spec.input_shape),
-            "parameters": count_parameters(member.net),
-        }
-        directory.add_member(member.number, member_tensors(member), facts)
-        directory.add_predictions(member.number, member.predictions)
+        facts = SavedMember(
+            number=member.number, episode=member.episode, replaces_earlier=member.replaces, tasks=member.tasks,
+            weights=member.weights, task_names=tuple(task.name for task in tasks),
+            classes=tuple(task.classes for task in tasks), net=method.config.hyper.model,
+            dropout=method.config.hyper.dropout, input_shape=stream.spec.input_shape,
+            parameters=count_parameters(member.net),
+        )  # fmt: skip
+        directory.add_member(facts, member_tensors(member), member.predictions)
 
 
 def member_tensors(member: Member) -> dict[str, Tensor]:
@@ -451,7 +455,9 @@ def resolve(
         "compared_with": None if isolated is None else str(isolated.absolute()),
         "extended_from": None if base is None else str(base.absolute()),
     }
-    return {"stream": config.stream, **plain, "data_sha256": stream.fingerprint(), **provenance()}
+    metric = main_metric(stream)
+    measured = {"metric": metric.name, "higher_is_better": metric.higher_is_better}
+    return {"stream": config.stream, **plain, **measured, "data_sha256": stream.fingerprint(), **provenance()}
 
 
 def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:

@@ -23,9 +23,10 @@ from datasets.task import Examples, Table, Task, TaskStream
 from methods import build_method
 from methods.base import Setting
 from net import count_parameters
+from records.members import SavedMember
 from utils.compute import Compute
 from utils.errors import UserError
-from zoo.saved import SavedMember, SavedTask, Zoo
+from zoo.saved import SavedTask, Zoo
 
 STUDENT = "student"
 # docs/choose_student.py has what was tried.
@@ -117,7 +118,7 @@ def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
         task: the one whose test images are answered to take the time.
 
     Raises:
-        UserError: a file is damaged, or was written by an older version.
+        UserError: a file is damaged.
     """
     images = torch.cat(stored_inputs(task.test.subset(torch.arange(min(len(task.test), _TIMED_IMAGES)))))
     taken: dict[str, list[float]] = {name: [] for name in zoos}
