@@ -8,7 +8,6 @@ run directories -> results.csv, table.md, table.tex, report.html (derived; --tab
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -26,9 +25,10 @@ from methods import METHODS
 from records.directory import holds_run
 from records.lock import locked
 from records.manifest import read_manifest
+from records.summary import figure
 from studies.grid import AXES, PROJECT, Grid, grid_options, load_grid, undashed
 from studies.jobs import Ended, Job, run_jobs
-from studies.store import Run, check_run, read_config, write_tables
+from studies.store import Run, check_run, read_config, read_summary, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
 from utils.errors import UserError, run_program
@@ -252,7 +252,8 @@ def job(run: Run, store: Path, share: int) -> Job:
 def outcome(run: Run, end: Ended, failures: dict[str, str]) -> str:
     """In a word; a failure is noted."""
     if end.code == 0 and run.finished:
-        return f"accuracy {json.loads(run.summary.read_text())['avg_acc_final']:.4f}"
+        summary = read_summary(run)
+        return f"{summary['metric']} {figure(summary, 'avg_acc_final'):.4f}"
     failures[run.name] = end.reason() if end.code else "it ended without a summary.json"
     return "failed"
 

@@ -20,19 +20,19 @@ import torch
 
 from datasets import build_stream
 from datasets.task import TaskStream
-from evaluation.accuracy import Evaluation
-from evaluation.measurements import Row
+from evaluation.accuracy import AVERAGES, Evaluation
+from evaluation.measurements import Measurement
 from methods import check_name
 from methods.base import Setting
 from methods.config import RunConfig
 from methods.joint import Joint
 from records.checkpoints import ending_on_sigterm
 from records.console import Console
-from records.directory import CONFIG, RunDirectory, check_free, read_config, read_summary
+from records.directory import CONFIG, RunDirectory, check_free, read_config
 from records.lock import locked
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.session import try_network
-from records.summary import load_isolated, summarize
+from records.summary import load_isolated, read_summary, summarize
 from records.writing import episode_facts, facts_of, resolve, save_members, targets_of
 from training.recipe import Recipe
 from utils.compute import (
@@ -240,7 +240,7 @@ def student_config(config: RunConfig, options: argparse.Namespace) -> RunConfig:
 
 def teach(
     taught: TaskStream, config: RunConfig, compute: Compute, monitor: RunMonitor
-) -> tuple[Joint, EpisodeFacts, list[Row]]:
+) -> tuple[Joint, EpisodeFacts, list[Measurement]]:
     """Train the student and measure it: one episode that reveals all tasks.
 
     Raises:
@@ -251,7 +251,7 @@ def teach(
     (episode,) = taught.multitask(1)
     learned = student.learn(episode, monitor)
     evaluation = Evaluation(taught, student, config.seed)
-    rows = evaluation.after(episode, learned.changed, taught.tasks)
+    rows = evaluation.after(episode, learned, taught.tasks)
     facts = episode_facts(episode, learned, time.perf_counter() - begin, compute.device)
     monitor.episode_ends(facts, rows)
     return student, facts, [*evaluation.untrained(), *rows]
@@ -259,7 +259,7 @@ def teach(
 
 def write(
     out: Path, config: Mapping[str, Any], taught: TaskStream, student: Joint, facts: EpisodeFacts,
-    rows: Sequence[Row], isolated: Sequence[float] | None, seconds: float,
+    rows: Sequence[Measurement], isolated: Sequence[float] | None, seconds: float,
 ) -> None:  # fmt: skip
     """The student's run directory.
 
@@ -273,7 +273,7 @@ def write(
         save_members(directory, student, taught)
         directory.add_episode(facts, rows)
         directory.commit(1, len(student.fresh), seconds, {})
-        directory.finish(summary)
+        directory.finish(summary, AVERAGES)
     except OSError as error:
         raise TrainingError(f"{error.filename or out} cannot be written: {error.strerror or error}") from None
 

@@ -16,8 +16,9 @@ import torch
 from methods import METHODS, check_name
 from methods.ensemble import Ensemble
 from records.console import Console
-from records.directory import CONFIG, check_free, read_summary
+from records.directory import CONFIG, check_free
 from records.lock import locked
+from records.summary import read_summary
 from training.loop import TrainingStats
 from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
 from utils.errors import TrainingError, UserError, one_line, run_program

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from evaluation.accuracy import AVERAGES
 from records.checkpoints import ending_on_sigterm
 from records.configuration import hyperparameter_kinds, hyperparameters
 from records.console import Console
@@ -20,7 +21,7 @@ from records.monitor import Monitors, RunMonitor, RunStart
 from records.session import Session, opened, planned, resuming_command, verify_run
 from records.summary import final_table, saved_table, summarize
 from records.tensorboard import TensorBoard
-from records.writing import episode_facts, facts_of, save_members, targets_of
+from records.writing import episode_facts, facts_of, main_metric, save_members, targets_of
 from utils.compute import enough_memory
 from utils.errors import SignalError, run_program
 from utils.trees import to_bytes
@@ -91,7 +92,7 @@ def learn(session: Session, monitor: RunMonitor) -> None:
         start = time.perf_counter()
         learned = method.learn(episode, monitor)
         seen = stream.tasks[: episode.number] if config.continual else stream.tasks
-        rows = evaluation.after(episode, learned.changed, seen)
+        rows = evaluation.after(episode, learned, seen)
         before = evaluation.untrained() if episode.number == 1 else []
         save_members(directory, method, stream)
         facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
@@ -104,11 +105,11 @@ def learn(session: Session, monitor: RunMonitor) -> None:
         checkpoints.stop_if_asked()
     summary = {
         **facts_of(stream, method, directory.episodes),
-        **summarize(directory.rows, config.continual, session.isolated),
+        **summarize(directory.rows, config.continual, session.isolated, main_metric(stream).higher_is_better),
         "total_seconds": checkpoints.seconds(),
     }
     monitor.run_measured(summary)
-    directory.finish(summary)
+    directory.finish(summary, AVERAGES)
     monitor.run_ends(final_table(summary))
 
 

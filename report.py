@@ -58,14 +58,14 @@ def report(options: argparse.Namespace, command: str) -> None:
     Raises:
         UserError: a run cannot be read, or nothing can be written.
     """
+    from records.run import Run, find_runs
     from reporting import page, reading, tables
     from reporting.groups import compare
-    from reporting.runs import find_runs, load_run
 
     with reading(", ".join(options.runs), options.out or options.runs[0]):
         paths = [path for given in options.runs for path in find_runs(Path(given))]
         if len(paths) == 1 and options.format == "html":
-            run = load_run(paths[0])
+            run = Run.load(paths[0]).renumbered()
             isolated = isolated_of(run.config, options.isolated)
             made = page.of_one_run(run if isolated is None else run.against(isolated), command)
             folder = Path(options.out or run.path)

@@ -1,8 +1,9 @@
-"""What a stream asks of a network: the loss, the space in which members are averaged, the score."""
+"""What a stream asks of a network: the loss, the space in which members are averaged, the named scores."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,78 +12,247 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 15  # of the calibration error
+_TINY = torch.finfo(torch.float32).tiny  # keeps a probability that rounded to zero from making the mean loss infinite
 
 
 @dataclass(frozen=True)
-class Score:
-    """How well predictions fit: mean loss (nats for classification), accuracy and calibration error in [0, 1]."""
+class Metric:
+    """A kind of score: its name in files, its unit ("" for a share), the range of its values, its direction."""
 
-    loss: float
-    accuracy: float
-    ece: float
+    name: str
+    higher_is_better: bool = False
+    unit: str = ""
+    low: float = 0.0
+    high: float = math.inf
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The value of a metric over n examples (or tokens, or sequences), and its standard error if it has one."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
+Scores = Mapping[str, Scored]  # by name of the metric, the main one first
 
 
 class Objective(Protocol):
-    """Loss and score of one kind of supervised problem."""
+    """Loss and scores of one kind of supervised problem."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """By name, what `evaluate` returns: first the main one, which the matrix R is made of. One is "loss"."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Training loss: mean over the batch, a scalar on the device."""
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Network outputs -> what members are averaged in (probabilities)."""
+        """Network outputs -> the space in which the predictions of members are averaged."""
 
-    def guess(self, examples: int, num_outputs: int) -> Tensor:
-        """The prediction of who knows nothing, [examples, num_outputs]."""
+    def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
+        """The prediction without any knowledge of the inputs.
 
-    def guess_loss(self, num_outputs: int) -> float:
-        """The loss of that prediction."""
+        Args:
+            shape: of the targets, [N, ...].
+            training: training targets of the task where they are known, [M, ...].
+        """
 
-    def evaluate(self, predictions: Tensor, targets: Tensor) -> Score:
-        """Score of averaged predictions."""
+    def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
+        """The loss of the uninformed prediction on training targets, [M, ...]."""
+
+    def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
+        """Scores of averaged predictions, one for each of `metrics`."""
 
     def energy(self, outputs: Tensor) -> Tensor | None:
-        """[N] how much the outputs [N, C] speak for their own task; None if outputs are no classes, so that the
-        scenarios without a task are not defined."""
+        """[N] log sum_c exp(output c) of the outputs [N, C]: how much they speak for their own task. None if outputs
+        are not classes, so that the scenarios in which the task is not told are not defined.
+        """
 
 
-class CrossEntropy:
-    """Classification: outputs are logits [N, C], targets class indices [N]."""
+def _named(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+ACCURACY = Metric("accuracy", higher_is_better=True, high=1.0)
+
+
+class _Probabilities:
+    """What classes and tokens have in common: members are averaged in probabilities; uninformed, these are equal."""
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        return outputs.float().softmax(-1)
+
+    def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
+        return torch.full((*shape, num_outputs), 1 / num_outputs)
+
+    def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
+        return math.log(num_outputs)
+
+
+class CrossEntropy(_Probabilities):
+    """Classification: outputs are logits [N, C], targets class indices [N], predictions probabilities [N, C]."""
+
+    metrics = _named(ACCURACY, Metric("loss", unit="nats"), Metric("ece", high=1.0))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         # In float32 also under autocast: bf16 has three digits.
         return F.cross_entropy(outputs.float(), targets)
 
-    def predict(self, outputs: Tensor) -> Tensor:
-        return outputs.float().softmax(-1)
-
-    def guess(self, examples: int, num_outputs: int) -> Tensor:
-        return torch.full((examples, num_outputs), 1 / num_outputs)
-
-    def guess_loss(self, num_outputs: int) -> float:
-        return math.log(num_outputs)
-
-    def evaluate(self, predictions: Tensor, targets: Tensor) -> Score:
+    def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         right = predictions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         return score(right, predictions.amax(-1), predictions.argmax(-1) == targets)
 
-    def energy(self, outputs: Tensor) -> Tensor:
+    def energy(self, outputs: Tensor) -> Tensor | None:
         return outputs.float().logsumexp(-1)
 
 
-def score(right: Tensor, confidence: Tensor, hits: Tensor) -> Score:
-    """Score of N classifications.
+class Tokens(_Probabilities):
+    """Sequences of tokens: outputs are logits [N, T, V], targets token indices [N, T], predictions probabilities.
+
+    Args:
+        ignored: the target of positions that are not scored.
+    """
+
+    metrics = _named(ACCURACY, Metric("loss", unit="nats"), Metric("exact_match", higher_is_better=True, high=1.0))
+
+    def __init__(self, ignored: int = -1) -> None:
+        self.ignored = ignored
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), ignore_index=self.ignored)
+
+    def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
+        """Loss and accuracy over scored tokens, and the share of sequences whose scored tokens are all right."""
+        scored = targets != self.ignored
+        right = predictions.gather(-1, targets.where(scored, 0).unsqueeze(-1)).squeeze(-1)
+        hits = predictions.argmax(-1) == targets
+        whole = (hits | ~scored).all(-1)[scored.any(-1)]
+        return {
+            "accuracy": _clustered(hits.double(), scored),
+            "loss": _clustered(-right.clamp_min(_TINY).log().double(), scored),
+            "exact_match": _share(whole.double().mean().item(), len(whole)),
+        }
+
+    def energy(self, outputs: Tensor) -> Tensor | None:
+        return None
+
+
+class Reconstruction:
+    """Vectors of real numbers: outputs, targets and predictions are [N, D].
+
+        loss = 1/N sum_n sum_d w_d (output_nd - target_nd)^2
+
+    The uninformed prediction is the mean of the training targets, and 0 where these are not known.
+
+    Args:
+        importances: w, [D], on the device of the outputs.
+
+    Source: Elhage et al., "Toy Models of Superposition" (2022).
+    """
+
+    metrics = _named(Metric("loss"))
+
+    def __init__(self, importances: Tensor) -> None:
+        self.importances = importances
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._errors(outputs, targets).mean()
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        return outputs.float()
+
+    def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
+        mean = torch.zeros(num_outputs) if training is None else training.float().mean(0)
+        return mean.expand(*shape).clone()
+
+    def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
+        mean = self.uninformed(training.shape, num_outputs, training)
+        return self._errors(mean, training).double().mean().item()
+
+    def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
+        return {"loss": _mean(self._errors(predictions, targets).double())}
+
+    def energy(self, outputs: Tensor) -> Tensor | None:
+        return None
+
+    def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """[N]."""
+        return (self.importances * (outputs.float() - targets.float()).square()).sum(-1)
+
+
+class RealNumbers(Reconstruction):
+    """Regression: the loss is the mean over N and D of the squared error, and `rmse` its square root.
+
+    The uninformed prediction is as that of Reconstruction.
+    """
+
+    metrics = _named(Metric("rmse"), Metric("loss"))
+
+    def __init__(self) -> None: ...
+
+    def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
+        loss = super().evaluate(predictions, targets)["loss"]
+        root = math.sqrt(loss.value)
+        # The delta method: d sqrt(x) = dx / (2 sqrt(x)).
+        stderr = None if loss.stderr is None or not root else loss.stderr / (2 * root)
+        return {"rmse": Scored(root, stderr, loss.n), "loss": loss}
+
+    def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.float() - targets.float()).square().mean(-1)
+
+
+def _mean(values: Tensor) -> Scored:
+    """Mean of independent values [N], and its standard error s / sqrt(N); none for a single value."""
+    mean, variance = torch.stack([values.mean(), values.var() if len(values) > 1 else values.new_zeros(())]).tolist()
+    return Scored(mean, math.sqrt(variance / len(values)) if len(values) > 1 else None, len(values))
+
+
+def _share(p: float, n: int) -> Scored:
+    """A share p of n independent cases, and its standard error sqrt(p (1 - p) / n)."""
+    return Scored(p, math.sqrt(max(0.0, p * (1 - p)) / n), n)
+
+
+def _clustered(values: Tensor, scored: Tensor) -> Scored:
+    """Mean of the values [N, T] at scored positions; its standard error takes the tokens of a sequence for dependent.
+
+        SE = sqrt( K/(K-1) sum_k ( sum_t (x_kt - mean) )^2 ) / n,   K sequences with n scored tokens in all
+
+    Source: Cochran, "Sampling Techniques" (1977), section 6: the ratio estimator, a sequence being a unit.
+    """
+    values = values.where(scored, 0.0)
+    count, sequences = torch.stack([scored.sum(), scored.any(-1).sum()]).tolist()
+    mean = values.sum() / count
+    away = (values.sum(-1) - mean * scored.sum(-1)).square().sum()
+    value, away_sum = torch.stack([mean, away]).tolist()
+    stderr = math.sqrt(sequences / (sequences - 1) * away_sum) / count if sequences > 1 else None
+    return Scored(value, stderr, count)
+
+
+def score(right: Tensor, confidence: Tensor, hits: Tensor) -> dict[str, Scored]:
+    """Accuracy, loss and calibration error of N classifications; the last has no standard error.
 
     Args:
         right: [N] probability of the right class.
         confidence: [N] probability of the predicted class.
         hits: [N] whether the prediction is right.
     """
-    # The floor keeps a probability that rounded to zero from making the mean infinite.
-    loss = -right.clamp_min(torch.finfo(torch.float32).tiny).log().double().mean()
-    return Score(*torch.stack([loss, hits.double().mean(), calibration_error(confidence, hits)]).tolist())
+    losses, n = -right.clamp_min(_TINY).log().double(), len(right)
+    spread = losses.var() if n > 1 else losses.new_zeros(())
+    figures = [losses.mean(), hits.double().mean(), calibration_error(confidence, hits), spread]
+    return _scores(torch.stack(figures).tolist(), n)
 
 
-def scores(groups: Tensor, count: int, right: Tensor, confidence: Tensor, hits: Tensor) -> list[Score | None]:
+def _scores(figures: Sequence[float], n: int) -> dict[str, Scored]:
+    loss, accuracy, ece, variance = figures
+    stderr = math.sqrt(variance / n) if n > 1 else None
+    return {"accuracy": _share(accuracy, n), "loss": Scored(loss, stderr, n), "ece": Scored(ece, None, n)}
+
+
+def scores(
+    groups: Tensor, count: int, right: Tensor, confidence: Tensor, hits: Tensor
+) -> list[dict[str, Scored] | None]:
     """`score` of each of `count` groups of classifications, all at once; None of an empty one.
 
     Args:
@@ -90,15 +260,17 @@ def scores(groups: Tensor, count: int, right: Tensor, confidence: Tensor, hits: 
     """
     groups, right, confidence, hits = (part.cpu() for part in (groups, right, confidence.double(), hits.double()))
     sizes = groups.bincount(minlength=count)
-    losses = -right.clamp_min(torch.finfo(torch.float32).tiny).log().double()
+    losses = -right.clamp_min(_TINY).log().double()
     # As in calibration_error; groups lie one after the other, a confidence being at most 1.
     keys = 2 * groups + confidence
     ranks = torch.searchsorted(keys.sort().values, keys) - (sizes.cumsum(0) - sizes)[groups]
     places = groups * BINS + ranks * BINS // sizes[groups]
     gaps = torch.zeros(count * BINS, dtype=torch.float64).index_add_(0, places, hits - confidence)
     sums = (groups.bincount(losses, count), groups.bincount(hits, count), gaps.view(count, BINS).abs().sum(-1))
-    means = (torch.stack(sums, -1) / sizes.unsqueeze(-1)).tolist()
-    return [Score(*mean) if size else None for mean, size in zip(means, sizes.tolist(), strict=True)]
+    means = torch.stack(sums, -1) / sizes.unsqueeze(-1)
+    variances = groups.bincount((losses - means[groups, 0]).square(), count) / (sizes - 1)
+    figures = torch.cat([means, variances.unsqueeze(-1)], -1).tolist()
+    return [_scores(mean, size) if size else None for mean, size in zip(figures, sizes.tolist(), strict=True)]
 
 
 def calibration_error(confidence: Tensor, hits: Tensor, bins: int = BINS) -> Tensor:

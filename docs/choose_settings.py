@@ -98,7 +98,7 @@ def accuracy(argv: list[str], samples: int | None, memory: int | None, trial: tu
         scores = [stream.spec.objective.evaluate(learner.predict(task), task.test.targets) for task in stream.tasks]
     except TrainingError:
         return float("nan")
-    return float(np.mean([score.accuracy for score in scores]))
+    return float(np.mean([score["accuracy"].value for score in scores]))
 
 
 def at_edge(method: str, settings: dict[str, Any]) -> bool:

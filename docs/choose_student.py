@@ -32,7 +32,7 @@ KEPT = {"all": [], "2 a class": ["--memory_per_class", "2"]}
 def held_out_accuracies(zoo: Zoo, labels: float, epochs: int) -> tuple[float, float]:
     """Of the zoo and of a student, on held-out images; means over tasks."""
     stream = stream_of(zoo.path, str(zoo.config.data.data_dir))
-    hp = replace(zoo.config.hp, epochs=epochs * zoo.config.hp.epochs)
+    hp = replace(zoo.config.hp, epochs=epochs * (zoo.config.hp.epochs or 1))
     config = replace(zoo.config, method=STUDENT, continual=False, hp=hp)
     student, _, _ = teach(lesson(zoo, stream, labels), config, Compute(torch.device("cpu")), RunMonitor())
     (member,) = student.fresh

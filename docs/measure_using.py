@@ -103,7 +103,11 @@ def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
             answers = one.answers(as_stored(inputs, zoo.input_shape), [task.id for task in stream.tasks])
             for rule in RULES:
                 scores = score_without_task(answers, tasks, targets, same_classes=same, rule=rule)
-                means = [np.mean([s.accuracy for s in scores[name].values()]) for name in scenarios if name in scores]
+                means = [
+                    np.mean([s["accuracy"].value for s in scores[name].values()])
+                    for name in scenarios
+                    if name in scores
+                ]
                 found.setdefault((rule, temperature), []).append([float(mean) for mean in means])
     names = ["task identified", "class-incremental", "class alone"][: len(next(iter(found.values()))[0])]
     table(["rule", "temperature", *names],
@@ -117,9 +121,7 @@ def scores(zoo: Zoo) -> tuple[float, float, float]:
     of_tasks = [
         CrossEntropy().evaluate(said[task].of(one), said[task].targets) for task, one in zoo.combinations.items()
     ]
-    return tuple(
-        float(np.mean(column)) for column in zip(*((s.accuracy, s.loss, s.ece) for s in of_tasks), strict=True)
-    )  # type: ignore[return-value]
+    return tuple(float(np.mean([scores[name].value for scores in of_tasks])) for name in ("accuracy", "loss", "ece"))  # type: ignore[return-value]
 
 
 def combinations(zoos: Sequence[Zoo]) -> None:

@@ -1,13 +1,14 @@
 """Measuring a method after every episode: rows of metrics.csv. What is read of the data here reaches no method.
 
-method.predict on the tasks seen        -> task-incremental scores
+method.predict on the tasks seen        -> task-incremental scores of the test split
+each new network on further splits      -> running means, by task -> scores of these splits
 each new network on examples of any task -> running means, by task -> scores without the task
 each new network on what was held out    -> saved with its predictions, to calibrate and combine members on
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
@@ -15,36 +16,48 @@ import torch
 from torch import Tensor
 
 from datasets.mixture import Mixture
-from datasets.objectives import Score
+from datasets.objectives import Scores
 from datasets.task import Episode, Examples, StreamSpec, Task, TaskStream
 from evaluation.averages import PredictionCache
-from evaluation.measurements import TASK_INCREMENTAL, Row
+from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from evaluation.members import Member
-from evaluation.scenarios import Answer, answer_of, score_without_task, untold
+from evaluation.scenarios import Answer, answer_of, score_without_task, unanswered
+from training.loop import TrainingStats
 from training.prediction import outputs_of_heads, predict_examples
 from utils.compute import Compute
 from utils.seeding import generator
 from utils.trees import Tree
 
 HELD_OUT = "held_out"
-UNTOLD = "untold_"  # opens the names of its parts of a run's state
+AVERAGES = "averages_"  # opens the names of the evaluation's parts of a run's state
 # Test examples of all tasks together on which every head of every network is asked, once: so what an episode costs
 # does not grow with the zoo. Future tasks' are among them, and are not looked at before their tasks are revealed.
 MIXED_EXAMPLES = 2_000
+_MIXED = "mixed"
+
+
+class Progress(Protocol):
+    """What an episode did: the tasks, by id, whose predictions may differ from before, and what training took."""
+
+    @property
+    def changed(self) -> Container[int]: ...
+
+    @property
+    def stats(self) -> TrainingStats: ...
 
 
 class Learner(Protocol):
     """What is measured: a method of methods/, seen from outside.
 
     Attributes:
-        fits: by task id, how many training examples are kept and how well they are fitted.
+        fits: by task id, the scores of the method on the training examples that it has kept.
         fresh: the networks of the last episode.
-        untrained: by task id, what the first network said on the test inputs before it was trained, [N, C].
+        untrained: by task id, the predictions of the first network on the test inputs before it was trained, [N, C].
     """
 
     spec: StreamSpec
     compute: Compute
-    fits: dict[int, tuple[int, Score]]
+    fits: dict[int, Scores]
     fresh: list[Member]
     untrained: dict[int, Tensor]
 
@@ -57,98 +70,145 @@ class Evaluation:
 
     Args:
         seed: of the run.
-        rows: of earlier processes.
+        rows: of the last episode of earlier processes.
     """
 
-    def __init__(self, stream: TaskStream, method: Learner, seed: int, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, stream: TaskStream, method: Learner, seed: int, rows: Iterable[Measurement] = ()) -> None:
         self._stream, self._method = stream, method
-        self._scores = {row.task: Score(row.loss, row.accuracy, row.ece) for row in rows if row.is_test}
+        self._scores: dict[int, dict[tuple[str, str], Scores]] = {}  # by task, split and slice
+        self._step = self._examples = 0
+        for row in rows:
+            self._step, self._examples = row.step, row.examples
+            if row.scenario == TASK_INCREMENTAL and row.split != "train":
+                self._scores.setdefault(row.task, {})[row.split, row.slice] = row.scores
         self._cache = PredictionCache()
-        self._classifies = method.spec.objective.energy(torch.zeros(1, 2)) is not None
-        parts = mixed_examples(stream.tasks, seed) if self._classifies else []
+        classifies = method.spec.objective.energy(torch.zeros(1, 2)) is not None
+        parts = mixed_examples(stream.tasks, seed) if classifies else []
         self._mixed = Mixture(parts) if parts else None
 
-    def after(self, episode: Episode, changed: Container[int], seen: Sequence[Task]) -> list[Row]:
-        """One row per task seen, split and scenario: test, and train where examples were kept.
-
-        Args:
-            changed: tasks whose predictions may differ from those of the episode before, by id.
-        """
-        method, rows = self._method, []
+    def after(self, episode: Episode, learned: Progress, seen: Sequence[Task]) -> list[Measurement]:
+        """One row per task seen, split, slice and scenario; of the train split where examples were kept."""
+        self._step += learned.stats.steps
+        self._examples += learned.stats.images
+        for member in self._method.fresh:
+            self._add(member)
+            self._ask_held_out(member)
+        rows = []
         for task in seen:
             # What the episode has not changed is carried over, so that its cost does not grow.
-            if task.id in changed or task.id not in self._scores:
-                score = method.spec.objective.evaluate(method.predict(task), task.test.targets)
-                self._scores[task.id] = score
-            measured = {"test": (len(task.test), self._scores[task.id])}
-            if task.id in method.fits:
-                measured["train"] = method.fits[task.id]
-            for split, (n, score) in measured.items():
-                rows.append(Row(episode.number, task.id, task.name, split, TASK_INCREMENTAL, n, *astuple(score)))
-        for member in method.fresh:
-            self._ask_held_out(member)
-            self._ask_without_task(member)
+            if task.id in learned.changed or task.id not in self._scores:
+                self._scores[task.id] = dict(self._scored(task))
+            measured = dict(self._scores[task.id])
+            if task.id in self._method.fits:
+                measured["train", ""] = self._method.fits[task.id]
+            for (split, part), scores in measured.items():
+                rows.append(self._row(episode.number, task, split, part, TASK_INCREMENTAL, scores))
         return rows + self._without_task(episode.number, seen)
 
-    def untrained(self) -> list[Row]:
+    def untrained(self) -> list[Measurement]:
         """Episode 0: the first network before it was trained, on the tasks that it has heads for."""
         rows = []
         for number, predictions in self._method.untrained.items():
             task = self._stream.task(number)
-            score = self._method.spec.objective.evaluate(predictions, task.test.targets)
-            rows.append(Row(0, number, task.name, "test", TASK_INCREMENTAL, len(task.test), *astuple(score)))
+            scores = self._method.spec.objective.evaluate(predictions, task.test.targets)
+            rows.append(Measurement(0, 0, 0, number, task.name, "test", "", TASK_INCREMENTAL, scores))
         return rows
 
     def state_dict(self) -> dict[str, Tree]:
         """Of the running means; None for parts that are as they were when this was last called."""
-        return {f"{UNTOLD}{part}": content for part, content in self._cache.state_dict().items()}
+        return {f"{AVERAGES}{part}": content for part, content in self._cache.state_dict().items()}
 
-    def load_state_dict(self, state: Mapping[str, Tree]) -> None:
-        """Restore what `state_dict` returned; other parts are left alone."""
-        mine = {part.removeprefix(UNTOLD): tree for part, tree in state.items() if part.startswith(UNTOLD)}
+    def load_state_dict(self, state: Mapping[str, Tree], members: Callable[[], Iterable[Member]]) -> None:
+        """Continue from what `state_dict` returned; other parts are left alone.
+
+        Args:
+            members: all that answer; they are asked again if there is nothing of this in the state.
+        """
+        mine = {part.removeprefix(AVERAGES): tree for part, tree in state.items() if part.startswith(AVERAGES)}
         self._cache.load_state_dict(mine)
+        averaged = self._mixed is not None or any(further_splits(task) for task in self._stream.tasks)
+        for member in members() if averaged and not mine else ():
+            self._add(member)
 
-    def _ask_held_out(self, member: Member) -> None:
-        """What a new network says about what was held out of its tasks."""
-        spec, compute = self._method.spec, self._method.compute
-        for number in member.tasks:
-            held = self._stream.task(number).held_out
-            if held is not None:
-                with member.net.for_task(member.own.get(number, {})):
-                    predictions = predict_examples(member.net, number, held, spec, compute)
-                member.predictions[number, HELD_OUT] = predictions
-
-    def _ask_without_task(self, member: Member) -> None:
-        """What a network says about examples of any task."""
+    def _add(self, member: Member) -> None:
+        """Add the predictions of a network on further splits and on examples of any task to the averages."""
+        if member.replaces:
+            self._cache = PredictionCache()
+        for number, weight in zip(member.tasks, member.weights, strict=True):
+            task = self._stream.task(number)
+            for split, examples in further_splits(task).items():
+                member.predictions[number, split] = self._predictions(member, number, examples)
+                self._cache.add(number, split, member.predictions[number, split], weight)
         if self._mixed is None:
             return
         spec, compute = self._method.spec, self._method.compute
-        if member.replaces:
-            self._cache = PredictionCache()
         outputs = outputs_of_heads(member.net, member.tasks, self._mixed, spec, compute, member.own)
         for number, weight in zip(member.tasks, member.weights, strict=True):
             answer = answer_of(outputs[number], spec.objective)
-            self._cache.add(number, "mixed", torch.column_stack(astuple(answer)), weight)
+            self._cache.add(number, _MIXED, torch.column_stack(astuple(answer)), weight)
 
-    def _without_task(self, episode: int, seen: Sequence[Task]) -> list[Row]:
+    def _ask_held_out(self, member: Member) -> None:
+        """Put what a network predicts for the held-out examples of its tasks beside its other predictions."""
+        for number in member.tasks:
+            held = self._stream.task(number).held_out
+            if held is not None:
+                member.predictions[number, HELD_OUT] = self._predictions(member, number, held)
+
+    def _predictions(self, member: Member, task: int, examples: Examples) -> Tensor:
+        with member.net.for_task(member.own.get(task, {})):
+            return predict_examples(member.net, task, examples, self._method.spec, self._method.compute)
+
+    def _scored(self, task: Task) -> Iterator[tuple[tuple[str, str], Scores]]:
+        """Scores of the test split and of further splits, and of their slices, by split and slice."""
+        objective = self._method.spec.objective
+        for split, examples in {"test": task.test, **further_splits(task)}.items():
+            if split == "test":
+                predictions = self._method.predict(task)
+            elif self._cache.members(task.id, split):
+                predictions = self._cache.average(task.id, split)
+            else:
+                continue  # no member has learned the task yet
+            yield (split, ""), objective.evaluate(predictions, examples.targets)
+            for name, positions in slices_of(examples).items():
+                part = positions.to(predictions.device)
+                yield (split, name), objective.evaluate(predictions[part], examples.targets[part])
+
+    def _row(
+        self, episode: int, task: Task, split: str, part: str, scenario: str, scores: Scores
+    ) -> Measurement:  # fmt: skip
+        return Measurement(
+            episode, self._step, self._examples, task.id, task.name, split, part, scenario, scores
+        )  # fmt: skip
+
+    def _without_task(self, episode: int, seen: Sequence[Task]) -> list[Measurement]:
         if self._mixed is None:
             return []
         answers = {task.id: self._answer(task) for task in seen}
         same = len({task.output_names for task in self._stream.tasks}) == 1
         scores = score_without_task(answers, self._mixed.task_ids, self._mixed.targets, same_classes=same)
-        counts = self._mixed.task_ids.bincount().tolist()
         return [
-            Row(episode, task.id, task.name, "test", scenario, counts[task.id], *astuple(of_task[task.id]))
+            self._row(episode, task, "test", "", scenario, of_task[task.id])
             for scenario, of_task in scores.items() for task in seen
         ]  # fmt: skip
 
     def _answer(self, task: Task) -> Answer:
         assert self._mixed is not None
-        if not self._cache.members(task.id, "mixed"):
-            guess = self._method.spec.objective.guess(len(self._mixed), task.num_outputs)
-            return untold(len(self._mixed), guess.to(self._mixed.device))
-        mean = self._cache.average(task.id, "mixed")
+        if not self._cache.members(task.id, _MIXED):
+            guess = self._method.spec.objective.uninformed((len(self._mixed),), task.num_outputs)
+            return unanswered(guess.to(self._mixed.device))
+        mean = self._cache.average(task.id, _MIXED)
         return Answer(mean[:, :-1], mean[:, -1])
+
+
+def further_splits(task: Task) -> dict[str, Examples]:
+    """Evaluation splits beside train, test and held-out examples, by name."""
+    splits: Mapping[str, Examples] = getattr(task, "splits", {})
+    return {name: part for name, part in splits.items() if name not in ("train", "test", HELD_OUT)}
+
+
+def slices_of(examples: Examples) -> Mapping[str, Tensor]:
+    """Positions of the examples of each named part that is scored by itself."""
+    return getattr(examples, "slices", None) or {}
 
 
 def mixed_examples(tasks: Sequence[Task], seed: int) -> list[tuple[int, Examples]]:

@@ -32,7 +32,7 @@ class PredictionCache:
         return self._means[task_id, split][0]
 
     def restrict(self, task_id: int, split: str, positions: Tensor) -> None:
-        """Go on with the examples at `positions` only."""
+        """Keep the examples at `positions` only."""
         self._changed.add((task_id, split))
         mean, weights, members = self._means[task_id, split]
         self._means[task_id, split] = mean[positions.to(mean.device)], weights, members
@@ -47,7 +47,7 @@ class PredictionCache:
         return parts
 
     def load_state_dict(self, state: Mapping[str, Tree]) -> None:
-        """Go on from what `state_dict` returned; other parts are left alone."""
+        """Continue from what `state_dict` returned; other parts are left alone."""
         for part, content in state.items():
             if part.startswith("task_"):
                 task, split, *mean = content

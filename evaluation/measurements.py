@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+
+from datasets.objectives import Scores
 
 # The scenarios of van de Ven et al. (2022), and which task it is as a question of its own.
 TASK_INCREMENTAL = "task-incremental"
@@ -12,26 +14,46 @@ DOMAIN_INCREMENTAL = "domain-incremental"
 TASK_IDENTIFICATION = "task-identification"
 
 
-class Row(NamedTuple):
-    """One measurement: a line of metrics.csv."""
+@dataclass(frozen=True)
+class Measurement:
+    """The scores of a method on examples of one task: in metrics.csv a line for each score."""
 
     episode: int
+    step: int  # gradient steps of the run so far
+    examples: int  # training examples seen so far, each as often as it was seen
     task: int
     task_name: str
     split: str
-    scenario: str  # what has to be told, see evaluation/scenarios.py
-    n: int
-    loss: float
-    accuracy: float
-    ece: float  # see calibration_error in datasets/objectives.py
+    slice: str  # a named part of the split; "" is all of it
+    scenario: str  # what the method is told, see evaluation/scenarios.py
+    scores: Scores
+
+    @property
+    def n(self) -> int:
+        """How many examples the main metric is of."""
+        return self.scores[self.metric].n
+
+    @property
+    def metric(self) -> str:
+        """Name of the main metric."""
+        return next(iter(self.scores))
+
+    @property
+    def main(self) -> float:
+        """Value of the main metric: what the matrix R is made of."""
+        return self.scores[self.metric].value
 
     @property
     def is_test(self) -> bool:
-        """Whether it is the accuracy that R is made of: on test examples whose task is known."""
-        return self.split == "test" and self.scenario == TASK_INCREMENTAL
+        """Whether R is made of it: on all test examples, the task being known."""
+        return self.split == "test" and not self.slice and self.scenario == TASK_INCREMENTAL
+
+    def value(self, metric: str) -> float | None:
+        """Of a metric; None where it is not defined."""
+        return self.scores[metric].value if metric in self.scores else None
 
 
-def mean_accuracy(rows: Sequence[Row], scenario: str) -> float | None:
-    """Mean over tasks, on test examples; None where the scenario was not measured."""
-    found = [row.accuracy for row in rows if row.split == "test" and row.scenario == scenario]
+def mean_over_tasks(measurements: Sequence[Measurement], scenario: str) -> float | None:
+    """Mean of the main metric on whole test splits; None where the scenario was not measured."""
+    found = [m.main for m in measurements if m.split == "test" and not m.slice and m.scenario == scenario]
     return sum(found) / len(found) if found else None

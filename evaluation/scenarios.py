@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.objectives import Objective, Score, scores
+from datasets.objectives import Objective, Scores, scores
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
 
 
@@ -59,7 +59,7 @@ def task_log_probabilities(answers: Sequence[Answer], rule: str = RULE) -> Tenso
 
 def score_without_task(
     answers: Mapping[int, Answer], tasks: Tensor, targets: Tensor, *, same_classes: bool, rule: str = RULE
-) -> dict[str, dict[int, Score]]:  # fmt: skip
+) -> dict[str, dict[int, Scores]]:  # fmt: skip
     """Scores of answers for which the task was not told.
 
     The class is the likeliest one of the likeliest task; in the domain-incremental scenario the likeliest one of
@@ -112,6 +112,6 @@ def answer_of(outputs: Tensor, objective: Objective) -> Answer:
     return Answer(objective.predict(outputs), energy)
 
 
-def untold(count: int, guess: Tensor) -> Answer:
-    """The answer of a task that no member has learned; `guess`: [count, C]."""
-    return Answer(guess, torch.full((count,), -math.inf, device=guess.device))
+def unanswered(guess: Tensor) -> Answer:
+    """The answer of a task that no member has learned: the uninformed prediction, [N, C], and no energy."""
+    return Answer(guess, torch.full((len(guess),), -math.inf, device=guess.device))

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from datasets.objectives import Score
+from datasets.objectives import Scored, Scores
 from datasets.task import Episode, Examples, StreamSpec, Task
 from evaluation.members import Member
 from methods.config import RunConfig
-from methods.memory.audit import Budget, to_predict
+from methods.memory.audit import Budget, blind, to_predict
 from methods.memory.replay import ReplayMemory
 from net import build_net
 from net.multihead import MultiHead
@@ -91,8 +91,9 @@ class Method(ABC):
         memory: the training examples that are kept.
         checkpoints: where training that is under way is saved.
         untrained: by task id, what the first network said on the test inputs before it was trained, [N, C].
-        fresh: networks of the last episode, to be saved.
-        fits: by task id, how many training examples are kept and how well the method fits them.
+        fresh: networks of the last episode, to be saved, with their predictions on the test inputs of their tasks.
+        fits: by task id, the scores of the method on the training examples that are kept.
+        test_inputs: by task id, of all tasks revealed so far; the targets are hidden.
     """
 
     requires: ClassVar[Requirements] = Requirements()
@@ -108,8 +109,9 @@ class Method(ABC):
         self.checkpoints = Checkpoints()
         self.memory = ReplayMemory(self.budget(), self.config.seed, getattr(self.settings, "buffer", "") == "reservoir")
         self.fresh: list[Member] = []
-        self.fits: dict[int, tuple[int, Score]] = {}
+        self.fits: dict[int, Scores] = {}
         self.untrained: dict[int, Tensor] = {}
+        self.test_inputs: dict[int, Examples] = {}
 
     @property
     def settings(self) -> Any:
@@ -141,15 +143,27 @@ class Method(ABC):
             TrainingError: training diverged.
             BudgetError: an example was read or kept that must not be.
         """
+        self.reveal(episode)
         with self.memory.auditor.lending(episode) as lent:
             return self.train(lent, monitor)
+
+    def reveal(self, episode: Episode) -> None:
+        """An episode begins: note what must be known of its new tasks, and let go of the networks of the last one."""
+        self.fresh = []
+        self.test_inputs.update({task.id: blind(task.test) for task in episode.new})
+
+    def revisit(self, episodes: Sequence[Episode]) -> None:
+        """Know and keep what is known and kept after these episodes, without any training."""
+        for episode in episodes:
+            self.reveal(episode)
+        self.memory.revisit(episodes)
 
     @abstractmethod
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """What `learn` does; the training examples of the episode are on loan until it returns."""
 
     def predict(self, task: Task) -> Tensor:
-        """Probabilities on the task's test inputs, [N, C]. Nothing else of the task can be read."""
+        """Predictions on the task's test inputs, [N, C]. Changes nothing, and can read nothing else of the task."""
         return self.answer(to_predict(task))
 
     @abstractmethod
@@ -161,17 +175,18 @@ class Method(ABC):
         """What is held now."""
 
     def state_dict(self) -> dict[str, Tree]:
-        """All that the method needs to go on after this episode, by part.
+        """All that the method needs to continue after this episode, by part.
 
         A part is None if it is what it was when this was last called: so the cost need not grow with the stream.
         """
         return {
             "method": {name: getattr(self, name) for name in self.lasting},
-            "fits": {task: (count, *astuple(score)) for task, (count, score) in self.fits.items()},
-        }
+            "fits": {task: {name: astuple(scored) for name, scored in scores.items()}
+                     for task, scores in self.fits.items()},
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
-        """Go on after `episodes`, as if they had just been learned.
+        """Continue after `episodes`, as if they had just been learned.
 
         Args:
             state: what `state_dict` returned then.
@@ -182,8 +197,10 @@ class Method(ABC):
         """
         for name in self.lasting:
             setattr(self, name, state["method"][name])
-        self.memory.revisit(episodes)
-        self.fits = {task: (count, Score(*figures)) for task, (count, *figures) in state["fits"].items()}
+        self.revisit(episodes)
+        self.fits = {
+            task: {name: Scored(*scored) for name, scored in scores.items()} for task, scores in state["fits"].items()
+        }
 
     def ask(self, net: MultiHead, task_id: int, examples: Examples, place: str) -> Tensor:
         """Predictions of a trained network, [N, C].

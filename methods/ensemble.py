@@ -32,72 +32,90 @@ class Ensemble(Method):
         self._parameters = 0
         self._used = 0  # parameters that answer a task, summed over tasks
         self._head_sizes: dict[int, int] = {}
-        self._revealed: Sequence[Task] = ()
 
     def grow(
         self, episode: int, sources: Mapping[int, TrainSource], weights: Mapping[int, float], monitor: Monitor
     ) -> TrainingStats:
         """Train one more member on the tasks of `sources`, each seen with that weight in later averages."""
-        tasks = tuple(sources)
-        name = ("member", self._members)
-        head_sizes = {task: self._head_sizes[task] for task in tasks}
-        with seeded(self.config.seed, *name):
-            net = self.new_network(head_sizes)
-            if not self._members:
-                known = [task for task in self._revealed if task.id in head_sizes]
-                self.untrained = {t.id: self.ask(net, t.id, t.test, _place(episode, 0, tasks)) for t in known}
-            try:
-                stats = train_member(
-                    net, list(sources.items()), self.spec, self.recipe, self.compute, self.config.seed, name,
-                    monitor, checkpoints=self.checkpoints,
-                )  # fmt: skip
-            except TrainingError as error:
-                raise TrainingError(f"{_place(episode, self._members, tasks)}: {error}") from None
-        shares = tuple(weights[task] for task in tasks)
-        self.fresh.append(Member(self._members, episode, tasks, net, shares, replaces=not self._weights))
-        for task in tasks:
-            self._weights.setdefault(task, {})[self._members] = weights[task]
+        head_sizes = {task: self._head_sizes[task] for task in sources}
+        member, stats = self._trained(self._members, episode, sources, weights, self.config.seed, monitor)
+        member.replaces = not self._weights
+        for task in member.tasks:
+            self._weights.setdefault(task, {})[member.number] = weights[task]
+            self.count(member, task, "test", self.test_inputs[task])
+        self.fresh.append(member)
         self._members += 1
-        self._parameters += count_parameters(net)
-        self._used += count_parameters(net.trunk) * len(tasks) + sum(map(net.head_parameters, tasks))
+        self._parameters += count_parameters(member.net)
+        self._used += count_parameters(member.net.trunk) * len(head_sizes) + sum(
+            map(member.net.head_parameters, head_sizes)
+        )
         return stats
 
-    def reveal(self, tasks: Sequence[Task]) -> None:
-        """Note the heads that new tasks need, and let go of the networks of the episode before."""
-        for member in self.fresh:
-            for task in member.tasks:
-                if self.cache.members(task, "test") < len(self._weights[task]):
-                    raise RuntimeError(f"task {task} was not predicted after member {member.number} joined")
-        self.fresh = []
-        self._head_sizes.update({task.id: task.num_outputs for task in tasks})
-        self._revealed = tasks
+    def train_member_on(
+        self, tasks: Sequence[int], number: int, episode: int, seed: int, monitor: Monitor
+    ) -> tuple[Member, TrainingStats]:
+        """A network trained on what is kept of some tasks, with its test predictions; it does not join the ensemble.
 
-    def restart(self, number: int) -> None:
-        """Go on as if the next member were that one."""
-        self._members = number
+        Args:
+            number, episode: of the member in whose place it is.
+            seed: of its initialisation and the order of its data.
+        """
+        sources = {task: self.memory.source(task, len(tasks)) for task in tasks}
+        shares = {task: self.memory.share(task) for task in tasks}
+        member, stats = self._trained(number, episode, sources, shares, seed, monitor)
+        member.predictions.update({(task, "test"): self.said(member, task, self.test_inputs[task]) for task in tasks})
+        return member, stats
+
+    def _trained(
+        self, number: int, episode: int, sources: Mapping[int, TrainSource], weights: Mapping[int, float], seed: int,
+        monitor: Monitor,
+    ) -> tuple[Member, TrainingStats]:  # fmt: skip
+        tasks, name = tuple(sources), ("member", number)
+        with seeded(seed, *name):
+            net = self.new_network({task: self._head_sizes[task] for task in tasks})
+            if not number:
+                known = [(task, inputs) for task, inputs in self.test_inputs.items() if task in tasks]
+                self.untrained = {t: self.ask(net, t, inputs, _place(episode, 0, tasks)) for t, inputs in known}
+            try:
+                stats = train_member(
+                    net, list(sources.items()), self.spec, self.recipe, self.compute, seed, name, monitor,
+                    checkpoints=self.checkpoints,
+                )  # fmt: skip
+            except TrainingError as error:
+                raise TrainingError(f"{_place(episode, number, tasks)}: {error}") from None
+        shares = tuple(weights[task] for task in tasks)
+        return Member(number, episode, tasks, net, shares, replaces=False), stats
+
+    def reveal(self, episode: Episode) -> None:
+        super().reveal(episode)
+        self._head_sizes.update({task.id: task.num_outputs for task in episode.new})
 
     def forget(self) -> None:
         """Drop all members and what they predicted."""
         self.cache, self._weights, self._parameters, self._used = PredictionCache(), {}, 0, 0
 
     def answer(self, task: Task) -> Tensor:
-        """Weighted mean over the members that saw the task; a uniform guess if none has. [N, C]
-
-        Members of the last episode are evaluated here, once; earlier ones are in the running mean.
-        """
-        for member in self.fresh:
-            self.count(member, task.id, "test", task.test)
-        if task.id not in self._weights:
-            return self.spec.objective.guess(len(task.test), task.num_outputs).to(self.compute.device)
-        return self.cache.average(task.id, "test")
+        """Weighted mean over the members that saw the task; the uninformed prediction if none has. [N, C]"""
+        if task.id in self._weights:
+            return self.cache.average(task.id, "test")
+        kept = self.memory.examples(task.id).targets if task.id in self.memory.tasks else None
+        guess = self.spec.objective.uninformed(task.test.targets.shape, task.num_outputs, kept)
+        return guess.to(self.compute.device)
 
     def count(self, member: Member, task_id: int, split: str, examples: Examples) -> None:
         """Add the member's predictions to the average, once, if it saw the task."""
         if task_id in member.tasks and (task_id, split) not in member.predictions:
-            place = _place(member.episode, member.number, member.tasks)
-            predictions = self.ask(member.net, task_id, examples, place)
-            member.predictions[task_id, split] = predictions
-            self.cache.add(task_id, split, predictions, self._weights[task_id][member.number])
+            member.predictions[task_id, split] = self.said(member, task_id, examples)
+            weight = self._weights[task_id][member.number]
+            self.cache.add(task_id, split, member.predictions[task_id, split], weight)
+
+    def said(self, member: Member, task_id: int, examples: Examples) -> Tensor:
+        """Predictions of a member on examples of one of its tasks, [N, C].
+
+        Raises:
+            TrainingError: see `ask`.
+        """
+        return self.ask(member.net, task_id, examples, _place(member.episode, member.number, member.tasks))
 
     def state_dict(self) -> dict[str, Tree]:
         return {**super().state_dict(), **self.cache.state_dict()}

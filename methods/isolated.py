@@ -14,7 +14,6 @@ class Isolated(Ensemble):
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train one network for each new task."""
-        self.reveal(episode.new)
         stats = TrainingStats()
         for task in episode.new:
             stats += self.grow(episode.number, {task.id: task.train}, {task.id: 1.0}, monitor)
@@ -34,7 +33,6 @@ class IsolatedEnsemble(Ensemble):
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train several networks for the new task."""
-        self.reveal(episode.new)
         (task,) = episode.new
         stats = TrainingStats()
         for _ in range(min(self.config.tasks_per_round, episode.number)):

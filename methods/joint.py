@@ -16,7 +16,6 @@ class Joint(Ensemble):
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train on everything."""
-        self.reveal(episode.new)
         sources = {task.id: task.train for task in episode.new}
         stats = self.grow(episode.number, sources, dict.fromkeys(sources, 1.0), monitor)
         return Learned(tuple(sources), {}, stats, changed=tuple(sources))
@@ -32,7 +31,6 @@ class Cumulative(Ensemble):
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train on the new task and all before it; the network of the episode before is let go."""
-        self.reveal(episode.new)
         for task in episode.new:
             self.memory.add(task)
         self.forget()

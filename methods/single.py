@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from datasets.task import Episode, Task
+from datasets.task import Episode, Examples, Task
 from evaluation.members import Member
 from methods.base import Learned, Method, Setting, Storage
 from methods.memory.audit import Budget
@@ -129,16 +129,22 @@ class SingleNet(Method):
         seen = tuple(self._seen)
         number, net = episode.number - 1, self.network(seen)
         own = {task_id: self.own(task_id) for task_id in seen}
-        self.fresh = [Member(number, episode.number, seen, net, (1.0,) * len(seen), replaces=True, own=own)]
+        member = Member(number, episode.number, seen, net, (1.0,) * len(seen), replaces=True, own=own)
+        for task_id in seen:
+            member.predictions[task_id, "test"] = self._asked(task_id, self.test_inputs[task_id], episode.number)
+        self.fresh = [member]
         return Learned((task.id,), {}, stats, changed=seen)
 
     def answer(self, task: Task) -> Tensor:
-        """Probabilities of the network as it is now. [N, C]"""
-        net = self.network([task.id])
-        with net.for_task(self.own(task.id)):
-            predictions = self.ask(net, task.id, task.test, f"episode {self.fresh[-1].episode} (task {task.id})")
-        self.fresh[-1].predictions[task.id, "test"] = predictions
-        return predictions
+        """Predictions of the network as the last episode has left it. [N, C]"""
+        if self.fresh:
+            return self.fresh[-1].predictions[task.id, "test"]
+        return self._asked(task.id, task.test, len(self._seen))
+
+    def _asked(self, task_id: int, examples: Examples, episode: int) -> Tensor:
+        net = self.network([task_id])
+        with net.for_task(self.own(task_id)):
+            return self.ask(net, task_id, examples, f"episode {episode} (task {task_id})")
 
     def state_dict(self) -> dict[str, Tree]:
         assert self._trunk is not None

@@ -62,7 +62,6 @@ class ModelZoo(Ensemble):
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Draw past tasks, train a member on them and the new one, update how well each task is fitted."""
-        self.reveal(episode.new)
         # In the multi-task mode all tasks are there to be drawn and none has to be taken.
         new = episode.new if self.config.continual else ()
         if not self.config.continual:
@@ -78,15 +77,18 @@ class ModelZoo(Ensemble):
         return Learned(tuple(sources), weights, stats, changed=tuple(sources))
 
     def sampling_weights(self) -> dict[int, float]:
-        """Probability of each kept task, by task id; a task that no member saw counts as guessed uniformly."""
+        """Probability of each kept task, by task id; a task that no member saw counts as if predicted uninformed."""
         tasks = self.memory.tasks
         if not tasks:
             return {}
         if self.config.selection == "uniform":
             return dict.fromkeys(tasks, 1 / len(tasks))
-        guess = self.spec.objective.guess_loss
-        losses = [self.fits[t][1].loss if t in self.fits else guess(self._head_sizes[t]) for t in tasks]
+        losses = [self.fits[t]["loss"].value if t in self.fits else self._uninformed_loss(t) for t in tasks]
         return dict(zip(tasks, boosting_weights(torch.tensor(losses, dtype=torch.float64)).tolist(), strict=True))
+
+    def _uninformed_loss(self, task: int) -> float:
+        kept = self.memory.examples(task).targets
+        return self.spec.objective.uninformed_loss(self._head_sizes[task], kept)
 
     def _keep(self, tasks: Sequence[Task]) -> set[int]:
         """Keep a share of new tasks. Returns of which others some examples had to make room."""
@@ -110,5 +112,4 @@ class ModelZoo(Ensemble):
             if task_id in self.memory.tasks:
                 kept = self.memory.examples(task_id)
                 self.count(self.fresh[-1], task_id, "train", kept)
-                score = self.spec.objective.evaluate(self.cache.average(task_id, "train"), kept.targets)
-                self.fits[task_id] = len(kept), score
+                self.fits[task_id] = self.spec.objective.evaluate(self.cache.average(task_id, "train"), kept.targets)

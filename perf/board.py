@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.measurements import TASK_INCREMENTAL, Row
+from datasets.objectives import Scored
+from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from records.configuration import hyperparameter_kinds
 from records.monitor import EpisodeFacts, RunStart
 from records.tensorboard import TensorBoard
@@ -42,11 +43,12 @@ def imports() -> float:
     return 1000 * float(done.stdout)
 
 
-def episode(number: int) -> tuple[EpisodeFacts, list[Row]]:
+def episode(number: int) -> tuple[EpisodeFacts, list[Measurement]]:
     """Random measurements of a zoo that keeps all training examples."""
     weights = dict.fromkeys(range(1, number), 1 / max(1, number - 1))
     facts = EpisodeFacts(number, range(1, number + 1), weights, 1, 1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1 << 30)
-    rows = [Row(number, task, f"rotated by {task}", split, TASK_INCREMENTAL, 100, *(random.random() for _ in range(3)))
+    rows = [Measurement(number, number, number, task, f"rotated by {task}", split, "", TASK_INCREMENTAL,
+                        {name: Scored(random.random(), None, 100) for name in ("accuracy", "loss", "ece")})
             for task in range(1, number + 1) for split in ("test", "train")]  # fmt: skip
     return facts, rows
 
@@ -55,7 +57,7 @@ def measure(tasks: int) -> tuple[float, float]:
     """Milliseconds and kilobytes of an episode at the end of a stream."""
     log = Nowhere()
     board = TensorBoard(lambda name: log, hyperparameter_kinds())
-    board.run_begins(RunStart([], {"continual": True}, {}, tasks, [0.5] * tasks, [], []))
+    board.run_begins(RunStart([], {"continual": True, "higher_is_better": True}, {}, tasks, [0.5] * tasks, [], []))
     times, before = [], 0
     for number in range(1, tasks + 1):
         board.episode_begins(number, tasks)

@@ -32,7 +32,7 @@ from common import MNIST, Case, title, use, write_configs
 import modelzoo
 from datasets import build_stream
 from evaluation.averages import PredictionCache
-from evaluation.measurements import Row
+from evaluation.measurements import Measurement
 from records.console import Console
 from records.invocation import parse
 from records.monitor import EpisodeFacts
@@ -48,7 +48,7 @@ class Clock(Console):
 
     marks: list[tuple[float, int, float]]
 
-    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         self.marks.append((time.perf_counter(), facts.peak_memory_bytes, facts.train_seconds))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from evaluation.measurements import Row
+from evaluation.measurements import Measurement
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
 
 
@@ -64,14 +64,15 @@ class Console(RunMonitor):
             left = (self._total - self._done) / rate
             self._say(f"  epoch {epoch}/{self._epochs}: loss {loss:.4f}, {rate:,.0f} images/s, {left:,.0f} s left")
 
-    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         self._close_bar()
-        test = [row.accuracy for row in rows if row.is_test]
+        test = [row for row in rows if row.is_test]
+        mean = sum(row.main for row in test) / len(test)
         tasks = ", ".join(map(str, facts.tasks))
         width = 2 * len(str(self._episodes)) + 1
         counter = f"{facts.episode}/{self._episodes}"
         self._say(
-            f"episode {counter:>{width}}  accuracy {sum(test) / len(test):.4f} on tasks seen ({len(test)})"
+            f"episode {counter:>{width}}  {test[0].metric} {mean:.4f} on tasks seen ({len(test)})"
             f"  {facts.seconds:6.1f} s  {facts.images_per_second:8,.0f} images/s  trained on {tasks}"
         )
 

@@ -1,28 +1,27 @@
-"""The files of a run: facts, written as they happen, each whole or not at all, and committed together.
+"""The files of a run: facts, written as they happen, and committed together.
 
 An episode's files are written first and the manifest last: until then the run is what it was before. What
-the manifest does not name is half-done, and is removed when the run is gone on with.
+the manifest does not name is half-done, and is removed when the run is resumed. Tables are appended to; of these the
+manifest names how much belongs to the run, and the rest is cut off.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
-import json
-import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from torch import Tensor
 
-from evaluation.measurements import TASK_INCREMENTAL, Row
+from evaluation.measurements import Measurement
 from records.lock import LOCK
 from records.manifest import (
     DERIVED,
@@ -32,13 +31,15 @@ from records.manifest import (
     Entry,
     Manifest,
     checked,
+    damaged,
     is_removed_log,
     read_manifest,
-    remedy,
 )
+from records.members import SavedMember, facts_file, predictions_file, weights_file
 from records.monitor import EpisodeFacts
+from records.tables import EPISODES, METRICS, episode_line, header, metric_lines, read_measurements
 from utils.errors import UserError
-from utils.files import PARTIAL, CsvText, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
+from utils.files import PARTIAL, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 from utils.yaml_files import load_yaml, parse_yaml
 
 CONFIG = "config.yaml"
@@ -49,6 +50,7 @@ _OWN = re.compile(
     rf"|{re.escape(TARGETS)}"
     r"|state/[A-Za-z0-9_-]+\.safetensors"
 )
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is ten times as fast
 _HASH = 16  # of its checksum in the name of a file in state/, so that the old and the new one can lie side by side
 
 
@@ -64,11 +66,7 @@ class RunDirectory:
         self.path, self.manifest = path, manifest
         self._files = dict(manifest.files)
         self._logs: dict[str, GrowingFile] = {}
-        texts = [self._committed(name).decode() for name in ("metrics.csv", "episodes.csv")]
-        self.rows = [_row(line) for line in csv.DictReader(io.StringIO(texts[0]))]
-        self.episodes = [_facts(line) for line in csv.DictReader(io.StringIO(texts[1]))]
-        self._metrics = CsvText(Row._fields, texts[0])
-        self._episodes = CsvText([f.name for f in fields(EpisodeFacts)], texts[1])
+        self.rows, self.episodes = read_measurements(path, manifest)
 
     @classmethod
     def begin(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
@@ -113,23 +111,14 @@ class RunDirectory:
                          if not entry.is_dir() and _ours(path, entry)
                          and entry.relative_to(path).as_posix() not in (*manifest.files, MANIFEST)]  # fmt: skip
             _remove(leftovers)
-            for name in manifest.files:
-                if GROWING.fullmatch(name) and (path / name).stat().st_size > manifest.files[name].size:
-                    with open(path / name, "r+b") as file:
-                        file.truncate(manifest.files[name].size)
+            for name, entry in manifest.files.items():
+                if GROWING.fullmatch(name) and (path / name).stat().st_size > entry.size:
+                    os.truncate(path / name, entry.size)
             for folder in _FOLDERS:
                 (path / folder).mkdir(exist_ok=True)
-            opened = cls(path, manifest)
-            measured = opened._committed("metrics.csv").partition(b"\n")[0]
-            if not manifest.finished and measured and not {b"scenario", b"ece"} <= set(measured.split(b",")):
-                raise UserError(
-                    f"{path} was begun by an older version, which measured less; begin anew with --overwrite"
-                )
-            return opened
+            return cls(path, manifest)
         except OSError as error:
             raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:
-            raise UserError(f"{path}: metrics.csv or episodes.csv is damaged ({error})") from None
 
     @classmethod
     def _begin_again(cls, path: Path) -> RunDirectory:
@@ -161,32 +150,38 @@ class RunDirectory:
         self._logs[name] = GrowingFile(self.path / name)
         return self._logs[name]
 
-    def add_member(self, number: int, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Save a network: its tensors, and what they belong to."""
-        self._write(f"members/member_{number:03d}.safetensors", tensor_bytes(weights))
-        self._write(f"members/member_{number:03d}.json", json_bytes(facts))
-
-    def add_predictions(self, number: int, predictions: Mapping[tuple[int, str], Tensor]) -> None:
-        """Save a member's probabilities, float32 [N, C], under the names task_<id>/<split>."""
-        named = {f"task_{task}/{split}": tensor.float() for (task, split), tensor in predictions.items()}
-        self._write(f"predictions/member_{number:03d}.safetensors", tensor_bytes(named))
+    def add_member(
+        self, facts: SavedMember, weights: Mapping[str, Tensor], predictions: Mapping[tuple[int, str], Tensor]
+    ) -> None:
+        """Save a network: its tensors, what they belong to, and its predictions [N, C] by task and split."""
+        self._write(weights_file(facts.number), tensor_bytes(weights))
+        self._write(facts_file(facts.number), json_bytes(facts.to_json()))
+        self._write(predictions_file(facts.number), tensor_bytes(by_name(predictions, torch.float32)))
 
     def add_targets(self, targets: Mapping[tuple[int, str], Tensor]) -> None:
-        """Save what is right for the examples of some splits, [N] each, under the names task_<id>/<split>."""
-        named = {f"task_{task}/{split}": found.clone() for (task, split), found in targets.items()}
-        self._write(TARGETS, tensor_bytes(named))
+        """Save the targets, [N] each, of the examples of some splits by task and split."""
+        self._write(TARGETS, tensor_bytes(by_name(targets)))
 
     def add_document(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file that belongs to the run."""
         self._write(name, json_bytes(content))
 
-    def add_episode(self, facts: EpisodeFacts, rows: Iterable[Row]) -> None:
+    def add_episode(self, facts: EpisodeFacts, rows: Iterable[Measurement]) -> None:
         """Append to episodes.csv and metrics.csv."""
         new = list(rows)
         self.rows += new
         self.episodes.append(facts)
-        self._write("episodes.csv", self._episodes.add([_line(facts)]))
-        self._write("metrics.csv", self._metrics.add(new))
+        self._table(EPISODES).write(episode_line(facts))
+        self._table(METRICS).write(metric_lines(new))
+
+    def _table(self, name: str) -> GrowingFile:
+        """A table that is appended to; what lies behind its committed part is cut off when it is opened."""
+        if name not in self._logs:
+            begun = self._committed(name) if name in self.manifest.files else None
+            self._logs[name] = GrowingFile(self.path / name, begun)
+            if begun is None:
+                self._logs[name].write(header(name))
+        return self._logs[name]
 
     def commit(self, episode: int, members: int, seconds: float, state: Mapping[str, bytes | None]) -> None:
         """The episode is complete, and everything that was written belongs to the run.
@@ -207,9 +202,14 @@ class RunDirectory:
         )
         self._commit(self.manifest.episode, self.manifest.members, seconds)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """summary.json: the run is complete. Its state is kept, so that more tasks can join."""
+    def finish(self, summary: Mapping[str, Any], unneeded: str) -> None:
+        """Write summary.json: the run is complete. Its state is kept, so that more tasks can join.
+
+        Args:
+            unneeded: opens the names of the parts of the state that are not kept.
+        """
         self._write("summary.json", json_bytes(summary))
+        self._replace_state({}, lambda name: name.startswith(f"state/{unneeded}"))
         self._commit(self.manifest.episode, self.manifest.members, summary["total_seconds"])
         with contextlib.suppress(OSError):  # there is state in it
             (self.path / "state").rmdir()
@@ -275,7 +275,7 @@ class RunDirectory:
                 (self.path / name).unlink()
 
     def _committed(self, name: str) -> bytes:
-        return checked(self.path, self.manifest, name) if name in self.manifest.files else b""
+        return checked(self.path, self.manifest, name)
 
 
 def holds_run(path: Path) -> bool:
@@ -296,42 +296,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if manifest is None:
         return load_yaml(str(path / CONFIG))
     try:
-        return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode())
+        return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode(), _LOADER)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path / CONFIG} is damaged ({error}); {remedy(CONFIG)}") from None
-
-
-def read_measurements(path: Path, manifest: Manifest) -> tuple[list[Row], list[EpisodeFacts]]:
-    """metrics.csv and episodes.csv, as far as they are committed.
-
-    Raises:
-        UserError: one of them is missing or damaged.
-    """
-    try:
-        texts = [checked(path, manifest, name).decode() for name in ("metrics.csv", "episodes.csv")]
-        rows, episodes = (csv.DictReader(io.StringIO(text)) for text in texts)
-        return [_row(line) for line in rows], [_facts(line) for line in episodes]
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:
-        raise UserError(f"{path}: metrics.csv or episodes.csv is damaged ({error})") from None
-
-
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """summary.json, as it was written; None if the run is not finished.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    manifest = read_manifest(path)
-    if manifest is None and (path / "summary.json").exists():
-        raise UserError(f"{path} has no {MANIFEST}: it was made by an older version, or is damaged; run it again")
-    if manifest is None or not manifest.finished:
-        return None
-    try:
-        found = dict(json.loads(checked(path, manifest, "summary.json")))
-        json_bytes(found)  # NaN is not JSON, but read by it
-        return found
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path / 'summary.json'} is damaged ({error}); {remedy('summary.json')}") from None
+        raise damaged(path, CONFIG, error) from None
 
 
 def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
@@ -410,40 +377,11 @@ def _entry(content: bytes) -> Entry:
     return Entry(len(content), hashlib.sha256(content).hexdigest())
 
 
+def by_name(tensors: Mapping[tuple[int, str], Tensor], kind: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of a file of predictions/: task_<id>/<split>."""
+    return {f"task_{task}/{split}": tensor.to(kind or tensor.dtype, copy=True)
+            for (task, split), tensor in tensors.items()}  # fmt: skip
+
+
 def _part(name: str) -> str:
     return name.removeprefix("state/").removesuffix(".safetensors")[: -_HASH - 1]
-
-
-def _line(facts: EpisodeFacts) -> list[object]:
-    weights = " ".join(f"{task}:{weight:.6g}" for task, weight in facts.sampling_weights.items())
-    values = list(astuple(facts))
-    values[1:3] = [" ".join(map(str, facts.tasks)), weights]
-    return values
-
-
-def _facts(line: Mapping[str, str]) -> EpisodeFacts:
-    weights = dict(pair.split(":") for pair in line["sampling_weights"].split())
-    numbers = {f.name: line[f.name] for f in fields(EpisodeFacts)}
-    given: dict[str, Any] = {
-        name: int(value) if name not in _REAL else float(value)
-        for name, value in numbers.items() if name not in ("tasks", "sampling_weights")
-    }  # fmt: skip
-    tasks = [int(task) for task in line["tasks"].split()]
-    _check_finite(given[name] for name in _REAL)
-    return EpisodeFacts(tasks=tasks, sampling_weights={int(t): float(w) for t, w in weights.items()}, **given)
-
-
-_REAL = ("seconds", "train_seconds", "images_per_second", "train_loss")
-
-
-def _row(line: Mapping[str, str]) -> Row:
-    row = Row(int(line["episode"]), int(line["task"]), line["task_name"], line["split"],
-              line.get("scenario", TASK_INCREMENTAL), int(line["n"]),
-              float(line["loss"]), float(line["accuracy"]), float(line.get("ece", 0)))  # fmt: skip
-    _check_finite(row[-3:])
-    return row if "ece" in line else row._replace(ece=math.nan)  # older versions did not measure it
-
-
-def _check_finite(numbers: Iterable[float]) -> None:
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError("a number is not finite")

@@ -20,6 +20,8 @@ from utils.errors import UserError
 from utils.files import write_bytes
 
 MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+FORMAT = 2  # of a run directory; runs of others are refused
 TARGETS = "predictions/targets.safetensors"
 # Made from the other files (report.py), at any time: not part of a run.
 DERIVED = re.compile(r"report\.html|figures/[a-z_]+\.(png|svg|csv)")
@@ -55,7 +57,7 @@ class Manifest:
 
     def content(self) -> bytes:
         """The text of the file."""
-        content = {"episode": self.episode, "members": self.members, "seconds": self.seconds,
+        content = {"format": FORMAT, "episode": self.episode, "members": self.members, "seconds": self.seconds,
                    "files": {name: list(entry) for name, entry in sorted(self.files.items())}}  # fmt: skip
         content["sha256"] = _own_sum(content)
         return (json.dumps(content, indent=1) + "\n").encode()
@@ -73,6 +75,11 @@ def read_manifest(run: Path) -> Manifest | None:
         if not stat.S_ISREG(status.st_mode) or status.st_size > 1 << 28:
             raise ValueError("it is too large, or no ordinary file")
         content = json.loads(path.read_bytes())
+        if content.get("format") != FORMAT:
+            raise UserError(
+                f"{path} is of a run of format {content.get('format', 1)!s:.20}; this version reads format {FORMAT} "
+                "only: make the run again, with --overwrite"
+            )
         stated = content.pop("sha256")
         if stated != _own_sum(content):
             raise ValueError("its checksum is wrong")
@@ -116,10 +123,15 @@ def checked(run: Path, manifest: Manifest, name: str) -> bytes:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {remedy(name)}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({getattr(error, 'strerror', None) or error}); {remedy(name)}") from None
+        raise damaged(run, name, getattr(error, "strerror", None) or error) from None
     if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise UserError(f"{path} is damaged (its checksum is wrong); {remedy(name)}")
+        raise damaged(run, name, "its checksum is wrong")
     return content
+
+
+def damaged(run: Path, name: str, reason: object) -> UserError:
+    """The error for a file of a run that holds something else than what belongs there."""
+    return UserError(f"{run / name} is damaged ({' '.join(str(reason).split())[:200]}); {remedy(name)}")
 
 
 def is_removed_log(run: Path, name: str) -> bool:

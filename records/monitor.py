@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.measurements import Row
+from evaluation.measurements import Measurement
 from training.monitor import Monitor
 
 
@@ -30,15 +30,15 @@ class EpisodeFacts:
 
 @dataclass(frozen=True)
 class RunStart:
-    """What is known of a run when it begins or is gone on with."""
+    """What is known of a run when it begins or is resumed."""
 
     header: Sequence[tuple[str, str]]  # names and values that describe it to people
     config: Mapping[str, Any]  # config.yaml
     hyperparameters: Mapping[str, bool | float | str]  # what tells it from other runs
     tasks: int
-    isolated: Sequence[float] | None  # accuracy of a network trained on each task alone
+    isolated: Sequence[float] | None  # the main metric of a network trained on each task alone
     episodes: Sequence[EpisodeFacts]  # what earlier processes did, and measured
-    rows: Sequence[Row]
+    rows: Sequence[Measurement]
 
 
 class RunMonitor(Monitor):
@@ -50,7 +50,7 @@ class RunMonitor(Monitor):
     def episode_begins(self, episode: int, episodes: int) -> None:
         """An episode, counted from 1."""
 
-    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         """`rows`: all measurements of the episode."""
 
     def run_measured(self, summary: Mapping[str, Any]) -> None:

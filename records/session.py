@@ -19,6 +19,7 @@ import torch
 from datasets import build_stream
 from datasets.task import Episode, TaskStream
 from evaluation.accuracy import Evaluation
+from evaluation.members import Member
 from methods import METHODS, build_method
 from methods.base import Method, Setting, check_requirements, new_network
 from methods.config import RunConfig
@@ -29,14 +30,14 @@ from records.directory import (
     check_free,
     holds_run,
     read_config,
-    read_measurements,
-    read_summary,
 )
 from records.invocation import Invocation, with_settings
 from records.lock import locked
 from records.manifest import checked, is_removed_log, read_manifest, verify
+from records.members import answering, read_members, read_network
 from records.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
-from records.summary import load_isolated
+from records.summary import load_isolated, read_summary
+from records.tables import read_measurements
 from records.writing import header_of, precision_of, resolve, targets_of
 from training.launch import choose_launch
 from training.loop import check_batch
@@ -219,7 +220,16 @@ def _restore(method: Method, evaluation: Evaluation, directory: RunDirectory, ep
         raise ValueError(f"the measurements are not those of {done} of {len(episodes)} episodes")
     state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
     method.load_state_dict(state, episodes[:done])
-    evaluation.load_state_dict(state)
+    evaluation.load_state_dict(state, lambda: saved_networks(directory.path, method.config, device))
+
+
+def saved_networks(path: Path, config: RunConfig, device: torch.device) -> Iterator[Member]:
+    """The networks of a run that answer, from the disk."""
+    manifest = read_manifest(path)
+    assert manifest is not None
+    for place, saved in enumerate(answering(read_members(path, manifest))):
+        net, own = read_network(path, manifest, saved, config, device)
+        yield Member(saved.number, saved.episode, saved.tasks, net, saved.weights, replaces=not place, own=own)
 
 
 def finished_run(path: Path) -> dict[str, Any]:

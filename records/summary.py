@@ -2,66 +2,133 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.objectives import ACCURACY
 from evaluation import metrics
-from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
+from evaluation.measurements import (
+    CLASS_INCREMENTAL,
+    DOMAIN_INCREMENTAL,
+    TASK_IDENTIFICATION,
+    Measurement,
+    mean_over_tasks,
+)
 from records.configuration import comparable
-from records.directory import read_config, read_summary
-from records.manifest import remedy
+from records.directory import read_config
+from records.manifest import SUMMARY, checked, damaged, read_manifest
 from utils.errors import UserError
+from utils.files import json_bytes
 from utils.settings import first_difference
 
 
-def summarize(rows: Sequence[Row], continual: bool, isolated: Sequence[float] | None) -> dict[str, Any]:
+def key_of(key: str, metric: str) -> str:
+    """The name in summary.json of a figure that is named after the accuracy, for a stream with another main metric."""
+    return key if metric == ACCURACY.name else re.sub(r"(?<![a-z])acc(?![a-z])", metric, key)
+
+
+def figure(summary: Mapping[str, Any], key: str) -> Any:
+    """A figure of a summary, such as "per_task_acc": of the main metric, whichever that is.
+
+    Raises:
+        KeyError: it has none of that name.
+    """
+    return summary[key_of(key, summary["metric"])]
+
+
+def direction(summary: Mapping[str, Any]) -> str:
+    """Which values of the main metric are better, in words."""
+    return "higher is better" if summary["higher_is_better"] else "lower is better"
+
+
+def summarize(
+    rows: Sequence[Measurement], continual: bool, isolated: Sequence[float] | None, higher_is_better: bool = True
+) -> dict[str, Any]:
     """The metrics of a run, by definition id (evaluation/metrics.py); None where one is not defined.
+
+    R is made of the main metric of the stream. If that is not the accuracy, figures named after the accuracy are None,
+    and there are the same ones named after the metric: per_task_rmse for per_task_acc. In what compares values of R
+    (bwt, forgetting_chaudhry, fwt_isolated, fwt_zero_shot, gain_isolated) R has a minus if lower values are better, so
+    that positive transfer and gain are good, and positive forgetting is bad, for any metric.
 
     Args:
         rows: all measurements.
         continual: a run in the multi-task mode has no episode of its own for each task, so what compares
             with that episode is None.
-        isolated: accuracy of a network trained on each task alone.
+        isolated: the main metric of a network trained on each task alone.
     """
     test = [row for row in rows if row.is_test and row.episode > 0]
     last = [row for row in rows if row.episode == test[-1].episode]
-    untrained = {row.task: row.accuracy for row in rows if row.episode == 0}
+    untrained = {row.task: row.main for row in rows if row.episode == 0}
     names = {row.task: row.task_name for row in test}
-    place = {task: number for number, task in enumerate(sorted(names), 1)}  # a task may have been forgotten
-    R = metrics.accuracy_matrix(
-        [(r.episode, place[r.task], r.accuracy) for r in test], max(r.episode for r in test), len(names)
-    )
-    own = R.diagonal() if continual else None
-    first = np.array([untrained.get(task, np.nan) for task in sorted(names)])
-    reference = None if isolated is None else np.array(isolated)
-    return {
-        "task_numbers": sorted(names),
-        "task_names": [names[task] for task in sorted(names)],
+    R = matrix_of(rows)
+    sign = 1.0 if higher_is_better else -1.0
+    compared = sign * R
+    first = sign * np.array([untrained.get(task, np.nan) for task in sorted(names)])
+    alone = None if isolated is None else sign * np.array(isolated)
+    named = {
         "avg_acc_final": metrics.avg_acc_final(R),
         "avg_incremental_acc": metrics.avg_incremental_acc(R),
-        "bwt": _defined(metrics.bwt(R)) if continual else None,
-        "forgetting_chaudhry": _defined(metrics.forgetting_chaudhry(R)) if continual else None,
         "learning_acc": metrics.learning_acc(R) if continual else None,
-        "class_incremental_acc": mean_accuracy(last, CLASS_INCREMENTAL),
-        "domain_incremental_acc": mean_accuracy(last, DOMAIN_INCREMENTAL),
-        "task_identification_acc": mean_accuracy(last, TASK_IDENTIFICATION),
-        "worst_task_acc": metrics.worst_task_acc(R),
+        "class_incremental_acc": mean_over_tasks(last, CLASS_INCREMENTAL),
+        "domain_incremental_acc": mean_over_tasks(last, DOMAIN_INCREMENTAL),
+        "task_identification_acc": mean_over_tasks(last, TASK_IDENTIFICATION),
+        "worst_task_acc": sign * metrics.worst_task_acc(compared),
         "per_task_acc": R[-1].tolist(),
-        "per_task_learning_acc": None if own is None else own.tolist(),
+        "per_task_learning_acc": R.diagonal().tolist() if continual else None,
         "per_task_untrained_acc": [untrained.get(task) for task in sorted(names)],
         "per_task_isolated_acc": None if isolated is None else list(isolated),
-        "gain_isolated": None if reference is None else metrics.gain_isolated(R, reference),
-        "fwt_zero_shot": _defined(metrics.fwt_zero_shot(R, first)) if continual else None,
-        "fwt_isolated": None if reference is None or not continual else _defined(metrics.fwt_isolated(R, reference)),
+    }
+    metric = test[-1].metric
+    return {
+        "metric": metric,
+        "higher_is_better": higher_is_better,
+        "task_numbers": sorted(names),
+        "task_names": [names[task] for task in sorted(names)],
+        **dict.fromkeys(named),
+        **{key_of(key, metric): value for key, value in named.items()},
+        "bwt": _defined(metrics.bwt(compared)) if continual else None,
+        "forgetting_chaudhry": _defined(metrics.forgetting_chaudhry(compared)) if continual else None,
+        "gain_isolated": None if alone is None else metrics.gain_isolated(compared, alone),
+        "fwt_zero_shot": _defined(metrics.fwt_zero_shot(compared, first)) if continual else None,
+        "fwt_isolated": None if alone is None or not continual else _defined(metrics.fwt_isolated(compared, alone)),
     }
 
 
+def matrix_of(rows: Sequence[Measurement]) -> metrics.Matrix:
+    """R, [episodes, tasks], of the main metric: tasks in the order of their numbers, of which some may be missing."""
+    test = [row for row in rows if row.is_test and row.episode > 0]
+    place = {task: number for number, task in enumerate(sorted({row.task for row in test}), 1)}
+    entries = [(row.episode, place[row.task], row.main) for row in test]
+    return metrics.accuracy_matrix(entries, max(row.episode for row in test), len(place))
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """summary.json, as it was written; None if the run is not finished.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    manifest = read_manifest(path)
+    if manifest is None or not manifest.finished:
+        return None
+    content = checked(path, manifest, SUMMARY)
+    try:
+        found = dict(json.loads(content))
+        json_bytes(found)  # NaN is not JSON, but read by it
+        return found
+    except (ValueError, TypeError, RecursionError) as error:
+        raise damaged(path, SUMMARY, error) from None
+
+
 def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
-    """Final accuracy per task of a finished Isolated run of the same stream.
+    """The main metric per task, at the end, of a finished Isolated run of the same stream.
 
     Args:
         path: its run directory.
@@ -74,7 +141,7 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
         summary, reference = read_summary(path), read_config(path)
         if summary is None:
             raise ValueError("it has no summary.json yet")
-        accuracies, method = [float(accuracy) for accuracy in summary["per_task_acc"]], summary["method"]
+        reached, method = [float(value) for value in figure(summary, "per_task_acc")], summary["method"]
         theirs = comparable(reference) if method == "isolated" else {}
     except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
@@ -84,29 +151,31 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
         raise UserError(
             f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
         )
-    return accuracies
+    return reached
 
 
 def final_table(summary: Mapping[str, Any]) -> str:
-    """Accuracy per task right after it was learned and at the end, averages, backward and forward transfer."""
-    columns = {"right after": summary["per_task_learning_acc"], "at the end": summary["per_task_acc"]}
-    if summary["per_task_isolated_acc"] is not None:
-        columns["isolated"] = summary["per_task_isolated_acc"]
-    columns = {title: values for title, values in columns.items() if values is not None}
-    numbers = summary.get("task_numbers") or range(1, 1 + len(summary["task_names"]))
-    names = [f"{number} {name}" for number, name in zip(numbers, summary["task_names"], strict=True)]
+    """The main metric per task right after it was learned and at the end, averages, backward and forward transfer."""
+    shown = {"right after": "per_task_learning_acc", "at the end": "per_task_acc", "isolated": "per_task_isolated_acc"}
+    columns = {title: values for title, key in shown.items() if (values := figure(summary, key)) is not None}
+    names = [f"{number} {name}" for number, name in zip(summary["task_numbers"], summary["task_names"], strict=True)]
     width = max(len("task"), len("average"), *map(len, names))
-    lines = ["", f"{'task':<{width}}" + "".join(f"  {title:>11}" for title in columns)]
+    lines = [""]
+    change, metric = "change", summary["metric"]
+    if metric != ACCURACY.name:
+        lines += [f"{metric} on the test examples, {direction(summary)}", ""]
+        change = "change" if summary["higher_is_better"] else f"fall of the {metric}"
+    lines += [f"{'task':<{width}}" + "".join(f"  {title:>11}" for title in columns)]
     for i, name in enumerate(names):
         lines.append(f"{name:<{width}}" + "".join(f"  {values[i]:>11.4f}" for values in columns.values()))
     lines.append(f"{'average':<{width}}" + "".join(f"  {np.mean(values):>11.4f}" for values in columns.values()))
     lines.append("")
-    if (told := summary.get("class_incremental_acc")) is not None:
-        identified, same = summary["task_identification_acc"], summary.get("domain_incremental_acc")
+    if (told := summary["class_incremental_acc"]) is not None:
+        identified, same = summary["task_identification_acc"], summary["domain_incremental_acc"]
         domain = "" if same is None else f", class alone {same:.4f}"
         lines.append(f"without the task   {told:.4f}  class-incremental; task identified {identified:.4f}{domain}")
     if summary["bwt"] is not None:
-        lines.append(f"backward transfer  {summary['bwt']:+.4f}  change on a task from its own episode to the end")
+        lines.append(f"backward transfer  {summary['bwt']:+.4f}  {change} on a task from its own episode to the end")
     if summary["fwt_isolated"] is not None:
         lines.append(f"forward transfer   {summary['fwt_isolated']:+.4f}  right after its episode, against isolated")
     return "\n".join(lines)
@@ -121,7 +190,7 @@ def saved_table(path: Path, summary: Mapping[str, Any]) -> str:
     try:
         return final_table(summary)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path / 'summary.json'} is damaged ({error}); {remedy('summary.json')}") from None
+        raise damaged(path, SUMMARY, error) from None
 
 
 def _defined(value: float) -> float | None:

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from datasets.objectives import ACCURACY
 from evaluation import metrics
-from evaluation.measurements import TASK_INCREMENTAL, Row, mean_accuracy
+from evaluation.measurements import TASK_INCREMENTAL, Measurement, mean_over_tasks
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.pictures import heat_map
+from records.summary import key_of
 from utils.files import yaml_bytes
 
 # From here on all is TensorBoard's: the dashboards' names, the types of a tensor, how a session has ended.
@@ -92,7 +94,8 @@ class TensorBoard(RunMonitor):
 
     def run_begins(self, run: RunStart) -> None:
         self._history = History(run.tasks)
-        rows: dict[int, list[Row]] = {}
+        self._sign = 1 if run.config["higher_is_better"] else -1
+        rows: dict[int, list[Measurement]] = {}
         for row in run.rows:
             rows.setdefault(row.episode, []).append(row)
         for facts in run.episodes:
@@ -118,7 +121,7 @@ class TensorBoard(RunMonitor):
         _add_scalars(event, {"train/loss": loss, "train/learning_rate": lr})
         self._write(event)
 
-    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+    def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         event = self._new_event(facts.episode)
         _add_scalars(event, self._isolated_accuracies(rows))
         self._history.add(facts, rows)
@@ -128,32 +131,33 @@ class TensorBoard(RunMonitor):
         self._write(event)
 
     def run_measured(self, summary: Mapping[str, Any]) -> None:
-        event = self._new_event(len(self._history.accuracy))
-        _add_scalars(event, {f"summary/{key}": summary[key] for key in _SUMMARY if summary[key] is not None})
+        event = self._new_event(len(self._history.main))
+        found = {key: key_of(key, summary["metric"]) for key in _SUMMARY}
+        _add_scalars(event, {f"summary/{key}": summary[key] for key in found.values() if summary[key] is not None})
         _add_session_end(event, _SUCCESS)
         self._write(event)
         self._begun = False
 
     def close(self) -> None:
         if self._begun:
-            event = self._new_event(len(self._history.accuracy))
+            event = self._new_event(len(self._history.main))
             _add_session_end(event, _FAILURE)
             with contextlib.suppress(OSError):  # a full disk may be why
                 self._write(event)
 
-    def _isolated_accuracies(self, rows: Sequence[Row]) -> dict[str, float]:
+    def _isolated_accuracies(self, rows: Sequence[Measurement]) -> dict[str, float]:
         """Of the tasks that are measured for the first time: one point beside the beginning of each curve."""
         if self._isolated is None:
             return {}
         known = self._history.measured()
-        return {f"isolated_accuracy/{_tag(row)}": self._isolated[row.task - 1] for row in rows
+        return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task - 1] for row in rows
                 if row.is_test and not known[row.task - 1]}  # fmt: skip
 
     def _of_matrix(self) -> dict[str, float]:
         """What compares with the episodes that the tasks were learned in: not defined in the multi-task mode."""
         if not self._continual:
             return {}
-        R = np.stack(self._history.accuracy)[:, : len(self._history.accuracy)]
+        R = self._sign * np.stack(self._history.main)[:, : len(self._history.main)]
         values = {"forgetting": metrics.forgetting_chaudhry(R), "backward_transfer": metrics.bwt(R)}
         return {tag: value for tag, value in values.items() if not math.isnan(value)}
 
@@ -168,33 +172,35 @@ class History:
     """What pictures show of a run: a row of [tasks] for each episode, NaN where there is no value.
 
     Attributes:
-        accuracy: on the test data.
+        main: the main metric on the test data.
         weights: probability of drawing each task.
         trained: 1 for the tasks that were trained on, 0 for others.
     """
 
     def __init__(self, tasks: int) -> None:
         self._tasks = tasks
-        self.accuracy: list[npt.NDArray[np.float64]] = []
+        self.main: list[npt.NDArray[np.float64]] = []
         self.weights: list[npt.NDArray[np.float64]] = []
         self.trained: list[npt.NDArray[np.float64]] = []
 
-    def add(self, facts: EpisodeFacts, rows: Sequence[Row]) -> None:
+    def add(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         """An episode and its measurements."""
-        self.accuracy.append(self._row({row.task: row.accuracy for row in rows if row.is_test}, math.nan))
+        self.main.append(self._row({row.task: row.main for row in rows if row.is_test}, math.nan))
+        self._shares = rows[0].metric == ACCURACY.name
         self.weights.append(self._row(facts.sampling_weights, math.nan))
         self.trained.append(self._row(dict.fromkeys(facts.tasks, 1.0), 0.0))
 
     def measured(self) -> npt.NDArray[np.bool_]:
         """[tasks]: whether there is any accuracy of the task."""
         # A task that was measured once is measured in every episode from then on.
-        return ~np.isnan(self.accuracy[-1]) if self.accuracy else np.zeros(self._tasks, bool)
+        return ~np.isnan(self.main[-1]) if self.main else np.zeros(self._tasks, bool)
 
     def pictures(self) -> dict[str, metrics.Matrix]:
         """By tag: what to draw, [episodes so far, tasks], in [0, 1]."""
-        accuracy = np.stack(self.accuracy)
-        revealed = np.where(np.isnan(accuracy), math.nan, np.stack(self.trained))
-        drawn = {"accuracy_matrix": accuracy, "members": revealed}
+        main = np.stack(self.main)
+        drawn = {"members": np.where(np.isnan(main), math.nan, np.stack(self.trained))}
+        if self._shares:
+            drawn["accuracy_matrix"] = main
         weights = np.stack(self.weights)
         if not np.isnan(weights).all():
             drawn["sampling_weights"] = 1 - np.log(np.maximum(weights, _LEAST_WEIGHT)) / math.log(_LEAST_WEIGHT)
@@ -207,31 +213,32 @@ class History:
         return row
 
 
-def _of_episode(facts: EpisodeFacts, rows: Sequence[Row]) -> dict[str, float]:
+def _of_episode(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, float]:
     test = [row for row in rows if row.is_test]
     untold = {row.scenario for row in rows} - {TASK_INCREMENTAL}
     return {
-        **{f"without_task/{name}": mean_accuracy(rows, name) or 0.0 for name in sorted(untold)},
-        "average_accuracy": sum(row.accuracy for row in test) / len(test),
-        "average_ece": sum(row.ece for row in test) / len(test),
+        **{f"without_task/{name}": mean_over_tasks(rows, name) or 0.0 for name in sorted(untold)},
+        **{
+            f"average_{name}": sum(row.scores[name].value for row in test) / len(test)
+            for name in test[0].scores
+            if name != "loss"
+        },
         "images_per_second": facts.images_per_second,
         "seconds": facts.seconds,
         "peak_memory_bytes": facts.peak_memory_bytes,
     }
 
 
-def _of_tasks(facts: EpisodeFacts, rows: Sequence[Row]) -> dict[str, float]:
+def _of_tasks(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, float]:
     tags = {row.task: _tag(row) for row in rows}
     scalars = {f"sampling_weight/{tags[task]}": weight for task, weight in facts.sampling_weights.items()}
-    for row in [row for row in rows if row.scenario == TASK_INCREMENTAL]:
-        scalars[f"{row.split}_accuracy/{tags[row.task]}"] = row.accuracy
-        scalars[f"{row.split}_loss/{tags[row.task]}"] = row.loss
-        if row.is_test:
-            scalars[f"test_ece/{tags[row.task]}"] = row.ece
+    for row in [row for row in rows if row.scenario == TASK_INCREMENTAL and not row.slice]:
+        for name, scored in row.scores.items():
+            scalars[f"{row.split}_{name}/{tags[row.task]}"] = scored.value
     return scalars
 
 
-def _tag(row: Row) -> str:
+def _tag(row: Measurement) -> str:
     return f"{row.task:03d} {row.task_name}".replace("/", "-")
 
 

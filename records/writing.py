@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.objectives import ACCURACY, Metric
 from datasets.task import Episode, TaskStream
-from evaluation.accuracy import HELD_OUT
+from evaluation.accuracy import HELD_OUT, further_splits
 from evaluation.members import Member
 from methods.base import Learned, Method
 from methods.config import RunConfig
 from net import count_parameters
 from records.configuration import plain_config
 from records.directory import RunDirectory
+from records.members import SavedMember, saved_net
 from records.monitor import EpisodeFacts
 from utils.compute import Compute, peak_memory, provenance
 from utils.settings import plain
@@ -32,11 +34,14 @@ def header_of(
 ) -> list[tuple[str, str]]:  # fmt: skip
     """What is run, for the console; `done`: episodes of earlier processes."""
     mode = "continual" if config.continual else "multi-task"
+    metric = main_metric(stream)
+    better = f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better"
     held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
     return [
         ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
         ("data", ", ".join(held)),
         ("method", config.method),
+        *([] if metric == ACCURACY else [("metric", better)]),
         ("network", f"{config.net.model}, {parameters:,} parameters and a head per task"),
         ("device", device),
         ("run", f"{path}, resumed after episode {done}" if done else str(path)),
@@ -44,30 +49,28 @@ def header_of(
 
 
 def targets_of(stream: TaskStream) -> dict[tuple[int, str], Tensor]:
-    """What is right for the examples whose predictions are saved."""
-    targets = {(task.id, "test"): task.test.targets for task in stream.tasks}
-    held = {(task.id, HELD_OUT): task.held_out.targets for task in stream.tasks if task.held_out is not None}
-    return targets | held
+    """Targets of the examples whose predictions are saved."""
+    splits = {task.id: {"test": task.test, HELD_OUT: task.held_out, **further_splits(task)} for task in stream.tasks}
+    return {(task, split): examples.targets
+            for task, parts in splits.items() for split, examples in parts.items() if examples is not None}  # fmt: skip
+
+
+def main_metric(stream: TaskStream) -> Metric:
+    """What the matrix R of a run is made of."""
+    return next(iter(stream.spec.objective.metrics.values()))
 
 
 def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
     """Weights and predictions of the networks that this episode brought."""
     for member in method.fresh:
         tasks = [stream.task(number) for number in member.tasks]
-        facts = {
-            "member": member.number,
-            "episode": member.episode,
-            "replaces_earlier": member.replaces,
-            "tasks": list(member.tasks),
-            "weights": list(member.weights),
-            "task_names": [task.name for task in tasks],
-            "classes": [list(task.output_names) for task in tasks],
-            "net": plain(method.config.net),
-            "input_shape": list(stream.spec.input_shape),
-            "parameters": count_parameters(member.net),
-        }
-        directory.add_member(member.number, member_tensors(member), facts)
-        directory.add_predictions(member.number, member.predictions)
+        facts = SavedMember(
+            number=member.number, episode=member.episode, replaces_earlier=member.replaces, tasks=member.tasks,
+            weights=member.weights, task_names=tuple(task.name for task in tasks),
+            classes=tuple(task.output_names for task in tasks), net=saved_net(method.config.net),
+            input_shape=stream.spec.input_shape, parameters=count_parameters(member.net),
+        )  # fmt: skip
+        directory.add_member(facts, member_tensors(member), member.predictions)
 
 
 def member_tensors(member: Member) -> dict[str, Tensor]:
@@ -127,6 +130,7 @@ def resolve(
     Args:
         isolated: the run that it is compared with. base: the run that it extends.
     """
+    metric = main_metric(stream)
     return {
         "stream": config.stream,
         **plain_config(config),
@@ -135,6 +139,8 @@ def resolve(
         "threads": torch.get_num_threads(),
         "compared_with": None if isolated is None else str(isolated.absolute()),
         "extended_from": None if base is None else str(base.absolute()),
+        "metric": metric.name,
+        "higher_is_better": metric.higher_is_better,
         "data_sha256": stream.fingerprint(),
         **provenance(),
     }

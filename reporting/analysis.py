@@ -11,18 +11,7 @@ import pandas as pd
 import torch
 
 from datasets.objectives import CrossEntropy, equal_bins
-from reporting.runs import Array, Run
-
-
-def ensemble(run: Run, task: int, first: int | None = None) -> Array:
-    """Weighted mean of the probabilities of a task's members, [N, C].
-
-    Args:
-        first: of the first so many only, in the order of joining.
-    """
-    members = list(run.test_predictions[task].items())[:first]
-    weights = [run.weight(number, task) for number, _ in members]
-    return np.average([probabilities for _, probabilities in members], axis=0, weights=weights)
+from records.run import Array, Run
 
 
 def accuracy(probabilities: Array, targets: npt.NDArray[np.int64]) -> float:
@@ -32,9 +21,8 @@ def accuracy(probabilities: Array, targets: npt.NDArray[np.int64]) -> float:
 
 def added_by_members(run: Run) -> pd.DataFrame:
     """Accuracy on each task of the mean of its first m members: columns task, members, member, accuracy."""
-    assert run.targets is not None
     lines = [
-        (task, count, number, accuracy(ensemble(run, task, count), run.targets[task]))
+        (task, count, number, accuracy(run.predictions(task, "test", count), run.targets[task]))
         for task, members in run.test_predictions.items()
         for count, number in enumerate(members, 1)
     ]
@@ -50,7 +38,6 @@ class Affinity(NamedTuple):
 
 def affinity(run: Run) -> Affinity:
     """Which tasks helped which, from the accuracy of single members on the test examples."""
-    assert run.targets is not None
     count = len(run.task_names)
     difference, together = np.full((count, count), np.nan), np.zeros((count, count), np.int64)
     for i, members in run.test_predictions.items():
@@ -82,7 +69,7 @@ def calibration(probabilities: Array, targets: npt.NDArray[np.int64]) -> Calibra
     """
     score = CrossEntropy().evaluate(torch.from_numpy(probabilities), torch.from_numpy(targets))
     brier = np.square(probabilities - np.eye(probabilities.shape[1])[targets]).sum(1).mean()
-    return Calibration(score.accuracy, score.loss, float(brier), score.ece)
+    return Calibration(score["accuracy"].value, score["loss"].value, float(brier), score["ece"].value)
 
 
 def reliability(probabilities: Array, targets: npt.NDArray[np.int64]) -> pd.DataFrame:
@@ -94,23 +81,21 @@ def reliability(probabilities: Array, targets: npt.NDArray[np.int64]) -> pd.Data
 
 def calibrations(run: Run) -> pd.DataFrame:
     """For each task, single members (their mean) and the ensemble: columns task, answer, members and Calibration."""
-    assert run.targets is not None
     lines: list[tuple[object, ...]] = []
     for task, members in run.test_predictions.items():
         targets = run.targets[task]
         single = np.mean([calibration(probabilities, targets) for probabilities in members.values()], axis=0)
         lines.append((task, "one member", len(members), *map(float, single)))
-        lines.append((task, "ensemble", len(members), *calibration(ensemble(run, task), targets)))
+        lines.append((task, "ensemble", len(members), *calibration(run.predictions(task), targets)))
     return pd.DataFrame(lines, columns=["task", "answer", "members", *Calibration._fields])
 
 
 def pooled_reliability(run: Run) -> Mapping[str, pd.DataFrame]:
     """`reliability` over the test examples of all tasks, of single members and of the ensemble."""
-    assert run.targets is not None
     answers: dict[str, list[tuple[Array, npt.NDArray[np.int64]]]] = {"one member": [], "ensemble": []}
     for task, members in run.test_predictions.items():
         answers["one member"] += [(probabilities, run.targets[task]) for probabilities in members.values()]
-        answers["ensemble"].append((ensemble(run, task), run.targets[task]))
+        answers["ensemble"].append((run.predictions(task), run.targets[task]))
     return {answer: _reliability_of(pairs) for answer, pairs in answers.items()}
 
 

@@ -14,9 +14,11 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from datasets.objectives import BINS
+from records.members import answering
+from records.run import Array, Run
+from records.summary import direction
 from reporting import analysis
 from reporting.groups import Group
-from reporting.runs import Array, Run
 from reporting.style import DIVERGING, INK, MUTED, SHADES, colours, figure, look, marker, percent, spread, whole
 from studies.tables import readable
 
@@ -40,29 +42,43 @@ class Picture:
 
 def accuracy_matrix(run: Run) -> Picture:
     """R[k, t], a row for each episode."""
-    names, R = run.task_names, run.matrix
+    names, R = run.task_names, run.accuracy_matrix
     drawn, (axes,) = figure(_height(len(R)))
     low = np.floor(20 * np.nanmin(R)) / 20
-    image = _cells(axes, R, SHADES, Normalize(min(low, 0.95), 1.0), lambda value: f"{100 * value:.0f}")
+    norm = Normalize(min(low, 0.95), 1.0) if run.shows_accuracy else Normalize(np.nanmin(R), np.nanmax(R))
+    image = _cells(axes, R, SHADES, norm, lambda value: _value(run, value))
     axes.set(xlabel="task", ylabel="after episode")
     _number(axes, len(names), len(R))
-    bar = drawn.colorbar(image, ax=axes, pad=0.02, format=lambda value, _: f"{100 * value:.0f}")
-    bar.set_label("test accuracy, %")
+    bar = drawn.colorbar(image, ax=axes, pad=0.02, format=lambda value, _: _value(run, value))
+    bar.set_label(_measured(run))
     bar.outline.set_visible(False)  # type: ignore[operator]
     data = pd.DataFrame(R, index=pd.RangeIndex(1, len(R) + 1, name="episode"), columns=names).reset_index()
-    caption = "Accuracy matrix R. Row k, column t: accuracy on the test examples of task t after episode k, in percent."
-    if run.continual:
+    caption = f"Accuracy matrix R. Row k, column t: {_measured(run)} on the test examples of task t after episode k."
+    if run.shows_accuracy:
+        caption = (
+            "Accuracy matrix R. Row k, column t: accuracy on the test examples of task t after episode k, in percent."
+        )
+    if run.continual and run.shows_accuracy:
         caption += (
             " Going down a column, one sees a task being forgotten (it gets darker) or improved by later episodes."
         )
     return Picture("accuracy_matrix", "Accuracy matrix", caption, drawn, data)
 
 
+def _measured(run: Run) -> str:
+    """Name of the main metric, for axes and captions."""
+    return "test accuracy, %" if run.shows_accuracy else f"test {run.metric} ({direction(run.summary)})"
+
+
+def _value(run: Run, value: float) -> str:
+    return f"{100 * value:.0f}" if run.shows_accuracy else f"{value:.3g}"
+
+
 def transfer_curves(run: Run) -> Picture | None:
     """A line for each task from its own episode on, and what an isolated network reaches; None of one episode."""
     if len(run.episodes) == 1:
         return None
-    names, R = run.task_names, run.matrix
+    names, R = run.task_names, run.accuracy_matrix
     drawn, (axes,) = figure(_height(len(names), 3.6))
     palette = colours(len(names))
     lines, ends = [], []
@@ -73,18 +89,21 @@ def transfer_curves(run: Run) -> Picture | None:
             axes.plot(seen[0] + 1, run.isolated[task], "x", color=palette[task], markersize=6, markeredgewidth=1.6)
         lines += [(name, episode + 1, R[episode, task]) for episode in seen]
         ends.append(R[-1, task])
-    axes.set(xlabel="episode", ylabel="test accuracy, %")
-    percent(axes.yaxis)
+    axes.set(xlabel="episode", ylabel=_measured(run))
+    if run.shows_accuracy:
+        percent(axes.yaxis)
     whole(axes.xaxis)
     _label_ends(axes, len(R), ends, [f"{number} {name}" for number, name in enumerate(names, 1)], palette)
-    data = pd.DataFrame(lines, columns=["task", "episode", "accuracy"])
-    caption = "Test accuracy on each task, from the episode in which it arrives to the last one."
+    data = pd.DataFrame(lines, columns=["task", "episode", run.metric])
+    caption = f"Test {run.metric} on each task, from the episode in which it arrives to the last one."
     if not run.continual:
-        caption = "Test accuracy on each task after each episode; all tasks are known from the start."
+        caption = f"Test {run.metric} on each task after each episode; all tasks are known from the start."
     if run.isolated is not None:
         data["isolated"] = data.task.map(dict(zip(names, run.isolated, strict=True)))
         caption += " The cross is a network trained on that task alone."
-    if run.continual and run.isolated is not None:
+    if not run.shows_accuracy:
+        caption += f" {direction(run.summary).capitalize()}."
+    elif run.continual and run.isolated is not None:
         caption += " A line that begins above its cross is forward transfer, one that rises is backward transfer."
     elif run.continual:
         caption += " Lines that fall are forgetting, lines that rise are backward transfer."
@@ -266,16 +285,15 @@ def cost(run: Run) -> Picture:
 def _stored(run: Run, episode: int) -> int:
     """Parameters of the networks that answer after an episode."""
     members = [member for member in run.members if member.episode <= episode]
-    first = max((i for i, member in enumerate(members) if member.replaces), default=0)
-    return sum(member.parameters for member in members[first:])
+    return sum(member.parameters for member in answering(members))
 
 
 def of_one_run(run: Run) -> list[Picture]:
     """All figures that this run has the data for."""
     pictures: list[Picture | None]
-    several = any(len(members) > 1 for members in run.test_predictions.values())
     pictures = [accuracy_matrix(run), transfer_curves(run), training_grid(run), sampling_weights(run)]
-    if run.targets is not None:
+    if run.classifies:
+        several = any(len(members) > 1 for members in run.test_predictions.values())
         pictures += [added_by_members(run), task_affinity(run)] if several else []
         pictures.append(reliability(run))
     return [picture for picture in [*pictures, cost(run)] if picture is not None]
@@ -349,7 +367,7 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> Picture | None:
         if not runs:
             continue
         length = min(len(run.episodes) for run in runs.values())
-        means = np.array([np.nanmean(run.matrix[:length], 1) for run in runs.values()])
+        means = np.array([np.nanmean(run.accuracy_matrix[:length], 1) for run in runs.values()])
         episodes, form = np.arange(1, length + 1), look(number)
         axes.plot(episodes, means.mean(0), markersize=3, **form)  # type: ignore[arg-type]
         if len(groups) <= _BANDS:
@@ -362,14 +380,17 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> Picture | None:
         last = max(last, length)
     if not lines:
         return None
-    axes.set(xlabel="episode", ylabel="mean test accuracy on tasks seen, %")
-    percent(axes.yaxis)
+    first = next(iter(groups[0].runs.values()))
+    axes.set(xlabel="episode", ylabel=f"mean {_measured(first)}, on tasks seen")
+    if first.shows_accuracy:
+        axes.set(ylabel="mean test accuracy on tasks seen, %")
+        percent(axes.yaxis)
     whole(axes.xaxis)
     _label_ends(axes, last, [end for end, _ in ends.values()], list(ends), [colour for _, colour in ends.values()])
-    caption = "Mean test accuracy on the tasks seen so far, after each episode: the mean over seeds" + (
+    caption = f"Mean test {first.metric} on the tasks seen so far, after each episode: the mean over seeds" + (
         ", and the range from the lowest to the highest seed." if len(groups) <= _BANDS else "."
     )
-    data = pd.DataFrame(lines, columns=["run", "seed", "episode", "accuracy"])
+    data = pd.DataFrame(lines, columns=["run", "seed", "episode", first.metric])
     return Picture("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, data)
 
 
@@ -386,7 +407,8 @@ def accuracy_against_cost(groups: Sequence[Group]) -> Picture | None:
     for group in groups:
         for seed, run in group.runs.items():
             found = run.summary
-            if run.finished and found["stored_bytes"] is not None:  # not known where a task was forgotten
+            # What is stored is not known where a task was forgotten.
+            if run.finished and run.shows_accuracy and found["stored_bytes"] is not None:
                 stored = found["stored_bytes"] + 4 * found["parameters_total"]
                 lines.append((group.label, seed, found["avg_acc_final"], found["train_seconds"], stored,
                               found["parameters_per_prediction"]))  # fmt: skip

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from records.configuration import comparable, keys_where
-from reporting.runs import Run, load_run
+from records.run import Run
+from records.summary import figure
 from studies.statistics import mean_interval, paired_p
 from studies.tables import Table
 from utils.errors import UserError
@@ -19,7 +20,7 @@ from utils.errors import UserError
 # Of config.yaml, what is not an option: where a run was made, and with what.
 _PROVENANCE = {
     "stream", "compared_with", "extended_from", "derived", "distilled_from", "data_sha256", "versions", "commit",
-    "uncommitted_changes", "seed",
+    "uncommitted_changes", "seed", "metric", "higher_is_better",
 }  # fmt: skip
 
 
@@ -70,13 +71,16 @@ class Comparison:
         95 % half-width, and p of the paired t-test (studies/statistics.py); NaN with fewer than two common seeds.
         """
         scores = {
-            group.label: {seed: run.summary["avg_acc_final"] for seed, run in group.runs.items() if run.finished}
+            group.label: {
+                seed: figure(run.summary, "avg_acc_final") for seed, run in group.runs.items() if run.finished
+            }
             for group in self.groups
         }  # fmt: skip
         scores = {label: found for label, found in scores.items() if found}
         if not scores:
             return []
-        best = max(scores, key=lambda label: float(np.mean(list(scores[label].values()))))
+        sign = 1 if self.runs[0].summary["higher_is_better"] else -1
+        best = max(scores, key=lambda label: sign * float(np.mean(list(scores[label].values()))))
         lines = []
         for label, found in scores.items():
             common = sorted(found.keys() & scores[best].keys())
@@ -99,8 +103,8 @@ def compare(
     Raises:
         UserError: one cannot be read, two are the same run, or `isolated` fits none.
     """
-    runs = [load_run(path) for path in paths]
-    given = _references([load_run(path) for path in isolated])
+    runs = [Run.load(path).renumbered() for path in paths]
+    given = _references([Run.load(path).renumbered() for path in isolated])
     if isolated and not any(_recipe(run.config) in given for run in runs):
         raise UserError(
             f"--isolated {isolated[0]} holds no finished run of --method isolated with the stream, options and seed of "
@@ -125,7 +129,7 @@ def compare(
 
 def _references(runs: Sequence[Run]) -> dict[str, Sequence[float]]:
     return {
-        _recipe(run.config): run.summary["per_task_acc"] for run in runs
+        _recipe(run.config): figure(run.summary, "per_task_acc") for run in runs
         if run.config["method"] == "isolated" and run.finished
     }  # fmt: skip
 

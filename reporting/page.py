@@ -14,12 +14,13 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from datasets.objectives import BINS
-from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, mean_accuracy
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, mean_over_tasks
+from records.run import Run
+from records.summary import direction, figure
 from reporting import analysis, figures, style
 from reporting.figures import Picture
 from reporting.groups import Comparison
-from reporting.runs import Run
-from studies.tables import LEDGER, METRICS, READING, Cell, ledger_cells, metric_cells, readable, seeds_note
+from studies.tables import LEDGER, READING, Cell, ledger_cells, metric_cells, readable, seeds_note
 from utils.files import write_bytes, yaml_bytes
 
 _FOLDER = "figures"
@@ -128,7 +129,7 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         suffix = f"_{_letters(number)}" if len(comparisons) > 1 else ""
         shown, more = _shown(figures.of_several_runs(comparison.groups), (), suffix)
         files.update(more)
-        first = comparison_table(comparison, METRICS, "Accuracy", f"results{suffix}")
+        first = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
         more_sheets = [comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}"),
                        paired_table(comparison, suffix), options_table(comparison, suffix)]  # fmt: skip
         sections.append(Section(comparison.title, [first] if first.rows else [], shown))
@@ -180,12 +181,13 @@ def in_words(run: Run) -> list[str]:
 
 
 def task_table(run: Run) -> Sheet:
-    """Accuracy on each task right after it was learned and at the end."""
+    """The main metric on each task right after it was learned and at the end."""
     summary = run.summary
     columns: dict[str, Sequence[float]] = {}
-    if summary["per_task_learning_acc"] is not None and len(run.matrix) == len(run.task_names):
-        columns["right after its episode"] = summary["per_task_learning_acc"]
-    columns["now" if not run.finished else "at the end"] = summary["per_task_acc"]
+    learned = figure(summary, "per_task_learning_acc")
+    if learned is not None and len(run.accuracy_matrix) == len(run.task_names):
+        columns["right after its episode"] = learned
+    columns["now" if not run.finished else "at the end"] = figure(summary, "per_task_acc")
     if run.isolated is not None:
         columns["isolated network"] = run.isolated.tolist()
     rows = [
@@ -195,7 +197,8 @@ def task_table(run: Run) -> Sheet:
     foot = [Cell("mean"), *(Cell(_share(sum(values) / len(values))) for values in columns.values())]
     header = ["task", *columns]
     csv = _csv(header, [[cell.text for cell in row] for row in rows])
-    return Sheet("tasks", "Test accuracy on each task", header, rows, foot, csv=csv)
+    title = f"Test {run.metric} on each task" + ("" if run.shows_accuracy else f", {direction(summary)}")
+    return Sheet("tasks", title, header, rows, foot, csv=csv)
 
 
 def scenario_table(run: Run) -> Sheet | None:
@@ -205,7 +208,7 @@ def scenario_table(run: Run) -> Sheet | None:
              if any(row.scenario == name for row in run.rows)]  # fmt: skip
     if not names:
         return None
-    values = [[episode, *(mean_accuracy([row for row in run.rows if row.episode == episode], name) for name in names)]
+    values = [[episode, *(mean_over_tasks([row for row in run.rows if row.episode == episode], name) for name in names)]
               for episode in episodes]  # fmt: skip
     some = sorted({episodes[round(place * (len(episodes) - 1) / 4)] for place in range(5)})
     rows = [
@@ -253,10 +256,10 @@ def calibration_table(run: Run) -> Sheet:
 def comparison_table(comparison: Comparison, columns: Sequence[Any], title: str, name: str) -> Sheet:
     """The groups against each other, as in studies/tables.py."""
     table = comparison.table()
-    fill = metric_cells if columns is METRICS else ledger_cells
+    fill = ledger_cells if columns is LEDGER else metric_cells
     filled = [fill(column, table) for column in columns]
     rows = [[Cell(label), *cells] for label, *cells in zip(table.rows, *filled, strict=True)]
-    notes = [seeds_note(table), *(READING[:2] if columns is METRICS else READING[3:])]
+    notes = [seeds_note(table), *(READING[3:] if columns is LEDGER else READING[:2])]
     header = ["method", *(column.title for column in columns)]
     raw = [
         [label, seed, *(values.get(column.key) for column in columns)]
@@ -294,6 +297,9 @@ def options_table(comparison: Comparison, suffix: str) -> Sheet | None:
 
 def _tiles(run: Run) -> list[Tile]:
     summary, tiles = run.summary, []
+    if not run.shows_accuracy:
+        final = figure(summary, "avg_acc_final")
+        tiles.append(Tile(f"final {run.metric}", f"{final:.4g}", f"mean over tasks; {direction(summary)}"))
     for key, title, note, show in (
         ("avg_acc_final", "final accuracy", "mean over tasks, %", _percent),
         ("bwt", "backward transfer", "points, after its own episode", _points),
@@ -301,7 +307,7 @@ def _tiles(run: Run) -> list[Tile]:
         ("gain_isolated", "gain over isolated", "points, at the end", _points),
         ("fwt_isolated", "forward transfer", "points, right after its episode", _points),
     ):
-        if summary.get(key) is not None:
+        if run.shows_accuracy and summary.get(key) is not None:
             tiles.append(Tile(title, show(summary[key]), note))
     parameters = sum(member.parameters for member in run.members[-1:])
     tiles.append(Tile("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from reporting.groups import Comparison
 from studies.statistics import mean_interval
-from studies.tables import LEDGER, METRICS, Table, latex, markdown
+from studies.tables import LEDGER, Table, latex, markdown
 from utils.errors import UserError
-from utils.files import CsvText
+from utils.files import csv_bytes
 
 
 def _tables(comparisons: Sequence[Comparison]) -> list[Table]:
@@ -21,19 +21,18 @@ def _tables(comparisons: Sequence[Comparison]) -> list[Table]:
 
 def _csv(comparisons: Sequence[Comparison], _: str) -> str:
     """A row for each group: of each figure the mean over seeds, the half-width of its 95 % t-interval, and n."""
-    columns = [*METRICS, *LEDGER]
+    columns = list(dict.fromkeys(column for table in _tables(comparisons) for column in (*table.metrics, *LEDGER)))
     names = [f"{column.key}{part}" for column in columns for part in ("", "_half_width", "_n")]
-    text = CsvText(["comparison", "method", *names])
-    rows = []
+    rows: list[list[object]] = [["comparison", "method", *names]]
     for table in _tables(comparisons):
         for label, runs in table.rows.items():
             row: list[object] = [table.title, label]
             for column in columns:
-                values = [value for run in runs.values() if (value := run[column.key]) is not None]
+                values = [value for run in runs.values() if (value := run.get(column.key)) is not None]
                 mean, half = mean_interval(values)
                 row += ["" if math.isnan(mean) else mean, "" if math.isnan(half) else half, len(values)]
             rows.append(row)
-    return text.add(rows).decode()
+    return csv_bytes(rows).decode()
 
 
 WRITERS: Mapping[str, Callable[[Sequence[Comparison], str], str]] = {

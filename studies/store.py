@@ -11,26 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from evaluation import metrics
 from methods.config import RunConfig
+from records import directory, summary
 from records.configuration import SECTIONS, comparable, keys_where, plain_config
-from records.directory import CONFIG, check_free, holds_run
-from records.manifest import read_manifest
+from records.directory import check_free, holds_run
+from records.manifest import SUMMARY, damaged, read_manifest
 from studies.tables import LEDGER, METRICS, Table, Values, latex, markdown
 from utils.errors import UserError
-from utils.files import CsvText, write_bytes
+from utils.files import csv_bytes, write_bytes
 from utils.settings import declarations, flat
-from utils.yaml_files import parse_yaml
 
 COLUMNS = (
     *(column.key for column in METRICS), "avg_incremental_acc", "worst_task_acc",
     *(column.key for column in LEDGER), "members_per_prediction", "images_trained", "images_per_second",
     "total_seconds",
 )  # fmt: skip
-_LARGEST = 1 << 28  # bytes
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is ten times as fast
 
 
 @dataclass(frozen=True)
@@ -52,17 +49,10 @@ class Run:
         return f"{self.config.stream}, {self.net}"
 
     @property
-    def summary(self) -> Path:
-        """Written at the end of a run."""
-        return self.directory / "summary.json"
-
-    @property
     def finished(self) -> bool:
-        """A summary.json that is not committed yet does not count."""
-        if not self.summary.exists():
-            return False
+        """Whether its summary.json is committed."""
         manifest = read_manifest(self.directory)
-        return manifest is None or manifest.finished
+        return manifest is not None and manifest.finished
 
 
 def check_run(run: Run, grid: str) -> None:
@@ -100,39 +90,30 @@ def read_config(run: Run) -> dict[str, Any]:
     """
     if run.finished:
         read_summary(run)
-    path = run.directory / CONFIG
-    return parse_yaml(str(path), _text(run, path), _LOADER)
+    return directory.read_config(run.directory)
 
 
 def read_summary(run: Run) -> dict[str, Any]:
     """summary.json of a finished run, with figures where figures belong.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is damaged.
     """
+    found = summary.read_summary(run.directory) or {}
     try:
-        summary = dict(json.loads(_text(run, run.summary)))
-        accuracies, learned = summary["per_task_acc"], summary.get("per_task_learning_acc")
-        numbers = [*accuracies, *(accuracies if learned is None else learned)]
-        numbers += [summary[key] for key in COLUMNS if summary.get(key) is not None]
-        if len(numbers) < 2 * len(accuracies) or not accuracies or not all(map(_is_figure, numbers)):
+        reached, learned = (summary.figure(found, key) for key in ("per_task_acc", "per_task_learning_acc"))
+        numbers = [*reached, *(reached if learned is None else learned)]
+        numbers += [found[key] for key in columns_of(found["metric"]) if found.get(key) is not None]
+        if len(numbers) < 2 * len(reached) or not reached or not all(map(_is_figure, numbers)):
             raise ValueError("a figure is missing, or is none")
-        return summary
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise UserError(f"{run.directory} is damaged ({error}); remove it") from None
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(run.directory, SUMMARY, error) from None
 
 
-def _text(run: Run, path: Path) -> str:
-    """
-    Raises:
-        UserError: it is no ordinary file, or no text.
-    """
-    try:
-        if not path.is_file() or path.stat().st_size > _LARGEST:
-            raise OSError(f"{path.name} is missing, or too large")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run.directory} is damaged ({error}); remove it") from None
+def columns_of(metric: str) -> list[str]:
+    """Keys of summary.json that tables show, for a stream with that main metric."""
+    return list(dict.fromkeys(summary.key_of(key, metric) for key in COLUMNS))
 
 
 def _is_figure(value: object) -> bool:
@@ -147,13 +128,13 @@ def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], 
         options, command: how the runs were asked for; they stand below the tables.
     """
     measured = figures(runs)
-    csv = CsvText(["label", "method", "stream", "net", "seed", "status", *COLUMNS, "directory"])
-    rows: list[list[object]] = []
+    columns = list(dict.fromkeys(key for values in [dict.fromkeys(COLUMNS), *measured.values()] for key in values))
+    rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
     tables: dict[str, dict[str, dict[int, Values]]] = {}
     for run in runs:
         values = measured.get(run.name)
         status = "finished" if values else "failed" if run.name in failures else "missing"
-        shown = [(values or {}).get(key) for key in COLUMNS]
+        shown = [(values or {}).get(key) for key in columns]
         rows.append([
             run.label, run.config.method, run.config.stream, run.net, run.config.seed, status, *shown, run.name
         ])  # fmt: skip
@@ -166,42 +147,43 @@ def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], 
         f"Options, each for the methods that use it: {options}.",
         *provenance_notes([run for run in runs if run.name in measured]),
     ]
-    write_bytes(store / "results.csv", csv.add(rows))
+    write_bytes(store / "results.csv", csv_bytes(rows))
     write_bytes(store / "table.md", markdown(compared, notes, command).encode())
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
 
 
-def figures(runs: Sequence[Run]) -> dict[str, Values]:
+def figures(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """By name, what each finished run has in its summary.json, and how it compares with isolated networks:
     gain_isolated and fwt_isolated (evaluation/metrics.py) against the isolated run with the same data, recipe and seed.
     """
     summaries = {run.name: read_summary(run) for run in runs if run.finished}
     isolated = {
-        reference(run): np.array(summaries[run.name]["per_task_acc"])
+        reference(run): np.array(summary.figure(summaries[run.name], "per_task_acc"))
         for run in runs if run.name in summaries and run.config.method == "isolated"
     }  # fmt: skip
-    measured: dict[str, Values] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for run in runs:
         if run.name not in summaries:
             continue
-        summary = summaries[run.name]
-        values = {key: summary.get(key) for key in COLUMNS}
+        found = summaries[run.name]
+        reached, learned = (summary.figure(found, key) for key in ("per_task_acc", "per_task_learning_acc"))
+        values = {key: found.get(key) for key in ("metric", "higher_is_better", *columns_of(found["metric"]))}
         values["gain_isolated"] = values["fwt_isolated"] = None
         if reference(run) in isolated:
             alone = isolated[reference(run)]
-            if len(alone) != len(summary["per_task_acc"]):
+            if len(alone) != len(reached):
                 raise UserError(
                     f"{run.directory} is damaged (it has not as many tasks as the isolated run it is compared with); "
                     "remove it"
                 )
             # Of the accuracy matrix both need no more than its diagonal and its last row.
-            R = np.full((len(alone), len(alone)), np.nan)
-            if summary.get("per_task_learning_acc") is not None:
-                np.fill_diagonal(R, summary["per_task_learning_acc"])
+            R, sign = np.full((len(alone), len(alone)), np.nan), 1 if found["higher_is_better"] else -1
+            if learned is not None:
+                np.fill_diagonal(R, learned)
                 if len(alone) > 1:
-                    values["fwt_isolated"] = metrics.fwt_isolated(R, alone)
-            R[-1] = summary["per_task_acc"]
-            values["gain_isolated"] = metrics.gain_isolated(R, alone)
+                    values["fwt_isolated"] = metrics.fwt_isolated(sign * R, sign * alone)
+            R[-1] = reached
+            values["gain_isolated"] = metrics.gain_isolated(sign * R, sign * alone)
         measured[run.name] = values
     return measured
 
@@ -226,5 +208,5 @@ def provenance_notes(runs: Sequence[Run]) -> list[str]:
     if not runs:
         return []
     made = ", ".join(f"{key} {' / '.join(values)}" for key, values in facts.items())
-    newest = date.fromtimestamp(max(run.summary.stat().st_mtime for run in runs))
+    newest = date.fromtimestamp(max((run.directory / SUMMARY).stat().st_mtime for run in runs))
     return [f"Made with: {made}.", f"Newest run: {newest}."]

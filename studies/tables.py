@@ -6,10 +6,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from datasets.objectives import ACCURACY
+from records.summary import key_of
 from studies.statistics import level_with_best, mean_interval
 
-Values = Mapping[str, float | None]  # by definition id, as in summary.json; None where not defined
+Values = Mapping[str, Any]  # figures by definition id, as in summary.json; None where not defined
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,21 @@ class Table:
     title: str
     seeds: int  # that were asked for
     rows: Mapping[str, Mapping[int, Values]]  # label -> seed -> values of the finished run
+
+    @property
+    def first(self) -> Values:
+        """The values of one of the runs, empty if none is finished: main metric and its direction are those of all."""
+        return next((values for runs in self.rows.values() for values in runs.values()), {})
+
+    @property
+    def metrics(self) -> Sequence[Column]:
+        """METRICS; if the main metric is not the accuracy, what is named after the accuracy is named after it."""
+        main = self.first.get("metric", ACCURACY.name)
+        return [
+            column if (key := key_of(column.key, main)) == column.key
+            else Column(key, column.title.replace("accuracy", main), readable, self.first["higher_is_better"])
+            for column in METRICS
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,8 @@ def seeds_note(table: Table) -> str:
     """Over how many seeds the rows are."""
     fewer = [f"{label} {len(runs)}" for label, runs in table.rows.items() if len(runs) < table.seeds]
     note = f"{table.seeds} seed{'s' * (table.seeds != 1)}"
+    if not table.first.get("higher_is_better", True):
+        note += f"; {table.first['metric']}: lower is better, transfer and gain are positive where it has fallen"
     return f"{note}; fewer finished: {', '.join(fewer)}." if fewer else f"{note}."
 
 
@@ -124,7 +144,7 @@ def markdown(tables: Sequence[Table], notes: Sequence[str], command: str) -> str
     parts = []
     for table in tables:
         columns = [["method", *map(_markdown, table.rows)]]
-        for fill, group in ((metric_cells, METRICS), (ledger_cells, LEDGER)):
+        for fill, group in ((metric_cells, table.metrics), (ledger_cells, LEDGER)):
             for column in group:
                 cells = [f"**{cell.text}**" if cell.bold else cell.text for cell in fill(column, table)]
                 columns.append([f"{column.title} `{column.key}`", *cells])
@@ -148,7 +168,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str], command: str) -> str:
     parts = [r"% \usepackage{booktabs}"]
     for table in tables:
         parts += [r"\begin{table}", r"\centering\scriptsize\setlength{\tabcolsep}{3pt}"]
-        parts.append(_tabular(METRICS, [metric_cells(column, table) for column in METRICS], table))
+        parts.append(_tabular(table.metrics, [metric_cells(column, table) for column in table.metrics], table))
         parts.append(r"\par\medskip")
         parts.append(_tabular(LEDGER, [ledger_cells(column, table) for column in LEDGER], table))
         parts += [rf"\caption{{{_latex(f'{table.title}: {seeds_note(table)}')}}}", r"\end{table}"]

@@ -300,13 +300,16 @@ CASES = [
     Case("long run directory", f"--run_dir {'x' * 300}", ("--run_dir x", "too long")),
     isolated("damaged reference", "{", "{}", "is not the directory of a finished run"),
     isolated(
-        "empty reference", '{"method": "isolated", "per_task_acc": [1]}', "", "not the directory of a finished run"
+        "empty reference",
+        '{"method": "isolated", "metric": "accuracy", "per_task_acc": [1]}',
+        "",
+        "not the directory of a finished run",
     ),
     isolated(
         "another reference",
-        '{"method": "isolated", "per_task_acc": [1]}',
-        "{data: {dataset: mnist}, net: {}, hp: {}}",
-        "another 'data.dataset'",
+        '{"method": "isolated", "metric": "accuracy", "per_task_acc": [1]}',
+        "{}",
+        "another 'dataset'",
     ),
     damaged("CIFAR that is a web page", "cifar10", f"{CIFAR}/data_batch_2", b"<html>", "damaged or cut short", "again"),
     damaged("truncated Mini-ImageNet", "mini_imagenet", f"{MINI}-test.pkl", CACHE[:-1000], "damaged or cut short"),

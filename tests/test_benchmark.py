@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -27,7 +28,7 @@ from benchmark import main
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
 from records.lock import locked
-from records.manifest import Manifest
+from records.manifest import Entry, Manifest
 from studies.grid import load_grid
 from studies.tables import Table, latex, markdown, readable
 from utils.errors import UserError
@@ -103,9 +104,18 @@ def finish(run, folder="store", final=(0.5, 0.75), learned=(0.75, 0.75), **summa
         "per_task_acc": list(final), "per_task_learning_acc": None if learned is None else list(learned),
         "avg_acc_final": float(np.mean(final)), "learning_acc": None if learned is None else float(np.mean(learned)),
         "bwt": None, "forgetting_chaudhry": None, "stored_examples": 0, "stored_bytes": 0, "parameters_total": 117050,
-        "parameters_per_prediction": 116402.0, "sample_gradients": 20, "train_seconds": 12.5, **summary,
+        "parameters_per_prediction": 116402.0, "sample_gradients": 20, "train_seconds": 12.5, "metric": "accuracy",
+        "higher_is_better": True, **summary,
     }  # fmt: skip
     (directory / "summary.json").write_text(json.dumps(values))
+    seal(directory)
+
+
+def seal(directory):
+    """A manifest of what lies there."""
+    files = {name: Path(directory, name).read_bytes() for name in ("config.yaml", "summary.json")}
+    entries = {name: Entry(len(text), hashlib.sha256(text).hexdigest()) for name, text in files.items()}
+    Manifest(1, 1, 1.0, entries).write(directory)
 
 
 def prepare(grid):
@@ -200,7 +210,7 @@ def test_a_run_is_what_modelzoo_makes_of_its_arguments(here):
         invocation = parse(run.arguments)
         assert with_settings(invocation) == run.config
         assert invocation.run_dir == run.directory
-        assert not run.config.augment
+        assert not run.config.hp.augment
         assert run.config.data.data_dir == Path("elsewhere")
 
 
@@ -563,6 +573,7 @@ def test_the_runs_of_a_row_have_one_precision(here, capsys):
     finish(grid.runs[0])
     config = Path(grid.runs[0].directory, "config.yaml")
     config.write_text(config.read_text().replace("precision: fp32", "precision: bf16"))
+    seal(grid.runs[0].directory)
     assert command() == 2
     words = f"some runs of {grid.runs[0].label} are in bf16, others would be in fp32; add precision: bf16"
     assert words in capsys.readouterr().err
@@ -575,7 +586,7 @@ def test_a_damaged_run_is_named(here, capsys):
     finish(run)
     Path(run.directory, "summary.json").write_text("{")
     assert command() == 2
-    assert f"{run.directory} is damaged" in capsys.readouterr().err
+    assert f"{run.directory}/summary.json is damaged" in capsys.readouterr().err
 
 
 def test_a_directory_that_is_no_run_is_not_replaced(here, capsys):
@@ -595,7 +606,7 @@ def test_other_directories_of_the_store_are_left_alone(here):
     assert command() == 0
     assert len(results()) == 2
     assert "| er " not in Path("store/table.md").read_text()
-    assert all(run.summary.exists() for run in grid.runs)
+    assert all(run.finished for run in grid.runs)
 
 
 # What is written.
@@ -642,7 +653,7 @@ def test_notes_below_the_tables(here):
     finish(grid.runs[3])
     for day, run in enumerate((grid.runs[0], grid.runs[3], *grid.runs[1:3])):
         noon = datetime(2026, 2, 3 - day % 3, 12).timestamp()
-        os.utime(run.summary, (noon, noon))
+        os.utime(run.directory / "summary.json", (noon, noon))
     assert command("--tables_only") == 0
     text = Path("store/table.md").read_text()
     assert "2 seeds; fewer finished: joint 1, small 1." in text

@@ -97,9 +97,9 @@ def test_a_run_is_named_after_what_distinguishes_it():
 
 
 def test_one_epoch_is_trained_without_augmentation():
-    assert parse(["--epochs", "2"]).config.augment
-    assert not parse(["--epochs", "1"]).config.augment
-    assert not parse(["--epochs", "2", "--no_augment"]).config.augment
+    assert parse(["--epochs", "2"]).config.hp.augment
+    assert not parse(["--epochs", "1"]).config.hp.augment
+    assert not parse(["--epochs", "2", "--no_augment"]).config.hp.augment
 
 
 RANGES = {key: declared.accepts for key, declared in options().items() if isinstance(declared.accepts, Range)}

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from datasets.objectives import CrossEntropy
 from datasets.task import Table
 from net import build_net, settings_class
 from records.monitor import RunMonitor
+from tests.tables import read_metrics
 from tests.test_resume import options, results, start, stop_after, write_configs
 from tests.toys import CPU, run_toy, toy_config, toy_stream
 from training.prediction import predict_examples
@@ -125,7 +125,7 @@ def test_targets_are_what_the_zoo_says_to_the_kept_examples_and_their_classes(zo
 
 
 def test_the_kept_examples_are_those_on_which_the_run_has_measured_its_fit(zoo, stream):
-    fits = pd.read_csv("zoo/metrics.csv", float_precision="round_trip").query("split == 'train' and episode == 3")
+    fits = read_metrics("zoo").query("split == 'train' and episode == 3")
     assert fits.task.tolist() == list(TASKS)
     for task, row in zip(lesson(zoo, stream, labels=0.0).tasks, fits.itertuples(), strict=True):
         kept, said = task.train_eval, task.train.epoch(None).targets
@@ -219,7 +219,7 @@ def test_the_directory_is_a_run(stream, tmp_path, capsys):
     assert {key: config[key] for key in same} == {key: teacher[key] for key in same}
     summary = json.loads(Path("zoo-student/summary.json").read_text())
     assert (config["method"], summary["method"], summary["episodes"]) == ("student", "student", 1)
-    rows = pd.read_csv("zoo-student/metrics.csv", float_precision="round_trip")
+    rows = read_metrics("zoo-student")
     assert set(rows.query("episode == 1").scenario) == {
         "task-incremental", "class-incremental", "task-identification",
     }  # fmt: skip

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import pandas as pd
 import pytest
 import torch
 
@@ -22,6 +21,7 @@ from export import main
 from net import build_net, settings_class
 from records.checkpoints import RunCheckpoints
 from records.manifest import Manifest
+from tests.tables import read_metrics
 from tests.test_report import Stopped, stop_after
 from tests.test_resume import options, start, write_configs
 from tests.toys import toy_config
@@ -133,7 +133,7 @@ def test_the_figures_on_the_card_hold_for_what_is_exported(name, here):
     card = (here / name / "README.md").read_text()
     *rows, mean = table(card, "## Accuracy")
     answers, images = by_onnx(here / name), of_test(here)
-    measured = pd.read_csv(here / ("packnet" if name == "subnets" else "zoo") / "metrics.csv")
+    measured = read_metrics(here / ("packnet" if name == "subnets" else "zoo"))
     last = measured.query("split == 'test' and episode == 3")
     for title, networks, count, accuracy, ece in rows:
         task = int(title.split()[0])
@@ -187,9 +187,7 @@ def test_a_run_that_is_not_finished_says_so(tmp_path, monkeypatch, capsys):
     card = Path("out/README.md").read_text()
     assert "**The run is not finished:** this is its state after episode 2." in card
     assert [row[0] for row in table(card, "tasks, for programs")] == ["1 rotated by 0°", "2 rotated by 10°"]
-    measured = pd.read_csv("run/metrics.csv").query(
-        "scenario == 'task-incremental' and split == 'test' and episode == 2"
-    )
+    measured = read_metrics("run").query("scenario == 'task-incremental' and split == 'test' and episode == 2")
     assert [row[3] for row in table(card, "after episode 2 (")[:-1]] == [f"{x:.4f}" for x in measured.accuracy]
 
 

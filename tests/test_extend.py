@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from modelzoo import main
 from records.directory import _entry
 from records.manifest import read_manifest
+from tests.tables import read_metrics
 from tests.test_resume import start
 from zoo import Zoo
 
@@ -59,7 +60,7 @@ def test_an_extended_run_is_what_it_would_be_with_all_tasks_from_the_start(metho
     assert learn("all", "whole", *given) == 0
     same_bits("longer", "whole")
     assert before == {path: path.read_bytes() for path in Path("base").rglob("*") if path.is_file()}
-    rows, expected = (pd.read_csv(f"{run}/metrics.csv") for run in ("longer", "whole"))
+    rows, expected = (read_metrics(run) for run in ("longer", "whole"))
     pd.testing.assert_frame_equal(rows, expected)
     assert main(["--verify", "longer"]) == 0
     assert [task.name for task in Zoo.load("longer").tasks] == ["0/1", "2/3/4", "5/6", "last"]
@@ -74,7 +75,7 @@ def test_scores_without_the_task_are_measured_on_as_many_examples_as_all_tasks_l
     assert extend("base", "longer") == 0
     assert learn("all", "whole") == 0
     same_bits("longer", "whole")
-    rows, expected = (pd.read_csv(f"{run}/metrics.csv") for run in ("longer", "whole"))
+    rows, expected = (read_metrics(run) for run in ("longer", "whole"))
     told = rows.scenario == "task-incremental"
     pd.testing.assert_frame_equal(rows[told], expected[told])
     last = rows.episode > 2
@@ -130,7 +131,7 @@ def test_the_default_directory_is_beside_the_run(capsys):
         (["--extend", "base", "--data_config", "more.yaml", "--run_dir", "base", "--overwrite"], "that is read here"),
         (["--extend", "atonce", "--data_config", "more.yaml"], "atonce has learned all tasks at once; only"),
         (["--extend", "full", "--data_config", "more.yaml"], "its setting tasks is 2; the stream has 4"),
-        (["--extend", "old", "--data_config", "more.yaml"], "has no state to begin from"),
+        (["--extend", "old", "--data_config", "more.yaml"], "has no state to continue from"),
         (["--extend", "damaged", "--data_config", "more.yaml"], "is damaged"),
         (["--extend", "other", "--data_config", "more.yaml"], "the data are not those that other was trained on"),
     ],

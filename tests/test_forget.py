@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +18,7 @@ import report
 from datasets import build_stream
 from modelzoo import main
 from records.manifest import read_manifest
+from tests.tables import read_metrics
 from tests.test_saved import images_of, runs  # noqa: F401
 from tests.test_scenarios import streamed
 from zoo import Zoo
@@ -65,7 +65,7 @@ def test_members_that_saw_the_task_are_dropped(run, capsys):
     assert set(load_file("run-without-2/predictions/targets.safetensors")) == {
         f"task_{task}/{split}" for task in (1, 3) for split in ("test", "held_out")
     }
-    assert 2 not in pd.read_csv("run-without-2/metrics.csv").task.tolist()
+    assert 2 not in read_metrics("run-without-2").task.tolist()
     for task in streamed("run"):
         if task.id != 2:
             members = [m.number for m in keep if task.id in m.tasks]

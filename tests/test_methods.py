@@ -2,11 +2,11 @@
 
 import json
 
-import pandas as pd
 import pytest
 
 import modelzoo
 from methods import METHODS
+from tests.tables import read_metrics
 
 SAMPLES, TASKS, CLASSES = 4, 5, 2
 KEEPING = [name for name, method in METHODS.items() if "memory" in method.options]
@@ -40,9 +40,7 @@ def test_every_method_runs_on_the_digits_and_accounts_for_itself(method, limit, 
     network = summary["parameters_per_prediction"] / summary["members_per_prediction"]
     assert summary["parameters_total"] >= network > 100_000
     assert 0 < summary["train_seconds"] < summary["total_seconds"]
-    rows = pd.read_csv(tmp_path / "run/metrics.csv").query(
-        "scenario == 'task-incremental' and split == 'test' and episode > 0"
-    )
+    rows = read_metrics(tmp_path / "run").query("scenario == 'task-incremental' and split == 'test' and episode > 0")
     assert len(rows) == (TASKS * (TASKS + 1) // 2 if mode else TASKS * rows.episode.nunique())
     assert summary["avg_acc_final"] == pytest.approx(rows.query(f"episode == {rows.episode.max()}").accuracy.mean())
     assert summary["avg_acc_final"] > 0.4

@@ -1,4 +1,4 @@
-"""The calibration error against closed forms and a plain loop over bins."""
+"""Scores against closed forms, plain loops and scikit-learn."""
 
 import math
 from dataclasses import astuple
@@ -8,8 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import mean_squared_error, root_mean_squared_error
 
-from datasets.objectives import CrossEntropy, calibration_error, score, scores
+from datasets.objectives import (
+    CrossEntropy,
+    RealNumbers,
+    Reconstruction,
+    Tokens,
+    calibration_error,
+    score,
+    scores,
+)
 
 
 def plain_calibration_error(confidence, hits, bins=15):
@@ -58,16 +67,16 @@ def test_who_is_right_as_often_as_he_says_has_no_calibration_error():
 def test_who_is_always_sure_and_always_wrong_has_calibration_error_one(classes):
     targets = torch.arange(40) % classes
     sure = torch.nn.functional.one_hot(targets, classes).float()
-    assert CrossEntropy().evaluate(sure, (targets + 1) % classes).ece == 1
-    assert CrossEntropy().evaluate(sure, targets).ece == 0
+    assert CrossEntropy().evaluate(sure, (targets + 1) % classes)["ece"].value == 1
+    assert CrossEntropy().evaluate(sure, targets)["ece"].value == 0
 
 
 def test_guessing_balanced_classes_is_calibrated():
     objective = CrossEntropy()
-    score = objective.evaluate(objective.guess(40, 4), torch.arange(40) % 4)
-    assert score.ece == pytest.approx(0, abs=1e-7)
-    assert score.accuracy == 0.25
-    assert score.loss == pytest.approx(math.log(4))
+    found = objective.evaluate(objective.uninformed((40,), 4), torch.arange(40) % 4)
+    assert found["ece"].value == pytest.approx(0, abs=1e-7)
+    assert found["accuracy"].value == 0.25
+    assert found["loss"].value == pytest.approx(math.log(4))
 
 
 @given(st.integers(0, 10**6), st.integers(1, 120))
@@ -84,4 +93,95 @@ def test_scores_of_groups_are_those_of_each(seed, count):
             assert found is None
             continue
         expected = score(right[mine], confidence[mine], hits[mine])
-        assert astuple(found) == pytest.approx(astuple(expected), abs=1e-9)
+        assert found.keys() == expected.keys()
+        for name, scored in found.items():
+            assert astuple(scored) == pytest.approx(astuple(expected[name]), abs=1e-9)
+
+
+def test_standard_errors_are_those_of_a_share_and_of_a_mean():
+    p = torch.softmax(torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), -1)
+    targets = torch.arange(50) % 3
+    found = CrossEntropy().evaluate(p, targets)
+    losses, hits = -np.log(p.numpy()[np.arange(50), targets]), (p.argmax(-1) == targets).numpy()
+    assert found["loss"].stderr == pytest.approx(losses.std(ddof=1) / 50**0.5)
+    assert found["accuracy"].stderr == pytest.approx((hits.mean() * (1 - hits.mean()) / 50) ** 0.5)
+    assert found["ece"].stderr is None
+    assert CrossEntropy().evaluate(p[:1], targets[:1])["loss"].stderr is None  # one example has no spread
+
+
+def some(kind, rng):
+    """Outputs, targets and width of a problem of that kind."""
+    if kind is CrossEntropy:
+        return CrossEntropy(), torch.randn(20, 4, generator=rng), torch.randint(4, (20,), generator=rng), 4
+    if kind is Tokens:
+        return Tokens(), torch.randn(20, 6, 5, generator=rng), torch.randint(-1, 5, (20, 6), generator=rng), 5
+    objective = RealNumbers() if kind is RealNumbers else Reconstruction(torch.rand(3, generator=rng))
+    return objective, torch.randn(20, 3, generator=rng), torch.randn(20, 3, generator=rng) + 1, 3
+
+
+@pytest.mark.parametrize("kind", [CrossEntropy, Tokens, RealNumbers, Reconstruction])
+def test_an_objective_agrees_with_itself(kind):
+    """The training loss is the score of the predictions; the uninformed loss that of the uninformed prediction."""
+    objective, outputs, targets, width = some(kind, torch.Generator().manual_seed(1))
+    found = objective.evaluate(objective.predict(outputs), targets)
+    assert list(found) == list(objective.metrics)
+    assert found["loss"].value == pytest.approx(objective.loss(outputs, targets).item(), rel=1e-5)
+    for name, scored in found.items():
+        assert objective.metrics[name].low <= scored.value <= objective.metrics[name].high
+    guess = objective.uninformed(targets.shape, width, targets)
+    assert guess.shape == outputs.shape
+    expected = objective.evaluate(guess, targets)["loss"].value
+    assert objective.uninformed_loss(width, targets) == pytest.approx(expected, rel=1e-5)
+    assert (objective.energy(outputs) is None) == (kind is not CrossEntropy)
+
+
+def test_the_uninformed_prediction_of_real_numbers_is_the_mean_of_the_training_targets_or_zero():
+    training = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    assert RealNumbers().uninformed((3, 2), 2, training).tolist() == [[2.0, 4.0]] * 3
+    assert RealNumbers().uninformed((3, 2), 2).tolist() == [[0.0, 0.0]] * 3
+    assert RealNumbers().uninformed_loss(2, training) == pytest.approx((1 + 1 + 4 + 4) / 4)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_tokens_are_scored_as_by_a_loop_over_sequences(seed):
+    rng = torch.Generator().manual_seed(seed)
+    targets = torch.randint(-1, 2, (9, 4), generator=rng)
+    targets[0] = torch.tensor([1, -1, 0, 1])
+    p = torch.randint(1, 4, (9, 4, 2), generator=rng).double()
+    p /= p.sum(-1, keepdim=True)
+    hits, losses, whole = [], [], []
+    for sequence, right in zip(p.tolist(), targets.tolist(), strict=True):
+        mine = [(said, t) for said, t in zip(sequence, right, strict=True) if t >= 0]
+        hit = [said.index(max(said)) == t for said, t in mine]
+        hits += hit
+        losses += [-math.log(said[t]) for said, t in mine]
+        whole += [all(hit)] if mine else []
+    found = Tokens().evaluate(p, targets)
+    assert found["accuracy"].value == pytest.approx(np.mean(hits))
+    assert found["loss"].value == pytest.approx(np.mean(losses))
+    assert found["exact_match"].value == pytest.approx(np.mean(whole))
+    assert (found["loss"].n, found["exact_match"].n) == (len(hits), len(whole))
+
+
+def test_tokens_that_say_the_same_as_others_of_their_sequence_do_not_make_an_error_smaller():
+    rng = torch.Generator().manual_seed(3)
+    p, targets = torch.softmax(torch.randn(30, 1, 4, generator=rng), -1), torch.randint(4, (30, 1), generator=rng)
+    one, five = Tokens().evaluate(p, targets), Tokens().evaluate(p.repeat(1, 5, 1), targets.repeat(1, 5))
+    plain = CrossEntropy().evaluate(p[:, 0], targets[:, 0])
+    assert one["loss"].stderr == pytest.approx(plain["loss"].stderr, rel=1e-5)
+    assert five["loss"].stderr == pytest.approx(plain["loss"].stderr, rel=1e-5)
+
+
+def test_squared_errors_are_those_of_scikit_learn():
+    _, outputs, targets, _ = some(RealNumbers, torch.Generator().manual_seed(2))
+    found = RealNumbers().evaluate(outputs, targets)
+    assert found["loss"].value == pytest.approx(mean_squared_error(targets, outputs))
+    assert found["rmse"].value == pytest.approx(root_mean_squared_error(targets.flatten(), outputs.flatten()))
+    # A change of the loss by its standard error changes the root by that of the root, to first order.
+    small = 1e-4 * found["loss"].stderr
+    slope = (math.sqrt(found["loss"].value + small) - found["rmse"].value) / small
+    assert found["rmse"].stderr == pytest.approx(slope * found["loss"].stderr, rel=1e-3)
+    weights = torch.tensor([1.0, 0.5, 0.0])
+    expected = 1.5 * mean_squared_error(targets, outputs, multioutput=weights.numpy())  # it divides by their sum
+    assert Reconstruction(weights).evaluate(outputs, targets)["loss"].value == pytest.approx(expected, rel=1e-5)

@@ -1,7 +1,6 @@
 """One owner of a run directory, checksums that find every damage, and failures that end with one line."""
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +25,7 @@ from datasets.mixture import Mixture
 from evaluation.accuracy import Evaluation
 from modelzoo import main
 from records.lock import LOCK, locked
-from records.manifest import Entry, Manifest, read_manifest
+from records.manifest import Manifest, read_manifest
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
 from tests.toys import toy_stream
 from training.batches import Joined, Replays
@@ -143,29 +141,36 @@ def test_a_run_of_another_commit_is_warned_of(monkeypatch, capsys):
     assert "resumed with abc: not the same to the bit" in capsys.readouterr().err
 
 
-def without_calibration(run):
-    """The run as a version that did not measure it would have left it."""
-    manifest = read_manifest(run)
-    lines = (run / "metrics.csv").read_text().splitlines()
-    content = "".join(line.rsplit(",", 1)[0] + "\n" for line in lines).encode()
-    (run / "metrics.csv").write_bytes(content)
-    entry = Entry(len(content), hashlib.sha256(content).hexdigest())
-    replace(manifest, files={**manifest.files, "metrics.csv": entry}).write(run)
+@pytest.mark.parametrize("stated", [{"format": 1}, {}, {"format": "2"}])
+def test_a_run_of_another_format_is_refused_in_one_line(stated, capsys):
+    assert start("run", *options("isolated")) == 0
+    content = json.loads(Path("run/manifest.json").read_text())
+    del content["format"]
+    Path("run/manifest.json").write_text(json.dumps(content | stated))
+    for command in (["--verify", "run"], ["--resume", "--run_dir", "run"]):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert re.fullmatch(
+            r"modelzoo.py: run/manifest.json is of a run of format [12]; this version reads format 2 only: .+\n",
+            capsys.readouterr().err,
+        )
+    assert start("run", *options("isolated"), "--overwrite") == 0
 
 
-def test_a_finished_run_of_an_older_version_is_read_and_another_is_refused(monkeypatch, capsys):
-    assert start("alone", *options("isolated")) == 0
-    without_calibration(Path("alone"))
-    assert start("alone", "--resume") == 0
-    assert main(["--verify", "alone"]) == 0
-    assert start("whole", *options("zoo"), "--isolated", "alone") == 0
+def test_tables_grow_and_what_was_not_committed_of_them_is_cut_off(monkeypatch):
     interrupted(monkeypatch)
-    without_calibration(Path("run"))
-    capsys.readouterr()
-    assert start("run", "--resume") == 2
-    assert capsys.readouterr().err == (
-        "modelzoo.py: run was begun by an older version, which measured less; begin anew with --overwrite\n"
-    )
+    tables = [Path("run/metrics.csv"), Path("run/episodes.csv")]
+    begun = {table: table.read_bytes() for table in tables}
+    inode = {table: table.stat().st_ino for table in tables}
+    for table in tables:
+        with table.open("ab") as file:
+            file.write(b"9,9,half of a li")
+    assert start("run", "--resume") == 0
+    for table in tables:
+        assert table.read_bytes().startswith(begun[table])
+        assert table.stat().st_ino == inode[table]  # appended to, not replaced
+    assert start("whole", *options("zoo")) == 0
+    assert results("run") == results("whole")
 
 
 def test_files_of_people_are_left_alone(monkeypatch):

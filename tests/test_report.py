@@ -27,6 +27,7 @@ from records.checkpoints import RunCheckpoints
 from report import main
 from reporting import style
 from studies.tables import METRICS
+from tests.tables import read_metrics
 
 PROJECT = Path(__file__).parent.parent
 # Names that a page, an SVG and TeX could take for something else.
@@ -98,9 +99,7 @@ def figure(page, name):
 
 
 def measured(run):
-    rows = pd.read_csv(run / "metrics.csv", float_precision="round_trip").query(
-        "scenario == 'task-incremental' and split == 'test' and episode > 0"
-    )
+    rows = read_metrics(run).query("scenario == 'task-incremental' and split == 'test' and episode > 0")
     return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
 
 
@@ -145,7 +144,7 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
 
 def test_accuracy_without_the_task_follows_from_the_measurements(runs, page):
     header, *rows = Tables(page.read_text()).tables[1]
-    measured = pd.read_csv(runs / "zoo0/metrics.csv").query("split == 'test' and episode > 0")
+    measured = read_metrics(runs / "zoo0").query("split == 'test' and episode > 0")
     assert header[1:] == ["class-incremental", "task-identification"]
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
     for row in rows:
@@ -158,7 +157,7 @@ def test_calibration_follows_from_the_predictions(runs, page):
     header, *rows, _ = Tables(page.read_text()).tables[2]
     assert header[:4] == ["task", "members", "accuracy, one member", "accuracy, ensemble"]
     last = (
-        pd.read_csv(runs / "zoo0/metrics.csv")
+        read_metrics(runs / "zoo0")
         .query("scenario == 'task-incremental' and split == 'test' and episode == 5")
         .set_index("task")
     )
@@ -291,7 +290,7 @@ def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
     assert float(row[5]) == pytest.approx(log_loss(targets, mean), abs=1e-4)
     plain = np.mean(list(members.values()), 0)
     assert float(row[5]) != pytest.approx(log_loss(targets, plain / plain.sum(1, keepdims=True)), abs=1e-4)
-    rows = pd.read_csv("zoo/metrics.csv").query(
+    rows = read_metrics("zoo").query(
         "scenario == 'task-incremental' and split == 'test' and episode == 5 and task == 1"
     )
     assert float(row[5]) == pytest.approx(rows.loss.item(), abs=1e-4)

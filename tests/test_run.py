@@ -25,6 +25,7 @@ from evaluation import metrics
 from modelzoo import main
 from net import build_net, settings_class
 from records.invocation import parse
+from tests.tables import read_metrics
 from tests.test_objectives import plain_calibration_error
 
 PROJECT = Path(__file__).parent.parent
@@ -55,7 +56,7 @@ def read_csv(path):
 
 
 def matrix(folder):
-    rows = read_csv(folder / "metrics.csv").query("scenario == 'task-incremental' and split == 'test' and episode > 0")
+    rows = read_metrics(folder).query("scenario == 'task-incremental' and split == 'test' and episode > 0")
     return rows.pivot(index="episode", columns="task", values="accuracy").to_numpy()
 
 
@@ -130,7 +131,7 @@ def test_the_measurements_follow_from_the_saved_predictions(runs):
     saved = [load_file(path) for path in sorted((folder / "zoo/predictions").glob("member_*"))]
     targets = load_file(folder / "zoo/predictions/targets.safetensors")
     rows = (
-        read_csv(folder / "zoo/metrics.csv")
+        read_metrics(folder / "zoo")
         .query("episode == 10 and scenario == 'task-incremental'")
         .set_index(["task", "split"])
     )
@@ -198,7 +199,7 @@ def test_tensorboard_has_the_same_numbers(runs):
     events = EventAccumulator(str(folder / "zoo"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    rows = read_csv(folder / "zoo/metrics.csv")
+    rows = read_metrics(folder / "zoo")
     last = rows.query("episode == 10 and scenario == 'task-incremental' and split == 'test'").set_index("task")
     for task, row in last.iterrows():
         tag = f"test_accuracy/{task:03d} {row.task_name}"
@@ -231,13 +232,13 @@ def test_a_zoo_without_replay_has_the_accuracy_matrix_of_isolated(runs, tmp_path
 
 def test_row_zero_is_the_untrained_network_on_the_tasks_it_has_heads_for(runs, tmp_path):
     folder, _ = runs
-    row = read_csv(folder / "zoo/metrics.csv").query("episode == 0")
+    row = read_metrics(folder / "zoo").query("episode == 0")
     assert row.task.tolist() == [1]
     assert row.accuracy.item() < 0.35  # ten classes
     summary = json.loads((folder / "zoo/summary.json").read_text())
     assert summary["per_task_untrained_acc"] == [row.accuracy.item(), *[None] * 9]
     quiet(tmp_path / "joint", "--method", "joint")
-    assert read_csv(tmp_path / "joint/metrics.csv").query("episode == 0").task.tolist() == list(range(1, 11))
+    assert read_metrics(tmp_path / "joint").query("episode == 0").task.tolist() == list(range(1, 11))
 
 
 def test_the_multitask_mode(tmp_path, capsys):

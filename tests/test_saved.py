@@ -190,7 +190,7 @@ def rewritten(run, name, content):
         ("weights", [], "there is not a weight for each task"),
         ("classes", [["0", "1", "2"]], "classes of task 1 are 3, config.yaml has 2"),
         ("task_names", [7], "task_names and classes are not texts"),
-        ("input_shape", [1, 30000, 30000], "input_shape is 30000; it must be"),
+        ("input_shape", [1, 30000, 30000], "its input_shape is (1, 30000, 30000); it must be"),
         ("net", "timm/resnet18", "a net that config.yaml does not have"),
         ("member", 3, "it is another member"),
         ("parameters", -1, "parameters is -1; it must be"),

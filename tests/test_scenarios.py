@@ -22,6 +22,7 @@ from modelzoo import main
 from records.configuration import saved_config
 from records.directory import read_config
 from tests.standins import stream
+from tests.tables import read_metrics
 from tests.test_objectives import plain_calibration_error
 from tests.toys import toy_stream
 from zoo import Zoo
@@ -78,9 +79,9 @@ def test_scores_are_those_of_a_loop(rule, seed, same):
     for (scenario, task), cases in expected.items():
         p, sure, hits = zip(*cases, strict=True)
         score = found[scenario][task]
-        assert score.loss == pytest.approx(-np.mean(np.log(p)), rel=1e-4)
-        assert score.accuracy == np.mean(hits)
-        assert score.ece == pytest.approx(plain_calibration_error(list(sure), list(hits)), abs=1e-4)
+        assert score["loss"].value == pytest.approx(-np.mean(np.log(p)), rel=1e-4)
+        assert score["accuracy"].value == np.mean(hits)
+        assert score["ece"].value == pytest.approx(plain_calibration_error(list(sure), list(hits)), abs=1e-4)
 
 
 def test_a_task_that_no_member_has_learned_is_never_chosen():
@@ -110,7 +111,7 @@ def configs(tmp_path, monkeypatch):
 def learn(run, *more):
     given = ["--data_config", "d.yaml", "--hp_config", "hp.yaml", "--samples", "6", "--quiet", "--run_dir", run]
     assert main([*given, *more]) == 0
-    return pd.read_csv(f"{run}/metrics.csv", float_precision="round_trip")
+    return read_metrics(run)
 
 
 @pytest.mark.parametrize("method", ["zoo", "isolated", "joint", "cumulative", "er", "lwf", "packnet", "gpm"])
@@ -129,8 +130,8 @@ def test_methods_are_measured_without_the_task_as_its_saved_networks_answer(meth
         for task, score in by_task.items():
             row = last.loc[(scenario, task)]
             assert row.n == (tasks == task).sum()
-            assert row.accuracy == pytest.approx(score.accuracy, abs=1e-9)
-            assert row.loss == pytest.approx(score.loss, rel=1e-3)
+            assert row.accuracy == pytest.approx(score["accuracy"].value, abs=1e-9)
+            assert row.loss == pytest.approx(score["loss"].value, rel=1e-3)
 
 
 def streamed(run):

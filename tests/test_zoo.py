@@ -122,9 +122,9 @@ def test_boosting_weights_are_those_of_the_fit_on_the_kept_examples():
     method, history, _ = run_toy(config, stream)
     # Recompute the loss of the last draw from the saved probabilities of the first two members.
     again, _, _ = run_toy(config, toy_stream(2))
-    losses = torch.tensor([again.fits[task][1].loss for task in (1, 2)])
+    losses = torch.tensor([again.fits[task]["loss"].value for task in (1, 2)])
     assert list(history[-1].weights.values()) == pytest.approx(boosting_weights(losses).tolist())
-    assert method.fits[3][0] == len(stream.tasks[2].train_eval)
+    assert method.fits[3]["loss"].n == len(stream.tasks[2].train_eval)
 
 
 def test_multitask_rounds_draw_from_all_tasks_and_unseen_ones_count_as_guessed():
@@ -155,13 +155,19 @@ def test_the_member_that_saw_all_of_a_task_weighs_more():
     torch.testing.assert_close(method.predict(stream.tasks[0]), (4 * alone + both) / 5)
 
 
-def test_a_prediction_that_was_not_taken_is_noticed():
-    stream = toy_stream(2)
-    method = build_method(Setting(toy_config(), stream.spec, CPU))
-    first, second = stream.continual()
-    method.learn(first, Monitor())
-    with pytest.raises(RuntimeError, match="task 1 was not predicted"):
-        method.learn(second, Monitor())
+@pytest.mark.parametrize("name", ["zoo", "isolated", "cumulative", "er", "packnet"])
+def test_predicting_changes_nothing(name):
+    """Asked never or often, a method learns and answers the same."""
+    stream, config = toy_stream(3), toy_config(method=name)
+    silent, asked = (build_method(Setting(config, stream.spec, CPU)) for _ in range(2))
+    for episode in stream.continual():
+        silent.learn(episode, Monitor())
+        asked.learn(episode, Monitor())
+        for task in stream.tasks[: episode.number] * 2:
+            asked.predict(task)
+    for task in stream.tasks:
+        assert torch.equal(silent.predict(task), asked.predict(task))
+    assert str(silent.state_dict()) == str(asked.state_dict())
 
 
 @pytest.mark.parametrize("limit", [{"memory": 20}, {"memory": 3}, {"memory_per_class": 3}, {"replay_frac": 0.25}])
@@ -175,12 +181,11 @@ def test_the_fit_on_a_memory_is_that_of_all_members_on_what_is_still_kept(limit)
         (member,) = method.fresh
         members.append((member, shares | {episode.number: 1.0}))
         assert set(method.fits) == set(method.memory.tasks)
-        for task, (count, score) in method.fits.items():
+        for task, scores in method.fits.items():
             kept = method.memory.examples(task)
             seen = [(made.net, weights[task]) for made, weights in members if task in made.tasks]
             total = sum(predict_examples(net, task, kept, stream.spec, CPU) * weight for net, weight in seen)
             expected = stream.spec.objective.evaluate(total / sum(weight for _, weight in seen), kept.targets)
-            assert count == len(kept)
-            assert (score.loss, score.accuracy) == pytest.approx((expected.loss, expected.accuracy), rel=1e-5)
-        for task in stream.tasks[: episode.number]:
-            method.predict(task)
+            assert {scored.n for scored in scores.values()} == {len(kept)}
+            for name in ("loss", "accuracy"):
+                assert scores[name].value == pytest.approx(expected[name].value, rel=1e-5)

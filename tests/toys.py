@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import log, nan
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.config import DataConfig, TaskConfig
 from datasets.images.stream import ImagePreprocess
-from datasets.objectives import CrossEntropy, Score
+from datasets.objectives import CrossEntropy, RealNumbers, Tokens
 from datasets.task import AsStored, Episode, Examples, Generator, StreamSpec, Table, Task, TaskStream
 from methods import METHODS, build_method
 from methods.base import Learned, Method, Setting
@@ -79,51 +77,6 @@ def toy_stream(tasks: int = 3, fresh: bool = False, classes: int = 2, count: int
 TOKENS, LENGTH = 5, 4
 
 
-class TokenLoss:
-    """The objective of outputs [N, T, V] and targets [N, T]: the mean over all tokens."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
-
-    def predict(self, outputs: Tensor) -> Tensor:
-        return outputs.softmax(-1)
-
-    def guess(self, examples: int, num_outputs: int) -> Tensor:
-        return torch.full((examples, LENGTH, num_outputs), 1 / num_outputs)
-
-    def guess_loss(self, num_outputs: int) -> float:
-        return log(num_outputs)
-
-    def evaluate(self, predictions: Tensor, targets: Tensor) -> Score:
-        right = predictions.gather(-1, targets.unsqueeze(-1))
-        return Score(-right.log().mean().item(), (predictions.argmax(-1) == targets).double().mean().item(), nan)
-
-    def energy(self, outputs: Tensor) -> None:
-        """Outputs are not those of one class."""
-
-
-class SquaredError:
-    """The objective of outputs and targets [N, D]; who says 0 everywhere has a loss of about 1."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(outputs, targets)
-
-    def predict(self, outputs: Tensor) -> Tensor:
-        return outputs
-
-    def guess(self, examples: int, num_outputs: int) -> Tensor:
-        return torch.zeros(examples, num_outputs)
-
-    def guess_loss(self, num_outputs: int) -> float:
-        return 1.0
-
-    def evaluate(self, predictions: Tensor, targets: Tensor) -> Score:
-        return Score(F.mse_loss(predictions, targets).item(), nan, nan)
-
-    def energy(self, outputs: Tensor) -> None:
-        """Outputs are no classes."""
-
-
 @dataclass(frozen=True)
 class Shifted(Generator):
     """Random tokens; the target of each is the token `shift` further in the vocabulary."""
@@ -161,13 +114,13 @@ def drawn_stream(spec: StreamSpec, sources: Sequence[Generator], outputs: int, f
 
 def token_stream(tasks: int = 2, frozen: bool = False, heads: str = "task") -> TaskStream:
     """Task t shifts every token by t."""
-    spec = StreamSpec("tokens", (LENGTH,), TokenLoss(), AsStored(), heads)
+    spec = StreamSpec("tokens", (LENGTH,), Tokens(), AsStored(), heads)
     return drawn_stream(spec, [Shifted(number) for number in range(1, tasks + 1)], TOKENS, frozen)
 
 
 def number_stream(tasks: int = 2, frozen: bool = False, heads: str = "task") -> TaskStream:
     """Task t turns points by 40 t degrees."""
-    spec = StreamSpec("numbers", (2,), SquaredError(), AsStored(), heads)
+    spec = StreamSpec("numbers", (2,), RealNumbers(), AsStored(), heads)
     return drawn_stream(spec, [Turned(0.7 * number) for number in range(1, tasks + 1)], 2, frozen)
 
 

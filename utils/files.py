@@ -104,29 +104,27 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
-class CsvText:
-    """A growing table as comma-separated values: a row becomes text once. Floats keep all their digits."""
-
-    def __init__(self, header: Sequence[str], begun: str = "") -> None:
-        """`begun`: the table as it was written so far."""
-        self._text = io.StringIO()
-        self._text.write(begun)
-        self._writer = csv.writer(self._text, lineterminator="\n")
-        if not begun:
-            self._writer.writerow(header)
-
-    def add(self, rows: Iterable[Sequence[object]]) -> bytes:
-        """The whole table, these rows at its end."""
-        self._writer.writerows(rows)
-        return self._text.getvalue().encode()
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """Rows as comma-separated values. Floats keep all their digits."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
 class GrowingFile:
-    """A file that is only ever added to, and the SHA-256 of what it holds."""
+    """A file that is only ever added to, and the SHA-256 of what it holds.
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115
-        self._sum, self._size = hashlib.sha256(), 0
+    Args:
+        begun: what an existing file is known to begin with; the rest of it is cut off. None for a new file.
+    """
+
+    def __init__(self, path: Path, begun: bytes | None = None) -> None:
+        self._file = open(path, "xb" if begun is None else "r+b", buffering=0)  # noqa: SIM115
+        self._size = len(begun or b"")
+        self._sum = hashlib.sha256(begun or b"")
+        self._file.truncate(self._size)
+        self._file.seek(self._size)
+        self._synced = False
 
     def write(self, content: bytes) -> None:
         """To the end, at once.
@@ -138,10 +136,13 @@ class GrowingFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file.name))
         self._sum.update(content)
         self._size += len(content)
+        self._synced = False
 
     def sum(self) -> tuple[int, str]:
         """Bytes so far, all on the disk, and their checksum."""
-        os.fsync(self._file.fileno())
+        if not self._synced:
+            os.fsync(self._file.fileno())
+            self._synced = True
         return self._size, self._sum.hexdigest()
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from zoo import Zoo
 Zoo.load("runs/demo").predict(images, task="rotated by 30°").labels
 """
 
-from zoo.saved import Prediction, SavedMember, SavedTask, Zoo
+from records.members import SavedMember
+from zoo.saved import Prediction, SavedTask, Zoo
 
 __all__ = ["Prediction", "SavedMember", "SavedTask", "Zoo"]

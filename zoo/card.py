@@ -11,9 +11,15 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from datasets.config import DataConfig
-from datasets.objectives import CrossEntropy
+from datasets.objectives import CrossEntropy, Scores
 from evaluation.accuracy import MIXED_EXAMPLES
-from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, Row, mean_accuracy
+from evaluation.measurements import (
+    CLASS_INCREMENTAL,
+    DOMAIN_INCREMENTAL,
+    TASK_IDENTIFICATION,
+    Measurement,
+    mean_over_tasks,
+)
 from records.configuration import hyperparameters
 from records.directory import read_config
 from utils.errors import one_line
@@ -51,13 +57,11 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
     lines = _lines(zoo, outputs, rows)
     numbers = [line.task.number for line in lines]
     used = {member for number in numbers for member in zoo.combinations[number].members}
-    recipe = {
-        key: value for key, value in hyperparameters(config).items() if key not in ("data.samples", "data.hold_out")
-    }
-    recipe |= {"precision": config.precision, "commit": raw.get("commit") or "not known"}
-    if raw.get("uncommitted_changes"):
+    recipe = {key: value for key, value in hyperparameters(config).items() if key not in _ELSEWHERE}
+    recipe |= {"precision": config.precision, "commit": raw["commit"] or "not known"}
+    if raw["uncommitted_changes"]:
         recipe["commit"] = f"{recipe['commit']}, with changes"
-    recipe["versions"] = ", ".join(f"{name} {version}" for name, version in raw.get("versions", {}).items())
+    recipe["versions"] = ", ".join(f"{name} {version}" for name, version in raw["versions"].items())
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["text"] = plain_text
@@ -81,20 +85,23 @@ def _named(data: DataConfig) -> str:
     return " ".join([data.dataset, Path(getattr(data.settings, "root", "")).name])
 
 
-def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Row]) -> list[Line]:
+def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Measurement]) -> list[Line]:
     """As the run measured them; of another combination than the run's, from the predictions that it saved."""
-    found = {row.task: (row.n, row.accuracy, row.ece) for row in rows if row.is_test}
+    found: dict[int, Scores] = {row.task: row.scores for row in rows if row.is_test}
     if zoo.combined_as != PLAIN:
         for number, said in zoo.said_about("test").items():
-            score = CrossEntropy().evaluate(said.of(zoo.combinations[number]), said.targets)
-            found[number] = len(said.targets), score.accuracy, score.ece
-    return [Line(task, output, len(zoo.combinations[task.number].members), *found[task.number])
-            for output, task in outputs.items()]  # fmt: skip
+            found[number] = CrossEntropy().evaluate(said.of(zoo.combinations[number]), said.targets)
+    return [_line(zoo, task, output, found[task.number]) for output, task in outputs.items()]
 
 
-def _told_nothing(zoo: Zoo, numbers: Sequence[int], rows: Sequence[Row]) -> dict[str, float]:
+def _line(zoo: Zoo, task: SavedTask, output: str, scores: Scores) -> Line:
+    accuracy, networks = scores["accuracy"], len(zoo.combinations[task.number].members)
+    return Line(task, output, networks, accuracy.n, accuracy.value, scores["ece"].value)
+
+
+def _told_nothing(zoo: Zoo, numbers: Sequence[int], rows: Sequence[Measurement]) -> dict[str, float]:
     """Mean accuracy by scenario: of the run's own combination of all its tasks, or it was not measured."""
     if zoo.combined_as != PLAIN or len(numbers) < len(zoo.tasks) or len(numbers) == 1:
         return {}
     scenarios = (CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION)
-    return {name: value for name in scenarios if (value := mean_accuracy(rows, name)) is not None}
+    return {name: value for name in scenarios if (value := mean_over_tasks(rows, name)) is not None}

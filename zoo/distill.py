@@ -23,9 +23,10 @@ from datasets.task import Examples, Table, Task, TaskStream
 from methods import build_method
 from methods.base import Setting
 from net import count_parameters
+from records.members import SavedMember
 from utils.compute import Compute
 from utils.errors import UserError
-from zoo.saved import SavedMember, SavedTask, Zoo
+from zoo.saved import SavedTask, Zoo
 
 STUDENT = "student"
 # docs/choose_student.py has what was tried.

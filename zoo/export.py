@@ -147,9 +147,7 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str] = tuple(FILES), tasks: Sequ
     try:
         files["README.md"] = model_card(zoo, outputs, count_parameters(shipped), list(networks)).encode()
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{zoo.path} cannot be described: what was saved is damaged ({type(error).__name__}: {error})"
-        ) from None
+        raise UserError(f"{zoo.path} cannot be described ({type(error).__name__}: {error})") from None
     try:
         write_folder(Path(os.path.realpath(out)), files)
     except OSError as error:

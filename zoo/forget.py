@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from datasets import build_stream
-from datasets.objectives import CrossEntropy, Score
+from datasets.objectives import CrossEntropy, Scores
 from datasets.task import Episode, TaskStream
-from evaluation.accuracy import HELD_OUT
-from evaluation.measurements import TASK_INCREMENTAL, Row
+from evaluation.accuracy import AVERAGES, HELD_OUT
+from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from methods import build_method
 from methods.base import Setting
 from methods.ensemble import Ensemble
 from net import count_parameters
-from records.directory import RunDirectory, read_config, read_summary
+from records.directory import RunDirectory, read_config
 from records.manifest import MANIFEST
+from records.members import SavedMember, weights_file
 from records.monitor import EpisodeFacts, RunMonitor
-from records.summary import summarize
+from records.summary import read_summary, summarize
 from training.loop import TrainingStats
 from utils.compute import peak_memory
 from utils.errors import UserError
 from utils.files import tensor_bytes
 from utils.seeding import derive_seed
-from utils.settings import plain
 from zoo.combine import weighted_mean
-from zoo.saved import SavedMember, SavedTask, Zoo
+from zoo.saved import SavedTask, Zoo
 
 CERTIFICATE = "certificate.json"
 # What a certificate cannot say.
@@ -75,7 +75,8 @@ def kept(zoo: Zoo, forgotten: SavedTask) -> list[Successor]:
     """
     found = []
     for member in zoo.members:
-        tensors, said = zoo.tensors(_weights_of(member)), zoo.predictions(member)  # the certificate is of all of them
+        # Those of the others are read too: the certificate is of all members.
+        tensors, said = zoo.tensors(weights_file(member.number)), zoo.predictions(member)
         if forgotten.number not in member.tasks:
             zoo.net(member)  # what is damaged is not passed on
             found.append(Successor(member, tensors, said, retrained=False))
@@ -112,33 +113,26 @@ def retrained(
     compute = zoo.as_trained
     method = build_method(Setting(config, stream.spec, compute))
     assert isinstance(method, Ensemble)
-    method.memory.revisit([Episode(task.id, (task,)) for task in stream.tasks])
-    method.reveal(stream.tasks)
+    method.revisit([Episode(task.id, (task,)) for task in stream.tasks])
     # Other random numbers than those that the members had while they saw the task.
-    method.config = replace(config, seed=derive_seed(config.seed, "without", forgotten.number))
-    tasks = {task.id: task for task in stream.tasks}
+    seed = derive_seed(config.seed, "without", forgotten.number)
     found: list[Successor] = []
     stats = TrainingStats()
     for member in zoo.members:
         others = [task for task in member.tasks if task != forgotten.number and task in method.memory.tasks]
         if forgotten.number not in member.tasks or not others:
             continue
-        sources = {task: method.memory.source(task, len(others)) for task in others}
-        shares = {task: method.memory.share(task) for task in others}
-        method.restart(member.number)
         monitor.episode_begins(len(found) + 1, sum(forgotten.number in other.tasks for other in zoo.members))
-        stats += method.grow(member.episode, sources, shares, monitor)
-        new = method.fresh.pop()
-        said = {}
+        new, took = method.train_member_on(others, member.number, member.episode, seed, monitor)
+        stats += took
         for number in others:
-            splits = {"test": tasks[number].test, HELD_OUT: tasks[number].held_out}
-            for split, examples in splits.items():
-                if examples is not None:
-                    said[number, split] = method.ask(new.net, number, examples, f"member {member.number}")
+            held = stream.task(number).held_out
+            if held is not None:
+                new.predictions[number, HELD_OUT] = method.said(new, number, held)
         successor = replace(
-            member, tasks=tuple(others), weights=new.weights, parameters=count_parameters(new.net)
+            member.on(others), weights=new.weights, parameters=count_parameters(new.net)
         )  # fmt: skip
-        found.append(Successor(successor, new.net.state_dict(), said, retrained=True))
+        found.append(Successor(successor, new.net.state_dict(), new.predictions, retrained=True))
     return found, stats, stream.fingerprint()
 
 
@@ -172,21 +166,11 @@ def write(
     directory = RunDirectory.begin(path, config)
     directory.add_targets({key: values for key, values in targets.items() if key[0] != forgotten.number})
     for number, successor in enumerate(successors):
-        member = successor.member
-        by_number = {task.number: task for task in remaining}
-        described = {
-            "member": number, "episode": member.episode, "replaces_earlier": not number, "tasks": list(member.tasks),
-            "weights": list(member.weights), "task_names": [by_number[task].name for task in member.tasks],
-            "classes": [list(by_number[task].classes) for task in member.tasks], "net": plain(zoo.config.net),
-            "input_shape": list(zoo.input_shape),
-            "parameters": member.parameters,
-        }  # fmt: skip
-        directory.add_member(number, successor.tensors, described)
-        directory.add_predictions(number, successor.predictions)
+        facts_now = replace(successor.member, number=number, replaces_earlier=not number)
+        directory.add_member(facts_now, successor.tensors, successor.predictions)
     rows = [
-        Row(1, task.number, task.name, "test", TASK_INCREMENTAL, len(targets[task.number, "test"]),
-            *astuple(score))
-        for task in remaining if (score := after[task.number]) is not None
+        Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL, scores)
+        for task in remaining if (scores := after[task.number]) is not None
     ]  # fmt: skip
     seconds = stats.seconds or 1e-9
     trained = sorted({task for successor in successors if successor.retrained for task in successor.member.tasks})
@@ -212,13 +196,13 @@ def write(
         "members_per_prediction": sum(members.values()) / max(1, len(remaining)),
     }  # fmt: skip
     directory.commit(1, len(successors), stats.seconds, {})
-    directory.finish(summary)
+    directory.finish(summary, AVERAGES)
     costs = {}
     for task in remaining:
-        score = after[task.number]
+        scores = after[task.number]
         costs[task.number] = Cost(
-            len(zoo.members_for(task)), members[task.number], before[task.number].accuracy,
-            None if score is None else score.accuracy,
+            len(zoo.members_for(task)), members[task.number], before[task.number]["accuracy"].value,
+            None if scores is None else scores["accuracy"].value,
         )  # fmt: skip
     return costs
 
@@ -233,7 +217,7 @@ def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor])
         what = "kept" if not saw else "dropped" if successor is None else "dropped, trained again without the task"
         members.append({
             "member": member.number, "trained_on": list(member.tasks), "saw_the_task": saw, "what_became_of_it": what,
-            "weights_sha256": _sum(zoo.tensors(_weights_of(member))),
+            "weights_sha256": _sum(zoo.tensors(weights_file(member.number))),
             "member_now": place, "trained_on_now": None if successor is None else list(successor.member.tasks),
             "weights_sha256_now": None if successor is None else _sum(successor.tensors),
         })  # fmt: skip
@@ -247,7 +231,7 @@ def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor])
     }
 
 
-def _scores(zoo: Zoo, tasks: Sequence[SavedTask]) -> dict[int, Score]:
+def _scores(zoo: Zoo, tasks: Sequence[SavedTask]) -> dict[int, Scores]:
     """Of the zoo as it is, from its saved predictions."""
     said = zoo.said_about("test")
     plain = zoo.combined().combinations
@@ -263,8 +247,8 @@ def _answering(successor: Successor, classes: int) -> int:
 
 def _scores_of(
     successors: Sequence[Successor], tasks: Sequence[SavedTask], targets: Mapping[tuple[int, str], Tensor]
-) -> dict[int, Score | None]:
-    found: dict[int, Score | None] = {}
+) -> dict[int, Scores | None]:
+    found: dict[int, Scores | None] = {}
     for task in tasks:
         mine = [successor for successor in successors if task.number in successor.member.tasks]
         said = [successor.predictions[task.number, "test"].float().cpu() for successor in mine]
@@ -286,7 +270,3 @@ def _check_targets(zoo: Zoo, stream: TaskStream, data_dir: Path) -> None:
 def _sum(tensors: Mapping[str, Tensor]) -> str:
     """Of the file that holds them."""
     return hashlib.sha256(tensor_bytes(tensors)).hexdigest()
-
-
-def _weights_of(member: SavedMember) -> str:
-    return f"members/member_{member.number:03d}.safetensors"

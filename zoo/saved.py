@@ -6,15 +6,12 @@ manifest.json + config.yaml + members/*.json -> Zoo; the weights of a member are
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -23,18 +20,29 @@ from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
 from datasets.task import Examples, StreamSpec
 from evaluation.accuracy import HELD_OUT
-from evaluation.measurements import Row
+from evaluation.measurements import Measurement
 from evaluation.scenarios import RULE, RULES, Answer, answer_of, task_log_probabilities
 from methods.config import RunConfig
-from net import build_net
 from net.multihead import MultiHead, Own
 from records.configuration import saved_config
-from records.directory import CONFIG, holds_run, read_config, read_measurements
-from records.manifest import TARGETS, Manifest, checked, read_manifest, remedy
+from records.directory import CONFIG
+from records.manifest import TARGETS, Manifest, damaged, remedy
+from records.members import (
+    SavedMember,
+    answering,
+    facts_file,
+    predictions_file,
+    read_members,
+    read_network,
+    read_tensors_of,
+    saved_net,
+)
+from records.run import opened
+from records.tables import read_measurements
 from training.prediction import outputs_of_heads
 from utils.compute import Compute, pick_device
 from utils.errors import UserError, unknown
-from utils.settings import Range, plain
+from utils.settings import Range
 from zoo.combine import COMBINE, TEMPERATURES, Combination, HeldOut, fitted, weighted_mean
 from zoo.inputs import Images, as_stored
 
@@ -49,22 +57,6 @@ class SavedTask:
     number: int  # from 1, in the order of the stream
     name: str
     classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SavedMember:
-    """A network of the zoo, on the disk."""
-
-    number: int
-    episode: int
-    tasks: tuple[int, ...]
-    weights: tuple[float, ...]  # in the mean that answers each of the tasks
-    parameters: int
-    model: str
-
-    def weight(self, task: int) -> float:
-        """In the mean that answers a task."""
-        return self.weights[self.tasks.index(task)]
 
 
 @dataclass(frozen=True)
@@ -133,13 +125,10 @@ class Zoo:
             UserError: there is no run, nothing is complete yet, or a file is damaged.
         """
         path = Path(path)
-        if not holds_run(path):
-            raise UserError(f"{path} is not the directory of a run (it has no {CONFIG})")
-        manifest = read_manifest(path)
-        if manifest is None or not manifest.episode:
-            raise UserError(f"{path}: no episode is complete yet")
-        config = saved_config(str(path / CONFIG), read_config(path))
-        return cls(path, config, manifest, *_understood(path, manifest, config), pick_device(device))
+        content, manifest = opened(path)
+        config = saved_config(str(path / CONFIG), content)
+        members = read_members(path, manifest)
+        return cls(path, config, manifest, *_understood(path, members, config), pick_device(device))
 
     @property
     def device(self) -> torch.device:
@@ -286,7 +275,7 @@ class Zoo:
         """Whether the run has done all its episodes."""
         return self._manifest.finished
 
-    def measurements(self) -> list[Row]:
+    def measurements(self) -> list[Measurement]:
         """Rows of metrics.csv after the last episode of the zoo.
 
         Raises:
@@ -308,9 +297,9 @@ class Zoo:
             for split in splits | {"test"}:
                 right, classes = found.get((task, split)), self._classes(task)
                 if right is None or right.dtype != torch.long or right.ndim != 1 or not len(right) or not classes:
-                    raise _wrong(self.path, TARGETS, f"task_{task}/{split} is missing, or not of a task of the run")
+                    raise damaged(self.path, TARGETS, f"task_{task}/{split} is missing, or not of a task of the run")
                 if not 0 <= right.min() <= right.max() < classes:
-                    raise _wrong(self.path, TARGETS, f"task_{task}/{split} has a class that is not 0 to {classes - 1}")
+                    raise damaged(self.path, TARGETS, f"task_{task}/{split} has a class that is not 0 to {classes - 1}")
         return found
 
     def predictions(self, member: SavedMember) -> dict[tuple[int, str], Tensor]:
@@ -319,19 +308,19 @@ class Zoo:
         Raises:
             UserError: the file is damaged.
         """
-        name = f"predictions/member_{member.number:03d}.safetensors"
+        name = predictions_file(member.number)
         found = {_split_of(self.path / name, key): value for key, value in self.tensors(name).items()}
         expected = {key for key in self.targets if key[0] in member.tasks}
         known = expected | {(task, "train") for task in member.tasks}  # of these there are no targets
         if wrong := sorted(expected - found.keys()) + sorted(found.keys() - known):
             reason = "not there" if wrong[0] in expected else "of a task that the member has not seen"
-            raise _wrong(self.path, name, f"task_{wrong[0][0]}/{wrong[0][1]} is {reason}")
+            raise damaged(self.path, name, f"task_{wrong[0][0]}/{wrong[0][1]} is {reason}")
         for (task, split), said in found.items():
             count = len(self.targets[task, split] if split != "train" else said) if said.ndim else 0
             fits = said.dtype == torch.float32 and said.shape == (count, self._classes(task))
             if not fits or not (said >= 0).all() or not (said <= 1.001).all():
                 reason = f"task_{task}/{split} are not {count} x {self._classes(task)} probabilities"
-                raise _wrong(self.path, name, reason)
+                raise damaged(self.path, name, reason)
         return found
 
     def _classes(self, task: int) -> int:
@@ -344,12 +333,7 @@ class Zoo:
         Raises:
             UserError: it is damaged.
         """
-        try:
-            return safetensors.torch.load(checked(self.path, self._manifest, name))
-        except UserError:
-            raise
-        except Exception as error:  # whatever the library finds wrong with it
-            raise _wrong(self.path, name, " ".join(str(error).split())[:200]) from None
+        return read_tensors_of(self.path, self._manifest, name)
 
     def outputs(self, member: SavedMember, stored: Tensor, tasks: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of some heads of one member, [N, C] each, before softmax."""
@@ -366,32 +350,8 @@ class Zoo:
             UserError: its file is missing or damaged.
         """
         if member.number not in self._loaded:
-            self._loaded[member.number] = self._read(member)
+            self._loaded[member.number] = read_network(self.path, self._manifest, member, self.config, self.device)
         return self._loaded[member.number]
-
-    def _read(self, member: SavedMember) -> tuple[MultiHead, Mapping[int, Own]]:
-        name = f"members/member_{member.number:03d}.safetensors"
-        sizes = {number: len(self._by_number[number].classes) for number in member.tasks}
-        tensors = self.tensors(name)
-        for key, tensor in tensors.items():
-            if tensor.is_complex() or not tensor.float().isfinite().all():
-                raise _wrong(self.path, name, f"{key} is not finite")
-        own: dict[int, dict[str, Tensor]] = {}
-        try:
-            for key in [key for key in tensors if key.startswith("task_")]:
-                task, _, tensor_name = key.removeprefix("task_").partition("/")
-                own.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(self._compute.device)
-            with torch.random.fork_rng(devices=[]):
-                net = build_net(member.model, self.input_shape, self.config.net.settings, sizes)
-            net.load_state_dict(tensors)
-        except Exception as error:  # whatever the library finds wrong with it
-            raise _wrong(self.path, name, " ".join(str(error).split())[:200]) from None
-        trunk = net.trunk.state_dict()
-        for parts in own.values():
-            for key, tensor in parts.items():
-                if key not in trunk or tensor.shape != trunk[key].shape:
-                    raise _wrong(self.path, name, f"{key} of a task is no part of {member.model}")
-        return net.to(self._compute.device).eval(), own
 
     def _number(self, task: str | int | SavedTask) -> int:
         return task.number if isinstance(task, SavedTask) else self.task(task).number
@@ -402,89 +362,52 @@ class Zoo:
         return sum(member.parameters for member in self.members)
 
 
-def _wrong(path: Path, name: str, reason: str) -> UserError:
-    return UserError(f"{path / name} is damaged ({reason}); {remedy(name)}")
-
-
 def _split_of(path: Path, key: str) -> tuple[int, str]:
     """Of a file in predictions/: task_<number>/<split>."""
-    match = re.fullmatch(rf"task_([1-9][0-9]{{0,8}})/(test|train|{HELD_OUT})", key)
+    match = re.fullmatch(r"task_([1-9][0-9]{0,8})/([A-Za-z0-9_-]+)", key)
     if match is None:
         raise UserError(f"{path} is damaged (it holds {key!r:.100}, which is of no task); {remedy(TARGETS)}")
     return int(match[1]), match[2]
 
 
 def _understood(
-    path: Path, manifest: Manifest, config: RunConfig
-) -> tuple[list[SavedTask], list[SavedMember], tuple[int, int, int]]:
-    """Tasks, members that answer, and the shape of an input, from the members' JSON files.
+    path: Path, members: Sequence[SavedMember], config: RunConfig
+) -> tuple[list[SavedTask], Sequence[SavedMember], tuple[int, int, int]]:
+    """Tasks, members that answer, and the shape of an input.
 
     Raises:
-        UserError: one of them is damaged, or does not belong to the run's config.yaml.
+        UserError: a member does not belong to the run's config.yaml.
     """
-    tasks: dict[int, SavedTask] = {}
-    members: list[SavedMember] = []
-    shape: tuple[int, int, int] | None = None
-    for number in range(manifest.members):
-        name = f"members/member_{number:03d}.json"
-        try:
-            fact = dict(json.loads(checked(path, manifest, name)))
-            if fact["replaces_earlier"]:
-                members, tasks = [], {}
-            member, learned, its_shape = _member(fact, number, config)
-        except KeyError as error:
-            raise _wrong(path, name, f"key {error} is missing") from None
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise _wrong(path, name, " ".join(str(error).split())[:200]) from None
-        if shape not in (None, its_shape):
-            raise _wrong(path, name, f"its input_shape is {its_shape}, other members have {shape}")
-        shape = its_shape
-        tasks |= {task.number: task for task in learned}
-        members.append(member)
-    if shape is None:
+    if not members:
         raise UserError(f"{path} has no members")
-    return [tasks[number] for number in sorted(tasks)], members, shape
+    for member in members:
+        if wrong := _misfit(member, config, members[0]):
+            raise damaged(path, facts_file(member.number), wrong)
+    members = answering(members)
+    tasks = {
+        task[0]: SavedTask(*task)
+        for member in members
+        for task in zip(member.tasks, member.task_names, member.classes, strict=True)
+    }
+    channels, height, width = members[0].input_shape
+    return [tasks[number] for number in sorted(tasks)], members, (channels, height, width)
+
+
+def _misfit(member: SavedMember, config: RunConfig, first: SavedMember) -> str:
+    """Why a member cannot be of the run, if it cannot."""
+    known = [len(task.classes) for task in config.data.tasks]
+    for task, classes in zip(member.tasks, member.classes, strict=True):
+        if task > len(known):
+            return f"tasks is {task}; it must be {Range(1, len(known)).describe()}"
+        if len(classes) != known[task - 1]:
+            return f"classes of task {task} are {len(classes)}, config.yaml has {known[task - 1]}"
+    if member.net != saved_net(config.net):
+        return "it has a net that config.yaml does not have"
+    if len(member.input_shape) != 3 or any(side not in _SIDES for side in member.input_shape):
+        return f"its input_shape is {member.input_shape}; it must be channels, height and width of an image"
+    if member.input_shape != first.input_shape:
+        return f"its input_shape is {member.input_shape}, other members have {first.input_shape}"
+    return ""
 
 
 _SIDES = Range(1, 1024)
-_WEIGHTS = Range(0, 1, whole=False, open_low=True)
-
-
-def _member(
-    fact: Mapping[str, Any], number: int, config: RunConfig
-) -> tuple[SavedMember, list[SavedTask], tuple[int, int, int]]:
-    """A member, its tasks and the shape of its inputs.
-
-    Raises:
-        KeyError, TypeError, ValueError: not what a member of such a run is described by.
-    """
-    known = config.data.tasks
-    numbers = [_in("tasks", task, Range(1, len(known))) for task in fact["tasks"]]
-    channels, height, width = (_in("input_shape", side, _SIDES) for side in fact["input_shape"])
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise ValueError("tasks are none, or one is there twice")
-    tasks = []
-    for task, name, classes in zip(numbers, fact["task_names"], fact["classes"], strict=True):
-        if not isinstance(classes, list) or not all(isinstance(text, str) for text in [name, *classes]):
-            raise TypeError("task_names and classes are not texts")
-        if len(classes) != len(known[task - 1].classes):
-            raise ValueError(
-                f"classes of task {task} are {len(classes)}, config.yaml has {len(known[task - 1].classes)}"
-            )
-        "".join([name, *classes]).encode()  # surrogates cannot be written
-        tasks.append(SavedTask(task, name, tuple(classes)))
-    weights = [_in("weights", weight, _WEIGHTS) for weight in fact["weights"]]
-    if len(weights) != len(numbers):
-        raise ValueError("there is not a weight for each task")
-    if fact["member"] != number or fact["net"] != plain(config.net):
-        raise ValueError("it is another member, or a net that config.yaml does not have")
-    episode, parameters = (_in(key, fact[key], Range(0)) for key in ("episode", "parameters"))
-    member = SavedMember(number, episode, tuple(numbers), tuple(weights), parameters, config.net.model)
-    return member, tasks, (channels, height, width)
-
-
-def _in(key: str, value: object, accepted: Range) -> Any:
-    try:
-        return accepted.check(key, value)
-    except UserError as error:  # which does not name the file
-        raise ValueError(error) from None
