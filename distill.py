@@ -7,6 +7,10 @@ zoo, zoo of fewer members, student, isolated networks -> a table: accuracy, para
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import argparse
 import sys
 import time

@@ -6,6 +6,10 @@ RUN -> the members that never saw the task, and others trained again without it 
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import argparse
 import sys
 from collections.abc import Mapping, Sequence

@@ -7,6 +7,10 @@ rows -> run directory (facts) -> summary, final table, TensorBoard (derived)
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import os
 import shlex
 import sys
@@ -58,6 +62,7 @@ from utils.compute import (
 )
 from utils.config import RunConfig
 from utils.errors import SignalError, TrainingError, UserError, one_line, print_anything
+from utils.machine import notice
 from utils.options import Invocation, check_contradictions, parse
 from utils.seeding import seeded
 from utils.trees import to_bytes
@@ -210,6 +215,7 @@ def header_of(
         ("method", config.method),
         ("network", f"{config.hyper.model}, {parameters:,} parameters and a head per task"),
         ("device", device),
+        *([("machine", text)] if (text := notice()) else []),
         ("run", f"{path}, resumed after episode {done}" if done else str(path)),
     ]
 
