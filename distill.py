@@ -29,13 +29,14 @@ from evaluation.measurements import Row
 from methods import check_saved
 from methods.base import Setting
 from methods.joint import Joint
-from modelzoo import episode_facts, facts_of, resolve, save_members, targets_of, try_network
+from modelzoo import episode_facts, facts_of, resolve, save_members, targets_of, trial_network, try_network
 from records.checkpoints import ending_on_sigterm
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config, read_summary
 from records.lock import locked
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.summary import load_isolated, summarize
+from training.threads import use_threads
 from utils.compute import (
     Compute,
     describe_device,
@@ -139,7 +140,10 @@ def distill(options: argparse.Namespace) -> None:
         compute = zoo.as_trained
         with enough_memory(f"training on {device}", "try --device cpu"):
             taught = lesson(zoo, stream)
-            parameters, compute, launch = try_network(replace(config, method="joint"), taught, compute)
+            net = trial_network(config, taught)
+            if options.threads is None:
+                use_threads(net.trunk, taught.spec.input_shape, config.hyper.batch, device)
+            parameters, compute, launch = try_network(net, replace(config, method="joint"), taught, compute)
             stack.enter_context(locked(out, "--run_dir "))
             check_place(out, options)  # nobody else has begun there meanwhile
             monitor = Console(options.quiet)

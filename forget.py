@@ -23,6 +23,7 @@ from records.console import Console
 from records.directory import CONFIG, check_free, read_summary
 from records.lock import locked
 from training.loop import TrainingStats
+from training.threads import use_threads
 from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
 from utils.config import RANGES
 from utils.errors import TrainingError, UserError, one_line, print_anything
@@ -100,6 +101,9 @@ def forget(options: argparse.Namespace) -> None:
         successors, stats, fingerprint = kept(zoo, task), TrainingStats(), None
         if options.retrain:
             with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
+                if options.threads is None:
+                    trunk = zoo.net(zoo.members[0])[0].trunk
+                    use_threads(trunk, zoo.input_shape, zoo.config.hyper.batch, zoo.device)
                 more, stats, fingerprint = retrained(zoo, task, options.data_dir, Console(options.quiet))
                 successors += more
         if not successors:

@@ -39,6 +39,7 @@ from methods import (
 )
 from methods.base import Learned, Method, Setting
 from net import build_net, count_parameters
+from net.multihead import MultiHead
 from records.checkpoints import RunCheckpoints, ending_on_sigterm, load_state
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, holds_run, read_config, read_measurements, read_summary
@@ -49,6 +50,7 @@ from records.resume import check_data_of, check_same_data, compared_with, extend
 from records.summary import final_table, load_isolated, saved_table, summarize
 from records.tensorboard import TensorBoard
 from training.launch import choose_launch
+from training.threads import use_threads
 from utils.compute import (
     Compute,
     describe_device,
@@ -148,6 +150,9 @@ def prepare_and_run(invocation: Invocation) -> None:
         bf16 = runs_in_bf16(config.precision, device)
         with enough_memory(f"the data on {device}", "--samples keeps fewer images"):
             stream = build_stream(config, device)
+            net = trial_network(config, stream)
+            if config.threads is None:
+                use_threads(net.trunk, stream.spec.input_shape, config.hyper.batch, device)
             resolved = resolve(config, device, bf16, stream, invocation.isolated, base)
         if plan.saved is not None:
             check_same_data(path, plan.saved, resolved)
@@ -156,7 +161,7 @@ def prepare_and_run(invocation: Invocation) -> None:
             check_data_of(base, plan.base_saved, first.fingerprint(), config.data_dir)
         isolated = load_isolated(invocation.isolated, resolved) if invocation.isolated else None
         with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
-            parameters, compute, launch = try_network(config, stream, Compute(device, bf16))
+            parameters, compute, launch = try_network(net, config, stream, Compute(device, bf16))
             method = build_method(Setting(config, stream.spec, compute))
             directory = stack.enter_context(opened(plan, resolved, stream))
             done, earlier = directory.manifest.episode, directory.manifest.seconds
@@ -460,21 +465,28 @@ def resolve(
     return {"stream": config.stream, **plain, "data_sha256": stream.fingerprint(), **provenance()}
 
 
-def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:
-    """Build a network once, so that one that does not fit the images fails before anything is written.
+def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
+    """A network, built so that one that does not fit the images fails before anything is written.
 
-    Returns:
-        Parameters of the trunk, and how steps are launched: see choose_launch.
+    Raises:
+        UserError: there is no such network, or it cannot take inputs of this shape.
     """
     task, hyper = stream.tasks[0], config.hyper
     with seeded(config.seed, "trial"):
         try:
-            net = build_net(hyper.model, stream.spec.input_shape, hyper.dropout, {task.id: task.num_outputs})
+            return build_net(hyper.model, stream.spec.input_shape, hyper.dropout, {task.id: task.num_outputs})
         except UserError as error:
             raise UserError(f"{hyper.path}: {error}") from None
+
+
+def try_network(
+    net: MultiHead, config: RunConfig, stream: TaskStream, compute: Compute
+) -> tuple[int, Compute, str]:  # fmt: skip
+    """Parameters of the trunk, and how training steps are launched: see choose_launch."""
+    task, waits = stream.tasks[0], METHODS[config.method].waits
+    with seeded(config.seed, "trial"):
         net.to(compute.device)
-        waits = METHODS[config.method].waits
-        compute, launch = choose_launch(net, task.id, task.train, stream.spec, hyper, compute, waits)
+        compute, launch = choose_launch(net, task.id, task.train, stream.spec, config.hyper, compute, waits)
     return count_parameters(net.trunk), compute, launch
 
 
