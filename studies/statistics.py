@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -22,6 +21,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     mean = float(np.mean(values))
     if n == 1:
         return mean, math.nan
+    from scipy import stats  # slow to import
+
     return mean, float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
 
 
@@ -42,6 +43,8 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
     if np.ptp(difference) == 0:
         return 1.0 if difference[0] == 0 else 0.0
     t = difference.mean() * math.sqrt(n) / difference.std(ddof=1)
+    from scipy import stats  # slow to import
+
     return float(2 * stats.t.sf(abs(t), n - 1))
 
 

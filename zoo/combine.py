@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 COMBINE = ("mean", "weighted", "stacked")
@@ -187,6 +186,8 @@ def stacked(one: Combination, held: HeldOut) -> Combination:
         penalty = 0.5 * float(away @ (values - start))
         return -float(np.log(np.maximum(p[here, targets], _LEAST)).sum()) + penalty, gradient + away
 
+    from scipy.optimize import minimize  # slow to import, and most runs combine nothing
+
     values = minimize(loss, start, jac=True, method="L-BFGS-B").x
     return replace(one, weights=tuple(values[:members].tolist()), biases=tuple(values[members:].tolist()))
 
@@ -213,6 +214,8 @@ def _temperatures(said: Mapping[int, Sequence[tuple[Tensor, Tensor]]]) -> dict[i
 
     Source: Guo et al., "On calibration of modern neural networks", 2017.
     """
+
+    from scipy.optimize import minimize_scalar  # slow to import
 
     def loss(log_temperature: float, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
         heat = math.exp(log_temperature)
