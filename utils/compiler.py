@@ -25,6 +25,8 @@ class _StandIn(ModuleType):
         pass
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":  # inspect looks at all modules; a submodule needs the path
+            raise AttributeError(name)
         if sys.modules.get(_NAME) is self:
             del sys.modules[_NAME]
         torch._dynamo = importlib.import_module(_NAME)
