@@ -7,6 +7,10 @@ run directories -> results.csv, table.md, table.tex, report.html (derived; --tab
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__, computes=False)  # before torch is loaded
+
 import argparse
 import os
 import re

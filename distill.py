@@ -7,6 +7,10 @@ zoo, zoo of fewer members, student, isolated networks -> a table: accuracy, para
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import argparse
 import sys
 import time
@@ -31,10 +35,11 @@ from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config
 from records.lock import locked
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
-from records.session import try_network
+from records.session import trial_network, try_network
 from records.summary import load_isolated, read_summary, summarize
 from records.writing import episode_facts, facts_of, resolve, save_members, targets_of
 from training.recipe import Recipe
+from training.threads import use_threads
 from utils.compute import (
     Compute,
     describe_device,
@@ -122,7 +127,11 @@ def distill(options: argparse.Namespace) -> None:
         compute = zoo.as_trained
         with enough_memory(f"training on {device}", "try --device cpu"):
             taught = lesson(zoo, stream)
-            parameters, compute, launch = try_network(replace(config, method="joint"), taught, compute)
+            joint = replace(config, method="joint")
+            net = trial_network(joint, taught)
+            if options.threads is None:
+                use_threads(net.trunk, taught.spec.input_shape, config.hp.batch, device)
+            parameters, compute, launch = try_network(net, joint, taught, compute)
             stack.enter_context(locked(out, "--run_dir "))
             check_place(out, options)  # nobody else has begun there meanwhile
             monitor = Console(options.quiet)

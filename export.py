@@ -5,6 +5,10 @@ RUN -> Zoo -> one module -> DIR/{model.onnx, model.pt2, tasks.json, README.md}
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import argparse
 import sys
 from collections.abc import Sequence

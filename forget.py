@@ -6,6 +6,10 @@ RUN -> the members that never saw the task, and others trained again without it 
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +24,7 @@ from records.directory import CONFIG, check_free
 from records.lock import locked
 from records.summary import read_summary
 from training.loop import TrainingStats
+from training.threads import use_threads
 from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
 from utils.errors import TrainingError, UserError, one_line, run_program
 from utils.files import beside
@@ -87,6 +92,9 @@ def forget(options: argparse.Namespace) -> None:
         successors, stats, fingerprint = kept(zoo, task), TrainingStats(), None
         if options.retrain:
             with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
+                if options.threads is None:
+                    trunk = zoo.net(zoo.members[0])[0].trunk
+                    use_threads(trunk, zoo.input_shape, zoo.config.hp.batch, zoo.device)
                 more, stats, fingerprint = retrained(zoo, task, options.data_dir, Console(options.quiet))
                 successors += more
         if not successors:

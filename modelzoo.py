@@ -7,6 +7,10 @@ measurements -> run directory (facts) -> summary, final table, TensorBoard (deri
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import sys
 import time
 from collections.abc import Sequence

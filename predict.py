@@ -6,6 +6,10 @@ images or folders -> decoded, a chunk ahead of the networks -> probabilities -> 
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import argparse
 import csv
 import os

@@ -9,6 +9,10 @@ All of it is derived: it can be made again at any time from the run directories 
 
 from __future__ import annotations
 
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import argparse
 import os
 import shlex

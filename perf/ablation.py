@@ -11,6 +11,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 
+import common  # noqa: F401  # before torch: it decides how threads wait
 import torch
 import torch.nn.functional as F
 from common import (

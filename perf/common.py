@@ -15,21 +15,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from utils.startup import prepare
+
+prepare(__name__)  # before torch is loaded
+
 import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-import modelzoo  # noqa: E402
-from datasets import STREAMS  # noqa: E402
-from datasets.config import DataConfig  # noqa: E402
-from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream  # noqa: E402
-from datasets.images.views import permutation  # noqa: E402
-from datasets.task import TaskStream  # noqa: E402
-from utils.compute import describe_device  # noqa: E402
+import modelzoo
+from datasets import STREAMS
+from datasets.config import DataConfig
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
+from datasets.images.views import permutation
+from datasets.task import TaskStream
+from utils.compute import describe_device
 
 TASKS, CLASSES, BATCH, DROPOUT = 5, 2, 16, 0.2
 Measure = Callable[[], float]

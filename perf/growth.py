@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+import common  # noqa: F401  # before torch: it decides how threads wait
 import torch
 from common import MNIST, Case, title, use, write_configs
 

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import common  # noqa: F401  # before torch: it decides how threads wait
 import torch
 import torch.nn.functional as F
 from common import BATCH, CIFAR, CIFAR_WRN, CLASSES, TASKS, in_turn, random_images, ratio, title

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import common  # noqa: F401  # before torch: it decides how threads wait
 import numpy as np
 import torch
 from common import MNIST, title, use, write_configs

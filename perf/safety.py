@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import common  # noqa: F401  # before torch: it decides how threads wait
 import torch
 from common import CIFAR_WRN, DIGITS, PROJECT, Case, in_turn, ratio, title, use, write_configs
 

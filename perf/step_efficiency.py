@@ -14,6 +14,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 
+import common  # noqa: F401  # before torch: it decides how threads wait
 import torch
 from common import (
     BATCH,

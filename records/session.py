@@ -24,6 +24,7 @@ from methods import METHODS, build_method
 from methods.base import Method, Setting, check_requirements, new_network
 from methods.config import RunConfig
 from net import count_parameters
+from net.multihead import MultiHead
 from records.checkpoints import RunCheckpoints, load_state
 from records.directory import (
     RunDirectory,
@@ -41,6 +42,7 @@ from records.tables import read_measurements
 from records.writing import header_of, precision_of, resolve, targets_of
 from training.launch import choose_launch
 from training.loop import check_batch
+from training.threads import use_threads
 from utils.compute import (
     Compute,
     describe_device,
@@ -135,12 +137,15 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     compute = Compute(device, runs_in_bf16(config.precision, device))
     with enough_memory(f"the data on {device}", "--samples keeps fewer images"):
         stream = build_stream(config.data, config.seed, device)
+        net = trial_network(config, stream)
+        if config.threads is None:
+            use_threads(net.trunk, stream.spec.input_shape, config.hp.batch, device)
         reference = plan.invocation.command.isolated
         resolved = resolve(config, compute, stream, reference, plan.base)
     check_data(plan, stream, resolved)
     isolated = load_isolated(reference, resolved) if reference else None
     with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
-        parameters, compute, launch = try_network(config, stream, compute)
+        parameters, compute, launch = try_network(net, config, stream, compute)
         method = build_method(Setting(config, stream.spec, compute))
     directory = stack.enter_context(_directory(plan, resolved, stream))
     done, earlier = directory.manifest.episode, directory.manifest.seconds
@@ -321,22 +326,37 @@ def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
     return list(stream.multitask((config.rounds or len(stream.tasks)) + config.warm_start))
 
 
-def try_network(config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:
-    """Build a network once, so that one that does not fit the images fails before anything is written.
+def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
+    """A network, built so that one that does not fit the inputs fails before anything is written.
+
+    Raises:
+        UserError: it cannot take inputs of this shape, or batches of this size.
+    """
+    tasks = stream.tasks[:1] if config.continual else stream.tasks
+    with seeded(config.seed, "trial"):
+        try:
+            net = new_network(config, stream.spec, {task.id: task.num_outputs for task in tasks})
+            check_batch(net, config.hp, len(tasks[0].train))
+        except UserError as error:
+            raise UserError(f"{config.net.path}: {error}") from None
+    return net
+
+
+def try_network(
+    net: MultiHead, config: RunConfig, stream: TaskStream, compute: Compute
+) -> tuple[int, Compute, str]:  # fmt: skip
+    """Take a step on trial with a network that is not needed otherwise.
 
     Returns:
         Parameters of the trunk, and how steps are launched: see choose_launch.
+
+    Raises:
+        UserError: the method cannot learn with this network or objective.
     """
-    task, recipe = stream.tasks[0], config.hp
-    sizes = {other.id: other.num_outputs for other in ([task] if config.continual else stream.tasks)}
+    task, method = stream.tasks[0], METHODS[config.method]
+    check_requirements(method, stream.spec, net, config.hp)
     with seeded(config.seed, "trial"):
-        try:
-            net = new_network(config, stream.spec, sizes).to(compute.device)
-            check_batch(net, recipe, len(task.train))
-        except UserError as error:
-            raise UserError(f"{config.net.path}: {error}") from None
-        check_requirements(METHODS[config.method], stream.spec, net, recipe)
-        method = build_method(Setting(config, stream.spec, compute))
-        rule = method.trial_rule(task)
-        compute, launch = choose_launch(net, task.id, task.train, stream.spec, recipe, compute, method.waits, rule)
+        net.to(compute.device)
+        rule = method(Setting(config, stream.spec, compute)).trial_rule(task)
+        compute, launch = choose_launch(net, task.id, task.train, stream.spec, config.hp, compute, method.waits, rule)
     return count_parameters(net.trunk), compute, launch

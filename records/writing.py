@@ -21,6 +21,7 @@ from records.directory import RunDirectory
 from records.members import SavedMember, saved_net
 from records.monitor import EpisodeFacts
 from utils.compute import Compute, peak_memory, provenance
+from utils.machine import notice
 from utils.settings import plain
 
 
@@ -44,6 +45,7 @@ def header_of(
         *([] if metric == ACCURACY else [("metric", better)]),
         ("network", f"{config.net.model}, {parameters:,} parameters and a head per task"),
         ("device", device),
+        *([("machine", text)] if (text := notice()) else []),
         ("run", f"{path}, resumed after episode {done}" if done else str(path)),
     ]
 

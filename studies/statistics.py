@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -19,6 +18,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     mean = float(np.mean(values)) if len(values) else math.nan
     if len(values) < 2:
         return mean, math.nan
+    from scipy import stats  # slow to import
+
     return mean, float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
 
 
@@ -38,6 +39,8 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
         return math.nan
     if np.allclose(difference, difference[0], rtol=1e-12, atol=1e-12):  # equal but for rounding
         return float(abs(difference[0]) <= 1e-12)
+    from scipy import stats  # slow to import
+
     return float(stats.ttest_rel(one, other).pvalue)
 
 

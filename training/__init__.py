@@ -2,3 +2,7 @@
 
 Which tasks follow each other is decided in methods/; nothing here knows of streams, episodes or run directories.
 """
+
+from utils.compiler import do_without_compiler
+
+do_without_compiler()

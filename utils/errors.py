@@ -7,6 +7,7 @@ import difflib
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 _LONGEST = 5000  # a line; a path may have 4096
 
@@ -66,6 +67,13 @@ def print_anything() -> None:
     """Names of files that are no text (in POSIX they are bytes) are shown with numbers, not refused by print."""
     with contextlib.suppress(AttributeError):  # not a file of this process
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def missing_file(path: str) -> str:
+    """One sentence for a YAML file that does not exist, with those that lie in the same folder."""
+    folder = Path(path).parent
+    known = sorted(found.name for found in folder.glob("*.yaml")) if folder.is_dir() else []
+    return f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")
 
 
 def unknown(kind: str, name: object, known: Iterable[str], list_limit: int = 30) -> str:

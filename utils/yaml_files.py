@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UserError, missing_file
 from utils.files import NUMBER
 
 _LARGEST_YAML = 16 << 20  # bytes
@@ -42,9 +41,7 @@ def load_yaml(path: str) -> dict[str, Any]:
         if len(content) > _LARGEST_YAML:
             raise UserError(f"{path} is larger than {_LARGEST_YAML >> 20} MiB, which no configuration is")
     except FileNotFoundError:
-        folder = Path(path).parent
-        known = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-        raise UserError(f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")) from None
+        raise UserError(missing_file(path)) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UserError(f"{path} cannot be read: {error}") from None
     return parse_yaml(path, content)

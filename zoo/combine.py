@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax
 from torch import Tensor
 
 COMBINE = ("mean", "weighted", "stacked")
@@ -170,6 +168,8 @@ def stacked(one: Combination, held: HeldOut) -> Combination:
     Source: stacking, Wolpert 1992, with a log-linear second level.
     """
     heat = one.temperatures or (1.0,) * len(one.members)
+    from scipy.special import log_softmax  # slow to import
+
     logs = np.stack([(held.log_probabilities[m].double() / t).log_softmax(-1).clamp_min(math.log(_LEAST)).numpy()
                      for m, t in zip(one.members, heat, strict=True)], -1)  # fmt: skip
     here, targets = np.arange(len(logs)), held.targets.numpy()
@@ -184,6 +184,8 @@ def stacked(one: Combination, held: HeldOut) -> Combination:
         away = (values - start) / _STACKING_SPREAD**2
         penalty = 0.5 * float(away @ (values - start))
         return penalty - float(answer[here, targets].sum()), gradient + away
+
+    from scipy.optimize import minimize  # slow to import, and most runs combine nothing
 
     values = minimize(loss, start, jac=True, method="L-BFGS-B").x
     return replace(one, weights=tuple(values[:members].tolist()), biases=tuple(values[members:].tolist()))
@@ -211,6 +213,8 @@ def _temperatures(said: Mapping[int, Sequence[tuple[Tensor, Tensor]]]) -> dict[i
 
     Source: Guo et al., "On calibration of modern neural networks", 2017.
     """
+
+    from scipy.optimize import minimize_scalar  # slow to import
 
     def loss(log_temperature: float, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
         heat = math.exp(log_temperature)
