@@ -20,12 +20,33 @@ FIRST, MORE = "[[0, 1], [2, 3, 4]]", "[[5, 6], {name: last, classes: [7, 8, 9]}]
 RECIPE = ["--hp_config", "hp.yaml", "--samples", "8", "--quiet", "--continual"]
 
 
-@pytest.fixture(autouse=True)
-def configs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def write_configs():
     for name, tasks in {"first": FIRST, "more": MORE, "all": FIRST[:-1] + ", " + MORE[1:]}.items():
         Path(f"{name}.yaml").write_text(f"dataset: digits\ntasks: {tasks}\n")
     Path("hp.yaml").write_text("model: conv\nepochs: 2\nbatch: 8\n")
+
+
+@pytest.fixture(autouse=True)
+def configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_configs()
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A finished run of the first two tasks."""
+    folder = tmp_path_factory.mktemp("learned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_configs()
+        assert learn("first", "base") == 0
+    return folder / "base"
+
+
+@pytest.fixture
+def base(learned):
+    """The same, in the current folder."""
+    shutil.copytree(learned, "base")
 
 
 def learn(data, run, *more):
@@ -92,10 +113,9 @@ def test_what_was_kept_is_kept(given):
     same_bits("longer", "whole")
 
 
-def test_an_extended_run_is_extended_and_resumed():
+def test_an_extended_run_is_extended_and_resumed(base):
     Path("one.yaml").write_text("dataset: digits\ntasks: [[5, 6]]\n")
     Path("two.yaml").write_text("dataset: digits\ntasks: [{name: last, classes: [7, 8, 9]}]\n")
-    assert learn("first", "base") == 0
     assert extend("base", "base-extended", "one") == 0
     assert extend("base-extended", "twice", "two") == 0
     assert learn("all", "whole") == 0
@@ -107,8 +127,7 @@ def test_an_extended_run_is_extended_and_resumed():
     same_bits("killed", "whole")
 
 
-def test_the_default_directory_is_beside_the_run(capsys):
-    assert learn("first", "base") == 0
+def test_the_default_directory_is_beside_the_run(capsys, base):
     assert main(["--extend", "base", "--data_config", "more.yaml", "--quiet"]) == 0
     assert json.loads(Path("base-extended/summary.json").read_text())["tasks"] == 4
     with open("base-extended/episodes.csv") as file:
@@ -136,10 +155,9 @@ def test_the_default_directory_is_beside_the_run(capsys):
         (["--extend", "other", "--data_config", "more.yaml"], "the data are not those that other was trained on"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_extended_is_refused(given, words, capsys):
+def test_what_cannot_be_extended_is_refused(given, words, capsys, base):
     Path("turned.yaml").write_text("dataset: rotated_digits\ntasks: [[5, 6]]\n")
     Path("wrong.yaml").write_text("dataset: digits\ntasks: [[5, 12]]\n")
-    assert learn("first", "base") == 0
     for name in {"old", "damaged", "other"} & set(given):
         shutil.copytree("base", name)
     manifest = read_manifest(Path("base"))

@@ -109,7 +109,7 @@ def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
     stops = 0
     for _ in range(30):
         with monkeypatch.context() as patch:
-            stop_after(patch, rng.randint(2, 8))
+            stop_after(patch, rng.randint(2, 6))
             code = start("run", *(["--resume"] if stops else []), *given)
         if code == 0:
             break
@@ -150,7 +150,8 @@ def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
     """tests/fuzz/torture.py kills runs everywhere."""
     given = [*options(method), "--checkpoint_minutes", "0"]
     assert start("whole", *given) == 0
-    for count in (1, 1.5, 2, 2.5, *(n / 2 for n in range(6, 400, every))):
+    first = (1, 1.5, 2, 2.5) if method == "zoo" else ()  # what every run writes first
+    for count in (*first, *(n / 2 for n in range(6, 400, every))):
         shutil.rmtree("run", ignore_errors=True)
         with monkeypatch.context() as patch:
             kill_at_write(patch, count)
