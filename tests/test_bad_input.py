@@ -152,6 +152,7 @@ def images(name, yaml, *words):
 
 
 def isolated(name, summary, config, *words):
+    summary = summary.replace("{", '{"metric": "accuracy", ', 1) if summary != "{" else summary
     files = {"summary.json": summary.encode(), "config.yaml": config.encode()}
     entries = {path: Entry(len(content), hashlib.sha256(content).hexdigest()) for path, content in files.items()}
     files["manifest.json"] = Manifest(files=entries).content()
@@ -301,13 +302,13 @@ CASES = [
     isolated("damaged reference", "{", "{}", "is not the directory of a finished run"),
     isolated(
         "empty reference",
-        '{"method": "isolated", "metric": "accuracy", "per_task_acc": [1]}',
+        '{"method": "isolated", "per_task_acc": [1]}',
         "",
         "not the directory of a finished run",
     ),
     isolated(
         "another reference",
-        '{"method": "isolated", "metric": "accuracy", "per_task_acc": [1]}',
+        '{"method": "isolated", "per_task_acc": [1]}',
         "{}",
         "another 'dataset'",
     ),

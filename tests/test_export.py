@@ -201,7 +201,8 @@ def test_no_path_of_this_machine_is_in_the_files(here):
 def random_zoo(model, shape):
     """A network that nobody has trained, with answers that differ."""
     tasks = [SavedTask(1, "one", ("a", "b")), SavedTask(2, "two", ("a", "b", "c"))]
-    member = SavedMember(0, 1, (1, 2), (1.0, 1.0), 0, model)
+    names, classes = tuple(task.name for task in tasks), tuple(task.classes for task in tasks)
+    member = SavedMember(0, 1, False, (1, 2), (1.0, 1.0), names, classes, model, 0.2, shape, 0)
     zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], shape, CPU)
     with seeded(0, "net"), torch.no_grad():
         net = build_net(model, shape, settings_class(model)(dropout=0.2), {1: 2, 2: 3}).eval()
