@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from utils.machine import threads_for
 
 # As many as there are cores, or as OMP_NUM_THREADS says.
-_MOST = torch.get_num_threads()
+MOST_THREADS = torch.get_num_threads()
 
 
 def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int, device: torch.device) -> None:
@@ -22,7 +22,7 @@ def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int, device: to
         shape: of one of its inputs.
     """
     if device.type == "cpu":
-        torch.set_num_threads(threads_for(batch * multiply_adds(trunk, shape), _MOST))
+        torch.set_num_threads(threads_for(batch * multiply_adds(trunk, shape), MOST_THREADS))
 
 
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:
