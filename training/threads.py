@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from utils.machine import threads_for
 
 # As many as there are cores, or as OMP_NUM_THREADS says.
-_MOST = torch.get_num_threads()
+MOST_THREADS = torch.get_num_threads()
 
 
 def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int | str, device: torch.device) -> None:
@@ -24,7 +24,7 @@ def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int | str, devi
     """
     if device.type == "cpu":
         work = multiply_adds(trunk, shape)
-        torch.set_num_threads(_MOST if isinstance(batch, str) else threads_for(batch * work, _MOST))
+        torch.set_num_threads(MOST_THREADS if isinstance(batch, str) else threads_for(batch * work, MOST_THREADS))
 
 
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:

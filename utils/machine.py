@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # With one of these the user has decided how threads wait.
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _SECONDS = 0.1  # that the machine is looked at; /proc/stat counts hundredths
 _ROOM = 0.5  # cores that others may use before threads that spin get into their way
 # Multiply-adds of a forward pass below which a thread is not worth waking; see docs/performance.md.
@@ -54,7 +54,7 @@ def choose_waiting(environment: MutableMapping[str, str] | None = None) -> None:
     global _found
     environment = os.environ if environment is None else environment
     load = look(environment)
-    sleeps = load.busy and not any(name in environment for name in _WAITING)
+    sleeps = load.busy and not any(name in environment for name in WAITING)
     if sleeps:
         environment["OMP_WAIT_POLICY"] = "passive"
     _found = load, sleeps
