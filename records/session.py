@@ -151,9 +151,10 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     done, earlier = directory.manifest.episode, directory.manifest.seconds
     evaluation = Evaluation(stream, method, config.seed, (row for row in directory.rows if row.episode == done))
     episodes = schedule(config, stream)
+    if plan.saved is not None or plan.base is not None:
+        stack.enter_context(_fitting(path))
     if done:
-        with _fitting(path):
-            _restore(method, evaluation, directory, episodes)
+        _restore(method, evaluation, directory, episodes)
     checkpoints = RunCheckpoints(
         directory, plan.invocation.command.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
     )
@@ -257,7 +258,7 @@ def finished_run(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """While saved state is restored: it is taken to be right until it is used.
+    """While a run that is resumed or extended goes on: what was saved is taken to be right until it is used.
 
     Raises:
         UserError: what was saved does not belong to this run.

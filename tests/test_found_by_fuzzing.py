@@ -81,7 +81,8 @@ def in_json(**values):
 
     def change(content):
         facts = json.loads(content) | values
-        return json.dumps({key: value for key, value in facts.items() if value is not None}).encode()
+        removed = {key for key, value in values.items() if value is None}
+        return json.dumps({key: value for key, value in facts.items() if key not in removed}).encode()
 
     return change
 
@@ -90,8 +91,8 @@ def in_yaml(**values):
     return lambda content: yaml.safe_dump(yaml.safe_load(content) | values).encode()
 
 
-def in_hyper(**values):
-    return lambda content: yaml.safe_dump((old := yaml.safe_load(content)) | {"hyper": old["hyper"] | values}).encode()
+def in_net(**values):
+    return lambda content: yaml.safe_dump((old := yaml.safe_load(content)) | {"net": old["net"] | values}).encode()
 
 
 def all_bytes(byte):
@@ -166,9 +167,11 @@ CASES = [
     image("a PNG file 100,000,000 pixels high", png_claiming(1, 10**8, b""), "too many"),
     image("a grey PNG file 100,000,000 pixels high", png_claiming(1, 10**8, b"", 1, 0), "too many"),
     # command lines
-    Found("a directory whose name is no text", "modelzoo", (*CONTINUAL, "--samples", "4", "--run_dir", "\udc80x")),
+    Found("a directory whose name is no text", "modelzoo", (*CONTINUAL, "--run_dir", "\udc80x"), ("is no text",)),
     Found("a null character in --run_dir", "modelzoo", (*CONTINUAL, "--run_dir=d.yaml\0"),
           ("--run_dir d.yaml", "null")),
+    Found("two dashes for a value", "modelzoo", (*CONTINUAL, "--run_dir=--"), ("--run_dir: expected one argument",)),
+    using("predict", "two dashes for a value", ZOOS, "run --task auto --top=-- pictures", PICTURES, "--top"),
     using("predict", "a long --out", ZOOS, f"run --task auto --out {LONG} pictures", PICTURES, "--out xxx"),
     using("distill", "--data_dir is no text", ZOOS, "run --run_dir made --data_dir=\udcff", {}, "--data_dir"),
     using("forget", "a null character in --run_dir", ZOOS, "run --task 3 --run_dir a\0b", {}, "--run_dir a"),
@@ -203,7 +206,7 @@ CASES = [
     report("episodes.csv without a row", {"run/episodes.csv": no_rows}, "run"),
     report("a nested member", {"run/members/member_000.json": NESTED}, "run"),
     report("no stream", {"run/config.yaml": lambda old: old.replace(b"stream:", b"streem:", 1)}, "run"),
-    report("a list for a number", {"run/config.yaml": in_hyper(dropout=[[0]])}, "run"),
+    report("a list for a number", {"run/config.yaml": in_net(dropout=[[0]])}, "run"),
     report("targets out of range", {"run/predictions/targets.": all_bytes(b"\x7f")}, "run"),
     # zoos
     using("export", "no targets", ZOOS, "run --out made --budget 1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -26,6 +27,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: an option is unknown, or lacks its value.
         """
+        for given in sys.argv[1:] if argv is None else argv:
+            if given.startswith("--") and given.endswith("=--"):  # argparse would return a list
+                raise UserError(f"argument {given[:-3]}: expected one argument")
         options, extra = self.parse_known_args(argv)
         if extra:
             known = [option for action in self._actions for option in action.option_strings]
