@@ -41,6 +41,7 @@ perf: install
 	$(BIN)/python perf/step_efficiency.py
 	$(BIN)/python perf/ablation.py
 	$(BIN)/python perf/growth.py
+	$(BIN)/python perf/shared_machine.py
 	$(BIN)/python perf/safety.py
 	$(BIN)/python perf/board.py
 	$(BIN)/python perf/reports.py

@@ -26,7 +26,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from methods import METHODS
-from records.directory import holds_run
 from records.lock import locked
 from records.manifest import read_manifest
 from records.summary import figure
@@ -243,14 +242,11 @@ def duration(seconds: float) -> str:
 
 
 def job(run: Run, store: Path, share: int) -> Job:
-    """The command of a run; `share`: threads, unless the grid gives them."""
-    threads = run.config.threads or share
+    """The command of a run; `share`: the most threads that it gets, unless the grid gives them."""
     command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet"]
-    # An interrupted run goes on with as many threads as it was begun with.
-    if run.config.threads is None and not holds_run(run.directory):
-        command.append(f"--threads={threads}")
     command.append("--resume")  # where it was interrupted, if it was
-    return Job(run.name, command, {"OMP_NUM_THREADS": str(threads)}, store / "logs" / f"{run.name}.log")
+    threads = str(run.config.threads or share)
+    return Job(run.name, command, {"OMP_NUM_THREADS": threads}, store / "logs" / f"{run.name}.log")
 
 
 def outcome(run: Run, end: Ended, failures: dict[str, str]) -> str:

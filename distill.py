@@ -89,7 +89,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", metavar="N", help="of the student's first weights and the order of its examples; the seed of the run "
         "says which these are (default: that of the run)")  # fmt: skip
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add("--threads", metavar="N", help="CPU threads (default: as many as there are cores)")
+    add("--threads", metavar="N", help="CPU threads (default: as many as the network is worth)")
     add("--quiet", action="store_true", help="print only the table (default: progress)")
     options = parser.parse_known(argv, (), "")
     check_text("--data_dir", options.data_dir)

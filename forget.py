@@ -56,7 +56,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace the run that is in --run_dir (default: refuse)")
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--data_dir", metavar="DIR", help="where the data lies, for --retrain (default: where the run had it)")
-    add("--threads", metavar="N", help="CPU threads (default: as many as there are cores)")
+    add("--threads", metavar="N", help="CPU threads (default: as many as the network is worth)")
     add("--quiet", action="store_true", help="print only what it costs (default: progress)")
     options = parser.parse_known(argv, (), "")
     if options.task is None:

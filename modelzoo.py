@@ -30,6 +30,8 @@ from utils.compute import enough_memory
 from utils.errors import SignalError, run_program
 from utils.trees import to_bytes
 
+_LESS = "a smaller batch or model in --hp_config needs less"  # memory
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 130 or 143 if stopped; one line on stderr."""
@@ -64,7 +66,7 @@ def run(invocation: Invocation) -> None:
             print(saved_table(plan.invocation.run_dir, plan.summary))
             return
         session = opened(plan, stack)
-        with enough_memory(f"training on {session.method.compute.device}", "a smaller batch or model needs less"):
+        with enough_memory(f"training on {session.method.compute.device}", _LESS):
             monitor = _watched(session, invocation.command.quiet)
             stack.callback(monitor.close)
             with session.checkpoints.catching():

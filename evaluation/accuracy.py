@@ -169,7 +169,7 @@ class Evaluation:
             else:
                 continue  # no member has learned the task yet
             yield (split, ""), objective.evaluate(predictions, examples.targets)
-            for name, positions in slices_of(examples).items():
+            for name, positions in examples.slices.items():
                 part = positions.to(predictions.device)
                 yield (split, name), objective.evaluate(predictions[part], examples.targets[part])
 
@@ -202,13 +202,7 @@ class Evaluation:
 
 def further_splits(task: Task) -> dict[str, Examples]:
     """Evaluation splits beside train, test and held-out examples, by name."""
-    splits: Mapping[str, Examples] = getattr(task, "splits", {})
-    return {name: part for name, part in splits.items() if name not in ("train", "test", HELD_OUT)}
-
-
-def slices_of(examples: Examples) -> Mapping[str, Tensor]:
-    """Positions of the examples of each named part that is scored by itself."""
-    return getattr(examples, "slices", None) or {}
+    return {name: part for name, part in task.splits.items() if name not in ("train", "test", HELD_OUT)}
 
 
 def mixed_examples(tasks: Sequence[Task], seed: int) -> list[tuple[int, Examples]]:

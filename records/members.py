@@ -72,6 +72,8 @@ class SavedMember:
         texts = [*names, *(text for part in classes for text in part)]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("task_names and classes are not texts")
+        if not isinstance(content["net"], Mapping):
+            raise TypeError("net is not a model and its settings")
         "".join(texts).encode()  # surrogates cannot be written
         weights = tuple(_WEIGHTS.check("weights", weight) for weight in content["weights"])
         for key, values in {"weight": weights, "name": names, "list of classes": classes}.items():

@@ -32,7 +32,7 @@ from records.directory import (
     holds_run,
     read_config,
 )
-from records.invocation import Invocation, with_settings
+from records.invocation import Invocation, check_contradictions, with_settings
 from records.lock import locked
 from records.manifest import checked, is_removed_log, read_manifest, verify
 from records.members import answering, read_members, read_network
@@ -97,6 +97,7 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
         invocation = extended(invocation, before)
         check_free(path, command.overwrite, [command.extend])
         return Plan(invocation, invocation.config, base=command.extend, base_saved=before)
+    check_contradictions(invocation.given)
     config = with_settings(invocation)
     check_free(path, command.overwrite)
     return Plan(invocation, config)
@@ -248,7 +249,7 @@ def finished_run(path: Path) -> dict[str, Any]:
         raise UserError(f"--extend {path} is not the directory of a finished run")
     manifest = read_manifest(path)
     if manifest is None or not any(name.startswith("state/") for name in manifest.files):
-        raise UserError(f"--extend {path} has no state to begin from: it is derived from another run")
+        raise UserError(f"--extend {path} has no state to continue from: it was derived from another run")
     for name in manifest.files:
         if not is_removed_log(path, name):
             checked(path, manifest, name)

@@ -309,8 +309,8 @@ CASES = [
     isolated(
         "another reference",
         '{"method": "isolated", "per_task_acc": [1]}',
-        "{data: {dataset: mnist}, net: {model: conv}, hp: {lr: 1}}",
-        "was run with another 'data.",
+        "{data: {dataset: mnist}, net: {}, hp: {}}",
+        "another 'data.dataset'",
     ),
     damaged("CIFAR that is a web page", "cifar10", f"{CIFAR}/data_batch_2", b"<html>", "damaged or cut short", "again"),
     damaged("truncated Mini-ImageNet", "mini_imagenet", f"{MINI}-test.pkl", CACHE[:-1000], "damaged or cut short"),

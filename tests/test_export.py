@@ -74,7 +74,7 @@ def by_torch(folder):
 
 def of_test(here):
     """Task -> its test images, uint8, and the right classes."""
-    stream = rotated_digits(Zoo.load(here / "zoo", "cpu").config, CPU)
+    stream = rotated_digits(Zoo.load(here / "zoo", "cpu").config.data, 0, CPU)
     return {task.id: (Mixture([(task.id, task.test)]).inputs(slice(None)), task.test.targets) for task in stream.tasks}
 
 
@@ -170,7 +170,7 @@ def test_the_card_says_how_it_was_made(here):
     assert facts["combination"] == "stacked; temperatures: task; networks a task: at most 2"
     parameters = sum(member.parameters for member in zoo.members if member.number in used)
     assert int(facts["parameters"].replace(",", "")) <= parameters
-    assert {"method": "zoo", "model": "conv", "epochs": "3", "seed": "0"}.items() <= facts.items()
+    assert {"method": "zoo", "net.model": "conv", "hp.epochs": "3", "seed": "0"}.items() <= facts.items()
     assert f"torch {torch.__version__}" in facts["versions"]
     plain = dict(table((here / "plain/README.md").read_text(), "## Training"))
     assert int(plain["parameters"].replace(",", "")) == zoo.parameters
@@ -202,7 +202,7 @@ def random_zoo(model, shape):
     """A network that nobody has trained, with answers that differ."""
     tasks = [SavedTask(1, "one", ("a", "b")), SavedTask(2, "two", ("a", "b", "c"))]
     names, classes = tuple(task.name for task in tasks), tuple(task.classes for task in tasks)
-    member = SavedMember(0, 1, False, (1, 2), (1.0, 1.0), names, classes, model, 0.2, shape, 0)
+    member = SavedMember(0, 1, False, (1, 2), (1.0, 1.0), names, classes, {"model": model}, shape, 0)
     zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], shape, CPU)
     with seeded(0, "net"), torch.no_grad():
         net = build_net(model, shape, settings_class(model)(dropout=0.2), {1: 2, 2: 3}).eval()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from net import build_trunk
+from net import build_trunk, settings_class
 from training import threads
 from utils import machine, startup
 from utils.machine import Load, cores_in_use, threads_for
@@ -102,7 +102,7 @@ def test_a_run_does_not_depend_on_how_threads_wait(tmp_path):
 def test_multiply_adds_of_the_small_network():
     # Outputs times the inputs of each, layer by layer: 28 -> 26 -> 13 -> 11 -> 5 -> 3.
     expected = 26**2 * 80 * 9 + 11**2 * 80 * (80 * 9) + 3**2 * 80 * (80 * 9)
-    assert threads.multiply_adds(build_trunk("conv", (1, 28, 28), 0.2), (1, 28, 28)) == expected
+    assert threads.multiply_adds(build_trunk("conv", (1, 28, 28), settings_class("conv")()), (1, 28, 28)) == expected
 
 
 def test_multiply_adds_of_groups_strides_and_linear_layers():
@@ -120,8 +120,12 @@ def test_a_network_gets_the_threads_that_its_work_is_worth(monkeypatch, side, ex
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(threads, "MOST_THREADS", 2)
-    threads.use_threads(build_trunk("conv", (1, side, side), 0.2), (1, side, side), 16, torch.device("cpu"))
-    threads.use_threads(build_trunk("conv", (1, side, side), 0.2), (1, side, side), 16, torch.device("meta"))
+    threads.use_threads(
+        build_trunk("conv", (1, side, side), settings_class("conv")()), (1, side, side), 16, torch.device("cpu")
+    )
+    threads.use_threads(
+        build_trunk("conv", (1, side, side), settings_class("conv")()), (1, side, side), 16, torch.device("meta")
+    )
     assert asked == [expected]  # and nothing is changed where a CPU does not train
 
 

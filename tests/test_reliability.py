@@ -389,7 +389,7 @@ def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(method, monkey
         error = capsys.readouterr().err
         assert code == 1
         assert re.fullmatch(
-            r"modelzoo.py: run\S* cannot be written: No space left on device; when it can, go on with: "
+            r"modelzoo.py: run\S* cannot be written: No space left on device; when it can, resume with: "
             r"python modelzoo.py --resume --run_dir run\n",
             error,
         ), error

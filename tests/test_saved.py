@@ -77,9 +77,9 @@ def test_a_loaded_zoo_says_what_the_run_said(method, runs):
 
 def test_only_the_members_that_are_asked_are_read(runs, monkeypatch):
     read, run = [], runs("zoo", "--tasks_per_round", "2")
-    checked = saved.checked
+    checked = members.checked
     monkeypatch.setattr(
-        saved, "checked", lambda path, manifest, name: read.append(name) or checked(path, manifest, name)
+        members, "checked", lambda path, manifest, name: read.append(name) or checked(path, manifest, name)
     )
     zoo = Zoo.load(run, "cpu")
     assert not [name for name in read if name.endswith("safetensors")]
@@ -191,7 +191,7 @@ def rewritten(run, name, content):
         ("classes", [["0", "1", "2"]], "classes of task 1 are 3, config.yaml has 2"),
         ("task_names", [7], "task_names and classes are not texts"),
         ("input_shape", [1, 30000, 30000], "its input_shape is (1, 30000, 30000); it must be"),
-        ("net", "timm/resnet18", "a net that config.yaml does not have"),
+        ("net", {"model": "timm/resnet18"}, "a net that config.yaml does not have"),
         ("member", 3, "it is another member"),
         ("parameters", -1, "parameters is -1; it must be"),
         ("episode", None, "key 'episode' is missing"),

@@ -180,7 +180,7 @@ def test_training_in_bf16_is_close_to_float32():
         task = stream.tasks[0]
         predictions = predict_examples(net, 1, task.test, stream.spec, compute)
         assert predictions.dtype == torch.float32
-        accuracies.append(stream.spec.objective.evaluate(predictions, task.test.targets).accuracy)
+        accuracies.append(stream.spec.objective.evaluate(predictions, task.test.targets)["accuracy"].value)
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.15)
     assert min(accuracies) > 0.6
 

@@ -14,9 +14,9 @@ from utils.errors import missing_file, one_line
 _FILES = ("--data_config", "--hp_config", "--method_config", "--config")
 _RUNS = ("--extend", "--isolated", "--verify")
 _RUN_COMES_FIRST = ("predict.py", "distill.py", "export.py", "forget.py")
-# Loading torch makes half a million objects that stay. Python's collector, which looks at all of them again and again,
-# takes a fifth of that time with its usual thresholds (700, 10, 10).
-_COLLECT = (50_000, 20, 20)
+# Loading torch makes half a million objects that stay. Collections of all objects, of which Python would make four
+# meanwhile, take a tenth of that time and find nothing; those of young objects stay as frequent as they are.
+_COLLECT = (700, 10, 1000)
 
 
 def prepare(name: str, *, computes: bool = True) -> None:
