@@ -26,10 +26,10 @@ from statistics import median
 import common
 import torch
 from common import BATCH, CASES, CIFAR_WRN, DROPOUT, PROJECT, bare_step, fixed_batch, in_turn, title
-from utils.config import HyperConfig
 
-from net import build_net
+from net import build_net, settings_class
 from training.optimizers import make_optimizer
+from training.recipe import Recipe
 from training.threads import use_threads
 from utils.compute import keep_freed_memory
 from utils.machine import WAITING
@@ -47,12 +47,13 @@ def loop(name: str, way: str, seconds: float) -> tuple[float, float]:
     """Images per second of a bare loop in this process, and how many cores it used."""
     case = LOOPS[name]
     keep_freed_memory()
-    net = build_net(case.model, case.shape, DROPOUT, dict.fromkeys(range(1, common.TASKS + 1), common.CLASSES))
+    heads = dict.fromkeys(range(1, common.TASKS + 1), common.CLASSES)
+    net = build_net(case.model, case.shape, settings_class(case.model)(dropout=DROPOUT), heads)
     if way == "auto":
         use_threads(net.trunk, case.shape, BATCH, CPU)
     if way == "one":
         torch.set_num_threads(1)
-    step = bare_step(net, make_optimizer(net, HyperConfig(case.model, batch=BATCH), 0.01), fixed_batch(case, CPU))
+    step = bare_step(net, make_optimizer(net, Recipe(batch=BATCH), 0.01), fixed_batch(case, CPU))
     step()
     begin, used, steps = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - begin < seconds:

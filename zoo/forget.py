@@ -197,14 +197,15 @@ def write(
     }  # fmt: skip
     directory.commit(1, len(successors), stats.seconds, {})
     directory.finish(summary, AVERAGES)
-    costs = {}
-    for task in remaining:
-        scores = after[task.number]
-        costs[task.number] = Cost(
-            len(zoo.members_for(task)), members[task.number], before[task.number]["accuracy"].value,
-            None if scores is None else scores["accuracy"].value,
-        )  # fmt: skip
-    return costs
+    return {task.number: _cost(zoo, task, members[task.number], before, after) for task in remaining}
+
+
+def _cost(
+    zoo: Zoo, task: SavedTask, members: int, before: Mapping[int, Scores], after: Mapping[int, Scores | None]
+) -> Cost:  # fmt: skip
+    scores = after[task.number]
+    accuracy = None if scores is None else scores["accuracy"].value
+    return Cost(len(zoo.members_for(task)), members, before[task.number]["accuracy"].value, accuracy)
 
 
 def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor]) -> dict[str, Any]:
