@@ -58,7 +58,7 @@ def load_grid(path: str, store: Path) -> Grid:
     content = load_yaml(path)
     known = [*AXES, *grid_options(), "continual"]
     for key in content:
-        if key not in known and not key.startswith(_SECTIONS):
+        if key not in known and not str(key).startswith(_SECTIONS):
             raise UserError(f"{path}: {unknown('key', key, known)}")
     streams = _files(path, content, "streams", data_section)
     hyperparams = _files(path, content, "hyperparams", net_sections)
@@ -133,7 +133,7 @@ def _entry(path: str, entry: object) -> Entry:
     where = f"{where}: {label}"
     known = ["label", "method", "continual", *grid_options()]
     for key in given:
-        if key not in known and not key.startswith(_SECTIONS):
+        if key not in known and not str(key).startswith(_SECTIONS):
             raise UserError(f"{where}: {unknown('key', key, known)}")
     return Entry(method, label, {key: _option(where, key, value) for key, value in given.items()})
 
@@ -161,7 +161,7 @@ def _option(where: str, key: str, value: object) -> Any:
         if not isinstance(value, bool):
             raise UserError(f"{where}: {key} is {value!r}; it must be true or false")
         return value
-    if key.startswith(_SECTIONS):
+    if str(key).startswith(_SECTIONS):
         return value
     if key not in grid_options():
         raise UserError(f"{where}: {unknown('key', key, grid_options())}")

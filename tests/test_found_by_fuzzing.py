@@ -193,6 +193,8 @@ CASES = [
     # benchmarks
     benchmark("a tag in a grid", {"run": Folder(), "g.yaml": GRID.replace(b"[d.yaml]", b"[!!bool maybe]")},
               "g.yaml is not valid YAML"),
+    benchmark("a number for a key of a grid", {"g.yaml": GRID.replace(b"samples:", b"4294967296:")}, "'4294967296'"),
+    benchmark("a number for a key that varies", {"g.yaml": GRID + b"vary: {7: [1]}\n"}, "g.yaml: vary", "'7'"),
     store("a nested summary", "summary.json", NESTED, ZOO),
     store("a text for a figure", "summary.json", in_json(members_per_prediction="inf"), ZOO),
     store("a list for an accuracy", "summary.json", in_json(per_task_acc=[[0.5]]), ZOO),
