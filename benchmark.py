@@ -31,7 +31,7 @@ from records.manifest import read_manifest
 from records.summary import figure
 from studies.grid import AXES, PROJECT, Grid, grid_options, load_grid, undashed
 from studies.jobs import Ended, Job, run_jobs
-from studies.store import Run, check_run, read_config, read_summary, write_tables
+from studies.store import PlannedRun, check_run, config_of, summary_of, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
 from utils.errors import UserError, run_program
@@ -76,7 +76,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="benchmark.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run methods x streams x networks x seeds and compare them in tables.",
+        description="PlannedRun methods x streams x networks x seeds and compare them in tables.",
         epilog="\n".join([HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), EXIT_CODES]),
     )  # fmt: skip
     parser.add_argument("--config", metavar="YAML", help="the grid")
@@ -132,7 +132,7 @@ def check_machine(grid: Grid, path: str) -> None:
     made: dict[tuple[str, str], str] = {}
     for run in sorted(grid.runs, key=lambda run: not run.finished):
         if run.finished:
-            precision = str(read_config(run).get("precision"))
+            precision = str(config_of(run).get("precision"))
         else:
             try:
                 device = pick_device(run.config.device)
@@ -150,8 +150,8 @@ def check_machine(grid: Grid, path: str) -> None:
 # Running it.
 
 
-def execute(runs: Sequence[Run], store: Path, at_a_time: int, lock: int, failures: dict[str, str]) -> None:
-    """Run them; a line for each that has ended. `failures` receives name -> reason."""
+def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, failures: dict[str, str]) -> None:
+    """PlannedRun them; a line for each that has ended. `failures` receives name -> reason."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // at_a_time)
     (store / "logs").mkdir(exist_ok=True)
@@ -168,7 +168,7 @@ def execute(runs: Sequence[Run], store: Path, at_a_time: int, lock: int, failure
 class Lines:
     """On a terminal, below what has ended: a line for each run that is under way, and the time that remains."""
 
-    def __init__(self, runs: Mapping[str, Run], at_a_time: int, begin: float) -> None:
+    def __init__(self, runs: Mapping[str, PlannedRun], at_a_time: int, begin: float) -> None:
         self.ended = 0
         self._runs, self._begin = runs, begin
         off = not sys.stderr.isatty()
@@ -204,7 +204,7 @@ class Lines:
         sys.stdout.flush()
 
 
-def episodes(run: Run) -> tuple[int, int]:
+def episodes(run: PlannedRun) -> tuple[int, int]:
     """How many are complete, and of how many."""
     config, tasks = run.config, len(run.config.data.tasks)
     total = tasks if config.continual else 1
@@ -217,7 +217,7 @@ def episodes(run: Run) -> tuple[int, int]:
     return 0 if manifest is None else manifest.episode, total
 
 
-def make_report(runs: Sequence[Run], store: Path, command: str) -> None:
+def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
     """The finished runs side by side.
 
     Raises:
@@ -241,7 +241,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def job(run: Run, store: Path, share: int) -> Job:
+def job(run: PlannedRun, store: Path, share: int) -> Job:
     """The command of a run; `share`: the most threads that it gets, unless the grid gives them."""
     command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet"]
     command.append("--resume")  # where it was interrupted, if it was
@@ -249,10 +249,10 @@ def job(run: Run, store: Path, share: int) -> Job:
     return Job(run.name, command, {"OMP_NUM_THREADS": threads}, store / "logs" / f"{run.name}.log")
 
 
-def outcome(run: Run, end: Ended, failures: dict[str, str]) -> str:
+def outcome(run: PlannedRun, end: Ended, failures: dict[str, str]) -> str:
     """In a word; a failure is noted."""
     if end.code == 0 and run.finished:
-        summary = read_summary(run)
+        summary = summary_of(run)
         return f"{summary['metric']} {figure(summary, 'avg_acc_final'):.4f}"
     failures[run.name] = end.reason() if end.code else "it ended without a summary.json"
     return "failed"

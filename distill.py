@@ -27,7 +27,7 @@ from datasets.task import TaskStream
 from evaluation.accuracy import AVERAGES, Evaluation
 from evaluation.measurements import Measurement
 from methods import check_name
-from methods.base import Setting
+from methods.base import Context
 from methods.config import RunConfig
 from methods.joint import Joint
 from records.checkpoints import ending_on_sigterm
@@ -53,7 +53,7 @@ from utils.files import beside
 from utils.options import Parser, check_text, whole
 from utils.settings import NoSettings, Range
 from zoo import Zoo
-from zoo.distill import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
+from zoo.distillation import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
 from zoo.options import add_combination
 
 _NUMBERS = {
@@ -256,7 +256,7 @@ def teach(
         TrainingError: training diverged.
     """
     monitor.episode_begins(1, 1)
-    begin, student = time.perf_counter(), Joint(Setting(config, taught.spec, compute))
+    begin, student = time.perf_counter(), Joint(Context(config, taught.spec, compute))
     (episode,) = taught.multitask(1)
     learned = student.learn(episode, monitor)
     evaluation = Evaluation(taught, student, config.seed)
@@ -281,7 +281,7 @@ def write(
         directory.add_targets(targets_of(taught))
         save_members(directory, student, taught)
         directory.add_episode(facts, rows)
-        directory.commit(1, len(student.fresh), seconds, {})
+        directory.commit(1, len(student.new_members), seconds, {})
         directory.finish(summary, AVERAGES)
     except OSError as error:
         raise TrainingError(f"{error.filename or out} cannot be written: {error.strerror or error}") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from utils.errors import UserError, one_line, run_program, unknown
 from utils.options import Parser
-from zoo.export import FILES, check_formats, check_free, ship
+from zoo.exporting import FILES, check_formats, check_free, ship
 from zoo.options import add_combination, combined
 
 BOTH = "both"

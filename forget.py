@@ -31,7 +31,7 @@ from utils.files import beside
 from utils.options import Parser, whole
 from utils.settings import Range
 from zoo import Zoo
-from zoo.forget import CERTIFICATE, Cost, kept, retrained, write
+from zoo.forgetting import CERTIFICATE, Cost, kept, retrained, write
 
 
 def main(argv: Sequence[str] | None = None) -> int:

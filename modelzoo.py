@@ -104,7 +104,7 @@ def learn(session: Session, monitor: RunMonitor) -> None:
         facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
         directory.add_episode(facts, [*before, *rows])
         monitor.episode_ends(facts, rows)
-        members = directory.manifest.members + len(method.fresh)
+        members = directory.manifest.members + len(method.new_members)
         trees = {**method.state_dict(), **evaluation.state_dict()}
         state = {part: None if tree is None else to_bytes(tree) for part, tree in trees.items()}
         directory.commit(episode.number, members, checkpoints.seconds(), state)

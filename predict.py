@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.scenarios import RULE, RULES
+from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS
 from utils.errors import UserError, one_line, run_program, unknown
 from utils.files import written_whole
 from utils.options import Parser, whole
@@ -59,8 +59,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", metavar="CSV", help="file, task, class, probability, and one column a class (default: lines on stdout)"
     )
     add("--top", metavar="K", default="3", help="classes in a line on stdout, the likeliest first (default: 3)")
-    add("--rule", metavar="NAME", default=RULE,
-        help=f"how --task auto finds the task: {', '.join(RULES)} (default: {RULE})")  # fmt: skip
+    add("--routing", metavar="NAME", default=DEFAULT_ROUTING,
+        help=f"how --task auto finds the task: {', '.join(ROUTINGS)} (default: {DEFAULT_ROUTING})")  # fmt: skip
     add_combination(parser)
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--threads", metavar="N", help="CPU threads (default: as many as there are cores)")
@@ -70,8 +70,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options.top = whole("--top", options.top)
     if options.threads is not None:
         options.threads = whole("--threads", options.threads, Range(1, 1024))
-    if options.rule not in RULES:
-        raise UserError(f"--rule: {unknown('rule', options.rule, RULES)}")
+    if options.routing not in ROUTINGS:
+        raise UserError(f"--routing: {unknown('rule', options.routing, ROUTINGS)}")
     return options
 
 
@@ -94,7 +94,7 @@ def predict(options: argparse.Namespace) -> int:
         with nullcontext(None) if out is None else written_whole(out) as file:
             table = Table(file) if file is not None else Lines(options.top)
             for names, images in decoded(files, zoo.input_shape, skipped):
-                table.add(names, zoo.predict(images, task, options.rule))
+                table.add(names, zoo.predict(images, task, options.routing))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
         print("predict.py: nobody reads the output any more (broken pipe)", file=sys.stderr)

@@ -33,7 +33,7 @@ import yaml
 from datasets import build_stream
 from datasets.task import Table, Task, TaskStream
 from methods import METHODS, build_method
-from methods.base import Setting
+from methods.base import Context
 from methods.memory.replay import balanced_order, balanced_subset, first_of_each
 from records.invocation import parse, with_settings
 from training.monitor import Monitor
@@ -91,7 +91,7 @@ def accuracy(argv: list[str], samples: int | None, memory: int | None, trial: tu
     config = with_settings(parse([*argv, *changes, "--continual", "--method", method, "--seed", str(seed)]))
     cpu = torch.device("cpu")
     stream = validation_stream(build_stream(config.data, config.seed, cpu), samples)
-    learner = build_method(Setting(config, stream.spec, Compute(cpu)))
+    learner = build_method(Context(config, stream.spec, Compute(cpu)))
     try:
         for episode in stream.continual():
             learner.learn(episode, Monitor())

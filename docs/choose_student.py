@@ -22,7 +22,7 @@ from distill import teach
 from records.monitor import RunMonitor
 from utils.compute import Compute
 from zoo import Zoo
-from zoo.distill import STUDENT, lesson, stored_inputs
+from zoo.distillation import STUDENT, lesson, stored_inputs
 
 SEEDS = range(3)
 TRIED = [(0.0, 4), (0.5, 1), (0.5, 4), (0.5, 8), (1.0, 4)]  # LABELS, EPOCHS
@@ -35,7 +35,7 @@ def held_out_accuracies(zoo: Zoo, labels: float, epochs: int) -> tuple[float, fl
     hp = replace(zoo.config.hp, epochs=epochs * (zoo.config.hp.epochs or 1))
     config = replace(zoo.config, method=STUDENT, continual=False, hp=hp)
     student, _, _ = teach(lesson(zoo, stream, labels), config, Compute(torch.device("cpu")), RunMonitor())
-    (member,) = student.fresh
+    (member,) = student.new_members
     of_zoo, of_student = [], []
     for task in stream.tasks:
         assert task.held_out is not None

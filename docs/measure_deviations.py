@@ -60,7 +60,7 @@ def unseen_tasks_in_the_mean() -> AbstractContextManager[Any]:
     def weights(self: ModelZoo) -> dict[int, float]:
         tasks, guess = self.memory.tasks, math.log(10)
         losses = torch.tensor(
-            [self.fits[t]["loss"].value for t in tasks] + [guess] * (10 - len(tasks)), dtype=torch.float64
+            [self.train_scores[t]["loss"].value for t in tasks] + [guess] * (10 - len(tasks)), dtype=torch.float64
         )
         raw = ((losses - losses.mean()) / losses.mean()).exp().clamp(1e-4, 1e3)[: len(tasks)]
         return dict(zip(tasks, (raw / raw.sum()).tolist(), strict=True))

@@ -29,12 +29,12 @@ from datasets import build_stream  # noqa: E402
 from datasets.objectives import CrossEntropy  # noqa: E402
 from datasets.task import TaskStream  # noqa: E402
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION  # noqa: E402
-from evaluation.scenarios import RULES, score_without_task  # noqa: E402
+from evaluation.scenarios import ROUTINGS, score_without_task  # noqa: E402
 from records.configuration import saved_config  # noqa: E402
 from records.directory import read_config  # noqa: E402
 from zoo import Zoo  # noqa: E402
 from zoo.combine import COMBINE, TEMPERATURES  # noqa: E402
-from zoo.distill import compared, middle_task, stored_inputs  # noqa: E402
+from zoo.distillation import compared, middle_task, stored_inputs  # noqa: E402
 from zoo.inputs import as_stored  # noqa: E402
 
 SEEDS = (0, 1, 2)
@@ -101,7 +101,7 @@ def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
         for temperature in ("none", "task"):
             one = zoo.combined("mean", temperature)
             answers = one.answers(as_stored(inputs, zoo.input_shape), [task.id for task in stream.tasks])
-            for rule in RULES:
+            for rule in ROUTINGS:
                 scores = score_without_task(answers, tasks, targets, same_classes=same, rule=rule)
                 means = [
                     np.mean([s["accuracy"].value for s in scores[name].values()])

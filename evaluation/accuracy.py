@@ -50,15 +50,15 @@ class Learner(Protocol):
     """What is measured: a method of methods/, seen from outside.
 
     Attributes:
-        fits: by task id, the scores of the method on the training examples that it has kept.
-        fresh: the networks of the last episode.
+        train_scores: by task id, the scores of the method on the training examples that it has kept.
+        new_members: the networks of the last episode.
         untrained: by task id, the predictions of the first network on the test inputs before it was trained, [N, C].
     """
 
     spec: StreamSpec
     compute: Compute
-    fits: dict[int, Scores]
-    fresh: list[Member]
+    train_scores: dict[int, Scores]
+    new_members: list[Member]
     untrained: dict[int, Tensor]
 
     def predict(self, task: Task) -> Tensor:
@@ -90,7 +90,7 @@ class Evaluation:
         """One row per task seen, split, slice and scenario; of the train split where examples were kept."""
         self._step += learned.stats.steps
         self._examples += learned.stats.images
-        for member in self._method.fresh:
+        for member in self._method.new_members:
             self._add(member)
             self._ask_held_out(member)
         rows = []
@@ -99,8 +99,8 @@ class Evaluation:
             if task.id in learned.changed or task.id not in self._scores:
                 self._scores[task.id] = dict(self._scored(task))
             measured = dict(self._scores[task.id])
-            if task.id in self._method.fits:
-                measured["train", ""] = self._method.fits[task.id]
+            if task.id in self._method.train_scores:
+                measured["train", ""] = self._method.train_scores[task.id]
             for (split, part), scores in measured.items():
                 rows.append(self._row(episode.number, task, split, part, TASK_INCREMENTAL, scores))
         return rows + self._without_task(episode.number, seen)
@@ -142,7 +142,7 @@ class Evaluation:
         if self._mixed is None:
             return
         spec, compute = self._method.spec, self._method.compute
-        outputs = outputs_of_heads(member.net, member.tasks, self._mixed, spec, compute, member.own)
+        outputs = outputs_of_heads(member.net, member.tasks, self._mixed, spec, compute, member.task_weights)
         for number, weight in zip(member.tasks, member.weights, strict=True):
             answer = answer_of(outputs[number], spec.objective)
             self._cache.add(number, _MIXED, torch.column_stack(astuple(answer)), weight)
@@ -155,7 +155,7 @@ class Evaluation:
                 member.predictions[number, HELD_OUT] = self._predictions(member, number, held)
 
     def _predictions(self, member: Member, task: int, examples: Examples) -> Tensor:
-        with member.net.for_task(member.own.get(task, {})):
+        with member.net.for_task(member.task_weights.get(task, {})):
             return predict_examples(member.net, task, examples, self._method.spec, self._method.compute)
 
     def _scored(self, task: Task) -> Iterator[tuple[tuple[str, str], Scores]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from net.multihead import MultiHead, Own
+from net.multihead import MultiHead, TaskWeights
 
 
 @dataclass
@@ -21,4 +21,4 @@ class Member:
     weights: tuple[float, ...]  # in the mean that answers each of the tasks
     replaces: bool  # whether earlier members do not answer any more
     predictions: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (task id, split) -> [N, C]
-    own: Mapping[int, Own] = field(default_factory=dict)  # by task: what it has of its own in the trunk
+    task_weights: Mapping[int, TaskWeights] = field(default_factory=dict)  # by task: what only it has in the trunk

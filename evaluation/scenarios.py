@@ -48,17 +48,17 @@ def energy(answer: Answer) -> Tensor:
 
 
 # How much speaks for a task. docs/using.md compares them.
-RULES: dict[str, Callable[[Answer], Tensor]] = {"entropy": entropy, "confidence": confidence, "energy": energy}
-RULE = "entropy"
+ROUTINGS: dict[str, Callable[[Answer], Tensor]] = {"entropy": entropy, "confidence": confidence, "energy": energy}
+DEFAULT_ROUTING = "entropy"
 
 
-def task_log_probabilities(answers: Sequence[Answer], rule: str = RULE) -> Tensor:
+def task_log_probabilities(answers: Sequence[Answer], rule: str = DEFAULT_ROUTING) -> Tensor:
     """log p(task), [N, T]: softmax over the tasks of what speaks for each of them."""
-    return torch.stack([RULES[rule](answer) for answer in answers], -1).double().log_softmax(-1)
+    return torch.stack([ROUTINGS[rule](answer) for answer in answers], -1).double().log_softmax(-1)
 
 
 def score_without_task(
-    answers: Mapping[int, Answer], tasks: Tensor, targets: Tensor, *, same_classes: bool, rule: str = RULE
+    answers: Mapping[int, Answer], tasks: Tensor, targets: Tensor, *, same_classes: bool, rule: str = DEFAULT_ROUTING
 ) -> dict[str, dict[int, Scores]]:  # fmt: skip
     """Scores of answers for which the task was not told.
 

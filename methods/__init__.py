@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from methods.agem import AGEM, MEGA
-from methods.base import Method, Setting
+from methods.base import Context, Method
 from methods.config import RunConfig
 from methods.der import DER, DERpp
 from methods.er import ER
@@ -84,6 +84,6 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
         )
 
 
-def build_method(setting: Setting) -> Method:
+def build_method(setting: Context) -> Method:
     """The method that the command line names."""
     return METHODS[setting.config.method](setting)

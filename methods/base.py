@@ -23,7 +23,7 @@ from training.loop import TrainingStats, not_finite
 from training.monitor import Monitor
 from training.prediction import predict_examples
 from training.recipe import Recipe
-from training.steps import Rule
+from training.steps import StepRule
 from utils.compute import Compute
 from utils.errors import TrainingError, UserError
 from utils.settings import NoSettings
@@ -69,7 +69,7 @@ class Requirements:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Context:
     """What every method is built from."""
 
     config: RunConfig
@@ -85,14 +85,16 @@ class Method(ABC):
         options: the fields of RunConfig that this method reads and others do not.
         Settings: what config/method/<name>.yaml holds.
         modes: continual, multi-task or both.
-        waits: why the steps of this method cannot be CUDA graphs; "" if they can.
-        lasting: names of the attributes that hold what it has learned: nested containers of tensors and plain values.
+        no_graph_reason: why the steps of this method cannot be CUDA graphs; "" if they can.
+        saved_attributes: names of the attributes that hold what it has learned: nested containers of tensors and
+            plain values.
         recipe: how each network is trained.
         memory: the training examples that are kept.
         checkpoints: where training that is under way is saved.
         untrained: by task id, what the first network said on the test inputs before it was trained, [N, C].
-        fresh: networks of the last episode, to be saved, with their predictions on the test inputs of their tasks.
-        fits: by task id, the scores of the method on the training examples that are kept.
+        new_members: networks of the last episode, to be saved, with their predictions on the test inputs of their
+            tasks.
+        train_scores: by task id, the scores of the method on the training examples that are kept.
         test_inputs: by task id, of all tasks revealed so far; the targets are hidden.
     """
 
@@ -100,16 +102,16 @@ class Method(ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type] = NoSettings
     modes: ClassVar[frozenset[str]] = frozenset({"continual", "multi-task"})
-    waits: ClassVar[str] = ""
-    lasting: ClassVar[tuple[str, ...]] = ()
+    no_graph_reason: ClassVar[str] = ""
+    saved_attributes: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
         self.recipe = self.config.hp
         self.checkpoints = Checkpoints()
         self.memory = ReplayMemory(self.budget(), self.config.seed, getattr(self.settings, "buffer", "") == "reservoir")
-        self.fresh: list[Member] = []
-        self.fits: dict[int, Scores] = {}
+        self.new_members: list[Member] = []
+        self.train_scores: dict[int, Scores] = {}
         self.untrained: dict[int, Tensor] = {}
         self.test_inputs: dict[int, Examples] = {}
 
@@ -118,9 +120,9 @@ class Method(ABC):
         """An instance of Settings."""
         return self.config.settings
 
-    def trial_rule(self, task: Task) -> Rule:
+    def trial_rule(self, task: Task) -> StepRule:
         """What is done in a step while the first task of a run is learned, for a step on trial."""
-        return Rule()
+        return StepRule()
 
     def new_network(self, head_sizes: Mapping[int, int]) -> MultiHead:
         """A network on the device that was not trained yet.
@@ -149,7 +151,7 @@ class Method(ABC):
 
     def reveal(self, episode: Episode) -> None:
         """An episode begins: note what must be known of its new tasks, and let go of the networks of the last one."""
-        self.fresh = []
+        self.new_members = []
         self.test_inputs.update({task.id: blind(task.test) for task in episode.new})
 
     def revisit(self, episodes: Sequence[Episode]) -> None:
@@ -180,9 +182,9 @@ class Method(ABC):
         A part is None if it is what it was when this was last called: so the cost need not grow with the stream.
         """
         return {
-            "method": {name: getattr(self, name) for name in self.lasting},
-            "fits": {task: {name: astuple(scored) for name, scored in scores.items()}
-                     for task, scores in self.fits.items()},
+            "method": {name: getattr(self, name) for name in self.saved_attributes},
+            "train_scores": {task: {name: astuple(scored) for name, scored in scores.items()}
+                     for task, scores in self.train_scores.items()},
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
@@ -195,11 +197,12 @@ class Method(ABC):
         Raises:
             KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError: not such a state.
         """
-        for name in self.lasting:
+        for name in self.saved_attributes:
             setattr(self, name, state["method"][name])
         self.revisit(episodes)
-        self.fits = {
-            task: {name: Scored(*scored) for name, scored in scores.items()} for task, scores in state["fits"].items()
+        self.train_scores = {
+            task: {name: Scored(*scored) for name, scored in scores.items()}
+            for task, scores in state["train_scores"].items()
         }
 
     def ask(self, net: MultiHead, task_id: int, examples: Examples, place: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Requirements, Setting, Storage
+from methods.base import Context, Requirements, Storage
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch, Replays
@@ -66,9 +66,9 @@ class DER(ReplayNet):
         alpha: float = setting(Range(0, whole=False), "weight of the recorded outputs")
 
     requires = Requirements(classes=True)  # it records the logits of classes, [kept, C]
-    lasting = (*ReplayNet.lasting, "_recorded")
+    saved_attributes = (*ReplayNet.saved_attributes, "_recorded")
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         self._recorded: dict[int, Tensor] = {}  # by task: outputs on what is kept of it, [kept, C]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from datasets.task import Episode, Examples, Task, TrainSource
 from evaluation.averages import PredictionCache
 from evaluation.members import Member
-from methods.base import Method, Setting, Storage
+from methods.base import Context, Method, Storage
 from net import count_parameters
 from training.loop import TrainingStats, train_member
 from training.monitor import Monitor
@@ -22,9 +22,9 @@ from utils.trees import Tree
 class Ensemble(Method):
     """Networks that are never changed once trained; a task is answered by the mean of those that saw it."""
 
-    lasting: ClassVar[tuple[str, ...]] = ("_weights", "_members", "_parameters", "_used", "_head_sizes")
+    saved_attributes: ClassVar[tuple[str, ...]] = ("_weights", "_members", "_parameters", "_used", "_head_sizes")
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         self.cache = PredictionCache()
         self._weights: dict[int, dict[int, float]] = {}  # by task: the weight of each member that saw it
@@ -43,7 +43,7 @@ class Ensemble(Method):
         for task in member.tasks:
             self._weights.setdefault(task, {})[member.number] = weights[task]
             self.count(member, task, "test", self.test_inputs[task])
-        self.fresh.append(member)
+        self.new_members.append(member)
         self._members += 1
         self._parameters += count_parameters(member.net)
         self._used += count_parameters(member.net.trunk) * len(head_sizes) + sum(

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 
 from datasets.mixture import Mixture
 from datasets.task import Task
-from methods.base import Requirements, Setting, Storage
+from methods.base import Context, Requirements, Storage
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
 from utils.seeding import generator
@@ -117,9 +117,9 @@ class EWC(SingleNet):
 
     # The Fisher information is that of a distribution over classes; springs know the steps of SGD with momentum.
     requires = Requirements(classes=True, optimizers=("sgd",))
-    lasting = (*SingleNet.lasting, "_stiffness", "_pull")
+    saved_attributes = (*SingleNet.saved_attributes, "_stiffness", "_pull")
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         self._stiffness: Values = {}
         self._pull: Values = {}

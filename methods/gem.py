@@ -85,7 +85,7 @@ class GEM(ReplayNet):
 
         margin: float = setting(Range(0, whole=False), "added to the weights of the constraints")
 
-    waits = "whether GEM has to project depends on the gradients"
+    no_graph_reason = "whether GEM has to project depends on the gradients"
 
     def past(self, task: Task) -> Joined | None:
         if not self.memory.tasks:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Requirements, Setting, Storage
+from methods.base import Context, Requirements, Storage
 from methods.single import NormRule, SingleNet
 from methods.subnets import hold_others
 from net.multihead import MultiHead
@@ -130,9 +130,9 @@ class GPM(SingleNet):
 
     # A step that scales each value by itself, as Adam's, is not at right angles to the basis any more.
     requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True, optimizers=("sgd",))
-    lasting = (*SingleNet.lasting, "_bases")
+    saved_attributes = (*SingleNet.saved_attributes, "_bases")
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         self._bases: dict[str, Tensor] = {}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Episode, Task
-from methods.base import Requirements, Setting, Storage
+from methods.base import Context, Requirements, Storage
 from methods.single import NormRule, SingleNet
 from net import count_parameters
 from net.multihead import MultiHead
@@ -75,7 +75,7 @@ class LwF(SingleNet):
 
     requires = Requirements(classes=True, own_heads=True)  # what old heads say of the classes of their tasks
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         self._old: MultiHead | None = None
 

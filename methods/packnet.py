@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.task import Task
-from methods.base import Setting
+from methods.base import Context
 from methods.subnets import FixedWeights, Masks, Subnets
 from training.optimizers import learning_rates
 from training.recipe import Recipe
@@ -77,7 +77,7 @@ class PackNet(Subnets):
 
         tasks: int = setting(Range(1), "how many tasks there is room for, in equal shares")
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         room, tasks = self.settings.tasks, len(self.config.data.tasks)
         if room < tasks:

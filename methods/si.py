@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Requirements, Setting, Storage
+from methods.base import Context, Requirements, Storage
 from methods.ewc import Springs, Values
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
@@ -71,9 +71,9 @@ class SI(SingleNet):
         damping: float = setting(Range(0, whole=False, open_low=True), "xi of the paper")
 
     requires = Requirements(optimizers=("sgd",))  # see Springs
-    lasting = (*SingleNet.lasting, "_importance", "_pull")
+    saved_attributes = (*SingleNet.saved_attributes, "_importance", "_pull")
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         self._importance: Values = {}
         self._pull: Values = {}

@@ -12,21 +12,21 @@ from torch import Tensor, nn
 
 from datasets.task import Episode, Examples, Task
 from evaluation.members import Member
-from methods.base import Learned, Method, Setting, Storage
+from methods.base import Context, Learned, Method, Storage
 from methods.memory.audit import Budget
 from net import BatchNorm, count_parameters
-from net.multihead import MultiHead, Own
+from net.multihead import MultiHead, TaskWeights
 from training.batches import Joined, Replays
 from training.loop import train_member
 from training.monitor import Monitor
-from training.steps import Rule
+from training.steps import StepRule
 from utils.errors import TrainingError
 from utils.seeding import generator, seeded
 from utils.settings import Range, setting
 from utils.trees import Tree
 
 
-class NormRule(Rule):
+class NormRule(StepRule):
     """Batch normalisation that stays as the first task has left it, if asked to."""
 
     frozen = False
@@ -60,9 +60,9 @@ class SingleNet(Method):
         )
 
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
-    lasting: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_seen")
+    saved_attributes: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_seen")
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         self._trunk: nn.Module | None = None
         self._heads: dict[int, tuple[Tensor, Tensor]] = {}  # weight [C, D] and bias [C], by `_head_of` a task
@@ -88,13 +88,13 @@ class SingleNet(Method):
         """The task has been learned; returns how many gradients of single examples this took."""
         return 0
 
-    def own(self, task_id: int) -> Own:
+    def task_weights(self, task_id: int) -> TaskWeights:
         """What of the trunk is not the newest where the task is answered."""
         return self._norms.get(task_id, {})
 
     # What they share.
 
-    def trial_rule(self, task: Task) -> Rule:
+    def trial_rule(self, task: Task) -> StepRule:
         """The rule of the first task, on a network of its own."""
         return self.rule(task)
 
@@ -128,22 +128,22 @@ class SingleNet(Method):
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
         seen = tuple(self._seen)
         number, net = episode.number - 1, self.network(seen)
-        own = {task_id: self.own(task_id) for task_id in seen}
-        member = Member(number, episode.number, seen, net, (1.0,) * len(seen), replaces=True, own=own)
+        own = {task_id: self.task_weights(task_id) for task_id in seen}
+        member = Member(number, episode.number, seen, net, (1.0,) * len(seen), replaces=True, task_weights=own)
         for task_id in seen:
             member.predictions[task_id, "test"] = self._asked(task_id, self.test_inputs[task_id], episode.number)
-        self.fresh = [member]
+        self.new_members = [member]
         return Learned((task.id,), {}, stats, changed=seen)
 
     def answer(self, task: Task) -> Tensor:
         """Predictions of the network as the last episode has left it. [N, C]"""
-        if self.fresh:
-            return self.fresh[-1].predictions[task.id, "test"]
+        if self.new_members:
+            return self.new_members[-1].predictions[task.id, "test"]
         return self._asked(task.id, task.test, len(self._seen))
 
     def _asked(self, task_id: int, examples: Examples, episode: int) -> Tensor:
         net = self.network([task_id])
-        with net.for_task(self.own(task_id)):
+        with net.for_task(self.task_weights(task_id)):
             return self.ask(net, task_id, examples, f"episode {episode} (task {task_id})")
 
     def state_dict(self) -> dict[str, Tree]:

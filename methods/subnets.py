@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Requirements, Setting, Storage
+from methods.base import Context, Requirements, Storage
 from methods.single import NormRule, SingleNet
 from net import BatchNorm
-from net.multihead import MultiHead, Own
+from net.multihead import MultiHead, TaskWeights
 from training.batches import Batch
 from utils.settings import setting
 
@@ -89,9 +89,9 @@ class Subnets(SingleNet):
 
     # A head that tasks share would go on changing under the old ones.
     requires = Requirements(layers=MASKED, own_heads=True)
-    lasting = (*SingleNet.lasting, "_masks")
+    saved_attributes = (*SingleNet.saved_attributes, "_masks")
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Context) -> None:
         super().__init__(setting)
         self._masks: dict[int, Masks] = {}
 
@@ -108,8 +108,8 @@ class Subnets(SingleNet):
         self._masks[task.id] = rule.masks()
         return 0
 
-    def own(self, task_id: int) -> Own:
-        return {**super().own(task_id), **self._masks[task_id]}
+    def task_weights(self, task_id: int) -> TaskWeights:
+        return {**super().task_weights(task_id), **self._masks[task_id]}
 
     def storage(self) -> Storage:
         """The network, and a bit per weight and task: a parameter has 32."""

@@ -92,7 +92,7 @@ class WSN(Subnets):
         share: float = setting(Range(0, 1, whole=False, open_low=True), "of each layer's weights that a task uses")
         score_rate: float = setting(Range(0, whole=False), "factor on the learning rate of the scores")
 
-    waits = "those of WSN have not been tried as a CUDA graph"
+    no_graph_reason = "those of WSN have not been tried as a CUDA graph"
 
     def rule(self, task: Task) -> Winning:
         return Winning(self.used, self.settings.share, self.settings.score_rate)

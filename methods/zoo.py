@@ -73,7 +73,7 @@ class ModelZoo(Ensemble):
         # The member that saw all of a task counts for as much more as it saw more.
         seen = {t: self.memory.share(t) for t in drawn} | {task.id: 1.0 for task in new}
         stats = self.grow(episode.number, sources, seen, monitor)
-        self._measure_fit({*self._keep(new), *self.fresh[-1].tasks})
+        self._measure_fit({*self._keep(new), *self.new_members[-1].tasks})
         return Learned(tuple(sources), weights, stats, changed=tuple(sources))
 
     def sampling_weights(self) -> dict[int, float]:
@@ -83,7 +83,9 @@ class ModelZoo(Ensemble):
             return {}
         if self.config.selection == "uniform":
             return dict.fromkeys(tasks, 1 / len(tasks))
-        losses = [self.fits[t]["loss"].value if t in self.fits else self._uninformed_loss(t) for t in tasks]
+        losses = [
+            self.train_scores[t]["loss"].value if t in self.train_scores else self._uninformed_loss(t) for t in tasks
+        ]
         return dict(zip(tasks, boosting_weights(torch.tensor(losses, dtype=torch.float64)).tolist(), strict=True))
 
     def _uninformed_loss(self, task: int) -> float:
@@ -108,8 +110,10 @@ class ModelZoo(Ensemble):
     def _measure_fit(self, tasks: Iterable[int]) -> None:
         """Loss and accuracy of the zoo on what is kept of some tasks, the newest member included."""
         for task_id in tasks:
-            self.fits.pop(task_id, None)
+            self.train_scores.pop(task_id, None)
             if task_id in self.memory.tasks:
                 kept = self.memory.examples(task_id)
-                self.count(self.fresh[-1], task_id, "train", kept)
-                self.fits[task_id] = self.spec.objective.evaluate(self.cache.average(task_id, "train"), kept.targets)
+                self.count(self.new_members[-1], task_id, "train", kept)
+                self.train_scores[task_id] = self.spec.objective.evaluate(
+                    self.cache.average(task_id, "train"), kept.targets
+                )

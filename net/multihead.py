@@ -15,7 +15,7 @@ from utils.errors import UserError
 # task: a linear head for each task; shared: one linear head for all; identity: the features are the outputs.
 HEADS = ("task", "shared", "identity")
 # What a task has of its own in a trunk that tasks share, by name: other values, or (bool) the weights that it uses.
-Own = Mapping[str, Tensor]
+TaskWeights = Mapping[str, Tensor]
 
 
 class MultiHead(nn.Module):
@@ -80,7 +80,7 @@ class MultiHead(nn.Module):
         return outputs if self.filled is None else outputs + self.filled[tasks]
 
     @contextmanager
-    def for_task(self, own: Own) -> Iterator[None]:
+    def for_task(self, own: TaskWeights) -> Iterator[None]:
         """The trunk as a task has it; weights that it does not use are 0."""
         here = self.trunk.state_dict()
         common = {name: here[name].clone() for name in own}

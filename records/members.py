@@ -15,7 +15,7 @@ from torch import Tensor
 from methods.config import RunConfig
 from net import build_net
 from net.config import NetConfig
-from net.multihead import MultiHead, Own
+from net.multihead import MultiHead, TaskWeights
 from records.manifest import Manifest, checked, damaged
 from utils.errors import UserError
 from utils.settings import Range, plain
@@ -135,7 +135,7 @@ def _read(path: Path, manifest: Manifest, number: int) -> SavedMember:
 
 def read_network(
     path: Path, manifest: Manifest, member: SavedMember, config: RunConfig, device: torch.device
-) -> tuple[MultiHead, Mapping[int, Own]]:
+) -> tuple[MultiHead, Mapping[int, TaskWeights]]:
     """The network of a member, in test mode, and what tasks have of their own in it.
 
     Raises:

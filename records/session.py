@@ -21,7 +21,7 @@ from datasets.task import Episode, TaskStream
 from evaluation.accuracy import Evaluation
 from evaluation.members import Member
 from methods import METHODS, build_method
-from methods.base import Method, Setting, check_requirements, new_network
+from methods.base import Context, Method, check_requirements, new_network
 from methods.config import RunConfig
 from net import count_parameters
 from net.multihead import MultiHead
@@ -147,7 +147,7 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     isolated = load_isolated(reference, resolved) if reference else None
     with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
         parameters, compute, launch = try_network(net, config, stream, compute)
-        method = build_method(Setting(config, stream.spec, compute))
+        method = build_method(Context(config, stream.spec, compute))
     directory = stack.enter_context(_directory(plan, resolved, stream))
     done, earlier = directory.manifest.episode, directory.manifest.seconds
     evaluation = Evaluation(stream, method, config.seed, (row for row in directory.rows if row.episode == done))
@@ -236,7 +236,7 @@ def saved_networks(path: Path, config: RunConfig, device: torch.device) -> Itera
     assert manifest is not None
     for place, saved in enumerate(answering(read_members(path, manifest))):
         net, own = read_network(path, manifest, saved, config, device)
-        yield Member(saved.number, saved.episode, saved.tasks, net, saved.weights, replaces=not place, own=own)
+        yield Member(saved.number, saved.episode, saved.tasks, net, saved.weights, replaces=not place, task_weights=own)
 
 
 def finished_run(path: Path) -> dict[str, Any]:
@@ -359,6 +359,8 @@ def try_network(
     check_requirements(method, stream.spec, net, config.hp)
     with seeded(config.seed, "trial"):
         net.to(compute.device)
-        rule = method(Setting(config, stream.spec, compute)).trial_rule(task)
-        compute, launch = choose_launch(net, task.id, task.train, stream.spec, config.hp, compute, method.waits, rule)
+        rule = method(Context(config, stream.spec, compute)).trial_rule(task)
+        compute, launch = choose_launch(
+            net, task.id, task.train, stream.spec, config.hp, compute, method.no_graph_reason, rule
+        )
     return count_parameters(net.trunk), compute, launch

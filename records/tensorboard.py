@@ -215,9 +215,9 @@ class History:
 
 def _of_episode(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, float]:
     test = [row for row in rows if row.is_test]
-    untold = {row.scenario for row in rows} - {TASK_INCREMENTAL}
+    uninformed_answer = {row.scenario for row in rows} - {TASK_INCREMENTAL}
     return {
-        **{f"without_task/{name}": mean_over_tasks(rows, name) or 0.0 for name in sorted(untold)},
+        **{f"without_task/{name}": mean_over_tasks(rows, name) or 0.0 for name in sorted(uninformed_answer)},
         **{
             f"average_{name}": sum(row.scores[name].value for row in test) / len(test)
             for name in test[0].scores

@@ -64,7 +64,7 @@ def main_metric(stream: TaskStream) -> Metric:
 
 def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
     """Weights and predictions of the networks that this episode brought."""
-    for member in method.fresh:
+    for member in method.new_members:
         tasks = [stream.task(number) for number in member.tasks]
         facts = SavedMember(
             number=member.number, episode=member.episode, replaces_earlier=member.replaces, tasks=member.tasks,
@@ -77,7 +77,7 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
 
 def member_tensors(member: Member) -> dict[str, Tensor]:
     """The network, and what tasks have of their own in its trunk (see MultiHead.for_task) as task_<id>/<name>."""
-    own = {f"task_{task}/{name}": value for task, parts in member.own.items() for name, value in parts.items()}
+    own = {f"task_{task}/{name}": value for task, parts in member.task_weights.items() for name, value in parts.items()}
     return {**member.net.state_dict(), **own}
 
 

@@ -14,7 +14,7 @@ from records.configuration import comparable, keys_where
 from records.run import Run
 from records.summary import figure
 from studies.statistics import mean_interval, paired_p
-from studies.tables import Table
+from studies.tables import ComparisonTable
 from utils.errors import UserError
 
 # Of config.yaml, what is not an option: where a run was made, and with what.
@@ -43,14 +43,14 @@ class Comparison:
     def runs(self) -> list[Run]:
         return [run for group in self.groups for run in group.runs.values()]
 
-    def table(self) -> Table:
+    def table(self) -> ComparisonTable:
         """The finished runs, for studies/tables.py."""
         rows = {
             group.label: {seed: run.summary for seed, run in group.runs.items() if run.finished}
             for group in self.groups
         }  # fmt: skip
         seeds = len({seed for group in self.groups for seed in group.runs})
-        return Table(self.title, seeds, {label: found for label, found in rows.items() if found})
+        return ComparisonTable(self.title, seeds, {label: found for label, found in rows.items() if found})
 
     def differing_options(self) -> dict[str, dict[str, str]]:
         """Option -> label -> value, of the options that are not the same in all groups; `settings` are of a method."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from reporting.groups import Comparison
 from studies.statistics import mean_interval
-from studies.tables import LEDGER, Table, latex, markdown
+from studies.tables import LEDGER, ComparisonTable, latex, markdown
 from utils.errors import UserError
 from utils.files import csv_bytes
 
 
-def _tables(comparisons: Sequence[Comparison]) -> list[Table]:
+def _tables(comparisons: Sequence[Comparison]) -> list[ComparisonTable]:
     found = [table for comparison in comparisons if (table := comparison.table()).rows]
     if not found:
         raise UserError("none of the runs is finished, so there is no table yet; --format html shows how far they are")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from methods import METHOD_OPTIONS, METHODS
 from records.configuration import data_section, net_sections
 from records.invocation import KEPT, Invocation, configure, options, with_settings
-from studies.store import Run
+from studies.store import PlannedRun
 from utils.errors import UserError, unknown
 from utils.settings import Declaration, Range
 from utils.yaml_files import load_yaml
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 class Grid:
     """All runs, one seed after the other, and what the notes below the tables say of them."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[PlannedRun, ...]
     options: str
 
 
@@ -188,7 +188,7 @@ def _check_entries(path: str, entries: Sequence[Entry], common: Mapping[str, Any
             raise UserError(f"{path}: {key} is not used by any method of the grid; leave it out")
 
 
-def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: Mapping[str, Any]) -> Run:
+def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: Mapping[str, Any]) -> PlannedRun:
     """A run with seed 0, in a directory without a seed."""
     kind = METHODS[entry.method]
     given: dict[str, Any] = {"continual": "continual" in kind.modes}
@@ -203,7 +203,7 @@ def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: 
         raise UserError(f"{path}: methods: {entry.label}: {undashed(error)}") from None
     net = Path(hyper).stem
     directory = store / f"{config.stream}-{net}-{re.sub('[^A-Za-z0-9._+-]+', '_', entry.label)}"
-    return Run(directory, entry.label, net, config, tuple(_arguments(given)))
+    return PlannedRun(directory, entry.label, net, config, tuple(_arguments(given)))
 
 
 def _invocation(given: Mapping[str, Any]) -> Invocation:
@@ -227,7 +227,7 @@ def undashed(error: UserError) -> str:
     return re.sub(r"--(?=[a-z])", "", str(error))
 
 
-def _with_seed(run: Run, seed: int) -> Run:
+def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:
     directory = run.directory.with_name(f"{run.name}-seed{seed}")
     here = (f"--seed={seed}", f"--run_dir={directory}")
     return replace(run, directory=directory, config=replace(run.config, seed=seed), arguments=(*run.arguments, *here))

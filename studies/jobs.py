@@ -43,7 +43,7 @@ class Ended:
 def run_jobs(
     jobs: Iterable[Job], at_a_time: int, lock: int, look: Callable[[Sequence[str]], None] = lambda names: None
 ) -> Generator[Ended, None, None]:
-    """Run the jobs in this order; yields each when it has ended. Closing the iterator ends those that still run.
+    """PlannedRun the jobs in this order; yields each when it has ended. Closing the iterator ends those that still run.
 
     Args:
         look: is called once a second with the names of the jobs that run.

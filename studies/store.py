@@ -18,7 +18,7 @@ from records import directory, summary
 from records.configuration import SECTIONS, comparable, keys_where, plain_config
 from records.directory import check_free, holds_run
 from records.manifest import SUMMARY, damaged, read_manifest
-from studies.tables import LEDGER, METRICS, Table, Values, latex, markdown
+from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
 from utils.errors import UserError
 from utils.files import csv_bytes, write_bytes
 from utils.settings import declarations, flat
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of modelzoo.py."""
 
     directory: Path
@@ -55,7 +55,7 @@ class Run:
         return manifest is not None and manifest.finished
 
 
-def check_run(run: Run, grid: str) -> None:
+def check_run(run: PlannedRun, grid: str) -> None:
     """A run that is there must be the one that the grid asks for, whether it is finished or to be gone on with.
 
     Raises:
@@ -65,7 +65,7 @@ def check_run(run: Run, grid: str) -> None:
         check_free(run.directory, overwrite=False)
         return
     asked = _determining(json.loads(json.dumps(plain_config(run.config), default=str)))
-    found = _determining(read_config(run))
+    found = _determining(config_of(run))
     for key in sorted(asked.keys() | found.keys()):
         if asked.get(key) != found.get(key) or (key in asked) != (key in found):
             was, now = (f"{values[key]!s:.60}" if key in values else "nothing" for values in (found, asked))
@@ -82,18 +82,18 @@ def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in keys_where("machine")}
 
 
-def read_config(run: Run) -> dict[str, Any]:
+def config_of(run: PlannedRun) -> dict[str, Any]:
     """config.yaml of a run, whose summary.json is tried too if it is finished.
 
     Raises:
         UserError: one of them is missing or damaged.
     """
     if run.finished:
-        read_summary(run)
+        summary_of(run)
     return directory.read_config(run.directory)
 
 
-def read_summary(run: Run) -> dict[str, Any]:
+def summary_of(run: PlannedRun) -> dict[str, Any]:
     """summary.json of a finished run, with figures where figures belong.
 
     Raises:
@@ -120,7 +120,9 @@ def _is_figure(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], options: str, command: str) -> None:
+def write_tables(
+    runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
+) -> None:
     """results.csv, table.md and table.tex from the run directories.
 
     Args:
@@ -142,7 +144,7 @@ def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], 
         if values:
             finished[run.config.seed] = values
     seeds = len({run.config.seed for run in runs})
-    compared = [Table(title, seeds, labels) for title, labels in tables.items()]
+    compared = [ComparisonTable(title, seeds, labels) for title, labels in tables.items()]
     notes = [
         f"Options, each for the methods that use it: {options}.",
         *provenance_notes([run for run in runs if run.name in measured]),
@@ -152,11 +154,11 @@ def write_tables(runs: Sequence[Run], store: Path, failures: Mapping[str, str], 
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
 
 
-def figures(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
     """By name, what each finished run has in its summary.json, and how it compares with isolated networks:
     gain_isolated and fwt_isolated (evaluation/metrics.py) against the isolated run with the same data, recipe and seed.
     """
-    summaries = {run.name: read_summary(run) for run in runs if run.finished}
+    summaries = {run.name: summary_of(run) for run in runs if run.finished}
     isolated = {
         reference(run): np.array(summary.figure(summaries[run.name], "per_task_acc"))
         for run in runs if run.name in summaries and run.config.method == "isolated"
@@ -188,16 +190,16 @@ def figures(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     return measured
 
 
-def reference(run: Run) -> str:
+def reference(run: PlannedRun) -> str:
     """Runs in which this is equal can be compared task by task."""
     return json.dumps({**comparable(plain_config(run.config)), "seed": run.config.seed}, sort_keys=True)
 
 
-def provenance_notes(runs: Sequence[Run]) -> list[str]:
+def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:
     """What the finished runs were made with; several values where they differ."""
     facts: dict[str, dict[str, None]] = {}  # a dict for a set that keeps its order
     for run in runs:
-        config = read_config(run)
+        config = config_of(run)
         for key in ("device", "precision", "threads"):
             facts.setdefault(key, {})[str(config.get(key))] = None
         versions = config.get("versions")

@@ -16,7 +16,7 @@ Values = Mapping[str, Any]  # figures by definition id, as in summary.json; None
 
 
 @dataclass(frozen=True)
-class Table:
+class ComparisonTable:
     """What was measured on one stream with one network."""
 
     title: str
@@ -102,7 +102,7 @@ READING = (
 )
 
 
-def metric_cells(column: Column, table: Table) -> list[Cell]:
+def metric_cells(column: Column, table: ComparisonTable) -> list[Cell]:
     """Mean ± interval for each row, the best and what is level with it marked."""
     defined = {
         label: {seed: value for seed, values in runs.items() if (value := values[column.key]) is not None}
@@ -121,7 +121,7 @@ def metric_cells(column: Column, table: Table) -> list[Cell]:
     return cells
 
 
-def ledger_cells(column: Column, table: Table) -> list[Cell]:
+def ledger_cells(column: Column, table: ComparisonTable) -> list[Cell]:
     """The mean for each row."""
     means = []
     for runs in table.rows.values():
@@ -130,7 +130,7 @@ def ledger_cells(column: Column, table: Table) -> list[Cell]:
     return [Cell("n/a" if math.isnan(mean) else column.show(mean)) for mean in means]
 
 
-def seeds_note(table: Table) -> str:
+def seeds_note(table: ComparisonTable) -> str:
     """Over how many seeds the rows are."""
     fewer = [f"{label} {len(runs)}" for label, runs in table.rows.items() if len(runs) < table.seeds]
     note = f"{table.seeds} seed{'s' * (table.seeds != 1)}"
@@ -139,7 +139,7 @@ def seeds_note(table: Table) -> str:
     return f"{note}; fewer finished: {', '.join(fewer)}." if fewer else f"{note}."
 
 
-def markdown(tables: Sequence[Table], notes: Sequence[str], command: str) -> str:
+def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str) -> str:
     """All tables, a heading each, and below them how to read them."""
     parts = []
     for table in tables:
@@ -163,7 +163,7 @@ def _markdown_table(columns: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
 
 
-def latex(tables: Sequence[Table], notes: Sequence[str], command: str) -> str:
+def latex(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str) -> str:
     r"""A table environment for each, metrics above costs; needs \usepackage{booktabs} and nothing else."""
     parts = [r"% \usepackage{booktabs}"]
     for table in tables:
@@ -176,7 +176,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str], command: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _tabular(columns: Sequence[Column], cells: Sequence[Sequence[Cell]], table: Table) -> str:
+def _tabular(columns: Sequence[Column], cells: Sequence[Sequence[Cell]], table: ComparisonTable) -> str:
     lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule"]
     lines.append(" & ".join(["method", *(_latex(column.title) for column in columns)]) + r" \\")
     keys = (rf"{{\tiny\texttt{{{_latex(column.key)}}}}}" for column in columns)

@@ -30,7 +30,7 @@ from records.invocation import parse, with_settings
 from records.lock import locked
 from records.manifest import Entry, Manifest
 from studies.grid import load_grid
-from studies.tables import Table, latex, markdown, readable
+from studies.tables import ComparisonTable, latex, markdown, readable
 from utils.errors import UserError
 
 PROJECT = Path(__file__).parent.parent
@@ -695,7 +695,7 @@ def runs(*columns):
     return {seed: {**dict.fromkeys((*keys, *ledger), 0.0), **values} for seed, values in enumerate(columns)}
 
 
-EXAMPLE = Table("tiny_stream, conv", 3, {
+EXAMPLE = ComparisonTable("tiny_stream, conv", 3, {
     "good": runs({"avg_acc_final": 0.8, "forgetting_chaudhry": 0.1, "bwt": None, "stored_bytes": 2_345_678},
                  {"avg_acc_final": 0.9, "forgetting_chaudhry": 0.1, "bwt": None, "stored_bytes": 2_345_678},
                  {"avg_acc_final": 1.0, "forgetting_chaudhry": 0.1, "bwt": None, "stored_bytes": 2_345_678}),
@@ -751,7 +751,7 @@ def test_a_latex_table_has_the_same_cells():
 
 def test_latex_escapes():
     label = r"\a{b}$#_^~<>[x]*%&"
-    text = latex([Table("t", 1, {label: {}})], [], "c")
+    text = latex([ComparisonTable("t", 1, {label: {}})], [], "c")
     assert r"\textbackslash{}a\{b\}\$\#\_\textasciicircum{}\textasciitilde{}$<$$>${[}x]{*}\%\& & n/a" in text
 
 

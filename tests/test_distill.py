@@ -33,7 +33,7 @@ from tests.toys import CPU, run_toy, toy_config, toy_stream
 from training.prediction import predict_examples
 from utils.errors import UserError
 from zoo import Zoo
-from zoo.distill import EPOCHS, LABELS, Imitation, kept_examples, lesson, middle_task
+from zoo.distillation import EPOCHS, LABELS, Imitation, kept_examples, lesson, middle_task
 
 KEPT = ("--hold_out", "0.25", "--memory_per_class", "2")
 TASKS = (1, 2, 3)
@@ -192,7 +192,7 @@ def test_the_student_comes_to_agree_with_the_zoo(zoo, stream):
     taught = lesson(zoo, stream, labels=0.0)
     config = distill.student_config(zoo.config, distill.arguments(["zoo", "--epochs", "60"]))
     student, _, _ = distill.teach(taught, config, CPU, RunMonitor())
-    (member,) = student.fresh
+    (member,) = student.new_members
     untrained = build_net("conv", (1, 8, 8), settings_class("conv")(dropout=0.0), member.net.head_sizes)
     distances = []
     for task in taught.tasks:

@@ -28,7 +28,7 @@ from tests.toys import toy_config
 from utils.seeding import seeded
 from zoo import SavedMember, SavedTask, Zoo
 from zoo.card import plain_text
-from zoo.export import FILES, Shipped, difference, exported
+from zoo.exporting import FILES, Shipped, difference, exported
 
 CPU = torch.device("cpu")
 STACKED = ["--combine", "stacked", "--temperature", "task", "--budget", "2"]
@@ -255,7 +255,7 @@ def test_a_network_that_answers_otherwise_is_not_written(answer, here, tmp_path,
             raise answer
         return answer
 
-    monkeypatch.setattr("zoo.export.difference", found)
+    monkeypatch.setattr("zoo.exporting.difference", found)
     words = ["conv cannot be exported", "no such operator"]
     if not isinstance(answer, Exception):
         words = [

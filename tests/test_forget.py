@@ -118,10 +118,10 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
     """Other images in the task, and in what was neither kept nor tested: the same bits."""
     run("zoo", "--replay_frac", "0.5", "--hold_out", "0.2")
     assert forget.main(["run", "--task", "middle", "--retrain", "--quiet", "--run_dir", "one"]) == 0
-    import zoo.forget
+    import zoo.forgetting
 
     kept = distill_kept("run")
-    build = zoo.forget.build_stream
+    build = zoo.forgetting.build_stream
 
     def changed(config, seed, device):
         stream = build(config, seed, device)
@@ -143,7 +143,7 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
 
 
 def distill_kept(path):
-    from zoo.distill import kept_examples
+    from zoo.distillation import kept_examples
 
     loaded = Zoo.load(path, "cpu")
     return kept_examples(loaded, build_stream(loaded.config.data, loaded.config.seed, torch.device("cpu")))
@@ -223,9 +223,9 @@ def test_wrong_input_is_one_line(made, given, words, run, capsys):
 
 def test_other_data_are_refused(run, monkeypatch, capsys):
     run("zoo")
-    import zoo.forget
+    import zoo.forgetting
 
-    build = zoo.forget.build_stream
+    build = zoo.forgetting.build_stream
 
     def changed(config, seed, device):
         stream = build(config, seed, device)

@@ -8,7 +8,7 @@ import torch
 
 from datasets.task import Examples, Table, TaskStream
 from methods import METHODS, build_method
-from methods.base import Setting
+from methods.base import Context
 from net import build_net, settings_class
 from tests.toys import CPU, SHAPE, run_toy, toy_config, toy_stream
 from training.monitor import Monitor
@@ -119,7 +119,7 @@ def test_no_method_reads_what_it_did_not_keep(method, limit):
     """Training examples of past tasks outside the memory are destroyed once their episode is over."""
     _, expected = learned(method, False, limit)
     stream = toy_stream(3)
-    learner = build_method(Setting(config_of(method, limit), stream.spec, CPU))
+    learner = build_method(Context(config_of(method, limit), stream.spec, CPU))
     for episode, answers in zip(stream.continual(), expected, strict=True):
         learner.learn(episode, Monitor())
         for task in stream.tasks[: episode.number]:

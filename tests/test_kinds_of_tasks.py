@@ -10,7 +10,7 @@ from torch import nn
 
 from datasets.task import Table
 from methods import METHODS, build_method
-from methods.base import Setting, check_requirements
+from methods.base import Context, check_requirements
 from net import TRUNKS, build_net, settings_class
 from net.multihead import MultiHead
 from tests.toys import (
@@ -146,7 +146,7 @@ def test_a_saved_method_goes_on_as_if_it_had_never_stopped(kind):
     stream, config = STREAMS[kind](2, heads="shared"), config_of(kind, "finetune")
     _, _, predictions = run_toy(config, stream)
     first, _, _ = run_toy(config, stream, episodes=1)
-    second = build_method(Setting(config, stream.spec, CPU))
+    second = build_method(Context(config, stream.spec, CPU))
     episodes = list(stream.continual())
     second.load_state_dict(first.state_dict(), episodes[:1])
     second.learn(episodes[1], Monitor())
@@ -248,7 +248,7 @@ def test_every_method_accepts_images_of_classes(method):
 @pytest.mark.parametrize("method", ["ewc", "ewc_online", "si", "gpm"])
 def test_methods_that_count_on_the_steps_of_sgd_refuse_other_optimizers(method):
     stream = toy_stream(1)
-    learner = build_method(Setting(toy_config(method=method), stream.spec, CPU))
+    learner = build_method(Context(toy_config(method=method), stream.spec, CPU))
     learner.recipe = replace(learner.recipe, optimizer="adamw")
     with pytest.raises(UserError, match=r"method \w+ needs the optimizer sgd, not adamw"):
         learner.learn(next(stream.continual()), Monitor())

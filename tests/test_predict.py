@@ -61,7 +61,7 @@ def test_lines_without_a_file(pictures, capsys):
 
 
 def test_without_the_task(pictures, capsys):
-    assert predict.main(["run", "--task", "auto", "pictures", "--out", "p.csv", "--rule", "energy"]) == 0
+    assert predict.main(["run", "--task", "auto", "pictures", "--out", "p.csv", "--routing", "energy"]) == 0
     header, *rows = read("p.csv")
     assert header[4:] == [f"p({name})" for name in ("1 0/1: 0", "1 0/1: 1", "2 middle: 2", "2 middle: 3", "2 middle: 4",
                                                     "3 5/6: 5", "3 5/6: 6")]  # fmt: skip
@@ -125,7 +125,7 @@ def test_images_of_any_size_and_colour_are_fitted(pictures):
         (["run", "--task", "2", "pictures", "--budget", "0"], "--budget is 0; it must be"),
         (["run", "--task", "2", "pictures", "--combine", "vote"], "--combine: unknown way to combine 'vote'"),
         (["run", "--task", "2", "pictures", "--temperature", "hot"], "--temperature: unknown temperature 'hot'"),
-        (["run", "--task", "auto", "pictures", "--rule", "luck"], "--rule: unknown rule 'luck'"),
+        (["run", "--task", "auto", "pictures", "--routing", "luck"], "--routing: unknown rule 'luck'"),
         (["run", "--task", "2", "pictures", "--out", "run/metrics.csv"], "--out run/metrics.csv exists"),
         (["run", "--task", "2", "pictures", "--out", "no/p.csv"], "--out no/p.csv cannot be written"),
         (["run", "--task", "2", "pictures", "--devise", "cpu"], "unknown option --devise; did you mean --device?"),

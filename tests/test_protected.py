@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from datasets.objectives import CrossEntropy
 from methods import build_method
-from methods.base import Setting
+from methods.base import Context
 from methods.gpm import columns, extended, projectable
 from methods.packnet import pruning_step
 from methods.subnets import layer_weights
@@ -32,7 +32,7 @@ OBJECTIVE = CrossEntropy()
 def outputs(method, task):
     """Of the network that answers a task, on its test inputs."""
     net = method.network([task.id])
-    with net.for_task(method.own(task.id)):
+    with net.for_task(method.task_weights(task.id)):
         return torch.cat(list(outputs_on(net, task.id, task.test, method.spec, CPU)))
 
 
@@ -49,7 +49,7 @@ def test_outputs_for_an_old_task_are_the_same_bits_after_every_later_episode(met
     config = toy_config(method=method, settings={"bn": bn})
     config = with_model(config, model, lr=0.05, l2_reg=0.01, dropout=0.2, epochs=2 if model == "conv" else 1)
     stream = toy_stream(tasks, count=24)
-    learner = build_method(Setting(config, stream.spec, CPU))
+    learner = build_method(Context(config, stream.spec, CPU))
     right_after = {}
     for episode in stream.continual():
         before = {name: value.clone() for name, value in learner._trunk.state_dict().items()} if right_after else {}
@@ -100,7 +100,7 @@ def test_packnet_without_room_for_all_tasks_is_refused():
     config = toy_config(method="packnet", settings={"tasks": 1})
     tasks = config.data.tasks * 2
     with pytest.raises(UserError, match="its setting tasks is 1; the stream has 2"):
-        build_method(Setting(replace(config, data=replace(config.data, tasks=tasks)), toy_stream(1).spec, CPU))
+        build_method(Context(replace(config, data=replace(config.data, tasks=tasks)), toy_stream(1).spec, CPU))
 
 
 def test_packnets_two_phases_have_a_cosine_each():
@@ -203,7 +203,7 @@ def test_gpm_leaves_what_it_has_seen_and_changes_the_rest():
     stream = toy_stream(2, count=6)
     config = toy_config(method="gpm", settings={"threshold": 1.0, "threshold_step": 0.0, "basis_examples": 6})
     config = with_model(config, "conv", lr=0.05, l2_reg=0.1, epochs=6)
-    learner = build_method(Setting(config, stream.spec, CPU))
+    learner = build_method(Context(config, stream.spec, CPU))
     inputs = [stream.spec.preprocess(task.train_eval.store) for task in stream.tasks]
     first, second = stream.continual()
     learner.learn(first, Monitor())
@@ -224,7 +224,7 @@ def test_gpms_step_has_no_part_in_its_basis(model, bf16):
     stream = toy_stream(2)
     config = toy_config(method="gpm", settings={"bn": "freeze_after_first" if model == "conv" else "per_task"})
     config = with_model(config, model, l2_reg=0.1, lr=0.1 if model == "conv" else 0.01)
-    learner = build_method(Setting(config, stream.spec, replace(CPU, bf16=bf16)))
+    learner = build_method(Context(config, stream.spec, replace(CPU, bf16=bf16)))
     learner.learn(next(iter(stream.continual())), Monitor())
     before = {name: layer.weight.detach().clone() for name, layer in projectable(learner._trunk).items()}
     bases = {name: basis.clone() for name, basis in learner._bases.items()}

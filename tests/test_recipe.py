@@ -21,7 +21,7 @@ from tests.toys import CPU, Turned, number_stream
 from training.batches import Batch
 from training.optimizers import OPTIMIZERS, SCHEDULES, learning_rates, make_optimizer
 from training.recipe import BatchSize, Count, Recipe, StepsOrShare
-from training.steps import GradientSteps, Rule
+from training.steps import GradientSteps, StepRule
 from utils.errors import UserError
 from utils.seeding import generator, seeded
 from utils.settings import read
@@ -102,7 +102,7 @@ def test_optimizers_are_torchs(optimizer):
         schedule="constant",
     )  # fmt: skip
     ours, plain, spec = small_net(), small_net(), number_stream(1).spec
-    steps, theirs = GradientSteps(ours, spec, recipe, CPU, 9, Rule()), TORCHS[optimizer](plain.parameters())
+    steps, theirs = GradientSteps(ours, spec, recipe, CPU, 9, StepRule()), TORCHS[optimizer](plain.parameters())
     for batch in batches_of(9):
         steps(batch)
         theirs.zero_grad()
@@ -122,13 +122,13 @@ def test_sgd_without_momentum_is_plain():
 def test_steps_go_on_from_their_state_to_the_bit(optimizer):
     recipe, spec, data = Recipe(steps=8, lr=0.05, optimizer=optimizer), number_stream(1).spec, list(batches_of(8))
     whole = small_net()
-    steps = GradientSteps(whole, spec, recipe, CPU, 8, Rule())
+    steps = GradientSteps(whole, spec, recipe, CPU, 8, StepRule())
     for number, batch in enumerate(data):
         if number == 5:
             state, weights = copy.deepcopy(steps.state()), copy.deepcopy(whole.state_dict())
         steps(batch)
     resumed = small_net()
-    steps = GradientSteps(resumed, spec, recipe, CPU, 8, Rule())
+    steps = GradientSteps(resumed, spec, recipe, CPU, 8, StepRule())
     resumed.load_state_dict(weights)
     steps.restore(state)
     for batch in data[5:]:

@@ -23,11 +23,11 @@ import datasets
 import modelzoo
 import report
 from datasets.objectives import CrossEntropy, RealNumbers, Scored
-from datasets.task import Table, TaskStream
+from datasets.task import Table, Task, TaskStream
 from evaluation.accuracy import Evaluation
 from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from methods import build_method
-from methods.base import Setting
+from methods.base import Context
 from records import Run
 from records.members import SavedMember
 from records.summary import figure, final_table, summarize
@@ -42,7 +42,7 @@ DIGITS = ["--samples", "4", "--epochs", "1", "--quiet"]
 NUMBERS = ["--data_config", "numbers.yaml", "--epochs", "40", "--quiet"]
 
 
-def numbers(config, device):
+def numbers(config, seed, device):
     """Three tasks: where the bright row of an image is, as an angle's sine and cosine."""
     stream = toy_stream(3, count=40)
 
@@ -52,9 +52,8 @@ def numbers(config, device):
 
     tasks = []
     for task in stream.tasks:
-        kept = measured(task.train_eval)
-        test = measured(task.test)
-        tasks.append(replace(task, classes=("sine", "cosine"), train=Table(kept), train_eval=kept, test=test))
+        splits = {"train": measured(task.train_eval), "test": measured(task.test)}
+        tasks.append(Task(task.id, task.name, 2, Table(splits["train"]), splits, ("sine", "cosine")))
     return TaskStream(replace(stream.spec, objective=RealNumbers()), tuple(tasks))
 
 
@@ -198,18 +197,15 @@ def test_a_figure_is_found_whatever_the_metric_is_called():
 
 def test_further_splits_and_slices_are_measured_as_the_members_answer():
     """A split "dev" with a slice, from the predictions of the members averaged by hand."""
-    stream = toy_stream(2)
-    dev = {task.id: replace(task.train_eval) for task in stream.tasks}
-    odd = torch.arange(1, 24, 2)
-    for task in stream.tasks:
-        object.__setattr__(dev[task.id], "slices", {"odd": odd})
-        object.__setattr__(task, "splits", {"test": task.test, "dev": dev[task.id]})
-    method = build_method(Setting(toy_config(replay_frac=0.5), stream.spec, CPU))
+    odd, plain = torch.arange(1, 24, 2), toy_stream(2)
+    dev = {task.id: replace(task.train_eval, slices={"odd": odd}) for task in plain.tasks}
+    stream = replace(plain, tasks=tuple(task.with_splits(dev=dev[task.id]) for task in plain.tasks))
+    method = build_method(Context(toy_config(replay_frac=0.5), stream.spec, CPU))
     evaluation, members = Evaluation(stream, method, 0), []
     for episode in stream.continual():
         learned = method.learn(episode, Monitor())
         rows = evaluation.after(episode, learned, stream.tasks[: episode.number])
-        members += method.fresh
+        members += method.new_members
     found = {(r.task, r.split, r.slice): r for r in rows if r.scenario == TASK_INCREMENTAL}
     said = sum(m.predictions[1, "dev"] * w for m, w in zip(members, (2, 1), strict=True)) / 3
     for name, part in {"": torch.arange(24), "odd": odd}.items():
@@ -258,7 +254,9 @@ def test_a_table_that_is_none_is_refused(change):
 
 
 def test_a_member_comes_back_as_it_was_written():
-    member = SavedMember(3, 4, True, (1, 2), (1.0, 0.5), ("a", "b"), (("x", "y"), ("z",)), "conv", 0.2, (1, 8, 8), 99)
+    member = SavedMember(
+        3, 4, True, (1, 2), (1.0, 0.5), ("a", "b"), (("x", "y"), ("z",)), {"model": "conv"}, (1, 8, 8), 99
+    )
     assert SavedMember.from_json(json.loads(json.dumps(member.to_json()))) == member
     assert member.weight(2) == 0.5
     assert member.on([2]) == replace(member, tasks=(2,), weights=(0.5,), task_names=("b",), classes=(("z",),))

@@ -18,6 +18,7 @@ from sklearn.metrics import log_loss
 from datasets.mixture import Mixture
 from methods import METHODS
 from modelzoo import main
+from records import members
 from records.manifest import Entry, read_manifest
 from tests.test_scenarios import streamed
 from utils.errors import UserError
@@ -138,7 +139,7 @@ def test_without_the_task_every_head_is_asked(runs):
         np.testing.assert_allclose(found.probabilities.numpy(), expected, atol=1e-6)
         np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-6)
     assert [name for _, name in found.outputs] == [name for group in names for name in group]
-    with pytest.raises(UserError, match="--rule: unknown rule 'vote'"):
+    with pytest.raises(UserError, match="--routing: unknown rule 'vote'"):
         zoo.predict(images, "auto", "vote")
 
 

@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from datasets import build_stream
 from datasets.objectives import CrossEntropy
 from evaluation.accuracy import MIXED_EXAMPLES, mixed_examples
-from evaluation.scenarios import RULES, Answer, answer_of, score_without_task, task_log_probabilities
+from evaluation.scenarios import ROUTINGS, Answer, answer_of, score_without_task, task_log_probabilities
 from methods import METHODS
 from modelzoo import main
 from records.configuration import saved_config
@@ -42,7 +42,7 @@ def spoken_for(rule, outputs):
     return {"confidence": math.log(p.max()), "entropy": -stats.entropy(p), "energy": logsumexp(outputs)}[rule]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ROUTINGS)
 @given(seed=st.integers(0, 10**6), same=st.booleans())
 @settings(max_examples=10, deadline=None)
 def test_scores_are_those_of_a_loop(rule, seed, same):

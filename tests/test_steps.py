@@ -65,7 +65,7 @@ def test_steps_that_wait_for_the_device_are_not_captured():
     """Decided before anything is tried on the device, so that it can be tested without one."""
     stream = toy_stream(1)
     compute, launch = choose_launch(
-        new_net(stream), 1, stream.tasks[0].train, stream.spec, HYPER, CUDA, METHODS["gem"].waits
+        new_net(stream), 1, stream.tasks[0].train, stream.spec, HYPER, CUDA, METHODS["gem"].no_graph_reason
     )  # fmt: skip
     assert compute == CUDA
     assert not compute.captured

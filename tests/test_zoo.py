@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from evaluation.averages import PredictionCache
 from methods import build_method
-from methods.base import Setting
+from methods.base import Context
 from methods.memory.audit import Budget
 from methods.memory.replay import balanced_subset
 from methods.zoo import boosting_weights, draw_tasks
@@ -122,9 +122,9 @@ def test_boosting_weights_are_those_of_the_fit_on_the_kept_examples():
     method, history, _ = run_toy(config, stream)
     # Recompute the loss of the last draw from the saved probabilities of the first two members.
     again, _, _ = run_toy(config, toy_stream(2))
-    losses = torch.tensor([again.fits[task]["loss"].value for task in (1, 2)])
+    losses = torch.tensor([again.train_scores[task]["loss"].value for task in (1, 2)])
     assert list(history[-1].weights.values()) == pytest.approx(boosting_weights(losses).tolist())
-    assert method.fits[3]["loss"].n == len(stream.tasks[2].train_eval)
+    assert method.train_scores[3]["loss"].n == len(stream.tasks[2].train_eval)
 
 
 def test_multitask_rounds_draw_from_all_tasks_and_unseen_ones_count_as_guessed():
@@ -149,9 +149,9 @@ def test_warm_start_trains_on_everything_first():
 def test_the_member_that_saw_all_of_a_task_weighs_more():
     stream = toy_stream(2, count=40)
     method, _, _ = run_toy(toy_config(replay_frac=0.25), stream)
-    both = method.fresh[0].predictions[1, "test"]
+    both = method.new_members[0].predictions[1, "test"]
     first, _, _ = run_toy(toy_config(replay_frac=0.25), toy_stream(1, count=40))
-    alone = first.fresh[0].predictions[1, "test"]
+    alone = first.new_members[0].predictions[1, "test"]
     torch.testing.assert_close(method.predict(stream.tasks[0]), (4 * alone + both) / 5)
 
 
@@ -159,7 +159,7 @@ def test_the_member_that_saw_all_of_a_task_weighs_more():
 def test_predicting_changes_nothing(name):
     """Asked never or often, a method learns and answers the same."""
     stream, config = toy_stream(3), toy_config(method=name)
-    silent, asked = (build_method(Setting(config, stream.spec, CPU)) for _ in range(2))
+    silent, asked = (build_method(Context(config, stream.spec, CPU)) for _ in range(2))
     for episode in stream.continual():
         silent.learn(episode, Monitor())
         asked.learn(episode, Monitor())
@@ -174,14 +174,14 @@ def test_predicting_changes_nothing(name):
 def test_the_fit_on_a_memory_is_that_of_all_members_on_what_is_still_kept(limit):
     """Examples that make room leave the running means; the rest is as if it had been measured from the start."""
     config, stream = toy_config(tasks_per_round=3, **limit), toy_stream(5)
-    method, members = build_method(Setting(config, stream.spec, CPU)), []
+    method, members = build_method(Context(config, stream.spec, CPU)), []
     for episode in stream.continual():
         shares = {task: method.memory.share(task) for task in method.memory.tasks}
         method.learn(episode, Monitor())
-        (member,) = method.fresh
+        (member,) = method.new_members
         members.append((member, shares | {episode.number: 1.0}))
-        assert set(method.fits) == set(method.memory.tasks)
-        for task, scores in method.fits.items():
+        assert set(method.train_scores) == set(method.memory.tasks)
+        for task, scores in method.train_scores.items():
             kept = method.memory.examples(task)
             seen = [(made.net, weights[task]) for made, weights in members if task in made.tasks]
             total = sum(predict_examples(net, task, kept, stream.spec, CPU) * weight for net, weight in seen)

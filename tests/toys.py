@@ -19,7 +19,7 @@ from datasets.images.stream import ImagePreprocess
 from datasets.objectives import CrossEntropy, RealNumbers, Tokens
 from datasets.task import AsStored, Episode, Examples, Generator, StreamSpec, Table, Task, TaskStream
 from methods import METHODS, build_method
-from methods.base import Learned, Method, Setting
+from methods.base import Context, Learned, Method
 from methods.config import RunConfig
 from methods.memory.audit import Budget
 from methods.memory.replay import ReplayMemory
@@ -174,7 +174,7 @@ def run_toy(
     config: RunConfig, stream: TaskStream, episodes: int | None = None
 ) -> tuple[Method, list[Learned], list[dict[int, Tensor]]]:
     """Learn the whole stream or its first episodes; the predictions on every task seen, after every episode."""
-    method = build_method(Setting(config, stream.spec, CPU))
+    method = build_method(Context(config, stream.spec, CPU))
     rounds = config.rounds or len(stream.tasks)
     every = stream.continual() if config.continual else stream.multitask(rounds)
     history, predictions = [], []

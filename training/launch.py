@@ -11,7 +11,7 @@ from datasets.task import Examples, StreamSpec, Table, TrainSource
 from net.multihead import MultiHead
 from training.batches import batches
 from training.recipe import Recipe
-from training.steps import WARM_UP, GradientSteps, Rule
+from training.steps import WARM_UP, GradientSteps, StepRule
 from utils.compute import Compute
 from utils.seeding import generator
 
@@ -20,7 +20,7 @@ _FEW = 2  # examples: enough for every kind of network to take a step
 
 def choose_launch(
     net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, recipe: Recipe, compute: Compute,
-    waits: str = "", rule: Rule | None = None,
+    no_graph_reason: str = "", rule: StepRule | None = None,
 ) -> tuple[Compute, str]:  # fmt: skip
     """Take a step on trial, and find out whether such steps can be captured, by capturing one.
 
@@ -32,13 +32,13 @@ def choose_launch(
     Returns:
         What to run with, and how steps are launched, for people; "" where there is no choice.
     """
-    rule = rule or Rule()
+    rule = rule or StepRule()
     if compute.device.type != "cuda":
         # torch loads a second's worth of modules, which is not training.
         _try(net, task_id, some_examples(source, _FEW), spec, recipe, compute, 1, rule)
         return compute, ""
-    if waits:
-        return compute, f"steps launched one operation at a time ({waits})"
+    if no_graph_reason:
+        return compute, f"steps launched one operation at a time ({no_graph_reason})"
     captured, size = replace(compute, captured=True), recipe.batch_size(len(source))
     try:
         _try(net, task_id, some_examples(source, size), spec, recipe, captured, WARM_UP + 2, rule)
@@ -57,7 +57,7 @@ def some_examples(source: TrainSource, count: int) -> Examples:
 
 def _try(
     net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, recipe: Recipe, compute: Compute, count: int,
-    rule: Rule,
+    rule: StepRule,
 ) -> None:  # fmt: skip
     """Take `count` steps on one batch of all these examples."""
     data = Mixture([(task_id, examples)])

@@ -25,7 +25,7 @@ from training.batches import Batch, Joined, Replays, batches, with_replay
 from training.checkpoints import Checkpoints
 from training.monitor import Monitor
 from training.recipe import Recipe
-from training.steps import GradientSteps, Rule
+from training.steps import GradientSteps, StepRule
 from utils.compute import Compute
 from utils.errors import TrainingError, UserError
 from utils.seeding import generator
@@ -121,14 +121,14 @@ class Training:
         seed: int,
         name: tuple[object, ...],
         *,
-        rule: Rule | None = None,
+        rule: StepRule | None = None,
         past: Replays | Joined | None = None,
         monitor: Monitor | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
         self._rng, self._file = generator(seed, *name, "data"), "_".join(map(str, name))
-        self._rule, self._past = rule or Rule(), past
+        self._rule, self._past = rule or StepRule(), past
         self._monitor, self._checkpoints = monitor or Monitor(), checkpoints or Checkpoints()
         drawn = sum(len(source) for _, source in sources)
         check_batch(net, recipe, drawn)
@@ -280,7 +280,7 @@ def train_member(
     name: tuple[object, ...],
     monitor: Monitor,
     *,
-    rule: Rule | None = None,
+    rule: StepRule | None = None,
     past: Replays | Joined | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainingStats:

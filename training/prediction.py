@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datasets.mixture import Mixture
 from datasets.task import Examples, StreamSpec
-from net.multihead import MultiHead, Own
+from net.multihead import MultiHead, TaskWeights
 from utils.compute import Compute
 
 _CHUNK_BYTES = 4 << 20
@@ -32,7 +32,12 @@ def outputs_on(
 
 @torch.no_grad()
 def outputs_of_heads(
-    net: MultiHead, tasks: Sequence[int], data: Mixture, spec: StreamSpec, compute: Compute, own: Mapping[int, Own]
+    net: MultiHead,
+    tasks: Sequence[int],
+    data: Mixture,
+    spec: StreamSpec,
+    compute: Compute,
+    own: Mapping[int, TaskWeights],
 ) -> dict[int, Tensor]:
     """Outputs of some heads of a network, in test mode, for all inputs, of whatever task: by task [N, C].
 

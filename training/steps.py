@@ -28,7 +28,7 @@ from utils.trees import Tree
 WARM_UP = 3
 
 
-class Rule:
+class StepRule:
     """What a method does in a gradient step beside it; this one does nothing more than supervised training.
 
     Attributes:
@@ -93,7 +93,7 @@ class GradientSteps:
         recipe: Recipe,
         compute: Compute,
         steps: int,
-        rule: Rule,
+        rule: StepRule,
     ) -> None:
         self._net, self._spec, self._compute, self._steps, self._rule = net, spec, compute, steps, rule
         rule.autocast, rule.recipe = compute.autocast, rule.adapt(recipe)

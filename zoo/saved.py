@@ -21,9 +21,9 @@ from datasets.objectives import CrossEntropy
 from datasets.task import Examples, StreamSpec
 from evaluation.accuracy import HELD_OUT
 from evaluation.measurements import Measurement
-from evaluation.scenarios import RULE, RULES, Answer, answer_of, task_log_probabilities
+from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS, Answer, answer_of, task_log_probabilities
 from methods.config import RunConfig
-from net.multihead import MultiHead, Own
+from net.multihead import MultiHead, TaskWeights
 from records.configuration import saved_config
 from records.directory import CONFIG
 from records.manifest import TARGETS, Manifest, damaged, remedy
@@ -109,7 +109,7 @@ class Zoo:
         self.input_shape = input_shape
         self._manifest, self._compute = manifest, Compute(device)
         self._spec = StreamSpec(config.stream, input_shape, CrossEntropy(), ImagePreprocess(0, flip=False))
-        self._loaded: dict[int, tuple[MultiHead, Mapping[int, Own]]] = {}
+        self._loaded: dict[int, tuple[MultiHead, Mapping[int, TaskWeights]]] = {}
         self._by_number = {task.number: task for task in tasks}
         self.combinations: Mapping[int, Combination] = {task.number: self._plain(task.number) for task in tasks}
         self.combined_as: tuple[str, str, int | None] = PLAIN
@@ -160,7 +160,7 @@ class Zoo:
         number = self._number(task)
         return tuple(member for member in self.members if number in member.tasks)
 
-    def predict(self, images: Images, task: str | int, rule: str = RULE) -> Prediction:
+    def predict(self, images: Images, task: str | int, rule: str = DEFAULT_ROUTING) -> Prediction:
         """What the zoo says about images.
 
         Args:
@@ -173,8 +173,8 @@ class Zoo:
             UserError: no such task or rule, or images that do not fit.
         """
         stored = as_stored(images, self.input_shape)
-        if rule not in RULES:
-            raise UserError(f"--rule: {unknown('rule', rule, RULES)}")
+        if rule not in ROUTINGS:
+            raise UserError(f"--routing: {unknown('rule', rule, ROUTINGS)}")
         if task == AUTO:
             return self.chosen(self.answers(stored, [known.number for known in self.tasks]), rule)
         known = self.task(task)
@@ -182,7 +182,7 @@ class Zoo:
         outputs = tuple((known, name) for name in known.classes)
         return Prediction(probabilities, outputs, probabilities.argmax(-1))
 
-    def chosen(self, answers: Mapping[int, Answer], rule: str = RULE) -> Prediction:
+    def chosen(self, answers: Mapping[int, Answer], rule: str = DEFAULT_ROUTING) -> Prediction:
         """Which task, then which class; `answers`: of the tasks that it can be, on the same images."""
         known = [task for task in self.tasks if task.number in answers]
         of_task = task_log_probabilities([answers[task.number] for task in known], rule)
@@ -343,7 +343,7 @@ class Zoo:
         data = Mixture([(0, Examples(here, rows, torch.zeros_like(rows)))])
         return outputs_of_heads(net, tasks, data, self._spec, self._compute, own)
 
-    def net(self, member: SavedMember) -> tuple[MultiHead, Mapping[int, Own]]:
+    def net(self, member: SavedMember) -> tuple[MultiHead, Mapping[int, TaskWeights]]:
         """The network of a member, and what tasks have of their own in it; read from the disk once.
 
         Raises:

@@ -24,7 +24,7 @@ from torch.export import ExportedProgram
 
 from datasets.images.stream import ImagePreprocess
 from net import count_parameters
-from net.multihead import MultiHead, Own
+from net.multihead import MultiHead, TaskWeights
 from utils.errors import UserError, unknown
 from utils.files import json_bytes, write_folder
 from utils.seeding import generator
@@ -51,7 +51,7 @@ class Exported(NamedTuple):
 class Part(nn.Module):
     """A trunk as some tasks have it, and their heads: inputs [N, C, H, W] -> outputs [N, classes] of each task."""
 
-    def __init__(self, net: MultiHead, member: int, tasks: Sequence[int], own: Own) -> None:
+    def __init__(self, net: MultiHead, member: int, tasks: Sequence[int], own: TaskWeights) -> None:
         super().__init__()
         self.member, self.tasks = member, tuple(tasks)
         with net.for_task(own):

@@ -21,7 +21,7 @@ from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
 from datasets.task import Examples, Table, Task, TaskStream
 from methods import build_method
-from methods.base import Setting
+from methods.base import Context
 from net import count_parameters
 from records.members import SavedMember
 from utils.compute import Compute
@@ -56,7 +56,7 @@ def kept_examples(zoo: Zoo, stream: TaskStream) -> dict[int, Examples]:
             f"{zoo.path} shared --memory {config.memory} also with forgotten tasks: what it kept of the others is not "
             "known any more"
         )
-    memory = build_method(Setting(config, stream.spec, Compute(torch.device("cpu")))).memory
+    memory = build_method(Context(config, stream.spec, Compute(torch.device("cpu")))).memory
     memory.revisit(list(stream.continual() if config.continual else stream.multitask(1)))
     lacking = [task for task in stream.tasks if task.id not in memory.tasks]
     if lacking:

@@ -21,7 +21,7 @@ from datasets.task import Episode, TaskStream
 from evaluation.accuracy import AVERAGES, HELD_OUT
 from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from methods import build_method
-from methods.base import Setting
+from methods.base import Context
 from methods.ensemble import Ensemble
 from net import count_parameters
 from records.directory import RunDirectory, read_config
@@ -111,7 +111,7 @@ def retrained(
     stream = build_stream(config.data, config.seed, zoo.device)
     _check_targets(zoo, stream, config.data.data_dir)
     compute = zoo.as_trained
-    method = build_method(Setting(config, stream.spec, compute))
+    method = build_method(Context(config, stream.spec, compute))
     assert isinstance(method, Ensemble)
     method.revisit([Episode(task.id, (task,)) for task in stream.tasks])
     # Other random numbers than those that the members had while they saw the task.
