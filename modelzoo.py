@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from evaluation.accuracy import AVERAGES
 from records.checkpoints import ending_on_sigterm
@@ -53,8 +54,8 @@ def do(invocation: Invocation) -> None:
         raise SignalError(error.number, f"resume with: {resuming_command(invocation.run_dir)}") from None
 
 
-def run(invocation: Invocation) -> None:
-    """Check everything that can be wrong before anything is trained or written, then run.
+def run(invocation: Invocation) -> Path:
+    """Check everything that can be wrong before anything is trained or written, then run; returns the run directory.
 
     Raises:
         UserError: the input is wrong. TrainingError: training cannot go on. SignalError: stopped, and saved.
@@ -64,13 +65,14 @@ def run(invocation: Invocation) -> None:
         plan = planned(invocation, stack)
         if plan.summary is not None:
             print(saved_table(plan.invocation.run_dir, plan.summary))
-            return
+            return invocation.run_dir
         session = opened(plan, stack)
         with enough_memory(f"training on {session.method.compute.device}", _LESS):
             monitor = _watched(session, invocation.command.quiet)
             stack.callback(monitor.close)
             with session.checkpoints.catching():
                 learn(session, monitor)
+    return invocation.run_dir
 
 
 def _watched(session: Session, quiet: bool) -> RunMonitor:

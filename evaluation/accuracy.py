@@ -21,6 +21,7 @@ from datasets.task import Episode, Examples, StreamSpec, Task, TaskStream
 from evaluation.averages import PredictionCache
 from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from evaluation.members import Member
+from evaluation.questions import EVALUATIONS, Subject
 from evaluation.scenarios import Answer, answer_of, score_without_task, unanswered
 from training.loop import TrainingStats
 from training.prediction import outputs_of_heads, predict_examples
@@ -71,9 +72,14 @@ class Evaluation:
     Args:
         seed: of the run.
         rows: of the last episode of earlier processes.
+        evaluations: names of what else is asked of every new network, see EVALUATIONS.
     """
 
-    def __init__(self, stream: TaskStream, method: Learner, seed: int, rows: Iterable[Measurement] = ()) -> None:
+    def __init__(
+        self, stream: TaskStream, method: Learner, seed: int, rows: Iterable[Measurement] = (),
+        evaluations: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._evaluations = evaluations
         self._stream, self._method = stream, method
         self._scores: dict[int, dict[tuple[str, str], Scores]] = {}  # by task, split and slice
         self._step = self._examples = 0
@@ -103,7 +109,16 @@ class Evaluation:
                 measured["train", ""] = self._method.train_scores[task.id]
             for (split, part), scores in measured.items():
                 rows.append(self._row(episode.number, task, split, part, TASK_INCREMENTAL, scores))
-        return rows + self._without_task(episode.number, seen)
+        return rows + self._without_task(episode.number, seen) + list(self._answers(episode.number))
+
+    def _answers(self, episode: int) -> Iterator[Measurement]:
+        """What the evaluations find in the new networks, by task."""
+        for member in self._method.new_members if self._evaluations else ():
+            for task in map(self._stream.task, member.tasks):
+                with member.net.for_task(member.task_weights.get(task.id, {})):
+                    subject = Subject(member.net.eval(), task, self._method.spec, self._method.compute)
+                    for name in self._evaluations:
+                        yield self._row(episode, task, "test", "", name, EVALUATIONS[name](subject))
 
     def untrained(self) -> list[Measurement]:
         """Episode 0: the first network before it was trained, on the tasks that it has heads for."""

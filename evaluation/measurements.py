@@ -12,6 +12,7 @@ TASK_INCREMENTAL = "task-incremental"
 CLASS_INCREMENTAL = "class-incremental"
 DOMAIN_INCREMENTAL = "domain-incremental"
 TASK_IDENTIFICATION = "task-identification"
+WITHOUT_TASK = (CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Measurement:
     task_name: str
     split: str
     slice: str  # a named part of the split; "" is all of it
-    scenario: str  # what the method is told, see evaluation/scenarios.py
+    scenario: str  # what the method is told, see evaluation/scenarios.py; or the name of an evaluation
     scores: Scores
 
     @property

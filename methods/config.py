@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets.config import DataConfig
+from evaluation.questions import EVALUATIONS, EvaluationNames
 from net.config import NetConfig
 from training.recipe import Recipe
 from utils.settings import NoSettings, Range, setting
@@ -59,6 +60,10 @@ class RunConfig:
     )  # fmt: skip
     seed: int = setting(
         Range(0, 2**63 - 1), "of all random choices (default: 0)", default=0, option="seed", group=_HOW,
+    )  # fmt: skip
+    evaluate: tuple[str, ...] = setting(
+        EvaluationNames, "what else is asked of every new network, names with commas between them: "
+        f"{', '.join(EVALUATIONS)} (default: nothing)", default=(), option="evaluate", metavar="NAMES", group=_HOW,
     )  # fmt: skip
     device: str = setting(
         str, "auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)", default="auto", option="device",

@@ -7,6 +7,7 @@ nothing that computes knows where it is written down.
     Run.load("runs/demo").accuracy_matrix
 """
 
+from records.invocation import configure
 from records.run import Run
 
-__all__ = ["Run"]
+__all__ = ["Run", "configure"]

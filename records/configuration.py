@@ -151,7 +151,6 @@ def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
     return {key: every[key] for key in shown if every.get(key) is not None and key not in unread}
 
 
-@cache
 def hyperparameter_kinds() -> dict[str, Kind]:
     """All that `hyperparameters` can hold, for any data set, network and method."""
     kinds: dict[str, Kind] = dict.fromkeys(_FIRST, str)

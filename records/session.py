@@ -150,7 +150,9 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
         method = build_method(Context(config, stream.spec, compute))
     directory = stack.enter_context(_directory(plan, resolved, stream))
     done, earlier = directory.manifest.episode, directory.manifest.seconds
-    evaluation = Evaluation(stream, method, config.seed, (row for row in directory.rows if row.episode == done))
+    evaluation = Evaluation(
+        stream, method, config.seed, (row for row in directory.rows if row.episode == done), config.evaluate
+    )
     episodes = schedule(config, stream)
     if plan.saved is not None or plan.base is not None:
         stack.enter_context(_fitting(path))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from datasets.objectives import ACCURACY
 from evaluation import metrics
-from evaluation.measurements import TASK_INCREMENTAL, Measurement, mean_over_tasks
+from evaluation.measurements import WITHOUT_TASK, Measurement, mean_over_tasks
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.pictures import heat_map
 from records.summary import key_of
@@ -215,9 +215,9 @@ class History:
 
 def _of_episode(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, float]:
     test = [row for row in rows if row.is_test]
-    uninformed_answer = {row.scenario for row in rows} - {TASK_INCREMENTAL}
+    told_less = {row.scenario for row in rows} & {*WITHOUT_TASK}
     return {
-        **{f"without_task/{name}": mean_over_tasks(rows, name) or 0.0 for name in sorted(uninformed_answer)},
+        **{f"without_task/{name}": mean_over_tasks(rows, name) or 0.0 for name in sorted(told_less)},
         **{
             f"average_{name}": sum(row.scores[name].value for row in test) / len(test)
             for name in test[0].scores
@@ -232,7 +232,7 @@ def _of_episode(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, f
 def _of_tasks(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, float]:
     tags = {row.task: _tag(row) for row in rows}
     scalars = {f"sampling_weight/{tags[task]}": weight for task, weight in facts.sampling_weights.items()}
-    for row in [row for row in rows if row.scenario == TASK_INCREMENTAL and not row.slice]:
+    for row in [row for row in rows if row.scenario not in WITHOUT_TASK and not row.slice]:
         for name, scored in row.scores.items():
             scalars[f"{row.split}_{name}/{tags[row.task]}"] = scored.value
     return scalars

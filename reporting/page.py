@@ -106,9 +106,9 @@ def of_one_run(run: Run, command: str) -> Page:
     learned = [by_name[name] for name in ("transfer_curves", "accuracy_matrix") if name in by_name]
     grown = [by_name[name] for name in ("members", "sampling_weights", "added_by_members", "task_affinity")
              if name in by_name]  # fmt: skip
-    uninformed_answer = scenario_table(run)
+    without_task = scenario_table(run)
     sections = [
-        Section("What was learned", [task_table(run), *([uninformed_answer] if uninformed_answer else [])], learned),
+        Section("What was learned", [task_table(run), *([without_task] if without_task else [])], learned),
         Section("How it was learned", (), grown),
     ]
     if "reliability" in by_name:

@@ -24,7 +24,7 @@ def outputs_on(
 ) -> Iterator[Tensor]:
     """Outputs of a network, in test mode, on un-augmented examples of one task: parts of [N, ..., C], on the device."""
     data = Mixture([(task_id, examples)])
-    for inputs, part in _evaluation_batches(net, data, spec, compute):
+    for inputs, part in evaluation_batches(net, data, spec, compute):
         with compute.autocast():
             outputs = net(inputs, data.task_ids[part])
         yield outputs[..., : net.head_sizes[task_id]]
@@ -48,7 +48,7 @@ def outputs_of_heads(
     found: dict[int, list[Tensor]] = {task: [] for task in tasks}
     for group in [together, *([task] for task in tasks if own.get(task))]:
         with net.for_task(own.get(group[0], {}) if group else {}):
-            for inputs, _ in _evaluation_batches(net, data, spec, compute) if group else ():
+            for inputs, _ in evaluation_batches(net, data, spec, compute) if group else ():
                 with compute.autocast():
                     outputs = net.heads(net.trunk(inputs), torch.tensor(group, device=compute.device))
                 for place, task in enumerate(group):
@@ -56,7 +56,7 @@ def outputs_of_heads(
     return {task: torch.cat(parts) for task, parts in found.items()}
 
 
-def _evaluation_batches(
+def evaluation_batches(
     net: MultiHead, data: Mixture, spec: StreamSpec, compute: Compute
 ) -> Iterator[tuple[Tensor, slice]]:
     """Un-augmented inputs in order, and which ones they are; the network is in test mode."""
