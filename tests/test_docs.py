@@ -35,7 +35,7 @@ def place(tmp_path, monkeypatch):
         registry.update(content)
 
 
-@pytest.mark.parametrize("page", ["python.md"])
+@pytest.mark.parametrize("page", ["python.md", "extending.md"])
 def test_the_blocks_of_a_page_run(page, place):
     found, names = blocks(page), {"__name__": "page"}
     assert len(found) > 4
