@@ -214,6 +214,20 @@ def test_a_run_is_what_modelzoo_makes_of_its_arguments(here):
         assert run.config.data.data_dir == Path("elsewhere")
 
 
+def test_settings_are_varied_by_their_dotted_keys(here):
+    """Every combination is a run of its own, whose command line makes the same configuration."""
+    vary = {"hp.lr": [0.1, 0.01], "net.width": [8, 16], "hp.batch": [4]}
+    runs = write_grid(methods=["zoo", {"method": "er", "settings.replay_batch": 3}], seeds=1, vary=vary).runs
+    found = {(r.config.method, r.config.hp.lr, r.config.net.settings.width, r.config.hp.batch) for r in runs}
+    assert found == {(m, lr, width, 4) for m in ("zoo", "er") for lr in (0.1, 0.01) for width in (8, 16)}
+    assert len({run.name for run in runs}) == len(runs) == 8
+    assert {run.label for run in runs} >= {"zoo, lr 0.1, width 8, batch 4"}
+    assert all(run.config.settings.replay_batch == 3 for run in runs if run.config.method == "er")
+    for run in runs:
+        assert with_settings(parse(run.arguments)) == run.config
+    assert {run.config.hp.lr for run in write_grid(**{"hp.lr": 0.5}).runs} == {0.5}
+
+
 def test_everything_in_the_multitask_mode(here):
     assert not any(run.config.continual for run in write_grid(continual=False, methods=["zoo", "joint"]).runs)
     methods = [{"method": "zoo", "continual": True}, {"method": "zoo", "label": "rounds", "rounds": 2}]
@@ -282,6 +296,9 @@ BAD: dict[str, Any] = {
     "rounds with continual": ({"methods": ["zoo"], "rounds": 3}, "methods: zoo: rounds is for the multi-task mode"),
     "no multi-task mode": ({"continual": False}, "methods: finetune: continual is false", "one after another"),
     "no continual mode": ({"methods": [{"method": "joint", "continual": True}]}, "methods: joint: continual is true"),
+    "setting that no network has": ({"vary": {"net.depth": [2]}}, "unknown key 'depth'"),
+    "setting out of range": ({"hp.lr": -1}, "hp.lr is -1", "a number above 0"),
+    "nothing to vary": ({"vary": {"hp.lr": []}}, "vary must map settings to lists of values"),
     "settings for all": ({"method_config": "net.yaml"}, "method_config is of one method", "move it to an entry"),
     "settings missing": (
         {"methods": [{"method": "er", "method_config": "nope.yaml"}]}, "methods: er: nope.yaml does not exist",
