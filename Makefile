@@ -16,7 +16,7 @@ demo: install
 	@echo "the report, to be opened in a browser:"
 	@$(BIN)/python report.py runs/demo
 
-# All methods on the digits, five seeds: the tables of the README.
+# All methods on the digits, five seeds: the tables of docs/benchmarks.md.
 benchmark: install
 	$(BIN)/python benchmark.py --config config/benchmark/digits.yaml --store runs/digits --jobs 2
 
