@@ -300,7 +300,7 @@ def test_torch_alone_needs_no_other_package(here, tmp_path, monkeypatch, capsys)
     [
         ("{here}/nothing --out {tmp}/x", ["nothing is not the directory of a run", "config.yaml"]),
         ("{here} --out {tmp}/x", ["is not the directory of a run"]),
-        ("{here}/zoo", ["--out is missing"]),
+        ("{here}/zoo", ["arguments are required: --out"]),
         ("--out {tmp}/x", ["arguments are required: RUN"]),
         ("{here}/zoo --out {here}/plain", ["--out", "plain exists; remove it, or name another folder"]),
         ("{here}/zoo --out {here}/d.yaml", ["d.yaml exists"]),
