@@ -173,7 +173,7 @@ def test_the_card_says_how_it_was_made(here):
     assert {"method": "zoo", "net.model": "conv", "hp.epochs": "3", "seed": "0"}.items() <= facts.items()
     assert f"torch {torch.__version__}" in facts["versions"]
     plain = dict(table((here / "plain/README.md").read_text(), "## Training"))
-    assert int(plain["parameters"].replace(",", "")) == zoo.parameters
+    assert int(plain["parameters"].replace(",", "")) == sum(member.parameters for member in zoo.members)
     assert 'no "none of these"' in card
 
 
