@@ -12,11 +12,12 @@ prepare(__name__)  # before torch is loaded
 
 import argparse
 import csv
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def decoded(
         except UserError as error:
             return str(error)
 
-    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (shape[0] * shape[1] * shape[2])))
+    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // math.prod(shape)))
     chunks = [files[start : start + size] for start in range(0, len(files), size)]
     with (
         warnings.catch_warnings(),
@@ -132,12 +133,12 @@ def decoded(
         tqdm(total=len(files), unit=" images", disable=None) as bar,
     ):
         warnings.simplefilter("ignore")  # Pillow warns of metadata that nothing here reads
-        ahead: list[list[Future[Tensor | str]]] = []
-        for i, chunk in enumerate(chunks):
-            ahead += [[pool.submit(read, path) for path in later] for later in chunks[i + len(ahead) : i + 2]]
-            found = [future.result() for future in ahead.pop(0)]
-            skipped += [image for image in found if isinstance(image, str)]
-            good = [(path, image) for path, image in zip(chunk, found, strict=True) if isinstance(image, Tensor)]
+        coming = pool.map(read, chunks[0])
+        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
+            current, coming = coming, pool.map(read, following)  # these are decoded from now on
+            found = list(zip(chunk, current, strict=True))
+            skipped += [image for _, image in found if isinstance(image, str)]
+            good = [(path, image) for path, image in found if isinstance(image, Tensor)]
             if good:
                 yield [path for path, _ in good], torch.stack([image for _, image in good])
             bar.update(len(chunk))
