@@ -55,11 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: names the option.
-    """
+    """The options; a UserError names a wrong one."""
     parser = Parser(prog="distill.py", allow_abbrev=False, description="Teach a finished run to one network, with the "
                     "training examples that the run has kept, and compare them.")  # fmt: skip
     add = parser.add_argument

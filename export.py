@@ -28,11 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: names the option.
-    """
+    """The options; a UserError names a wrong one."""
     parser = Parser(prog="export.py", allow_abbrev=False,
                     description="Turn a saved zoo into files that run without this project.")  # fmt: skip
     add = parser.add_argument

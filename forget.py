@@ -37,11 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: names the option.
-    """
+    """The options; a UserError names a wrong one."""
     about = "Take a task out of a zoo: members that saw it are dropped, or trained again without. RUN stays as it is."
     parser = Parser(prog="forget.py", allow_abbrev=False, description=about)
     add = parser.add_argument

@@ -43,11 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: names the option.
-    """
+    """The options; a UserError names a wrong one."""
     parser = Parser(prog="predict.py", allow_abbrev=False, description="Ask a saved zoo about images.")
     add = parser.add_argument
     add("run", metavar="RUN", help="a run directory")

@@ -183,15 +183,12 @@ def rewritten(run, name, content):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("tasks", [4], "its tasks and classes are not those of config.yaml"),
         ("tasks", [1, 1], "one is there twice"),
         ("weights", [float("nan")], "weights is nan; it must be"),
         ("weights", [0.0], "weights is 0.0; it must be"),
         ("weights", [], "there is not a weight for each task"),
-        ("classes", [["0", "1", "2"]], "its tasks and classes are not those of config.yaml"),
         ("task_names", [7], "task_names and classes are not texts"),
         ("input_shape", [1, 30000, 30000], "its input_shape is (1, 30000, 30000); it must be"),
-        ("net", {"model": "timm/resnet18"}, "its net is not that of config.yaml"),
         ("member", 3, "it is another member"),
         ("parameters", -1, "parameters is -1; it must be"),
         ("episode", None, "key 'episode' is missing"),

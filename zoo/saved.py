@@ -34,7 +34,6 @@ from records.members import (
     read_members,
     read_network,
     read_tensors_of,
-    saved_net,
 )
 from records.run import opened
 from records.tables import read_measurements
@@ -129,14 +128,16 @@ class Zoo:
         members = read_members(path, manifest)
         if not members:
             raise UserError(f"{path} has no members")
-        for member in members:
-            if wrong := _misfit(member, config, members[0].input_shape):
-                raise damaged(path, facts_file(member.number), wrong)
-        current = answering(members)
+        shape, current = members[0].input_shape, answering(members)
+        if len(shape) != 3 or max(shape) > _LARGEST_SIDE or any(member.input_shape != shape for member in members):
+            raise damaged(
+                path, facts_file(0), f"its input_shape is {shape}; it must be that of an image, in all members"
+            )
         facts = [task for m in current for task in zip(m.tasks, m.task_names, m.classes, strict=True)]
         tasks = {number: SavedTask(number, name, classes) for number, name, classes in sorted(facts)}
-        channels, height, width = current[0].input_shape
-        return cls(path, config, manifest, [*tasks.values()], current, (channels, height, width), pick_device(device))
+        return cls(
+            path, config, manifest, [*tasks.values()], current, (shape[0], shape[1], shape[2]), pick_device(device)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -362,15 +363,3 @@ class Zoo:
         if member.number not in self._loaded:
             self._loaded[member.number] = read_network(self.path, self._manifest, member, self.config, self.device)
         return self._loaded[member.number]
-
-
-def _misfit(member: SavedMember, config: RunConfig, shape: Sequence[int]) -> str:
-    """Why a member cannot be of a run whose inputs have a shape; empty if it can."""
-    sizes = {task: len(known.classes) for task, known in enumerate(config.data.tasks, 1)}
-    if [sizes.get(task) for task in member.tasks] != [*map(len, member.classes)]:
-        return "its tasks and classes are not those of config.yaml"
-    if member.net != saved_net(config.net):
-        return "its net is not that of config.yaml"
-    if member.input_shape != shape or len(shape) != 3 or max(shape) > _LARGEST_SIDE:
-        return f"its input_shape is {member.input_shape}; it must be channels, height and width of an image"
-    return ""
