@@ -37,7 +37,6 @@ from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.session import prepared, trial_network, try_network
 from records.summary import load_isolated, summarize
 from records.writing import episode_facts, facts_of, resolve, save_members, targets_of
-from training.recipe import Recipe
 from training.threads import use_threads
 from utils.compute import Compute, describe_device, enough_memory
 from utils.errors import UserError, run_program
@@ -98,7 +97,6 @@ def distill(options: argparse.Namespace) -> None:
         device = prepared(config)
         saved = read_config(zoo.path)
         isolated = None if reference is None else load_isolated(reference, saved)
-        alone = {} if reference is None else {"isolated": comparable(reference, zoo, options.device)}
         stream = stream_of(zoo, config, saved.get("data_sha256"), device)
         with enough_memory(f"training on {device}", "try --device cpu"):
             taught = lesson(zoo, stream)
@@ -126,49 +124,33 @@ def distill(options: argparse.Namespace) -> None:
             "teacher": {"combine": options.combine, "temperature": options.temperature},
         }
         write(out, described, taught, student, facts, rows, isolated, time.perf_counter() - begin)
-        zoos = {**zoos, STUDENT: Zoo.load(out, options.device), **alone}
-        print(table(compared(zoos, stream.task(middle_task(zoo)))), flush=True)
+        alone = {"isolated": zoos.pop("isolated")} if reference is not None else {}
+        everything = {**zoos, STUDENT: Zoo.load(out, options.device), **alone}
+        print(table(compared(everything, stream.task(middle_task(zoo)))), flush=True)
 
 
 def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
     """The zoos that the student is compared with, by their names in the table; the first one is its teacher.
 
     Raises:
-        UserError: the run cannot be read or is not finished, or nothing was held out to fit a combination on.
+        UserError: a run cannot be read or is not finished, nothing was held out to fit a combination on, or the
+            isolated networks are not of the zoo's tasks.
     """
     run = finished(options.run, options.device)
     check_name(run.config.method, f"{run.path / CONFIG}: method: ")
     zoos = {"zoo": run.combined(options.combine, options.temperature)}
     if options.budget is not None:
         zoos[f"zoo, at most {options.budget}"] = run.combined(options.combine, options.temperature, options.budget)
-    for zoo in zoos.values():
-        check_answers(zoo)
+    if options.isolated is not None:
+        zoos["isolated"] = alone = Zoo.load(options.isolated, options.device)
+        if (alone.tasks, alone.input_shape) != (run.tasks, run.input_shape):
+            raise UserError(
+                f"--isolated {alone.path} has not learned the tasks of {run.path}; name a run with the same tasks"
+            )
+    for zoo in zoos.values():  # reads all files that are needed later
+        accuracies(zoo)
+        zoo.answers(torch.zeros(1, *zoo.input_shape), [task.number for task in zoo.tasks])
     return zoos
-
-
-def comparable(reference: Path, zoo: Zoo, device: str) -> Zoo:
-    """The isolated networks.
-
-    Raises:
-        UserError: they cannot be read, or are not of the zoo's tasks.
-    """
-    alone = Zoo.load(reference, device)
-    if (alone.tasks, alone.input_shape) != (zoo.tasks, zoo.input_shape):
-        raise UserError(
-            f"--isolated {reference} has not learned the tasks of {zoo.path}; name a run with the same tasks"
-        )
-    check_answers(alone)
-    return alone
-
-
-def check_answers(zoo: Zoo) -> None:
-    """Read all files of a zoo that are needed later, before anything is trained.
-
-    Raises:
-        UserError: one cannot be read.
-    """
-    accuracies(zoo)
-    zoo.answers(torch.zeros(1, *zoo.input_shape), [task.number for task in zoo.tasks])
 
 
 def stream_of(zoo: Zoo, config: RunConfig, fingerprint: object, device: torch.device) -> TaskStream:
@@ -191,19 +173,15 @@ def stream_of(zoo: Zoo, config: RunConfig, fingerprint: object, device: torch.de
     return stream
 
 
-def longer(recipe: Recipe, epochs: int | None) -> Recipe:
-    """The recipe of a student: EPOCHS times as long as that of a member, or of so many epochs."""
-    if epochs is not None:
-        return replace(recipe, epochs=epochs, steps=None, examples=None)
-    lengths = {name: getattr(recipe, name) for name in ("epochs", "steps", "examples")}
-    return replace(recipe, **{name: EPOCHS * value for name, value in lengths.items() if value is not None})
-
-
 def student_config(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     """The configuration of a student: that of the run, but for method, length of training and the options."""
+    lengths = {name: getattr(config.hp, name) for name in ("epochs", "steps", "examples")}
+    longer: dict[str, Any] = {name: value and EPOCHS * value for name, value in lengths.items()}
+    if options.epochs is not None:
+        longer = {"epochs": options.epochs, "steps": None, "examples": None}
     return replace(
         config, method=STUDENT, continual=False, rounds=None, warm_start=False, settings=NoSettings(),
-        hp=longer(config.hp, options.epochs), device=options.device, threads=options.threads,
+        hp=replace(config.hp, **longer), device=options.device, threads=options.threads,
         seed=config.seed if options.seed is None else options.seed,
         data=replace(config.data, data_dir=Path(options.data_dir or config.data.data_dir)),
     )  # fmt: skip
@@ -212,11 +190,7 @@ def student_config(config: RunConfig, options: argparse.Namespace) -> RunConfig:
 def teach(
     taught: TaskStream, config: RunConfig, compute: Compute, monitor: RunMonitor
 ) -> tuple[Joint, EpisodeFacts, list[Measurement]]:
-    """Train the student and measure it: one episode that reveals all tasks.
-
-    Raises:
-        TrainingError: training diverged.
-    """
+    """Train the student and measure it: one episode that reveals all tasks; a TrainingError if it diverges."""
     monitor.episode_begins(1, 1)
     begin, student = time.perf_counter(), Joint(Context(config, taught.spec, compute))
     (episode,) = taught.multitask(1)
@@ -232,11 +206,7 @@ def write(
     out: Path, config: Mapping[str, Any], taught: TaskStream, student: Joint, facts: EpisodeFacts,
     rows: Sequence[Measurement], isolated: Sequence[float] | None, seconds: float,
 ) -> None:  # fmt: skip
-    """Write the student's run directory.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write the student's run directory."""
     summary = {**facts_of(taught, student, [facts]), **summarize(rows, False, isolated), "total_seconds": seconds}
     directory = RunDirectory.begin(out, config)
     directory.add_targets(targets_of(taught))

@@ -23,7 +23,7 @@ from records.manifest import Entry, read_manifest
 from tests.test_scenarios import streamed
 from utils.errors import UserError
 from zoo import Zoo, saved
-from zoo.combine import Combination, HeldOut, fitted, order_of_members, stacked, weighted, weighted_mean
+from zoo.combine import Combination, MemberPredictions, fitted, order_of_members, stacked, weighted, weighted_mean
 
 # One of each way to answer: ensembles, one network for all tasks, one with something of its own for each task.
 ANSWERING = ("zoo", "isolated", "isolated_ensemble", "joint", "cumulative", "er", "packnet", "wsn")
@@ -188,7 +188,7 @@ def rewritten(run, name, content):
         ("weights", [0.0], "weights is 0.0; it must be"),
         ("weights", [], "there is not a weight for each task"),
         ("task_names", [7], "task_names and classes are not texts"),
-        ("input_shape", [1, 30000, 30000], "its input_shape is (1, 30000, 30000); it must be"),
+        ("input_shape", [1, 30000, 30000], "its input_shape is (1, 30000, 30000), not that of"),
         ("member", 3, "it is another member"),
         ("parameters", -1, "parameters is -1; it must be"),
         ("episode", None, "key 'episode' is missing"),
@@ -240,7 +240,9 @@ def test_tensors_that_cannot_be_of_the_run_are_one_error(name, change, words, ru
     rewritten(run, name, save({key: tensor.clone() for key, tensor in tensors.items()}))
     zoo = Zoo.load(run, "cpu")
     asked = (
-        zoo.said_about if name.startswith("predictions") else lambda split: zoo.predict(np.zeros((8, 8), np.uint8), 1)
+        zoo.saved_predictions
+        if name.startswith("predictions")
+        else lambda split: zoo.predict(np.zeros((8, 8), np.uint8), 1)
     )
     with pytest.raises(UserError, match=words):
         asked("test")
@@ -255,7 +257,9 @@ def random_held_out(members=3, classes=4, count=40, seed=0, noise=(0.5, 1.0, 3.0
     logits = {
         m: 2 * np.eye(classes)[targets] + noise[m] * rng.standard_normal((count, classes)) for m in range(members)
     }
-    return HeldOut({m: torch.from_numpy(log_softmax(z, -1)) for m, z in logits.items()}, torch.from_numpy(targets))
+    return MemberPredictions(
+        {m: torch.from_numpy(log_softmax(z, -1)) for m, z in logits.items()}, torch.from_numpy(targets)
+    )
 
 
 PLAIN = Combination((0, 1, 2), (1.0, 1.0, 1.0))
@@ -321,7 +325,7 @@ def test_temperatures_follow_the_definition():
 
 def test_few_examples_that_are_all_right_make_no_one_sure():
     targets = torch.arange(4).repeat(3)
-    sure = HeldOut({0: (3 * torch.eye(4)[targets]).log_softmax(-1)}, targets)
+    sure = MemberPredictions({0: (3 * torch.eye(4)[targets]).log_softmax(-1)}, targets)
     made = fitted({1: Combination((0,), (1.0,))}, {1: sure}, "mean", "task")[1]
     assert 0.1 < made.temperature < 1
 

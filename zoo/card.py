@@ -48,9 +48,6 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
         outputs: the task of each output, by name.
         parameters: number of parameters exported.
         files: names of the files of the network.
-
-    Raises:
-        UserError: a file of the run is damaged.
     """
     config, raw, rows = zoo.config, read_config(zoo.path), zoo.measurements()
     numbers = [task.number for task in outputs.values()]
@@ -83,7 +80,7 @@ def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Measuremen
     """Figures as the run measured them; of another combination than the run's, from the predictions that it saved."""
     found: dict[int, Scores] = {row.task: row.scores for row in rows if row.is_test}
     if zoo.combined_as != PLAIN:
-        for number, saved in zoo.said_about("test").items():
+        for number, saved in zoo.saved_predictions("test").items():
             found[number] = CrossEntropy().evaluate(saved.of(zoo.combinations[number]), saved.targets)
     lines = []
     for output, task in outputs.items():

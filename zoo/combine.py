@@ -65,7 +65,7 @@ class Combination:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class MemberPredictions:
     """Saved predictions of members on examples of one task, such as the held-out ones."""
 
     log_probabilities: Mapping[int, Tensor]  # by member [N, C]
@@ -91,7 +91,7 @@ def negative_log_likelihood(probabilities: Tensor, targets: Tensor) -> float:
 
 
 def fitted(
-    plain: Mapping[int, Combination], held: Mapping[int, HeldOut], combine: str, temperature: str,
+    plain: Mapping[int, Combination], held: Mapping[int, MemberPredictions], combine: str, temperature: str,
     budget: int | None = None,
 ) -> dict[int, Combination]:  # fmt: skip
     """Combinations of all tasks, fitted on held-out examples.
@@ -111,13 +111,13 @@ def fitted(
     return with_task_temperatures(made, held) if temperature == "task" else made
 
 
-def with_budget(one: Combination, held: HeldOut, budget: int) -> Combination:
+def with_budget(one: Combination, held: MemberPredictions, budget: int) -> Combination:
     """The same combination of the `budget` most useful members, see order_of_members."""
     keep = sorted(order_of_members(one, held)[:budget])
     return replace(one, members=tuple(one.members[i] for i in keep), weights=tuple(one.weights[i] for i in keep))
 
 
-def order_of_members(one: Combination, held: HeldOut) -> list[int]:
+def order_of_members(one: Combination, held: MemberPredictions) -> list[int]:
     """Indices of members, the most useful first: each next one gives the lowest loss on held-out examples.
 
     Source: forward selection of Caruana et al., "Ensemble selection from libraries of models", 2004, without repeats.
@@ -137,7 +137,7 @@ def order_of_members(one: Combination, held: HeldOut) -> list[int]:
     return chosen
 
 
-def weighted(one: Combination, held: HeldOut) -> Combination:
+def weighted(one: Combination, held: MemberPredictions) -> Combination:
     """The most probable weights of a mixture of the members, by expectation maximisation.
 
     The prior is a Dirichlet distribution around the weights of training.
@@ -154,7 +154,7 @@ def weighted(one: Combination, held: HeldOut) -> Combination:
     return replace(one, weights=tuple(weights.tolist()))
 
 
-def stacked(one: Combination, held: HeldOut) -> Combination:
+def stacked(one: Combination, held: MemberPredictions) -> Combination:
     """The most probable exponents and biases, under a normal prior around the geometric mean.
 
     Source: stacking, Wolpert 1992, with a log-linear second level.
@@ -182,14 +182,18 @@ def stacked(one: Combination, held: HeldOut) -> Combination:
     return replace(one, weights=tuple(values[:members].tolist()), biases=tuple(values[members:].tolist()))
 
 
-def with_task_temperatures(made: Mapping[int, Combination], held: Mapping[int, HeldOut]) -> dict[int, Combination]:
+def with_task_temperatures(
+    made: Mapping[int, Combination], held: Mapping[int, MemberPredictions]
+) -> dict[int, Combination]:
     """The same combinations with a temperature for each task."""
     found = _temperatures({task: [(held[task].of(one).clamp_min(_LEAST).log(), held[task].targets)]
                            for task, one in made.items()})  # fmt: skip
     return {task: replace(one, temperature=found[task]) for task, one in made.items()}
 
 
-def with_member_temperatures(made: Mapping[int, Combination], held: Mapping[int, HeldOut]) -> dict[int, Combination]:
+def with_member_temperatures(
+    made: Mapping[int, Combination], held: Mapping[int, MemberPredictions]
+) -> dict[int, Combination]:
     """The same combinations with a temperature for each member, the same in all its tasks."""
     parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for task, one in made.items():

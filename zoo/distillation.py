@@ -111,11 +111,7 @@ class Figures:
 
 
 def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
-    """Figures of zoos of the same tasks; `task`: the one on whose test images the time is taken.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """Figures of zoos of the same tasks; `task`: the one on whose test images the time is taken."""
     images = torch.cat(stored_inputs(task.test.subset(torch.arange(min(len(task.test), _TIMED_IMAGES)))))
     times: dict[str, list[float]] = {name: [] for name in zoos}
     for _ in range(1 + _TIMES):
@@ -138,7 +134,7 @@ def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
 def accuracies(zoo: Zoo) -> dict[int, float]:
     """By task, the test accuracy of the members' saved predictions, combined as the zoo combines them."""
     found = {}
-    for task, saved in zoo.said_about("test").items():
+    for task, saved in zoo.saved_predictions("test").items():
         chosen = saved.of(zoo.combinations[task]).argmax(-1)
         found[task] = (chosen == saved.targets).double().mean().item()
     return found

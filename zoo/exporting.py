@@ -79,9 +79,6 @@ class Shipped(nn.Module):
 
     Contains the normalisation, the members, and how their answers to each task are combined. A trunk is evaluated once
     for all its heads, and once more for each task with trunk weights of its own.
-
-    Raises:
-        UserError: a member's file is missing or damaged.
     """
 
     def __init__(self, zoo: Zoo, tasks: Sequence[SavedTask]) -> None:
@@ -157,11 +154,7 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Check that the packages for some formats are installed.
-
-    Raises:
-        UserError: one is not.
-    """
+    """Check that the packages for some formats are installed; a UserError names those that are not."""
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None] if "onnx" in formats else []
     if missing:
         raise UserError(
@@ -170,11 +163,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def exported(shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Sequence[str]) -> dict[str, Exported]:
-    """Files by name, loaded again and compared with the zoo.
-
-    Raises:
-        UserError: the networks cannot be written in a format.
-    """
+    """By name, files loaded again and compared with the zoo; a UserError if a network cannot be written in a format."""
     outputs = [output_of(task.number) for task in tasks]
     if "onnx" in formats and sum(value.nbytes for value in shipped.state_dict().values()) > _LARGEST_ONNX:
         raise UserError("an ONNX file holds 2 GiB and the members have more; name fewer tasks, or use --format torch")

@@ -77,11 +77,7 @@ class Cost(NamedTuple):
 
 
 def members_of(zoo: Zoo) -> list[LoadedMember]:
-    """All members of a zoo that answer.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """All members of a zoo that answer; a UserError if a file is damaged."""
     for member in zoo.members:
         zoo.net(member)  # checks that its weights are those of the network
     return [LoadedMember(m, zoo.tensors(weights_file(m.number)), zoo.predictions(m)) for m in zoo.members]
@@ -146,9 +142,6 @@ def write(
 
     Returns:
         What it costs each remaining task.
-
-    Raises:
-        UserError: the folder cannot be written.
     """
     after = sorted(after, key=lambda member: member.saved.number)
     saved = read_config(zoo.path)

@@ -60,20 +60,12 @@ def add_combination(
 
 
 def combined(options: argparse.Namespace, device: str) -> Zoo:
-    """The zoo of options.run, combined as the options say.
-
-    Raises:
-        UserError: an option is wrong, or the zoo cannot be read.
-    """
+    """The zoo of options.run, combined as the options say; a UserError if it cannot be read or combined so."""
     return Zoo.load(options.run, device).combined(options.combine, options.temperature, options.budget)
 
 
 def finished(path: str, device: str) -> Zoo:
-    """The zoo of a finished run.
-
-    Raises:
-        UserError: the run cannot be read, or is not finished.
-    """
+    """The zoo of a finished run; a UserError if it cannot be read, or is not finished."""
     zoo = Zoo.load(path, device)
     if read_summary(zoo.path) is None:
         raise UserError(f"{path} is not finished; resume it first (modelzoo.py --resume)")
@@ -96,11 +88,7 @@ def new_run(path: Path, overwrite: bool, reads: Sequence[Path]) -> Iterator[None
 
 
 def check_new(out: Path, kind: str) -> None:
-    """Check that a file or folder (`kind`) can be put at `out`; an empty folder may be there for a folder.
-
-    Raises:
-        UserError: something is there.
-    """
+    """Check that nothing is at `out`, where a "file" or "folder" (`kind`) goes, unless that is an empty folder."""
     try:
         out.lstat()
         if kind != "folder" or not out.is_dir() or any(out.iterdir()):

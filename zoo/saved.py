@@ -40,7 +40,7 @@ from records.tables import read_measurements
 from training.prediction import outputs_of_heads
 from utils.compute import Compute, pick_device
 from utils.errors import UserError, unknown
-from zoo.combine import COMBINE, TEMPERATURES, Combination, HeldOut, fitted, weighted_mean
+from zoo.combine import COMBINE, TEMPERATURES, Combination, MemberPredictions, fitted, weighted_mean
 from zoo.inputs import Images, as_stored
 
 AUTO = "auto"
@@ -91,6 +91,8 @@ class Prediction:
 class Zoo:
     """The networks of a run directory, ready to predict; the one network of other methods is a zoo of one member.
 
+    Weights and predictions are read when they are first needed: a UserError names a file that is missing or damaged.
+
     Attributes:
         path: the run directory.
         config: of the run.
@@ -130,14 +132,11 @@ class Zoo:
             raise UserError(f"{path} has no members")
         shape, current = members[0].input_shape, answering(members)
         if len(shape) != 3 or max(shape) > _LARGEST_SIDE or any(member.input_shape != shape for member in members):
-            raise damaged(
-                path, facts_file(0), f"its input_shape is {shape}; it must be that of an image, in all members"
-            )
+            raise damaged(path, facts_file(0), f"its input_shape is {shape}, not that of an image and of all members")
         facts = [task for m in current for task in zip(m.tasks, m.task_names, m.classes, strict=True)]
         tasks = {number: SavedTask(number, name, classes) for number, name, classes in sorted(facts)}
-        return cls(
-            path, config, manifest, [*tasks.values()], current, (shape[0], shape[1], shape[2]), pick_device(device)
-        )
+        sides = shape[0], shape[1], shape[2]
+        return cls(path, config, manifest, [*tasks.values()], current, sides, pick_device(device))
 
     @property
     def device(self) -> torch.device:
@@ -155,11 +154,7 @@ class Zoo:
         return self._manifest.finished
 
     def task(self, task: str | int) -> SavedTask:
-        """A task by its name or its number.
-
-        Raises:
-            UserError: there is no such task, or several.
-        """
+        """A task by its name or its number; a UserError if there is none, or several."""
         named = [known for known in self.tasks if known.name == task]
         if len(named) > 1:
             numbers = ", ".join(str(known.number) for known in named)
@@ -213,7 +208,7 @@ class Zoo:
             stored: [N, C, H, W] from 0 to 255, see as_stored.
 
         Raises:
-            UserError: a member's file is damaged, or an answer is not finite.
+            UserError: an answer is not finite.
         """
         outputs: dict[int, dict[int, Tensor]] = {task: {} for task in tasks}  # by task and member
         for member in self.members:
@@ -267,47 +262,31 @@ class Zoo:
                 for task, members in asked.items()}  # fmt: skip
 
     @cached_property
-    def held_out(self) -> dict[int, HeldOut]:
-        """By task, the members' saved predictions on its held-out examples.
-
-        Raises:
-            UserError: none were held out, or a file is damaged.
-        """
+    def held_out(self) -> dict[int, MemberPredictions]:
+        """By task, the members' saved predictions on its held-out examples; a UserError if none were held out."""
         if not any(split == HELD_OUT for _, split in self.targets):
             raise UserError(
                 f"{self.path} has no held-out examples, on which this is fitted; train with --hold_out 0.1, for example"
             )
-        return self.said_about(HELD_OUT)
+        return self.saved_predictions(HELD_OUT)
 
-    def said_about(self, split: str) -> dict[int, HeldOut]:
-        """By task, the members' saved predictions on a split, "test" or HELD_OUT.
-
-        Raises:
-            UserError: a file is damaged.
-        """
+    def saved_predictions(self, split: str) -> dict[int, MemberPredictions]:
+        """By task, the members' saved predictions on a split, "test" or HELD_OUT."""
         found: dict[int, dict[int, Tensor]] = {task.number: {} for task in self.tasks}
         for member in self.members:
             predictions = self.predictions(member)
             for task in member.tasks:
                 found[task][member.number] = predictions[task, split].clamp_min(1e-12).log()
-        return {task: HeldOut(logs, self.targets[task, split]) for task, logs in found.items()}
+        return {task: MemberPredictions(logs, self.targets[task, split]) for task, logs in found.items()}
 
     def measurements(self) -> list[Measurement]:
-        """Rows of metrics.csv after the last episode of the zoo.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Rows of metrics.csv after the last episode of the zoo."""
         rows, _ = read_measurements(self.path, self._manifest)
         return [row for row in rows if row.episode == self._manifest.episode]
 
     @cached_property
     def targets(self) -> dict[tuple[int, str], Tensor]:
-        """Targets, [N] by (task, split), of the examples whose predictions are saved.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Targets, [N] by (task, split), of the examples whose predictions are saved."""
         found = self._by_task_and_split(TARGETS)
         splits = {"test", *(split for _, split in found)}
         for task, split in found.keys() | {(task.number, split) for task in self.tasks for split in splits}:
@@ -318,11 +297,7 @@ class Zoo:
         return found
 
     def predictions(self, member: SavedMember) -> dict[tuple[int, str], Tensor]:
-        """Saved predictions of a member on examples of its tasks, probabilities [N, C] by (task, split), on the CPU.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Saved predictions of a member on examples of its tasks, probabilities [N, C] by (task, split), on the CPU."""
         name = predictions_file(member.number)
         found = self._by_task_and_split(name)
         for (task, split), targets in self.targets.items():
@@ -347,19 +322,11 @@ class Zoo:
         return len(tasks[task - 1].classes) if 0 < task <= len(tasks) else 0
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a file of the run, on the CPU.
-
-        Raises:
-            UserError: it is damaged.
-        """
+        """The tensors of a file of the run, on the CPU."""
         return read_tensors_of(self.path, self._manifest, name)
 
     def net(self, member: SavedMember) -> tuple[MultiHead, Mapping[int, TaskWeights]]:
-        """The network of a member, and trunk weights that belong to single tasks; read from the disk once.
-
-        Raises:
-            UserError: its file is missing or damaged.
-        """
+        """The network of a member, and trunk weights that belong to single tasks; read from the disk once."""
         if member.number not in self._loaded:
             self._loaded[member.number] = read_network(self.path, self._manifest, member, self.config, self.device)
         return self._loaded[member.number]
