@@ -69,7 +69,7 @@ def run(invocation: Invocation) -> None:
 
 
 def _watched(session: Session, quiet: bool) -> RunMonitor:
-    """The monitor of the terminal and TensorBoard; it has been told that the run begins."""
+    """A monitor that shows the run, which begins, on the terminal and in TensorBoard."""
     directory, config = session.directory, session.config
     epochs = directory.manifest.members * (config.hp.epochs or 0)
     monitor = Monitors([Console(quiet), TensorBoard(directory.log, hyperparameter_kinds(), epochs)])

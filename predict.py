@@ -90,7 +90,7 @@ def predict(options: argparse.Namespace) -> int:
                 else:
                     table.writerows(rows(names, answer, header=not first))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a flush at exit must not fail again
         print("predict.py: nobody reads the output any more (broken pipe)", file=sys.stderr)
         return 1
     except OSError as error:

@@ -24,7 +24,7 @@ from typing import Any
 from records.resume import compared_with
 from records.summary import load_isolated
 from utils.errors import UserError, run_program
-from utils.options import Parser
+from utils.options import Parser, check_choice
 
 FORMATS = ("html", "md", "tex", "csv")
 
@@ -47,8 +47,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--format", metavar="F", default="html", help=f"{', '.join(FORMATS)}: the page, or only a table, on stdout "
         "(default: html)")  # fmt: skip
     options = parser.parse_known(argv)
-    if options.format not in FORMATS:
-        raise UserError(f"--format is {options.format!r}; it must be one of {', '.join(FORMATS)}")
+    check_choice("--format", "format", options.format, FORMATS)
     return options
 
 

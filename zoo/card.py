@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -27,17 +27,6 @@ from zoo.saved import PLAIN, SavedTask, Zoo
 _ELSEWHERE = ("data.samples", "data.hold_out")  # these stand in another section of the card
 _CHANNELS = {1: "grey", 3: "red, green and blue"}
 _PACKAGES = {"model.onnx": ("onnx", "onnxruntime"), "model.pt2": ("torch",)}
-
-
-class CardRow(NamedTuple):
-    """Figures of a task, on its test images."""
-
-    task: SavedTask
-    output: str
-    networks: int
-    n: int
-    accuracy: float
-    ece: float
 
 
 def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, files: Sequence[str]) -> str:
@@ -76,17 +65,17 @@ def plain_text(text: object) -> str:
     return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", one_line(text))
 
 
-def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Measurement]) -> list[CardRow]:
-    """Figures as the run measured them; of another combination than the run's, from the predictions that it saved."""
+def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Figures of each task on its test images: as the run measured them, or of another combination than the run's."""
     found: dict[int, Scores] = {row.task: row.scores for row in rows if row.is_test}
     if zoo.combined_as != PLAIN:
         for number, saved in zoo.saved_predictions("test").items():
             found[number] = CrossEntropy().evaluate(saved.of(zoo.combinations[number]), saved.targets)
     lines = []
     for output, task in outputs.items():
-        scores, networks = found[task.number], len(zoo.combinations[task.number].members)
-        accuracy = scores["accuracy"]
-        lines.append(CardRow(task, output, networks, accuracy.n, accuracy.value, scores["ece"].value))
+        accuracy, ece = found[task.number]["accuracy"], found[task.number]["ece"].value
+        facts = {"task": task, "output": output, "networks": len(zoo.combinations[task.number].members)}
+        lines.append({**facts, "n": accuracy.n, "accuracy": accuracy.value, "ece": ece})
     return lines
 
 

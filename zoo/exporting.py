@@ -198,7 +198,7 @@ def difference(answers: Answers, zoo: Zoo, tasks: Sequence[SavedTask]) -> float:
 
 
 def _program(shipped: Shipped, shape: tuple[int, int, int]) -> ExportedProgram:
-    # Two images: with one the size of the batch would be taken for a constant.
+    # Two images: torch.export would make a batch size of one a constant.
     program = torch.export.export(shipped, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("N")},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # would carry the paths of this machine

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from records.directory import check_free
 from records.lock import locked
 from records.summary import read_summary
-from utils.errors import TrainingError, UserError, unknown
-from utils.options import whole
+from utils.errors import TrainingError, UserError
+from utils.options import check_choice, whole
 from utils.settings import Range
 from zoo.combine import COMBINE, TEMPERATURES
 from zoo.saved import Zoo
@@ -22,12 +23,11 @@ def number(option: str, accepted: Range = Range(1, 10**6)) -> Callable[[str], in
     return lambda text: whole(option, text, accepted)
 
 
-def word(option: str, kind: str, known: Iterable[str]) -> Callable[[str], str]:
+def word(option: str, kind: str, known: Mapping[str, Any] | Sequence[str]) -> Callable[[str], str]:
     """The type of an option, for argparse, that is one of some words; `kind` says what they are."""
 
     def check(text: str) -> str:
-        if text not in known:
-            raise UserError(f"{option}: {unknown(kind, text, known)}")
+        check_choice(option, kind, text, known)
         return text
 
     return check
