@@ -87,14 +87,10 @@ class Shipped(nn.Module):
         self._preprocess = ImagePreprocess(0, flip=False)
         self.parts = nn.ModuleList()
         for member in zoo.members:
-            wanted = [task for task, one in self._combinations.items() if member.number in one.members]
-            if not wanted:
-                continue
-            net, own = zoo.net(member)
-            together = [task for task in wanted if not own.get(task)]
-            for group in [together, *([task] for task in wanted if own.get(task))]:
-                if group:
-                    self.parts.append(Part(net, member.number, group, own.get(group[0], {})))
+            if wanted := [task for task, one in self._combinations.items() if member.number in one.members]:
+                net, own = zoo.net(member)
+                groups = [[t for t in wanted if not own.get(t)], *([t] for t in wanted if own.get(t))]
+                self.parts.extend(Part(net, member.number, group, own.get(group[0], {})) for group in groups if group)
         self.eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
