@@ -76,7 +76,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="benchmark.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="PlannedRun methods x streams x networks x seeds and compare them in tables.",
+        description="Run methods x streams x networks x seeds and compare them in tables.",
         epilog="\n".join([HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), EXIT_CODES]),
     )  # fmt: skip
     parser.add_argument("--config", metavar="YAML", help="the grid")

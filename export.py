@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import UserError, one_line, run_program, unknown
+from utils.errors import one_line, run_program
 from utils.options import Parser
-from zoo.exporting import FILES, check_formats, check_free, ship
-from zoo.options import add_combination, combined
+from zoo.exporting import FILES, check_formats, ship
+from zoo.options import add_combination, check_new, combined, word
 
 BOTH = "both"
 
@@ -28,26 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: names the option.
-    """
+    """The options; a UserError names a wrong one."""
     parser = Parser(prog="export.py", allow_abbrev=False,
                     description="Turn a saved zoo into files that run without this project.")  # fmt: skip
     add = parser.add_argument
     add("run", metavar="RUN", help="a run directory")
-    add("--out", metavar="DIR", help="where the files go: a folder that does not exist or is empty (needed)")
-    add("--format", metavar="F", default=BOTH, help=f"{', '.join(FILES)} or {BOTH} (default: {BOTH})")
+    add("--out", metavar="DIR", required=True,
+        help="where the files go: a folder that does not exist or is empty (needed)")  # fmt: skip
+    add("--format", metavar="F", type=word("--format", "format", (*FILES, BOTH)), default=BOTH,
+        help=f"{', '.join(FILES)} or {BOTH} (default: {BOTH})")  # fmt: skip
     add("--task", metavar="NAME", action="append", default=[], dest="tasks",
         help="name or number of a task to export; can be given several times (default: all)")  # fmt: skip
     add_combination(parser)
-    options = parser.parse_known(argv, (), "")
-    if options.out is None:
-        raise UserError("--out is missing: the folder that the files go to")
-    if options.format not in (*FILES, BOTH):
-        raise UserError(f"--format: {unknown('format', options.format, (*FILES, BOTH))}")
-    return options
+    return parser.parse_known(argv)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -59,11 +52,10 @@ def export(options: argparse.Namespace) -> None:
     formats = tuple(FILES) if options.format == BOTH else (options.format,)
     out = Path(options.out)
     check_formats(formats)
-    check_free(out)
+    check_new(out, "folder")
     zoo = combined(options, "cpu")
     named = {zoo.task(name).number for name in options.tasks}
-    tasks = [task for task in zoo.tasks if task.number in named or not named]
-    for line in ship(zoo, out, formats, tasks):
+    for line in ship(zoo, out, formats, [task for task in zoo.tasks if task.number in named or not named]):
         print(one_line(line))
 
 

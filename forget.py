@@ -21,17 +21,14 @@ from methods import METHODS, check_name
 from methods.ensemble import Ensemble
 from records.console import Console
 from records.directory import CONFIG, check_free
-from records.lock import locked
-from records.summary import read_summary
 from training.loop import TrainingStats
 from training.threads import use_threads
 from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
-from utils.errors import TrainingError, UserError, one_line, run_program
+from utils.errors import UserError, one_line, run_program
 from utils.files import beside
-from utils.options import Parser, whole
-from utils.settings import Range
-from zoo import Zoo
-from zoo.forgetting import CERTIFICATE, Cost, kept, retrained, write
+from utils.options import Parser
+from zoo.forgetting import CERTIFICATE, Cost, members_of, retrained, write
+from zoo.options import add_machine, add_new_run, finished, new_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,87 +37,73 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: names the option.
-    """
+    """The options; a UserError names a wrong one."""
     about = "Take a task out of a zoo: members that saw it are dropped, or trained again without. RUN stays as it is."
     parser = Parser(prog="forget.py", allow_abbrev=False, description=about)
     add = parser.add_argument
     add("run", metavar="RUN", help="a finished run of the zoo or another ensemble")
-    add("--task", metavar="NAME", help="name or number of the task (needed)")
+    add("--task", metavar="NAME", required=True, help="name or number of the task (needed)")
     add("--retrain", action="store_true", help="train a member in place of each dropped one, on its other tasks, with "
-        "what was kept of them; needs the data (default: only drop)")  # fmt: skip
-    add("--run_dir", metavar="DIR", help="where the new zoo goes (default: RUN-without-<number of the task>)")
-    add("--overwrite", action="store_true", help="replace the run that is in --run_dir (default: refuse)")
-    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+        "the examples that were kept of them; needs the data (default: only drop)")  # fmt: skip
+    add_new_run(parser, "the new zoo", "RUN-without-<number of the task>")
+    add_machine(parser, "as many as the network is worth")
     add("--data_dir", metavar="DIR", help="where the data lies, for --retrain (default: where the run had it)")
-    add("--threads", metavar="N", help="CPU threads (default: as many as the network is worth)")
-    add("--quiet", action="store_true", help="print only what it costs (default: progress)")
-    options = parser.parse_known(argv, (), "")
-    if options.task is None:
-        raise UserError("--task is missing: the name or the number of the task that is to be forgotten")
-    if options.threads is not None:
-        options.threads = whole("--threads", options.threads, Range(1, 1024))
-    return options
+    add("--quiet", action="store_true", help="print only the costs (default: progress)")
+    return parser.parse_known(argv)
 
 
 def forget(options: argparse.Namespace) -> None:
-    """Everything that can be wrong is checked before anything is trained or written.
+    """Check everything that can be wrong, then train and write.
 
     Raises:
         UserError: the run cannot be read, has no such task, or is no ensemble; or nothing can be written.
-        TrainingError: training cannot go on.
+        TrainingError: training cannot go on, or the new zoo cannot be written.
     """
     make_reproducible()
     keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    zoo = Zoo.load(options.run, options.device)
-    check_name(zoo.config.method, f"{zoo.path / CONFIG}: method: ")
-    task = zoo.task(options.task)
+    zoo = finished(options.run, options.device)
     method = zoo.config.method
-    if read_summary(zoo.path) is None:
-        raise UserError(f"{zoo.path} is not finished; go on with it first")
+    check_name(method, f"{zoo.path / CONFIG}: method: ")
+    task = zoo.task(options.task)
     if not issubclass(METHODS[method], Ensemble):
         raise UserError(f"{zoo.path} is of --method {method}, one network that saw every task: train it again without")
     path = Path(options.run_dir) if options.run_dir else beside(options.run, f"-without-{task.number}")
     check_free(path, options.overwrite, [zoo.path])
-    with locked(path, "--run_dir "):
-        check_free(path, options.overwrite)  # nobody else has begun there meanwhile
-        successors, stats, fingerprint = kept(zoo, task), TrainingStats(), None
+    with new_run(path, options.overwrite, [zoo.path]):
+        before, stats, fingerprint = members_of(zoo), TrainingStats(), None
+        after = [member for member in before if task.number not in member.saved.tasks]
         if options.retrain:
             with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
                 if options.threads is None:
                     trunk = zoo.net(zoo.members[0])[0].trunk
                     use_threads(trunk, zoo.input_shape, zoo.config.hp.batch, zoo.device)
                 more, stats, fingerprint = retrained(zoo, task, options.data_dir, Console(options.quiet))
-                successors += more
-        if not successors:
+                after += more
+        if not after:
             raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
-        try:
-            costs = write(zoo, task, successors, stats, path, {**provenance(), "data_sha256": fingerprint})
-        except OSError as error:
-            raise TrainingError(f"{error.filename or path} cannot be written: {error.strerror or error}") from None
+        facts = {**provenance(), "data_sha256": fingerprint}
+        costs = write(zoo, task, before, after, stats, path, facts)
     print_costs({task.number: f"{task.number} {task.name}" for task in zoo.tasks}, costs)
-    print(f"\n{len(zoo.members)} members before, {len(successors)} now; which ever saw the task: {path / CERTIFICATE}")
+    print(f"\n{len(before)} members before, {len(after)} now; which ever saw the task: {path / CERTIFICATE}")
     print(f"{zoo.path} still holds the task: remove it when it is not needed any more")
 
 
 def print_costs(names: Mapping[int, str], costs: Mapping[int, Cost]) -> None:
-    """What the other tasks have lost."""
+    """A table of what the other tasks have lost; `names`: of the tasks, by number."""
     average = "average of those with a member"
     width = max(map(len, [*names.values(), average]))
     print(f"{'task':<{width}}  members     accuracy")
-    both = []
+    answered = []
     for number, cost in costs.items():
-        said = "no member is left"
+        change = "no member is left"
         if cost.accuracy_after is not None:
-            both.append((cost.accuracy_before, cost.accuracy_after))
-            said = f"{cost.accuracy_before:.4f} -> {cost.accuracy_after:.4f}"
-        print(one_line(names[number]).ljust(width) + f"  {cost.members_before:>2} -> {cost.members_after:<2}    {said}")
-    before, after = (sum(column) / max(1, len(both)) for column in zip(*both, strict=True))
+            answered.append((cost.accuracy_before, cost.accuracy_after))
+            change = f"{cost.accuracy_before:.4f} -> {cost.accuracy_after:.4f}"
+        members = f"{cost.members_before:>2} -> {cost.members_after:<2}"
+        print(f"{one_line(names[number]):<{width}}  {members}    {change}")
+    before, after = (sum(column) / len(answered) for column in zip(*answered, strict=True))
     print(f"{average:<{width}}              {before:.4f} -> {after:.4f}")
 
 

@@ -31,8 +31,6 @@ from utils.compute import enough_memory
 from utils.errors import SignalError, run_program
 from utils.trees import to_bytes
 
-_LESS = "a smaller batch or model in --hp_config needs less"  # memory
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 130 or 143 if stopped; one line on stderr."""
@@ -41,11 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def do(invocation: Invocation) -> None:
-    """What the command line asks for.
-
-    Raises:
-        UserError, TrainingError, SignalError: in one line, why it cannot be done.
-    """
+    """Verify or make a run; the exceptions of utils/errors.py say in one line why this is not possible."""
     if invocation.command.verify is not None:
         return verify_run(invocation.command.verify)
     try:
@@ -55,11 +49,12 @@ def do(invocation: Invocation) -> None:
 
 
 def run(invocation: Invocation) -> Path:
-    """Check everything that can be wrong before anything is trained or written, then run; returns the run directory.
+    """Check everything that can be wrong, then train and write; returns the run directory.
 
     Raises:
         UserError: the input is wrong. TrainingError: training cannot go on. SignalError: stopped, and saved.
     """
+    remedy = "a smaller batch or model in --hp_config needs less"
     with ExitStack() as stack:
         stack.enter_context(ending_on_sigterm())
         plan = planned(invocation, stack)
@@ -67,7 +62,7 @@ def run(invocation: Invocation) -> Path:
             print(saved_table(plan.invocation.run_dir, plan.summary))
             return invocation.run_dir
         session = opened(plan, stack)
-        with enough_memory(f"training on {session.method.compute.device}", _LESS):
+        with enough_memory(f"training on {session.method.compute.device}", remedy):
             monitor = _watched(session, invocation.command.quiet)
             stack.callback(monitor.close)
             with session.checkpoints.catching():
@@ -76,7 +71,7 @@ def run(invocation: Invocation) -> Path:
 
 
 def _watched(session: Session, quiet: bool) -> RunMonitor:
-    """The terminal and TensorBoard, told that the run begins."""
+    """A monitor that shows the run, which begins, on the terminal and in TensorBoard."""
     directory, config = session.directory, session.config
     epochs = directory.manifest.members * (config.hp.epochs or 0)
     monitor = Monitors([Console(quiet), TensorBoard(directory.log, hyperparameter_kinds(), epochs)])
@@ -88,7 +83,7 @@ def _watched(session: Session, quiet: bool) -> RunMonitor:
 
 
 def learn(session: Session, monitor: RunMonitor) -> None:
-    """The whole experiment: reveal, learn, measure, write down."""
+    """Run all episodes that are not complete yet: reveal tasks, learn, measure, write."""
     directory, config, stream = session.directory, session.config, session.stream
     method, evaluation, checkpoints = session.method, session.evaluation, session.checkpoints
     done = directory.manifest.episode

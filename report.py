@@ -1,10 +1,10 @@
-"""From run directories to figures, tables and one page.
+"""Draw figures, tables and one page from run directories.
 
 one run       -> RUN/report.html, RUN/figures/
 several runs  -> their common folder: report.html, figures/
 --format      -> a table on stdout instead
 
-All of it is derived: it can be made again at any time from the run directories alone.
+All of it can be made again at any time from the run directories alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from records.resume import compared_with
 from records.summary import load_isolated
 from utils.errors import UserError, run_program
-from utils.options import Parser
+from utils.options import Parser, check_choice
 
 FORMATS = ("html", "md", "tex", "csv")
 
@@ -36,28 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: names the option.
-    """
+    """The options; a UserError names a wrong one."""
     parser = Parser(prog="report.py", allow_abbrev=False, description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, or a folder of them")
-    parser.add_argument("--isolated", metavar="RUN", help="isolated networks to compare with (default: those that the "
-                        "run was compared with, or that are among the runs)")  # fmt: skip
-    parser.add_argument("--out", metavar="DIR", help="where the page goes (default: the run, or the common folder of "
-                        "the runs)")  # fmt: skip
-    parser.add_argument("--format", metavar="F", default="html", help=f"{', '.join(FORMATS)}: the page, or only a "
-                        "table, on stdout (default: html)")  # fmt: skip
-    options = parser.parse_known(argv, (), "")
-    if options.format not in FORMATS:
-        raise UserError(f"--format is {options.format!r}; it must be one of {', '.join(FORMATS)}")
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help="a run directory, or a folder of them")
+    add("--isolated", metavar="RUN", help="isolated networks to compare with (default: those that the run was compared "
+        "with, or that are among the runs)")  # fmt: skip
+    add("--out", metavar="DIR", help="where the page goes (default: the run, or the common folder of the runs)")
+    add("--format", metavar="F", default="html", help=f"{', '.join(FORMATS)}: the page, or only a table, on stdout "
+        "(default: html)")  # fmt: skip
+    options = parser.parse_known(argv)
+    check_choice("--format", "format", options.format, FORMATS)
     return options
 
 
 def report(options: argparse.Namespace, command: str) -> None:
-    """Read the runs, draw and write.
+    """Read the runs, draw and write; `command` is shown on the page.
 
     Raises:
         UserError: a run cannot be read, or nothing can be written.
@@ -84,18 +79,18 @@ def report(options: argparse.Namespace, command: str) -> None:
 
 
 def isolated_of(config: Mapping[str, Any], given: str | None) -> Sequence[float] | None:
-    """Accuracies of the isolated networks that a run is to be compared with: those given, or those it names.
+    """The main metric of the isolated networks to compare a run with: those given, or those its config.yaml names.
 
     Raises:
         UserError: the ones given do not fit the run.
     """
-    if given is not None:
-        return load_isolated(Path(given), config)
-    named = compared_with(config)
+    path = compared_with(config) if given is None else Path(given)
     try:
-        return None if named is None else load_isolated(named, config)
-    except UserError:  # it has been moved or changed since; a finished run has the figures in its summary
-        return None
+        return None if path is None else load_isolated(path, config)
+    except UserError:
+        if given is not None:
+            raise
+        return None  # moved or changed since; a finished run has the figures in its summary
 
 
 if __name__ == "__main__":

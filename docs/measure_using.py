@@ -117,7 +117,7 @@ def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
 
 def scores(zoo: Zoo) -> tuple[float, float, float]:
     """Accuracy, NLL and ECE on test examples, means over tasks, from the saved predictions."""
-    said = zoo.said_about("test")
+    said = zoo.saved_predictions("test")
     of_tasks = [
         CrossEntropy().evaluate(said[task].of(one), said[task].targets) for task, one in zoo.combinations.items()
     ]

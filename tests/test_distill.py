@@ -366,7 +366,7 @@ def test_a_run_that_is_not_finished_is_refused(monkeypatch, capsys):
         stop_after(patch, 14)
         assert start("stopped", *options("zoo"), *KEPT) == 143
     assert teach("stopped", "--run_dir", "x") == 2
-    assert "stopped is not finished; go on with it first (modelzoo.py --resume)" in capsys.readouterr().err
+    assert "stopped is not finished; resume it first (modelzoo.py --resume)" in capsys.readouterr().err
 
 
 def test_a_task_that_nothing_was_kept_of_or_no_member_has_learned_is_refused(zoo, stream):

@@ -134,7 +134,7 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
             store[others] = 255 - store[others]
         return stream
 
-    monkeypatch.setattr(zoo.forget, "build_stream", changed)
+    monkeypatch.setattr(zoo.forgetting, "build_stream", changed)
     assert forget.main(["run", "--task", "middle", "--retrain", "--quiet", "--run_dir", "two"]) == 0
     files = sorted(path.relative_to("one") for path in Path("one").rglob("*.safetensors"))
     assert len(files) > 4
@@ -197,7 +197,7 @@ def test_what_is_left_is_a_run_like_others(run, capsys):
 @pytest.mark.parametrize(
     ("made", "given", "words"),
     [
-        ([], ["run"], "--task is missing"),
+        ([], ["run"], "arguments are required: --task"),
         ([], ["nowhere", "--task", "1"], "nowhere is not the directory of a run"),
         ([], ["run", "--task", "midle"], "unknown task 'midle'; did you mean 'middle'?"),
         ([], ["run", "--task", "1"], "every member of run has learned 0/1: nothing would be left; add --retrain"),
@@ -232,7 +232,7 @@ def test_other_data_are_refused(run, monkeypatch, capsys):
         stream.tasks[0].test.targets[:] = 0
         return stream
 
-    monkeypatch.setattr(zoo.forget, "build_stream", changed)
+    monkeypatch.setattr(zoo.forgetting, "build_stream", changed)
     assert forget.main(["run", "--task", "2", "--retrain", "--quiet"]) == 2
     assert "the data are not those that run was trained on" in capsys.readouterr().err
     assert not Path("run-without-2").exists()

@@ -114,7 +114,7 @@ def test_images_of_any_size_and_colour_are_fitted(pictures):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["run", "pictures"], "--task is missing"),
+        (["run", "pictures"], "arguments are required: --task"),
         (["nowhere", "--task", "2", "pictures"], "nowhere is not the directory of a run"),
         (["pictures", "--task", "2", "pictures"], "pictures is not the directory of a run"),
         (["run", "--task", "midle", "pictures"], "unknown task 'midle'; did you mean 'middle'?"),

@@ -416,7 +416,7 @@ def test_tables_for_papers(runs, capsys):
         ("{tmp}/nothing", ["nothing is not the directory of a run"]),
         ("", ["arguments are required: RUN"]),
         ("{runs}/zoo0 --fromat md", ["unknown option --fromat", "did you mean --format?"]),
-        ("{runs}/zoo0 --format pdf", ["--format is 'pdf'", "html, md, tex, csv"]),
+        ("{runs}/zoo0 --format pdf", ["--format: unknown format 'pdf'", "csv, html, md, tex"]),
         ("{runs}/zoo0 {runs}/zoo0", ["are the same run", "leave one out"]),
         ("{runs}/zoo0 --isolated {runs}/er0", ["must be one of --method isolated"]),
         ("{runs}/zoo0 {runs}/er0 --isolated {runs}/isolated1", ["holds no finished run of --method isolated"]),

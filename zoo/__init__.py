@@ -1,4 +1,4 @@
-"""A finished run as a thing to use: predict, calibrate, shrink, distill, ship.
+"""Using a saved run: prediction, calibration, fewer members, distillation, export, forgetting a task.
 
 from zoo import Zoo
 Zoo.load("runs/demo").predict(images, task="rotated by 30°").labels

@@ -1,6 +1,6 @@
-"""A zoo taught to one network, with the training examples that its run has kept.
+"""Distillation of a zoo into one network, with the training examples that its run has kept.
 
-stream, memory -> the examples kept -> what the zoo says to them -> a stream whose targets are probabilities
+stream, memory -> the examples kept -> the zoo's predictions on them -> a stream whose targets are probabilities
 that stream -> Joint -> the student: one network with a head per task
 
 Source: Hinton, Vinyals & Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531 (2015).
@@ -23,21 +23,20 @@ from datasets.task import Examples, Table, Task, TaskStream
 from methods import build_method
 from methods.base import Context
 from net import count_parameters
-from records.members import SavedMember
 from utils.compute import Compute
 from utils.errors import UserError
 from zoo.saved import SavedTask, Zoo
 
 STUDENT = "student"
-# docs/choose_student.py has what was tried.
+# Chosen by docs/choose_student.py.
 EPOCHS = 4  # times those of a member
-LABELS = 0.5  # weight of the true class; the rest is that of what the zoo says
-_CHUNK = 1024  # images that the zoo is asked about at once
+LABELS = 0.5  # weight of the true class in a target; the zoo's prediction has the rest
+_CHUNK = 1024  # images that the zoo predicts at once
 _TIMED_IMAGES, _TIMES = 1000, 11
 
 
 class Imitation(CrossEntropy):
-    """Cross-entropy with probabilities, [N, C], 0 beside a narrower head; predictions are scored by class numbers."""
+    """Cross-entropy with target probabilities, [N, C], padded with 0 for narrower heads; scores need class numbers."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logs = outputs.float().log_softmax(-1)
@@ -45,16 +44,16 @@ class Imitation(CrossEntropy):
 
 
 def kept_examples(zoo: Zoo, stream: TaskStream) -> dict[int, Examples]:
-    """What the memory of a finished run held at its end, by task; it is drawn anew from the run's stream.
+    """By task, the examples in the replay memory at the end of a run, drawn again from its stream.
 
     Raises:
-        UserError: it held nothing of some task.
+        UserError: there were none of some task.
     """
     config = zoo.config
     if config.data.forgotten and config.memory is not None:
         raise UserError(
-            f"{zoo.path} shared --memory {config.memory} also with forgotten tasks: what it kept of the others is not "
-            "known any more"
+            f"{zoo.path} shared --memory {config.memory} with a task that was forgotten: which examples it kept of the "
+            "others is not known any more"
         )
     memory = build_method(Context(config, stream.spec, Compute(torch.device("cpu")))).memory
     memory.revisit(list(stream.continual() if config.continual else stream.multitask(1)))
@@ -66,9 +65,9 @@ def kept_examples(zoo: Zoo, stream: TaskStream) -> dict[int, Examples]:
 
 
 def lesson(zoo: Zoo, stream: TaskStream, labels: float = LABELS) -> TaskStream:
-    """The run's stream with what a student may learn from: the examples kept, and what the zoo says to each of them.
+    """The run's stream with the examples that were kept, and soft targets for them.
 
-    A target is (1 - labels) p + labels y, p the zoo's probabilities for the image as it is, y the true class.
+    A target is (1 - labels) p + labels y: p the zoo's probabilities for the image un-augmented, y the true class.
 
     Raises:
         UserError: nothing was kept of some task, or no member has learned it.
@@ -80,8 +79,8 @@ def lesson(zoo: Zoo, stream: TaskStream, labels: float = LABELS) -> TaskStream:
 
     def taught(task: Task) -> Task:
         examples = kept[task.id]
-        said = torch.cat([zoo.predict(images, task.id).probabilities for images in stored_inputs(examples)])
-        targets = said.lerp(F.one_hot(examples.targets, task.num_outputs).to(said), labels)
+        predicted = torch.cat([zoo.predict(images, task.id).probabilities for images in stored_inputs(examples)])
+        targets = predicted.lerp(F.one_hot(examples.targets, task.num_outputs).to(predicted), labels)
         soft = replace(examples, targets=F.pad(targets, (0, widest - task.num_outputs)))
         return replace(task, train=Table(soft)).with_splits(train=examples)
 
@@ -89,18 +88,18 @@ def lesson(zoo: Zoo, stream: TaskStream, labels: float = LABELS) -> TaskStream:
 
 
 def stored_inputs(examples: Examples) -> list[Tensor]:
-    """[n, C, H, W] as stored, some at a time."""
+    """The images of examples as stored, in parts [n, C, H, W]."""
     data = Mixture([(0, examples)])
     return [data.inputs(slice(start, start + _CHUNK)) for start in range(0, len(data), _CHUNK)]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a zoo is worth, and what it costs.
+    """How accurate a zoo is, and what it costs.
 
     Attributes:
         accuracy: on the test examples, mean over tasks.
-        answering: parameters that answer a task, mean over tasks: of networks without the heads of other tasks.
+        answering: parameters used to answer a task, mean over tasks; heads of other tasks do not count.
         parameters: of all members that answer some task.
         milliseconds: per image.
     """
@@ -112,49 +111,43 @@ class Figures:
 
 
 def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
-    """Figures of zoos of the same tasks.
-
-    Args:
-        task: the one whose test images are answered to take the time.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """Figures of zoos of the same tasks; `task`: the one on whose test images the time is taken."""
     images = torch.cat(stored_inputs(task.test.subset(torch.arange(min(len(task.test), _TIMED_IMAGES)))))
-    taken: dict[str, list[float]] = {name: [] for name in zoos}
+    times: dict[str, list[float]] = {name: [] for name in zoos}
     for _ in range(1 + _TIMES):
-        for name, zoo in zoos.items():  # in turn, so that what slows the machine down slows all of them
+        for name, zoo in zoos.items():  # in turn, so that other load on the machine slows all of them
             begin = time.perf_counter()
             zoo.predict(images, task.id).chosen.cpu()  # waits for the device
-            taken[name].append(1000 * (time.perf_counter() - begin) / len(images))
-    return {
-        name: Figures(
+            times[name].append(1000 * (time.perf_counter() - begin) / len(images))
+    found = {}
+    for name, zoo in zoos.items():
+        asked = {member for one in zoo.combinations.values() for member in one.members}
+        found[name] = Figures(
             statistics.mean(accuracies(zoo).values()),
             statistics.mean(_answering(zoo, known) for known in zoo.tasks),
-            sum(member.parameters for member in zoo.members if _is_asked(zoo, member)),
-            statistics.median(taken[name][1:]),  # the first time is for warming up
+            sum(member.parameters for member in zoo.members if member.number in asked),
+            statistics.median(times[name][1:]),  # the first time is for warming up
         )
-        for name, zoo in zoos.items()
-    }
+    return found
 
 
 def accuracies(zoo: Zoo) -> dict[int, float]:
-    """By task, from the members' predictions in the run directory."""
+    """By task, the test accuracy of the members' saved predictions, combined as the zoo combines them."""
     found = {}
-    for task, said in zoo.said_about("test").items():
-        chosen = said.of(zoo.combinations[task]).argmax(-1)
-        found[task] = (chosen == said.targets).double().mean().item()
+    for task, saved in zoo.saved_predictions("test").items():
+        chosen = saved.of(zoo.combinations[task]).argmax(-1)
+        found[task] = (chosen == saved.targets).double().mean().item()
     return found
 
 
 def middle_task(zoo: Zoo) -> int:
-    """The task that as many tasks have fewer members than more."""
+    """The task with the median number of members."""
     ordered = sorted(zoo.combinations, key=lambda task: len(zoo.combinations[task].members))
     return ordered[len(ordered) // 2]
 
 
 def table(rows: Mapping[str, Figures]) -> str:
-    """For people: a line a row."""
+    """A table for people, a line for each zoo."""
     titles = ("accuracy", "parameters a task", "parameters", "ms an image")
     width = max(map(len, rows))
     lines = ["", " " * width + "".join(f"  {title:>17}" for title in titles)]
@@ -165,10 +158,6 @@ def table(rows: Mapping[str, Figures]) -> str:
 
 
 def _answering(zoo: Zoo, task: SavedTask) -> int:
-    chosen = [member for member in zoo.members if member.number in zoo.combinations[task.number].members]
-    nets = [zoo.net(member)[0] for member in chosen]
-    return sum(count_parameters(net.trunk) + len(task.classes) * (net.weight.shape[1] + 1) for net in nets)
-
-
-def _is_asked(zoo: Zoo, member: SavedMember) -> bool:
-    return any(member.number in combination.members for combination in zoo.combinations.values())
+    asked = zoo.combinations[task.number].members
+    nets = [zoo.net(member)[0] for member in zoo.members if member.number in asked]
+    return sum(count_parameters(net.trunk) + net.head_parameters(task.number) for net in nets)

@@ -1,8 +1,8 @@
 """A zoo as files that run without this project: ONNX, torch.export.
 
-    Zoo -> Shipped, one module for all tasks -> exported, and asked the same as the zoo -> a folder with a model card
+    Zoo -> Shipped, one module for all tasks -> exported, answers compared with the zoo's -> a folder with a model card
 
-Nothing is written before what will be written has answered like the zoo.
+Nothing is written before the exported network has answered like the zoo.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.export import ExportedProgram
 from datasets.images.stream import ImagePreprocess
 from net import count_parameters
 from net.multihead import MultiHead, TaskWeights
-from utils.errors import UserError, unknown
+from utils.errors import UserError
 from utils.files import json_bytes, write_folder
 from utils.seeding import generator
 from zoo.card import model_card
@@ -42,14 +42,18 @@ Answers = Callable[[Tensor], list[Tensor]]  # images -> probabilities of each ta
 
 
 class Exported(NamedTuple):
-    """A file, and how far its answers are from the zoo's: the largest difference of a probability."""
+    """The content of a file, and the largest difference between one of its probabilities and the zoo's."""
 
     content: bytes
     difference: float
 
 
 class Part(nn.Module):
-    """A trunk as some tasks have it, and their heads: inputs [N, C, H, W] -> outputs [N, classes] of each task."""
+    """A member's trunk and some of its heads: inputs [N, C, H, W] -> outputs [N, classes] of each of the tasks.
+
+    Args:
+        own: the trunk's weights for these tasks where they differ from the shared ones, see MultiHead.for_task.
+    """
 
     def __init__(self, net: MultiHead, member: int, tasks: Sequence[int], own: TaskWeights) -> None:
         super().__init__()
@@ -71,13 +75,10 @@ def _head(net: MultiHead, task: int) -> nn.Linear:
 
 
 class Shipped(nn.Module):
-    """images float32 [N, C, H, W], values from 0 to 1 -> probabilities [N, classes] by output, see `output_of`.
+    """A zoo as one module: images float32 [N, C, H, W] from 0 to 1 -> probabilities [N, classes] by `output_of`.
 
-    Normalisation, members and the zoo's combination of each task in one; a trunk is evaluated once for all its heads,
-    and once more for each task that has something of its own in it.
-
-    Raises:
-        UserError: a member's file is missing or damaged.
+    Contains the normalisation, the members, and how their answers to each task are combined. A trunk is evaluated once
+    for all its heads, and once more for each task with trunk weights of its own.
     """
 
     def __init__(self, zoo: Zoo, tasks: Sequence[SavedTask]) -> None:
@@ -86,24 +87,20 @@ class Shipped(nn.Module):
         self._preprocess = ImagePreprocess(0, flip=False)
         self.parts = nn.ModuleList()
         for member in zoo.members:
-            wanted = [task for task, one in self._combinations.items() if member.number in one.members]
-            if not wanted:
-                continue
-            net, own = zoo.net(member)
-            together = [task for task in wanted if not own.get(task)]
-            for group in [together, *([task] for task in wanted if own.get(task))]:
-                if group:
-                    self.parts.append(Part(net, member.number, group, own.get(group[0], {})))
+            if wanted := [task for task, one in self._combinations.items() if member.number in one.members]:
+                net, own = zoo.net(member)
+                groups = [[t for t in wanted if not own.get(t)], *([t] for t in wanted if own.get(t))]
+                self.parts.extend(Part(net, member.number, group, own.get(group[0], {})) for group in groups if group)
         self.eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         inputs = self._preprocess(images * 255)
-        said: dict[int, dict[int, Tensor]] = {task: {} for task in self._combinations}
+        found: dict[int, dict[int, Tensor]] = {task: {} for task in self._combinations}
         for part in self.parts:
             assert isinstance(part, Part)
             for task, outputs in zip(part.tasks, part(inputs), strict=True):
-                said[task][part.member] = outputs
-        return {output_of(task): combination([said[task][member] for member in combination.members])
+                found[task][part.member] = outputs
+        return {output_of(task): combination([found[task][member] for member in combination.members])
                 for task, combination in self._combinations.items()}  # fmt: skip
 
 
@@ -112,23 +109,19 @@ def output_of(task: int) -> str:
     return f"task_{task}"
 
 
-def ship(zoo: Zoo, out: Path, formats: Sequence[str] = tuple(FILES), tasks: Sequence[SavedTask] = ()) -> list[str]:
+def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]) -> list[str]:
     """Export a zoo that is on the CPU, with its model card, into a folder that is new or empty.
 
     Args:
-        formats: of FILES.
-        tasks: none: all.
+        formats: of FILES; see check_formats.
 
     Returns:
-        For people: a line for each file.
+        A line about each file, for people.
 
     Raises:
-        UserError: a package is missing, the folder is not free, a file of the run is damaged, or what was exported
-            does not answer like the zoo. Nothing has been written.
+        UserError: a file of the run is damaged, the exported network does not answer like the zoo, or the folder cannot
+            be written. Nothing has been written.
     """
-    check_formats(formats)
-    check_free(out)
-    tasks = tasks or zoo.tasks
     shipped = Shipped(zoo, tasks)
     networks = exported(shipped, zoo, tasks, formats)
     for name, network in networks.items():
@@ -152,20 +145,12 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str] = tuple(FILES), tasks: Sequ
         write_folder(Path(os.path.realpath(out)), files)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
-    return [f"{out / name}: {len(content):,} bytes"
-            + (f", at most {networks[name].difference:.1e} from the zoo" if name in networks else "")
-            for name, content in files.items()]  # fmt: skip
+    differences = {name: f", at most {network.difference:.1e} from the zoo" for name, network in networks.items()}
+    return [f"{out / name}: {len(content):,} bytes{differences.get(name, '')}" for name, content in files.items()]
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Check that these formats can be written.
-
-    Raises:
-        UserError: there is no such format, or a package for it is not installed.
-    """
-    for kind in formats:
-        if kind not in FILES:
-            raise UserError(f"--format: {unknown('format', kind, [*FILES, 'both'])}")
+    """Check that the packages for some formats are installed; a UserError names those that are not."""
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None] if "onnx" in formats else []
     if missing:
         raise UserError(
@@ -173,28 +158,8 @@ def check_formats(formats: Sequence[str]) -> None:
         )
 
 
-def check_free(out: Path) -> None:
-    """Check that a folder can be put there.
-
-    Raises:
-        UserError: something is there.
-    """
-    try:
-        out.lstat()
-        if not out.is_dir() or any(out.iterdir()):
-            raise UserError(f"--out {out} exists; remove it, or name another folder")
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
-        raise UserError(f"--out {out} cannot be used: {getattr(error, 'strerror', None) or error}") from None
-
-
 def exported(shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Sequence[str]) -> dict[str, Exported]:
-    """By name, files that have been asked the same as the zoo.
-
-    Raises:
-        UserError: the networks cannot be written in a format.
-    """
+    """By name, files loaded again and compared with the zoo; a UserError if a network cannot be written in a format."""
     outputs = [output_of(task.number) for task in tasks]
     if "onnx" in formats and sum(value.nbytes for value in shipped.state_dict().values()) > _LARGEST_ONNX:
         raise UserError("an ONNX file holds 2 GiB and the members have more; name fewer tasks, or use --format torch")
@@ -215,21 +180,21 @@ def exported(shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Se
 
 
 def difference(answers: Answers, zoo: Zoo, tasks: Sequence[SavedTask]) -> float:
-    """The largest one of a probability, for random images in batches of several sizes; NaN if one is."""
+    """The largest difference of a probability from the zoo's, for random images in batches of several sizes; or NaN."""
     rng, found = generator(0, "export"), []
     for count in _BATCHES:
         images = torch.randint(256, (count, *zoo.input_shape), generator=rng, dtype=torch.uint8)
         expected = zoo.answers(as_stored(images, zoo.input_shape), [task.number for task in tasks])
-        for task, said in zip(tasks, answers(images.float() / 255), strict=True):
+        for task, given in zip(tasks, answers(images.float() / 255), strict=True):
             right = expected[task.number].probabilities
-            if said.shape != right.shape:
-                raise ValueError(f"{output_of(task.number)} has the shape {list(said.shape)}")
-            found.append((said - right).abs().max())
+            if given.shape != right.shape:
+                raise ValueError(f"{output_of(task.number)} has the shape {list(given.shape)}")
+            found.append((given - right).abs().max())
     return float(torch.stack(found).max())
 
 
 def _program(shipped: Shipped, shape: tuple[int, int, int]) -> ExportedProgram:
-    # Two images: with one the size of the batch would be taken for a constant.
+    # Two images: torch.export would make a batch size of one a constant.
     program = torch.export.export(shipped, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("N")},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # would carry the paths of this machine
@@ -253,7 +218,7 @@ def _onnx_answers(content: bytes, outputs: Sequence[str]) -> Answers:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(said) for said in session.run(outputs, {INPUT: images.numpy()})]
+    return lambda images: [torch.from_numpy(found) for found in session.run(outputs, {INPUT: images.numpy()})]
 
 
 def _torch(program: ExportedProgram, outputs: Sequence[str]) -> bytes:
@@ -267,8 +232,8 @@ def _torch_answers(content: bytes, outputs: Sequence[str]) -> Answers:
 
     def answers(images: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            said = model(images)
-        return [said[output] for output in outputs]
+            found = model(images)
+        return [found[output] for output in outputs]
 
     return answers
 
@@ -278,7 +243,7 @@ _FORMATS = {"onnx": (_onnx, _onnx_answers), "torch": (_torch, _torch_answers)}
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """The exporters' remarks are for who writes networks, not for who exports them."""
+    """Hide the exporters' logs and warnings, which concern authors of networks only."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -49,60 +49,57 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Successor:
-    """A member of the new zoo."""
+class LoadedMember:
+    """A member of the old or the new zoo, with the content of its files."""
 
-    member: SavedMember  # as it was, with the tasks that it has now
+    saved: SavedMember
     tensors: Mapping[str, Tensor]
     predictions: Mapping[tuple[int, str], Tensor]  # (task, split) -> [N, C]
-    retrained: bool
+    retrained: bool = False
+
+    def answering(self, classes: int) -> int:
+        """Parameters that answer a task with so many classes: the trunk's and those of one head."""
+        weight, bias = self.tensors["weight"], self.tensors["bias"]
+        return self.saved.parameters - weight.numel() - bias.numel() + classes * (weight.shape[1] + 1)
+
+    def sha256(self) -> str:
+        """Checksum of the file of its weights."""
+        return hashlib.sha256(tensor_bytes(self.tensors)).hexdigest()
 
 
 class Cost(NamedTuple):
-    """What forgetting another task has cost a task: members that answer it, and its accuracy on test examples."""
+    """How many members answer a task before and after, and its accuracy on test examples (None without a member)."""
 
     members_before: int
     members_after: int
     accuracy_before: float
-    accuracy_after: float | None  # None: no member is left
+    accuracy_after: float | None
 
 
-def kept(zoo: Zoo, forgotten: SavedTask) -> list[Successor]:
-    """The members that never saw the task, as they are.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    found = []
+def members_of(zoo: Zoo) -> list[LoadedMember]:
+    """All members of a zoo that answer; a UserError if a file is damaged."""
     for member in zoo.members:
-        # Those of the others are read too: the certificate is of all members.
-        tensors, said = zoo.tensors(weights_file(member.number)), zoo.predictions(member)
-        if forgotten.number not in member.tasks:
-            zoo.net(member)  # what is damaged is not passed on
-            found.append(Successor(member, tensors, said, retrained=False))
-    return found
+        zoo.net(member)  # checks that its weights are those of the network
+    return [LoadedMember(m, zoo.tensors(weights_file(m.number)), zoo.predictions(m)) for m in zoo.members]
 
 
 def retrained(
     zoo: Zoo, forgotten: SavedTask, data_dir: str | None, monitor: RunMonitor
-) -> tuple[list[Successor], TrainingStats, str]:
-    """Members in place of those that saw the task: on their other tasks, from what is kept of these.
+) -> tuple[list[LoadedMember], TrainingStats, str]:
+    """Members in place of those that saw the task, trained on their other tasks, on the examples kept of these.
 
     Args:
-        data_dir: None where the run had its data.
+        data_dir: where the data lies; None: where the run had it.
 
     Returns:
         The members, what training took, and the fingerprint of the data.
 
     Raises:
-        UserError: the data are not there, or the method keeps examples in a way that depends on the forgotten task.
+        UserError: the data are not there, or which examples the method kept depends on the forgotten task.
         TrainingError: training diverged.
     """
-    config = replace(
-        zoo.config, data=replace(zoo.config.data, forgotten=(*zoo.config.data.forgotten, forgotten.number))
-    )
-    if data_dir is not None:
-        config = replace(config, data=replace(config.data, data_dir=Path(data_dir)))
+    data = replace(zoo.config.data, forgotten=(*zoo.config.data.forgotten, forgotten.number))
+    config = replace(zoo.config, data=data if data_dir is None else replace(data, data_dir=Path(data_dir)))
     if config.memory is not None:
         raise UserError(
             f"{zoo.path} shares --memory {config.memory} between tasks, so that what it kept of others depends on the "
@@ -110,13 +107,12 @@ def retrained(
         )
     stream = build_stream(config.data, config.seed, zoo.device)
     _check_targets(zoo, stream, config.data.data_dir)
-    compute = zoo.as_trained
-    method = build_method(Context(config, stream.spec, compute))
+    method = build_method(Context(config, stream.spec, zoo.as_trained))
     assert isinstance(method, Ensemble)
     method.revisit([Episode(task.id, (task,)) for task in stream.tasks])
-    # Other random numbers than those that the members had while they saw the task.
+    # Not the random numbers that the members had while they saw the task.
     seed = derive_seed(config.seed, "without", forgotten.number)
-    found: list[Successor] = []
+    found: list[LoadedMember] = []
     stats = TrainingStats()
     for member in zoo.members:
         others = [task for task in member.tasks if task != forgotten.number and task in method.memory.tasks]
@@ -129,98 +125,88 @@ def retrained(
             held = stream.task(number).held_out
             if held is not None:
                 new.predictions[number, HELD_OUT] = method.said(new, number, held)
-        successor = replace(
-            member.on(others), weights=new.weights, parameters=count_parameters(new.net)
-        )  # fmt: skip
-        found.append(Successor(successor, new.net.state_dict(), new.predictions, retrained=True))
+        saved = replace(member.on(others), weights=new.weights, parameters=count_parameters(new.net))
+        found.append(LoadedMember(saved, new.net.state_dict(), new.predictions, retrained=True))
     return found, stats, stream.fingerprint()
 
 
 def write(
-    zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor], stats: TrainingStats, path: Path,
-    facts: Mapping[str, Any],
+    zoo: Zoo, forgotten: SavedTask, before: Sequence[LoadedMember], after: Sequence[LoadedMember],
+    stats: TrainingStats, path: Path, facts: Mapping[str, Any],
 ) -> dict[int, Cost]:  # fmt: skip
-    """The run directory of the new zoo, in a folder that is locked and free.
+    """Write the run directory of the new zoo into a folder that is locked and free.
 
     Args:
+        before, after: members of the old and the new zoo.
         facts: of this process, for config.yaml.
 
     Returns:
-        By remaining task.
-
-    Raises:
-        UserError: the folder cannot be written.
+        What it costs each remaining task.
     """
-    successors = sorted(successors, key=lambda successor: successor.member.number)
+    after = sorted(after, key=lambda member: member.saved.number)
     saved = read_config(zoo.path)
     config = {
         **saved, **facts, "data": {**saved["data"], "forgotten": [*zoo.config.data.forgotten, forgotten.number]},
-        "compared_with": None,
-        "extended_from": None, "retrained": any(successor.retrained for successor in successors),
+        "compared_with": None, "extended_from": None, "retrained": any(member.retrained for member in after),
         "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
     }  # fmt: skip
     remaining = [task for task in zoo.tasks if task != forgotten]
-    targets = zoo.targets
-    before, after = _scores(zoo, remaining), _scores_of(successors, remaining, targets)
-    document, of_zoo = certificate(zoo, forgotten, successors), read_summary(zoo.path) or {}
+    targets = {key: values for key, values in zoo.targets.items() if key[0] != forgotten.number}
+    scores = {task.number: _scores(after, task.number, targets) for task in remaining}
     directory = RunDirectory.begin(path, config)
-    directory.add_targets({key: values for key, values in targets.items() if key[0] != forgotten.number})
-    for number, successor in enumerate(successors):
-        facts_now = replace(successor.member, number=number, replaces_earlier=not number)
-        directory.add_member(facts_now, successor.tensors, successor.predictions)
+    directory.add_targets(targets)
+    for number, member in enumerate(after):
+        new = replace(member.saved, number=number, replaces_earlier=not number)
+        directory.add_member(new, member.tensors, member.predictions)
     rows = [
-        Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL, scores)
-        for task in remaining if (scores := after[task.number]) is not None
+        Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL, found)
+        for task in remaining if (found := scores[task.number]) is not None
     ]  # fmt: skip
-    seconds = stats.seconds or 1e-9
-    trained = sorted({task for successor in successors if successor.retrained for task in successor.member.tasks})
-    directory.add_episode(
-        EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, stats.seconds,
-                     stats.seconds, stats.images / seconds, stats.loss if stats.images else 0.0,
-                     peak_memory(zoo.device)), rows)  # fmt: skip
-    directory.add_document(CERTIFICATE, document)
-    members = {task.number: sum(task.number in s.member.tasks for s in successors) for task in remaining}
+    rate = stats.images / (stats.seconds or 1e-9)
+    trained = sorted({task for member in after if member.retrained for task in member.saved.tasks})
+    loss = stats.loss if stats.images else 0.0
+    episode = EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, stats.seconds,
+                           stats.seconds, rate, loss, peak_memory(zoo.device))  # fmt: skip
+    directory.add_episode(episode, rows)
+    directory.add_document(CERTIFICATE, certificate(zoo, forgotten, before, after))
+    asked = {task.number: [m for m in after if task.number in m.saved.tasks] for task in remaining}
+    answering = [member.answering(len(task.classes)) for task in remaining for member in asked[task.number]]
     summary = {
-        **of_zoo, **summarize(rows, False, None), "continual": False, "tasks": len(rows),
+        **(read_summary(zoo.path) or {}), **summarize(rows, False, None), "continual": False, "tasks": len(rows),
         "episodes": 1, "derived": config["derived"], "images_trained": stats.images, "train_seconds": stats.seconds,
-        "sample_gradients": stats.gradients, "images_per_second": stats.images / seconds,
-        "total_seconds": stats.seconds,
-        "held_out_examples": sum(len(values) for (task, split), values in targets.items()
-                                 if split == HELD_OUT and task != forgotten.number),
-        "stored_examples": None, "stored_bytes": None,  # of what was kept nothing is known but the images themselves
-        "parameters_per_prediction": sum(
-            _answering(successor, len(task.classes))
-            for task in remaining for successor in successors if task.number in successor.member.tasks
-        ) / max(1, len(remaining)),
-        "parameters_total": sum(successor.member.parameters for successor in successors),
-        "members_per_prediction": sum(members.values()) / max(1, len(remaining)),
+        "sample_gradients": stats.gradients, "images_per_second": rate, "total_seconds": stats.seconds,
+        "held_out_examples": sum(len(values) for (_, split), values in targets.items() if split == HELD_OUT),
+        "stored_examples": None, "stored_bytes": None,  # not known: the memory is not part of the new run
+        "parameters_per_prediction": sum(answering) / max(1, len(remaining)),
+        "parameters_total": sum(member.saved.parameters for member in after),
+        "members_per_prediction": len(answering) / max(1, len(remaining)),
     }  # fmt: skip
-    directory.commit(1, len(successors), stats.seconds, {})
+    directory.commit(1, len(after), stats.seconds, {})
     directory.finish(summary, AVERAGES)
-    return {task.number: _cost(zoo, task, members[task.number], before, after) for task in remaining}
+    costs = {}
+    for number, members in asked.items():
+        then, now = _scores(before, number, targets), scores[number]
+        assert then is not None  # a task of the zoo has a member
+        accuracy = None if now is None else now["accuracy"].value
+        costs[number] = Cost(len(zoo.members_for(number)), len(members), then["accuracy"].value, accuracy)
+    return costs
 
 
-def _cost(
-    zoo: Zoo, task: SavedTask, members: int, before: Mapping[int, Scores], after: Mapping[int, Scores | None]
-) -> Cost:  # fmt: skip
-    scores = after[task.number]
-    accuracy = None if scores is None else scores["accuracy"].value
-    return Cost(len(zoo.members_for(task)), members, before[task.number]["accuracy"].value, accuracy)
-
-
-def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor]) -> dict[str, Any]:
+def certificate(
+    zoo: Zoo, forgotten: SavedTask, before: Sequence[LoadedMember], after: Sequence[LoadedMember]
+) -> dict[str, Any]:
     """Which weights ever saw the examples of a task, and what became of them."""
-    new = {successor.member.number: (place, successor) for place, successor in enumerate(successors)}
+    new = {member.saved.number: (number, member) for number, member in enumerate(after)}
     members = []
-    for member in zoo.members:
-        saw = forgotten.number in member.tasks
-        place, successor = new.get(member.number, (None, None))
-        what = "kept" if not saw else "dropped" if successor is None else "dropped, trained again without the task"
+    for old in before:
+        saw = forgotten.number in old.saved.tasks
+        number, now = new.get(old.saved.number, (None, None))
+        what = "kept" if not saw else "dropped" if now is None else "dropped, trained again without the task"
         members.append({
-            "member": member.number, "trained_on": list(member.tasks), "saw_the_task": saw, "what_became_of_it": what,
-            "weights_sha256": _sum(zoo.tensors(weights_file(member.number))),
-            "member_now": place, "trained_on_now": None if successor is None else list(successor.member.tasks),
-            "weights_sha256_now": None if successor is None else _sum(successor.tensors),
+            "member": old.saved.number, "trained_on": list(old.saved.tasks), "saw_the_task": saw,
+            "what_became_of_it": what, "weights_sha256": old.sha256(),
+            "member_now": number, "trained_on_now": None if now is None else list(now.saved.tasks),
+            "weights_sha256_now": None if now is None else now.sha256(),
         })  # fmt: skip
     return {
         "forgotten": {"task": forgotten.number, "name": forgotten.name, "classes": list(forgotten.classes)},
@@ -232,31 +218,14 @@ def certificate(zoo: Zoo, forgotten: SavedTask, successors: Sequence[Successor])
     }
 
 
-def _scores(zoo: Zoo, tasks: Sequence[SavedTask]) -> dict[int, Scores]:
-    """Of the zoo as it is, from its saved predictions."""
-    said = zoo.said_about("test")
-    plain = zoo.combined().combinations
-    return {task.number: CrossEntropy().evaluate(said[task.number].of(plain[task.number]), said[task.number].targets)
-            for task in tasks}  # fmt: skip
-
-
-def _answering(successor: Successor, classes: int) -> int:
-    """Parameters that answer a task: the trunk's and those of one head."""
-    weight, bias = successor.tensors["weight"], successor.tensors["bias"]
-    return successor.member.parameters - weight.numel() - bias.numel() + classes * (weight.shape[1] + 1)
-
-
-def _scores_of(
-    successors: Sequence[Successor], tasks: Sequence[SavedTask], targets: Mapping[tuple[int, str], Tensor]
-) -> dict[int, Scores | None]:
-    found: dict[int, Scores | None] = {}
-    for task in tasks:
-        mine = [successor for successor in successors if task.number in successor.member.tasks]
-        said = [successor.predictions[task.number, "test"].float().cpu() for successor in mine]
-        weights = [successor.member.weight(task.number) for successor in mine]
-        right = targets[task.number, "test"]
-        found[task.number] = CrossEntropy().evaluate(weighted_mean(said, weights), right) if mine else None
-    return found
+def _scores(members: Sequence[LoadedMember], task: int, targets: Mapping[tuple[int, str], Tensor]) -> Scores | None:
+    """Scores of the weighted mean of members on the test examples of a task; None if no member has learned it."""
+    asked = [member for member in members if task in member.saved.tasks]
+    if not asked:
+        return None
+    predictions = [member.predictions[task, "test"].float().cpu() for member in asked]
+    mean = weighted_mean(predictions, [member.saved.weight(task) for member in asked])
+    return CrossEntropy().evaluate(mean, targets[task, "test"])
 
 
 def _check_targets(zoo: Zoo, stream: TaskStream, data_dir: Path) -> None:
@@ -266,8 +235,3 @@ def _check_targets(zoo: Zoo, stream: TaskStream, data_dir: Path) -> None:
             raise UserError(
                 f"{data_dir}: the data are not those that {zoo.path} was trained on; name their folder with --data_dir"
             )
-
-
-def _sum(tensors: Mapping[str, Tensor]) -> str:
-    """Of the file that holds them."""
-    return hashlib.sha256(tensor_bytes(tensors)).hexdigest()

@@ -1,4 +1,4 @@
-"""Images as people have them -> as a stream stores them: [N, C, H, W], values from 0 to 255."""
+"""Arrays and image files -> images as a stream stores them: [N, C, H, W], values from 0 to 255."""
 
 from __future__ import annotations
 
@@ -16,34 +16,29 @@ Images = Tensor | npt.NDArray[np.generic]
 
 
 def as_stored(images: Images, shape: tuple[int, int, int]) -> Tensor:
-    """uint8 or float32 [N, C, H, W], values from 0 to 255.
+    """Images as uint8 or float32 [N, C, H, W], values from 0 to 255.
 
     Args:
         images: [N, C, H, W] or [N, H, W, C]; of one channel also [N, H, W]; one image without N. uint8 from 0 to 255,
             or floating point from 0 to 1.
-        shape: C, H, W of what the networks were trained on.
+        shape: C, H, W of the images that the networks were trained on.
 
     Raises:
         UserError: another shape, another kind of numbers, or values out of range.
     """
     pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
     channels, height, width = shape
-    layouts: dict[tuple[int, ...], tuple[int, ...]] = {
-        (channels, height, width): (0, 1, 2, 3), (height, width, channels): (0, 3, 1, 2)
-    }  # fmt: skip
-    if channels == 1:
-        layouts[height, width] = (0, 1, 2)
-    for layout, order in layouts.items():
-        if tuple(pixels.shape) == layout:
-            pixels = pixels.unsqueeze(0)
-        if tuple(pixels.shape[1:]) == layout:
-            pixels = pixels.permute(order).reshape(len(pixels), *shape)
-            break
-    else:
+    layouts = [shape, (height, width, channels), *([(height, width)] if channels == 1 else [])]
+    if tuple(pixels.shape) in layouts:
+        pixels = pixels.unsqueeze(0)
+    layout = tuple(pixels.shape[1:])
+    if layout not in layouts:
         raise UserError(
             f"images of shape {list(images.shape)} do not fit: the zoo was trained on images of {channels} x {height} "
             f"x {width} (channels, height, width), so give [N, {channels}, {height}, {width}]"
         )
+    if layout != shape:  # channels last, or none
+        pixels = pixels.reshape(len(pixels), height, width, channels).permute(0, 3, 1, 2)
     if pixels.dtype == torch.uint8:
         return pixels.contiguous()
     if not pixels.is_floating_point():
@@ -58,7 +53,7 @@ def as_stored(images: Images, shape: tuple[int, int, int]) -> Tensor:
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """uint8 [C, H, W] of an image file of any size: the shorter side is scaled, the middle cut out.
+    """An image file of any size as uint8 [C, H, W]: the shorter side is scaled and the middle cut out.
 
     Raises:
         UserError: the file is not an image that can be read.
@@ -71,15 +66,15 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
 
 
 def find_images(path: Path) -> list[Path]:
-    """The image at `path`, or all below it whose names end like those of images, sorted.
+    """The image file at `path`, or all files below the folder `path` with the suffix of an image, sorted.
 
     Raises:
         UserError: there is none.
     """
     try:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; name image files, or folders of them")
         if not path.is_dir():
-            if not path.exists():
-                raise UserError(f"{path} does not exist; name image files, or folders of them")
             return [path]
         found = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in SUFFIXES and not entry.is_dir())
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path

@@ -1,17 +1,54 @@
-"""Options that programs for a saved zoo share."""
+"""Options and checks that the programs for a saved zoo share."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from utils.options import whole
+from records.directory import check_free
+from records.lock import locked
+from records.summary import read_summary
+from utils.errors import TrainingError, UserError
+from utils.options import check_choice, whole
+from utils.settings import Range
 from zoo.combine import COMBINE, TEMPERATURES
 from zoo.saved import Zoo
 
 
+def number(option: str, accepted: Range = Range(1, 10**6)) -> Callable[[str], int]:
+    """The type of an option, for argparse, that is a whole number."""
+    return lambda text: whole(option, text, accepted)
+
+
+def word(option: str, kind: str, known: Mapping[str, Any] | Sequence[str]) -> Callable[[str], str]:
+    """The type of an option, for argparse, that is one of some words; `kind` says what they are."""
+
+    def check(text: str) -> str:
+        check_choice(option, kind, text, known)
+        return text
+
+    return check
+
+
+def add_machine(parser: argparse.ArgumentParser, threads: str) -> None:
+    """--device and --threads; `threads`: how many without the option."""
+    add = parser.add_argument
+    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--threads", metavar="N", type=number("--threads", Range(1, 1024)), help=f"CPU threads (default: {threads})")
+
+
+def add_new_run(parser: argparse.ArgumentParser, what: str, default: str) -> None:
+    """--run_dir and --overwrite; `what` goes there, by default to `default`."""
+    add = parser.add_argument
+    add("--run_dir", metavar="DIR", help=f"where {what} goes, a run directory as well (default: {default})")
+    add("--overwrite", action="store_true", help="replace the run that is in --run_dir (default: refuse)")
+
+
 def add_combination(
-    parser: argparse.ArgumentParser,
-    budget: str = "at most K members answer, chosen on held-out examples (default: all)",
+    parser: argparse.ArgumentParser, budget: str = "at most K members answer, chosen on held-out data (default: all)"
 ) -> None:
     """--combine, --temperature and --budget, of which `budget` is the help; see `combined`."""
     add = parser.add_argument
@@ -19,14 +56,44 @@ def add_combination(
         "but mean are fitted on held-out examples (default: mean)")  # fmt: skip
     add("--temperature", metavar="NAME", default="none",
         help=f"calibrate on held-out examples: {', '.join(TEMPERATURES)} (default: none)")  # fmt: skip
-    add("--budget", metavar="K", help=budget)
+    add("--budget", metavar="K", type=number("--budget"), help=budget)
 
 
 def combined(options: argparse.Namespace, device: str) -> Zoo:
-    """The zoo of options.run, combined as the options say.
+    """The zoo of options.run, combined as the options say; a UserError if it cannot be read or combined so."""
+    return Zoo.load(options.run, device).combined(options.combine, options.temperature, options.budget)
+
+
+def finished(path: str, device: str) -> Zoo:
+    """The zoo of a finished run; a UserError if it cannot be read, or is not finished."""
+    zoo = Zoo.load(path, device)
+    if read_summary(zoo.path) is None:
+        raise UserError(f"{path} is not finished; resume it first (modelzoo.py --resume)")
+    return zoo
+
+
+@contextlib.contextmanager
+def new_run(path: Path, overwrite: bool, reads: Sequence[Path]) -> Iterator[None]:
+    """Lock a folder while a new run is made in it from the runs `reads`.
 
     Raises:
-        UserError: an option is wrong, or the zoo cannot be read.
+        UserError: it cannot be used. TrainingError: it cannot be written.
     """
-    budget = None if options.budget is None else whole("--budget", options.budget)
-    return Zoo.load(options.run, device).combined(options.combine, options.temperature, budget)
+    with locked(path, "--run_dir "):
+        check_free(path, overwrite, reads)  # another process may have begun a run there meanwhile
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(f"{error.filename or path} cannot be written: {error.strerror or error}") from None
+
+
+def check_new(out: Path, kind: str) -> None:
+    """Check that nothing is at `out`, where a "file" or "folder" (`kind`) goes, unless that is an empty folder."""
+    try:
+        out.lstat()
+        if kind != "folder" or not out.is_dir() or any(out.iterdir()):
+            raise UserError(f"--out {out} exists; remove it, or name another {kind}")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+        raise UserError(f"--out {out} cannot be used: {getattr(error, 'strerror', None) or error}") from None

@@ -95,7 +95,7 @@ def predict_case(rng: random.Random) -> Case:
     pick, name = rng.random(), rng.choice(SAVED)
     task = rng.choice(["1", "2", "3", "middle", "auto", "auto", "auto"]) if name != "forgotten" else "auto"
     files, told = {**saved(name), **PICTURES}, name
-    arguments = ["run", "--task", task, "--device", "cpu", *combination(rng), "--rule", rng.choice(RULES)]
+    arguments = ["run", "--task", task, "--device", "cpu", *combination(rng), "--routing", rng.choice(RULES)]
     arguments += ["--out", "p.csv"] * (rng.random() < 0.5)
     given = ["pictures"]
     if pick < 0.5:
@@ -108,7 +108,7 @@ def predict_case(rng: random.Random) -> Case:
             given = [os.fsdecode(path) for path in odd]
     else:
         arguments, told = odd_options(rng, [*arguments, *given], [
-            "--task", "--out", "--top", "--rule", "--combine", "--temperature", "--budget", "--device", "--threads",
+            "--task", "--out", "--top", "--routing", "--combine", "--temperature", "--budget", "--device", "--threads",
         ])  # fmt: skip
         given = []
     return Case("", 0, [*arguments, *given], files, "predict", told, written(arguments, "--out"))
