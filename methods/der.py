@@ -70,9 +70,7 @@ class DER(ReplayNet):
     def rule(self, task: Task) -> NormRule:
         return DarkLoss(self.settings.alpha, None)
 
-    def past(self, task: Task) -> Replays | None:
-        if not self.memory.tasks:
-            return None
+    def past(self, task: Task) -> Replays:
         outputs = [self._recorded[other] for other in self.memory.tasks]
         widest = max(task.num_outputs, *(part.shape[1] for part in outputs))
         recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])

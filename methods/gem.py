@@ -84,9 +84,7 @@ class GEM(ReplayNet):
 
     no_graph_reason = "whether GEM has to project depends on the gradients"
 
-    def past(self, task: Task) -> Joined | None:
-        if not self.memory.tasks:
-            return None
+    def past(self, task: Task) -> Joined:
         kept = {other: Mixture([(other, self.memory.examples(other))]) for other in self.memory.tasks}
         return Joined([self.replays(data, self.settings.replay_batch, other) for other, data in kept.items()])
 

@@ -17,7 +17,7 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Requirements
 from methods.single import NormRule, SingleNet
-from methods.subnets import hold_others
+from methods.subnets import freeze_others
 from net.multihead import MultiHead
 from training.batches import Batch
 from training.optimizers import trained_parameters
@@ -95,7 +95,7 @@ class Projected(NormRule):
         super().begin(net)
         layers = projectable(net.trunk)
         if self.bases:
-            hold_others(net.trunk, self.bases)
+            freeze_others(net.trunk, self.bases)
         self._pairs = [(layers[name].weight, basis) for name, basis in self.bases.items()]
 
     def adapt(self, recipe: Recipe) -> Recipe:

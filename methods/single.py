@@ -76,7 +76,7 @@ class SingleNet(Method):
         return [task.id]
 
     def past(self, task: Task) -> Replays | Joined | None:
-        """Batches of past tasks, one for every step."""
+        """Batches of past tasks, one for every step; asked for only if examples of past tasks are kept."""
         return None
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
@@ -109,12 +109,12 @@ class SingleNet(Method):
             net = self.network(self.heads_with(task), {task.id: task.num_outputs})
             if not self._seen:
                 self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
-            rule = self.rule(task)
+            rule, past = self.rule(task), self.past(task) if self.memory.tasks else None
             rule.frozen = self.settings.bn == "freeze_after_first" and bool(self._seen)
             try:
                 stats = train_member(
                     net, [(task.id, task.train)], self.spec, self.recipe, self.compute, self.config.seed, name,
-                    monitor, rule=rule, past=self.past(task), checkpoints=self.checkpoints,
+                    monitor, rule=rule, past=past, checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
@@ -224,8 +224,6 @@ class ReplayNet(SingleNet):
         return [*self.memory.tasks, task.id]
 
     def past(self, task: Task) -> Replays | Joined | None:
-        if not self.memory.tasks:
-            return None
         return self.replays(self.memory.mixture(), self.settings.replay_batch)
 
     def replays(self, data: Mixture, size: int, *name: object, recorded: Tensor | None = None) -> Replays:

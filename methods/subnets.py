@@ -31,7 +31,7 @@ def layer_weights(trunk: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def hold_others(trunk: nn.Module, trained: Collection[str]) -> None:
+def freeze_others(trunk: nn.Module, trained: Collection[str]) -> None:
     """Freeze all parameters except these and those of batch normalisation: biases, embeddings and the like."""
     norms = {id(p) for module in trunk.modules() if isinstance(module, BatchNorm) for p in module.parameters()}
     for name, parameter in trunk.named_parameters():
@@ -52,11 +52,11 @@ class FixedWeights(NormRule):
         super().begin(net)
         layers = layer_weights(net.trunk)
         if self.used:
-            hold_others(net.trunk, layers)
+            freeze_others(net.trunk, layers)
         self.names = list(layers)
         self.weights: list[Tensor] = list(layers.values())
-        none = [torch.zeros_like(weight, dtype=torch.bool) for weight in self.weights]
-        self.taken = [self.used[name] for name in self.names] if self.used else none
+        none = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in layers.items()}
+        self.taken = [(self.used or none)[name] for name in layers]
         with torch.no_grad():
             self.free = [(~taken).to(weight.dtype) for taken, weight in zip(self.taken, self.weights, strict=True)]
             self.fixed = [weight * taken for taken, weight in zip(self.taken, self.weights, strict=True)]

@@ -35,11 +35,9 @@ class Batch:
 
     def halves(self) -> tuple[Batch, Batch]:
         """The examples of the new task, and the replayed ones."""
-        new = len(self) - self.replayed
-        return (
-            Batch(self.inputs[:new], self.targets[:new], self.task_ids[:new]),
-            Batch(self.inputs[new:], self.targets[new:], self.task_ids[new:], recorded=self.recorded),
-        )
+        sizes = [len(self) - self.replayed, self.replayed]
+        inputs, targets, task_ids = (part.split(sizes) for part in (self.inputs, self.targets, self.task_ids))
+        return Batch(inputs[0], targets[0], task_ids[0]), Batch(inputs[1], targets[1], task_ids[1], 0, self.recorded)
 
     def tensors(self) -> list[Tensor]:
         """Inputs, targets, task ids and, if there are any, recorded outputs."""
@@ -75,7 +73,7 @@ def _batches_at_once(size: int, spec: StreamSpec) -> int:
     return max(1, _CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
 
 
-class Replays:
+class Replays(Iterator[Batch]):
     """Batches of `size` examples of a replay memory, drawn with replacement, without end.
 
     Args:
@@ -90,9 +88,6 @@ class Replays:
         self._augment, self._recorded = augment, recorded
         self._at_once = min(_REPLAYS_AT_ONCE, _batches_at_once(size, spec))
         self._ready: Iterator[Batch] = iter(())
-
-    def __iter__(self) -> Replays:
-        return self
 
     def __next__(self) -> Batch:
         batch = next(self._ready, None)
@@ -123,14 +118,11 @@ class Replays:
         return (replace(batch, recorded=part) for batch, part in zip(gathered, recorded, strict=True))
 
 
-class Joined:
+class Joined(Iterator[Batch]):
     """Batches of several replay memories, one of each in every batch."""
 
     def __init__(self, parts: Sequence[Replays]) -> None:
         self._parts = parts
-
-    def __iter__(self) -> Joined:
-        return self
 
     def __next__(self) -> Batch:
         return joined([next(part) for part in self._parts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +22,14 @@ def sgd(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimiz
     return torch.optim.SGD(parameters, lr, recipe.momentum, weight_decay=recipe.l2_reg, nesterov=nesterov, fused=fused)
 
 
-def adamw(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
-    """Adam whose weight decay does not pass through the moments (Loshchilov & Hutter 2019)."""
-    return torch.optim.AdamW(parameters, lr, **_adam_options(parameters, recipe))
-
-
-def adam(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba 2015); the weight decay is part of the gradient."""
-    return torch.optim.Adam(parameters, lr, **_adam_options(parameters, recipe))
-
-
-def _adam_options(parameters: Parameters, recipe: Recipe) -> dict[str, Any]:
-    return {
-        "betas": (recipe.beta1, recipe.beta2),
-        "eps": recipe.eps,
-        "weight_decay": recipe.l2_reg,
-        "fused": _fused(parameters),
-        "capturable": parameters[0].device.type == "cuda",  # keeps the step count where a CUDA graph can raise it
-    }
+def adam(parameters: Parameters, recipe: Recipe, lr: Rate, *, decoupled: bool = False) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015), or AdamW: weight decay `decoupled` from the moments (Loshchilov & Hutter 2019)."""
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    cuda = parameters[0].device.type == "cuda"  # capturable: keeps the step count where a CUDA graph can raise it
+    return kind(
+        parameters, lr, (recipe.beta1, recipe.beta2), recipe.eps, recipe.l2_reg, fused=_fused(parameters),
+        capturable=cuda,
+    )  # fmt: skip
 
 
 def _fused(parameters: Parameters) -> bool:
@@ -47,7 +37,7 @@ def _fused(parameters: Parameters) -> bool:
 
 
 OPTIMIZERS: dict[str, Callable[[Parameters, Recipe, Rate], torch.optim.Optimizer]] = {
-    "sgd": sgd, "adamw": adamw, "adam": adam,
+    "sgd": sgd, "adamw": partial(adam, decoupled=True), "adam": adam,
 }  # fmt: skip
 
 

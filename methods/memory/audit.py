@@ -70,10 +70,7 @@ class Loan:
     ended: str = ""
 
     def check(self) -> None:
-        """
-        Raises:
-            BudgetError: the loan has ended.
-        """
+        """Raise a BudgetError if the loan has ended."""
         if self.ended:
             raise BudgetError(f"{self.what} were read after {self.ended}")
 
