@@ -223,17 +223,16 @@ def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead, r
     Raises:
         UserError: it cannot; names the method and what does not fit.
     """
-    needs, objective = method.requires, type(spec.objective).__name__
+    needs, trunk = method.requires, net.trunk
     if needs.classes and spec.objective.energy(torch.zeros(1, 2)) is None:
-        raise UserError(f"the method {method.__name__} needs targets that are classes; {objective} has none")
-    if needs.layers and not any(isinstance(module, needs.layers) for module in net.trunk.modules()):
+        lack = f"targets that are classes; {type(spec.objective).__name__} has none"
+    elif needs.layers and not any(isinstance(module, needs.layers) for module in trunk.modules()):
         kinds = " or ".join(kind.__name__.strip("_") for kind in needs.layers)
-        raise UserError(
-            f"the method {method.__name__} needs a network with layers of the kind {kinds}; "
-            f"{type(net.trunk).__name__} has none"
-        )
-    if needs.own_heads and net.kind != "task":
-        raise UserError(f"the method {method.__name__} needs a head for each task; this network has {net.kind} heads")
-    if needs.optimizers and recipe.optimizer not in needs.optimizers:
-        known = " or ".join(needs.optimizers)
-        raise UserError(f"the method {method.__name__} needs the optimizer {known}, not {recipe.optimizer}")
+        lack = f"a network with layers of the kind {kinds}; {type(trunk).__name__} has none"
+    elif needs.own_heads and net.kind != "task":
+        lack = f"a head for each task; this network has {net.kind} heads"
+    elif needs.optimizers and recipe.optimizer not in needs.optimizers:
+        lack = f"the optimizer {' or '.join(needs.optimizers)}, not {recipe.optimizer}"
+    else:
+        return
+    raise UserError(f"the method {method.__name__} needs {lack}")

@@ -95,6 +95,7 @@ class Training:
         epochs: number of epochs, a last one that is cut short included.
         ended: how many of them have ended.
         length: gradient steps in all.
+        file: name of its checkpoints.
 
     Raises:
         UserError: see check_batch.
@@ -106,7 +107,7 @@ class Training:
         past: Replays | Joined | None = None, monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
     ) -> None:  # fmt: skip
         self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
-        self._rng, self._file = generator(seed, *name, "data"), "_".join(map(str, name))
+        self._rng, self.file = generator(seed, *name, "data"), "_".join(map(str, name))
         self._rule, self._past = rule or StepRule(), past
         self._monitor, self._checkpoints = monitor or Monitor(), checkpoints or Checkpoints()
         drawn = sum(len(source) for _, source in sources)
@@ -224,7 +225,7 @@ class Training:
             self._gradients += len(batch)
             monitor.step(len(batch) - batch.replayed)
             if checkpoints.due():
-                checkpoints.save(self._file, self.state)
+                checkpoints.save(self.file, self.state)
 
     def _end_epoch(self) -> None:
         """Read the loss of the epoch: the only wait for the device in it."""
@@ -235,7 +236,7 @@ class Training:
             raise not_finite("the training loss", self._when(), self._recipe, self._compute)
         self._monitor.epoch_ends(self.ended, self._loss, self._steps.rate)
         if not self.done and self._checkpoints.due(epoch_ends=True):
-            self._checkpoints.save(self._file, self.state)
+            self._checkpoints.save(self.file, self.state)
 
     def _when(self) -> str:
         if self._recipe.epochs is None:
@@ -255,11 +256,11 @@ def train_member(
     Raises:
         TrainingError: the loss is not finite; says where and what to try.
     """
-    checkpoints, file = checkpoints or Checkpoints(), "_".join(map(str, name))
+    checkpoints = checkpoints or Checkpoints()
     training = Training(
         net, sources, spec, recipe, compute, seed, name, rule=rule, past=past, monitor=monitor, checkpoints=checkpoints
     )
-    saved = checkpoints.found(file) or {}
+    saved = checkpoints.found(training.file) or {}
     if "stats" in saved:
         net.load_state_dict(saved["net"])
         net.eval()
@@ -269,7 +270,7 @@ def train_member(
         training.restore(saved)
     monitor.member_begins(training.epochs, training.examples, training.ended)
     training.advance()
-    checkpoints.finished(file, lambda: {"net": net.state_dict(), "stats": asdict(training.stats)})
+    checkpoints.finished(training.file, lambda: {"net": net.state_dict(), "stats": asdict(training.stats)})
     return training.stats
 
 
