@@ -209,7 +209,8 @@ class Training:
         data = Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
         augment = self._recipe.augments
         new = batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples)
-        new = islice(new, taken, None)
+        for _ in range(taken):  # now, so that the random stream has passed this epoch's draws even if no batch is left
+            next(new)
         return new if self._past is None else with_replay(new, self._past)
 
     def _take(self, count: int) -> None:
