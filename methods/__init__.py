@@ -1,7 +1,7 @@
 """Continual-learning methods: the zoo and what it is compared with.
 
-To add a method: one file with a class (see Method in base.py) and one line in METHODS; if it has settings, a
-file config/method/<name>.yaml.
+To add a method: one file with a class (see Method in base.py), one line in METHODS and, if it has settings, a file
+config/method/<name>.yaml.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ METHOD_OPTIONS = frozenset().union(*(method.options for method in METHODS.values
 
 
 def check_name(name: str, where: str = "--method: ") -> None:
-    """
+    """Check that a method exists.
+
     Raises:
         UserError: there is no such method; `where` opens the message.
     """
@@ -84,6 +85,6 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
         )
 
 
-def build_method(setting: Context) -> Method:
-    """The method that the command line names."""
-    return METHODS[setting.config.method](setting)
+def build_method(context: Context) -> Method:
+    """The method that the configuration names."""
+    return METHODS[context.config.method](context)

@@ -1,4 +1,4 @@
-"""A-GEM and MEGA: the step on the new task is turned so that it does not harm a batch of past tasks."""
+"""A-GEM and MEGA: the gradient of the new task is turned towards that of a batch of past tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def dot(one: Gradient, other: Gradient) -> Tensor:
 
 
 def project(gradient: Gradient, reference: Gradient) -> tuple[Tensor, Tensor]:
-    """Factors a, b of a g + b g_ref: g where it agrees with g_ref, else its part at right angles to g_ref.
+    """Factors a, b of the gradient a g + b g_ref: g where g.g_ref >= 0, else its part at right angles to g_ref.
 
         g - (g.g_ref / g_ref.g_ref) g_ref   if g.g_ref < 0
 
@@ -36,10 +36,10 @@ def project(gradient: Gradient, reference: Gradient) -> tuple[Tensor, Tensor]:
 
 
 def rotate(gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors a, b of a g + b g_ref: g turned towards g_ref, the further the larger the loss on past tasks.
+    """Factors a, b of the gradient a g + b g_ref: g turned towards g_ref, further for a larger loss on past tasks.
 
-    The angle b from g maximises  l cos(b) + l_ref cos(theta - b), theta the angle between g and g_ref:
-    tan(b) = l_ref sin(theta) / (l + l_ref cos(theta)). The length stays that of g.
+    The angle phi from g maximises  l cos(phi) + l_ref cos(theta - phi), theta the angle between g and g_ref:
+    tan(phi) = l_ref sin(theta) / (l + l_ref cos(theta)). The length stays that of g.
 
     Guo et al. (2020), "Improved Schemes for Episodic Memory-based Lifelong Learning" (MEGA-II), eq. 6 ff.
     """
@@ -48,14 +48,14 @@ def rotate(gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss
     cosine = (dot(gradient, reference) / (size * reference_size).clamp_min(tiny)).clamp(-1, 1)
     sine = (1 - cosine**2).sqrt()
     angle = torch.atan2(reference_loss * sine, loss + reference_loss * cosine)
-    # In the plane of both: cos(angle) g/|g| + sin(angle) (g_ref/|g_ref| - cosine g/|g|) / sine, times |g|.
+    # In the plane of g and g_ref: |g| (cos(angle) g/|g| + sin(angle) (g_ref/|g_ref| - cosine g/|g|) / sine).
     along = torch.where(sine > 1e-6, angle.sin() / sine.clamp_min(1e-6), 0.0)
     turned = torch.where(sine > 1e-6, angle.cos() - along * cosine, 1.0)
     return turned, along * size / reference_size.clamp_min(tiny)
 
 
 class Referenced(NormRule):
-    """The loss is that on the new task; the gradient of the replayed batch is the reference."""
+    """A-GEM: the loss is that of the new task; its gradient is projected by that of the replayed batch."""
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         new, _ = batch.halves()
@@ -71,19 +71,19 @@ class Referenced(NormRule):
             reference_loss = objective.loss(net(past.inputs, past.task_ids), past.targets)
         reference = torch.autograd.grad(reference_loss, parameters)
         gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        own, other = self.factors(gradient, reference, self.new_loss.detach(), reference_loss.detach())
-        torch._foreach_mul_(gradient, own)
-        torch._foreach_add_(gradient, torch._foreach_mul(list(reference), other))
+        a, b = self.factors(gradient, reference, self.new_loss.detach(), reference_loss.detach())
+        torch._foreach_mul_(gradient, a)
+        torch._foreach_add_(gradient, torch._foreach_mul(list(reference), b))
 
     def factors(
         self, gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of the gradient and of the reference."""
+        """The factors of the gradient and of the reference."""
         return project(gradient, reference)
 
 
 class Rotated(Referenced):
-    """The rule of MEGA-II."""
+    """MEGA-II: the gradient is rotated instead."""
 
     def factors(
         self, gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss: Tensor
@@ -92,14 +92,14 @@ class Rotated(Referenced):
 
 
 class AGEM(ReplayNet):
-    """Averaged gradient episodic memory."""
+    """Averaged gradient episodic memory (A-GEM)."""
 
     def rule(self, task: Task) -> NormRule:
         return Referenced()
 
 
 class MEGA(ReplayNet):
-    """Mixed stochastic gradients, second scheme."""
+    """Mixed stochastic gradients, second scheme (MEGA-II)."""
 
     def rule(self, task: Task) -> NormRule:
         return Rotated()

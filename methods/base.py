@@ -1,4 +1,4 @@
-"""What a continual-learning method is: it learns from episodes and predicts tasks."""
+"""The interface of a continual-learning method: it learns from episodes and predicts tasks."""
 
 from __future__ import annotations
 
@@ -32,40 +32,33 @@ from utils.trees import Tree
 
 @dataclass(frozen=True)
 class Learned:
-    """What one episode did."""
+    """The record of what was learned in one episode."""
 
-    tasks: tuple[int, ...]  # trained on, by task id
-    weights: Mapping[int, float]  # sampling weight of each task that could be drawn; empty if nothing is drawn
+    tasks: tuple[int, ...]  # ids of the tasks trained on
+    weights: Mapping[int, float]  # sampling weight of each task that could be drawn; empty if none is drawn
     stats: TrainingStats
     changed: tuple[int, ...]  # tasks whose predictions may differ from before
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What a method holds at the end of an episode."""
+    """What a method stores at the end of an episode."""
 
     examples: int  # training examples kept for later episodes
     bytes: int  # of these examples
     parameters: int
     members_per_prediction: float  # networks evaluated for one test example, mean over tasks
-    parameters_per_prediction: float  # of these networks, and of one head in each
+    parameters_per_prediction: float  # of the trunk and one head of each of these networks, mean over tasks
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """With which objectives, networks and optimizers a method can learn; nothing is required by default.
+    """The objectives, networks and optimizers that a method can learn with; by default all."""
 
-    Attributes:
-        classes: targets are class numbers, and outputs a score of each class.
-        layers: kinds of layers; the trunk has at least one of them.
-        own_heads: each task has a head of its own.
-        optimizers: one of them takes the steps; any if there are none.
-    """
-
-    classes: bool = False
-    layers: tuple[type[nn.Module], ...] = ()
-    own_heads: bool = False
-    optimizers: tuple[str, ...] = ()
+    classes: bool = False  # targets are class numbers, and outputs a score of each class
+    layers: tuple[type[nn.Module], ...] = ()  # the trunk has a layer of one of these kinds; () allows any trunk
+    own_heads: bool = False  # each task has a head of its own
+    optimizers: tuple[str, ...] = ()  # the recipe's is one of these; () allows any
 
 
 @dataclass(frozen=True)
@@ -81,21 +74,20 @@ class Method(ABC):
     """A continual-learning algorithm. It sees a stream only through the episodes it is given.
 
     Attributes:
-        requires: with which objectives, networks and optimizers it can learn.
+        requires: the objectives, networks and optimizers that it can learn with.
         options: the fields of RunConfig that this method reads and others do not.
-        Settings: what config/method/<name>.yaml holds.
+        Settings: a settings class with the keys of config/method/<name>.yaml.
         modes: continual, multi-task or both.
         no_graph_reason: why the steps of this method cannot be CUDA graphs; "" if they can.
         saved_attributes: names of the attributes that hold what it has learned: nested containers of tensors and
-            plain values.
+            plain values; each is an empty dict at first, unless `__init__` sets it.
         recipe: how each network is trained.
         memory: the training examples that are kept.
-        checkpoints: where training that is under way is saved.
-        untrained: by task id, what the first network said on the test inputs before it was trained, [N, C].
-        new_members: networks of the last episode, to be saved, with their predictions on the test inputs of their
-            tasks.
+        checkpoints: save the state of a network in training.
+        untrained: by task id, predictions of the first network on the test inputs before training, [N, C].
+        new_members: networks of the last episode, to be saved, with predictions on the test inputs of their tasks.
         train_scores: by task id, the scores of the method on the training examples that are kept.
-        test_inputs: by task id, of all tasks revealed so far; the targets are hidden.
+        test_inputs: by task id, test examples of all tasks revealed so far; the targets are hidden.
     """
 
     requires: ClassVar[Requirements] = Requirements()
@@ -105,8 +97,9 @@ class Method(ABC):
     no_graph_reason: ClassVar[str] = ""
     saved_attributes: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, setting: Context) -> None:
-        self.config, self.spec, self.compute = setting.config, setting.spec, setting.compute
+    def __init__(self, context: Context) -> None:
+        self.config, self.spec, self.compute = context.config, context.spec, context.compute
+        self.settings: Any = self.config.settings  # an instance of Settings
         self.recipe = self.config.hp
         self.checkpoints = Checkpoints()
         self.memory = ReplayMemory(self.budget(), self.config.seed, getattr(self.settings, "buffer", "") == "reservoir")
@@ -114,18 +107,15 @@ class Method(ABC):
         self.train_scores: dict[int, Scores] = {}
         self.untrained: dict[int, Tensor] = {}
         self.test_inputs: dict[int, Examples] = {}
-
-    @property
-    def settings(self) -> Any:
-        """An instance of Settings."""
-        return self.config.settings
+        for name in self.saved_attributes:
+            setattr(self, name, {})
 
     def trial_rule(self, task: Task) -> StepRule:
-        """What is done in a step while the first task of a run is learned, for a step on trial."""
+        """The rule of the first task of a run, for a trial step."""
         return StepRule()
 
     def new_network(self, head_sizes: Mapping[int, int]) -> MultiHead:
-        """A network on the device that was not trained yet.
+        """An untrained network on the device.
 
         Raises:
             UserError: the method cannot learn with it; see check_requirements.
@@ -139,60 +129,60 @@ class Method(ABC):
         return Budget(fraction=0.0)
 
     def learn(self, episode: Episode, monitor: Monitor) -> Learned:
-        """Train on what the episode reveals and on what was kept of earlier ones.
+        """Train on the new tasks and on the examples kept of earlier ones.
 
         Raises:
             TrainingError: training diverged.
-            BudgetError: an example was read or kept that must not be.
+            BudgetError: the method read or kept an example that it must not.
         """
         self.reveal(episode)
         with self.memory.auditor.lending(episode) as lent:
             return self.train(lent, monitor)
 
     def reveal(self, episode: Episode) -> None:
-        """An episode begins: note what must be known of its new tasks, and let go of the networks of the last one."""
+        """Begin an episode: note its tasks' test inputs, and drop the networks of the last episode."""
         self.new_members = []
         self.test_inputs.update({task.id: blind(task.test) for task in episode.new})
 
     def revisit(self, episodes: Sequence[Episode]) -> None:
-        """Know and keep what is known and kept after these episodes, without any training."""
+        """Reveal these episodes and keep their examples as `learn` would, without any training."""
         for episode in episodes:
             self.reveal(episode)
         self.memory.revisit(episodes)
 
     @abstractmethod
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
-        """What `learn` does; the training examples of the episode are on loan until it returns."""
+        """Train for `learn`; the training examples of the episode are on loan until this returns."""
 
     def predict(self, task: Task) -> Tensor:
-        """Predictions on the task's test inputs, [N, C]. Changes nothing, and can read nothing else of the task."""
+        """Predictions on the task's test inputs, [N, C]; reads nothing else of the task and changes nothing."""
         return self.answer(to_predict(task))
 
     @abstractmethod
     def answer(self, task: Task) -> Tensor:
-        """What `predict` does."""
+        """Predict for `predict`; the task has no readable training examples or targets."""
 
     @abstractmethod
     def storage(self) -> Storage:
-        """What is held now."""
+        """What the method stores now."""
 
     def state_dict(self) -> dict[str, Tree]:
         """All that the method needs to continue after this episode, by part.
 
-        A part is None if it is what it was when this was last called: so the cost need not grow with the stream.
+        A part that has not changed since the last call is None, so that the cost need not grow with the stream.
         """
-        return {
-            "method": {name: getattr(self, name) for name in self.saved_attributes},
-            "train_scores": {task: {name: astuple(scored) for name, scored in scores.items()}
-                     for task, scores in self.train_scores.items()},
-        }  # fmt: skip
+        train_scores = {
+            task: {name: astuple(scored) for name, scored in scores.items()}
+            for task, scores in self.train_scores.items()
+        }
+        return {"method": {name: getattr(self, name) for name in self.saved_attributes}, "train_scores": train_scores}
 
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
         """Continue after `episodes`, as if they had just been learned.
 
         Args:
-            state: what `state_dict` returned then.
-            episodes: their tasks are revealed once more, for the replay memory to find its examples.
+            state: what `state_dict` returned after them.
+            episodes: are revealed once more, for the replay memory to find its examples.
 
         Raises:
             KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError: not such a state.
@@ -205,15 +195,16 @@ class Method(ABC):
             for task, scores in state["train_scores"].items()
         }
 
-    def ask(self, net: MultiHead, task_id: int, examples: Examples, place: str) -> Tensor:
-        """Predictions of a trained network, [N, C].
+    def ask(self, net: MultiHead, task_id: int, examples: Examples, where: str) -> Tensor:
+        """Predictions of a network, [N, C].
 
         Raises:
             TrainingError: they are not finite: the last step can destroy a network whose losses were all finite.
+                `where` opens the message.
         """
         predictions = predict_examples(net, task_id, examples, self.spec, self.compute)
         if not predictions.isfinite().all():
-            raise TrainingError(f"{place}: {not_finite('the prediction', 'after training', self.recipe, self.compute)}")
+            raise TrainingError(f"{where}: {not_finite('the prediction', 'after training', self.recipe, self.compute)}")
         return predictions
 
 
@@ -221,7 +212,7 @@ def new_network(config: RunConfig, spec: StreamSpec, head_sizes: Mapping[int, in
     """A network of a run, on the CPU, initialised from torch's global generator.
 
     Raises:
-        UserError: it does not fit the inputs of the stream; see build_net.
+        UserError: its architecture does not fit the inputs of the stream; see build_net.
     """
     return build_net(config.net.model, spec.input_shape, config.net.settings, head_sizes, spec.heads)
 
@@ -232,17 +223,16 @@ def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead, r
     Raises:
         UserError: it cannot; names the method and what does not fit.
     """
-    needs, objective = method.requires, type(spec.objective).__name__
+    needs, trunk = method.requires, net.trunk
     if needs.classes and spec.objective.energy(torch.zeros(1, 2)) is None:
-        raise UserError(f"the method {method.__name__} needs targets that are classes; {objective} has none")
-    if needs.layers and not any(isinstance(module, needs.layers) for module in net.trunk.modules()):
+        lack = f"targets that are classes; {type(spec.objective).__name__} has none"
+    elif needs.layers and not any(isinstance(module, needs.layers) for module in trunk.modules()):
         kinds = " or ".join(kind.__name__.strip("_") for kind in needs.layers)
-        raise UserError(
-            f"the method {method.__name__} needs a network with layers of the kind {kinds}; "
-            f"{type(net.trunk).__name__} has none"
-        )
-    if needs.own_heads and net.kind != "task":
-        raise UserError(f"the method {method.__name__} needs a head for each task; this network has {net.kind} heads")
-    if needs.optimizers and recipe.optimizer not in needs.optimizers:
-        known = " or ".join(needs.optimizers)
-        raise UserError(f"the method {method.__name__} needs the optimizer {known}, not {recipe.optimizer}")
+        lack = f"a network with layers of the kind {kinds}; {type(trunk).__name__} has none"
+    elif needs.own_heads and net.kind != "task":
+        lack = f"a head for each task; this network has {net.kind} heads"
+    elif needs.optimizers and recipe.optimizer not in needs.optimizers:
+        lack = f"the optimizer {' or '.join(needs.optimizers)}, not {recipe.optimizer}"
+    else:
+        return
+    raise UserError(f"the method {method.__name__} needs {lack}")

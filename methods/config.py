@@ -1,4 +1,4 @@
-"""Everything that determines a run."""
+"""The configuration of a run: everything that determines its result."""
 
 from __future__ import annotations
 
@@ -23,59 +23,57 @@ class RunConfig:
     net: NetConfig
     hp: Recipe
     method: str = setting(
-        str, "zoo, or a baseline; an unknown name lists them (default: zoo)", default="zoo", option="method",
-        metavar="NAME", group=_HOW,
+        str, "zoo, or a baseline; an unknown name lists them (default: zoo)",
+        default="zoo", option="method", metavar="NAME", group=_HOW,
     )  # fmt: skip
     continual: bool = setting(
-        bool, "tasks arrive one after another (default: multi-task, all are known from the start)", default=False,
-        option="continual", group=_HOW
+        bool, "tasks arrive one after another (default: multi-task, all are known from the start)",
+        default=False, option="continual", group=_HOW,
     )  # fmt: skip
     tasks_per_round: int = setting(
-        Range(1), "tasks that a member is trained on, the new one included (default: 5)", default=5,
-        option="tasks_per_round", group=_HOW
+        Range(1), "tasks that a member is trained on, the new one included (default: 5)",
+        default=5, option="tasks_per_round", group=_HOW,
     )  # fmt: skip
     replay_frac: float = setting(
-        Range(0, 1, whole=False), "share of each past task's training examples that the zoo keeps, 0 to 1; "
-        "needs --continual (default: 1.0)", default=1.0, option="replay_frac", metavar="F", group=_HOW
+        Range(0, 1, whole=False), "share of each past task's training examples that the zoo keeps, 0 to 1; needs "
+        "--continual (default: 1.0)", default=1.0, option="replay_frac", metavar="F", group=_HOW,
     )  # fmt: skip
     memory: int | None = setting(
         Range(1), "training examples of past tasks that are kept in total, instead of a share or a number per class; "
-        "needs --continual (default: see the method)", default=None, option="memory", group=_HOW
+        "needs --continual (default: see the method)", default=None, option="memory", group=_HOW,
     )  # fmt: skip
     memory_per_class: int | None = setting(
-        Range(1), "the same for each class of each past task (default: see the method)", default=None,
-        option="memory_per_class", group=_HOW
+        Range(1), "the same for each class of each past task (default: see the method)",
+        default=None, option="memory_per_class", group=_HOW,
     )  # fmt: skip
     selection: str = setting(
-        ("boosting", "uniform"), "how tasks are drawn: boosting, the worse fitted the likelier, or uniform "
-        "(default: boosting)", default="boosting", option="selection", metavar="NAME", group=_HOW
+        ("boosting", "uniform"), "how tasks are drawn: boosting, the worse fitted the likelier, or uniform (default: "
+        "boosting)", default="boosting", option="selection", metavar="NAME", group=_HOW,
     )  # fmt: skip
     rounds: int | None = setting(
-        Range(1, 10**6), "members to train; not with --continual (default: as many as tasks)", default=None,
-        option="rounds", group=_HOW
+        Range(1, 10**6), "members to train; not with --continual (default: as many as tasks)",
+        default=None, option="rounds", group=_HOW,
     )  # fmt: skip
     warm_start: bool = setting(
-        bool, "first train one more member on all tasks; not with --continual (default: no)", default=False,
-        option="warm_start", group=_HOW
+        bool, "first train one more member on all tasks; not with --continual (default: no)",
+        default=False, option="warm_start", group=_HOW,
     )  # fmt: skip
-    seed: int = setting(
-        Range(0, 2**63 - 1), "of all random choices (default: 0)", default=0, option="seed", group=_HOW,
-    )  # fmt: skip
+    seed: int = setting(Range(0, 2**63 - 1), "of all random choices (default: 0)", default=0, option="seed", group=_HOW)
     evaluate: tuple[str, ...] = setting(
         EvaluationNames, "what else is asked of every new network, names with commas between them: "
         f"{', '.join(EVALUATIONS)} (default: nothing)", default=(), option="evaluate", metavar="NAMES", group=_HOW,
     )  # fmt: skip
     device: str = setting(
-        str, "auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)", default="auto", option="device",
-        metavar="NAME", group=_WHERE, machine=True,
+        str, "auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)",
+        default="auto", option="device", metavar="NAME", group=_WHERE, machine=True,
     )  # fmt: skip
     precision: str = setting(
-        ("auto", "fp32", "bf16"), "fp32, bf16, or auto: bf16 on a CUDA GPU, else fp32 (default: auto)", default="auto",
-        option="precision", metavar="NAME", group=_WHERE, machine=True,
+        ("auto", "fp32", "bf16"), "fp32, bf16, or auto: bf16 on a CUDA GPU, else fp32 (default: auto)",
+        default="auto", option="precision", metavar="NAME", group=_WHERE, machine=True,
     )  # fmt: skip
     threads: int | None = setting(
-        Range(1, 1024), "CPU threads, for a shared machine (default: as many as there are cores)", default=None,
-        option="threads", group=_WHERE, machine=True,
+        Range(1, 1024), "CPU threads (default: as many as the work of a training step is worth, at most the cores)",
+        default=None, option="threads", group=_WHERE, machine=True,
     )  # fmt: skip
     settings: Any = field(default_factory=NoSettings)  # of the method, see config/method/
 

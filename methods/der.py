@@ -1,4 +1,4 @@
-"""Dark experience replay: past examples are answered as they once were, whatever their labels.
+"""Dark experience replay: outputs for past examples are held to what they were when their task was learned.
 
 Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", NeurIPS 2020.
 """
@@ -6,6 +6,7 @@ Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simpl
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +14,23 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Context, Requirements, Storage
+from methods.base import Requirements, Storage
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch, Replays
 from training.prediction import outputs_on
-from utils.seeding import generator
 from utils.settings import Range, setting
 
 
 def squared_distance(outputs: Tensor, recorded: Tensor) -> Tensor:
-    """Mean of (z - z')^2 over the outputs of each example's own head; [N, C] both, -inf in `outputs` beside a head."""
+    """Mean of (z - z')^2 over the outputs of each example's own head; both [N, C], `outputs` -inf beyond that head."""
     own = outputs.isfinite()
     difference = torch.where(own, outputs.float(), 0.0) - torch.where(own, recorded, 0.0)
     return difference.square().sum() / own.sum()
 
 
 class DarkLoss(NormRule):
-    """CE(new) + alpha |h(x') - z'|^2 + beta CE(h(x''), y''), x' and x'' two draws of the same number."""
+    """CE(new) + alpha |h(x') - z'|^2 + beta CE(h(x''), y''), x' and x'' two draws of the same size; no beta in DER."""
 
     def __init__(self, alpha: float, beta: float | None) -> None:
         self.alpha, self.beta = alpha, beta
@@ -40,57 +40,41 @@ class DarkLoss(NormRule):
         if batch.recorded is None:
             return objective.loss(outputs, batch.targets)
         new, past = batch.halves()
-        said, labelled = outputs[len(new) :], None
-        recorded = batch.recorded
+        outputs, replayed = outputs[: len(new)], outputs[len(new) :]
+        first = len(past) if self.beta is None else len(past) // 2
+        distance = squared_distance(replayed[:first], batch.recorded[:first])
+        loss = objective.loss(outputs, new.targets) + self.alpha * distance
         if self.beta is not None:
-            half = len(past) // 2
-            said, labelled, recorded = said[:half], said[half:], recorded[:half]
-        loss = objective.loss(outputs[: len(new)], new.targets) + self.alpha * squared_distance(said, recorded)
-        if labelled is not None and self.beta is not None:
-            loss = loss + self.beta * objective.loss(labelled, past.targets[len(said) :])
+            loss = loss + self.beta * objective.loss(replayed[first:], past.targets[first:])
         return loss
 
 
 class DER(ReplayNet):
-    """What is answered is recorded when the task has been learned, on its images as they are, in test mode.
+    """DER; outputs are recorded when a task has been learned, on un-augmented images, in test mode.
 
-    The paper records it in passing, in training mode, when an example enters the buffer. Here that would
-    be impossible for tasks that draw their examples fresh, and a network with batch normalisation answers in
-    training mode differently from what it will be asked to preserve.
+    The paper records them in training mode, when an example enters the buffer. That is impossible for generators,
+    and with batch normalisation outputs in training mode differ from those that are to be preserved.
     """
 
     @dataclass(frozen=True)
     class Settings(ReplayNet.Settings):
-        """Of the method, see config/method/."""
-
         alpha: float = setting(Range(0, whole=False), "weight of the recorded outputs")
 
     requires = Requirements(classes=True)  # it records the logits of classes, [kept, C]
     saved_attributes = (*ReplayNet.saved_attributes, "_recorded")
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
-        self._recorded: dict[int, Tensor] = {}  # by task: outputs on what is kept of it, [kept, C]
+    draws: ClassVar[int] = 1  # batches of past tasks in a step
+
+    _recorded: dict[int, Tensor]  # by task: outputs on its kept examples, [kept, C]
 
     def rule(self, task: Task) -> NormRule:
         return DarkLoss(self.settings.alpha, None)
 
-    @property
-    def draws(self) -> int:
-        """How many batches of past tasks a step has."""
-        return 1
-
-    def past(self, task: Task) -> Replays | None:
-        if not self.memory.tasks:
-            return None
+    def past(self, task: Task) -> Replays:
         outputs = [self._recorded[other] for other in self.memory.tasks]
         widest = max(task.num_outputs, *(part.shape[1] for part in outputs))
         recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])
-        rng = generator(self.config.seed, "member", len(self._seen), "replay")
-        return Replays(
-            self.memory.mixture(), self.spec, self.draws * self.settings.replay_batch, rng,
-            augment=self.recipe.augments, recorded=recorded,
-        )  # fmt: skip
+        return self.replays(self.memory.mixture(), self.draws * self.settings.replay_batch, recorded=recorded)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         for other, stay in self.memory.add(task).items():
@@ -100,23 +84,19 @@ class DER(ReplayNet):
         return 0
 
     def storage(self) -> Storage:
-        """The network, and the examples with what is recorded of them."""
-        held = super().storage()
-        return replace(held, bytes=held.bytes + sum(outputs.nbytes for outputs in self._recorded.values()))
+        """The network, and the examples with their recorded outputs."""
+        stored = super().storage()
+        return replace(stored, bytes=stored.bytes + sum(outputs.nbytes for outputs in self._recorded.values()))
 
 
 class DERpp(DER):
-    """DER, and the labels of a second draw."""
+    """DER++: DER with the labels of a second draw."""
 
     @dataclass(frozen=True)
     class Settings(DER.Settings):
-        """Of the method, see config/method/."""
-
         beta: float = setting(Range(0, whole=False), "weight of the labels of the second draw")
+
+    draws = 2
 
     def rule(self, task: Task) -> NormRule:
         return DarkLoss(self.settings.alpha, self.settings.beta)
-
-    @property
-    def draws(self) -> int:
-        return 2

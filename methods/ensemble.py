@@ -1,4 +1,4 @@
-"""Members and the average of their predictions: what the zoo and Isolated have in common."""
+"""An ensemble of members that answers with the mean of their predictions: the base of the zoo and of Isolated."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ from utils.trees import Tree
 
 
 class Ensemble(Method):
-    """Networks that are never changed once trained; a task is answered by the mean of those that saw it."""
+    """Networks that never change once trained; a task is answered by the mean of those trained on it."""
 
     saved_attributes: ClassVar[tuple[str, ...]] = ("_weights", "_members", "_parameters", "_used", "_head_sizes")
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
-        self.cache = PredictionCache()
-        self._weights: dict[int, dict[int, float]] = {}  # by task: the weight of each member that saw it
+    _weights: dict[int, dict[int, float]]  # by task and member trained on it: the member's weight in the mean
+    _head_sizes: dict[int, int]
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._members = 0
-        self._parameters = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all members and their predictions."""
+        self.cache, self._weights, self._parameters = PredictionCache(), {}, 0
         self._used = 0  # parameters that answer a task, summed over tasks
-        self._head_sizes: dict[int, int] = {}
 
     def grow(
         self, episode: int, sources: Mapping[int, TrainSource], weights: Mapping[int, float], monitor: Monitor
     ) -> TrainingStats:
-        """Train one more member on the tasks of `sources`, each seen with that weight in later averages."""
-        head_sizes = {task: self._head_sizes[task] for task in sources}
+        """Train one more member on the tasks of `sources`; `weights` are its weights in the mean for each task."""
         member, stats = self._trained(self._members, episode, sources, weights, self.config.seed, monitor)
         member.replaces = not self._weights
         for task in member.tasks:
@@ -46,24 +49,24 @@ class Ensemble(Method):
         self.new_members.append(member)
         self._members += 1
         self._parameters += count_parameters(member.net)
-        self._used += count_parameters(member.net.trunk) * len(head_sizes) + sum(
-            map(member.net.head_parameters, head_sizes)
-        )
+        trunk = count_parameters(member.net.trunk)
+        self._used += sum(trunk + member.net.head_parameters(task) for task in sources)
         return stats
 
     def train_member_on(
         self, tasks: Sequence[int], number: int, episode: int, seed: int, monitor: Monitor
     ) -> tuple[Member, TrainingStats]:
-        """A network trained on what is kept of some tasks, with its test predictions; it does not join the ensemble.
+        """A network trained on the kept examples of some tasks, with its test predictions, outside the ensemble.
 
         Args:
-            number, episode: of the member in whose place it is.
+            number, episode: of the member that it is to replace.
             seed: of its initialisation and the order of its data.
         """
         sources = {task: self.memory.source(task, len(tasks)) for task in tasks}
         shares = {task: self.memory.share(task) for task in tasks}
         member, stats = self._trained(number, episode, sources, shares, seed, monitor)
-        member.predictions.update({(task, "test"): self.said(member, task, self.test_inputs[task]) for task in tasks})
+        for task in tasks:
+            member.predictions[task, "test"] = self.predictions_of(member, task, self.test_inputs[task])
         return member, stats
 
     def _trained(
@@ -71,18 +74,19 @@ class Ensemble(Method):
         monitor: Monitor,
     ) -> tuple[Member, TrainingStats]:  # fmt: skip
         tasks, name = tuple(sources), ("member", number)
+        where = _where(episode, number, tasks)
         with seeded(seed, *name):
             net = self.new_network({task: self._head_sizes[task] for task in tasks})
             if not number:
-                known = [(task, inputs) for task, inputs in self.test_inputs.items() if task in tasks]
-                self.untrained = {t: self.ask(net, t, inputs, _place(episode, 0, tasks)) for t, inputs in known}
+                inputs = {task: inputs for task, inputs in self.test_inputs.items() if task in tasks}
+                self.untrained = {task: self.ask(net, task, inputs[task], where) for task in inputs}
             try:
                 stats = train_member(
                     net, list(sources.items()), self.spec, self.recipe, self.compute, seed, name, monitor,
                     checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
-                raise TrainingError(f"{_place(episode, number, tasks)}: {error}") from None
+                raise TrainingError(f"{where}: {error}") from None
         shares = tuple(weights[task] for task in tasks)
         return Member(number, episode, tasks, net, shares, replaces=False), stats
 
@@ -90,12 +94,8 @@ class Ensemble(Method):
         super().reveal(episode)
         self._head_sizes.update({task.id: task.num_outputs for task in episode.new})
 
-    def forget(self) -> None:
-        """Drop all members and what they predicted."""
-        self.cache, self._weights, self._parameters, self._used = PredictionCache(), {}, 0, 0
-
     def answer(self, task: Task) -> Tensor:
-        """Weighted mean over the members that saw the task; the uninformed prediction if none has. [N, C]"""
+        """Weighted mean over the members trained on the task; the uninformed prediction if there are none. [N, C]"""
         if task.id in self._weights:
             return self.cache.average(task.id, "test")
         kept = self.memory.examples(task.id).targets if task.id in self.memory.tasks else None
@@ -103,19 +103,15 @@ class Ensemble(Method):
         return guess.to(self.compute.device)
 
     def count(self, member: Member, task_id: int, split: str, examples: Examples) -> None:
-        """Add the member's predictions to the average, once, if it saw the task."""
+        """Add a member's predictions for a task to the average, once, if it was trained on the task."""
         if task_id in member.tasks and (task_id, split) not in member.predictions:
-            member.predictions[task_id, split] = self.said(member, task_id, examples)
+            member.predictions[task_id, split] = self.predictions_of(member, task_id, examples)
             weight = self._weights[task_id][member.number]
             self.cache.add(task_id, split, member.predictions[task_id, split], weight)
 
-    def said(self, member: Member, task_id: int, examples: Examples) -> Tensor:
-        """Predictions of a member on examples of one of its tasks, [N, C].
-
-        Raises:
-            TrainingError: see `ask`.
-        """
-        return self.ask(member.net, task_id, examples, _place(member.episode, member.number, member.tasks))
+    def predictions_of(self, member: Member, task_id: int, examples: Examples) -> Tensor:
+        """Predictions of a member on examples of one of its tasks, [N, C]; see `ask` for the error raised."""
+        return self.ask(member.net, task_id, examples, _where(member.episode, member.number, member.tasks))
 
     def state_dict(self) -> dict[str, Tree]:
         return {**super().state_dict(), **self.cache.state_dict()}
@@ -125,11 +121,11 @@ class Ensemble(Method):
         self.cache.load_state_dict(state)
 
     def storage(self) -> Storage:
-        """All members are stored; one prediction asks those that saw the task."""
+        """All members are stored; one prediction asks those trained on the task."""
         tasks = max(1, len(self._head_sizes))
         mean = sum(map(len, self._weights.values())) / tasks
         return Storage(*self.memory.size(), self._parameters, mean, self._used / tasks)
 
 
-def _place(episode: int, member: int, tasks: Sequence[int]) -> str:
+def _where(episode: int, member: int, tasks: Sequence[int]) -> str:
     return f"episode {episode}, member {member} (tasks {', '.join(map(str, tasks))})"

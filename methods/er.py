@@ -18,7 +18,7 @@ from utils.settings import setting
 
 
 class SumOfMeans(NormRule):
-    """The mean loss on the new task plus the mean loss on what is replayed."""
+    """The mean loss on the new task plus the mean loss on the replayed examples."""
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         outputs = net(batch.inputs, batch.task_ids)
@@ -28,15 +28,12 @@ class SumOfMeans(NormRule):
 
 
 class ER(ReplayNet):
-    """`replay_loss`: mean is the mean over new and replayed examples together; sum is a mean of each, added up."""
+    """Experience replay."""
 
     @dataclass(frozen=True)
     class Settings(ReplayNet.Settings):
-        """Of the method, see config/method/."""
-
         replay_loss: str = setting(
-            ("mean", "sum"),
-            "one mean over new and replayed examples, or the sum of a mean of each",
+            ("mean", "sum"), "one mean over new and replayed examples, or the sum of a mean of each"
         )
 
     def rule(self, task: Task) -> NormRule:

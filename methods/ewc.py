@@ -7,7 +7,7 @@ Schwarz et al., "Progress & Compress", ICML 2018.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 
 from datasets.mixture import Mixture
 from datasets.task import Task
-from methods.base import Context, Requirements, Storage
+from methods.base import Requirements
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
 from utils.seeding import generator
@@ -28,23 +28,22 @@ Values = dict[str, Tensor]  # by name of the parameter
 
 @torch.no_grad()  # the gradients themselves are not to be differentiated
 def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: str, rng: torch.Generator) -> Values:
-    """Diagonal of the Fisher information of the trunk's parameters: a mean over examples of squared gradients.
+    """Diagonal of the Fisher information of the trunk's trained parameters: mean squared gradients over examples.
 
         exact      F_i = 1/N sum_x sum_y p(y|x) (d log p(y|x) / d theta_i)^2
         sample     one y per x, drawn from p(y|x)
         empirical  y is the target
 
     Args:
-        net: is evaluated as in a test: batch normalisation uses its running statistics.
-        inputs: [N, *input], as the network sees them. targets: [N].
+        net: is put in test mode: batch normalisation uses its running statistics.
+        inputs: [N, *input], preprocessed. targets: [N].
         form: exact, sample or empirical.
 
     Source: Kirkpatrick et al. (2017), eq. 3; on the forms: van de Ven (2025), arXiv 2502.11756.
     """
     net.eval()
     classes = net.head_sizes[task_id]
-    names = [name for name, parameter in net.trunk.named_parameters() if parameter.requires_grad]
-    parameters = {f"trunk.{name}": dict(net.trunk.named_parameters())[name].detach() for name in names}
+    parameters = {f"trunk.{name}": p.detach() for name, p in net.trunk.named_parameters() if p.requires_grad}
 
     def log_likelihood(chosen: Values, image: Tensor, label: Tensor) -> Tensor:
         ids = torch.full((1,), task_id, device=image.device)
@@ -56,33 +55,31 @@ def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: 
     for images, labels in zip(inputs.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
         ids = torch.full((len(images),), task_id, device=images.device)
         likelihoods = net(images, ids)[:, :classes].float().softmax(1)
+        weighted = [(labels, torch.ones(len(images), device=images.device))]
         if form == "exact":
-            asked = [(torch.full_like(labels, label), likelihoods[:, label]) for label in range(classes)]
+            weighted = [(torch.full_like(labels, label), likelihoods[:, label]) for label in range(classes)]
         elif form == "sample":
-            drawn = torch.multinomial(likelihoods.cpu(), 1, generator=rng).flatten().to(labels.device)
-            asked = [(drawn, torch.ones(len(images), device=images.device))]
-        else:
-            asked = [(labels, torch.ones(len(images), device=images.device))]
-        for label, weights in asked:
+            drawn = torch.multinomial(likelihoods.cpu(), 1, generator=rng).flatten()
+            weighted = [(drawn.to(labels.device), weighted[0][1])]
+        for label, weights in weighted:
             for name, value in gradients(parameters, images, label).items():
                 total[name] += torch.einsum("n,n...->...", weights, value.square())
     return {name.removeprefix("trunk."): value / len(inputs) for name, value in total.items()}
 
 
 class Springs(NormRule):
-    """Holds parameters back by  strength/2 sum_i (F_i theta_i^2 - 2 G_i theta_i), added to the loss.
+    """Adds the penalty  strength/2 sum_i (F_i theta_i^2 - 2 G_i theta_i)  to the loss.
 
-    With F the sum of all past tasks' stiffnesses F_k and G that of F_k theta*_k, this is up to a constant
+    With F (`stiffness`) the sum of all past tasks' F_k and G (`pull`) that of F_k theta*_k, this is up to a constant
     strength/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2, at a cost that does not grow with the tasks.
 
-    The penalty is not differentiated but minimised in every step, after the optimizer's, together with the
-    distance from where that has led:
+    The penalty is not differentiated; instead a proximal step follows each step of the optimizer, which led to theta':
 
         theta <- argmin  penalty(theta) + |theta - theta'|^2 / (2 h) = (theta' + h strength G) / (1 + h strength F)
 
-    with h = rate / (1 - momentum), the learning rate that momentum adds up to, so that the loss with its penalty
-    is stationary where this is (forward-backward splitting, Combettes & Wajs 2005). A gradient step of the
-    penalty diverges once rate * strength * F exceeds some 2, which sums over tasks do sooner or later.
+    with h = rate / (1 - momentum), the learning rate that momentum adds up to, so that both have the same stationary
+    points (forward-backward splitting, Combettes & Wajs 2005). A gradient step of the penalty would diverge once
+    rate * strength * F exceeds about 2, as sums over tasks do sooner or later.
     """
 
     def __init__(self, strength: float, stiffness: Values, pull: Values) -> None:
@@ -105,24 +102,20 @@ class Springs(NormRule):
 
 
 class EWC(SingleNet):
-    """One spring per past task and parameter."""
+    """Elastic weight consolidation: one spring per past task and parameter."""
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        """Of the method, see config/method/."""
-
         strength: float = setting(Range(0, whole=False), "lambda of eq. 3")
         fisher: str = setting(("exact", "sample", "empirical"), "which labels the Fisher information is of")
         fisher_examples: int = setting(Range(1), "training examples that it is measured on")
 
-    # The Fisher information is that of a distribution over classes; springs know the steps of SGD with momentum.
+    # The Fisher information is that of a distribution over classes; Springs assumes steps of SGD with momentum.
     requires = Requirements(classes=True, optimizers=("sgd",))
     saved_attributes = (*SingleNet.saved_attributes, "_stiffness", "_pull")
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
-        self._stiffness: Values = {}
-        self._pull: Values = {}
+    _stiffness: Values
+    _pull: Values
 
     def rule(self, task: Task) -> NormRule:
         return Springs(self.settings.strength, self.common(self._stiffness), self.common(self._pull))
@@ -138,28 +131,24 @@ class EWC(SingleNet):
         return count * (task.num_outputs if self.settings.fisher == "exact" else 1)
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
-        """Add the springs of a task, at rest where the parameters are now."""
+        """Add the springs of a task with Fisher information `found`, at rest at the parameters `place`."""
         for name, value in found.items():
             self._stiffness[name] = self._stiffness.get(name, 0) + value
             self._pull[name] = self._pull.get(name, 0) + value * place[name]
 
-    def storage(self) -> Storage:
-        """The network, and two values a parameter."""
-        net = super().storage()
-        more = sum(value.numel() for state in (self._stiffness, self._pull) for value in state.values())
-        return replace(net, parameters=net.parameters + more)
+    def extra_parameters(self) -> int:
+        """Stiffness and pull: two values a parameter."""
+        return sum(value.numel() for value in [*self._stiffness.values(), *self._pull.values()])
 
 
 class OnlineEWC(EWC):
-    """All springs end where the last task has ended, and lose strength by `decay` with every task.
+    """Online EWC: one spring per parameter, at rest at the last task's end; earlier tasks' stiffness decays.
 
     F~_t = decay F~_{t-1} + F_t,   penalty  strength/2 sum_i F~_{t-1,i} (theta_i - theta*_{t-1,i})^2
     """
 
     @dataclass(frozen=True)
     class Settings(EWC.Settings):
-        """Of the method, see config/method/."""
-
         decay: float = setting(Range(0, 1, whole=False), "of the springs, with every task")
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Finetuning: the network goes on with the new task as if there had been no others. The floor."""
+"""Finetuning: training continues on the new task without regard to earlier ones. The usual lower bound."""
 
 from __future__ import annotations
 

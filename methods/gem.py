@@ -1,4 +1,4 @@
-"""Gradient episodic memory: no step may raise the loss on what is kept of any past task.
+"""Gradient episodic memory: no step may raise the loss on the kept examples of any past task.
 
 Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017.
 """
@@ -16,9 +16,8 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
-from training.batches import Batch, Joined, Replays
+from training.batches import Batch, Joined
 from training.optimizers import trained_parameters
-from utils.seeding import generator
 from utils.settings import Range, setting
 
 
@@ -42,7 +41,7 @@ def dual(products: Tensor, violations: Tensor, margin: float) -> Tensor:
 
 
 class Constrained(NormRule):
-    """One reference gradient per past task, and the nearest gradient that makes an obtuse angle with none."""
+    """Projects the gradient to the nearest one that makes no obtuse angle with the gradient of any past task."""
 
     def __init__(self, tasks: int, margin: float) -> None:
         self.tasks, self.margin = tasks, margin
@@ -58,17 +57,17 @@ class Constrained(NormRule):
         parameters = trained_parameters(net)
         size = len(past) // self.tasks
         references = []
-        for start in range(0, len(past), size):
-            part = slice(start, start + size)
+        split = past.inputs.split(size), past.task_ids.split(size), past.targets.split(size)
+        for inputs, task_ids, targets in zip(*split, strict=True):
             with self.autocast():
-                loss = objective.loss(net(past.inputs[part], past.task_ids[part]), past.targets[part])
+                loss = objective.loss(net(inputs, task_ids), targets)
             references.append(torch.cat([x.flatten() for x in torch.autograd.grad(loss, parameters)]))
         G = torch.stack(references)
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
         g = torch.cat([gradient.flatten() for gradient in own])
         violations = G @ g
         products = G @ G.T
-        # Training that has diverged has no projection; the check of the loss says so.
+        # Where training has diverged there is no projection; the check of the loss will report it.
         if bool((violations < 0).any() and products.isfinite().all() and violations.isfinite().all()):
             weights = dual(products, violations, self.margin).to(g)
             g = g + weights @ G
@@ -81,24 +80,13 @@ class GEM(ReplayNet):
 
     @dataclass(frozen=True)
     class Settings(ReplayNet.Settings):
-        """Of the method, see config/method/."""
-
         margin: float = setting(Range(0, whole=False), "added to the weights of the constraints")
 
     no_graph_reason = "whether GEM has to project depends on the gradients"
 
-    def past(self, task: Task) -> Joined | None:
-        if not self.memory.tasks:
-            return None
-        size = self.settings.replay_batch
-        streams = [
-            Replays(
-                Mixture([(other, self.memory.examples(other))]), self.spec, size,
-                generator(self.config.seed, "member", len(self._seen), "replay", other), augment=self.recipe.augments,
-            )
-            for other in self.memory.tasks
-        ]  # fmt: skip
-        return Joined(streams)
+    def past(self, task: Task) -> Joined:
+        kept = {other: Mixture([(other, self.memory.examples(other))]) for other in self.memory.tasks}
+        return Joined([self.replays(data, self.settings.replay_batch, other) for other, data in kept.items()])
 
     def rule(self, task: Task) -> NormRule:
         return Constrained(len(self.memory.tasks), self.settings.margin)

@@ -1,4 +1,4 @@
-"""Gradient projection memory: a layer's weights move only at right angles to what past tasks put into the layer.
+"""Gradient projection memory: a layer's weights move only at right angles to the layer's inputs for past tasks.
 
 Saha, Garg & Roy, "Gradient Projection Memory for Continual Learning", ICLR 2021.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Context, Requirements, Storage
+from methods.base import Requirements
 from methods.single import NormRule, SingleNet
-from methods.subnets import hold_others
+from methods.subnets import freeze_others
 from net.multihead import MultiHead
 from training.batches import Batch
 from training.optimizers import trained_parameters
@@ -29,7 +30,7 @@ Layer = nn.Conv2d | nn.Linear
 
 
 def projectable(trunk: nn.Module) -> dict[str, Layer]:
-    """Layers that are one matrix applied to (patches of) their input, by the name of their weight."""
+    """Layers that apply one matrix to (patches of) their input, by name of their weight."""
     return {
         f"{name}.weight": module
         for name, module in trunk.named_modules()
@@ -39,7 +40,7 @@ def projectable(trunk: nn.Module) -> dict[str, Layer]:
 
 
 def columns(layer: Layer, inputs: Tensor) -> Tensor:
-    """What the matrix of a layer, [out, d], is applied to: [d, n], one column per position of each example."""
+    """The vectors that a layer's matrix, [out, d], is applied to: [d, n], one column per position of each example."""
     if isinstance(layer, nn.Linear):
         return inputs.flatten(0, -2).T
     assert not isinstance(layer.padding, str)
@@ -48,13 +49,16 @@ def columns(layer: Layer, inputs: Tensor) -> Tensor:
 
 
 def extended(basis: Tensor | None, gram: Tensor, threshold: float) -> Tensor:
-    """An orthonormal basis, [d, r], with as few more directions as hold `threshold` of the energy of the inputs.
+    """The basis with as few new directions as make it hold the share `threshold` of the energy of the inputs.
 
         |B'R|^2 >= threshold |R|^2   (squared Frobenius norms)
 
     Args:
-        basis: of earlier tasks, [d, r'], or None.
+        basis: of earlier tasks, orthonormal [d, r'], or None.
         gram: R R', [d, d] float64, of the inputs R of the layer, see `columns`.
+
+    Returns:
+        An orthonormal basis, [d, r].
 
     Source: Saha et al. (2021), eq. 5 and 9.
     """
@@ -70,18 +74,18 @@ def extended(basis: Tensor | None, gram: Tensor, threshold: float) -> Tensor:
         energy, directions = torch.linalg.eigh(rest)
         energy, directions = energy.flip(0).clamp_min(0), directions.flip(1)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        # Channels that are always zero make many zero rows, on which some libraries' eigh does not converge.
+        # Some libraries' eigh does not converge on many zero rows, which come from channels that are always zero.
         directions, energy, _ = torch.linalg.svd(rest)
     more = int((energy.cumsum(0) < missing - 1e-9 * total).sum()) + 1
-    # Rounding must not add up over tasks.
+    # Orthonormal again: rounding errors must not add up over tasks.
     return torch.linalg.qr(torch.cat([basis, directions[:, :more]], 1)[:, : len(gram)]).Q
 
 
 class Projected(NormRule):
-    """g - (g B) B' for the matrix of each layer, B its basis; the heads are free.
+    """Replaces the gradient g of each layer's matrix by g - (g B) B', B the layer's basis; the heads are free.
 
-    Weight decay joins the gradient before the projection: momentum adds up what was projected, so that the
-    step itself is at right angles, too.
+    Weight decay is added to the gradient before the projection: momentum sums projected gradients only, so that the
+    step is at right angles to the basis, too.
     """
 
     def __init__(self, bases: Mapping[str, Tensor], l2_reg: float) -> None:
@@ -91,7 +95,7 @@ class Projected(NormRule):
         super().begin(net)
         layers = projectable(net.trunk)
         if self.bases:
-            hold_others(net.trunk, self.bases)
+            freeze_others(net.trunk, self.bases)
         self._pairs = [(layers[name].weight, basis) for name, basis in self.bases.items()]
 
     def adapt(self, recipe: Recipe) -> Recipe:
@@ -101,9 +105,8 @@ class Projected(NormRule):
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
         if not self.bases:
             return
-        decayed = [parameter for parameter in trained_parameters(net) if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in decayed if parameter.grad is not None]
-        torch._foreach_add_(gradients, [parameter.detach() for parameter in decayed], alpha=self.l2_reg)
+        pairs = [(p.grad, p.detach()) for p in trained_parameters(net) if p.grad is not None]
+        torch._foreach_add_([gradient for gradient, _ in pairs], [values for _, values in pairs], alpha=self.l2_reg)
         for weight, basis in self._pairs:
             assert weight.grad is not None
             matrix = weight.grad.flatten(1)
@@ -111,54 +114,42 @@ class Projected(NormRule):
 
 
 class GPM(SingleNet):
-    """After each task the directions of its inputs to each layer are added to the layer's basis."""
+    """A single network; after each task the main directions of each layer's inputs are added to the layer's basis."""
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        """Of the method, see config/method/."""
-
         bn: str = setting(
-            ("freeze_after_first", "per_task"),
-            "with shared statistics the inputs of old tasks would change under the weights",
+            ("freeze_after_first", "per_task"), "with shared statistics the inputs of old tasks would change"
         )
         threshold: float = setting(
-            Range(0, 1, whole=False, open_low=True),
-            "share of the inputs' energy that the basis holds after the first task",
+            Range(0, 1, whole=False, open_low=True), "share of the inputs' energy in the basis after the first task"
         )
         threshold_step: float = setting(Range(0, 1, whole=False), "added to the threshold with every task")
         basis_examples: int = setting(Range(1), "training examples of the task that are looked at")
 
-    # A step that scales each value by itself, as Adam's, is not at right angles to the basis any more.
+    # Adam scales each value by itself, which turns the step out of the right angle.
     requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True, optimizers=("sgd",))
     saved_attributes = (*SingleNet.saved_attributes, "_bases")
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
-        self._bases: dict[str, Tensor] = {}
+    _bases: dict[str, Tensor]  # [d, r], by name of the weight
 
     def rule(self, task: Task) -> NormRule:
         return Projected(self._bases, self.recipe.l2_reg)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
-        settings = self.settings
         rng = generator(self.config.seed, "basis", task.id)
-        chosen = torch.randperm(len(task.train_eval), generator=rng)[: settings.basis_examples]
-        threshold = min(1.0, settings.threshold + settings.threshold_step * (len(self._seen) - 1))
+        chosen = torch.randperm(len(task.train_eval), generator=rng)[: self.settings.basis_examples]
+        threshold = min(1.0, self.settings.threshold + self.settings.threshold_step * (len(self._seen) - 1))
         layers = projectable(net.trunk)
         grams: dict[str, Tensor] = {}
 
-        def watch(name: str, layer: Layer) -> None:
-            def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                # In parts: patches take as much more memory than the input as the kernel has places.
-                for part in inputs[0].detach().split(16):
-                    R = columns(layer, part.double())
-                    grams[name] = grams.get(name, 0) + R @ R.T
+        def add(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # In parts: patches take as much more memory than the input as the kernel has places.
+            for part in inputs[0].detach().split(16):
+                R = columns(layers[name], part.double())
+                grams[name] = grams.get(name, 0) + R @ R.T
 
-            hooks.append(layer.register_forward_pre_hook(note))
-
-        hooks: list[torch.utils.hooks.RemovableHandle] = []
-        for name, layer in layers.items():
-            watch(name, layer)
+        hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
         for _ in outputs_on(net, task.id, task.train_eval.subset(chosen), self.spec, self.compute):
             pass
         for hook in hooks:
@@ -168,7 +159,6 @@ class GPM(SingleNet):
             self._bases[name] = extended(old, gram, threshold).to(layers[name].weight.dtype)
         return 0
 
-    def storage(self) -> Storage:
-        """The network and the bases."""
-        net = super().storage()
-        return replace(net, parameters=net.parameters + sum(basis.numel() for basis in self._bases.values()))
+    def extra_parameters(self) -> int:
+        """The bases."""
+        return sum(basis.numel() for basis in self._bases.values())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datasets.task import Episode
+from collections.abc import Mapping
+
+from datasets.task import Episode, TrainSource
 from methods.base import Learned
 from methods.ensemble import Ensemble
 from methods.memory.audit import Budget
@@ -15,14 +17,15 @@ class Joint(Ensemble):
     modes = frozenset({"multi-task"})
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
-        """Train on everything."""
-        sources = {task.id: task.train for task in episode.new}
-        stats = self.grow(episode.number, sources, dict.fromkeys(sources, 1.0), monitor)
+        return self._train_together({task.id: task.train for task in episode.new}, episode.number, monitor)
+
+    def _train_together(self, sources: Mapping[int, TrainSource], episode: int, monitor: Monitor) -> Learned:
+        stats = self.grow(episode, sources, dict.fromkeys(sources, 1.0), monitor)
         return Learned(tuple(sources), {}, stats, changed=tuple(sources))
 
 
-class Cumulative(Ensemble):
-    """In every episode a fresh network is trained on all tasks seen so far, and answers alone. Keeps all examples."""
+class Cumulative(Joint):
+    """In every episode a new network is trained on all tasks so far and replaces the last one. Keeps all examples."""
 
     modes = frozenset({"continual"})
 
@@ -30,11 +33,9 @@ class Cumulative(Ensemble):
         return Budget(fraction=1.0)
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
-        """Train on the new task and all before it; the network of the episode before is let go."""
         for task in episode.new:
             self.memory.add(task)
         self.forget()
         tasks = self.memory.tasks
         sources = {task: self.memory.source(task, len(tasks)) for task in tasks}
-        stats = self.grow(episode.number, sources, dict.fromkeys(sources, 1.0), monitor)
-        return Learned(tasks, {}, stats, changed=tasks)
+        return self._train_together(sources, episode.number, monitor)

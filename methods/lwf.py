@@ -1,4 +1,4 @@
-"""Learning without forgetting: on the new task's images the old heads go on saying what they said before.
+"""Learning without forgetting: on the new task's images the outputs of old heads are held to what they were before.
 
 Li & Hoiem, "Learning without Forgetting", ECCV 2016.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Episode, Task
-from methods.base import Context, Requirements, Storage
+from methods.base import Requirements
 from methods.single import NormRule, SingleNet
 from net import count_parameters
 from net.multihead import MultiHead
@@ -34,17 +34,17 @@ def distillation(outputs: Tensor, old_outputs: Tensor, temperature: float) -> Te
     """
     new = F.log_softmax(outputs.float() / temperature, -1)
     old = F.softmax(old_outputs.float() / temperature, -1)
-    # 0 log 0 is 0: heads narrower than the widest have probability zero there.
+    # 0 log 0 is 0: beyond a narrow head the probability is zero.
     terms = torch.where(old > 0, old * (old.clamp_min(torch.finfo(old.dtype).tiny).log() - new), 0.0)
     return temperature**2 * terms.sum(-1).mean()
 
 
 class Distill(NormRule):
-    """The loss on the new task plus that of the old heads against a copy of the network from before."""
+    """The loss on the new task plus the distillation of the old heads from a copy of the network before the task."""
 
     def __init__(self, strength: float, temperature: float, old: MultiHead | None, tasks: list[int]) -> None:
         self.strength, self.temperature, self.old = strength, temperature, old
-        # On the device before the first step: copying it there in a captured step is not allowed.
+        # Moved to the device here, as a captured step cannot do it.
         self.tasks = torch.tensor(tasks, device=None if old is None else old.weight.device)
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
@@ -54,40 +54,33 @@ class Distill(NormRule):
         loss = objective.loss(net.head(features, batch.task_ids), batch.targets)
         with torch.no_grad():
             before = self.old.heads(self.old.trunk(batch.inputs), self.tasks)
-        # A new task with the widest head only adds columns that no old head has.
+        # If the new task's head is the widest, it adds columns that no old head has.
         now = net.heads(features, self.tasks)[..., : before.shape[-1]]
         return loss + self.strength * distillation(now, before, self.temperature)
 
 
 class LwF(SingleNet):
-    """Old heads are trained, too, by the distillation."""
+    """A single network whose old heads are trained by distillation."""
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        """Of the method, see config/method/."""
-
         bn: str = setting(
-            ("shared", "freeze_after_first"),
-            "with statistics of each task the copy would not answer as the network does",
+            ("shared", "freeze_after_first"), "with statistics of each task the copy would not answer as the network"
         )
         strength: float = setting(Range(0, whole=False), "weight of the distillation")
         temperature: float = setting(Range(0, whole=False, open_low=True), "of the distillation")
 
-    requires = Requirements(classes=True, own_heads=True)  # what old heads say of the classes of their tasks
+    requires = Requirements(classes=True, own_heads=True)
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
-        self._old: MultiHead | None = None
+    _old: MultiHead | None = None  # a copy of the network after the last task, in test mode
 
     def heads_with(self, task: Task) -> list[int]:
         return [*self._seen, task.id]
 
     def rule(self, task: Task) -> NormRule:
-        settings = self.settings
-        return Distill(settings.strength, settings.temperature, self._old, list(self._seen))
+        return Distill(self.settings.strength, self.settings.temperature, self._old, self._seen)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
-        # In test mode: what the network said is what it would have answered.
         self._old = copy.deepcopy(net).eval().requires_grad_(False)
         return 0
 
@@ -95,7 +88,6 @@ class LwF(SingleNet):
         super().load_state_dict(state, episodes)
         self._old = copy.deepcopy(self.network(self._seen)).eval().requires_grad_(False)
 
-    def storage(self) -> Storage:
-        """The network, and its copy from before."""
-        net = super().storage()
-        return replace(net, parameters=net.parameters + (count_parameters(self._old) if self._old else 0))
+    def extra_parameters(self) -> int:
+        """The copy of the network."""
+        return count_parameters(self._old) if self._old else 0

@@ -1,4 +1,4 @@
-"""PackNet: each task trains the weights that are free, keeps the largest of them, and frees the rest for later tasks.
+"""PackNet: each task trains the free weights, keeps the largest of them, and leaves the others to later tasks.
 
 Mallya & Lazebnik, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning", CVPR 2018.
 """
@@ -22,7 +22,7 @@ from utils.trees import Tree
 
 
 class Packing(FixedWeights):
-    """Two thirds of the steps before the pruning, the rest after it, each with all of the recipe's schedule.
+    """Prunes after two thirds of the steps; the learning rate runs through its schedule before and again after it.
 
     Args:
         share: of the free weights of each layer that the task keeps, in [0, 1].
@@ -48,7 +48,7 @@ class Packing(FixedWeights):
             largest = torch.zeros_like(size, dtype=torch.bool)
             largest[size.topk(count).indices] = True
             kept = largest.view(weight.shape)
-            # In place: these are the tensors that a captured step reads.
+            # In place: a captured step reads these tensors.
             free.copy_(kept)
             weight.mul_(kept | taken)
             self.kept.append(kept | taken)
@@ -64,21 +64,19 @@ class Packing(FixedWeights):
 
 
 def pruning_step(steps: int) -> int:
-    """The step, from 0, before which is pruned."""
+    """The step, counted from 0, before which weights are pruned."""
     return 2 * steps // 3
 
 
 class PackNet(Subnets):
-    """`tasks` is how many tasks the network has room for, in equal shares."""
+    """A network that `tasks` tasks share in equal parts."""
 
     @dataclass(frozen=True)
     class Settings(Subnets.Settings):
-        """Of the method, see config/method/."""
-
         tasks: int = setting(Range(1), "how many tasks there is room for, in equal shares")
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
         room, tasks = self.settings.tasks, len(self.config.data.tasks)
         if room < tasks:
             raise UserError(f"--method packnet: its setting tasks is {room}; the stream has {tasks}")

@@ -1,18 +1,18 @@
-"""Synaptic intelligence: what a parameter did for the loss along the way is what it is held back by later.
+"""Synaptic intelligence: a parameter is held back by its contribution to the fall of the loss on past tasks.
 
 Zenke, Poole & Ganguli, "Continual Learning Through Synaptic Intelligence", ICML 2017.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Context, Requirements, Storage
+from methods.base import Requirements
 from methods.ewc import Springs, Values
 from methods.single import NormRule, SingleNet
 from net.multihead import MultiHead
@@ -22,9 +22,9 @@ from utils.trees import Tree
 
 
 class PathIntegral(Springs):
-    """Springs, and the sum over steps of -g_i (theta_i after - theta_i before), g the gradient of the loss alone.
+    """Springs that also sum -g_i (theta_i after - theta_i before) over steps, g the gradient of the loss alone.
 
-    With momentum a step also has older gradients in it; they count with the newest one.
+    With momentum a step also contains older gradients, which are counted with the newest one.
     """
 
     def begin(self, net: MultiHead) -> None:
@@ -53,35 +53,27 @@ class PathIntegral(Springs):
 
     def importance(self, damping: float) -> Values:
         """max(0, work / (distance^2 + damping)) of every parameter, by name."""
-        ends = [parameter.detach() for parameter in self._all]
-        rows = zip(self.names, self.work, ends, self.start, strict=True)
-        return {
-            name: (work / ((end - start) ** 2 + damping)).clamp_min(0) for name, work, end, start in rows
-        }  # fmt: skip
+        rows = zip(self.names, self.work, self._all, self.start, strict=True)
+        return {name: (work / ((end.detach() - start) ** 2 + damping)).clamp_min(0) for name, work, end, start in rows}
 
 
 class SI(SingleNet):
-    """Penalty  strength sum_i Omega_i (theta_i - theta*_i)^2: Omega a sum over tasks, theta* the last one's end."""
+    """Adds strength sum_i Omega_i (theta_i - theta*_i)^2: Omega a sum over tasks, theta* the end of the last one."""
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        """Of the method, see config/method/."""
-
         strength: float = setting(Range(0, whole=False), "c of the paper")
         damping: float = setting(Range(0, whole=False, open_low=True), "xi of the paper")
 
     requires = Requirements(optimizers=("sgd",))  # see Springs
     saved_attributes = (*SingleNet.saved_attributes, "_importance", "_pull")
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
-        self._importance: Values = {}
-        self._pull: Values = {}
+    _importance: Values
+    _pull: Values
 
     def rule(self, task: Task) -> PathIntegral:
-        # The springs' energy has a factor 1/2 that this one has not.
-        strength = 2 * self.settings.strength
-        return PathIntegral(strength, self.common(self._importance), self.common(self._pull))
+        # Springs has a factor 1/2 that this penalty has not.
+        return PathIntegral(2 * self.settings.strength, self.common(self._importance), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         assert isinstance(rule, PathIntegral)
@@ -91,8 +83,6 @@ class SI(SingleNet):
         self._pull = {name: value * place[name] for name, value in self._importance.items()}
         return 0
 
-    def storage(self) -> Storage:
-        """The network, and two values a parameter."""
-        net = super().storage()
-        more = sum(value.numel() for state in (self._importance, self._pull) for value in state.values())
-        return replace(net, parameters=net.parameters + more)
+    def extra_parameters(self) -> int:
+        """Importance and pull: two values a parameter."""
+        return sum(value.numel() for value in [*self._importance.values(), *self._pull.values()])

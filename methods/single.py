@@ -1,4 +1,4 @@
-"""One network for all tasks: what finetuning and the methods against forgetting have in common."""
+"""One network for all tasks: the base of finetuning and of the methods against forgetting."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from datasets.mixture import Mixture
 from datasets.task import Episode, Examples, Task
 from evaluation.members import Member
 from methods.base import Context, Learned, Method, Storage
@@ -27,79 +28,76 @@ from utils.trees import Tree
 
 
 class NormRule(StepRule):
-    """Batch normalisation that stays as the first task has left it, if asked to."""
+    """Trains batch normalisation, or with `frozen` keeps its weights and statistics."""
 
     frozen = False
 
     def begin(self, net: MultiHead) -> None:
         for module in net.modules():
             if isinstance(module, BatchNorm):
-                module.train(not self.frozen)
-                for parameter in module.parameters():
-                    parameter.requires_grad_(not self.frozen)
+                module.train(not self.frozen).requires_grad_(not self.frozen)
 
 
 class SingleNet(Method):
-    """A trunk that every task goes on training, and a head per task.
+    """A trunk that is trained on one task after another, and a head per task.
 
-    Only the heads of the tasks that an episode trains on are in that episode's network: the others have
-    no gradient, no momentum and no weight decay.
+    The network of an episode has only the heads that are trained in it: the others get no gradient, no momentum and
+    no weight decay.
 
-    The setting `bn` says what batch normalisation does, which all tasks share: `shared` follows the newest
-    task; `freeze_after_first` stays, statistics and weights, as the first task has left it; `per_task`
-    keeps a copy for each task. A method whose trunk differs from task to task in more than that says so in `own`.
+    The setting `bn` says what happens to batch normalisation, which all tasks share: `shared`: it follows the newest
+    task; `freeze_after_first`: its statistics and weights stay as after the first task; `per_task`: each task keeps
+    a copy. A method whose trunk differs from task to task in more than that overrides `task_weights`.
     """
 
     @dataclass(frozen=True)
     class Settings:
-        """Of the method, see config/method/."""
-
-        bn: str = setting(
-            ("shared", "per_task", "freeze_after_first"),
-            "what batch normalisation does, see the class",
-        )
+        bn: str = setting(("shared", "per_task", "freeze_after_first"), "what batch normalisation does, see the class")
 
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
     saved_attributes: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_seen")
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
-        self._trunk: nn.Module | None = None
-        self._heads: dict[int, tuple[Tensor, Tensor]] = {}  # weight [C, D] and bias [C], by `_head_of` a task
-        self._sizes: dict[int, int] = {}  # number of outputs of each task
-        self._norms: dict[int, dict[str, Tensor]] = {}  # batch normalisation of each task, with bn: per_task
-        self._seen: list[int] = []  # no more of a task than its number outlives its episode
+    _heads: dict[int, tuple[Tensor, Tensor]]  # weight [C, D] and bias [C], by `_head_of` a task
+    _sizes: dict[int, int]  # number of outputs of each task
+    _norms: dict[int, dict[str, Tensor]]  # batch normalisation of each task, with bn: per_task
 
-    # What methods differ in.
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._trunk: nn.Module | None = None
+        self._seen: list[int] = []  # ids of the tasks learned so far
+
+    # Methods override these.
 
     def rule(self, task: Task) -> NormRule:
-        """What is done in every step while a task is learned."""
+        """The rule of the steps in which a task is learned."""
         return NormRule()
 
     def heads_with(self, task: Task) -> list[int]:
-        """Tasks whose heads are trained, or needed, together with a new one."""
+        """Tasks whose heads are in the network while a new task is learned."""
         return [task.id]
 
     def past(self, task: Task) -> Replays | Joined | None:
-        """Batches of past tasks, one for every step."""
+        """Batches of past tasks, one for every step; asked for only if examples of past tasks are kept."""
         return None
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
-        """The task has been learned; returns how many gradients of single examples this took."""
+        """Called when a task has been learned; returns how many gradients of single examples this took."""
         return 0
 
     def task_weights(self, task_id: int) -> TaskWeights:
-        """What of the trunk is not the newest where the task is answered."""
+        """The trunk's weights for a task where they differ from the newest ones."""
         return self._norms.get(task_id, {})
 
-    # What they share.
+    def extra_parameters(self) -> int:
+        """Parameters that the method stores besides the network."""
+        return 0
+
+    # All methods share these.
 
     def trial_rule(self, task: Task) -> StepRule:
-        """The rule of the first task, on a network of its own."""
         return self.rule(task)
 
     def common(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of values by name of the parameter, those of parameters that all tasks have in common."""
+        """Of values by name of the parameter, those of parameters that all tasks share."""
         own = norm_state(self._trunk) if self._norms and self._trunk is not None else {}
         return {name: value for name, value in values.items() if name not in own}
 
@@ -111,13 +109,12 @@ class SingleNet(Method):
             net = self.network(self.heads_with(task), {task.id: task.num_outputs})
             if not self._seen:
                 self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
-            rule = self.rule(task)
+            rule, past = self.rule(task), self.past(task) if self.memory.tasks else None
             rule.frozen = self.settings.bn == "freeze_after_first" and bool(self._seen)
             try:
                 stats = train_member(
                     net, [(task.id, task.train)], self.spec, self.recipe, self.compute, self.config.seed, name,
-                    monitor, rule=rule, past=self.past(task),
-                    checkpoints=self.checkpoints,
+                    monitor, rule=rule, past=past, checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
@@ -136,7 +133,7 @@ class SingleNet(Method):
         return Learned((task.id,), {}, stats, changed=seen)
 
     def answer(self, task: Task) -> Tensor:
-        """Predictions of the network as the last episode has left it. [N, C]"""
+        """Predictions of the network after the last episode. [N, C]"""
         if self.new_members:
             return self.new_members[-1].predictions[task.id, "test"]
         return self._asked(task.id, task.test, len(self._seen))
@@ -158,17 +155,18 @@ class SingleNet(Method):
         self._trunk.load_state_dict(state["trunk"])
 
     def storage(self) -> Storage:
-        """One network; what a method needs beside it is added by the method."""
+        """One network, and the method's extra parameters."""
         heads = sum(weight.numel() + bias.numel() for weight, bias in self._heads.values())
         trunk = count_parameters(self._trunk) if self._trunk is not None else 0
         norms = sum(value.numel() for state in self._norms.values() for value in state.values())
-        return Storage(*self.memory.size(), trunk + heads + norms, 1.0, trunk + heads // max(1, len(self._heads)))
+        parameters = trunk + heads + norms + self.extra_parameters()
+        return Storage(*self.memory.size(), parameters, 1.0, trunk + heads // max(1, len(self._heads)))
 
     def network(self, tasks: Sequence[int], new: Mapping[int, int] | None = None) -> MultiHead:
-        """The trunk, shared by all networks made here, with the heads of some tasks.
+        """A network of the one trunk and the heads of some tasks.
 
         Args:
-            new: width of the head of tasks that have none yet.
+            new: by task that has no head yet, the width of its new head.
         """
         sizes = {task: self._sizes[task] for task in tasks if task in self._sizes} | dict(new or {})
         if self._trunk is None:
@@ -179,7 +177,7 @@ class SingleNet(Method):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             net = MultiHead(self._trunk, features, sizes, self.spec.heads)
             for task in new or {}:
-                # The same, however many other heads the network has.
+                # From a stream of its own, so that it does not depend on the other heads.
                 bound = 1 / math.sqrt(features)
                 net.weight[net.rows(task)].uniform_(-bound, bound, generator=generator(self.config.seed, "head", task))
             net.to(self.compute.device)
@@ -189,7 +187,7 @@ class SingleNet(Method):
         return net
 
     def _head_of(self, task: int) -> int:
-        """The number of a task's head: that of the task, or 0 for the one of all tasks."""
+        """The number of a task's head: the task's id, or 0 where all tasks share one."""
         return task if self.spec.heads == "task" else 0
 
     def _keep_heads(self, net: MultiHead) -> None:
@@ -202,24 +200,18 @@ class SingleNet(Method):
 class ReplayNet(SingleNet):
     """A single network that keeps some examples of past tasks.
 
-    The memory is filled when an episode ends: while a task is learned all its examples are at hand, so
-    what is replayed is of past tasks only. `memory` or `memory_per_class` of the command line wins over the
-    setting `memory_per_class`.
+    The memory is filled at the end of an episode, so that only examples of past tasks are replayed. `memory` or
+    `memory_per_class` of the command line takes precedence over the setting `memory_per_class`.
     """
 
     options = frozenset({"memory", "memory_per_class"})
 
-    # Statistics of a batch with several tasks belong to none of them.
+    # No `per_task`: the statistics of a batch of several tasks belong to none of them.
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        """Of the method, see config/method/."""
-
         bn: str = setting(("shared", "freeze_after_first"), "what batch normalisation does, see SingleNet")
         memory_per_class: int = setting(Range(1), "examples of each class of each past task that are kept")
-        buffer: str = setting(
-            ("balanced", "reservoir"),
-            "as many of each class, or every example seen equally likely",
-        )
+        buffer: str = setting(("balanced", "reservoir"), "as many of each class, or every example seen equally likely")
         replay_batch: int = setting(Range(1, 65536), "replayed examples in every step")
 
     def budget(self) -> Budget:
@@ -232,11 +224,12 @@ class ReplayNet(SingleNet):
         return [*self.memory.tasks, task.id]
 
     def past(self, task: Task) -> Replays | Joined | None:
-        if not self.memory.tasks:
-            return None
-        rng = generator(self.config.seed, "member", len(self._seen), "replay")
-        size = self.settings.replay_batch
-        return Replays(self.memory.mixture(), self.spec, size, rng, augment=self.recipe.augments)
+        return self.replays(self.memory.mixture(), self.settings.replay_batch)
+
+    def replays(self, data: Mixture, size: int, *name: object, recorded: Tensor | None = None) -> Replays:
+        """Batches of examples of past tasks for the next task; `name` extends that of their random stream."""
+        rng = generator(self.config.seed, "member", len(self._seen), "replay", *name)
+        return Replays(data, self.spec, size, rng, augment=self.recipe.augments, recorded=recorded)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         self.memory.add(task)
@@ -249,5 +242,5 @@ def norm_state(trunk: nn.Module) -> dict[str, Tensor]:
         f"{name}.{key}": value
         for name, module in trunk.named_modules()
         if isinstance(module, BatchNorm)
-        for key, value in module.state_dict(keep_vars=False).items()
+        for key, value in module.state_dict().items()
     }

@@ -21,9 +21,8 @@ class StableRate(NormRule):
 
     def adapt(self, recipe: Recipe) -> Recipe:
         lr = max(recipe.lr * self.factor, min(recipe.lr, self.floor))
-        return replace(
-            recipe, lr=lr, optimizer="sgd", momentum=self.momentum, nesterov=False, schedule="constant", warmup=0
-        )
+        recipe = replace(recipe, lr=lr, schedule="constant", warmup=0)
+        return replace(recipe, optimizer="sgd", momentum=self.momentum, nesterov=False)
 
 
 class StableSGD(SingleNet):
@@ -31,8 +30,6 @@ class StableSGD(SingleNet):
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        """Of the method, see config/method/."""
-
         decay: float = setting(Range(0, 1, whole=False, open_low=True), "factor on the learning rate with every task")
         floor: float = setting(Range(0, whole=False), "least learning rate")
         momentum: float = setting(Range(0, 1, whole=False, open_high=True), "of SGD")

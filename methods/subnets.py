@@ -1,9 +1,9 @@
-"""A part of one network for each task: weights that a task uses are never changed again, so nothing is forgotten."""
+"""A subnetwork for each task: the weights that a task uses are never changed again, so nothing is forgotten."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Context, Requirements, Storage
+from methods.base import Requirements
 from methods.single import NormRule, SingleNet
 from net import BatchNorm
 from net.multihead import MultiHead, TaskWeights
@@ -31,8 +31,8 @@ def layer_weights(trunk: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def hold_others(trunk: nn.Module, trained: Collection[str]) -> None:
-    """Let no parameters but these and those of batch normalisation be trained: no biases, embeddings..."""
+def freeze_others(trunk: nn.Module, trained: Collection[str]) -> None:
+    """Freeze all parameters except these and those of batch normalisation: biases, embeddings and the like."""
     norms = {id(p) for module in trunk.modules() if isinstance(module, BatchNorm) for p in module.parameters()}
     for name, parameter in trunk.named_parameters():
         if name not in trained and id(parameter) not in norms:
@@ -40,9 +40,9 @@ def hold_others(trunk: nn.Module, trained: Collection[str]) -> None:
 
 
 class FixedWeights(NormRule):
-    """Weights that earlier tasks use stay what they are, to the bit, whatever momentum and weight decay would do.
+    """Keeps the weights that earlier tasks use to the bit, whatever momentum and weight decay would do.
 
-    What is no weight of a layer and no batch normalisation is trained in the first task only.
+    Parameters other than weights of layers and batch normalisation are trained in the first task only.
     """
 
     def __init__(self, used: Masks) -> None:
@@ -52,18 +52,17 @@ class FixedWeights(NormRule):
         super().begin(net)
         layers = layer_weights(net.trunk)
         if self.used:
-            hold_others(net.trunk, layers)
+            freeze_others(net.trunk, layers)
         self.names = list(layers)
         self.weights: list[Tensor] = list(layers.values())
-        none = [torch.zeros_like(weight, dtype=torch.bool) for weight in self.weights]
-        self.taken = [self.used[name] for name in self.names] if self.used else none
+        none = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in layers.items()}
+        self.taken = [(self.used or none)[name] for name in layers]
         with torch.no_grad():
             self.free = [(~taken).to(weight.dtype) for taken, weight in zip(self.taken, self.weights, strict=True)]
             self.fixed = [weight * taken for taken, weight in zip(self.taken, self.weights, strict=True)]
 
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        torch._foreach_mul_(gradients, self.free)
+        torch._foreach_mul_([weight.grad for weight in self.weights if weight.grad is not None], self.free)
 
     @torch.no_grad()
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
@@ -71,29 +70,24 @@ class FixedWeights(NormRule):
         torch._foreach_add_(self.weights, self.fixed)
 
     def masks(self) -> Masks:
-        """The weights that the new task uses, when it has been learned."""
+        """The weights that the task uses, after it has been learned."""
         raise NotImplementedError
 
 
 class Subnets(SingleNet):
-    """A mask of the weights for each task; a task is answered by the network with the others set to zero."""
+    """A mask of the weights for each task; a task is answered with all other weights set to zero."""
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        """Of the method, see config/method/."""
-
         bn: str = setting(
-            ("per_task", "freeze_after_first"),
-            "with shared statistics an old task's answers would change",
+            ("per_task", "freeze_after_first"), "with shared statistics an old task's answers would change"
         )
 
-    # A head that tasks share would go on changing under the old ones.
+    # A shared head would be changed by later tasks.
     requires = Requirements(layers=MASKED, own_heads=True)
     saved_attributes = (*SingleNet.saved_attributes, "_masks")
 
-    def __init__(self, setting: Context) -> None:
-        super().__init__(setting)
-        self._masks: dict[int, Masks] = {}
+    _masks: dict[int, Masks]  # by task
 
     @property
     def used(self) -> Masks:
@@ -111,8 +105,6 @@ class Subnets(SingleNet):
     def task_weights(self, task_id: int) -> TaskWeights:
         return {**super().task_weights(task_id), **self._masks[task_id]}
 
-    def storage(self) -> Storage:
-        """The network, and a bit per weight and task: a parameter has 32."""
-        net = super().storage()
-        bits = sum(mask.numel() for masks in self._masks.values() for mask in masks.values())
-        return replace(net, parameters=net.parameters + -(-bits // 32))
+    def extra_parameters(self) -> int:
+        """The masks: a bit per weight and task, 32 bits to a parameter."""
+        return -(-sum(mask.numel() for masks in self._masks.values() for mask in masks.values()) // 32)

@@ -22,14 +22,14 @@ from utils.trees import Tree
 
 
 def largest(scores: Tensor, share: float) -> Tensor:
-    """Mask of that share of a layer's weights, those with the largest |scores|; at least one."""
-    size = scores.detach().abs().flatten()
-    count = max(1, round(share * len(size)))
-    return scores.detach().abs() >= size.kthvalue(len(size) - count + 1).values
+    """Mask of a share of a layer's weights, those with the largest |scores|; at least one."""
+    size = scores.detach().abs()
+    count = max(1, round(share * size.numel()))
+    return size >= size.flatten().kthvalue(size.numel() - count + 1).values
 
 
 class Winning(FixedWeights):
-    """The forward pass has the weights W m, m the mask of the largest scores s of each layer.
+    """Runs the network with the weights W m, m the mask of the largest scores s of each layer.
 
     With g the gradient of the loss with respect to W m, that of W is g m, zero for weights of earlier tasks, and
     that of s is g W sign(s), as if m were |s| (straight-through; eq. 4-5 of the paper).
@@ -83,12 +83,10 @@ class Winning(FixedWeights):
 
 
 class WSN(Subnets):
-    """Weights of earlier tasks can be used again, but not changed."""
+    """Winning subnetworks; a task may use weights of earlier tasks again, but not change them."""
 
     @dataclass(frozen=True)
     class Settings(Subnets.Settings):
-        """Of the method, see config/method/."""
-
         share: float = setting(Range(0, 1, whole=False, open_low=True), "of each layer's weights that a task uses")
         score_rate: float = setting(Range(0, whole=False), "factor on the learning rate of the scores")
 

@@ -1,5 +1,5 @@
-"""Model Zoo: in every episode a new small network is trained on the new task and on the past tasks that
-the ensemble fits worst, and joins the ensemble.
+"""Model Zoo: in every episode a new small network is trained on the new task and on past tasks, the worse fitted the
+likelier, and joins the ensemble.
 
 Ramesh & Chaudhari, "Model Zoo: A Growing Brain That Learns Continually", ICLR 2022, arXiv 2106.03027.
 """
@@ -25,7 +25,7 @@ def boosting_weights(losses: Tensor) -> Tensor:
         w_i = clip(exp((l_i - m) / m), 1e-4, 1e3) / sum,   m = mean of the losses
 
     Args:
-        losses: [T] mean cross-entropy, in nats, of the zoo on the kept training examples of each task.
+        losses: [T] mean loss, in nats, of the zoo on the kept training examples of each task.
 
     Returns:
         [T] float64, sums to one. Equal losses, also all zero, give equal weights.
@@ -50,50 +50,49 @@ def draw_tasks(weights: Mapping[int, float], count: int, rng: torch.Generator) -
 class ModelZoo(Ensemble):
     """The growing ensemble."""
 
-    options = frozenset(
-        {"rounds", "warm_start", "tasks_per_round", "replay_frac", "memory", "memory_per_class", "selection"}
-    )
+    options = frozenset({
+        "rounds", "warm_start", "tasks_per_round", "replay_frac", "memory", "memory_per_class", "selection",
+    })  # fmt: skip
 
     def budget(self) -> Budget:
         if self.config.memory is not None or self.config.memory_per_class is not None:
             return Budget(total=self.config.memory, per_class=self.config.memory_per_class)
-        # What is known from the start is not a past task: the multi-task mode keeps everything.
+        # In the multi-task mode no task is past: everything is kept.
         return Budget(fraction=self.config.replay_frac if self.config.continual else 1.0)
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
-        """Draw past tasks, train a member on them and the new one, update how well each task is fitted."""
-        # In the multi-task mode all tasks are there to be drawn and none has to be taken.
-        new = episode.new if self.config.continual else ()
-        if not self.config.continual:
-            self._keep(episode.new)
+        """Draw past tasks, train a member on them and the new one, and measure the zoo's fit again."""
+        new = episode.new
+        if not self.config.continual:  # no task is new: all can be drawn
+            self._keep(new)
+            new = ()
         weights = self.sampling_weights()
         drawn = self._draw(episode, len(new), weights)
         sources: dict[int, TrainSource] = {t: self.memory.source(t, len(drawn) + len(new)) for t in drawn}
         sources.update({task.id: task.train for task in new})
-        # The member that saw all of a task counts for as much more as it saw more.
+        # A member's weight in the mean for a task is the share of the task's examples that it was trained on.
         seen = {t: self.memory.share(t) for t in drawn} | {task.id: 1.0 for task in new}
         stats = self.grow(episode.number, sources, seen, monitor)
         self._measure_fit({*self._keep(new), *self.new_members[-1].tasks})
         return Learned(tuple(sources), weights, stats, changed=tuple(sources))
 
     def sampling_weights(self) -> dict[int, float]:
-        """Probability of each kept task, by task id; a task that no member saw counts as if predicted uninformed."""
+        """Probability of each kept task, by task id; one without a member is scored as predicted uninformed."""
         tasks = self.memory.tasks
         if not tasks:
             return {}
         if self.config.selection == "uniform":
             return dict.fromkeys(tasks, 1 / len(tasks))
-        losses = [
-            self.train_scores[t]["loss"].value if t in self.train_scores else self._uninformed_loss(t) for t in tasks
-        ]
-        return dict(zip(tasks, boosting_weights(torch.tensor(losses, dtype=torch.float64)).tolist(), strict=True))
+        losses = torch.tensor([self._train_loss(task) for task in tasks], dtype=torch.float64)
+        return dict(zip(tasks, boosting_weights(losses).tolist(), strict=True))
 
-    def _uninformed_loss(self, task: int) -> float:
-        kept = self.memory.examples(task).targets
-        return self.spec.objective.uninformed_loss(self._head_sizes[task], kept)
+    def _train_loss(self, task: int) -> float:
+        if task in self.train_scores:
+            return self.train_scores[task]["loss"].value
+        return self.spec.objective.uninformed_loss(self._head_sizes[task], self.memory.examples(task).targets)
 
     def _keep(self, tasks: Sequence[Task]) -> set[int]:
-        """Keep a share of new tasks. Returns of which others some examples had to make room."""
+        """Keep examples of new tasks; returns the tasks that lost examples to them."""
         shrunk: set[int] = set()
         for task in tasks:
             for other, stay in self.memory.add(task).items():
@@ -108,12 +107,11 @@ class ModelZoo(Ensemble):
         return draw_tasks(weights, count, generator(self.config.seed, "select", episode.number))
 
     def _measure_fit(self, tasks: Iterable[int]) -> None:
-        """Loss and accuracy of the zoo on what is kept of some tasks, the newest member included."""
+        """Score the zoo, the newest member included, on the kept examples of some tasks."""
         for task_id in tasks:
             self.train_scores.pop(task_id, None)
             if task_id in self.memory.tasks:
                 kept = self.memory.examples(task_id)
                 self.count(self.new_members[-1], task_id, "train", kept)
-                self.train_scores[task_id] = self.spec.objective.evaluate(
-                    self.cache.average(task_id, "train"), kept.targets
-                )
+                average = self.cache.average(task_id, "train")
+                self.train_scores[task_id] = self.spec.objective.evaluate(average, kept.targets)

@@ -1,6 +1,6 @@
-"""How one network is trained: batches, gradient steps, optimizers, the loop, and what a trained network answers.
+"""How one network is trained: batches, gradient steps, optimizers, the training loop, and prediction.
 
-Which tasks follow each other is decided in methods/; nothing here knows of streams, episodes or run directories.
+Nothing here knows of streams, episodes or run directories: methods/ decides which tasks a network is trained on.
 """
 
 from utils.compiler import do_without_compiler

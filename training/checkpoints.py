@@ -1,4 +1,4 @@
-"""Where training that is under way is saved."""
+"""The interface through which training saves its state and finds it again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from utils.trees import Tree
 
 
 class Checkpoints:
-    """Where training is saved; this one saves nothing."""
+    """Saves the state of training so that it can be resumed; this one saves nothing."""
 
     def found(self, name: str) -> Tree | None:
-        """What was saved last of the network `name`, in this episode."""
+        """The last saved state of the network `name` in this episode; None if there is none."""
         return None
 
     def due(self, *, epoch_ends: bool = False) -> bool:
@@ -19,7 +19,7 @@ class Checkpoints:
         return False
 
     def save(self, name: str, state: Callable[[], Tree]) -> None:
-        """Keep the state of a network that is being trained."""
+        """Save the state of a network in training."""
 
     def finished(self, name: str, state: Callable[[], Tree]) -> None:
-        """A network is trained; its state is to be kept with that of the next one of the episode."""
+        """Take the final state of a trained network, to be saved together with that of the episode's next network."""

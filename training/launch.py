@@ -22,34 +22,34 @@ def choose_launch(
     net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, recipe: Recipe, compute: Compute,
     no_graph_reason: str = "", rule: StepRule | None = None,
 ) -> tuple[Compute, str]:  # fmt: skip
-    """Take a step on trial, and find out whether such steps can be captured, by capturing one.
+    """Take a trial step, and on a CUDA device find out whether such steps can be captured.
 
     Args:
         net: a trial network on the device; its weights may be changed.
-        waits: why the method's steps cannot be captured, if so.
-        rule: what the method does in a step of its first task.
+        no_graph_reason: why the method's steps cannot be captured; "" if they can.
+        rule: the method's rule for its first task.
 
     Returns:
-        What to run with, and how steps are launched, for people; "" where there is no choice.
+        The Compute to train with, and a description of how steps are launched; "" where there is no choice.
     """
-    rule = rule or StepRule()
+    rule, one_by_one = rule or StepRule(), "steps launched one operation at a time"
     if compute.device.type != "cuda":
-        # torch loads a second's worth of modules, which is not training.
-        _try(net, task_id, some_examples(source, _FEW), spec, recipe, compute, 1, rule)
+        # The first step loads a second's worth of modules of torch, which is not training.
+        _try(net, task_id, _some_examples(source, _FEW), spec, recipe, compute, 1, rule)
         return compute, ""
     if no_graph_reason:
-        return compute, f"steps launched one operation at a time ({no_graph_reason})"
+        return compute, f"{one_by_one} ({no_graph_reason})"
     captured, size = replace(compute, captured=True), recipe.batch_size(len(source))
     try:
-        _try(net, task_id, some_examples(source, size), spec, recipe, captured, WARM_UP + 2, rule)
+        _try(net, task_id, _some_examples(source, size), spec, recipe, captured, WARM_UP + 2, rule)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
-        return compute, f"steps launched one operation at a time (a CUDA graph cannot hold one: {reason})"
+        return compute, f"{one_by_one} (a CUDA graph cannot hold one: {reason})"
     return captured, "steps launched as CUDA graphs"
 
 
-def some_examples(source: TrainSource, count: int) -> Examples:
-    """The first `count` examples of a table, or all if there are fewer; as many fresh ones of a generator."""
+def _some_examples(source: TrainSource, count: int) -> Examples:
+    """The first `count` examples of a table, or all if there are fewer; `count` examples drawn from a generator."""
     if isinstance(source, Table):
         return source.examples.subset(torch.arange(min(count, len(source.examples))))
     return source.draw(count, generator(0, "trial"))

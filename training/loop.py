@@ -1,8 +1,4 @@
-"""Training one network: the same for every method.
-
-train sources -> Mixture -> shuffled, gathered, augmented on the device, many batches at a time
-              -> GradientSteps
-"""
+"""Training one network, the same for every method: train sources -> Mixture -> batches -> GradientSteps."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -46,36 +42,30 @@ class TrainingStats:
     def __add__(self, other: TrainingStats) -> TrainingStats:
         if not self.examples:
             return other
-        examples = self.examples + other.examples
-        return TrainingStats(
-            examples,
-            self.images + other.images,
-            self.gradients + other.gradients,
-            self.steps + other.steps,
-            self.seconds + other.seconds,
-            (self.loss * self.examples + other.loss * other.examples) / examples,
-        )
+        examples, images, gradients, steps, seconds, _ = map(sum, zip(astuple(self), astuple(other), strict=True))
+        loss = (self.loss * self.examples + other.loss * other.examples) / examples
+        return TrainingStats(examples, images, gradients, steps, seconds, loss)
 
 
 class Clock(NamedTuple):
-    """Where training is."""
+    """The current time of training."""
 
     steps: int  # gradient steps taken
-    examples: int  # training examples seen, those that are replayed not counted
+    examples: int  # training examples seen, replayed ones not counted
     epoch: float | None  # passes over the training examples, with fractions; None if a generator draws them
 
 
 def not_finite(what: str, when: str, recipe: Recipe, compute: Compute) -> TrainingError:
-    """The error for a network that diverged: when, and what to try."""
-    remedy = f"try a smaller lr (now {recipe.lr:g})" + (", or --precision fp32" if compute.bf16 else "")
-    return TrainingError(f"{what} is not finite {when}; {remedy}")
+    """The error for a network that diverged, with a remedy."""
+    precision = ", or --precision fp32" if compute.bf16 else ""
+    return TrainingError(f"{what} is not finite {when}; try a smaller lr (now {recipe.lr:g}){precision}")
 
 
 def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
-    """Check that a batch of the recipe can be normalised, where an epoch has `examples`.
+    """Check that the batches can be normalised, where an epoch has `examples`.
 
     Raises:
-        UserError: it has a single example, and the network has batch normalisation.
+        UserError: they have a single example, and the network has batch normalisation.
     """
     if has_batch_norm(net) and min(recipe.batch_size(examples), examples) == 1:
         raise UserError(
@@ -85,49 +75,39 @@ def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
 
 
 class Training:
-    """One network that is being trained: to the end, or to some step, asked, and further.
+    """The training of one network, which can be advanced to any step and be asked between.
 
-    Advancing in pieces gives the same bits as in one go, whatever is asked of the network between, and whatever
-    random numbers are drawn there. A last batch of one example in an epoch is left out where the network has batch
-    normalisation, which cannot normalise it.
+    Advancing in pieces gives the same bits as in one go, whatever the network is asked and whatever random numbers
+    are drawn between. Where the network has batch normalisation, which cannot normalise a single example, an epoch's
+    last batch is left out if it has one example.
 
     Args:
         net: on the device; is changed in place.
         sources: task id and train source of each task; mini-batches are mixed over tasks.
-        recipe: with which length, batches, optimizer and schedule.
         seed, name: of the random stream for data order and augmentation.
-        rule: what the method does in every step; plain supervised training without one.
-        past: batches of a replay memory; each is put behind a batch of the tasks trained on.
+        rule: what the method changes in every step; plain supervised training without one.
+        past: batches of a replay memory; each follows a batch of the tasks trained on.
         monitor: is told of steps and epochs.
-        checkpoints: where training is saved while it is under way.
+        checkpoints: save the state of training.
 
     Attributes:
         examples: training examples of an epoch.
-        epochs: how many epochs there are, a last one that is cut short included.
+        epochs: number of epochs, a last one that is cut short included.
         ended: how many of them have ended.
         length: gradient steps in all.
+        file: name of its checkpoints.
 
     Raises:
         UserError: see check_batch.
     """
 
     def __init__(
-        self,
-        net: MultiHead,
-        sources: Sequence[tuple[int, TrainSource]],
-        spec: StreamSpec,
-        recipe: Recipe,
-        compute: Compute,
-        seed: int,
-        name: tuple[object, ...],
-        *,
-        rule: StepRule | None = None,
-        past: Replays | Joined | None = None,
-        monitor: Monitor | None = None,
-        checkpoints: Checkpoints | None = None,
-    ) -> None:
+        self, net: MultiHead, sources: Sequence[tuple[int, TrainSource]], spec: StreamSpec, recipe: Recipe,
+        compute: Compute, seed: int, name: tuple[object, ...], *, rule: StepRule | None = None,
+        past: Replays | Joined | None = None, monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
+    ) -> None:  # fmt: skip
         self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
-        self._rng, self._file = generator(seed, *name, "data"), "_".join(map(str, name))
+        self._rng, self.file = generator(seed, *name, "data"), "_".join(map(str, name))
         self._rule, self._past = rule or StepRule(), past
         self._monitor, self._checkpoints = monitor or Monitor(), checkpoints or Checkpoints()
         drawn = sum(len(source) for _, source in sources)
@@ -141,15 +121,15 @@ class Training:
         self._modes = [(module, module.training) for module in net.modules()]
         self._steps = GradientSteps(net, spec, recipe, compute, self.length, self._rule)
         self.ended = 0
-        self._batches: Iterator[Batch] | None = None  # those of this epoch that are still to come
-        self._order = self._rng.get_state()  # before what is left of this epoch's draws
+        self._batches: Iterator[Batch] | None = None  # the rest of this epoch
+        self._order = self._rng.get_state()  # at the start of this epoch
         self._gradients, self._seconds, self._loss = 0, 0.0, math.nan
         self._begin: float | None = None  # when `advance` was called, while it runs
-        self._random: dict[str, Tensor] | None = None  # where the global generators were when it returned
+        self._random: dict[str, Tensor] | None = None  # state of the global generators when it returned
 
     @property
     def clock(self) -> Clock:
-        """Where training is."""
+        """The current time of training."""
         epochs, batch = divmod(self._steps.done, self._per_epoch)
         examples = epochs * self.examples + min(batch * self._size, self.examples)
         derived = all(isinstance(source, Table) for _, source in self._sources)
@@ -162,11 +142,9 @@ class Training:
 
     @property
     def stats(self) -> TrainingStats:
-        """What it took so far."""
-        clock = self.clock
-        return TrainingStats(
-            self.examples, clock.examples, self._gradients, clock.steps, self._time_taken(), self._loss
-        )  # fmt: skip
+        """What training took so far."""
+        steps, examples, _ = self.clock
+        return TrainingStats(self.examples, examples, self._gradients, steps, self._time_taken(), self._loss)
 
     def advance(self, to: int | None = None) -> None:
         """Train until `to` steps have been taken in all; to the end if `to` is None.
@@ -185,8 +163,7 @@ class Training:
         self._net.eval()
 
     def state(self) -> Tree:
-        """All that is needed to resume."""
-        # The parts as they are: copies of tensors would cost time and memory.
+        """All that is needed to resume; tensors are not copied, which would cost time and memory."""
         return {
             "ended": self.ended,
             "gradients": self._gradients,
@@ -199,7 +176,7 @@ class Training:
         }
 
     def restore(self, state: Tree) -> None:
-        """Resume from what `state` returned of a training that was begun with the same arguments."""
+        """Resume from the `state` of a training with the same arguments."""
         self.ended, self._gradients, self._seconds = state["ended"], state["gradients"], state["seconds"]
         self._rng.set_state(state["order"])
         self._order, self._random = state["order"], state["random"]
@@ -208,13 +185,12 @@ class Training:
         self._rule.restore(state["rule"])
         if self._past is not None:
             self._past.skip(self._steps.done)
-        taken = self._steps.done - self.ended * self._per_epoch
-        if taken:
+        if taken := self._steps.done - self.ended * self._per_epoch:
             self._batches = self._epoch(taken)
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
-        """The network's mode and the global random numbers as training left them; others may change both after."""
+        """Bring back the modules' modes and the global random numbers of training, which others may change between."""
         for module, mode in self._modes:
             module.training = mode
         if self._random is not None:
@@ -229,14 +205,13 @@ class Training:
         return self._seconds + (0.0 if self._begin is None else time.perf_counter() - self._begin)
 
     def _epoch(self, taken: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch but for the first `taken` ones."""
+        """The batches of an epoch without the first `taken` ones."""
         data = Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
-        fresh = batches(
-            data, self._spec, self._size, self._rng, augment=self._recipe.augments, count=self.examples
-        )  # fmt: skip
-        for _ in range(taken):
-            next(fresh)
-        return fresh if self._past is None else with_replay(fresh, self._past)
+        augment = self._recipe.augments
+        new = batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples)
+        for _ in range(taken):  # now, so that the random stream has passed this epoch's draws even if no batch is left
+            next(new)
+        return new if self._past is None else with_replay(new, self._past)
 
     def _take(self, count: int) -> None:
         """Take `count` steps of this epoch."""
@@ -251,10 +226,10 @@ class Training:
             self._gradients += len(batch)
             monitor.step(len(batch) - batch.replayed)
             if checkpoints.due():
-                checkpoints.save(self._file, self.state)
+                checkpoints.save(self.file, self.state)
 
     def _end_epoch(self) -> None:
-        """Look at the loss of the epoch: the only wait for the device in it."""
+        """Read the loss of the epoch: the only wait for the device in it."""
         seen = self.clock.examples - self.ended * self.examples
         self.ended, self._batches, self._order = self.ended + 1, None, self._rng.get_state()
         self._loss = self._steps.take_loss() / seen
@@ -262,7 +237,7 @@ class Training:
             raise not_finite("the training loss", self._when(), self._recipe, self._compute)
         self._monitor.epoch_ends(self.ended, self._loss, self._steps.rate)
         if not self.done and self._checkpoints.due(epoch_ends=True):
-            self._checkpoints.save(self._file, self.state)
+            self._checkpoints.save(self.file, self.state)
 
     def _when(self) -> str:
         if self._recipe.epochs is None:
@@ -271,31 +246,22 @@ class Training:
 
 
 def train_member(
-    net: MultiHead,
-    sources: Sequence[tuple[int, TrainSource]],
-    spec: StreamSpec,
-    recipe: Recipe,
-    compute: Compute,
-    seed: int,
-    name: tuple[object, ...],
-    monitor: Monitor,
-    *,
-    rule: StepRule | None = None,
-    past: Replays | Joined | None = None,
-    checkpoints: Checkpoints | None = None,
-) -> TrainingStats:
-    """Train a network to the end, or on from where an earlier process was interrupted; see Training.
+    net: MultiHead, sources: Sequence[tuple[int, TrainSource]], spec: StreamSpec, recipe: Recipe, compute: Compute,
+    seed: int, name: tuple[object, ...], monitor: Monitor, *, rule: StepRule | None = None,
+    past: Replays | Joined | None = None, checkpoints: Checkpoints | None = None,
+) -> TrainingStats:  # fmt: skip
+    """Train a network to the end, from the last checkpoint if there is one; see Training for the arguments.
 
     Only plain training may be saved when it is over (see Checkpoints.finished).
 
     Raises:
         TrainingError: the loss is not finite; says where and what to try.
     """
-    checkpoints, file = checkpoints or Checkpoints(), "_".join(map(str, name))
+    checkpoints = checkpoints or Checkpoints()
     training = Training(
         net, sources, spec, recipe, compute, seed, name, rule=rule, past=past, monitor=monitor, checkpoints=checkpoints
     )
-    saved = checkpoints.found(file) or {}
+    saved = checkpoints.found(training.file) or {}
     if "stats" in saved:
         net.load_state_dict(saved["net"])
         net.eval()
@@ -305,12 +271,12 @@ def train_member(
         training.restore(saved)
     monitor.member_begins(training.epochs, training.examples, training.ended)
     training.advance()
-    checkpoints.finished(file, lambda: {"net": net.state_dict(), "stats": asdict(training.stats)})
+    checkpoints.finished(training.file, lambda: {"net": net.state_dict(), "stats": asdict(training.stats)})
     return training.stats
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Of torch's global generators, which draw dropout."""
+    """The state of torch's global generators, from which dropout is drawn."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -320,7 +286,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Make torch's global generators go on from what `random_state` returned."""
+    """Set torch's global generators to what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

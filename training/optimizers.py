@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,55 +18,40 @@ Rate = float | Tensor
 
 def sgd(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum, in Nesterov's form unless the recipe says otherwise."""
-    return torch.optim.SGD(
-        parameters,
-        lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov and recipe.momentum > 0,
-        weight_decay=recipe.l2_reg,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
+    nesterov, fused = recipe.nesterov and recipe.momentum > 0, _fused(parameters)
+    return torch.optim.SGD(parameters, lr, recipe.momentum, weight_decay=recipe.l2_reg, nesterov=nesterov, fused=fused)
 
 
-def adamw(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
-    """Adam whose weight decay does not pass through the moments (Loshchilov & Hutter 2019)."""
-    return torch.optim.AdamW(parameters, lr, **_adams(parameters, recipe))
+def adam(parameters: Parameters, recipe: Recipe, lr: Rate, *, decoupled: bool = False) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015), or AdamW: weight decay `decoupled` from the moments (Loshchilov & Hutter 2019)."""
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    cuda = parameters[0].device.type == "cuda"  # capturable: keeps the step count where a CUDA graph can raise it
+    return kind(
+        parameters, lr, (recipe.beta1, recipe.beta2), recipe.eps, recipe.l2_reg, fused=_fused(parameters),
+        capturable=cuda,
+    )  # fmt: skip
 
 
-def adam(parameters: Parameters, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
-    """Adam (Kingma & Ba 2015); the weight decay is part of the gradient."""
-    return torch.optim.Adam(parameters, lr, **_adams(parameters, recipe))
-
-
-def _adams(parameters: Parameters, recipe: Recipe) -> dict[str, Any]:
-    device = parameters[0].device.type
-    return {
-        "betas": (recipe.beta1, recipe.beta2),
-        "eps": recipe.eps,
-        "weight_decay": recipe.l2_reg,
-        "fused": device in ("cpu", "cuda"),
-        "capturable": device == "cuda",  # its step count lies where a CUDA graph can raise it
-    }
+def _fused(parameters: Parameters) -> bool:
+    return parameters[0].device.type in ("cpu", "cuda")
 
 
 OPTIMIZERS: dict[str, Callable[[Parameters, Recipe, Rate], torch.optim.Optimizer]] = {
-    "sgd": sgd,
-    "adamw": adamw,
-    "adam": adam,
-}
+    "sgd": sgd, "adamw": partial(adam, decoupled=True), "adam": adam,
+}  # fmt: skip
 
 
 def make_optimizer(net: MultiHead, recipe: Recipe, lr: Rate) -> torch.optim.Optimizer:
-    """The recipe's optimizer of every parameter that is trained; `lr`: a tensor where steps are captured."""
+    """The recipe's optimizer of every trained parameter; `lr` is a tensor where steps are captured."""
     return OPTIMIZERS[recipe.optimizer](trained_parameters(net), recipe, lr)
 
 
 def trained_parameters(net: MultiHead) -> Parameters:
-    """Those that the optimizer changes."""
+    """Parameters that require a gradient."""
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
-# Each gives the factor on the learning rate at a step, from 0, of so many steps.
+# Schedules: the factor on the learning rate at a step, counted from 0, of `steps` in all.
 
 
 def cosine(step: int, steps: int, recipe: Recipe | None = None) -> float:
@@ -90,20 +75,15 @@ def exponential(step: int, steps: int, recipe: Recipe) -> float:
 
 
 SCHEDULES: dict[str, Callable[[int, int, Recipe], float]] = {
-    "cosine": cosine,
-    "linear": linear,
-    "constant": constant,
-    "exponential": exponential,
-}
+    "cosine": cosine, "linear": linear, "constant": constant, "exponential": exponential,
+}  # fmt: skip
 
 
 def learning_rates(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """The learning rate of each step, from 0, of `steps` in all.
+    """The learning rate of each step, counted from 0, of `steps` in all.
 
-    In w steps of warm-up it rises in a straight line, (step + 1) / (w + 1) of the highest; the schedule has the rest.
+    In w steps of warm-up it is (step + 1) / (w + 1) of the highest; the schedule covers the other steps.
     """
     schedule, lr, warmup = SCHEDULES[recipe.schedule], recipe.lr, recipe.warmup_steps(steps)
-    rest = max(1, steps - warmup)
-    if not warmup:
-        return lambda step: lr * schedule(step, steps, recipe)
+    rest = max(1, steps - warmup) if warmup else steps
     return lambda step: lr * ((step + 1) / (warmup + 1) if step < warmup else schedule(step - warmup, rest, recipe))

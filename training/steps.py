@@ -1,7 +1,7 @@
 """Gradient steps on one network, launched as cheaply as the device allows.
 
-On a CUDA device a batch of 16 small images is bound by the launching of some hundred operations, so
-whole steps are captured into CUDA graphs and replayed, where that is possible.
+On a CUDA device a step on 16 small images takes as long as launching its hundred operations does, so whole steps
+are captured into CUDA graphs and replayed, where that is possible.
 """
 
 from __future__ import annotations
@@ -23,63 +23,63 @@ from training.recipe import Recipe
 from utils.compute import Compute
 from utils.trees import Tree
 
-# Steps of one batch size that are launched one operation at a time before the next one is captured: by
-# then the optimizer has its state and the libraries have chosen their algorithms.
+# Steps of one batch size that are launched one operation at a time before one is captured: by then the optimizer has
+# its state and the libraries have chosen their algorithms.
 WARM_UP = 3
 
 
 class StepRule:
-    """What a method does in a gradient step beside it; this one does nothing more than supervised training.
+    """What a method changes in gradient steps; this one changes nothing: plain supervised training.
 
     Attributes:
-        autocast: the precision in which networks run; for forward passes outside `loss`, which is in it.
-        recipe: with which the network is trained, as `adapt` has returned it.
+        autocast: context in which networks run, for forward passes outside `loss`, which already is in it.
+        recipe: the recipe of training, as `adapt` returned it.
     """
 
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     recipe = Recipe()
 
     def adapt(self, recipe: Recipe) -> Recipe:
-        """The recipe with what the method changes in it."""
+        """The recipe with the method's changes."""
         return recipe
 
     def optimizer(self, net: MultiHead, recipe: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
-        """What takes the steps; a new one for every network that is trained and every task."""
+        """The optimizer; a new one for every network and every task."""
         return make_optimizer(net, recipe, lr)
 
     def rates(self, recipe: Recipe, steps: int) -> Callable[[int], float]:
-        """The learning rate of each step, from 0, of `steps` in all."""
+        """The learning rate of each step, counted from 0, of `steps` in all."""
         return learning_rates(recipe, steps)
 
     def begin(self, net: MultiHead) -> None:
-        """The network is in training mode and about to be trained."""
+        """Called before the first step; the network is in training mode."""
 
     def before(self, step: int, steps: int) -> None:
-        """Before a step, counted from 0; what must not be part of a step that is captured and replayed."""
+        """Called before each step, counted from 0; the place for work that a CUDA graph cannot hold."""
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
-        """What is differentiated; a scalar."""
+        """The loss to be differentiated; a scalar."""
         return objective.loss(net(batch.inputs, batch.task_ids), batch.targets)
 
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
         """Change the gradients, before the optimizer's step, in full precision."""
 
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
-        """After the optimizer's step, which had this learning rate; a tensor on the device where it is captured."""
+        """Called after the optimizer's step with its learning rate, a tensor on the device where steps are captured."""
 
     def state(self) -> Tree:
-        """What it has learned in the steps so far, beside the network and the optimizer."""
+        """The rule's state after the steps so far, besides the network and the optimizer."""
         return None
 
     def restore(self, state: Tree) -> None:
-        """Go on from what `state` returned; `begin` was called, with the network as it was before the first step."""
+        """Resume from what `state` returned; `begin` was called with the network as it was before the first step."""
 
 
 class GradientSteps:
-    """Forward, backward and optimizer steps of one network, with the learning rates of `steps` of them.
+    """Forward, backward and optimizer steps of one network, `steps` in all.
 
-    Nothing in a step waits for the device. With `compute.captured` the step of each batch size is
-    launched as one CUDA graph after a short warm-up, with the same results.
+    No step waits for the device. With `compute.captured` the step of each batch size is launched as one CUDA graph
+    after a short warm-up, with the same results.
 
     Attributes:
         done: number of steps taken.
@@ -87,13 +87,7 @@ class GradientSteps:
     """
 
     def __init__(
-        self,
-        net: MultiHead,
-        spec: StreamSpec,
-        recipe: Recipe,
-        compute: Compute,
-        steps: int,
-        rule: StepRule,
+        self, net: MultiHead, spec: StreamSpec, recipe: Recipe, compute: Compute, steps: int, rule: StepRule
     ) -> None:
         self._net, self._spec, self._compute, self._steps, self._rule = net, spec, compute, steps, rule
         rule.autocast, rule.recipe = compute.autocast, rule.adapt(recipe)
@@ -121,18 +115,18 @@ class GradientSteps:
         self.done += 1
 
     def take_loss(self) -> float:
-        """Sum of the losses of all examples since the last call; waits for the device."""
+        """Sum of the examples' losses since the last call; waits for the device."""
         loss = self._loss.item()
         self._loss.zero_()
         return loss
 
     def state(self) -> Tree:
-        """What is needed to go on: position, momentum, and the sum of losses that `take_loss` has not taken."""
+        """What a resumed training needs: step count, optimizer state, and the losses that `take_loss` has not taken."""
         states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters()]
         return {"done": self.done, "loss": self._loss, "optimizer": [dict(state) for state in states]}
 
     def restore(self, state: Tree) -> None:
-        """Go on from what `state` returned."""
+        """Resume from what `state` returned."""
         self.done = state["done"]
         if not 0 <= self.done <= self._steps:
             raise ValueError(f"{self.done} of {self._steps} steps")
@@ -162,21 +156,16 @@ class GradientSteps:
                 self._launched[size] += 1
                 self._step(batch)
                 return
-            recorded = None if batch.recorded is None else batch.recorded.clone()
-            slot = Batch(
-                batch.inputs.clone(), batch.targets.clone(), batch.task_ids.clone(), batch.replayed, recorded
-            )  # fmt: skip
+            inputs, targets, task_ids, *recorded = (tensor.clone() for tensor in batch.tensors())
+            slot = Batch(inputs, targets, task_ids, batch.replayed, *recorded)
             self._captured[size] = self._capture(slot), slot
         replay, slot = self._captured[size]
-        slot.inputs.copy_(batch.inputs)
-        slot.targets.copy_(batch.targets)
-        slot.task_ids.copy_(batch.task_ids)
-        if slot.recorded is not None and batch.recorded is not None:
-            slot.recorded.copy_(batch.recorded)
+        for there, here in zip(slot.tensors(), batch.tensors(), strict=True):
+            there.copy_(here)
         replay()
 
     def _capture(self, slot: Batch) -> Callable[[], None]:
-        """Record a step on whatever will lie in `slot`, without taking it."""
+        """Capture a step on the contents of `slot`, without taking it; calling the result takes it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             self._step(slot)

@@ -1,4 +1,4 @@
-"""How many threads of the CPU a network is trained with."""
+"""How many CPU threads a network is trained with."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from torch import Tensor, nn
 
 from utils.machine import threads_for
 
-# As many as there are cores, or as OMP_NUM_THREADS says.
-MOST_THREADS = torch.get_num_threads()
+MOST_THREADS = torch.get_num_threads()  # as many as there are cores, or as OMP_NUM_THREADS says
 
 
 def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int | str, device: torch.device) -> None:
-    """On a CPU, train with as many threads as the work of a step is worth.
+    """On a CPU, set the number of threads to what the work of a step is worth.
 
-    A second thread saves a small network less than its waking costs beside other processes. The last digits of a
-    result depend on the number of threads, so it is decided by the network, its inputs and the batch size alone.
+    Waking a second thread costs a small network more than it saves, on a busy machine. The last digits of a result
+    depend on the number of threads, so it follows from the network, its inputs and the batch size alone.
 
     Args:
-        trunk: of the network that is to be trained.
-        shape: of one of its inputs.
+        shape: of one input of the trunk.
         batch: see Recipe; a full batch is worth all threads.
     """
     if device.type == "cpu":
@@ -28,7 +26,7 @@ def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int | str, devi
 
 
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:
-    """Of convolutions and linear layers in the forward pass of one example: outputs times weights behind each."""
+    """Multiply-adds of the convolutions and linear layers in the forward pass of one example."""
     work = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:

@@ -124,7 +124,7 @@ def retrained(
         for number in others:
             held = stream.task(number).held_out
             if held is not None:
-                new.predictions[number, HELD_OUT] = method.said(new, number, held)
+                new.predictions[number, HELD_OUT] = method.predictions_of(new, number, held)
         saved = replace(member.on(others), weights=new.weights, parameters=count_parameters(new.net))
         found.append(LoadedMember(saved, new.net.state_dict(), new.predictions, retrained=True))
     return found, stats, stream.fingerprint()

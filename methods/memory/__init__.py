@@ -1,1 +1,1 @@
-"""Training examples of past tasks: which are kept, and a check that no others are used."""
+"""The replay memory, and the check that no other training examples of past tasks are used."""

@@ -1,8 +1,9 @@
-"""Who may read which training examples: the new tasks' in their episode, afterwards what the budget lets a method keep.
+"""The check that a method reads and keeps no training examples beyond its budget.
 
-A method is handed training examples on loan. Reading them after the loan has ended fails the run, and so does
-keeping more than was declared. Test targets are never handed out. What is guarded are Examples and train
-sources; tensors that a method has taken out of them are not (tests destroy what is behind them).
+A method gets the training examples of new tasks on loan; afterwards it may read those that its budget lets it keep.
+Reading others fails the run, and so does keeping more than was declared. Test targets are never handed out. The check
+covers Examples and train sources, but not tensors that a method has taken out of them (tests overwrite their storage
+to find such copies).
 """
 
 from __future__ import annotations
@@ -20,27 +21,21 @@ from datasets.task import TEST, TRAIN, Episode, Examples, Generator, Table, Task
 
 
 class BudgetError(Exception):
-    """A method has read or kept training examples that it must not have; a mistake in the method."""
+    """A method has read or kept training examples that it must not; a mistake in the method."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many training examples of past tasks a method may keep; one of the three is set.
+    """How many training examples of past tasks a method may keep; one of the three is set."""
 
-    Attributes:
-        fraction: of each class of each task, rounded down but at least one example; 0 is nothing at all.
-        per_class: of each class of each task.
-        total: of all tasks together.
-    """
-
-    fraction: float | None = None
-    per_class: int | None = None
-    total: int | None = None
+    fraction: float | None = None  # of each class of each task, rounded down but at least one example; 0: none at all
+    per_class: int | None = None  # of each class of each task
+    total: int | None = None  # of all tasks together
 
     def allowed(self, targets: Tensor, num_outputs: int) -> Tensor | None:
-        """How many examples of each class of a task may be kept; None if only the total counts.
+        """How many examples of each class of a task may be kept, [num_outputs]; None if only the total counts.
 
-        Targets that are not class numbers ([N] int64) are one class, of which as many count as `num_outputs` have.
+        Targets that are not class numbers ([N] int64) are one class, [1], with the examples of `num_outputs` classes.
         """
         if self.total is not None:
             return None
@@ -56,34 +51,28 @@ def class_numbers(targets: Tensor) -> Tensor | None:
 
 
 def kept_of(fraction: float, count: int) -> int:
-    """How many of `count` examples of a class are a fraction: rounded down, but at least one; none if it is 0."""
+    """A fraction of `count` examples of a class: rounded down, but at least one unless either is 0."""
     # 0.29 * 100 is 28.999999999999996
     return max(1, math.floor(fraction * count + 1e-9)) if fraction and count else 0
 
 
 def count_classes(targets: Tensor, num_outputs: int) -> Tensor:
-    """Examples of each class, [num_outputs]; all of them, [1], if the targets are not class numbers."""
+    """Examples of each class, [num_outputs]; of all together, [1], if the targets are not class numbers."""
     numbers = class_numbers(targets)
     return torch.tensor([len(targets)]) if numbers is None else torch.bincount(numbers, minlength=num_outputs)
 
 
+@dataclass
 class Loan:
-    """Permission to read some training examples."""
+    """Permission to read some training examples, until it has `ended` for a reason."""
 
-    def __init__(self, what: str) -> None:
-        self._what, self._ended = what, ""
-
-    def end(self, why: str) -> None:
-        """Reading is an error from now on."""
-        self._ended = why
+    what: str
+    ended: str = ""
 
     def check(self) -> None:
-        """
-        Raises:
-            BudgetError: the loan has ended.
-        """
-        if self._ended:
-            raise BudgetError(f"{self._what} were read after {self._ended}")
+        """Raise a BudgetError if the loan has ended."""
+        if self.ended:
+            raise BudgetError(f"{self.what} were read after {self.ended}")
 
 
 @dataclass(frozen=True)
@@ -100,14 +89,9 @@ class Lent(Examples):
         return object.__getattribute__(self, name)
 
 
-def lend(examples: Examples, loan: Loan) -> Lent:
-    """The same examples on loan."""
-    return Lent(**{field.name: getattr(examples, field.name) for field in fields(Examples)}, loan=loan)
-
-
 @dataclass(frozen=True)
 class LentGenerator(Generator):
-    """A generator that can be asked while the loan lasts."""
+    """A generator that can draw while the loan lasts."""
 
     epoch_size: int
     _source: Generator
@@ -115,14 +99,21 @@ class LentGenerator(Generator):
 
     def draw(self, n: int, rng: torch.Generator) -> Examples:
         self._loan.check()
-        return lend(self._source.draw(n, rng), self._loan)
+        return _lent(self._source.draw(n, rng), self._loan)
 
 
-def lend_source(source: TrainSource, loan: Loan) -> TrainSource:
-    """The same train source on loan."""
-    if isinstance(source, Table):
-        return replace(source, examples=lend(source.examples, loan))
-    return LentGenerator(source.epoch_size, source, loan)
+def _lent(examples: Examples, loan: Loan) -> Lent:
+    return Lent(**{field.name: getattr(examples, field.name) for field in fields(Examples)}, loan=loan)
+
+
+def _shown(task: Task, loan: Loan) -> Task:
+    """A task as a method sees it: the training examples on loan, and the test inputs."""
+    source: TrainSource = (
+        replace(task.train, examples=_lent(task.train.examples, loan))
+        if isinstance(task.train, Table)
+        else LentGenerator(task.train.epoch_size, task.train, loan)
+    )
+    return replace(task, train=source, splits={TRAIN: _lent(task.train_eval, loan), TEST: blind(task.test)})
 
 
 def blind(examples: Examples) -> Examples:
@@ -131,51 +122,38 @@ def blind(examples: Examples) -> Examples:
 
 
 def to_predict(task: Task) -> Task:
-    """A task of which nothing but the test inputs can be read."""
-    loan = Loan(f"training examples of task {task.id}")
-    loan.end("its test inputs were all that there was to see")
-    return _shown(task, loan)
-
-
-def _shown(task: Task, loan: Loan) -> Task:
-    """What a method sees of a task: its training examples on loan, and the test inputs."""
-    splits = {TRAIN: lend(task.train_eval, loan), TEST: blind(task.test)}
-    return replace(task, train=lend_source(task.train, loan), splits=splits)
+    """A task of which only the test inputs can be read."""
+    return _shown(task, Loan(f"training examples of task {task.id}", ended="it was handed out for prediction only"))
 
 
 class Auditor:
-    """Lends training examples, and holds what is kept of them."""
+    """Lends the training examples of new tasks, and holds those kept of past tasks to the budget."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self._allowed: dict[int, Tensor | None] = {}  # by task: of each class
-        self._outputs: dict[int, int] = {}
-        self._held: dict[int, Examples] = {}  # all of a new task, what is kept of a past one
-        self._kept: dict[int, Loan] = {}
+        self._allowed: dict[int, Tensor | None] = {}  # by task: see Budget.allowed
+        self._held: dict[int, Lent] = {}  # by task: all examples of a new one, the kept examples of a past one
+        self._kept: set[int] = set()  # tasks of which `keep` was told
 
     @contextmanager
     def lending(self, episode: Episode) -> Iterator[Episode]:
         """The episode with its training examples on loan until the end."""
-        loans, lent = [], []
-        for task in episode.new:
-            loan = Loan(f"training examples of task {task.id}")
-            shown = _shown(task, loan)
+        loans = [Loan(f"training examples of task {task.id}") for task in episode.new]
+        shown = tuple(_shown(task, loan) for task, loan in zip(episode.new, loans, strict=True))
+        for task, lent in zip(episode.new, shown, strict=True):
             self._allowed[task.id] = self.budget.allowed(task.train_eval.targets, task.num_outputs)
-            self._outputs[task.id] = task.num_outputs
-            self._held[task.id] = shown.train_eval
-            loans.append(loan)
-            lent.append(shown)
-        yield Episode(episode.number, tuple(lent))
-        # Who may keep everything may go on drawing from the source, which may be a generator.
+            self._held[task.id] = lent.train_eval  # type: ignore[assignment]
+        yield Episode(episode.number, shown)
+        # A method that may keep everything may also draw from the task's generator later.
         if self.budget.fraction != 1:
             for loan in loans:
-                loan.end(f"episode {episode.number}, in which it was new")
+                loan.ended = f"episode {episode.number}, in which it was new"
         for task in episode.new:
             if task.id not in self._kept:
                 del self._held[task.id]
 
     def keep(self, positions: Mapping[int, Tensor]) -> dict[int, Examples]:
-        """Keep these and no others, by task: positions among those held so far; tasks left out stay as they are.
+        """Keep only these examples, by task: positions among those held so far; other tasks keep what they have.
 
         Raises:
             BudgetError: an example is named twice, or the budget is exceeded.
@@ -183,12 +161,12 @@ class Auditor:
         for task_id, places in positions.items():
             if len(places.unique()) < len(places):
                 raise BudgetError(f"a training example of task {task_id} is kept twice")
+            before = self._held[task_id]
             loan = Loan(f"training examples kept of task {task_id}")
-            chosen = self._held[task_id].subset(places)
-            self._held[task_id] = replace(chosen, loan=loan)  # type: ignore[call-arg]
-            if task_id in self._kept:
-                self._kept[task_id].end("some had to make room")
-            self._kept[task_id] = loan
+            self._held[task_id] = replace(before.subset(places), loan=loan)  # type: ignore[call-arg, assignment]
+            if task_id in self._kept and before.loan is not None:
+                before.loan.ended = "some had to make room"
+            self._kept.add(task_id)
         self._check()
         return {task_id: self._held[task_id] for task_id in positions}
 
@@ -199,7 +177,7 @@ class Auditor:
             raise BudgetError(f"{count} training examples are kept; the memory is of {self.budget.total}")
         for task_id, examples in kept.items():
             allowed = self._allowed[task_id]
-            if allowed is not None and (count_classes(examples.targets, self._outputs[task_id]) > allowed).any():
+            if allowed is not None and (count_classes(examples.targets, len(allowed)) > allowed).any():
                 raise BudgetError(
                     f"{len(examples)} training examples of task {task_id} are kept, too many: {self.budget}"
                 )

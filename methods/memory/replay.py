@@ -1,4 +1,4 @@
-"""The training examples of past tasks that a run may still use."""
+"""The replay memory: the training examples of past tasks that are kept."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from utils.seeding import generator
 
 
 class ReplayMemory:
-    """Keeps some training examples of each task, drawn when the task arrives; later they can only get fewer.
+    """Keeps some training examples of each task, drawn when the task arrives; later tasks can only displace them.
 
-    Nothing else is ever handed out again, neither for training nor for boosting losses: see Auditor.
+    No other examples of past tasks are available, neither for training nor for boosting losses: see Auditor.
 
     Args:
-        budget: how many. A fraction of 1 keeps everything (a generator of examples stays a generator); a total
-            is shared by all tasks, so that earlier ones have to make room.
+        budget: how many. A fraction of 1 keeps everything (and a generator itself); a total is shared by all tasks,
+            so that later tasks displace examples of earlier ones.
         seed: of the run.
         reservoir: with a total, every example seen so far is kept with the same probability (Vitter 1985,
             algorithm R), instead of as many of each task and, within it, of each class.
@@ -31,20 +31,19 @@ class ReplayMemory:
 
     def __init__(self, budget: Budget, seed: int, reservoir: bool = False) -> None:
         if reservoir and budget.total is None:
-            raise ValueError("a reservoir has a total")
+            raise ValueError("a reservoir needs a total")
         self.budget, self.auditor = budget, Auditor(budget)
         self._seed, self._reservoir = seed, reservoir
         self._kept: dict[int, Examples] = {}
         self._whole: dict[int, int] = {}  # by task: how many examples it had
         self._sources: dict[int, TrainSource] = {}  # of tasks that are kept whole
-        self._slots: dict[int, Tensor] = {}  # of a reservoir, by task: where its kept examples are
-        self._seen = 0
+        self._slots: dict[int, Tensor] = {}  # by task: the slots of the reservoir with its kept examples
 
     def add(self, task: Task) -> dict[int, Tensor]:
-        """Keep a new task's share; earlier tasks may have to make room.
+        """Keep examples of a new task, which may displace some of earlier tasks.
 
         Returns:
-            Of each task that had to: positions, among its examples kept before, of those that stay.
+            By task that lost examples: positions, among its examples kept before, of those that stay.
         """
         if self.budget.fraction == 0:
             return {}
@@ -65,27 +64,27 @@ class ReplayMemory:
         return {other: stay for other, stay in chosen.items() if other != task.id}
 
     def revisit(self, episodes: Sequence[Episode]) -> None:
-        """Keep what was kept after these episodes: it is drawn anew, from the same random streams."""
+        """Fill the memory as after these episodes: examples are drawn again, from the same random streams."""
         for episode in episodes:
             with self.auditor.lending(episode) as lent:
                 for task in lent.new:
                     self.add(task)
 
     def examples(self, task_id: int) -> Examples:
-        """What is kept of a task, un-augmented."""
+        """The kept examples of a task, un-augmented."""
         return self._kept[task_id]
 
     def share(self, task_id: int) -> float:
-        """How much of a task is kept, in [0, 1]."""
+        """The share of a task's examples that is kept, in [0, 1]."""
         if self.budget.fraction is not None:
             return self.budget.fraction
         return len(self._kept[task_id]) / self._whole[task_id]
 
     def source(self, task_id: int, tasks_in_member: int) -> TrainSource:
-        """What a member of m tasks trains on for a past task.
+        """The train source of a past task for a member of m tasks.
 
-        Where a share f < 1 is kept, its examples are repeated max(1, int(1 / ((m - 1) f))) times, so that
-        past tasks together weigh about as much as the new one (Ramesh & Chaudhari 2022, authors' code).
+        Where a share f < 1 is kept, its examples are repeated max(1, int(1 / ((m - 1) f))) times, so that past tasks
+        together weigh about as much as the new one (Ramesh & Chaudhari 2022, authors' code).
         """
         if task_id in self._sources:
             return self._sources[task_id]
@@ -94,36 +93,38 @@ class ReplayMemory:
 
     @property
     def tasks(self) -> tuple[int, ...]:
-        """Tasks of which something is kept, in the order of their arrival."""
+        """Tasks with kept examples, in the order of their arrival."""
         return tuple(task for task, kept in self._kept.items() if len(kept))
 
     def mixture(self) -> Mixture:
-        """All that is kept, as one table."""
+        """All kept examples as one table."""
         return Mixture([(task, self._kept[task]) for task in self.tasks])
 
     def size(self) -> tuple[int, int]:
-        """Examples and bytes kept."""
+        """Number and bytes of the kept examples."""
         return sum(map(len, self._kept.values())), sum(kept.nbytes for kept in self._kept.values())
 
     def _shares(self, task: Task, rng: torch.Generator) -> dict[int, Tensor]:
-        """As many of each task; every beginning of what is kept of a task is balanced, so the rest is let go.
+        """Equal numbers of each task: positions to keep of the new task and of those that must shrink.
 
-        With a total below the number of tasks the earliest ones have one each.
+        Kept examples are in an order whose every beginning is balanced, so the last ones are dropped. With a total
+        below the number of tasks the earliest tasks have one each.
         """
         assert self.budget.total is not None
         share, more = divmod(self.budget.total, len(self._kept) + 1)
         chosen = {}
-        for place, (other, kept) in enumerate(self._kept.items()):
-            if len(kept) > share + (place < more):
-                chosen[other] = torch.arange(share + (place < more))
+        for number, (other, kept) in enumerate(self._kept.items()):
+            room = share + (number < more)
+            if len(kept) > room:
+                chosen[other] = torch.arange(room)
         chosen[task.id] = balanced_order(task.train_eval.targets, rng)[:share]
         return chosen
 
     def _into_slots(self, task_id: int, rng: torch.Generator) -> dict[int, Tensor]:
+        """Offer a new task's examples to the reservoir; positions to keep of it and of tasks that must shrink."""
         assert self.budget.total is not None
         order = torch.randperm(self._whole[task_id], generator=rng)
-        taken_by = reservoir(self.budget.total, self._seen, len(order), rng)
-        self._seen += len(order)
+        taken_by = reservoir(self.budget.total, sum(self._whole.values()) - len(order), len(order), rng)
         chosen = {}
         for other, slots in self._slots.items():
             stay = (taken_by[slots] < 0).nonzero().flatten()
@@ -137,9 +138,8 @@ class ReplayMemory:
 def reservoir(size: int, seen: int, count: int, rng: torch.Generator) -> Tensor:
     """Which of `count` further examples take which of `size` slots, after `seen` examples were offered before.
 
-    Example n (from 0, over all examples ever offered) takes slot n while there are empty ones, then slot
-    r, uniform over 0..n, if r < size. Returns [size] int64: the number among the further examples of the
-    last one that took the slot, -1 if none did.
+    Example n (counted from 0 over all examples ever offered) takes slot n while there are empty ones, then slot r,
+    uniform over 0..n, if r < size. Returns, [size] int64, the further example that took each slot last; -1 if none did.
     """
     n = seen + torch.arange(count)
     drawn = (torch.rand(count, generator=rng, dtype=torch.float64) * (n + 1)).long()
@@ -151,10 +151,7 @@ def reservoir(size: int, seen: int, count: int, rng: torch.Generator) -> Tensor:
 
 
 def balanced_order(targets: Tensor, rng: torch.Generator) -> Tensor:
-    """Positions in a random order whose every beginning has about as many of each class.
-
-    Targets that are not class numbers ([N] int64) are one class.
-    """
+    """Positions in a random order whose every beginning has about as many of each class."""
     classes = _classes(targets)
     order = torch.randperm(len(classes), generator=rng)
     # First one of each class, then a second one of each: by rank, in random order within a rank.
@@ -169,10 +166,7 @@ def first_of_each(targets: Tensor, order: Tensor, count: int, num_outputs: int) 
 
 
 def balanced_subset(targets: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
-    """Positions, ascending, of a random share of each class, rounded down but at least one of each.
-
-    Targets that are not class numbers ([N] int64) are sampled as one class.
-    """
+    """Positions, ascending, of a random share of each class, rounded down but at least one of each."""
     classes = _classes(targets)
     picks = []
     for value in classes.unique():
@@ -182,6 +176,7 @@ def balanced_subset(targets: Tensor, fraction: float, rng: torch.Generator) -> T
 
 
 def _classes(targets: Tensor) -> Tensor:
+    """The class of each example, [N]; targets that are not class numbers ([N] int64) are one class."""
     numbers = class_numbers(targets)
     return torch.zeros(len(targets), dtype=torch.long) if numbers is None else numbers
 
