@@ -26,12 +26,7 @@ from methods.config import RunConfig
 from net import count_parameters
 from net.multihead import MultiHead
 from records.checkpoints import RunCheckpoints, load_state
-from records.directory import (
-    RunDirectory,
-    check_free,
-    holds_run,
-    read_config,
-)
+from records.directory import RunDirectory, check_free, holds_run, read_config
 from records.invocation import Invocation, check_contradictions, with_settings
 from records.lock import locked
 from records.manifest import checked, is_removed_log, read_manifest, verify

@@ -38,15 +38,9 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "backward transfer": ("backward_transfer$",),
     },
     "without the task": {"accuracy where the task is not told": ("without_task/",)},
-    "calibration": {
-        "average calibration error": ("average_ece$",),
-        "calibration error": ("test_ece/",),
-    },
+    "calibration": {"average calibration error": ("average_ece$",), "calibration error": ("test_ece/",)},
     "sampling weights": {"sampling weights": ("sampling_weight/",)},
-    "cost": {
-        "seconds an episode": ("seconds$",),
-        "peak memory, bytes": ("peak_memory_bytes$",),
-    },
+    "cost": {"seconds an episode": ("seconds$",), "peak memory, bytes": ("peak_memory_bytes$",)},
 }
 _SUMMARY = (
     "avg_acc_final", "avg_incremental_acc", "forgetting_chaudhry", "bwt", "learning_acc", "worst_task_acc",
