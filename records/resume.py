@@ -1,4 +1,4 @@
-"""Resuming and extending a run: with the options and the data that it was begun with."""
+"""Resuming and extending a run with the options and the data that it was begun with."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
     """The invocation with the configuration of the interrupted run.
 
     Args:
-        saved: what its config.yaml holds.
+        saved: config.yaml of that run.
 
     Raises:
-        UserError: config.yaml is damaged, or the command line asks for something else; names the keys.
+        UserError: config.yaml is damaged, or the command line contradicts it; names the keys.
     """
     path = str(invocation.run_dir / CONFIG)
     config = saved_config(path, saved)
@@ -39,10 +39,10 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
 
 
 def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
-    """The invocation with the configuration of a finished run and the tasks of --data_config after its own.
+    """The invocation with the configuration of a finished run, followed by the tasks of --data_config.
 
     Args:
-        saved: what its config.yaml holds.
+        saved: config.yaml of that run.
 
     Raises:
         UserError: config.yaml is damaged, the run cannot be extended, or the tasks are of other data.
@@ -70,25 +70,25 @@ def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
 
 
 def extended_from(saved: Mapping[str, Any]) -> Path | None:
-    """The run that an extension began with."""
+    """The run that this one extends."""
     base = saved.get("extended_from")
     return Path(base) if isinstance(base, str) else None
 
 
 def compared_with(saved: Mapping[str, Any]) -> Path | None:
-    """The isolated run that an interrupted run was to be compared with."""
+    """The run that was named with --isolated."""
     reference = saved.get("compared_with")
     return Path(reference) if isinstance(reference, str) else None
 
 
 def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
-    """The configuration with what this command says of settings that a resumed run may change."""
+    """The configuration with the values that this command gives to settings that a resumed run may change."""
     asked = {key.partition(".")[2]: value_at(invocation.config, key) for key in keys_where("free") & invocation.given}
     return replace(config, data=replace(config.data, **asked))
 
 
 def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str]) -> list[str]:
-    """Options and dotted keys of this command that would make another run."""
+    """Options and dotted keys on this command line that contradict the configuration."""
     own = declarations(Command)
     found = [key for key in given if (_file_differs if key in own else _value_differs)(key, invocation, config)]
     return sorted(options()[key].option if key in options() else key for key in found)
@@ -102,7 +102,9 @@ def _file_differs(option: str, invocation: Invocation, config: RunConfig) -> boo
     if option == "hp_config":
         return replace(asked.net, path="") != replace(config.net, path="") or asked.hp != config.hp
     if option == "method_config":
-        return _settings(invocation, config) != config.settings
+        content = invocation.settings_of(config.method)
+        settings: Any = read(METHODS[config.method].Settings, str(invocation.command.method_config), content)
+        return bool(settings != config.settings)
     return False
 
 
@@ -117,16 +119,11 @@ def _value_differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
     return not (key in ("device", "precision") and asked == "auto") and asked != value_at(config, key)
 
 
-def _settings(invocation: Invocation, config: RunConfig) -> Any:
-    content = invocation.settings_of(config.method)
-    return read(METHODS[config.method].Settings, str(invocation.command.method_config), content)
-
-
 def check_data_of(base: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
-    """The data of the tasks that are learned already are those that they were learned from.
+    """Check that the tasks that `base` has learned still have the same data.
 
     Raises:
-        UserError: they are not.
+        UserError: they have not.
     """
     if saved.get("data_sha256") != fingerprint:
         raise UserError(
@@ -136,10 +133,10 @@ def check_data_of(base: Path, saved: Mapping[str, Any], fingerprint: str, data_d
 
 
 def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-    """The data are those that the run was begun with. Other versions of libraries are warned of on stderr.
+    """Check that the data have not changed since the run was begun; changed library versions give a warning on stderr.
 
     Args:
-        saved, resolved: config.yaml as it is, and as it would be now.
+        saved, resolved: config.yaml of the run, and what it would be if the run began now.
 
     Raises:
         UserError: the data have changed.

@@ -19,7 +19,7 @@ from records.directory import CONFIG, holds_run, read_config
 from records.manifest import TARGETS, Manifest, checked, read_manifest
 from records.members import SavedMember, answering, predictions_file, read_members, read_tensors_of
 from records.monitor import EpisodeFacts
-from records.summary import figure, matrix_of, read_summary, summarize
+from records.summary import costs, figure, matrix_of, read_summary, summarize
 from records.tables import METRICS, read_measurements
 from utils.errors import UserError
 
@@ -66,7 +66,8 @@ class Run:
             isolated = figure(saved, "per_task_isolated_acc") if saved else None
             found = summarize(rows, _has_episodes(config), isolated, config["higher_is_better"])
             places = {row.task: row.task for row in rows}
-            return cls(path, config, manifest, rows, episodes, members, {**_costs(episodes), **saved, **found}, places)
+            summary = {**costs(episodes), "total_seconds": sum(facts.seconds for facts in episodes), **saved, **found}
+            return cls(path, config, manifest, rows, episodes, members, summary, places)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
 
@@ -240,15 +241,3 @@ def find_runs(path: Path) -> list[Path]:
 
 def _has_episodes(config: Mapping[str, Any]) -> bool:
     return bool(config["continual"]) and not config.get("derived")
-
-
-def _costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
-    """The cost figures of summary.json, for an unfinished run."""
-    images, seconds = sum(facts.images for facts in episodes), sum(facts.train_seconds for facts in episodes)
-    return {
-        "images_trained": images,
-        "sample_gradients": sum(facts.sample_gradients for facts in episodes),
-        "train_seconds": seconds,
-        "images_per_second": images / seconds if seconds else 0.0,
-        "total_seconds": sum(facts.seconds for facts in episodes),
-    }

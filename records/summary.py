@@ -23,6 +23,7 @@ from evaluation.measurements import (
 from records.configuration import comparable
 from records.directory import read_config
 from records.manifest import SUMMARY, checked, damaged, read_manifest
+from records.monitor import EpisodeFacts
 from utils.errors import UserError
 from utils.settings import first_difference
 
@@ -96,6 +97,17 @@ def summarize(
         "gain_isolated": None if alone is None else metrics.gain_isolated(compared, alone),
         "fwt_zero_shot": _defined(metrics.fwt_zero_shot(compared, first)) if continual else None,
         "fwt_isolated": None if alone is None or not continual else _defined(metrics.fwt_isolated(compared, alone)),
+    }
+
+
+def costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
+    """The training cost of a run, by key of summary.json."""
+    images, seconds = sum(facts.images for facts in episodes), sum(facts.train_seconds for facts in episodes)
+    return {
+        "images_trained": images,
+        "sample_gradients": sum(facts.sample_gradients for facts in episodes),
+        "train_seconds": seconds,
+        "images_per_second": images / seconds if seconds else 0.0,
     }
 
 
