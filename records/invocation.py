@@ -1,4 +1,4 @@
-"""The command line of modelzoo.py -> a configuration, and what concerns this command alone."""
+"""The command line of modelzoo.py: Invocation is the configuration of a run and the options of the command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from records.configuration import (
     method_settings,
     net_sections,
     recipe_keys,
-)
+)  # fmt: skip
 from utils.errors import UserError, unknown
 from utils.files import beside
 from utils.options import Parser, check_text, value_of
@@ -27,12 +27,12 @@ from utils.yaml_files import parse_value
 _PROJECT = Path(__file__).resolve().parent.parent
 _LEARNED, _HOW, _WHERE = "what is learned", "how", "where to"
 _LENGTHS = {"hp.epochs", "hp.steps", "hp.examples"}
-KEPT = ("memory", "memory_per_class", "replay_frac")  # three ways to say how many examples are kept
+KEPT = ("memory", "memory_per_class", "replay_frac")  # three ways to limit the replay memory
 
 
 @dataclass(frozen=True)
 class Command:
-    """What concerns one command and not what is learned."""
+    """The options of a command that do not change what is learned."""
 
     data_config: str = setting(
         str, "which tasks, in which order (default: split_digits, which needs no download)",
@@ -84,12 +84,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Invocation:
-    """A run, and how this command carries it out.
+    """A command: the configuration of the run, and the options of this command alone.
 
     Attributes:
-        config: of the run; without the settings of its method until `with_settings`.
-        given: dotted keys of the settings that stand on the command line, and options of Command.
-        changes: what --set asks of the settings of the method.
+        config: without the settings of the method until `with_settings`.
+        given: options of Command and dotted keys of settings that stand on the command line.
+        changes: values that --set gives to settings of the method.
     """
 
     config: RunConfig
@@ -99,7 +99,6 @@ class Invocation:
 
     @property
     def run_dir(self) -> Path:
-        """Where results go."""
         command, config = self.command, self.config
         if command.run_dir is not None:
             return command.run_dir
@@ -108,10 +107,10 @@ class Invocation:
         return Path("runs") / f"{config.stream}-{config.net.model.replace('/', '_')}-{config.method}-seed{config.seed}"
 
     def settings_of(self, method: str) -> dict[str, Any]:
-        """Settings that this command gives a method: from its file, or --method_config, changed by --set.
+        """Settings of a method: from --method_config or its own file, changed by --set.
 
         Raises:
-            UserError: names the file and the key; or the method has no settings.
+            UserError: the method has no settings, or the file is wrong; names the file and the key.
         """
         path = self.command.method_config
         if not declarations(METHODS[method].Settings):
@@ -125,7 +124,7 @@ def with_settings(invocation: Invocation) -> RunConfig:
     """The configuration of a new run, with the settings of its method.
 
     Raises:
-        UserError: the method has not this mode or does not read an option, or a setting is wrong: names file and key.
+        UserError: the method does not have this mode or option, or a setting is wrong.
     """
     config = invocation.config
     check_method(config, invocation.given)
@@ -152,7 +151,7 @@ def _parser() -> Parser:
 
 
 def options() -> dict[str, Declaration]:
-    """Every option of modelzoo.py but --set, by the dotted key of what it sets."""
+    """Dotted key -> declaration of every option of modelzoo.py except --set."""
     found = declarations(Command)
     for name, kind in {**SECTIONS, "": RunConfig}.items():
         for key, declaration in declarations(kind).items():
@@ -162,7 +161,7 @@ def options() -> dict[str, Declaration]:
 
 
 def parse(argv: Sequence[str] | None) -> Invocation:
-    """The command line; every value checked that can be checked without loading data.
+    """Parse the command line, and check all that can be checked without loading data.
 
     Raises:
         UserError: names the option, or the file and key.
@@ -177,7 +176,7 @@ def parse(argv: Sequence[str] | None) -> Invocation:
 
 
 def configure(**values: Any) -> Invocation:
-    """The same from Python: options of modelzoo.py by name, and `set` for other settings by dotted key.
+    """Like `parse`, from Python: options of modelzoo.py by name, and `set` for other settings by dotted key.
 
         configure(data_config="config/dataset/split_digits.yaml", method="er", epochs=5, set={"hp.lr": 0.03})
 
@@ -209,7 +208,7 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
     check_command(command, values)
     content: dict[str, Any] = {"data": data_section(command.data_config), **net_sections(command.hp_config)}
     settings: dict[str, Any] = {}
-    if _LENGTHS & values.keys():  # the length of training that the command says, not that of the YAML
+    if _LENGTHS & values.keys():  # the length of training on the command line replaces the one of the YAML
         for key in _LENGTHS:
             content["hp"].pop(key.partition(".")[2], None)
     for key, value in values.items():
@@ -221,7 +220,7 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
 def check_command(command: Command, given: Collection[str]) -> None:
     """
     Raises:
-        UserError: two options do not go together.
+        UserError: two options contradict each other.
     """
     if command.resume and command.overwrite:
         raise UserError("--resume and --overwrite contradict each other; leave one out")
@@ -238,10 +237,10 @@ def check_command(command: Command, given: Collection[str]) -> None:
 
 
 def check_contradictions(given: Collection[str]) -> None:
-    """Of a new run; a resumed one has been checked.
+    """Check the options of a new run.
 
     Raises:
-        UserError: two options do not go together.
+        UserError: two options contradict each other.
     """
     kept = [name for name in KEPT if name in given]
     if len(kept) > 1:
@@ -255,7 +254,7 @@ def check_contradictions(given: Collection[str]) -> None:
 
 
 def _change(text: str) -> tuple[str, Given]:
-    """What --set asks for: a dotted key and a value."""
+    """The dotted key and the value of a --set."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: write a key and a value, such as --set hp.lr=0.03")
