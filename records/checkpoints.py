@@ -108,11 +108,7 @@ def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -
 
 
 def load_state(content: bytes, device: torch.device, place: str) -> Tree:
-    """The tree of a saved state; `place` opens the error message.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The tree of a saved state; `place` opens the error message."""
     try:
         return from_bytes(content, device)
     except ValueError as error:

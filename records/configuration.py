@@ -60,11 +60,7 @@ def net_sections(path: str) -> dict[str, dict[str, Any]]:
 
 
 def method_settings(method: str, path: str, stream: str) -> dict[str, Any]:
-    """The settings of a method from a YAML file; keys below `streams: <name>` win for that stream.
-
-    Raises:
-        UserError: names the file and the key.
-    """
+    """The settings of a method from a YAML file; keys below `streams: <name>` win for that stream."""
     content = load_yaml(path)
     presets = content.pop("streams", {})
     if not isinstance(presets, dict):
@@ -86,9 +82,6 @@ def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | 
     Args:
         where: opens error messages about values that do not name their own source (see Given).
         settings: of the method; None leaves them out.
-
-    Raises:
-        UserError: names the file or option, and the key.
     """
     prefix = f"{where}: " if where else ""
     parts = {name: _section(name, prefix, content.get(name, {})) for name in SECTIONS}
@@ -103,11 +96,7 @@ def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | 
 
 
 def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run from its config.yaml.
-
-    Raises:
-        UserError: names the file and the key.
-    """
+    """The configuration of a run from its config.yaml."""
     own = {*SECTIONS, *declarations(RunConfig)}
     for key in (*sorted(own), "settings"):
         if key not in content:

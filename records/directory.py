@@ -86,11 +86,7 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """The run as it was last committed; the files of an interrupted commit are removed.
-
-        Raises:
-            UserError: a file is missing or damaged; names it, and says what can be done.
-        """
+        """The run as it was last committed; the files of an interrupted commit are removed."""
         manifest = read_manifest(path)
         if manifest is None:
             return cls._begin_again(path)
@@ -209,9 +205,6 @@ class RunDirectory:
 
         Args:
             targets: of all tasks, see add_targets.
-
-        Raises:
-            UserError: a file of the other run is missing or damaged.
         """
         manifest = read_manifest(other)
         assert manifest is not None
@@ -276,11 +269,7 @@ def holds_run(path: Path) -> bool:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of config.yaml of a run.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The content of config.yaml of a run."""
     manifest = read_manifest(path)
     if manifest is None:
         return load_yaml(str(path / CONFIG))

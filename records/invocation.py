@@ -107,11 +107,7 @@ class Invocation:
         return Path("runs") / f"{config.stream}-{config.net.model.replace('/', '_')}-{config.method}-seed{config.seed}"
 
     def settings_of(self, method: str) -> dict[str, Any]:
-        """Settings of a method: from --method_config or its own file, changed by --set.
-
-        Raises:
-            UserError: the method has no settings, or the file is wrong; names the file and the key.
-        """
+        """Settings of a method: from --method_config or its own file, changed by --set."""
         path = self.command.method_config
         if not declarations(METHODS[method].Settings):
             if path is not None:
@@ -161,11 +157,7 @@ def options() -> dict[str, Declaration]:
 
 
 def parse(argv: Sequence[str] | None) -> Invocation:
-    """Parse the command line, and check all that can be checked without loading data.
-
-    Raises:
-        UserError: names the option, or the file and key.
-    """
+    """Parse the command line, and check all that can be checked without loading data."""
     parsed = vars(_parser().parse_known(argv, recipe_keys(), "the --hp_config YAML"))
     changes = dict(_change(text) for text in parsed.pop("changes"))
     values = {
@@ -178,10 +170,7 @@ def parse(argv: Sequence[str] | None) -> Invocation:
 def configure(**values: Any) -> Invocation:
     """Like `parse`, from Python: options of modelzoo.py by name, and `set` for other settings by dotted key.
 
-        configure(data_config="config/dataset/split_digits.yaml", method="er", epochs=5, set={"hp.lr": 0.03})
-
-    Raises:
-        UserError: names the option, or the file and key.
+    configure(data_config="config/dataset/split_digits.yaml", method="er", epochs=5, set={"hp.lr": 0.03})
     """
     by_name = {declared.option: key for key, declared in options().items()}
     changes = values.pop("set", {})
@@ -218,10 +207,7 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
 
 
 def check_command(command: Command, given: Collection[str]) -> None:
-    """
-    Raises:
-        UserError: two options contradict each other.
-    """
+    """Check that no two options contradict each other."""
     if command.resume and command.overwrite:
         raise UserError("--resume and --overwrite contradict each other; leave one out")
     if command.extend is not None:
@@ -237,11 +223,7 @@ def check_command(command: Command, given: Collection[str]) -> None:
 
 
 def check_contradictions(given: Collection[str]) -> None:
-    """Check the options of a new run.
-
-    Raises:
-        UserError: two options contradict each other.
-    """
+    """Check the options of a new run."""
     kept = [name for name in KEPT if name in given]
     if len(kept) > 1:
         raise UserError(f"--{kept[0]} and --{kept[1]} are two ways to say the same; leave one out")

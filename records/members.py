@@ -55,11 +55,7 @@ class SavedMember:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SavedMember:
-        """The inverse of `to_json`.
-
-        Raises:
-            KeyError, TypeError: a key is missing or unknown.
-        """
+        """The inverse of `to_json`."""
         values: dict[str, Any] = {"number" if key == "member" else key: value for key, value in content.items()}
         for key in ("tasks", "weights", "task_names", "input_shape"):
             values[key] = tuple(values[key])
@@ -88,11 +84,7 @@ def predictions_file(number: int) -> str:
 
 
 def read_members(path: Path, manifest: Manifest) -> list[SavedMember]:
-    """All saved networks of a run, in the order of joining.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
+    """All saved networks of a run, in the order of joining."""
     return [_read(path, manifest, facts_file(number)) for number in range(manifest.members)]
 
 
@@ -107,11 +99,7 @@ def _read(path: Path, manifest: Manifest, name: str) -> SavedMember:
 def read_network(
     path: Path, manifest: Manifest, member: SavedMember, config: RunConfig, device: torch.device
 ) -> tuple[MultiHead, Mapping[int, TaskWeights]]:
-    """The network of a member, in test mode, and by task the trunk weights that only this task has.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """The network of a member, in test mode, and by task the trunk weights that only this task has."""
     name = weights_file(member.number)
     tensors = read_tensors_of(path, manifest, name)
     task_weights: dict[int, dict[str, Tensor]] = {}
@@ -129,11 +117,7 @@ def read_network(
 
 
 def read_tensors_of(path: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of a run, on the CPU.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """The tensors of a safetensors file of a run, on the CPU."""
     content = checked(path, manifest, name)
     try:
         return safetensors.torch.load(content)

@@ -120,11 +120,7 @@ def _value_differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
 
 
 def check_data_of(base: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
-    """Check that the tasks that `base` has learned still have the same data.
-
-    Raises:
-        UserError: they have not.
-    """
+    """Check that the tasks that `base` has learned still have the same data."""
     if saved.get("data_sha256") != fingerprint:
         raise UserError(
             f"{data_dir}: the data are not those that {base} was trained on (data_sha256 in its {CONFIG}); put "
@@ -137,9 +133,6 @@ def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[s
 
     Args:
         saved, resolved: config.yaml of the run, and what it would be if the run began now.
-
-    Raises:
-        UserError: the data have changed.
     """
     if saved.get("data_sha256") != resolved["data_sha256"]:
         raise UserError(

@@ -226,11 +226,7 @@ def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The run at `path`, or all runs in this folder.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The run at `path`, or all runs in this folder."""
     if holds_run(path):
         return [path]
     found = sorted(entry for entry in path.iterdir() if entry.is_dir() and holds_run(entry)) if path.is_dir() else []

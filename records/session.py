@@ -158,11 +158,7 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
 
 
 def prepared(config: RunConfig) -> torch.device:
-    """Set up the process for a run, and return its device.
-
-    Raises:
-        UserError: this machine has no such device.
-    """
+    """Set up the process for a run, and return its device."""
     device = pick_device(config.device)
     make_reproducible()
     keep_freed_memory()
@@ -172,11 +168,7 @@ def prepared(config: RunConfig) -> torch.device:
 
 
 def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> None:
-    """Check that a resumed or extended run has the data it was begun with.
-
-    Raises:
-        UserError: it has not.
-    """
+    """Check that a resumed or extended run has the data it was begun with."""
     if plan.saved is not None:
         check_same_data(plan.invocation.run_dir, plan.saved, resolved)
     if plan.base is not None and plan.base_saved is not None:
@@ -249,11 +241,7 @@ def _fitting(path: Path) -> Iterator[None]:
 
 
 def verify_run(path: Path) -> None:
-    """Check all files of a run against their checksums, and print the result.
-
-    Raises:
-        UserError: one is missing or damaged.
-    """
+    """Check all files of a run against their checksums, and print the result."""
     wrong, others = verify(path)
     for name in others:
         print(one_line(f"not part of the run: {path / name}"))
@@ -266,11 +254,7 @@ def verify_run(path: Path) -> None:
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Turn the errors of writing a run directory into one line, with the command that resumes the run.
-
-    Raises:
-        TrainingError: the directory or the standard output cannot be written.
-    """
+    """Turn the errors of writing a run directory into one line, with the command that resumes the run."""
     command = resuming_command(path)
     try:
         yield

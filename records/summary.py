@@ -120,11 +120,7 @@ def matrix_of(rows: Sequence[Measurement]) -> metrics.Matrix:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The content of summary.json; None if the run is not finished.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The content of summary.json; None if the run is not finished."""
     manifest = read_manifest(path)
     if manifest is None or not manifest.finished:
         return None

@@ -75,11 +75,7 @@ def read_episodes(text: str) -> list[EpisodeFacts]:
 
 
 def read_measurements(path: Path, manifest: Manifest) -> tuple[list[Measurement], list[EpisodeFacts]]:
-    """The committed rows of metrics.csv and episodes.csv; none before the first episode is complete.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
+    """The committed rows of metrics.csv and episodes.csv; none before the first episode is complete."""
     if not manifest.episode:
         return [], []
     return _parsed(path, manifest, METRICS, read_metrics), _parsed(path, manifest, EPISODES, read_episodes)
