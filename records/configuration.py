@@ -97,15 +97,8 @@ def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | 
 
 def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run from its config.yaml."""
-    own = {*SECTIONS, *declarations(RunConfig)}
-    for key in (*sorted(own), "settings"):
-        if key not in content:
-            raise UserError(f"{path}: key {key!r} is missing")
-    for key in (*SECTIONS, "settings"):
-        part = content[key]
-        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
-            raise UserError(f"{path}: {key} must hold keys and values")
-    return build(path, {key: content[key] for key in content if key in own}, content["settings"])
+    known = {*SECTIONS, *declarations(RunConfig)}
+    return build(path, {key: value for key, value in content.items() if key in known}, content["settings"])
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from records.manifest import (
     Entry,
     Manifest,
     checked,
-    damaged,
     is_removed_log,
     read_manifest,
 )  # fmt: skip
@@ -273,10 +272,7 @@ def read_config(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     if manifest is None:
         return load_yaml(str(path / CONFIG))
-    try:
-        return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode(), _LOADER)
-    except UnicodeDecodeError as error:
-        raise damaged(path, CONFIG, error) from None
+    return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode(), _LOADER)
 
 
 def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
@@ -291,10 +287,9 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
     try:
         if os.path.realpath(path) in map(os.path.realpath, reads):
             raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
-        if not path.exists() or (
-            path.is_dir() and all(entry.name in (LOCK, CONFIG + PARTIAL) for entry in path.iterdir())
-        ):
-            return  # nothing, or a run that was killed before it had written its first file
+        begun = {LOCK, CONFIG + PARTIAL}  # all that there is of a run that was killed before it had written config.yaml
+        if not path.exists() or (path.is_dir() and begun.issuperset(entry.name for entry in path.iterdir())):
+            return
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"--run_dir {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
     if not path.is_dir():

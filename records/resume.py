@@ -119,29 +119,17 @@ def _value_differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
     return not (key in ("device", "precision") and asked == "auto") and asked != value_at(config, key)
 
 
-def check_data_of(base: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
-    """Check that the tasks that `base` has learned still have the same data."""
-    if saved.get("data_sha256") != fingerprint:
-        raise UserError(
-            f"{data_dir}: the data are not those that {base} was trained on (data_sha256 in its {CONFIG}); put "
-            "them back"
-        )
+def check_same_data(path: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
+    """Check that the data are those that the run at `path`, with config.yaml `saved`, was trained on."""
+    if saved["data_sha256"] != fingerprint:
+        reason = f"the data are not those that {path} was trained on (data_sha256 in its {CONFIG})"
+        raise UserError(f"{data_dir}: {reason}; put them back")
 
 
-def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-    """Check that the data have not changed since the run was begun; changed library versions give a warning on stderr.
-
-    Args:
-        saved, resolved: config.yaml of the run, and what it would be if the run began now.
-    """
-    if saved.get("data_sha256") != resolved["data_sha256"]:
-        raise UserError(
-            f"{resolved['data']['data_dir']}: the data are not those that {run_dir} was begun with (data_sha256 in its "
-            f"{CONFIG}); put them back, or begin anew with --overwrite"
-        )
-    versions = saved.get("versions")
-    before_all = {**(versions if isinstance(versions, dict) else {}), "commit": saved.get("commit")}
+def warn_of_versions(saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+    """Print a warning for each library with another version in config.yaml (`saved`) than now (`resolved`)."""
+    earlier = {**saved["versions"], "commit": saved["commit"]}
     for name, version in {**resolved["versions"], "commit": resolved["commit"]}.items():
-        before = before_all.get(name)
+        before = earlier.get(name)
         if before != version:
             print(f"begun with {name} {before}, resumed with {version}: not the same to the bit", file=sys.stderr)

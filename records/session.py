@@ -31,7 +31,7 @@ from records.invocation import Invocation, check_contradictions, with_settings
 from records.lock import locked
 from records.manifest import checked, is_removed_log, read_manifest, verify
 from records.members import answering, read_members, read_network
-from records.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
+from records.resume import check_same_data, compared_with, extended, extended_from, resumed, warn_of_versions
 from records.summary import load_isolated, read_summary
 from records.writing import header_of, precision_of, resolve, targets_of
 from training.launch import choose_launch
@@ -169,11 +169,13 @@ def prepared(config: RunConfig) -> torch.device:
 
 def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> None:
     """Check that a resumed or extended run has the data it was begun with."""
+    data_dir = plan.invocation.config.data.data_dir
     if plan.saved is not None:
-        check_same_data(plan.invocation.run_dir, plan.saved, resolved)
+        check_same_data(plan.invocation.run_dir, plan.saved, resolved["data_sha256"], data_dir)
+        warn_of_versions(plan.saved, resolved)
     if plan.base is not None and plan.base_saved is not None:
         first = TaskStream(stream.spec, stream.tasks[: len(plan.base_saved["data"]["tasks"])])
-        check_data_of(plan.base, plan.base_saved, first.fingerprint(), plan.invocation.config.data.data_dir)
+        check_same_data(plan.base, plan.base_saved, first.fingerprint(), data_dir)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from evaluation.measurements import (
     mean_over_tasks,
 )
 from records.configuration import comparable
-from records.directory import read_config
+from records.directory import holds_run, read_config
 from records.manifest import SUMMARY, checked, damaged, read_manifest
 from records.monitor import EpisodeFacts
 from utils.errors import UserError
@@ -141,21 +141,17 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
     Raises:
         UserError: it is no such run, or has another stream or recipe.
     """
-    try:
-        summary, reference = read_summary(path), read_config(path)
-        if summary is None:
-            raise ValueError("it has no summary.json yet")
-        reached, method = [float(value) for value in figure(summary, "per_task_acc")], summary["method"]
-        theirs = comparable(reference) if method == "isolated" else {}
-    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
-    if method != "isolated":
+    summary = read_summary(path) if holds_run(path) else None
+    if not summary:
+        raise UserError(f"--isolated {path} is not the directory of a finished run")
+    if summary["method"] != "isolated":
+        method = summary["method"]
         raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")
-    if (key := first_difference(theirs, comparable(config))) is not None:
+    if (key := first_difference(comparable(read_config(path)), comparable(config))) is not None:
         raise UserError(
             f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
         )
-    return reached
+    return [float(value) for value in figure(summary, "per_task_acc")]
 
 
 def final_table(summary: Mapping[str, Any]) -> str:

@@ -65,20 +65,13 @@ def episode_line(facts: EpisodeFacts) -> bytes:
     return csv_bytes([values])
 
 
-def read_episodes(text: str) -> list[EpisodeFacts]:
-    """The inverse of `header` and `episode_line`.
-
-    Raises:
-        ValueError, KeyError, TypeError, csv.Error: the text is not such a table.
-    """
-    return [_facts(line) for line in _lines(EPISODES, text)]
-
-
 def read_measurements(path: Path, manifest: Manifest) -> tuple[list[Measurement], list[EpisodeFacts]]:
     """The committed rows of metrics.csv and episodes.csv; none before the first episode is complete."""
     if not manifest.episode:
         return [], []
-    return _parsed(path, manifest, METRICS, read_metrics), _parsed(path, manifest, EPISODES, read_episodes)
+    return _parsed(path, manifest, METRICS, read_metrics), _parsed(
+        path, manifest, EPISODES, lambda text: list(map(_facts, _lines(EPISODES, text)))
+    )
 
 
 def _parsed(path: Path, manifest: Manifest, name: str, read: Callable[[str], Parsed]) -> Parsed:

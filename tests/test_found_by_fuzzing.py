@@ -178,7 +178,6 @@ CASES = [
     resumed("a random state of ones", "interrupted er", {"run/state/training-": all_bytes(b"\xff")}, "does not fit"),
     resumed("a random state of 127s", "interrupted joint", {"run/state/training-": all_bytes(b"\x7f")}, "does not fit"),
     resumed("a pickle for a state", "interrupted er", {"run/state/method-": HOSTILE}, "run"),
-    resumed("no UTF-8", "interrupted", {"run/config.yaml": lambda old: old + b"\xff"}, "run/config.yaml is damaged"),
     resumed("a manifest without metrics.csv", "interrupted", {"run/metrics.csv": Link("missing")}, "run"),
     resumed("an endless manifest", "interrupted", {"run/manifest.json": ZERO}, "manifest.json", checksums=False),
     resumed("an odd lock", "interrupted", {"run/.lock": NESTED[:4000]}),
