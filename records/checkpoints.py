@@ -49,10 +49,6 @@ class RunCheckpoints(Checkpoints):
         return self._minutes > 0 and time.monotonic() >= self._next
 
     def save(self, name: str, state: Callable[[], Tree]) -> None:
-        """
-        Raises:
-            SignalError: a signal asked to stop; the state is saved.
-        """
         parts = {**self._finished, name: state}
         self._directory.keep_training(self.seconds(), {part: to_bytes(tree()) for part, tree in parts.items()})
         self._finished = {}
@@ -63,10 +59,7 @@ class RunCheckpoints(Checkpoints):
         self._finished[name] = state
 
     def stop_if_asked(self) -> None:
-        """
-        Raises:
-            SignalError: a signal has asked to stop.
-        """
+        """Raise a SignalError if a signal has asked to stop."""
         if self._signal:
             raise SignalError(self._signal)
 

@@ -30,22 +30,14 @@ _FIRST = ("method", "stream", "net.model", "seed", "hp.epochs")
 
 
 def data_section(path: str) -> dict[str, Any]:
-    """The section `data` from a dataset YAML.
-
-    Raises:
-        UserError: the file cannot be read, names no data set, or has a wrong key or value.
-    """
+    """The section `data` from a dataset YAML."""
     found = {**_given(path, load_yaml(path)), "path": Given(path, path, path)}
     _section("data", "", found)
     return found
 
 
 def net_sections(path: str) -> dict[str, dict[str, Any]]:
-    """The sections `net` and `hp` from a hyperparameter YAML.
-
-    Raises:
-        UserError: the file cannot be read, names no network, or has a wrong key or value.
-    """
+    """The sections `net` and `hp` from a hyperparameter YAML."""
     found = _given(path, load_yaml(path))
     own = declarations(_own("net", path, found))
     net = {key: found.pop(key) for key in list(found) if key == "model" or key in own}
@@ -97,6 +89,9 @@ def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | 
 
 def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run from its config.yaml."""
+    for key in (*SECTIONS, "settings"):
+        if not isinstance(content.get(key), dict):
+            raise UserError(f"{path}: {key} must hold keys and values")
     known = {*SECTIONS, *declarations(RunConfig)}
     return build(path, {key: value for key, value in content.items() if key in known}, content["settings"])
 
@@ -115,11 +110,7 @@ def keys_where(flag: str) -> frozenset[str]:
 
 
 def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, by dotted key, that must agree between runs whose accuracies are compared task by task.
-
-    Args:
-        content: nested keys and values, such as those of config.yaml.
-    """
+    """Of a config.yaml, by dotted key, the settings that must agree between runs that are compared task by task."""
     machine = keys_where("machine")
     found = dict(flat({name: content[name] for name in SECTIONS}))
     return {key: value for key, value in found.items() if key not in machine}

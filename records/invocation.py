@@ -117,11 +117,7 @@ class Invocation:
 
 
 def with_settings(invocation: Invocation) -> RunConfig:
-    """The configuration of a new run, with the settings of its method.
-
-    Raises:
-        UserError: the method does not have this mode or option, or a setting is wrong.
-    """
+    """The configuration of a new run, with the settings of its method; mode and options must be ones it has."""
     config = invocation.config
     check_method(config, invocation.given)
     content = invocation.settings_of(config.method)

@@ -62,11 +62,7 @@ class Manifest:
 
 
 def read_manifest(run: Path) -> Manifest | None:
-    """The manifest of a run directory; None if there is none, so that no episode is complete.
-
-    Raises:
-        UserError: it is damaged or of another format.
-    """
+    """The manifest of a run directory; None if there is none, so that no episode is complete."""
     path = run / MANIFEST
     try:
         if not path.is_file():
@@ -144,11 +140,7 @@ def remedy(name: str) -> str:
 
 
 def verify(run: Path) -> tuple[list[str], list[str]]:
-    """One line for each damaged file of a run, and the names of files that are not part of the run.
-
-    Raises:
-        UserError: there is no run, or its manifest is damaged.
-    """
+    """One line for each damaged file of a run, and the names of files that are not part of the run."""
     manifest = read_manifest(run)
     if manifest is None:
         raise UserError(f"{run} has no {MANIFEST}: it is no run, or one in which nothing is complete yet")

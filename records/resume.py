@@ -18,14 +18,7 @@ from utils.settings import declarations, plain, read
 
 
 def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
-    """The invocation with the configuration of the interrupted run.
-
-    Args:
-        saved: config.yaml of that run.
-
-    Raises:
-        UserError: config.yaml is damaged, or the command line contradicts it; names the keys.
-    """
+    """The invocation with the configuration of the interrupted run, whose config.yaml is `saved`."""
     path = str(invocation.run_dir / CONFIG)
     config = saved_config(path, saved)
     check_name(config.method, f"{path}: method: ")
@@ -39,14 +32,7 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
 
 
 def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
-    """The invocation with the configuration of a finished run, followed by the tasks of --data_config.
-
-    Args:
-        saved: config.yaml of that run.
-
-    Raises:
-        UserError: config.yaml is damaged, the run cannot be extended, or the tasks are of other data.
-    """
+    """The invocation with the configuration of a finished run, whose config.yaml is `saved`, and more tasks."""
     base = invocation.command.extend
     path = f"{base}/{CONFIG}"
     config, more = saved_config(path, saved), invocation.config.data

@@ -150,7 +150,7 @@ class Run:
         Raises:
             UserError: there are no such predictions, or a file is damaged.
         """
-        number = task if isinstance(task, int) else self._number(task)
+        number = self._number(task)
         by_task = self.test_predictions if split == "test" else self._member_predictions(split)
         found = list(by_task.get(number, {}).items())[:members]
         if not found:
@@ -164,16 +164,15 @@ class Run:
         Raises:
             UserError: there are no such targets, or the file is damaged.
         """
-        number = task if isinstance(task, int) else self._number(task)
-        for other, values in self._tensors(TARGETS, split):
-            if other == number:
-                return values
-        raise UserError(f"{self.path} has no targets for task {task!r} on split {split!r}")
+        number, found = self._number(task), self._tensors(TARGETS, split)
+        if number not in found:
+            raise UserError(f"{self.path} has no targets for task {task!r} on split {split!r}")
+        return found[number]
 
     @cached_property
     def targets(self) -> dict[int, npt.NDArray[Any]]:
         """Task -> targets of the test examples, [N, ...]."""
-        return dict(self._tensors(TARGETS, "test"))
+        return self._tensors(TARGETS, "test")
 
     @cached_property
     def test_predictions(self) -> dict[int, dict[int, Array]]:
@@ -186,7 +185,7 @@ class Run:
     def _member_predictions(self, split: str) -> dict[int, dict[int, Array]]:
         found: dict[int, dict[int, Array]] = {}
         for member in answering(self.members):
-            for task, values in self._tensors(predictions_file(member.number), split):
+            for task, values in self._tensors(predictions_file(member.number), split).items():
                 found.setdefault(task, {})[member.number] = values.astype(np.float64)
         return dict(sorted(found.items()))
 
@@ -196,27 +195,23 @@ class Run:
         found = summarize(self.rows, self.continual, so_far, self.config["higher_is_better"])
         return replace(self, summary={**self.summary, **found})
 
-    def _number(self, name: str) -> int:
-        numbers = {row.task for row in self.rows if row.task_name == name}
+    def _number(self, task: str | int) -> int:
+        if isinstance(task, int):
+            return task
+        numbers = {row.task for row in self.rows if row.task_name == task}
         if len(numbers) != 1:
-            raise UserError(f"{self.path}: {len(numbers) or 'no'} tasks are named {name!r}; it has {self.task_names}")
+            raise UserError(f"{self.path}: {len(numbers) or 'no'} tasks are named {task!r}; it has {self.task_names}")
         return numbers.pop()
 
-    def _tensors(self, name: str, split: str) -> list[tuple[int, npt.NDArray[Any]]]:
-        """The tensors of one split in a file of predictions/, with their tasks."""
+    def _tensors(self, name: str, split: str) -> dict[int, npt.NDArray[Any]]:
+        """Task -> the tensor of one split in a file of predictions/."""
         found = read_tensors_of(self.path, self.manifest, name)
         parts = [(key.removeprefix("task_").partition("/"), values) for key, values in found.items()]
-        return [
-            (self.places.get(int(task), int(task)), values.numpy()) for (task, _, of), values in parts if of == split
-        ]
+        return {self.places.get(int(n), int(n)): values.numpy() for (n, _, of), values in parts if of == split}
 
 
 def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
-    """config.yaml and the manifest of a run with at least one complete episode.
-
-    Raises:
-        UserError: there is none, or a file is damaged.
-    """
+    """config.yaml and the manifest of a run with at least one complete episode."""
     if not holds_run(path):
         raise UserError(f"{path} is not the directory of a run (it has no {CONFIG})")
     manifest = read_manifest(path)

@@ -69,11 +69,7 @@ class Plan:
 
 
 def planned(invocation: Invocation, stack: ExitStack) -> Plan:
-    """Check options and saved configurations against each other; an interrupted run is locked until `stack` closes.
-
-    Raises:
-        UserError: they do not fit, or the run directory cannot be used.
-    """
+    """Check options and saved configurations against each other; an interrupted run is locked until `stack` closes."""
     path, command = invocation.run_dir, invocation.command
     if command.resume and holds_run(path):
         stack.enter_context(locked(path, "--run_dir "))
@@ -212,11 +208,7 @@ def saved_networks(path: Path, config: RunConfig, device: torch.device) -> Itera
 
 
 def finished_run(path: Path) -> dict[str, Any]:
-    """config.yaml of a run that is to be extended, all of whose files are checked.
-
-    Raises:
-        UserError: there is no finished run, it has no state to continue from, or a file is damaged.
-    """
+    """config.yaml of a run that is to be extended; checks that it is finished, has a state, and is undamaged."""
     manifest = read_manifest(path) if holds_run(path) else None
     if manifest is None or not manifest.finished:
         raise UserError(f"--extend {path} is not the directory of a finished run")
@@ -283,11 +275,7 @@ def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
 
 
 def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
-    """A network that shows, before anything is written, whether the model fits the inputs.
-
-    Raises:
-        UserError: it cannot take inputs of this shape, or batches of this size.
-    """
+    """A network that shows, before anything is written, whether the model fits the inputs and batches (UserError)."""
     tasks = stream.tasks[:1] if config.continual else stream.tasks
     with seeded(config.seed, "trial"):
         try:
@@ -303,9 +291,6 @@ def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: 
 
     Returns:
         Number of parameters of the trunk, and what choose_launch returns.
-
-    Raises:
-        UserError: the method cannot learn with this network or objective.
     """
     task, method = stream.tasks[0], METHODS[config.method]
     check_requirements(method, stream.spec, net, config.hp)

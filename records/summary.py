@@ -34,11 +34,7 @@ def key_of(key: str, metric: str) -> str:
 
 
 def figure(summary: Mapping[str, Any], key: str) -> Any:
-    """The figure "per_task_acc" or another one of a summary, for its main metric.
-
-    Raises:
-        KeyError: there is none of that name.
-    """
+    """The figure "per_task_acc" or another one of a summary, for its main metric; KeyError if there is none."""
     return summary[key_of(key, summary["metric"])]
 
 
@@ -132,14 +128,11 @@ def read_summary(path: Path) -> dict[str, Any] | None:
 
 
 def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
-    """The final main metric per task of a finished run of --method isolated on the same stream.
+    """The final main metric per task of a finished run of --method isolated.
 
     Args:
         path: its run directory.
-        config: config.yaml of the run that is compared with it.
-
-    Raises:
-        UserError: it is no such run, or has another stream or recipe.
+        config: config.yaml of the run that is compared with it; must have the same stream and recipe.
     """
     summary = read_summary(path) if holds_run(path) else None
     if not summary:

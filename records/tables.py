@@ -42,11 +42,7 @@ def metric_lines(rows: Iterable[Measurement]) -> bytes:
 
 
 def read_metrics(text: str) -> list[Measurement]:
-    """The inverse of `header` and `metric_lines`.
-
-    Raises:
-        ValueError, KeyError, TypeError, csv.Error: the text is not such a table.
-    """
+    """The inverse of `header` and `metric_lines`; raises ValueError, TypeError or csv.Error for another text."""
     found = []
     for where, lines in groupby(_lines(METRICS, text), lambda line: tuple(line[name] for name in _WHERE)):
         scores = {line["metric"]: _scored(line) for line in lines}

@@ -8,6 +8,7 @@ import os
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,7 @@ class TensorBoard(RunMonitor):
     def run_begins(self, run: RunStart) -> None:
         self._history = History(run.tasks)
         self._sign = 1 if run.config["higher_is_better"] else -1
-        rows: dict[int, list[Measurement]] = {}
-        for row in run.rows:
-            rows.setdefault(row.episode, []).append(row)
+        rows = {episode: list(group) for episode, group in groupby(run.rows, lambda row: row.episode)}
         for facts in run.episodes:
             self._history.add(facts, rows[facts.episode])
         self._continual, self._isolated = run.config["continual"], run.isolated
@@ -135,9 +134,8 @@ class TensorBoard(RunMonitor):
         """For tasks measured for the first time: one point beside the beginning of each curve."""
         if self._isolated is None:
             return {}
-        known = self._history.measured()
-        return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task - 1] for row in rows
-                if row.is_test and not known[row.task - 1]}  # fmt: skip
+        new = [row for row in rows if row.is_test and row.task not in self._history.measured]
+        return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task - 1] for row in new}
 
     def _of_matrix(self) -> dict[str, float]:
         """Forgetting and backward transfer, which the multi-task mode does not define."""
@@ -161,25 +159,24 @@ class History:
         main: the main metric on the test data.
         weights: probability of drawing each task.
         trained: 1 for tasks that were trained on, 0 for others.
+        measured: numbers of the tasks that were measured in any episode.
     """
 
     def __init__(self, tasks: int) -> None:
         self._tasks = tasks
+        self.measured: set[int] = set()
         self.main: list[npt.NDArray[np.float64]] = []
         self.weights: list[npt.NDArray[np.float64]] = []
         self.trained: list[npt.NDArray[np.float64]] = []
 
     def add(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         """Append an episode."""
-        self.main.append(self._row({row.task: row.main for row in rows if row.is_test}, math.nan))
+        test = {row.task: row.main for row in rows if row.is_test}
+        self.measured |= test.keys()
+        self.main.append(self._row(test, math.nan))
         self._shares = rows[0].metric == ACCURACY.name
         self.weights.append(self._row(facts.sampling_weights, math.nan))
         self.trained.append(self._row(dict.fromkeys(facts.tasks, 1.0), 0.0))
-
-    def measured(self) -> npt.NDArray[np.bool_]:
-        """Whether each task was measured, [tasks]."""
-        # A task that was measured once is measured in every episode from then on.
-        return ~np.isnan(self.main[-1]) if self.main else np.zeros(self._tasks, bool)
 
     def pictures(self) -> dict[str, metrics.Matrix]:
         """Tag -> the matrix to draw, [episodes so far, tasks], in [0, 1]."""

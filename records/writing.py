@@ -123,12 +123,7 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
 def resolve(
     config: RunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None
 ) -> dict[str, Any]:
-    """The content of config.yaml: all settings with their defaults, the data, and the versions of the libraries.
-
-    Args:
-        isolated: the run that this one is compared with.
-        base: the run that this one extends.
-    """
+    """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any."""
     metric = main_metric(stream)
     return {
         "stream": config.stream,
