@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from records.manifest import (
     Entry,
     Manifest,
     checked,
-    is_removed_log,
     read_manifest,
 )  # fmt: skip
 from records.members import SavedMember, facts_file, predictions_file, weights_file
@@ -89,9 +87,7 @@ class RunDirectory:
         manifest = read_manifest(path)
         if manifest is None:
             return cls._begin_again(path)
-        kept = {name: entry for name, entry in manifest.files.items() if not is_removed_log(path, name)}
-        manifest = replace(manifest, files=kept)
-        for name in kept:
+        for name in manifest.files:
             checked(path, manifest, name)
         for folder in _FOLDERS:
             if (path / folder).is_symlink():
@@ -99,9 +95,9 @@ class RunDirectory:
         with _written(path):
             folders = ["state"] if manifest.finished else ["", *_FOLDERS]
             found = [entry for folder in folders for entry in (path / folder).glob("*") if not entry.is_dir()]
-            _remove(entry for entry in found
-                    if _ours(path, entry) and entry.relative_to(path).as_posix() not in (*kept, MANIFEST))  # fmt: skip
-            for name, entry in kept.items():
+            kept = {path / name for name in (*manifest.files, MANIFEST)}
+            _remove(entry for entry in found if entry not in kept and _ours(path, entry))
+            for name, entry in manifest.files.items():
                 if GROWING.fullmatch(name) and (path / name).stat().st_size > entry.size:
                     os.truncate(path / name, entry.size)
             for folder in _FOLDERS:
@@ -188,11 +184,7 @@ class RunDirectory:
         self._commit(self.manifest.episode, self.manifest.members, seconds)
 
     def finish(self, summary: Mapping[str, Any], unneeded: str) -> None:
-        """Write summary.json, which marks the run as finished; its state is kept, so that it can be extended.
-
-        Args:
-            unneeded: parts of the state whose names begin with this are removed.
-        """
+        """Write summary.json, and so finish the run; removes the parts of the state that begin with `unneeded`."""
         self._write(SUMMARY, json_bytes(summary))
         self._replace_state({}, lambda name: name.startswith(f"state/{unneeded}"))
         self._commit(self.manifest.episode, self.manifest.members, summary["total_seconds"])
@@ -200,15 +192,11 @@ class RunDirectory:
             (self.path / "state").rmdir()
 
     def adopting(self, other: Path, targets: Mapping[tuple[int, str], Tensor]) -> RunDirectory:
-        """Copy the episodes, members, predictions and state of a finished run, in one commit, to extend it here.
-
-        Args:
-            targets: of all tasks, see add_targets.
-        """
+        """Copy the episodes, members, predictions and state of a finished run to extend it; `targets`: of all tasks."""
         manifest = read_manifest(other)
         assert manifest is not None
         for name in manifest.files:
-            if name not in (CONFIG, TARGETS, SUMMARY) and not is_removed_log(other, name):
+            if name not in (CONFIG, TARGETS, SUMMARY):
                 self._write(name, checked(other, manifest, name))
         self.add_targets(targets)
         self._commit(manifest.episode, manifest.members, manifest.seconds)

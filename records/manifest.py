@@ -75,7 +75,9 @@ def read_manifest(run: Path) -> Manifest | None:
             )
         if content.pop("sha256") != _own_sum(content):
             raise ValueError("its checksum is wrong")
-        files = {name: Entry(*entry) for name, entry in content["files"].items()}
+        # TensorBoard files may be deleted to save room, which changes nothing else.
+        files = {name: Entry(*entry) for name, entry in content["files"].items()
+                 if not EVENTS.match(name) or (run / name).exists()}  # fmt: skip
         if outside := [name for name in files if not _NAME.fullmatch(name)]:
             raise ValueError(f"{outside[0]!r} is no file of a run")
         return Manifest(content["episode"], content["members"], content["seconds"], files)
@@ -117,11 +119,6 @@ def checked(run: Path, manifest: Manifest, name: str) -> bytes:
 def damaged(run: Path, name: str, reason: object) -> UserError:
     """The error for a file of a run with unexpected content."""
     return UserError(f"{run / name} is damaged ({' '.join(str(reason).split())[:200]}); {remedy(name)}")
-
-
-def is_removed_log(run: Path, name: str) -> bool:
-    """Whether it is a TensorBoard file that was deleted to save room, which changes nothing else."""
-    return bool(EVENTS.match(name)) and not (run / name).exists()
 
 
 def remedy(name: str) -> str:

@@ -29,7 +29,7 @@ from records.checkpoints import RunCheckpoints, load_state
 from records.directory import RunDirectory, check_free, holds_run, read_config
 from records.invocation import Invocation, check_contradictions, with_settings
 from records.lock import locked
-from records.manifest import checked, is_removed_log, read_manifest, verify
+from records.manifest import checked, read_manifest, verify
 from records.members import answering, read_members, read_network
 from records.resume import check_same_data, compared_with, extended, extended_from, resumed, warn_of_versions
 from records.summary import load_isolated, read_summary
@@ -215,8 +215,7 @@ def finished_run(path: Path) -> dict[str, Any]:
     if not any(name.startswith("state/") for name in manifest.files):
         raise UserError(f"--extend {path} has no state to continue from: it was derived from another run")
     for name in manifest.files:
-        if not is_removed_log(path, name):
-            checked(path, manifest, name)
+        checked(path, manifest, name)
     return read_config(path)
 
 
