@@ -134,7 +134,7 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
             store[others] = 255 - store[others]
         return stream
 
-    monkeypatch.setattr(zoo.forget, "build_stream", changed)
+    monkeypatch.setattr(zoo.forgetting, "build_stream", changed)
     assert forget.main(["run", "--task", "middle", "--retrain", "--quiet", "--run_dir", "two"]) == 0
     files = sorted(path.relative_to("one") for path in Path("one").rglob("*.safetensors"))
     assert len(files) > 4
@@ -232,7 +232,7 @@ def test_other_data_are_refused(run, monkeypatch, capsys):
         stream.tasks[0].test.targets[:] = 0
         return stream
 
-    monkeypatch.setattr(zoo.forget, "build_stream", changed)
+    monkeypatch.setattr(zoo.forgetting, "build_stream", changed)
     assert forget.main(["run", "--task", "2", "--retrain", "--quiet"]) == 2
     assert "the data are not those that run was trained on" in capsys.readouterr().err
     assert not Path("run-without-2").exists()
