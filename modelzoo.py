@@ -24,7 +24,7 @@ from records.console import Console
 from records.invocation import Invocation, parse
 from records.monitor import Monitors, RunMonitor, RunStart
 from records.session import Session, opened, planned, resuming_command, verify_run
-from records.summary import final_table, saved_table, summarize
+from records.summary import final_table, summarize
 from records.tensorboard import TensorBoard
 from records.writing import episode_facts, facts_of, main_metric, save_members, targets_of
 from utils.compute import enough_memory
@@ -59,7 +59,7 @@ def run(invocation: Invocation) -> Path:
         stack.enter_context(ending_on_sigterm())
         plan = planned(invocation, stack)
         if plan.summary is not None:
-            print(saved_table(plan.invocation.run_dir, plan.summary))
+            print(final_table(plan.summary))
             return invocation.run_dir
         session = opened(plan, stack)
         with enough_memory(f"training on {session.method.compute.device}", remedy):

@@ -1,4 +1,4 @@
-"""What is asked of networks: accuracy over a stream with and without the task, and the metrics made of it.
+"""Measuring networks: accuracy over a stream, with and without the task, and continual-learning metrics.
 
 Nothing here trains or writes files.
 """

@@ -1,9 +1,9 @@
-"""Measuring a method after every episode: rows of metrics.csv. What is read of the data here reaches no method.
+"""Evaluation: measures a method after every episode, in rows of metrics.csv. No data read here reach the method.
 
-method.predict on the tasks seen        -> task-incremental scores of the test split
-each new network on further splits      -> running means, by task -> scores of these splits
-each new network on examples of any task -> running means, by task -> scores without the task
-each new network on what was held out    -> saved with its predictions, to calibrate and combine members on
+method.predict on the tasks seen                  -> task-incremental scores of the test split
+each new network on further splits                -> running means, by task -> scores of these splits
+each new network on test examples of all tasks    -> running means, by task -> scores without the task
+each new network on held-out examples of its tasks -> saved, to calibrate and combine members
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from utils.seeding import generator
 from utils.trees import Tree
 
 HELD_OUT = "held_out"
-AVERAGES = "averages_"  # opens the names of the evaluation's parts of a run's state
-# Test examples of all tasks together on which every head of every network is asked, once: so what an episode costs
-# does not grow with the zoo. Future tasks' are among them, and are not looked at before their tasks are revealed.
+AVERAGES = "averages_"  # opens the names of the parts of a run's state that belong to the evaluation
+# Number of test examples of all tasks that each head of each network answers once, so that the cost of an episode does
+# not grow with the zoo. Those of future tasks are among them, and are not scored before their tasks are revealed.
 MIXED_EXAMPLES = 2_000
 _MIXED = "mixed"
 
 
 class Progress(Protocol):
-    """What an episode did: the tasks, by id, whose predictions may differ from before, and what training took."""
+    """What an episode did: ids of the tasks whose predictions may have changed, and the cost of training."""
 
     @property
     def changed(self) -> Container[int]: ...
@@ -48,12 +48,12 @@ class Progress(Protocol):
 
 
 class Learner(Protocol):
-    """What is measured: a method of methods/, seen from outside.
+    """A method, as far as it is measured.
 
     Attributes:
-        train_scores: by task id, the scores of the method on the training examples that it has kept.
+        train_scores: task id -> scores on the kept training examples.
         new_members: the networks of the last episode.
-        untrained: by task id, the predictions of the first network on the test inputs before it was trained, [N, C].
+        untrained: task id -> predictions of the first network, before training, on the test inputs, [N, C].
     """
 
     spec: StreamSpec
@@ -67,11 +67,10 @@ class Learner(Protocol):
 
 
 class Evaluation:
-    """All that is measured of a run.
+    """Measures a run.
 
     Args:
-        seed: of the run.
-        rows: of the last episode of earlier processes.
+        rows: those of the last complete episode, in a resumed run.
         evaluations: names of what else is asked of every new network, see EVALUATIONS.
     """
 
@@ -101,14 +100,13 @@ class Evaluation:
             self._ask_held_out(member)
         rows = []
         for task in seen:
-            # What the episode has not changed is carried over, so that its cost does not grow.
+            # Unchanged scores are carried over, so that the cost of an episode does not grow.
             if task.id in learned.changed or task.id not in self._scores:
                 self._scores[task.id] = dict(self._scored(task))
             measured = dict(self._scores[task.id])
             if task.id in self._method.train_scores:
                 measured["train", ""] = self._method.train_scores[task.id]
-            for (split, part), scores in measured.items():
-                rows.append(self._row(episode.number, task, split, part, TASK_INCREMENTAL, scores))
+            rows += [self._row(episode.number, task, *part, TASK_INCREMENTAL, s) for part, s in measured.items()]
         return rows + self._without_task(episode.number, seen) + list(self._answers(episode.number))
 
     def _answers(self, episode: int) -> Iterator[Measurement]:
@@ -121,7 +119,7 @@ class Evaluation:
                         yield self._row(episode, task, "test", "", name, EVALUATIONS[name](subject))
 
     def untrained(self) -> list[Measurement]:
-        """Episode 0: the first network before it was trained, on the tasks that it has heads for."""
+        """Rows of episode 0: the first network before training, on the tasks that it has heads for."""
         rows = []
         for number, predictions in self._method.untrained.items():
             task = self._stream.task(number)
@@ -130,14 +128,14 @@ class Evaluation:
         return rows
 
     def state_dict(self) -> dict[str, Tree]:
-        """Of the running means; None for parts that are as they were when this was last called."""
+        """The running means; None for parts that have not changed since the last call."""
         return {f"{AVERAGES}{part}": content for part, content in self._cache.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tree], members: Callable[[], Iterable[Member]]) -> None:
-        """Continue from what `state_dict` returned; other parts are left alone.
+        """Continue from what `state_dict` returned; parts of other names are ignored.
 
         Args:
-            members: all that answer; they are asked again if there is nothing of this in the state.
+            members: returns the networks that answer, which are evaluated again if the state has no running means.
         """
         mine = {part.removeprefix(AVERAGES): tree for part, tree in state.items() if part.startswith(AVERAGES)}
         self._cache.load_state_dict(mine)
@@ -146,7 +144,7 @@ class Evaluation:
             self._add(member)
 
     def _add(self, member: Member) -> None:
-        """Add the predictions of a network on further splits and on examples of any task to the averages."""
+        """Add the predictions of a network on further splits and on examples of all tasks to the running means."""
         if member.replaces:
             self._cache = PredictionCache()
         for number, weight in zip(member.tasks, member.weights, strict=True):
@@ -163,7 +161,7 @@ class Evaluation:
             self._cache.add(number, _MIXED, torch.column_stack(astuple(answer)), weight)
 
     def _ask_held_out(self, member: Member) -> None:
-        """Put what a network predicts for the held-out examples of its tasks beside its other predictions."""
+        """Add the predictions of a network on the held-out examples of its tasks to its `predictions`."""
         for number in member.tasks:
             held = self._stream.task(number).held_out
             if held is not None:
@@ -174,7 +172,7 @@ class Evaluation:
             return predict_examples(member.net, task, examples, self._method.spec, self._method.compute)
 
     def _scored(self, task: Task) -> Iterator[tuple[tuple[str, str], Scores]]:
-        """Scores of the test split and of further splits, and of their slices, by split and slice."""
+        """(split, slice) and scores of the test split, of further splits and of their slices."""
         objective = self._method.spec.objective
         for split, examples in {"test": task.test, **further_splits(task)}.items():
             if split == "test":
@@ -188,12 +186,8 @@ class Evaluation:
                 part = positions.to(predictions.device)
                 yield (split, name), objective.evaluate(predictions[part], examples.targets[part])
 
-    def _row(
-        self, episode: int, task: Task, split: str, part: str, scenario: str, scores: Scores
-    ) -> Measurement:  # fmt: skip
-        return Measurement(
-            episode, self._step, self._examples, task.id, task.name, split, part, scenario, scores
-        )  # fmt: skip
+    def _row(self, episode: int, task: Task, split: str, part: str, scenario: str, scores: Scores) -> Measurement:
+        return Measurement(episode, self._step, self._examples, task.id, task.name, split, part, scenario, scores)
 
     def _without_task(self, episode: int, seen: Sequence[Task]) -> list[Measurement]:
         if self._mixed is None:
@@ -216,12 +210,12 @@ class Evaluation:
 
 
 def further_splits(task: Task) -> dict[str, Examples]:
-    """Evaluation splits beside train, test and held-out examples, by name."""
+    """Name -> examples of the evaluation splits other than train, test and held-out."""
     return {name: part for name, part in task.splits.items() if name not in ("train", "test", HELD_OUT)}
 
 
 def mixed_examples(tasks: Sequence[Task], seed: int) -> list[tuple[int, Examples]]:
-    """As many test examples of each task, at most MIXED_EXAMPLES of all; at least one of each."""
+    """The same number of test examples of each task, at least one, and at most MIXED_EXAMPLES together."""
     most = max(1, MIXED_EXAMPLES // len(tasks))
     parts = []
     for task in tasks:

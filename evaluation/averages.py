@@ -1,4 +1,4 @@
-"""Means over members of what they answered, so that none is ever asked twice."""
+"""PredictionCache: running means of the predictions of the members of a zoo."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from utils.trees import Tree
 
 
 class PredictionCache:
-    """Running weighted means of the members' probabilities, so that no member is ever evaluated twice."""
+    """Running weighted means of predictions, by task and split, so that no member is ever evaluated twice."""
 
     def __init__(self) -> None:
         self._means: dict[tuple[int, str], tuple[Tensor, float, int]] = {}
         self._changed: set[tuple[int, str]] = set()  # since the last state_dict
 
     def add(self, task_id: int, split: str, probabilities: Tensor, weight: float) -> None:
-        """Count one more member; `probabilities`: [N, C] on the fixed examples of that split."""
+        """Add the predictions, [N, C], of one more member on the examples of a split."""
         self._changed.add((task_id, split))
         if (task_id, split) not in self._means:
             self._means[task_id, split] = probabilities.clone(), weight, 1
             return
         mean, weights, members = self._means[task_id, split]
         weights += weight
-        # A single member is its own mean to the bit, whatever its weight.
+        # lerp_ keeps the mean of a single member exact to the bit, whatever its weight.
         self._means[task_id, split] = mean.lerp_(probabilities, weight / weights), weights, members + 1
 
     def average(self, task_id: int, split: str) -> Tensor:
-        """Weighted mean over the members counted so far, [N, C]."""
+        """Weighted mean over the members added so far, [N, C]."""
         return self._means[task_id, split][0]
 
     def restrict(self, task_id: int, split: str, positions: Tensor) -> None:
-        """Keep the examples at `positions` only."""
+        """Keep only the examples at `positions`."""
         self._changed.add((task_id, split))
         mean, weights, members = self._means[task_id, split]
         self._means[task_id, split] = mean[positions.to(mean.device)], weights, members
 
     def state_dict(self) -> dict[str, Tree]:
-        """A part for each task and split; None for those that are as they were when this was last called."""
+        """A part for each task and split; None for those that have not changed since the last call."""
         parts = {
             f"task_{task}_{split}": (task, split, *mean) if (task, split) in self._changed else None
             for (task, split), mean in self._means.items()
@@ -47,12 +47,12 @@ class PredictionCache:
         return parts
 
     def load_state_dict(self, state: Mapping[str, Tree]) -> None:
-        """Continue from what `state_dict` returned; other parts are left alone."""
+        """Continue from what `state_dict` returned; parts of other names are ignored."""
         for part, content in state.items():
             if part.startswith("task_"):
                 task, split, *mean = content
                 self._means[task, split] = tuple(mean)
 
     def members(self, task_id: int, split: str) -> int:
-        """How many members were counted."""
+        """The number of members added."""
         return self._means[task_id, split][2] if (task_id, split) in self._means else 0

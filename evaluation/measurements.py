@@ -1,4 +1,4 @@
-"""One measurement of a run, and the scenarios in which tasks are measured."""
+"""Measurement: the scores on one task, split and slice after one episode; and the scenarios."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from datasets.objectives import Scores
 
-# The scenarios of van de Ven et al. (2022), and which task it is as a question of its own.
+# The scenarios of van de Ven et al. (2022), and task identification on its own.
 TASK_INCREMENTAL = "task-incremental"
 CLASS_INCREMENTAL = "class-incremental"
 DOMAIN_INCREMENTAL = "domain-incremental"
@@ -17,21 +17,21 @@ WITHOUT_TASK = (CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION)
 
 @dataclass(frozen=True)
 class Measurement:
-    """The scores of a method on examples of one task: in metrics.csv a line for each score."""
+    """The scores of a method on examples of one task; metrics.csv has a line for each score."""
 
     episode: int
-    step: int  # gradient steps of the run so far
-    examples: int  # training examples seen so far, each as often as it was seen
+    step: int  # training steps of the run so far
+    examples: int  # training examples of the run so far, with repetitions
     task: int
     task_name: str
     split: str
-    slice: str  # a named part of the split; "" is all of it
-    scenario: str  # what the method is told, see evaluation/scenarios.py; or the name of an evaluation
+    slice: str  # a named part of the split; "" is the whole split
+    scenario: str  # see evaluation/scenarios.py; or the name of an evaluation
     scores: Scores
 
     @property
     def n(self) -> int:
-        """How many examples the main metric is of."""
+        """Number of examples behind the main metric."""
         return self.scores[self.metric].n
 
     @property
@@ -41,16 +41,16 @@ class Measurement:
 
     @property
     def main(self) -> float:
-        """Value of the main metric: what the matrix R is made of."""
+        """Value of the main metric, an entry of the matrix R."""
         return self.scores[self.metric].value
 
     @property
     def is_test(self) -> bool:
-        """Whether R is made of it: on all test examples, the task being known."""
+        """Whether it is an entry of R: on the whole test split, with the task known."""
         return self.split == "test" and not self.slice and self.scenario == TASK_INCREMENTAL
 
     def value(self, metric: str) -> float | None:
-        """Of a metric; None where it is not defined."""
+        """Value of a metric; None where it is not defined."""
         return self.scores[metric].value if metric in self.scores else None
 
 

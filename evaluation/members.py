@@ -1,4 +1,4 @@
-"""A trained network of a zoo, and the tasks that it answers."""
+"""Member: a trained network of a zoo."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from net.multihead import MultiHead, TaskWeights
 class Member:
     """A trained network, its tasks, and its predictions until they are written to the run directory."""
 
-    number: int  # from 0, the place in the zoo
+    number: int  # from 0, in the order of joining
     episode: int
     tasks: tuple[int, ...]
     net: MultiHead
-    weights: tuple[float, ...]  # in the mean that answers each of the tasks
-    replaces: bool  # whether earlier members do not answer any more
+    weights: tuple[float, ...]  # of its predictions in the mean of each task
+    replaces: bool  # whether earlier members no longer answer
     predictions: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (task id, split) -> [N, C]
-    task_weights: Mapping[int, TaskWeights] = field(default_factory=dict)  # by task: what only it has in the trunk
+    task_weights: Mapping[int, TaskWeights] = field(
+        default_factory=dict
+    )  # by task: trunk weights that only this task has

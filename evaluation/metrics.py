@@ -1,8 +1,8 @@
 """Continual-learning metrics: pure functions of the accuracy matrix R.
 
 R is [T, T], R[k, t] the test accuracy on task t after episode k (rows and columns in the order of the
-stream), NaN where the task had not been revealed; the untrained network's, R[0], is a vector of its own.
-Several of these names have different definitions in the literature; each function states the one it computes.
+stream), NaN where the task had not been revealed; R[0], of the untrained network, is a separate vector.
+Several of these names have more than one definition in the literature; each function states the one it computes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def bwt(R: Matrix) -> float:
 
 
 def forgetting_chaudhry(R: Matrix) -> float:
-    """Drop from the best accuracy a task ever had before the last episode; negative if it only got better.
+    """Drop from the best accuracy a task had before the last episode; negative if it only got better.
 
         F = 1/(T-1) sum_{t<T} ( max_{t<=k<T} R[k, t] - R[T, t] )
 
@@ -74,17 +74,17 @@ def fwt_zero_shot(R: Matrix, untrained: npt.NDArray[np.float64]) -> float:
 
 
 def gain_isolated(R: Matrix, isolated: npt.NDArray[np.float64]) -> float:
-    """What learning the whole stream has brought over networks trained on each task alone, at the end.
+    """Gain in final accuracy over networks trained on each task alone.
 
         1/T sum_t (R[T, t] - isolated[t])
 
-    What the tables of Ramesh & Chaudhari (2022) compare. `isolated`: [T].
+    Ramesh & Chaudhari (2022) compare these in their tables. `isolated`: [T].
     """
     return _mean(R[-1] - isolated)
 
 
 def worst_task_acc(R: Matrix) -> float:
-    """Accuracy at the end on the task that is solved worst: min_t R[T, t]."""
+    """Lowest accuracy at the end over all tasks: min_t R[T, t]."""
     return float(R[-1].min())
 
 
@@ -93,9 +93,9 @@ def fwt_isolated(R: Matrix, isolated: npt.NDArray[np.float64]) -> float:
 
         FWT = 1/(T-1) sum_{t>=2} (R[t, t] - isolated[t])
 
-    The first task is left out: nothing came before it, so its difference is noise only.
-    The distance of the first point of a task from its isolated cross in the figures of Ramesh &
-    Chaudhari (2022). `isolated`: [T]. NaN for a single task.
+    The first task is left out: nothing came before it, so its difference is noise only. In the figures of Ramesh &
+    Chaudhari (2022) it is the distance from a task's first point to its isolated cross. `isolated`: [T]. NaN for a
+    single task.
     """
     return _mean((R.diagonal() - isolated)[1:])
 

@@ -1,13 +1,13 @@
-"""Answering without being told the task: which task an input is of, then which class.
+"""Answering without the task: first the task of an input is identified, then its class.
 
-What the heads of all tasks say about the same inputs -> a rule -> p(task), p(class) = p(task) p(class | task).
+Answers of the heads of all tasks to an input -> routing rule -> p(task); p(class) = p(task) p(class | task).
 
 The scenarios are those of van de Ven, Tuytelaars & Tolias, "Three types of incremental learning", 2022:
 
-    task-incremental     the task is told; which class of it?
-    class-incremental    nothing is told; which class of which task?
-    domain-incremental   nothing is told, and all tasks have the same classes; which class?
-    task-identification  nothing is told; which task? (part of the class-incremental scenario)
+    task-incremental     the task is given; which of its classes?
+    class-incremental    the task is not given; which class of which task?
+    domain-incremental   the task is not given, and all tasks have the same classes; which class?
+    task-identification  the task is not given; which task? (part of the class-incremental scenario)
 """
 
 from __future__ import annotations
@@ -26,53 +26,50 @@ from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_
 
 @dataclass(frozen=True)
 class Answer:
-    """What the members that learned a task say about N inputs, of whatever task they are."""
+    """Mean outputs of the members that learned a task, on N inputs that may be of other tasks."""
 
     probabilities: Tensor  # [N, C]
     energy: Tensor  # [N] mean over members of log sum_c exp(output c)
 
 
 def confidence(answer: Answer) -> Tensor:
-    """log max_c p(c), [N]: the surest head has it (Hendrycks & Gimpel 2017)."""
+    """log max_c p(c), [N]: chooses the most confident head (Hendrycks & Gimpel 2017)."""
     return answer.probabilities.amax(-1).log()
 
 
 def entropy(answer: Answer) -> Tensor:
-    """sum_c p(c) log p(c), [N], nats: the head with the lowest entropy has it."""
+    """sum_c p(c) log p(c), [N], nats: chooses the head with the lowest entropy."""
     return torch.special.xlogy(answer.probabilities, answer.probabilities).sum(-1)
 
 
 def energy(answer: Answer) -> Tensor:
-    """log sum_c exp(output c), [N], mean over members: the head with the largest outputs has it (Liu et al. 2020)."""
+    """log sum_c exp(output c), [N], mean over members: chooses the largest outputs (Liu et al. 2020)."""
     return answer.energy
 
 
-# How much speaks for a task. docs/using.md compares them.
+# The evidence for a task. docs/using.md compares the rules.
 ROUTINGS: dict[str, Callable[[Answer], Tensor]] = {"entropy": entropy, "confidence": confidence, "energy": energy}
 DEFAULT_ROUTING = "entropy"
 
 
 def task_log_probabilities(answers: Sequence[Answer], rule: str = DEFAULT_ROUTING) -> Tensor:
-    """log p(task), [N, T]: softmax over the tasks of what speaks for each of them."""
+    """log p(task), [N, T]: log-softmax over the tasks of the evidence for each of them."""
     return torch.stack([ROUTINGS[rule](answer) for answer in answers], -1).double().log_softmax(-1)
 
 
 def score_without_task(
     answers: Mapping[int, Answer], tasks: Tensor, targets: Tensor, *, same_classes: bool, rule: str = DEFAULT_ROUTING
 ) -> dict[str, dict[int, Scores]]:  # fmt: skip
-    """Scores of answers for which the task was not told.
+    """Scores of the scenarios in which the task is not given, by scenario and task.
 
-    The class is the likeliest one of the likeliest task; in the domain-incremental scenario the likeliest one of
-    p(class) = sum_t p(t) p(class | t). `loss` is -log p of what is right, with p(task) the softmax of what the rule
-    gives: it has no temperature, so `loss` and `ece` say less than the accuracy does.
+    The prediction is the likeliest class of the likeliest task; in the domain-incremental scenario the likeliest one of
+    p(class) = sum_t p(t) p(class | t). `loss` is -log p of the correct answer. The rule has no temperature, so p(task)
+    is not calibrated, and `loss` and `ece` say less than the accuracy does.
 
     Args:
-        answers: of each task that it can be, on the same N inputs.
-        tasks, targets: the right ones, [N]; tasks that are not in `answers` are not scored.
-        same_classes: whether all tasks of the stream have the same ones: there is a domain-incremental scenario.
-
-    Returns:
-        By scenario and task; the task-incremental scenario is not among them.
+        answers: of each candidate task, on the same N inputs.
+        tasks, targets: the correct ones, [N]; inputs of tasks that are not candidates are not scored.
+        same_classes: whether all tasks of the stream have the same classes, for the domain-incremental scenario.
     """
     candidates = torch.tensor(list(answers), device=tasks.device)
     known = torch.isin(tasks, candidates)
@@ -85,7 +82,7 @@ def score_without_task(
     right = (tasks.unsqueeze(-1) == candidates).int().argmax(-1)
     task = of_task.argmax(-1)
     chosen = of_class[here, task].argmax(-1)
-    # Of what is right, of what was answered, whether they are the same.
+    # By scenario: p(correct answer), p(prediction), and whether the prediction is correct.
     measured = {
         TASK_IDENTIFICATION: (of_task[here, right], of_task[here, task], task == right),
         CLASS_INCREMENTAL: (
@@ -106,12 +103,12 @@ def score_without_task(
 
 
 def answer_of(outputs: Tensor, objective: Objective) -> Answer:
-    """What one network says, whose head of the task has these outputs, [N, C]."""
+    """The answer of a network from the outputs of the head of a task, [N, C]."""
     energy = objective.energy(outputs)
     assert energy is not None
     return Answer(objective.predict(outputs), energy)
 
 
 def unanswered(guess: Tensor) -> Answer:
-    """The answer of a task that no member has learned: the uninformed prediction, [N, C], and no energy."""
+    """The answer for a task that no member has learned: the uninformed prediction, [N, C], and energy -inf."""
     return Answer(guess, torch.full((len(guess),), -math.inf, device=guess.device))

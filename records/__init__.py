@@ -1,7 +1,7 @@
-"""What is written down of a run: its directory, checkpoints and measurements; the terminal and TensorBoard.
+"""Run directories, the terminal and TensorBoard; and how a run is begun, resumed, extended and checked.
 
-Also how a run is begun, resumed, extended and checked. Only the programs, studies, reports and saved zoos import this:
-nothing that computes knows where it is written down.
+Only the programs, studies, reports and saved zoos import this: nothing that computes knows where it is written down.
+Whatever reads or checks something here raises UserError, whose single line names the file or option that is wrong.
 
     from records import Run
     Run.load("runs/demo").accuracy_matrix

@@ -1,4 +1,4 @@
-"""Training that is under way, saved every few minutes, and when a signal asks to stop."""
+"""RunCheckpoints: saves training under way in the run directory, every few minutes and when a signal stops the run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from utils.trees import Tree, from_bytes, to_bytes
 
 
 class RunCheckpoints(Checkpoints):
-    """In the run directory.
+    """Checkpoints in the run directory.
 
     Args:
-        minutes: between two; 0 is every epoch.
-        seconds: what the run has taken so far.
-        device: where tensors are wanted that were not on the CPU.
+        minutes: between two checkpoints; 0 saves after every epoch.
+        seconds: returns the wall time of the run so far.
+        device: of the tensors that were not on the CPU when they were saved.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RunCheckpoints(Checkpoints):
         self.episode_begins()
 
     def episode_begins(self) -> None:
-        """What is found and what is saved belongs to this episode."""
+        """Forget the finished networks of the last episode."""
         self._finished = {}
         self._wait()
 
@@ -49,10 +49,6 @@ class RunCheckpoints(Checkpoints):
         return self._minutes > 0 and time.monotonic() >= self._next
 
     def save(self, name: str, state: Callable[[], Tree]) -> None:
-        """
-        Raises:
-            SignalError: a signal asked to stop; the state is saved.
-        """
         parts = {**self._finished, name: state}
         self._directory.keep_training(self.seconds(), {part: to_bytes(tree()) for part, tree in parts.items()})
         self._finished = {}
@@ -63,30 +59,21 @@ class RunCheckpoints(Checkpoints):
         self._finished[name] = state
 
     def stop_if_asked(self) -> None:
-        """
-        Raises:
-            SignalError: a signal has asked to stop.
-        """
+        """Raise a SignalError if a signal has asked to stop."""
         if self._signal:
             raise SignalError(self._signal)
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask to stop at the next place where it can be gone on; the second one stops at once."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        """SIGINT and SIGTERM stop the run at the next place where it can be resumed; a second one stops at once."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self._signal:
                 raise SignalError(number)
             self._signal = number
 
-        try:
-            for number in before:
-                signal.signal(number, ask)
+        with _handling(ask, signal.SIGINT, signal.SIGTERM):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _wait(self) -> None:
         self._next = time.monotonic() + 60 * self._minutes
@@ -94,24 +81,27 @@ class RunCheckpoints(Checkpoints):
 
 @contextlib.contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends what is done here like any error, so that locks are released."""
+    """SIGTERM raises a SignalError, so that locks are released."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SignalError(number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    with _handling(end, signal.SIGTERM):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def load_state(content: bytes, device: torch.device, place: str) -> Tree:
-    """A saved state.
-
-    Raises:
-        UserError: it is none.
-    """
+    """The tree of a saved state; `place` opens the error message."""
     try:
         return from_bytes(content, device)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""config.yaml: a run's configuration as nested keys and values, and what follows from how each was declared.
+"""The configuration of a run: built from YAML files and options, written to and read from config.yaml.
 
-keys and values of YAML files, options and --set -> RunConfig -> config.yaml -> RunConfig
+YAML files, options and --set -> nested keys and values -> RunConfig -> config.yaml -> RunConfig
 """
 
 from __future__ import annotations
@@ -22,30 +22,22 @@ from utils.errors import UserError, unknown
 from utils.settings import Declaration, Given, Kind, NoSettings, Range, declarations, flat, plain, read, read_values
 from utils.yaml_files import load_yaml
 
-# Parts of a configuration, each with the class that declares its keys; its own settings are not among these.
+# Sections of a configuration, each with the class that declares its keys; those of a data set or network add to them.
 SECTIONS: Mapping[str, type] = {"data": DataConfig, "net": NetConfig, "hp": Recipe}
 _PROJECT = Path(__file__).resolve().parent.parent
-# What tells the runs of a table from each other at first sight.
+# The first columns of a table of runs.
 _FIRST = ("method", "stream", "net.model", "seed", "hp.epochs")
 
 
 def data_section(path: str) -> dict[str, Any]:
-    """What a dataset YAML says: keys and values of the section `data`.
-
-    Raises:
-        UserError: the file cannot be read, names no data set, or has a wrong key or value.
-    """
+    """The section `data` from a dataset YAML."""
     found = {**_given(path, load_yaml(path)), "path": Given(path, path, path)}
     _section("data", "", found)
     return found
 
 
 def net_sections(path: str) -> dict[str, dict[str, Any]]:
-    """What a hyperparameter YAML says: keys and values of the sections `net` and `hp`.
-
-    Raises:
-        UserError: the file cannot be read, names no network, or has a wrong key or value.
-    """
+    """The sections `net` and `hp` from a hyperparameter YAML."""
     found = _given(path, load_yaml(path))
     own = declarations(_own("net", path, found))
     net = {key: found.pop(key) for key in list(found) if key == "model" or key in own}
@@ -60,11 +52,7 @@ def net_sections(path: str) -> dict[str, dict[str, Any]]:
 
 
 def method_settings(method: str, path: str, stream: str) -> dict[str, Any]:
-    """What config/method/<name>.yaml or another file says; keys below `streams: <name>` win for that stream.
-
-    Raises:
-        UserError: names the file and the key.
-    """
+    """The settings of a method from a YAML file; keys below `streams: <name>` win for that stream."""
     content = load_yaml(path)
     presets = content.pop("streams", {})
     if not isinstance(presets, dict):
@@ -76,7 +64,7 @@ def method_settings(method: str, path: str, stream: str) -> dict[str, Any]:
 
 
 def default_method_config(method: str) -> str:
-    """The file that ships with a method."""
+    """The YAML file that ships with a method."""
     return str(_PROJECT / "config" / "method" / f"{method}.yaml")
 
 
@@ -84,11 +72,8 @@ def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | 
     """A configuration from nested keys and values.
 
     Args:
-        where: opens error messages about values that are not Given.
-        settings: of the method; without them the configuration has none.
-
-    Raises:
-        UserError: names the file or option, and the key.
+        where: opens error messages about values that do not name their own source (see Given).
+        settings: of the method; None leaves them out.
     """
     prefix = f"{where}: " if where else ""
     parts = {name: _section(name, prefix, content.get(name, {})) for name in SECTIONS}
@@ -103,24 +88,16 @@ def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | 
 
 
 def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run from its config.yaml.
-
-    Raises:
-        UserError: names the file and the key.
-    """
-    own = {*SECTIONS, *declarations(RunConfig)}
-    for key in (*sorted(own), "settings"):
-        if key not in content:
-            raise UserError(f"{path}: key {key!r} is missing")
+    """The configuration of a run from its config.yaml."""
     for key in (*SECTIONS, "settings"):
-        part = content[key]
-        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+        if not isinstance(content.get(key), dict):
             raise UserError(f"{path}: {key} must hold keys and values")
-    return build(path, {key: content[key] for key in content if key in own}, content["settings"])
+    known = {*SECTIONS, *declarations(RunConfig)}
+    return build(path, {key: value for key, value in content.items() if key in known}, content["settings"])
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
-    """The part of config.yaml that determines a run: nested keys and values."""
+    """The configuration as nested keys and values for config.yaml."""
     sections = {name: plain(getattr(config, name)) for name in SECTIONS}
     values = {name: getattr(config, name) for name in declarations(RunConfig)}
     return {**sections, **values, "settings": plain(config.settings)}
@@ -128,23 +105,19 @@ def plain_config(config: RunConfig) -> dict[str, Any]:
 
 @cache
 def keys_where(flag: str) -> frozenset[str]:
-    """Dotted keys whose declarations have a flag: "machine" or "free"."""
+    """Dotted keys of the settings declared with a flag: "machine" or "free"."""
     return frozenset(key for key, declaration in _declared() if getattr(declaration, flag))
 
 
 def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration, by dotted key, what must agree between runs whose accuracies are compared task by task.
-
-    Args:
-        content: nested keys and values, such as config.yaml's.
-    """
+    """Of a config.yaml, by dotted key, the settings that must agree between runs that are compared task by task."""
     machine = keys_where("machine")
     found = dict(flat({name: content[name] for name in SECTIONS}))
     return {key: value for key, value in found.items() if key not in machine}
 
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
-    """What tells a run from others, by dotted key, without what its method does not read or what is not set."""
+    """The settings of a run for a table of runs, by dotted key; only those that are set and that its method reads."""
     unread = METHOD_OPTIONS - METHODS[config.method].options
     every = {"stream": config.stream, **dict(flat(plain_config(config)))}
     shown = hyperparameter_kinds()
@@ -152,7 +125,7 @@ def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
 
 
 def hyperparameter_kinds() -> dict[str, Kind]:
-    """All that `hyperparameters` can hold, for any data set, network and method."""
+    """The kind of every key that `hyperparameters` can have, for any data set, network and method."""
     kinds: dict[str, Kind] = dict.fromkeys(_FIRST, str)
     for key, declaration in _declared():
         simple = declaration.accepts in (bool, str) or isinstance(declaration.accepts, (Range, tuple))
@@ -166,7 +139,7 @@ def hyperparameter_kinds() -> dict[str, Kind]:
 
 
 def recipe_keys() -> set[str]:
-    """What a hyperparameter YAML can have, whichever network it names."""
+    """Keys that a hyperparameter YAML can have, for any network."""
     return {key.partition(".")[2] for key, _ in _declared() if key.startswith(("net.", "hp."))}
 
 

@@ -1,4 +1,4 @@
-"""A run on the terminal: header, progress, a line an episode, final table."""
+"""Console: a run on the terminal."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from records.monitor import EpisodeFacts, RunMonitor, RunStart
 
 
 class Console(RunMonitor):
-    """Header, progress, one line an episode, final table.
+    """Prints the header, progress, a line per episode and the final table.
 
-    On a terminal a bar shows rate and remaining time while a member trains; elsewhere a plain line
-    appears every `plain_seconds`.
+    While a member trains, a terminal has a progress bar; other outputs get a line every `plain_seconds`.
     """
 
     def __init__(self, quiet: bool = False, plain_seconds: float = 30.0) -> None:
-        self._quiet = quiet
-        self._plain_seconds = plain_seconds
+        self._quiet, self._plain_seconds = quiet, plain_seconds
         self._bar: tqdm[object] | None = None
-        self._episodes = 0
-        self._title = ""
+        self._episodes, self._title = 0, ""
 
     def run_begins(self, run: RunStart) -> None:
         width = max(len(name) for name, _ in run.header)
@@ -69,8 +66,7 @@ class Console(RunMonitor):
         test = [row for row in rows if row.is_test]
         mean = sum(row.main for row in test) / len(test)
         tasks = ", ".join(map(str, facts.tasks))
-        width = 2 * len(str(self._episodes)) + 1
-        counter = f"{facts.episode}/{self._episodes}"
+        counter, width = f"{facts.episode}/{self._episodes}", 2 * len(str(self._episodes)) + 1
         self._say(
             f"episode {counter:>{width}}  {test[0].metric} {mean:.4f} on tasks seen ({len(test)})"
             f"  {facts.seconds:6.1f} s  {facts.images_per_second:8,.0f} images/s  trained on {tasks}"

@@ -1,4 +1,4 @@
-"""The command line of modelzoo.py -> a configuration, and what concerns this command alone."""
+"""The command line of modelzoo.py: Invocation is the configuration of a run and the options of the command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from records.configuration import (
     method_settings,
     net_sections,
     recipe_keys,
-)
+)  # fmt: skip
 from utils.errors import UserError, unknown
 from utils.files import beside
 from utils.options import Parser, check_text, value_of
@@ -27,12 +27,12 @@ from utils.yaml_files import parse_value
 _PROJECT = Path(__file__).resolve().parent.parent
 _LEARNED, _HOW, _WHERE = "what is learned", "how", "where to"
 _LENGTHS = {"hp.epochs", "hp.steps", "hp.examples"}
-KEPT = ("memory", "memory_per_class", "replay_frac")  # three ways to say how many examples are kept
+KEPT = ("memory", "memory_per_class", "replay_frac")  # three ways to limit the replay memory
 
 
 @dataclass(frozen=True)
 class Command:
-    """What concerns one command and not what is learned."""
+    """The options of a command that do not change what is learned."""
 
     data_config: str = setting(
         str, "which tasks, in which order (default: split_digits, which needs no download)",
@@ -84,12 +84,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Invocation:
-    """A run, and how this command carries it out.
+    """A command: the configuration of the run, and the options of this command alone.
 
     Attributes:
-        config: of the run; without the settings of its method until `with_settings`.
-        given: dotted keys of the settings that stand on the command line, and options of Command.
-        changes: what --set asks of the settings of the method.
+        config: without the settings of the method until `with_settings`.
+        given: options of Command and dotted keys of settings that stand on the command line.
+        changes: values that --set gives to settings of the method.
     """
 
     config: RunConfig
@@ -99,7 +99,6 @@ class Invocation:
 
     @property
     def run_dir(self) -> Path:
-        """Where results go."""
         command, config = self.command, self.config
         if command.run_dir is not None:
             return command.run_dir
@@ -108,11 +107,7 @@ class Invocation:
         return Path("runs") / f"{config.stream}-{config.net.model.replace('/', '_')}-{config.method}-seed{config.seed}"
 
     def settings_of(self, method: str) -> dict[str, Any]:
-        """Settings that this command gives a method: from its file, or --method_config, changed by --set.
-
-        Raises:
-            UserError: names the file and the key; or the method has no settings.
-        """
+        """Settings of a method: from --method_config or its own file, changed by --set."""
         path = self.command.method_config
         if not declarations(METHODS[method].Settings):
             if path is not None:
@@ -122,11 +117,7 @@ class Invocation:
 
 
 def with_settings(invocation: Invocation) -> RunConfig:
-    """The configuration of a new run, with the settings of its method.
-
-    Raises:
-        UserError: the method has not this mode or does not read an option, or a setting is wrong: names file and key.
-    """
+    """The configuration of a new run, with the settings of its method; mode and options must be ones it has."""
     config = invocation.config
     check_method(config, invocation.given)
     content = invocation.settings_of(config.method)
@@ -152,7 +143,7 @@ def _parser() -> Parser:
 
 
 def options() -> dict[str, Declaration]:
-    """Every option of modelzoo.py but --set, by the dotted key of what it sets."""
+    """Dotted key -> declaration of every option of modelzoo.py except --set."""
     found = declarations(Command)
     for name, kind in {**SECTIONS, "": RunConfig}.items():
         for key, declaration in declarations(kind).items():
@@ -162,11 +153,7 @@ def options() -> dict[str, Declaration]:
 
 
 def parse(argv: Sequence[str] | None) -> Invocation:
-    """The command line; every value checked that can be checked without loading data.
-
-    Raises:
-        UserError: names the option, or the file and key.
-    """
+    """Parse the command line, and check all that can be checked without loading data."""
     parsed = vars(_parser().parse_known(argv, recipe_keys(), "the --hp_config YAML"))
     changes = dict(_change(text) for text in parsed.pop("changes"))
     values = {
@@ -177,12 +164,9 @@ def parse(argv: Sequence[str] | None) -> Invocation:
 
 
 def configure(**values: Any) -> Invocation:
-    """The same from Python: options of modelzoo.py by name, and `set` for other settings by dotted key.
+    """Like `parse`, from Python: options of modelzoo.py by name, and `set` for other settings by dotted key.
 
-        configure(data_config="config/dataset/split_digits.yaml", method="er", epochs=5, set={"hp.lr": 0.03})
-
-    Raises:
-        UserError: names the option, or the file and key.
+    configure(data_config="config/dataset/split_digits.yaml", method="er", epochs=5, set={"hp.lr": 0.03})
     """
     by_name = {declared.option: key for key, declared in options().items()}
     changes = values.pop("set", {})
@@ -209,7 +193,7 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
     check_command(command, values)
     content: dict[str, Any] = {"data": data_section(command.data_config), **net_sections(command.hp_config)}
     settings: dict[str, Any] = {}
-    if _LENGTHS & values.keys():  # the length of training that the command says, not that of the YAML
+    if _LENGTHS & values.keys():  # the length of training on the command line replaces the one of the YAML
         for key in _LENGTHS:
             content["hp"].pop(key.partition(".")[2], None)
     for key, value in values.items():
@@ -219,10 +203,7 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
 
 
 def check_command(command: Command, given: Collection[str]) -> None:
-    """
-    Raises:
-        UserError: two options do not go together.
-    """
+    """Check that no two options contradict each other."""
     if command.resume and command.overwrite:
         raise UserError("--resume and --overwrite contradict each other; leave one out")
     if command.extend is not None:
@@ -238,11 +219,7 @@ def check_command(command: Command, given: Collection[str]) -> None:
 
 
 def check_contradictions(given: Collection[str]) -> None:
-    """Of a new run; a resumed one has been checked.
-
-    Raises:
-        UserError: two options do not go together.
-    """
+    """Check the options of a new run."""
     kept = [name for name in KEPT if name in given]
     if len(kept) > 1:
         raise UserError(f"--{kept[0]} and --{kept[1]} are two ways to say the same; leave one out")
@@ -255,7 +232,7 @@ def check_contradictions(given: Collection[str]) -> None:
 
 
 def _change(text: str) -> tuple[str, Given]:
-    """What --set asks for: a dotted key and a value."""
+    """The dotted key and the value of a --set."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: write a key and a value, such as --set hp.lr=0.03")

@@ -1,4 +1,4 @@
-"""A folder for one process at a time."""
+"""locked: a folder that one process at a time may use."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path, option: str = "") -> Iterator[int]:
-    """The folder, made if it is not there, for one process at a time; yields the descriptor that holds it.
+    """Lock a folder, which is made if it does not exist; yields the descriptor of the lock file.
 
-    The lock is the kernel's and ends with the processes that have the descriptor, however they end. The file
-    says who took it, and is removed at the end. One that another machine has left is not taken over: its
-    processes cannot be asked for, and not every shared disk shares its locks.
+    The kernel releases the lock when the processes that have the descriptor end, however they end. The lock file names
+    its owner, and is removed at the end. A lock file of another machine is refused: its processes cannot be seen from
+    here, and not every shared disk shares its locks.
 
     Args:
         option: opens error messages.
 
     Raises:
-        UserError: another process has it, or it cannot be written.
+        UserError: another process has the folder, or it cannot be written.
     """
     try:
         made = not folder.exists()
@@ -40,7 +40,7 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
         left = _holder(lock)
         if left.get("host", socket.gethostname()) != socket.gethostname():
             raise UserError(f"{option}{folder} is in use by {_told(left)}; if that has ended, remove {folder / LOCK}")
-        with contextlib.suppress(OSError):  # on a full disk the lock holds as well, without a name
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without naming its owner
             os.ftruncate(lock, 0)
             me = {"host": socket.gethostname(), "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
             os.pwrite(lock, json.dumps(me).encode(), 0)
@@ -50,13 +50,13 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink()
                 if made:
-                    folder.rmdir()  # nothing was put there
+                    folder.rmdir()  # unless it is in use
     finally:
         os.close(lock)
 
 
 def _opened(path: Path, option: str) -> int:
-    """The lock file, locked; the one that has the name, not one that was removed while this process waited for it."""
+    """The lock file, locked; again if its last owner has removed it between the opening and the locking."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
@@ -84,9 +84,7 @@ def _holder(lock: int) -> dict[str, object]:
 
 
 def _told(holder: dict[str, object]) -> str:
-    """Who has it, in words."""
+    """The owner of a lock, for people."""
     if not holder:
         return "another process"
-    return "host {host}, process {process}, since {since}".format(
-        **dict.fromkeys(("host", "process", "since"), "?") | holder
-    )
+    return ", ".join(f"{key} {holder.get(key, '?')}" for key in ("host", "process", "since"))

@@ -1,4 +1,4 @@
-"""Watching a run: what is told. A run does the same with any monitor, or with none."""
+"""Monitors: they are told what happens in a run, and do not change it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from training.monitor import Monitor
 
 @dataclass(frozen=True)
 class EpisodeFacts:
-    """What an episode did: a line of episodes.csv."""
+    """A line of episodes.csv: what an episode has trained, and at what cost."""
 
     episode: int
     tasks: Sequence[int]
     sampling_weights: Mapping[int, float]
-    examples: int  # in one epoch of training
-    images: int  # single examples trained on, over all epochs
-    sample_gradients: int  # of single examples: those of `images`, and of replayed and reference examples
+    examples: int  # per epoch of training
+    images: int  # examples trained on, summed over all epochs
+    sample_gradients: int  # gradients of single examples: `images`, and replayed and reference examples
     steps: int
     seconds: float  # the whole episode: training, evaluation, writing the members
     train_seconds: float  # inside training loops only
@@ -30,25 +30,25 @@ class EpisodeFacts:
 
 @dataclass(frozen=True)
 class RunStart:
-    """What is known of a run when it begins or is resumed."""
+    """A run at its beginning, or when it is resumed."""
 
     header: Sequence[tuple[str, str]]  # names and values that describe it to people
     config: Mapping[str, Any]  # config.yaml
-    hyperparameters: Mapping[str, bool | float | str]  # what tells it from other runs
+    hyperparameters: Mapping[str, bool | float | str]  # by dotted key
     tasks: int
     isolated: Sequence[float] | None  # the main metric of a network trained on each task alone
-    episodes: Sequence[EpisodeFacts]  # what earlier processes did, and measured
-    rows: Sequence[Measurement]
+    episodes: Sequence[EpisodeFacts]  # of earlier processes
+    rows: Sequence[Measurement]  # of earlier processes
 
 
 class RunMonitor(Monitor):
-    """Hears what happens in a run, training included; this one ignores it."""
+    """Receives the events of a run and its training; this base class ignores them."""
 
     def run_begins(self, run: RunStart) -> None:
-        """Everything is checked, and training begins."""
+        """Everything is checked, training begins."""
 
     def episode_begins(self, episode: int, episodes: int) -> None:
-        """An episode, counted from 1."""
+        """`episode`: its number, from 1."""
 
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         """`rows`: all measurements of the episode."""
@@ -64,7 +64,7 @@ class RunMonitor(Monitor):
 
 
 class Monitors(RunMonitor):
-    """Several monitors as one."""
+    """Passes each event to several monitors."""
 
     def __init__(self, monitors: Sequence[RunMonitor]) -> None:
         for event in [name for kind in (Monitor, RunMonitor) for name in vars(kind) if not name.startswith("_")]:

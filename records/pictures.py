@@ -1,4 +1,4 @@
-"""Heat maps as PNG files, in a millisecond: a run draws some in every episode."""
+"""Heat maps as PNG files, fast enough (a millisecond) to draw some in every episode."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 from evaluation.metrics import Matrix
 
 _UNMEASURED = (224, 224, 224)
-# Viridis at 0, 1/16, ... 1: even steps for the eye, also where red and green look alike.
+# Viridis at 0, 1/16, ... 1: perceptually uniform, also for the colour-blind.
 _VIRIDIS = (
     (68, 1, 84), (72, 24, 106), (71, 45, 123), (66, 64, 134), (59, 82, 139), (51, 99, 141), (44, 114, 142),
     (38, 130, 142), (33, 145, 140), (31, 160, 136), (40, 174, 128), (63, 188, 115), (94, 201, 98), (132, 212, 75),
     (173, 220, 48), (216, 226, 25), (253, 231, 37),
 )  # fmt: skip
-_SIDE, _CELL, _MOST = 480, 24, 960  # pixels of a picture, but for small ones; of a cell at most; cells at most
+_SIDE, _CELL, _MOST = 480, 24, 960  # pixels of a picture with many cells; most pixels of a cell; most cells
 
 
 class Picture(NamedTuple):
@@ -33,8 +33,8 @@ def heat_map(values: Matrix, rows: int) -> Picture:
 
     Args:
         values: [so far, columns], NaN where there is no value; clipped to [0, 1].
-        rows: how many there will be, so that the picture keeps its size. Of more rows or columns than 960 every
-            second, third... is drawn.
+        rows: of the finished matrix, so that the picture keeps its size. With more than 960 rows or columns, only
+            every second, third, ... one is drawn.
     """
     columns = values.shape[1]
     step = -(-max(rows, columns) // _MOST)
@@ -53,7 +53,7 @@ def heat_map(values: Matrix, rows: int) -> Picture:
 
 
 def _palette() -> bytes:
-    """Colour 0 is that of no value, colours 1 to 255 go from 0 to 1."""
+    """The palette: index 0 stands for no value, 1 to 255 for 0 to 1."""
     at, anchors = np.linspace(0, 1, 255), np.linspace(0, 1, len(_VIRIDIS))
     colours = np.stack([np.interp(at, anchors, channel) for channel in zip(*_VIRIDIS, strict=True)], 1)
     return bytes(_UNMEASURED) + np.rint(colours).astype(np.uint8).tobytes()

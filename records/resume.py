@@ -1,4 +1,4 @@
-"""Resuming and extending a run: with the options and the data that it was begun with."""
+"""Resuming and extending a run with the options and the data that it was begun with."""
 
 from __future__ import annotations
 
@@ -18,14 +18,7 @@ from utils.settings import declarations, plain, read
 
 
 def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
-    """The invocation with the configuration of the interrupted run.
-
-    Args:
-        saved: what its config.yaml holds.
-
-    Raises:
-        UserError: config.yaml is damaged, or the command line asks for something else; names the keys.
-    """
+    """The invocation with the configuration of the interrupted run, whose config.yaml is `saved`."""
     path = str(invocation.run_dir / CONFIG)
     config = saved_config(path, saved)
     check_name(config.method, f"{path}: method: ")
@@ -39,14 +32,7 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
 
 
 def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
-    """The invocation with the configuration of a finished run and the tasks of --data_config after its own.
-
-    Args:
-        saved: what its config.yaml holds.
-
-    Raises:
-        UserError: config.yaml is damaged, the run cannot be extended, or the tasks are of other data.
-    """
+    """The invocation with the configuration of a finished run, whose config.yaml is `saved`, and more tasks."""
     base = invocation.command.extend
     path = f"{base}/{CONFIG}"
     config, more = saved_config(path, saved), invocation.config.data
@@ -70,25 +56,25 @@ def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
 
 
 def extended_from(saved: Mapping[str, Any]) -> Path | None:
-    """The run that an extension began with."""
+    """The run that this one extends."""
     base = saved.get("extended_from")
     return Path(base) if isinstance(base, str) else None
 
 
 def compared_with(saved: Mapping[str, Any]) -> Path | None:
-    """The isolated run that an interrupted run was to be compared with."""
+    """The run that was named with --isolated."""
     reference = saved.get("compared_with")
     return Path(reference) if isinstance(reference, str) else None
 
 
 def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
-    """The configuration with what this command says of settings that a resumed run may change."""
+    """The configuration with the values that this command gives to settings that a resumed run may change."""
     asked = {key.partition(".")[2]: value_at(invocation.config, key) for key in keys_where("free") & invocation.given}
     return replace(config, data=replace(config.data, **asked))
 
 
 def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str]) -> list[str]:
-    """Options and dotted keys of this command that would make another run."""
+    """Options and dotted keys on this command line that contradict the configuration."""
     own = declarations(Command)
     found = [key for key in given if (_file_differs if key in own else _value_differs)(key, invocation, config)]
     return sorted(options()[key].option if key in options() else key for key in found)
@@ -102,7 +88,9 @@ def _file_differs(option: str, invocation: Invocation, config: RunConfig) -> boo
     if option == "hp_config":
         return replace(asked.net, path="") != replace(config.net, path="") or asked.hp != config.hp
     if option == "method_config":
-        return _settings(invocation, config) != config.settings
+        content = invocation.settings_of(config.method)
+        settings: Any = read(METHODS[config.method].Settings, str(invocation.command.method_config), content)
+        return bool(settings != config.settings)
     return False
 
 
@@ -117,41 +105,17 @@ def _value_differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
     return not (key in ("device", "precision") and asked == "auto") and asked != value_at(config, key)
 
 
-def _settings(invocation: Invocation, config: RunConfig) -> Any:
-    content = invocation.settings_of(config.method)
-    return read(METHODS[config.method].Settings, str(invocation.command.method_config), content)
+def check_same_data(path: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
+    """Check that the data are those that the run at `path`, with config.yaml `saved`, was trained on."""
+    if saved["data_sha256"] != fingerprint:
+        reason = f"the data are not those that {path} was trained on (data_sha256 in its {CONFIG})"
+        raise UserError(f"{data_dir}: {reason}; put them back")
 
 
-def check_data_of(base: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
-    """The data of the tasks that are learned already are those that they were learned from.
-
-    Raises:
-        UserError: they are not.
-    """
-    if saved.get("data_sha256") != fingerprint:
-        raise UserError(
-            f"{data_dir}: the data are not those that {base} was trained on (data_sha256 in its {CONFIG}); put "
-            "them back"
-        )
-
-
-def check_same_data(run_dir: Path, saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-    """The data are those that the run was begun with. Other versions of libraries are warned of on stderr.
-
-    Args:
-        saved, resolved: config.yaml as it is, and as it would be now.
-
-    Raises:
-        UserError: the data have changed.
-    """
-    if saved.get("data_sha256") != resolved["data_sha256"]:
-        raise UserError(
-            f"{resolved['data']['data_dir']}: the data are not those that {run_dir} was begun with (data_sha256 in its "
-            f"{CONFIG}); put them back, or begin anew with --overwrite"
-        )
-    versions = saved.get("versions")
-    before_all = {**(versions if isinstance(versions, dict) else {}), "commit": saved.get("commit")}
+def warn_of_versions(saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+    """Print a warning for each library with another version in config.yaml (`saved`) than now (`resolved`)."""
+    earlier = {**saved["versions"], "commit": saved["commit"]}
     for name, version in {**resolved["versions"], "commit": resolved["commit"]}.items():
-        before = before_all.get(name)
+        before = earlier.get(name)
         if before != version:
             print(f"begun with {name} {before}, resumed with {version}: not the same to the bit", file=sys.stderr)

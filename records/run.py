@@ -1,4 +1,4 @@
-"""A run directory as an object: what was measured and predicted, by which networks."""
+"""Run: the measurements, predictions and members of a run directory as Python objects."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 
 from datasets.objectives import ACCURACY
 from evaluation.measurements import Measurement
 from evaluation.metrics import Matrix
 from records.directory import CONFIG, holds_run, read_config
-from records.manifest import TARGETS, Manifest, checked, damaged, read_manifest
-from records.members import SavedMember, answering, predictions_file, read_members
+from records.manifest import TARGETS, Manifest, checked, read_manifest
+from records.members import SavedMember, answering, predictions_file, read_members, read_tensors_of
 from records.monitor import EpisodeFacts
-from records.summary import figure, matrix_of, read_summary, summarize
+from records.summary import costs, figure, matrix_of, read_summary, summarize
 from records.tables import METRICS, read_measurements
 from utils.errors import UserError
 
@@ -32,14 +31,14 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as far as it has come. Per-task values are in the order in which the tasks were revealed.
+    """A run, finished or not. Per-task values are in the order in which the tasks were revealed.
 
     Attributes:
         config: config.yaml.
-        rows, episodes: of metrics.csv and episodes.csv.
-        members: all networks saved, in the order of joining.
-        summary: summary.json; of a run that is not finished, the figures so far.
-        places: by number of a task in the files, its number here: the same, but for `renumbered` runs.
+        rows, episodes: metrics.csv and episodes.csv.
+        members: all saved networks, in the order of joining.
+        summary: summary.json; for an unfinished run, the figures so far.
+        places: maps task numbers in the files to those used here; they differ in `renumbered` runs only.
     """
 
     path: Path
@@ -63,18 +62,17 @@ class Run:
         rows, episodes = read_measurements(path, manifest)
         members = read_members(path, manifest)
         try:
-            if not all(0 <= row.main <= 1 for row in rows if row.metric == ACCURACY.name):
-                raise ValueError("an accuracy is not between 0 and 1")
             saved = read_summary(path) or {}
             isolated = figure(saved, "per_task_isolated_acc") if saved else None
             found = summarize(rows, _has_episodes(config), isolated, config["higher_is_better"])
             places = {row.task: row.task for row in rows}
-            return cls(path, config, manifest, rows, episodes, members, {**_costs(episodes), **saved, **found}, places)
+            summary = {**costs(episodes), "total_seconds": sum(facts.seconds for facts in episodes), **saved, **found}
+            return cls(path, config, manifest, rows, episodes, members, summary, places)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
 
     def renumbered(self) -> Run:
-        """The same run with its tasks numbered from 1 without gaps, also if one was forgotten."""
+        """The same run with its tasks numbered from 1 without gaps, which forget.py leaves."""
         places = {number: place for place, number in enumerate(sorted(self.places), 1)}
         return replace(
             self, places=places,
@@ -94,7 +92,7 @@ class Run:
 
     @property
     def continual(self) -> bool:
-        """Whether each task has an episode of its own."""
+        """Whether each task has its own episode."""
         return _has_episodes(self.config)
 
     @property
@@ -118,7 +116,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """metrics.csv, a line a score; an empty `slice` is the whole split, no `stderr` is NaN."""
+        """metrics.csv, a line a score; `slice` is "" for the whole split, `stderr` NaN where unknown."""
         import pandas as pd
 
         content = checked(self.path, self.manifest, METRICS)
@@ -127,18 +125,18 @@ class Run:
 
     @cached_property
     def accuracy_matrix(self) -> Matrix:
-        """R, [episodes, tasks]: the accuracy, or another main metric, on test examples; NaN where not measured."""
+        """R, [episodes, tasks]: the main metric on test examples; NaN where not measured."""
         return matrix_of(self.rows)
 
     @cached_property
     def isolated(self) -> Array | None:
-        """The main metric of a network trained on each task alone, [tasks]; None if the run was not compared."""
+        """The main metric of a network trained on each task alone, [tasks]; None without --isolated."""
         found = figure(self.summary, "per_task_isolated_acc")
         return None if found is None else np.array(found)
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Files of weights by time of the clock; streams have none."""
+        """Weight files in the order of training; runs on streams have none."""
         return sorted(self.path / name for name in self.manifest.files if name.startswith("checkpoints/"))
 
     def predictions(self, task: str | int, split: str = "test", members: int | None = None) -> Array:
@@ -146,13 +144,13 @@ class Run:
 
         Args:
             task: name or number.
-            split: test, held_out, ... or train: the training examples that were kept.
-            members: of the first so many only, in the order of joining.
+            split: test, held_out, ... or train, which means the kept training examples.
+            members: use only the first so many members, in the order of joining.
 
         Raises:
-            UserError: there are none, or a file is damaged.
+            UserError: there are no such predictions, or a file is damaged.
         """
-        number = task if isinstance(task, int) else self._number(task)
+        number = self._number(task)
         by_task = self.test_predictions if split == "test" else self._member_predictions(split)
         found = list(by_task.get(number, {}).items())[:members]
         if not found:
@@ -161,66 +159,59 @@ class Run:
         return np.average([predictions for _, predictions in found], axis=0, weights=weights)
 
     def targets_of(self, task: str | int, split: str = "test") -> npt.NDArray[Any]:
-        """Targets of the examples of a split, [N, ...]; not known for train.
+        """Targets of the examples of a split, [N, ...]; not saved for train.
 
         Raises:
-            UserError: there are none, or a file is damaged.
+            UserError: there are no such targets, or the file is damaged.
         """
-        number = task if isinstance(task, int) else self._number(task)
-        for other, values in self._tensors(TARGETS, split):
-            if other == number:
-                return values
-        raise UserError(f"{self.path} has no targets for task {task!r} on split {split!r}")
+        number, found = self._number(task), self._tensors(TARGETS, split)
+        if number not in found:
+            raise UserError(f"{self.path} has no targets for task {task!r} on split {split!r}")
+        return found[number]
 
     @cached_property
     def targets(self) -> dict[int, npt.NDArray[Any]]:
-        """By task: targets of the test examples, [N, ...]."""
-        return dict(self._tensors(TARGETS, "test"))
+        """Task -> targets of the test examples, [N, ...]."""
+        return self._tensors(TARGETS, "test")
 
     @cached_property
     def test_predictions(self) -> dict[int, dict[int, Array]]:
-        """Task -> member -> its predictions on the test examples, [N, C], of members that answer at the end.
+        """Task -> member -> its predictions on the test examples, [N, C], for the members that answer at the end.
 
-        A task that no member has learned yet, in the multi-task mode, is missing.
+        Tasks that no member has learned yet (in the multi-task mode) are missing.
         """
         return self._member_predictions("test")
 
     def _member_predictions(self, split: str) -> dict[int, dict[int, Array]]:
         found: dict[int, dict[int, Array]] = {}
         for member in answering(self.members):
-            for task, values in self._tensors(predictions_file(member.number), split):
+            for task, values in self._tensors(predictions_file(member.number), split).items():
                 found.setdefault(task, {})[member.number] = values.astype(np.float64)
         return dict(sorted(found.items()))
 
     def against(self, isolated: Sequence[float]) -> Run:
-        """The same run, compared with networks that were trained on each task alone, [tasks]."""
+        """The same run with the figures that compare it with `isolated`, [tasks] (see the property)."""
         so_far = list(isolated)[: len(self.task_names)]
         found = summarize(self.rows, self.continual, so_far, self.config["higher_is_better"])
         return replace(self, summary={**self.summary, **found})
 
-    def _number(self, name: str) -> int:
-        numbers = {row.task for row in self.rows if row.task_name == name}
+    def _number(self, task: str | int) -> int:
+        if isinstance(task, int):
+            return task
+        numbers = {row.task for row in self.rows if row.task_name == task}
         if len(numbers) != 1:
-            raise UserError(f"{self.path}: {len(numbers) or 'no'} tasks are named {name!r}; it has {self.task_names}")
+            raise UserError(f"{self.path}: {len(numbers) or 'no'} tasks are named {task!r}; it has {self.task_names}")
         return numbers.pop()
 
-    def _tensors(self, name: str, split: str) -> list[tuple[int, npt.NDArray[Any]]]:
-        """Those of a split, by task, of a file in predictions/."""
-        content = checked(self.path, self.manifest, name)
-        try:
-            found = safetensors.numpy.load(content)
-            parts = [(key.removeprefix("task_").partition("/"), values) for key, values in found.items()]
-            return [(self.places.get(int(task), int(task)), values) for (task, _, of), values in parts if of == split]
-        except Exception as error:  # whatever the library finds wrong with it
-            raise damaged(self.path, name, error) from None
+    def _tensors(self, name: str, split: str) -> dict[int, npt.NDArray[Any]]:
+        """Task -> the tensor of one split in a file of predictions/."""
+        found = read_tensors_of(self.path, self.manifest, name)
+        parts = [(key.removeprefix("task_").partition("/"), values) for key, values in found.items()]
+        return {self.places.get(int(n), int(n)): values.numpy() for (n, _, of), values in parts if of == split}
 
 
 def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
-    """config.yaml and the manifest of a run of which at least one episode is complete.
-
-    Raises:
-        UserError: there is none, or a file is damaged.
-    """
+    """config.yaml and the manifest of a run with at least one complete episode."""
     if not holds_run(path):
         raise UserError(f"{path} is not the directory of a run (it has no {CONFIG})")
     manifest = read_manifest(path)
@@ -230,11 +221,7 @@ def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The run at `path`, or all runs in it.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The run at `path`, or all runs in this folder."""
     if holds_run(path):
         return [path]
     found = sorted(entry for entry in path.iterdir() if entry.is_dir() and holds_run(entry)) if path.is_dir() else []
@@ -245,15 +232,3 @@ def find_runs(path: Path) -> list[Path]:
 
 def _has_episodes(config: Mapping[str, Any]) -> bool:
     return bool(config["continual"]) and not config.get("derived")
-
-
-def _costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
-    """What an unfinished run has cost so far."""
-    images, seconds = sum(facts.images for facts in episodes), sum(facts.train_seconds for facts in episodes)
-    return {
-        "images_trained": images,
-        "sample_gradients": sum(facts.sample_gradients for facts in episodes),
-        "train_seconds": seconds,
-        "images_per_second": images / seconds if seconds else 0.0,
-        "total_seconds": sum(facts.seconds for facts in episodes),
-    }

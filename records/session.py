@@ -1,4 +1,4 @@
-"""A run from its command to its directory: planned, opened, resumed or extended, and verified.
+"""Starting, resuming, extending and verifying a run.
 
 Invocation -> Plan (what is to be run) -> Session (everything built and checked, the directory open and locked)
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,13 @@ from methods.config import RunConfig
 from net import count_parameters
 from net.multihead import MultiHead
 from records.checkpoints import RunCheckpoints, load_state
-from records.directory import (
-    RunDirectory,
-    check_free,
-    holds_run,
-    read_config,
-)
+from records.directory import RunDirectory, check_free, holds_run, read_config
 from records.invocation import Invocation, check_contradictions, with_settings
 from records.lock import locked
-from records.manifest import checked, is_removed_log, read_manifest, verify
+from records.manifest import checked, read_manifest, verify
 from records.members import answering, read_members, read_network
-from records.resume import check_data_of, check_same_data, compared_with, extended, extended_from, resumed
+from records.resume import check_same_data, compared_with, extended, extended_from, resumed, warn_of_versions
 from records.summary import load_isolated, read_summary
-from records.tables import read_measurements
 from records.writing import header_of, precision_of, resolve, targets_of
 from training.launch import choose_launch
 from training.loop import check_batch
@@ -58,17 +52,16 @@ from utils.seeding import seeded
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run: a new run, an interrupted one, or the continuation of a finished one with more tasks.
+    """What is to be run: a new run, an interrupted one, or the extension of a finished one.
 
     Attributes:
         saved: config.yaml of the interrupted run.
         base: the finished run that is extended.
-        base_saved: its config.yaml, while nothing of it has been taken over.
-        summary: of a run that is finished already: nothing is to be run.
+        base_saved: config.yaml of the base, if the extension is new.
+        summary: of the run, if it is already finished: there is nothing to run.
     """
 
     invocation: Invocation
-    config: RunConfig
     saved: Mapping[str, Any] | None = None
     base: Path | None = None
     base_saved: Mapping[str, Any] | None = None
@@ -76,42 +69,37 @@ class Plan:
 
 
 def planned(invocation: Invocation, stack: ExitStack) -> Plan:
-    """Options and saved configurations, checked against each other; an interrupted run is locked on `stack`.
-
-    Raises:
-        UserError: they do not fit, or the run directory cannot be used.
-    """
+    """Check options and saved configurations against each other; an interrupted run is locked until `stack` closes."""
     path, command = invocation.run_dir, invocation.command
     if command.resume and holds_run(path):
         stack.enter_context(locked(path, "--run_dir "))
         saved = read_config(path)
-        invocation = resumed(invocation, saved)
-        summary = read_summary(path)
+        invocation, summary = resumed(invocation, saved), read_summary(path)
         if summary:
             if command.isolated and command.isolated.absolute() != compared_with(saved):
                 raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
             RunDirectory.reopen(path)
-        return Plan(invocation, invocation.config, saved, extended_from(saved), summary=summary)
+        return Plan(invocation, saved, extended_from(saved), summary=summary)
     if command.extend is not None:
         before = finished_run(command.extend)
         invocation = extended(invocation, before)
         check_free(path, command.overwrite, [command.extend])
-        return Plan(invocation, invocation.config, base=command.extend, base_saved=before)
+        return Plan(invocation, base=command.extend, base_saved=before)
     check_contradictions(invocation.given)
-    config = with_settings(invocation)
+    invocation = replace(invocation, config=with_settings(invocation))
     check_free(path, command.overwrite)
-    return Plan(invocation, config)
+    return Plan(invocation)
 
 
 @dataclass(frozen=True)
 class Session:
-    """Everything of a run that is under way.
+    """The objects of a run under way.
 
     Attributes:
         resolved: config.yaml.
-        episodes: all of the run; `directory.manifest.episode` of them are complete.
-        isolated: accuracy of a network trained on each task alone, [tasks], if the run is compared with such.
-        header: what is run, for people.
+        episodes: of the whole run; `directory.manifest.episode` of them are complete.
+        isolated: the main metric of a network trained on each task alone, [tasks], with --isolated.
+        header: names and values that describe the run to people.
     """
 
     config: RunConfig
@@ -127,13 +115,13 @@ class Session:
 
 
 def opened(plan: Plan, stack: ExitStack) -> Session:
-    """Build everything and check it, then open the run directory; it is closed with `stack`.
+    """Build and check everything, then open the run directory, which is closed with `stack`.
 
     Raises:
         UserError: the data, the network or the saved state does not fit.
         TrainingError: there is not enough memory, or the directory cannot be written.
     """
-    begin, config, path = time.perf_counter(), plan.config, plan.invocation.run_dir
+    begin, config, path = time.perf_counter(), plan.invocation.config, plan.invocation.run_dir
     device = prepared(config)
     compute = Compute(device, runs_in_bf16(config.precision, device))
     with enough_memory(f"the data on {device}", "--samples keeps fewer images"):
@@ -164,17 +152,11 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     method.checkpoints = checkpoints
     launched = ", ".join(filter(None, [describe_device(device), precision_of(compute), launch]))
     header = header_of(config, stream, parameters, launched, path, done)
-    return Session(
-        config, stream, method, evaluation, directory, checkpoints, resolved, episodes, isolated, header
-    )  # fmt: skip
+    return Session(config, stream, method, evaluation, directory, checkpoints, resolved, episodes, isolated, header)
 
 
 def prepared(config: RunConfig) -> torch.device:
-    """The device of a run, with the process set up for it.
-
-    Raises:
-        UserError: this machine has no such device.
-    """
+    """Set up the process for a run, and return its device."""
     device = pick_device(config.device)
     make_reproducible()
     keep_freed_memory()
@@ -184,30 +166,24 @@ def prepared(config: RunConfig) -> torch.device:
 
 
 def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> None:
-    """The data of a resumed or extended run are those that it was begun with.
-
-    Raises:
-        UserError: they are not.
-    """
+    """Check that a resumed or extended run has the data it was begun with."""
+    data_dir = plan.invocation.config.data.data_dir
     if plan.saved is not None:
-        check_same_data(plan.invocation.run_dir, plan.saved, resolved)
+        check_same_data(plan.invocation.run_dir, plan.saved, resolved["data_sha256"], data_dir)
+        warn_of_versions(plan.saved, resolved)
     if plan.base is not None and plan.base_saved is not None:
         first = TaskStream(stream.spec, stream.tasks[: len(plan.base_saved["data"]["tasks"])])
-        check_data_of(plan.base, plan.base_saved, first.fingerprint(), plan.config.data.data_dir)
+        check_same_data(plan.base, plan.base_saved, first.fingerprint(), data_dir)
 
 
 @contextmanager
 def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream) -> Iterator[RunDirectory]:
-    """The run directory: as it was last committed, new, or with what a finished run has left.
-
-    Raises:
-        UserError, TrainingError: it cannot be read or written.
-    """
+    """The run directory: new, as it was last committed, or with the files of the finished run that is extended."""
     path = plan.invocation.run_dir
     with ExitStack() as stack:
         if plan.saved is None:
             stack.enter_context(locked(path, "--run_dir "))
-            check_free(path, plan.invocation.command.overwrite)  # nobody else has begun there meanwhile
+            check_free(path, plan.invocation.command.overwrite)  # no other process has begun there meanwhile
         stack.enter_context(writable(path))
         directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
         if plan.base is not None and not directory.manifest.episode:
@@ -217,23 +193,15 @@ def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream) -> I
 
 
 def _restore(method: Method, evaluation: Evaluation, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
-    """Bring a method and its evaluation to where they were when the run was interrupted."""
+    """Bring a method and its evaluation to the state after the last complete episode."""
     device, done = method.compute.device, directory.manifest.episode
-    seen = [task.id for episode in episodes for task in episode.new]
-    measured = {(row.episode, row.task) for row in directory.rows if row.is_test and row.episode}
-    expected = {
-        (number, task) for number in range(1, min(done, len(episodes)) + 1)
-        for task in (seen[:number] if method.config.continual else seen)
-    }  # fmt: skip
-    if done > len(episodes) or len(directory.episodes) != done or measured != expected:
-        raise ValueError(f"the measurements are not those of {done} of {len(episodes)} episodes")
     state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
     method.load_state_dict(state, episodes[:done])
     evaluation.load_state_dict(state, lambda: saved_networks(directory.path, method.config, device))
 
 
 def saved_networks(path: Path, config: RunConfig, device: torch.device) -> Iterator[Member]:
-    """The networks of a run that answer, from the disk."""
+    """The networks of a run that answer, read from the disk."""
     manifest = read_manifest(path)
     assert manifest is not None
     for place, saved in enumerate(answering(read_members(path, manifest))):
@@ -242,30 +210,20 @@ def saved_networks(path: Path, config: RunConfig, device: torch.device) -> Itera
 
 
 def finished_run(path: Path) -> dict[str, Any]:
-    """config.yaml of a run that is to be extended.
-
-    Raises:
-        UserError: there is no finished run, or no state to begin from.
-    """
-    if not holds_run(path) or read_summary(path) is None:
+    """config.yaml of a run that is to be extended; checks that it is finished, has a state, and is undamaged."""
+    manifest = read_manifest(path) if holds_run(path) else None
+    if manifest is None or not manifest.finished:
         raise UserError(f"--extend {path} is not the directory of a finished run")
-    manifest = read_manifest(path)
-    if manifest is None or not any(name.startswith("state/") for name in manifest.files):
+    if not any(name.startswith("state/") for name in manifest.files):
         raise UserError(f"--extend {path} has no state to continue from: it was derived from another run")
     for name in manifest.files:
-        if not is_removed_log(path, name):
-            checked(path, manifest, name)
-    read_measurements(path, manifest)
+        checked(path, manifest, name)
     return read_config(path)
 
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """While a run that is resumed or extended goes on: what was saved is taken to be right until it is used.
-
-    Raises:
-        UserError: what was saved does not belong to this run.
-    """
+    """Turn any unexpected error of a resumed or extended run into a UserError: its saved state does not fit the run."""
     try:
         yield
     except (UserError, TrainingError, SignalError, OSError):
@@ -273,16 +231,12 @@ def _fitting(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"{path}: what was saved does not fit the run ({reason}); begin anew with --overwrite"
+            f"{path}: its saved state does not fit the run ({reason}); begin anew with --overwrite"
         ) from None
 
 
 def verify_run(path: Path) -> None:
-    """Print what lies in a run directory, and whether its files are as they were written.
-
-    Raises:
-        UserError: one is not.
-    """
+    """Check all files of a run against their checksums, and print the result."""
     wrong, others = verify(path)
     for name in others:
         print(one_line(f"not part of the run: {path / name}"))
@@ -294,35 +248,26 @@ def verify_run(path: Path) -> None:
 
 
 @contextmanager
-def writable(path: Path, resume: Callable[[Path], str] | None = None) -> Iterator[None]:
-    """While a run directory is written.
-
-    Args:
-        resume: the command that resumes the run; that of modelzoo.py if None.
-
-    Raises:
-        TrainingError: it cannot be written any more.
-    """
-    command = (resume or resuming_command)(path)
+def writable(path: Path) -> Iterator[None]:
+    """Turn the errors of writing a run directory into one line, with the command that resumes the run."""
+    command = resuming_command(path)
     try:
         yield
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails again when it flushes stdout at exit
         raise TrainingError(f"nobody reads the output any more (broken pipe); resume with: {command}") from None
     except OSError as error:
-        raise TrainingError(
-            f"{error.filename or path} cannot be written: {error.strerror or error}; when it can, resume with: "
-            f"{command}"
-        ) from None
+        reason = f"{error.filename or path} cannot be written: {error.strerror or error}"
+        raise TrainingError(f"{reason}; when it can, resume with: {command}") from None
 
 
 def resuming_command(path: Path) -> str:
-    """For people to copy."""
+    """The command that resumes a run, for people to copy."""
     return f"python modelzoo.py --resume --run_dir {shlex.quote(str(path))}"
 
 
 def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
-    """What is revealed when. A method without --rounds learns the multi-task setting in one episode."""
+    """The episodes of a run. A method without --rounds learns the multi-task setting in one episode."""
     if config.continual:
         return list(stream.continual())
     if "rounds" not in METHODS[config.method].options:
@@ -331,11 +276,7 @@ def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
 
 
 def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
-    """A network, built so that one that does not fit the inputs fails before anything is written.
-
-    Raises:
-        UserError: it cannot take inputs of this shape, or batches of this size.
-    """
+    """A network that shows, before anything is written, whether the model fits the inputs and batches (UserError)."""
     tasks = stream.tasks[:1] if config.continual else stream.tasks
     with seeded(config.seed, "trial"):
         try:
@@ -346,16 +287,11 @@ def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
     return net
 
 
-def try_network(
-    net: MultiHead, config: RunConfig, stream: TaskStream, compute: Compute
-) -> tuple[int, Compute, str]:  # fmt: skip
-    """Take a step on trial with a network that is not needed otherwise.
+def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:
+    """Take a training step with a throw-away network, to choose how steps are launched.
 
     Returns:
-        Parameters of the trunk, and how steps are launched: see choose_launch.
-
-    Raises:
-        UserError: the method cannot learn with this network or objective.
+        Number of parameters of the trunk, and what choose_launch returns.
     """
     task, method = stream.tasks[0], METHODS[config.method]
     check_requirements(method, stream.spec, net, config.hp)

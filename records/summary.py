@@ -1,4 +1,4 @@
-"""The figures of a finished run, from its measurements: summary.json and the final table."""
+"""summary.json and the final table: the figures of a run, computed from its measurements."""
 
 from __future__ import annotations
 
@@ -21,29 +21,25 @@ from evaluation.measurements import (
     mean_over_tasks,
 )
 from records.configuration import comparable
-from records.directory import read_config
+from records.directory import holds_run, read_config
 from records.manifest import SUMMARY, checked, damaged, read_manifest
+from records.monitor import EpisodeFacts
 from utils.errors import UserError
-from utils.files import json_bytes
 from utils.settings import first_difference
 
 
 def key_of(key: str, metric: str) -> str:
-    """The name in summary.json of a figure that is named after the accuracy, for a stream with another main metric."""
+    """The key in summary.json of a figure, with the name of the main metric in place of "acc"."""
     return key if metric == ACCURACY.name else re.sub(r"(?<![a-z])acc(?![a-z])", metric, key)
 
 
 def figure(summary: Mapping[str, Any], key: str) -> Any:
-    """A figure of a summary, such as "per_task_acc": of the main metric, whichever that is.
-
-    Raises:
-        KeyError: it has none of that name.
-    """
+    """The figure "per_task_acc" or another one of a summary, for its main metric; KeyError if there is none."""
     return summary[key_of(key, summary["metric"])]
 
 
 def direction(summary: Mapping[str, Any]) -> str:
-    """Which values of the main metric are better, in words."""
+    """Which values of the main metric are better, for people."""
     return "higher is better" if summary["higher_is_better"] else "lower is better"
 
 
@@ -52,15 +48,14 @@ def summarize(
 ) -> dict[str, Any]:
     """The metrics of a run, by definition id (evaluation/metrics.py); None where one is not defined.
 
-    R is made of the main metric of the stream. If that is not the accuracy, figures named after the accuracy are None,
-    and there are the same ones named after the metric: per_task_rmse for per_task_acc. In what compares values of R
-    (bwt, forgetting_chaudhry, fwt_isolated, fwt_zero_shot, gain_isolated) R has a minus if lower values are better, so
-    that positive transfer and gain are good, and positive forgetting is bad, for any metric.
+    R holds the main metric of the stream. If that is not the accuracy, figures named after the accuracy are None, and
+    the same ones stand under the name of the metric: per_task_rmse for per_task_acc. If lower values are better, the
+    figures that compare values of R (bwt, forgetting_chaudhry, fwt_isolated, fwt_zero_shot, gain_isolated) are computed
+    from -R, so that positive transfer and gain are good, and positive forgetting is bad, for any metric.
 
     Args:
         rows: all measurements.
-        continual: a run in the multi-task mode has no episode of its own for each task, so what compares
-            with that episode is None.
+        continual: whether each task has its own episode; without, figures that refer to this episode are None.
         isolated: the main metric of a network trained on each task alone.
     """
     test = [row for row in rows if row.is_test and row.episode > 0]
@@ -101,8 +96,19 @@ def summarize(
     }
 
 
+def costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
+    """The training cost of a run, by key of summary.json."""
+    images, seconds = sum(facts.images for facts in episodes), sum(facts.train_seconds for facts in episodes)
+    return {
+        "images_trained": images,
+        "sample_gradients": sum(facts.sample_gradients for facts in episodes),
+        "train_seconds": seconds,
+        "images_per_second": images / seconds if seconds else 0.0,
+    }
+
+
 def matrix_of(rows: Sequence[Measurement]) -> metrics.Matrix:
-    """R, [episodes, tasks], of the main metric: tasks in the order of their numbers, of which some may be missing."""
+    """R, [episodes, tasks], of the main metric; tasks in the order of their numbers, which may have gaps."""
     test = [row for row in rows if row.is_test and row.episode > 0]
     place = {task: number for number, task in enumerate(sorted({row.task for row in test}), 1)}
     entries = [(row.episode, place[row.task], row.main) for row in test]
@@ -110,52 +116,39 @@ def matrix_of(rows: Sequence[Measurement]) -> metrics.Matrix:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """summary.json, as it was written; None if the run is not finished.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The content of summary.json; None if the run is not finished."""
     manifest = read_manifest(path)
     if manifest is None or not manifest.finished:
         return None
     content = checked(path, manifest, SUMMARY)
     try:
-        found = dict(json.loads(content))
-        json_bytes(found)  # NaN is not JSON, but read by it
-        return found
+        return dict(json.loads(content))
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(path, SUMMARY, error) from None
 
 
 def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
-    """The main metric per task, at the end, of a finished Isolated run of the same stream.
+    """The final main metric per task of a finished run of --method isolated.
 
     Args:
         path: its run directory.
-        config: resolved configuration of the run that is compared with it.
-
-    Raises:
-        UserError: not a finished run of --method isolated, or one of another stream or recipe.
+        config: config.yaml of the run that is compared with it; must have the same stream and recipe.
     """
-    try:
-        summary, reference = read_summary(path), read_config(path)
-        if summary is None:
-            raise ValueError("it has no summary.json yet")
-        reached, method = [float(value) for value in figure(summary, "per_task_acc")], summary["method"]
-        theirs = comparable(reference) if method == "isolated" else {}
-    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--isolated {path} is not the directory of a finished run ({error})") from None
-    if method != "isolated":
+    summary = read_summary(path) if holds_run(path) else None
+    if not summary:
+        raise UserError(f"--isolated {path} is not the directory of a finished run")
+    if summary["method"] != "isolated":
+        method = summary["method"]
         raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")
-    if (key := first_difference(theirs, comparable(config))) is not None:
+    if (key := first_difference(comparable(read_config(path)), comparable(config))) is not None:
         raise UserError(
             f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
         )
-    return reached
+    return [float(value) for value in figure(summary, "per_task_acc")]
 
 
 def final_table(summary: Mapping[str, Any]) -> str:
-    """The main metric per task right after it was learned and at the end, averages, backward and forward transfer."""
+    """The main metric per task, right after learning it and at the end, its averages, and the transfer, for people."""
     shown = {"right after": "per_task_learning_acc", "at the end": "per_task_acc", "isolated": "per_task_isolated_acc"}
     columns = {title: values for title, key in shown.items() if (values := figure(summary, key)) is not None}
     names = [f"{number} {name}" for number, name in zip(summary["task_numbers"], summary["task_names"], strict=True)]
@@ -179,18 +172,6 @@ def final_table(summary: Mapping[str, Any]) -> str:
     if summary["fwt_isolated"] is not None:
         lines.append(f"forward transfer   {summary['fwt_isolated']:+.4f}  right after its episode, against isolated")
     return "\n".join(lines)
-
-
-def saved_table(path: Path, summary: Mapping[str, Any]) -> str:
-    """The final table of a run that was finished before.
-
-    Raises:
-        UserError: its summary.json has not the figures.
-    """
-    try:
-        return final_table(summary)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise damaged(path, SUMMARY, error) from None
 
 
 def _defined(value: float) -> float | None:

@@ -1,10 +1,9 @@
-"""The two tables of a run as text: metrics.csv, a line a score, and episodes.csv, a line an episode."""
+"""Reading and writing the two tables of a run: metrics.csv, a line a score, and episodes.csv, a line an episode."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, fields
 from itertools import groupby
@@ -43,11 +42,7 @@ def metric_lines(rows: Iterable[Measurement]) -> bytes:
 
 
 def read_metrics(text: str) -> list[Measurement]:
-    """What `header` and `metric_lines` have written.
-
-    Raises:
-        ValueError, KeyError, TypeError, OverflowError, csv.Error: they have not.
-    """
+    """The inverse of `header` and `metric_lines`; raises ValueError, TypeError or csv.Error for another text."""
     found = []
     for where, lines in groupby(_lines(METRICS, text), lambda line: tuple(line[name] for name in _WHERE)):
         scores = {line["metric"]: _scored(line) for line in lines}
@@ -59,38 +54,27 @@ def read_metrics(text: str) -> list[Measurement]:
 
 
 def episode_line(facts: EpisodeFacts) -> bytes:
-    """A line of episodes.csv; tasks are separated by spaces, their weights stand behind colons."""
+    """A line of episodes.csv: tasks as "1 2", sampling weights as "1:0.5 2:0.5"."""
     weights = " ".join(f"{task}:{weight:.6g}" for task, weight in facts.sampling_weights.items())
     values: list[object] = list(astuple(facts))
     values[1:3] = [" ".join(map(str, facts.tasks)), weights]
     return csv_bytes([values])
 
 
-def read_episodes(text: str) -> list[EpisodeFacts]:
-    """What `header` and `episode_line` have written.
-
-    Raises:
-        ValueError, KeyError, TypeError, OverflowError, csv.Error: they have not.
-    """
-    return [_facts(line) for line in _lines(EPISODES, text)]
-
-
 def read_measurements(path: Path, manifest: Manifest) -> tuple[list[Measurement], list[EpisodeFacts]]:
-    """metrics.csv and episodes.csv, as far as they are committed; nothing before the first episode is complete.
-
-    Raises:
-        UserError: one of them is missing or damaged.
-    """
+    """The committed rows of metrics.csv and episodes.csv; none before the first episode is complete."""
     if not manifest.episode:
         return [], []
-    return _parsed(path, manifest, METRICS, read_metrics), _parsed(path, manifest, EPISODES, read_episodes)
+    return _parsed(path, manifest, METRICS, read_metrics), _parsed(
+        path, manifest, EPISODES, lambda text: list(map(_facts, _lines(EPISODES, text)))
+    )
 
 
 def _parsed(path: Path, manifest: Manifest, name: str, read: Callable[[str], Parsed]) -> Parsed:
     content = checked(path, manifest, name)
     try:
         return read(content.decode())
-    except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise damaged(path, name, error) from None
 
 
@@ -102,20 +86,14 @@ def _lines(name: str, text: str) -> Iterator[dict[str, str]]:
 
 
 def _scored(line: Mapping[str, str]) -> Scored:
-    return Scored(_finite(line["value"]), _finite(line["stderr"]) if line["stderr"] else None, int(line["n"]))
+    return Scored(float(line["value"]), float(line["stderr"]) if line["stderr"] else None, int(line["n"]))
 
 
 def _facts(line: Mapping[str, str]) -> EpisodeFacts:
     weights = dict(pair.split(":") for pair in line["sampling_weights"].split())
     given: dict[str, Any] = {
-        name: _finite(line[name]) if name in _REAL else int(line[name])
+        name: float(line[name]) if name in _REAL else int(line[name])
         for name in HEADERS[EPISODES] if name not in ("tasks", "sampling_weights")
     }  # fmt: skip
     tasks = [int(task) for task in line["tasks"].split()]
     return EpisodeFacts(tasks=tasks, sampling_weights={int(t): float(w) for t, w in weights.items()}, **given)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError("a number is not finite")
-    return number

@@ -1,4 +1,4 @@
-"""TensorBoard, live: curves, pictures, hyperparameters, configuration. docs/tensorboard.md lists every tag."""
+"""TensorBoard: a run's curves, pictures, hyperparameters and configuration. docs/tensorboard.md lists every tag."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,14 @@ from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.pictures import heat_map
 from records.summary import key_of
 from utils.files import yaml_bytes
+from utils.settings import Kind
 
-# From here on all is TensorBoard's: the dashboards' names, the types of a tensor, how a session has ended.
+# TensorBoard's numbers for the types of a tensor, the end of a session, and the types of hyperparameters.
 _FLOAT, _STRING = 1, 7
 _SUCCESS, _FAILURE = 1, 2
 _KINDS = {str: 1, bool: 2, float: 3}
 
-# Charts in a row of the dashboard "Custom Scalars", each with the curves whose tags it matches.
+# The dashboard "Custom Scalars": title of a row -> title of a chart -> patterns of the tags that it shows.
 _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "overview": {
         "average accuracy": ("average_accuracy$",),
@@ -38,22 +40,16 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "backward transfer": ("backward_transfer$",),
     },
     "without the task": {"accuracy where the task is not told": ("without_task/",)},
-    "calibration": {
-        "average calibration error": ("average_ece$",),
-        "calibration error": ("test_ece/",),
-    },
+    "calibration": {"average calibration error": ("average_ece$",), "calibration error": ("test_ece/",)},
     "sampling weights": {"sampling weights": ("sampling_weight/",)},
-    "cost": {
-        "seconds an episode": ("seconds$",),
-        "peak memory, bytes": ("peak_memory_bytes$",),
-    },
+    "cost": {"seconds an episode": ("seconds$",), "peak memory, bytes": ("peak_memory_bytes$",)},
 }
 _SUMMARY = (
     "avg_acc_final", "avg_incremental_acc", "forgetting_chaudhry", "bwt", "learning_acc", "worst_task_acc",
     "class_incremental_acc", "task_identification_acc", "domain_incremental_acc",
     "gain_isolated", "fwt_isolated", "train_seconds",
 )  # fmt: skip
-# What TensorBoard says beside them.
+# Tag of a picture -> its description.
 _PICTURES = {
     "accuracy_matrix": "Test accuracy: dark violet is 0, yellow 1. A row is an episode, from above; a column a task.",
     "members": "Yellow: the episode trained on the task. A row is an episode, from above; a column a task.",
@@ -61,32 +57,23 @@ _PICTURES = {
                         "yellow 1. A row is an episode, from above; a column a task.",
 }  # fmt: skip
 _LEAST_WEIGHT = 1e-3
-Kind = type | tuple[str, ...]
-
-
-class Log(Protocol):
-    """A file that grows."""
-
-    def write(self, content: bytes) -> None:
-        """To its end."""
 
 
 class TensorBoard(RunMonitor):
-    """One file of events. Steps of train/* are epochs counted over the whole run, all others are episodes.
+    """Writes an event file. The step of train/* is the number of epochs over the whole run, that of others the episode.
 
     Args:
         open_log: opens a new file by its name.
-        kinds: of all hyperparameters that any run can have, by name, the first five to be shown at once: bool, float,
-            str or the words that it can be.
-        epochs: how many there were before.
+        kinds: all hyperparameters that any run can have; the first five are shown at first.
+        epochs: trained by earlier processes.
     """
 
-    def __init__(self, open_log: Callable[[str], Log], kinds: Mapping[str, Kind], epochs: int = 0) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # these take a while
+    def __init__(self, open_log: Callable[[str], Any], kinds: Mapping[str, Kind], epochs: int = 0) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # slow to import
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._kinds, self._epoch = Event, kinds, epochs
-        # The names by which TensorBoard finds its files, in the order of time; a process may begin a second one.
+        # TensorBoard finds files by this name and reads them in its order; a process may write several.
         self._records = RecordWriter(open_log(f"events.out.tfevents.{time.time_ns() // 1000:016d}.{os.getpid()}"))
         self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         self._history = History(0)
@@ -95,14 +82,12 @@ class TensorBoard(RunMonitor):
     def run_begins(self, run: RunStart) -> None:
         self._history = History(run.tasks)
         self._sign = 1 if run.config["higher_is_better"] else -1
-        rows: dict[int, list[Measurement]] = {}
-        for row in run.rows:
-            rows.setdefault(row.episode, []).append(row)
+        rows = {episode: list(group) for episode, group in groupby(run.rows, lambda row: row.episode)}
         for facts in run.episodes:
             self._history.add(facts, rows[facts.episode])
         self._continual, self._isolated = run.config["continual"], run.isolated
         event = self._new_event(len(run.episodes))
-        _add_text(event, "config", textwrap.indent(yaml_bytes(run.config).decode(), "    "))
+        _add_string(event, "config", "text", textwrap.indent(yaml_bytes(run.config).decode(), "    ").encode())
         _add_layout(event)
         _add_experiment(event, self._kinds)
         _add_session_start(event, run.hyperparameters)
@@ -142,19 +127,18 @@ class TensorBoard(RunMonitor):
         if self._begun:
             event = self._new_event(len(self._history.main))
             _add_session_end(event, _FAILURE)
-            with contextlib.suppress(OSError):  # a full disk may be why
+            with contextlib.suppress(OSError):  # the disk may be full
                 self._write(event)
 
     def _isolated_accuracies(self, rows: Sequence[Measurement]) -> dict[str, float]:
-        """Of the tasks that are measured for the first time: one point beside the beginning of each curve."""
+        """For tasks measured for the first time: one point beside the beginning of each curve."""
         if self._isolated is None:
             return {}
-        known = self._history.measured()
-        return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task - 1] for row in rows
-                if row.is_test and not known[row.task - 1]}  # fmt: skip
+        new = [row for row in rows if row.is_test and row.task not in self._history.measured]
+        return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task - 1] for row in new}
 
     def _of_matrix(self) -> dict[str, float]:
-        """What compares with the episodes that the tasks were learned in: not defined in the multi-task mode."""
+        """Forgetting and backward transfer, which the multi-task mode does not define."""
         if not self._continual:
             return {}
         R = self._sign * np.stack(self._history.main)[:, : len(self._history.main)]
@@ -169,34 +153,33 @@ class TensorBoard(RunMonitor):
 
 
 class History:
-    """What pictures show of a run: a row of [tasks] for each episode, NaN where there is no value.
+    """The data of the pictures: for each episode a row of [tasks], NaN where there is no value.
 
     Attributes:
         main: the main metric on the test data.
         weights: probability of drawing each task.
-        trained: 1 for the tasks that were trained on, 0 for others.
+        trained: 1 for tasks that were trained on, 0 for others.
+        measured: numbers of the tasks that were measured in any episode.
     """
 
     def __init__(self, tasks: int) -> None:
         self._tasks = tasks
+        self.measured: set[int] = set()
         self.main: list[npt.NDArray[np.float64]] = []
         self.weights: list[npt.NDArray[np.float64]] = []
         self.trained: list[npt.NDArray[np.float64]] = []
 
     def add(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
-        """An episode and its measurements."""
-        self.main.append(self._row({row.task: row.main for row in rows if row.is_test}, math.nan))
+        """Append an episode."""
+        test = {row.task: row.main for row in rows if row.is_test}
+        self.measured |= test.keys()
+        self.main.append(self._row(test, math.nan))
         self._shares = rows[0].metric == ACCURACY.name
         self.weights.append(self._row(facts.sampling_weights, math.nan))
         self.trained.append(self._row(dict.fromkeys(facts.tasks, 1.0), 0.0))
 
-    def measured(self) -> npt.NDArray[np.bool_]:
-        """[tasks]: whether there is any accuracy of the task."""
-        # A task that was measured once is measured in every episode from then on.
-        return ~np.isnan(self.main[-1]) if self.main else np.zeros(self._tasks, bool)
-
     def pictures(self) -> dict[str, metrics.Matrix]:
-        """By tag: what to draw, [episodes so far, tasks], in [0, 1]."""
+        """Tag -> the matrix to draw, [episodes so far, tasks], in [0, 1]."""
         main = np.stack(self.main)
         drawn = {"members": np.where(np.isnan(main), math.nan, np.stack(self.trained))}
         if self._shares:
@@ -215,14 +198,11 @@ class History:
 
 def _of_episode(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, float]:
     test = [row for row in rows if row.is_test]
-    told_less = {row.scenario for row in rows} & {*WITHOUT_TASK}
+    without_task = {row.scenario for row in rows} & {*WITHOUT_TASK}
+    shown = [name for name in test[0].scores if name != "loss"]
     return {
-        **{f"without_task/{name}": mean_over_tasks(rows, name) or 0.0 for name in sorted(told_less)},
-        **{
-            f"average_{name}": sum(row.scores[name].value for row in test) / len(test)
-            for name in test[0].scores
-            if name != "loss"
-        },
+        **{f"without_task/{name}": mean_over_tasks(rows, name) or 0.0 for name in sorted(without_task)},
+        **{f"average_{name}": sum(row.scores[name].value for row in test) / len(test) for name in shown},
         "images_per_second": facts.images_per_second,
         "seconds": facts.seconds,
         "peak_memory_bytes": facts.peak_memory_bytes,
@@ -256,12 +236,8 @@ def _add_picture(event: Any, tag: str, values: metrics.Matrix, rows: int) -> Non
     value.image.encoded_image_string = picture.png
 
 
-def _add_text(event: Any, tag: str, markdown: str) -> None:
-    _add_string(event, tag, "text", markdown.encode())
-
-
 def _add_layout(event: Any) -> None:
-    """Which charts the dashboard "Custom Scalars" shows. The same for all runs, because it merges theirs."""
+    """The dashboard "Custom Scalars"; the same for all runs, because TensorBoard merges those of all runs."""
     from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
     layout = Layout()
@@ -273,12 +249,12 @@ def _add_layout(event: Any) -> None:
 
 
 def _add_experiment(event: Any, kinds: Mapping[str, Kind]) -> None:
-    """Which columns the dashboard "HParams" has. The same for all runs, because it takes those of any one."""
+    """The columns of the dashboard "HParams"; the same for all runs, because TensorBoard takes those of any run."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     data = HParamsPluginData()
     for number, (name, kind) in enumerate(kinds.items()):
-        # At first only five are shown, those that differ before others; which do is not found out but believed.
+        # TensorBoard shows five columns at first, and prefers those marked as differing between runs.
         info = data.experiment.hparam_infos.add(name=name, differs=number < 5)
         info.type = _KINDS[kind] if isinstance(kind, type) else _KINDS[str]
         if not isinstance(kind, type) or kind is bool:
@@ -294,13 +270,8 @@ def _add_session_start(event: Any, hyperparameters: Mapping[str, bool | float | 
     data = HParamsPluginData()
     data.session_start_info.start_time_secs = time.time()
     for name, value in hyperparameters.items():
-        entry = data.session_start_info.hparams[name]
-        if isinstance(value, bool):
-            entry.bool_value = value
-        elif isinstance(value, str):
-            entry.string_value = value
-        else:
-            entry.number_value = value
+        kind = "bool" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
+        setattr(data.session_start_info.hparams[name], f"{kind}_value", value)
     _add_hparams(event, "session_start_info", data)
 
 
@@ -313,7 +284,7 @@ def _add_session_end(event: Any, status: int) -> None:
 
 
 def _add_hparams(event: Any, name: str, data: Any) -> None:
-    """What this dashboard reads is not the value but what is said about it."""
+    """The dashboard reads the metadata of the value, not the value."""
     value = event.summary.value.add(tag=f"_hparams_/{name}")
     value.metadata.plugin_data.plugin_name = "hparams"
     value.metadata.plugin_data.content = data.SerializeToString()

@@ -1,4 +1,4 @@
-"""What a run writes of its configuration, stream, members and episodes."""
+"""The contents of the files of a run: config.yaml, targets, members, a line of episodes.csv, summary.json."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from records.configuration import plain_config
 from records.directory import RunDirectory
 from records.members import SavedMember, saved_net
 from records.monitor import EpisodeFacts
+from records.summary import costs
 from utils.compute import Compute, peak_memory, provenance
 from utils.machine import notice
 from utils.settings import plain
 
 
 def precision_of(compute: Compute) -> str:
-    """bf16 or fp32."""
+    """The name of the precision: bf16 or fp32."""
     return "bf16" if compute.bf16 else "fp32"
 
 
 def header_of(
     config: RunConfig, stream: TaskStream, parameters: int, device: str, path: Path, done: int
 ) -> list[tuple[str, str]]:  # fmt: skip
-    """What is run, for the console; `done`: episodes of earlier processes."""
+    """Names and values that describe a run to people; `done`: episodes of earlier processes."""
     mode = "continual" if config.continual else "multi-task"
     metric = main_metric(stream)
     better = f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better"
@@ -51,19 +52,19 @@ def header_of(
 
 
 def targets_of(stream: TaskStream) -> dict[tuple[int, str], Tensor]:
-    """Targets of the examples whose predictions are saved."""
+    """Targets of all splits whose predictions are saved, by task and split."""
     splits = {task.id: {"test": task.test, HELD_OUT: task.held_out, **further_splits(task)} for task in stream.tasks}
     return {(task, split): examples.targets
             for task, parts in splits.items() for split, examples in parts.items() if examples is not None}  # fmt: skip
 
 
 def main_metric(stream: TaskStream) -> Metric:
-    """What the matrix R of a run is made of."""
+    """The main metric, which the matrix R holds."""
     return next(iter(stream.spec.objective.metrics.values()))
 
 
 def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
-    """Weights and predictions of the networks that this episode brought."""
+    """Save the weights and predictions of the networks of the last episode."""
     for member in method.new_members:
         tasks = [stream.task(number) for number in member.tasks]
         facts = SavedMember(
@@ -76,13 +77,13 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
 
 
 def member_tensors(member: Member) -> dict[str, Tensor]:
-    """The network, and what tasks have of their own in its trunk (see MultiHead.for_task) as task_<id>/<name>."""
+    """The tensors of a network; trunk weights of a single task (see MultiHead.for_task) as task_<id>/<name>."""
     own = {f"task_{task}/{name}": value for task, parts in member.task_weights.items() for name, value in parts.items()}
     return {**member.net.state_dict(), **own}
 
 
 def episode_facts(episode: Episode, learned: Learned, seconds: float, device: torch.device) -> EpisodeFacts:
-    """A line of episodes.csv."""
+    """The line of episodes.csv."""
     stats = learned.stats
     return EpisodeFacts(
         episode.number, learned.tasks, learned.weights, stats.examples, stats.images, stats.gradients, stats.steps,
@@ -91,11 +92,9 @@ def episode_facts(episode: Episode, learned: Learned, seconds: float, device: to
 
 
 def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]) -> dict[str, Any]:
-    """What was run and what it cost: the first part of summary.json."""
+    """The first part of summary.json: what was run, and its cost."""
     config = method.config
     storage, budget = method.storage(), method.memory.budget
-    images = sum(facts.images for facts in history)
-    seconds = sum(facts.train_seconds for facts in history)
     return {
         "method": config.method,
         "stream": config.stream,
@@ -117,21 +116,14 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
         "parameters_total": storage.parameters,
         "members_per_prediction": storage.members_per_prediction,
         "parameters_per_prediction": storage.parameters_per_prediction,
-        "images_trained": images,
-        "sample_gradients": sum(facts.sample_gradients for facts in history),
-        "train_seconds": seconds,
-        "images_per_second": images / seconds,
+        **costs(history),
     }
 
 
 def resolve(
     config: RunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None
 ) -> dict[str, Any]:
-    """config.yaml: every default filled in, what the run was made with.
-
-    Args:
-        isolated: the run that it is compared with. base: the run that it extends.
-    """
+    """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any."""
     metric = main_metric(stream)
     return {
         "stream": config.stream,

@@ -150,7 +150,7 @@ def test_the_default_directory_is_beside_the_run(capsys, base):
         (["--extend", "base", "--data_config", "more.yaml", "--run_dir", "base", "--overwrite"], "that is read here"),
         (["--extend", "atonce", "--data_config", "more.yaml"], "atonce has learned all tasks at once; only"),
         (["--extend", "full", "--data_config", "more.yaml"], "its setting tasks is 2; the stream has 4"),
-        (["--extend", "old", "--data_config", "more.yaml"], "has no state to begin from"),
+        (["--extend", "old", "--data_config", "more.yaml"], "has no state to continue from"),
         (["--extend", "damaged", "--data_config", "more.yaml"], "is damaged"),
         (["--extend", "other", "--data_config", "more.yaml"], "the data are not those that other was trained on"),
     ],

@@ -124,7 +124,7 @@ def test_other_data_are_refused(monkeypatch, capsys):
     monkeypatch.setattr("records.session.build_stream", changed)
     capsys.readouterr()
     assert start("run", "--resume") == 2
-    assert "the data are not those that run was begun with" in capsys.readouterr().err
+    assert "the data are not those that run was trained on" in capsys.readouterr().err
 
 
 def test_options_that_contradict_each_other_are_refused_when_a_run_is_begun(capsys):
