@@ -20,7 +20,7 @@ from records.summary import direction, figure
 from reporting import analysis, figures, style
 from reporting.figures import Picture
 from reporting.groups import Comparison
-from studies.tables import LEDGER, READING, Cell, ledger_cells, metric_cells, readable, seeds_note
+from studies.tables import LEDGER, READING, Cell, cells, readable, seeds_note
 from utils.files import write_bytes, yaml_bytes
 
 _FOLDER = "figures"
@@ -256,9 +256,7 @@ def calibration_table(run: Run) -> Sheet:
 def comparison_table(comparison: Comparison, columns: Sequence[Any], title: str, name: str) -> Sheet:
     """The groups against each other, as in studies/tables.py."""
     table = comparison.table()
-    fill = ledger_cells if columns is LEDGER else metric_cells
-    filled = [fill(column, table) for column in columns]
-    rows = [[Cell(label), *cells] for label, *cells in zip(table.rows, *filled, strict=True)]
+    rows = [[Cell(label), *found] for label, *found in zip(table.rows, *cells(columns, table), strict=True)]
     notes = [seeds_note(table), *(READING[3:] if columns is LEDGER else READING[:2])]
     header = ["method", *(column.title for column in columns)]
     raw = [

@@ -1,4 +1,4 @@
-"""The runs of a benchmark: are they what was asked for, and what came out."""
+"""The run directories of a benchmark: check them against the grid and collect their results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of modelzoo.py."""
+    """One run of modelzoo.py that a grid asks for, finished or not."""
 
     directory: Path
     label: str
@@ -50,25 +50,21 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether its summary.json is committed."""
+        """Whether the run is complete."""
         manifest = read_manifest(self.directory)
         return manifest is not None and manifest.finished
 
 
 def check_run(run: PlannedRun, grid: str) -> None:
-    """A run that is there must be the one that the grid asks for, whether it is finished or to be gone on with.
-
-    Raises:
-        UserError: names the run and what differs.
-    """
+    """Raise UserError if the run's directory holds a run with other options than the grid `grid` has."""
     if not holds_run(run.directory):
         check_free(run.directory, overwrite=False)
         return
     asked = _determining(json.loads(json.dumps(plain_config(run.config), default=str)))
     found = _determining(config_of(run))
     for key in sorted(asked.keys() | found.keys()):
+        was, now = (f"{values[key]!s:.60}" if key in values else "nothing" for values in (found, asked))
         if asked.get(key) != found.get(key) or (key in asked) != (key in found):
-            was, now = (f"{values[key]!s:.60}" if key in values else "nothing" for values in (found, asked))
             raise UserError(
                 f"{run.directory} was run with {key}: {was}, but {grid} asks for {now}; "
                 "name another --store or remove that directory"
@@ -76,29 +72,21 @@ def check_run(run: PlannedRun, grid: str) -> None:
 
 
 def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration, by dotted key, what determines a result."""
+    """The values of a configuration that determine its result, by dotted key."""
     parts = {*SECTIONS, *declarations(RunConfig), "settings"}
     values = dict(flat({key: value for key, value in config.items() if key in parts}))
     return {key: value for key, value in values.items() if key not in keys_where("machine")}
 
 
 def config_of(run: PlannedRun) -> dict[str, Any]:
-    """config.yaml of a run, whose summary.json is tried too if it is finished.
-
-    Raises:
-        UserError: one of them is missing or damaged.
-    """
+    """config.yaml of a run; UserError if it or the summary.json of a finished run is missing or damaged."""
     if run.finished:
         summary_of(run)
     return directory.read_config(run.directory)
 
 
 def summary_of(run: PlannedRun) -> dict[str, Any]:
-    """summary.json of a finished run, with figures where figures belong.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The checked summary.json of a finished run; UserError if it is damaged."""
     found = summary.read_summary(run.directory) or {}
     try:
         reached, learned = (summary.figure(found, key) for key in ("per_task_acc", "per_task_learning_acc"))
@@ -112,7 +100,7 @@ def summary_of(run: PlannedRun) -> dict[str, Any]:
 
 
 def columns_of(metric: str) -> list[str]:
-    """Keys of summary.json that tables show, for a stream with that main metric."""
+    """Keys of summary.json that results.csv shows for a stream with this main metric."""
     return list(dict.fromkeys(summary.key_of(key, metric) for key in COLUMNS))
 
 
@@ -123,11 +111,11 @@ def _is_figure(value: object) -> bool:
 def write_tables(
     runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
 ) -> None:
-    """results.csv, table.md and table.tex from the run directories.
+    """Write results.csv, table.md and table.tex from the run directories.
 
     Args:
-        failures: name of a run -> reason.
-        options, command: how the runs were asked for; they stand below the tables.
+        failures: name of a failed run -> reason.
+        options, command: how the runs were started, for the notes below the tables.
     """
     measured = figures(runs)
     columns = list(dict.fromkeys(key for values in [dict.fromkeys(COLUMNS), *measured.values()] for key in values))
@@ -145,18 +133,18 @@ def write_tables(
             finished[run.config.seed] = values
     seeds = len({run.config.seed for run in runs})
     compared = [ComparisonTable(title, seeds, labels) for title, labels in tables.items()]
-    notes = [
-        f"Options, each for the methods that use it: {options}.",
-        *provenance_notes([run for run in runs if run.name in measured]),
-    ]
+    notes = [f"Options, each for the methods that use it: {options}."]
+    notes += provenance_notes([run for run in runs if run.name in measured])
     write_bytes(store / "results.csv", csv_bytes(rows))
     write_bytes(store / "table.md", markdown(compared, notes, command).encode())
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
 
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
-    """By name, what each finished run has in its summary.json, and how it compares with isolated networks:
-    gain_isolated and fwt_isolated (evaluation/metrics.py) against the isolated run with the same data, recipe and seed.
+    """The figures of each finished run by name, from its summary.json.
+
+    gain_isolated and fwt_isolated (evaluation/metrics.py) are computed against the isolated run with the same data,
+    recipe and seed.
     """
     summaries = {run.name: summary_of(run) for run in runs if run.finished}
     isolated = {
@@ -178,7 +166,7 @@ def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
                     f"{run.directory} is damaged (it has not as many tasks as the isolated run it is compared with); "
                     "remove it"
                 )
-            # Of the accuracy matrix both need no more than its diagonal and its last row.
+            # Both metrics read only the diagonal and the last row of the accuracy matrix.
             R, sign = np.full((len(alone), len(alone)), np.nan), 1 if found["higher_is_better"] else -1
             if learned is not None:
                 np.fill_diagonal(R, learned)
@@ -191,12 +179,12 @@ def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
 
 
 def reference(run: PlannedRun) -> str:
-    """Runs in which this is equal can be compared task by task."""
+    """A key that is equal for runs that can be compared task by task."""
     return json.dumps({**comparable(plain_config(run.config)), "seed": run.config.seed}, sort_keys=True)
 
 
 def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:
-    """What the finished runs were made with; several values where they differ."""
+    """Devices, versions and commits of the finished runs, and the date of the newest."""
     facts: dict[str, dict[str, None]] = {}  # a dict for a set that keeps its order
     for run in runs:
         config = config_of(run)
