@@ -144,14 +144,14 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
     by_name = {run.name: run for run in runs}
     begin = time.perf_counter()
     jobs = [job(run, store, share) for run in runs]
-    with closing(Lines(by_name, at_a_time, begin)) as lines:
-        with closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
-            for number, end in enumerate(ended, 1):
-                lines.ended = number
-                result, left = outcome(by_name[end.name], end, failures), duration(lines.left(number))
-                text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(runs) - number} remain, about {left}"
-                tqdm.write(text, file=sys.stdout)
-                sys.stdout.flush()
+    lines = Lines(by_name, at_a_time, begin)
+    with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
+        for number, end in enumerate(ended, 1):
+            lines.ended = number
+            result, left = outcome(by_name[end.name], end, failures), duration(lines.left(number))
+            text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(runs) - number} remain, about {left}"
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
 class Lines:
