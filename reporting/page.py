@@ -175,10 +175,8 @@ def scenario_table(run: Run) -> Sheet | None:
         return None
     values = [[episode, *(mean_over_tasks([row for row in run.rows if row.episode == episode], name) for name in names)]
               for episode in episodes]  # fmt: skip
-    shown = {round(quarter * (len(episodes) - 1) / 4) for quarter in range(5)}
-    rows = [
-        [str(values[i][0]), *(_share(value) for value in values[i][1:] if value is not None)] for i in sorted(shown)
-    ]
+    some = [values[i] for i in sorted({round(quarter * (len(episodes) - 1) / 4) for quarter in range(5)})]
+    rows = [[str(episode), *(_share(value) for value in line if value is not None)] for episode, *line in some]
     counts = {row.task: row.n for row in run.rows if row.episode == episodes[-1] and row.scenario == names[0]}
     note = (
         f"Mean over the tasks seen; {sum(counts.values()):,} test examples after the last episode. All heads of all "
