@@ -109,17 +109,11 @@ def inline(text: str, name: str, title: str, palette: Iterable[str] = ()) -> str
 
 
 def spread(places: Sequence[float], distance: float) -> list[float]:
-    """Positions moved apart until neighbours are `distance` apart, in their order (at most 200 sweeps)."""
+    """Positions moved apart to at least `distance`, in their order and with the least squared movement."""
+    from scipy.optimize import isotonic_regression  # slow to import
+
     order = np.argsort(places, kind="stable")
-    moved = np.array(places, dtype=float)[order]
-    for _ in range(200):
-        gaps = np.diff(moved)
-        close = gaps < distance - 1e-9
-        if not close.any():
-            break
-        push = np.where(close, (distance - gaps) / 2, 0)
-        moved[:-1] -= push
-        moved[1:] += push
-    result = np.empty_like(moved)
-    result[order] = moved
+    least = distance * np.arange(len(order))
+    result = np.empty(len(order))
+    result[order] = isotonic_regression(np.asarray(places, float)[order] - least).x + least
     return result.tolist()

@@ -146,41 +146,33 @@ def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
     gain_isolated and fwt_isolated (evaluation/metrics.py) are computed against the isolated run with the same data,
     recipe and seed.
     """
-    summaries = {run.name: summary_of(run) for run in runs if run.finished}
-    isolated = {
-        reference(run): np.array(summary.figure(summaries[run.name], "per_task_acc"))
-        for run in runs if run.name in summaries and run.config.method == "isolated"
-    }  # fmt: skip
+    finished = [(run, reference(plain_config(run.config)), summary_of(run)) for run in runs if run.finished]
+    isolated = {key: found for run, key, found in finished if run.config.method == "isolated"}
     measured: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        if run.name not in summaries:
-            continue
-        found = summaries[run.name]
-        reached, learned = (summary.figure(found, key) for key in ("per_task_acc", "per_task_learning_acc"))
-        values = {key: found.get(key) for key in ("metric", "higher_is_better", *columns_of(found["metric"]))}
+    for run, key, found in finished:
+        values = {name: found.get(name) for name in ("metric", "higher_is_better", *columns_of(found["metric"]))}
         values["gain_isolated"] = values["fwt_isolated"] = None
-        if reference(run) in isolated:
-            alone = isolated[reference(run)]
+        if key in isolated:
+            sign = 1 if found["higher_is_better"] else -1
+            alone = sign * np.array(summary.figure(isolated[key], "per_task_acc"))
+            reached, learned = (summary.figure(found, name) for name in ("per_task_acc", "per_task_learning_acc"))
             if len(alone) != len(reached):
-                raise UserError(
-                    f"{run.directory} is damaged (it has not as many tasks as the isolated run it is compared with); "
-                    "remove it"
-                )
+                wrong = "it has not as many tasks as the isolated run it is compared with"
+                raise UserError(f"{run.directory} is damaged ({wrong}); remove it")
             # Both metrics read only the diagonal and the last row of the accuracy matrix.
-            R, sign = np.full((len(alone), len(alone)), np.nan), 1 if found["higher_is_better"] else -1
-            if learned is not None:
+            R = np.full((len(alone), len(alone)), np.nan)
+            if learned is not None and len(alone) > 1:
                 np.fill_diagonal(R, learned)
-                if len(alone) > 1:
-                    values["fwt_isolated"] = metrics.fwt_isolated(sign * R, sign * alone)
+                values["fwt_isolated"] = metrics.fwt_isolated(sign * R, alone)
             R[-1] = reached
-            values["gain_isolated"] = metrics.gain_isolated(sign * R, sign * alone)
+            values["gain_isolated"] = metrics.gain_isolated(sign * R, alone)
         measured[run.name] = values
     return measured
 
 
-def reference(run: PlannedRun) -> str:
-    """A key that is equal for runs that can be compared task by task."""
-    return json.dumps({**comparable(plain_config(run.config)), "seed": run.config.seed}, sort_keys=True)
+def reference(config: Mapping[str, Any]) -> str:
+    """A text that is equal for the configurations of runs that can be compared task by task."""
+    return json.dumps(comparable(config) | {"seed": config["seed"]}, sort_keys=True)
 
 
 def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:
