@@ -64,7 +64,7 @@ EXIT_CODES = "\nexit code: 0; 1 if a run failed; 2 if the input is wrong; 130 if
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; its exit code, see EXIT_CODES."""
-    stopped = "interrupted; the same command goes on with the runs that remain"
+    stopped = "interrupted; the same command continues with the remaining runs"
     return run_program("benchmark.py", lambda: benchmark(arguments(argv)), stopped)
 
 
@@ -76,7 +76,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="\n".join([HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), EXIT_CODES]),
     )  # fmt: skip
     parser.add_argument("--config", metavar="YAML", help="the grid")
-    parser.add_argument("--store", metavar="DIR", help="where runs and tables go; the same command goes on there")
+    parser.add_argument("--store", metavar="DIR", help="where runs and tables go; the same command continues there")
     parser.add_argument("--jobs", metavar="N", default="1", help="runs at a time; each gets its share of the cores, "
                         "unless the grid gives threads (default: 1)")  # fmt: skip
     parser.add_argument("--tables_only", action="store_true", help="run nothing, rewrite the tables (default: run)")
@@ -92,19 +92,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def benchmark(options: argparse.Namespace) -> int:
     """Check the grid, run what is missing, write the tables and the report."""
-    store = Path(options.store)
+    store, failures = Path(options.store), dict[str, str]()
     grid = load_grid(options.config, store)
     for run in grid.runs:
         check_run(run, options.config)
     command = shlex.join(["python", "benchmark.py", "--config", options.config, "--store", options.store])
+    if options.tables_only and not store.is_dir():
+        raise UserError(f"--store {store} does not exist; without --tables_only it is made")
     if options.tables_only:
-        if not store.is_dir():
-            raise UserError(f"--store {store} does not exist; without --tables_only it is made")
-        write_tables(grid.runs, store, {}, grid.options, command)
+        write_tables(grid.runs, store, failures, grid.options, command)
         make_report(grid.runs, store, command)
         return 0
     check_machine(grid, options.config)
-    failures: dict[str, str] = {}
     with locked(store) as lock:
         missing = [run for run in grid.runs if not run.finished]
         print(f"{len(grid.runs)} runs, {len(missing)} of them to do", flush=True)
@@ -144,7 +143,7 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
     by_name = {run.name: run for run in runs}
     begin = time.perf_counter()
     jobs = [job(run, store, share) for run in runs]
-    lines = Lines(by_name, at_a_time, begin)
+    lines = ProgressLines(by_name, at_a_time, begin)
     with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
         for number, end in enumerate(ended, 1):
             lines.ended = number
@@ -154,8 +153,8 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
             sys.stdout.flush()
 
 
-class Lines:
-    """Progress on a terminal: a line for each running job and one for the remaining time; nothing elsewhere."""
+class ProgressLines:
+    """Progress on a terminal: a line for each running job and one for the remaining time."""
 
     def __init__(self, runs: Mapping[str, PlannedRun], at_a_time: int, begin: float) -> None:
         self.ended = 0
@@ -188,9 +187,8 @@ class Lines:
 def episodes(run: PlannedRun) -> tuple[int, int]:
     """The number of complete episodes and of all episodes of a run."""
     config, tasks = run.config, len(run.config.data.tasks)
-    total = tasks if config.continual else 1
-    if not config.continual and "rounds" in METHODS[config.method].options:
-        total = (config.rounds or tasks) + config.warm_start
+    rounds = (config.rounds or tasks) + config.warm_start if "rounds" in METHODS[config.method].options else 1
+    total = tasks if config.continual else rounds
     try:
         manifest = read_manifest(run.directory)
     except UserError:  # the run reports it itself

@@ -42,7 +42,7 @@ SAMPLES = 40  # a class and task: 400 images a task, 2,000 a member
 WINDOW = 10
 
 
-class Clock(Console):
+class EpisodeRecorder(Console):
     """Records the end of each episode, the peak memory by then, and its seconds of training."""
 
     marks: list[tuple[float, int, float]]
@@ -55,7 +55,7 @@ def measure(tasks: int, device: str) -> None:
     """Print the figures of a run as JSON; called in a new process, as peak memory never falls."""
     use(CASE, permuted=True)
     marks: list[tuple[float, int, float]] = []
-    Clock.marks = marks
+    EpisodeRecorder.marks = marks
     with tempfile.TemporaryDirectory() as folder:
         stream = [[10 * task + digit for digit in range(10)] for task in range(tasks)]
         options = [
@@ -71,7 +71,7 @@ def measure(tasks: int, device: str) -> None:
             make(cache)
             caches.append(cache)
 
-        with patch.object(modelzoo, "Console", Clock), patch.object(PredictionCache, "__init__", remember):
+        with patch.object(modelzoo, "Console", EpisodeRecorder), patch.object(PredictionCache, "__init__", remember):
             modelzoo_run(options)
         held = sum(build_stream(parse(options).config.data, 0, pick_device(device)).held().values())
     cached = sum(mean.nbytes for mean, _, _ in caches[0]._means.values())

@@ -12,9 +12,7 @@ DROPOUT = 0.2
 class Plain(nn.Module):
     """The conv net with ReLU before pooling, biases everywhere and a loop over a list of heads.
 
-    Args:
-        shape: C, H, W of the images.
-        heads: width of the head of each task, tasks numbered from 1.
+    The images have the shape [C, H, W]; `heads` are the widths of the heads of tasks 1, 2, ...
     """
 
     def __init__(self, shape: tuple[int, int, int], heads: list[int]) -> None:

@@ -59,7 +59,7 @@ def loop(name: str, way: str, seconds: float) -> tuple[float, float]:
     return steps * BATCH / passed, (time.process_time() - used) / passed
 
 
-class Measurement:
+class TimedCommand:
     """A command whose call returns the rate of a bare loop, or the runs per hour of another program.
 
     Attributes:
@@ -102,7 +102,7 @@ def share(cores: int, busy: int) -> float:
     return max(cores / (busy + 1), cores - busy)
 
 
-def measured(ways: Mapping[str, Measurement], busy: int, repeats: int) -> dict[str, float]:
+def measured(ways: Mapping[str, TimedCommand], busy: int, repeats: int) -> dict[str, float]:
     """The median rate of each way beside so many busy processes."""
     with beside(busy):
         time.sleep(1)
@@ -110,7 +110,7 @@ def measured(ways: Mapping[str, Measurement], busy: int, repeats: int) -> dict[s
     return {way: median(column) for way, column in zip(ways, columns, strict=True)}
 
 
-def compare(name: str, ways: Mapping[str, Measurement], busy: list[int], repeats: int) -> None:
+def compare(name: str, ways: Mapping[str, TimedCommand], busy: list[int], repeats: int) -> None:
     """Print a line for each number of busy processes, first for none."""
     cores = len(os.sched_getaffinity(0))
     quiet = measured(ways, 0, repeats)
@@ -138,11 +138,11 @@ def main() -> None:
     script = "perf/shared_machine.py"
     for name in LOOPS:
         commands = {way: [script, "--seconds", str(options.seconds), "--loop", name, way] for way in WAYS}
-        ways = {way: Measurement(command, WAYS[way]) for way, command in commands.items()}
+        ways = {way: TimedCommand(command, WAYS[way]) for way, command in commands.items()}
         compare(name, ways, options.busy, options.repeats)
     with tempfile.TemporaryDirectory() as folder:
         command = ["modelzoo.py", *DEMO.split(), "--overwrite", "--run_dir", f"{folder}/demo"]
-        compare("demo", {"auto": Measurement(command, {})}, options.busy, options.repeats)
+        compare("demo", {"auto": TimedCommand(command, {})}, options.busy, options.repeats)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,7 @@ from utils.errors import UserError
 
 @contextmanager
 def reading(what: str, to: str | Path) -> Iterator[None]:
-    """Turn errors while a report is made into a UserError of one line.
-
-    Args:
-        what: the runs, for the message.
-        to: where the report goes, for the message.
-    """
+    """Turn errors while a report of the runs `what` is written to `to` into a UserError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about numbers that no figure can show

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from reporting.drawing import Picture, against_steps, height, label_ends, measured
+from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured
 from reporting.groups import Group
 from reporting.style import figure, look, percent
 from studies.tables import readable
@@ -18,12 +18,12 @@ _COSTS = {"train_seconds": "training time, seconds", "bytes": "stored, bytes",
           "parameters_per_prediction": "parameters asked per prediction"}  # fmt: skip
 
 
-def of_several_runs(groups: Sequence[Group]) -> list[Picture]:
+def of_several_runs(groups: Sequence[Group]) -> list[DrawnFigure]:
     """All figures that these runs have the data for."""
     return [picture for picture in (accuracy_over_episodes(groups), accuracy_against_cost(groups)) if picture]
 
 
-def accuracy_over_episodes(groups: Sequence[Group]) -> Picture | None:
+def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
     """Mean accuracy on the tasks seen so far, a line for each group; None if all runs learned all tasks at once."""
     drawn, (axes,) = figure(height(len(groups), 3.6))
     lines: list[tuple[str, int, int, float]] = []
@@ -56,10 +56,10 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> Picture | None:
         ", and the range from the lowest to the highest seed." if len(groups) <= _BANDS else "."
     )
     data = pd.DataFrame(lines, columns=["run", "seed", "episode", first.metric])
-    return Picture("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, data)
+    return DrawnFigure("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, data)
 
 
-def accuracy_against_cost(groups: Sequence[Group]) -> Picture | None:
+def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:
     """Final accuracy against training time, storage and inference cost, a point for each group."""
     lines = []
     for group in groups:
@@ -94,4 +94,4 @@ def accuracy_against_cost(groups: Sequence[Group]) -> Picture | None:
         "and parameters at four bytes), and parameters of the networks that answer one example. Points are means over "
         "seeds, bars reach from the lowest to the highest seed; upper left is best."
     )
-    return Picture("accuracy_against_cost", "Accuracy against cost", caption, drawn, data)
+    return DrawnFigure("accuracy_against_cost", "Accuracy against cost", caption, drawn, data)

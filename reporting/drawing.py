@@ -20,7 +20,7 @@ _LABELLED = 12  # the most rows or columns of a heat map whose cells show number
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnFigure:
     """A figure of the report; `name` is that of its files, `data` what it shows."""
 
     name: str

@@ -12,12 +12,12 @@ from records.members import answering
 from records.run import Array, Run
 from records.summary import direction
 from reporting import analysis
-from reporting.drawing import Picture, against_steps, count_from_one, heat_map, height, label_ends, measured
+from reporting.drawing import DrawnFigure, against_steps, count_from_one, heat_map, height, label_ends, measured
 from reporting.style import DIVERGING, MUTED, SHADES, colours, figure, marker, whole
 from studies.tables import readable
 
 
-def of_one_run(run: Run) -> list[Picture]:
+def of_one_run(run: Run) -> list[DrawnFigure]:
     """All figures that this run has the data for."""
     pictures = [accuracy_matrix(run), transfer_curves(run), training_grid(run), sampling_weights(run)]
     if run.classifies:
@@ -32,7 +32,7 @@ def _by_episode(values: Array, names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(values, index=index, columns=names).reset_index()
 
 
-def accuracy_matrix(run: Run) -> Picture | None:
+def accuracy_matrix(run: Run) -> DrawnFigure | None:
     """The accuracy matrix R[k, t], a row for each episode."""
     R = run.accuracy_matrix
     drawn, (axes,) = figure(height(len(R)))
@@ -46,10 +46,10 @@ def accuracy_matrix(run: Run) -> Picture | None:
     caption += ", in percent." if run.shows_accuracy else "."
     if run.continual and run.shows_accuracy:
         caption += " Down a column, a task is forgotten (darker) or improved by later episodes."
-    return Picture("accuracy_matrix", "Accuracy matrix", caption, drawn, _by_episode(R, run.task_names))
+    return DrawnFigure("accuracy_matrix", "Accuracy matrix", caption, drawn, _by_episode(R, run.task_names))
 
 
-def transfer_curves(run: Run) -> Picture | None:
+def transfer_curves(run: Run) -> DrawnFigure | None:
     """A line for each task from its own episode on, and the accuracy of an isolated network; None of one episode."""
     if len(run.episodes) == 1:
         return None
@@ -79,10 +79,10 @@ def transfer_curves(run: Run) -> Picture | None:
         caption += " A line that begins above its cross is forward transfer, one that rises is backward transfer."
     elif run.continual:
         caption += " Lines that fall are forgetting, lines that rise are backward transfer."
-    return Picture("transfer_curves", "Transfer between tasks", caption, drawn, data)
+    return DrawnFigure("transfer_curves", "Transfer between tasks", caption, drawn, data)
 
 
-def training_grid(run: Run) -> Picture | None:
+def training_grid(run: Run) -> DrawnFigure | None:
     """The tasks that the network of each episode was trained on."""
     names = run.task_names
     grid = np.zeros((len(run.episodes), len(names)), int)
@@ -98,10 +98,10 @@ def training_grid(run: Run) -> Picture | None:
     count_from_one(axes, len(names), len(grid), offset=1)
     caption = "Which tasks the network of each episode was trained on."
     caption += " Filled: the new task. Open: past tasks, drawn for replay." if run.continual else ""
-    return Picture("members", "Who learned what", caption, drawn, _by_episode(grid, names))
+    return DrawnFigure("members", "Who learned what", caption, drawn, _by_episode(grid, names))
 
 
-def sampling_weights(run: Run) -> Picture | None:
+def sampling_weights(run: Run) -> DrawnFigure | None:
     """How likely each task was to be drawn; None if no tasks are drawn."""
     weights = np.full((len(run.episodes), len(run.task_names)), np.nan)
     for row, facts in enumerate(run.episodes):
@@ -122,10 +122,10 @@ def sampling_weights(run: Run) -> Picture | None:
         "How the tasks that are replayed were chosen: the share of each task in the sampling weights of the episode, "
         "in percent. The worse the ensemble still fits a task, the likelier it is drawn (brighter)."
     )
-    return Picture("sampling_weights", "Sampling weights", caption, drawn, _by_episode(weights, run.task_names))
+    return DrawnFigure("sampling_weights", "Sampling weights", caption, drawn, _by_episode(weights, run.task_names))
 
 
-def added_by_members(run: Run) -> Picture:
+def added_by_members(run: Run) -> DrawnFigure:
     """Accuracy on each task against the number of members that answer it."""
     table, names = analysis.added_by_members(run), run.task_names
     drawn, (axes,) = figure(height(len(names), 3.6))
@@ -145,10 +145,10 @@ def added_by_members(run: Run) -> Picture:
         "joined. Dotted: no more members were trained on the task."
     )
     data = table.assign(task=[names[task - 1] for task in table.task])
-    return Picture("added_by_members", "What each member added", caption, drawn, data)
+    return DrawnFigure("added_by_members", "What each member added", caption, drawn, data)
 
 
-def task_affinity(run: Run) -> Picture | None:
+def task_affinity(run: Run) -> DrawnFigure | None:
     """Which tasks helped which; None if no members can be compared."""
     difference, together = analysis.affinity(run)
     if not np.isfinite(difference).any():
@@ -169,10 +169,10 @@ def task_affinity(run: Run) -> Picture | None:
         "of member is missing. A few members each, so single cells are noisy."
     )
     data = pd.DataFrame(rows, columns=["task", "with", "difference", "members"])
-    return Picture("task_affinity", "Task affinity", caption, drawn, data)
+    return DrawnFigure("task_affinity", "Task affinity", caption, drawn, data)
 
 
-def reliability(run: Run) -> Picture:
+def reliability(run: Run) -> DrawnFigure:
     """Confidence against accuracy, before and after averaging."""
     bins, names = analysis.pooled_reliability(run), {"one member": "single members", "ensemble": "ensemble"}
     if all(len(members) == 1 for members in run.test_predictions.values()):
@@ -192,10 +192,10 @@ def reliability(run: Run) -> Picture:
         f"{BINS} bins of equal size: how often they are right against how confident they are. On the dashed line "
         "the probabilities are calibrated; below it they are overconfident, above it too cautious."
     )
-    return Picture("reliability", "Reliability", caption, drawn, data)
+    return DrawnFigure("reliability", "Reliability", caption, drawn, data)
 
 
-def cost(run: Run) -> Picture:
+def cost(run: Run) -> DrawnFigure:
     """Time, memory, parameters and examples of each episode."""
     names = ("episode", "seconds", "train_seconds", "peak_memory_bytes", "sample_gradients", "examples")
     data = pd.DataFrame({name: [getattr(facts, name) for facts in run.episodes] for name in names})
@@ -221,7 +221,7 @@ def cost(run: Run) -> Picture:
         "What each episode cost: wall time; examples trained on, new and replayed; the highest memory use of the "
         "process, or of the GPU; parameters of all networks kept after the episode."
     )
-    return Picture("cost", "Cost", caption, drawn, data)
+    return DrawnFigure("cost", "Cost", caption, drawn, data)
 
 
 def _stored(run: Run, episode: int) -> int:

@@ -17,7 +17,7 @@ from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_
 from records.run import Run
 from records.summary import direction, figure
 from reporting import analysis, compared, figures, style
-from reporting.drawing import Picture
+from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison
 from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note
 from utils.files import write_bytes, yaml_bytes
@@ -280,7 +280,7 @@ def _configuration(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def _shown(
-    pictures: Iterable[Picture], palette: Iterable[tuple[str, str]], suffix: str = ""
+    pictures: Iterable[DrawnFigure], palette: Iterable[tuple[str, str]], suffix: str = ""
 ) -> tuple[dict[str, Mapping[str, str]], dict[str, bytes]]:
     """The figures as the page shows them, by name, and as files."""
     shown: dict[str, Mapping[str, str]] = {}

@@ -33,7 +33,7 @@ def grid_options() -> dict[str, Declaration]:
     return {declared.option: declared for declared in options().values() if declared.option not in _OWN}
 
 
-class Entry(NamedTuple):
+class MethodEntry(NamedTuple):
     """A row of the tables: a method, its label and the options of this entry only."""
 
     method: str
@@ -118,7 +118,7 @@ def _seeds(path: str, content: Mapping[str, Any]) -> list[int]:
     return seeds
 
 
-def _entry(path: str, entry: object) -> Entry:
+def _entry(path: str, entry: object) -> MethodEntry:
     where = f"{path}: methods"
     given: dict[str, Any] = dict(entry) if isinstance(entry, dict) else {"method": entry}
     if "method" not in given:
@@ -131,7 +131,7 @@ def _entry(path: str, entry: object) -> Entry:
         raise UserError(f"{where}: label is {label!r}; it must be a line of text of at most 80 characters")
     where = f"{where}: {label}"
     _check_keys(where, given, ["label", "method", "continual", *grid_options()])
-    return Entry(method, label, {key: _option(where, key, value) for key, value in given.items()})
+    return MethodEntry(method, label, {key: _option(where, key, value) for key, value in given.items()})
 
 
 def _combinations(path: str, content: object) -> list[dict[str, Any]]:
@@ -142,12 +142,12 @@ def _combinations(path: str, content: object) -> list[dict[str, Any]]:
     return [dict(combination) for combination in itertools.product(*lists)]
 
 
-def _vary(entry: Entry, combinations: Sequence[Mapping[str, Any]]) -> list[Entry]:
+def _vary(entry: MethodEntry, combinations: Sequence[Mapping[str, Any]]) -> list[MethodEntry]:
     """The entry with each combination of varied values, which its label then names."""
     found = []
     for values in combinations:
         label = ", ".join([entry.label, *(f"{key.rpartition('.')[2]} {value}" for key, value in values.items())])
-        found.append(Entry(entry.method, label, {**values, **entry.options}))
+        found.append(MethodEntry(entry.method, label, {**values, **entry.options}))
     return found
 
 
@@ -165,7 +165,7 @@ def _option(where: str, key: str, value: object) -> Any:
     return _file(where, key, value) if key == "method_config" else value
 
 
-def _check_entries(path: str, entries: Sequence[Entry], common: Mapping[str, Any]) -> None:
+def _check_entries(path: str, entries: Sequence[MethodEntry], common: Mapping[str, Any]) -> None:
     labels = [entry.label for entry in entries]
     for i, entry in enumerate(entries):
         where = f"{path}: methods: {entry.label}"
@@ -184,7 +184,7 @@ def _check_entries(path: str, entries: Sequence[Entry], common: Mapping[str, Any
             raise UserError(f"{path}: {key} is not used by any method of the grid; leave it out")
 
 
-def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: Mapping[str, Any]) -> PlannedRun:
+def _run(path: str, store: Path, stream: str, hyper: str, entry: MethodEntry, common: Mapping[str, Any]) -> PlannedRun:
     """The run with seed 0, in a directory named without a seed."""
     kind = METHODS[entry.method]
     given: dict[str, Any] = {"continual": "continual" in kind.modes}

@@ -45,10 +45,8 @@ def run_jobs(
 ) -> Generator[Ended, None, None]:
     """Run the jobs in this order and yield each when it has ended; closing the iterator ends the running ones.
 
-    Args:
-        lock: descriptor of `locked` (records/lock.py); the jobs inherit it, so that the folder stays locked until they
-            have ended even if this process is killed.
-        look: called once a second with the names of the running jobs.
+    The jobs inherit `lock`, a descriptor of `locked` (records/lock.py), so that the folder stays locked until they have
+    ended even if this process is killed. `look` is called once a second with the names of the running jobs.
     """
     waiting, looked = deque(jobs), 0.0
     running: list[tuple[Job, subprocess.Popen[bytes], float]] = []

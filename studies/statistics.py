@@ -47,9 +47,7 @@ def level_with_best(
     """Names of the best mean and of every mean that a paired t-test over common seeds does not separate from it.
 
     Each is tested at `alpha`, uncorrected for the number of comparisons; names with fewer than two seeds are left out.
-
-    Args:
-        values: name -> seed -> value.
+    `values` maps name -> seed -> value.
     """
     means = {name: float(np.mean(list(found.values()))) for name, found in values.items() if len(found) >= 2}
     if not means:

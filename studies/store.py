@@ -113,9 +113,7 @@ def write_tables(
 ) -> None:
     """Write results.csv, table.md and table.tex from the run directories.
 
-    Args:
-        failures: name of a failed run -> reason.
-        options, command: how the runs were started, for the notes below the tables.
+    `failures` maps names of failed runs to reasons; options and command appear in the notes below the tables.
     """
     measured = figures(runs)
     columns = list(dict.fromkeys(key for values in [dict.fromkeys(COLUMNS), *measured.values()] for key in values))

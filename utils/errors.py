@@ -31,9 +31,7 @@ class SignalError(Exception):
 def run_program(name: str, body: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Run the body of a program and return its exit code (None is 0); an error becomes one line on stderr.
 
-    Args:
-        name: name of the program, with which the line begins.
-        interrupted: the line for Ctrl-C.
+    The line begins with the name of the program; `interrupted` is the text for Ctrl-C.
     """
     with contextlib.suppress(AttributeError):  # stdout may be replaced, as in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text

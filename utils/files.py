@@ -26,8 +26,7 @@ PARTIAL = ".partial"
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it to the disk and rename it: a reader sees the old file or the new one.
 
-    Raises:
-        OSError: the disk is full or read-only; names `path`, and the temporary file is removed.
+    OSError, if the disk is full or read-only, names `path`; the temporary file is removed.
     """
     with written_whole(path) as file:
         file.buffer.write(content)
@@ -104,8 +103,7 @@ def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
 class GrowingFile:
     """A file that is only appended to, with the SHA-256 of its content.
 
-    Args:
-        begun: the first bytes of an existing file; everything after them is cut off. None creates the file.
+    `begun` are the first bytes of an existing file, after which it is cut off; None creates the file.
     """
 
     def __init__(self, path: Path, begun: bytes | None = None) -> None:

@@ -24,17 +24,11 @@ WORK_OF_A_THREAD = 32_000_000
 
 @dataclass(frozen=True)
 class Load:
-    """The load of the machine when a program starts.
+    """The load of the machine when a program starts."""
 
-    Attributes:
-        cores: cores that the program may use.
-        others: how many of them other processes use, such as 1.5.
-        threads: threads that the program would use.
-    """
-
-    cores: int
-    others: float
-    threads: int
+    cores: int  # that the program may use
+    others: float  # cores among them that other processes use
+    threads: int  # that the program would use
 
     @property
     def busy(self) -> bool:
@@ -48,8 +42,7 @@ _found: tuple[Load, bool] | None = None  # load at the start, and whether thread
 def choose_waiting(environment: MutableMapping[str, str] | None = None) -> None:
     """Let threads sleep while they wait if the machine is busy, unless the user has chosen; call before loading torch.
 
-    Args:
-        environment: where the choice is written (default: the environment of this process).
+    The choice is written to `environment` (default: that of this process).
     """
     global _found
     environment = os.environ if environment is None else environment
@@ -108,8 +101,6 @@ def _times(stat: str) -> dict[int, list[int]]:
 def threads_for(work: int, most: int) -> int:
     """Threads of a training step: they depend on its work alone, so that results do not depend on the load.
 
-    Args:
-        work: multiply-adds of the forward pass of one batch.
-        most: the most that are allowed, such as the number of cores.
+    `work` is the number of multiply-adds of the forward pass of one batch, `most` the limit, such as the cores.
     """
     return max(1, min(most, work // WORK_OF_A_THREAD))

@@ -22,9 +22,7 @@ _COLLECT = (700, 10, 1000)
 def prepare(name: str, *, computes: bool = True) -> None:
     """Refuse a path that does not exist (one line, exit code 2) and choose how threads wait; call before loading torch.
 
-    Args:
-        name: `__name__` of the program; the command line is read only if it is "__main__".
-        computes: false for a program that only starts others, which choose for themselves.
+    The command line is read only if `name` is "__main__". A program that only starts others has `computes` false.
     """
     if name == "__main__":
         program = Path(sys.argv[0]).name

@@ -46,12 +46,7 @@ def load_yaml(path: str) -> dict[str, Any]:
 def parse_yaml(path: str, text: str, loader: Any = None) -> dict[str, Any]:
     """The keys and values of a YAML text; anchors, deep nesting and very long values are refused.
 
-    Args:
-        path: name of the file, for error messages.
-        loader: one of PyYAML's safe loaders (default: the one above).
-
-    Raises:
-        UserError: names the file and, if known, the line.
+    UserError names the file `path` and, if known, the line. `loader`: one of PyYAML's safe loaders.
     """
     try:
         depth = 0
