@@ -1,4 +1,4 @@
-"""Methods × streams × networks × seeds against each other.
+"""Compare methods × streams × networks × seeds.
 
 config/benchmark/*.yaml -> Grid: every run checked before the first one starts
 modelzoo.py, one process a run, --jobs at a time -> run directories in the store
@@ -63,24 +63,20 @@ EXIT_CODES = "\nexit code: 0; 1 if a run failed; 2 if the input is wrong; 130 if
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted."""
-    stopped = "interrupted; the same command goes on with the runs that remain"
+    """Run the program; its exit code, see EXIT_CODES."""
+    stopped = "interrupted; the same command continues with the remaining runs"
     return run_program("benchmark.py", lambda: benchmark(arguments(argv)), stopped)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UserError: names the option.
-    """
+    """Parse the command line; UserError names the option."""
     parser = Parser(
         prog="benchmark.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run methods x streams x networks x seeds and compare them in tables.",
         epilog="\n".join([HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), EXIT_CODES]),
     )  # fmt: skip
     parser.add_argument("--config", metavar="YAML", help="the grid")
-    parser.add_argument("--store", metavar="DIR", help="where runs and tables go; the same command goes on there")
+    parser.add_argument("--store", metavar="DIR", help="where runs and tables go; the same command continues there")
     parser.add_argument("--jobs", metavar="N", default="1", help="runs at a time; each gets its share of the cores, "
                         "unless the grid gives threads (default: 1)")  # fmt: skip
     parser.add_argument("--tables_only", action="store_true", help="run nothing, rewrite the tables (default: run)")
@@ -95,20 +91,19 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def benchmark(options: argparse.Namespace) -> int:
-    """Check everything, run what is missing, write the tables."""
-    store = Path(options.store)
+    """Check the grid, run what is missing, write the tables and the report."""
+    store, failures = Path(options.store), dict[str, str]()
     grid = load_grid(options.config, store)
     for run in grid.runs:
         check_run(run, options.config)
     command = shlex.join(["python", "benchmark.py", "--config", options.config, "--store", options.store])
+    if options.tables_only and not store.is_dir():
+        raise UserError(f"--store {store} does not exist; without --tables_only it is made")
     if options.tables_only:
-        if not store.is_dir():
-            raise UserError(f"--store {store} does not exist; without --tables_only it is made")
-        write_tables(grid.runs, store, {}, grid.options, command)
+        write_tables(grid.runs, store, failures, grid.options, command)
         make_report(grid.runs, store, command)
         return 0
     check_machine(grid, options.config)
-    failures: dict[str, str] = {}
     with locked(store) as lock:
         missing = [run for run in grid.runs if not run.finished]
         print(f"{len(grid.runs)} runs, {len(missing)} of them to do", flush=True)
@@ -124,21 +119,14 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 def check_machine(grid: Grid, path: str) -> None:
-    """What is to be done can be done here, and in the precision in which the same row's other runs were done.
-
-    Raises:
-        UserError: names the device that is not here, or the row that would mix precisions.
-    """
+    """Raise UserError if this machine lacks a device, or would mix precisions within a row of a table."""
     made: dict[tuple[str, str], str] = {}
     for run in sorted(grid.runs, key=lambda run: not run.finished):
-        if run.finished:
-            precision = str(config_of(run).get("precision"))
-        else:
-            try:
-                device = pick_device(run.config.device)
-            except UserError as error:
-                raise UserError(f"{path}: {undashed(error)}") from None
-            precision = "bf16" if runs_in_bf16(run.config.precision, device) else "fp32"
+        try:
+            bf16 = not run.finished and runs_in_bf16(run.config.precision, pick_device(run.config.device))
+        except UserError as error:
+            raise UserError(f"{path}: {undashed(error)}") from None
+        precision = str(config_of(run).get("precision")) if run.finished else "bf16" if bf16 else "fp32"
         first = made.setdefault((run.table, run.label), precision)
         if first != precision:
             raise UserError(
@@ -147,83 +135,70 @@ def check_machine(grid: Grid, path: str) -> None:
             )
 
 
-# Running it.
-
-
 def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, failures: dict[str, str]) -> None:
-    """PlannedRun them; a line for each that has ended. `failures` receives name -> reason."""
+    """Run them and print a line for each that has ended; `failures` receives name -> reason."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // at_a_time)
     (store / "logs").mkdir(exist_ok=True)
     by_name = {run.name: run for run in runs}
     begin = time.perf_counter()
     jobs = [job(run, store, share) for run in runs]
-    with Lines(by_name, at_a_time, begin) as lines, closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
+    lines = ProgressLines(by_name, at_a_time, begin)
+    with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
         for number, end in enumerate(ended, 1):
             lines.ended = number
-            told, left = outcome(by_name[end.name], end, failures), duration(lines.left(number))
-            lines.say(f"{end.name}: {told}, {end.seconds:.0f} s; {len(runs) - number} remain, about {left}")
+            result, left = outcome(by_name[end.name], end, failures), duration(lines.left(number))
+            text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(runs) - number} remain, about {left}"
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
-class Lines:
-    """On a terminal, below what has ended: a line for each run that is under way, and the time that remains."""
+class ProgressLines:
+    """Progress on a terminal: a line for each running job and one for the remaining time."""
 
     def __init__(self, runs: Mapping[str, PlannedRun], at_a_time: int, begin: float) -> None:
         self.ended = 0
         self._runs, self._begin = runs, begin
-        off = not sys.stderr.isatty()
-        shape = {"bar_format": "{desc}", "leave": False, "disable": off}
-        self._bars = [tqdm(position=place, **shape) for place in range(at_a_time + 1)] if runs else []
+        lines = range(at_a_time + 1) if runs and sys.stderr.isatty() else ()
+        self._bars = [tqdm(position=line, bar_format="{desc}", leave=False) for line in lines]
 
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Remove the lines."""
         for bar in self._bars:
             bar.close()
 
     def look(self, names: Sequence[str]) -> None:
-        """The runs that are under way."""
-        if self._bars and self._bars[0].disable:
+        """Show the running jobs."""
+        if not self._bars:
             return
         progress = [episodes(self._runs[name]) for name in names]
-        told = [f"{name}: {done} of {total} episodes" for name, (done, total) in zip(names, progress, strict=True)]
+        texts = [f"{name}: {done} of {total} episodes" for name, (done, total) in zip(names, progress, strict=True)]
         parts = self.ended + sum(done / total for done, total in progress)
         left = f", about {duration(self.left(parts))}" if parts else ""
-        told.append(f"{self.ended} of {len(self._runs)} runs ended{left} left")
-        for bar, text in zip(self._bars, [*told, *[""] * len(self._bars)], strict=False):
+        texts.append(f"{self.ended} of {len(self._runs)} runs ended{left} left")
+        for bar, text in zip(self._bars, [*texts, *[""] * len(self._bars)], strict=False):
             bar.set_description_str(text)
 
     def left(self, ended: float) -> float:
-        """Seconds, if what remains takes as long as what has ended (parts of runs count)."""
+        """Remaining seconds, at the mean time of the runs that have ended (a number with parts of runs)."""
         return (time.perf_counter() - self._begin) / ended * (len(self._runs) - ended)
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
 
 
 def episodes(run: PlannedRun) -> tuple[int, int]:
-    """How many are complete, and of how many."""
+    """The number of complete episodes and of all episodes of a run."""
     config, tasks = run.config, len(run.config.data.tasks)
-    total = tasks if config.continual else 1
-    if not config.continual and "rounds" in METHODS[config.method].options:
-        total = (config.rounds or tasks) + config.warm_start
+    rounds = (config.rounds or tasks) + config.warm_start if "rounds" in METHODS[config.method].options else 1
+    total = tasks if config.continual else rounds
     try:
         manifest = read_manifest(run.directory)
-    except UserError:  # it will say so itself
+    except UserError:  # the run reports it itself
         manifest = None
     return 0 if manifest is None else manifest.episode, total
 
 
 def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
-    """The finished runs side by side.
-
-    Raises:
-        UserError: one of them is damaged, or the store cannot be written.
-    """
-    from reporting import reading  # only now: what draws takes a second to load
+    """Write the report of the finished runs; UserError if one is damaged or the store cannot be written."""
+    from reporting import reading  # imported here, as drawing libraries take a second to load
     from reporting.groups import compare
     from reporting.page import of_several_runs
 
@@ -235,22 +210,21 @@ def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """Seconds in words, in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def job(run: PlannedRun, store: Path, share: int) -> Job:
-    """The command of a run; `share`: the most threads that it gets, unless the grid gives them."""
-    command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet"]
-    command.append("--resume")  # where it was interrupted, if it was
+    """The job of a run, which resumes an interrupted one; `share`: its threads, unless the grid sets them."""
+    command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet", "--resume"]
     threads = str(run.config.threads or share)
     return Job(run.name, command, {"OMP_NUM_THREADS": threads}, store / "logs" / f"{run.name}.log")
 
 
 def outcome(run: PlannedRun, end: Ended, failures: dict[str, str]) -> str:
-    """In a word; a failure is noted."""
+    """The final accuracy, or "failed" after noting the reason in `failures`."""
     if end.code == 0 and run.finished:
         summary = summary_of(run)
         return f"{summary['metric']} {figure(summary, 'avg_acc_final'):.4f}"

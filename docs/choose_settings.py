@@ -1,15 +1,14 @@
-r"""Choose settings of the baselines for a stream, on validation data of its first tasks, and write them down.
+r"""Choose settings of the baselines for a stream on validation data of its first tasks, and write them to files.
 
 python docs/choose_settings.py --data_config config/dataset/rotated_digits.yaml --samples 10 --epochs 20 \
     --memory_per_class 2
 
-Training examples that the run does not train on are the validation data: `--samples` of each class are trained
-on, up to 100 more of each class are predicted; without --samples a fifth is held out. Test data is never
-touched, and of the tasks only the first half, at least three (Chaudhry et al. 2019 tune on the first three of
-twenty; a strength or a rate that is right for three need not be right for more). The seeds are not those of the
-comparisons. Each method's best mean accuracy at the end goes to the block `streams` of config/method/<name>.yaml;
-a Markdown table of everything that was tried goes to the console. A best value at the edge of what was tried is
-marked: try more.
+Validation data are training examples that the run does not train on: `--samples` of each class are trained on, up to
+100 more of each class are predicted; without --samples a fifth is held out. Test data is never used, and only the first
+half of the tasks, at least three (Chaudhry et al. 2019 tune on the first three of twenty; a strength that suits three
+tasks need not suit more). The seeds differ from those of the comparisons. The settings with the best mean accuracy at
+the end go to the block `streams` of config/method/<name>.yaml, and a table of all trials to the console. A best value
+at the edge of its range is marked (edge): try more values.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ TRIED: dict[str, dict[str, Sequence[Any]]] = {
 
 
 def validation_stream(stream: TaskStream, samples: int | None) -> TaskStream:
-    """The first half of the tasks, at least three, with training examples in the place of test examples."""
+    """The first half of the tasks, at least three, with held-out training examples in place of test examples."""
 
     def divided(task: Task) -> Task:
         examples = task.train_eval
@@ -102,14 +101,13 @@ def accuracy(argv: list[str], samples: int | None, memory: int | None, trial: tu
 
 
 def at_edge(method: str, settings: dict[str, Any]) -> bool:
-    """A number is the smallest or the largest that was tried."""
-    tried = TRIED[method]
-    numbers = [key for key, values in tried.items() if not isinstance(values[0], str)]
-    return any(settings[key] in (tried[key][0], tried[key][-1]) for key in numbers)
+    """Whether a number is the smallest or the largest that was tried."""
+    tried = [(settings[key], values) for key, values in TRIED[method].items() if not isinstance(values[0], str)]
+    return any(value in (values[0], values[-1]) for value, values in tried)
 
 
 def write_down(path: Path, stream: str, settings: dict[str, Any], recipe: str) -> None:
-    """Put settings into the block `streams` at the end of the method's file, with what they were chosen for."""
+    """Write settings and the recipe they are for to the block `streams` at the end of the method's file."""
     head, _, block = path.read_text().partition("streams:")
     lines = [line for line in block.splitlines()[1:] if line.strip() and not line.startswith(f"  {stream}:")]
     values = yaml.safe_dump(settings, default_flow_style=True, sort_keys=False, width=1000).strip()
@@ -118,14 +116,16 @@ def write_down(path: Path, stream: str, settings: dict[str, Any], recipe: str) -
 
 
 def main() -> None:
-    """Try everything, two processes of one thread each."""
+    """Try all settings in two processes of one thread each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data_config", required=True, help="the stream")
     parser.add_argument("--samples", type=int, help="training examples per class, as in the comparison (default: all)")
     parser.add_argument("--memory_per_class", type=int, help="as in the comparison (default: see the method)")
     parser.add_argument("--methods", nargs="+", choices=list(TRIED), default=list(TRIED), help="(default: all)")
     parser.add_argument("--dry_run", action="store_true", help="print the table, leave the files alone")
-    options, rest = parser.parse_known_args()  # the rest is for modelzoo.py: --epochs, --hp_config, --data_dir
+    options, rest = (
+        parser.parse_known_args()
+    )  # the others are passed on to modelzoo.py: --epochs, --hp_config, --data_dir
     argv = ["--data_config", options.data_config, *rest]
     trials = [
         (method, dict(zip(TRIED[method], values, strict=True)), seed)
@@ -136,8 +136,9 @@ def main() -> None:
     measure = partial(accuracy, argv, options.samples, options.memory_per_class)
     with ProcessPoolExecutor(2) as pool:
         found = np.array(list(pool.map(measure, trials))).reshape(-1, len(SEEDS))
-    means = np.nan_to_num(found.mean(1))  # what diverged is worst
+    means = np.nan_to_num(found.mean(1))  # diverged training is worst
     tried = [(method, settings) for method, settings, seed in trials if seed == SEEDS[0]]
+    recipe = recipe_of(sys.argv[1:])
     print("| method | settings | validation accuracy |\n| --- | --- | --- |")
     for method in options.methods:
         rows = [i for i, (name, _) in enumerate(tried) if name == method]
@@ -149,9 +150,7 @@ def main() -> None:
             edge = " (edge)" if i == best and at_edge(method, tried[i][1]) else ""
             print(f"| {method} | {settings} | {mark}{means[i]:.4f}{mark}{edge} |")
         if not options.dry_run:
-            write_down(
-                CONFIGS / f"{method}.yaml", Path(options.data_config).stem, tried[best][1], recipe_of(sys.argv[1:])
-            )
+            write_down(CONFIGS / f"{method}.yaml", Path(options.data_config).stem, tried[best][1], recipe)
 
 
 def recipe_of(argv: Sequence[str]) -> str:

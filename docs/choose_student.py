@@ -1,10 +1,10 @@
-"""How the settings of distill.py were chosen: accuracy of students on held-out images of rotated digits.
+"""Choose the settings of distill.py: accuracy of students on held-out images of rotated digits.
 
     python docs/choose_student.py [--store DIR]
 
-Ten training images a class, a fifth held out, 20 epochs a member, conv net, three seeds. Weight of the true class
-(LABELS), epochs as a multiple of a member's (EPOCHS), everything kept or two images a class. Test images are not looked
-at. Prints Markdown.
+Ten training images a class, a fifth held out, 20 epochs a member, conv net, three seeds. Varied: the weight of the true
+class (LABELS), the epochs as a multiple of a member's (EPOCHS), and whether all images or two a class are kept. Test
+images are not used. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KEPT = {"all": [], "2 a class": ["--memory_per_class", "2"]}
 
 
 def held_out_accuracies(zoo: Zoo, labels: float, epochs: int) -> tuple[float, float]:
-    """Of the zoo and of a student, on held-out images; means over tasks."""
+    """Accuracy of the zoo and of a student on held-out images, means over tasks."""
     stream = stream_of(zoo.path, str(zoo.config.data.data_dir))
     hp = replace(zoo.config.hp, epochs=epochs * (zoo.config.hp.epochs or 1))
     config = replace(zoo.config, method=STUDENT, continual=False, hp=hp)
@@ -39,15 +39,15 @@ def held_out_accuracies(zoo: Zoo, labels: float, epochs: int) -> tuple[float, fl
     of_zoo, of_student = [], []
     for task in stream.tasks:
         assert task.held_out is not None
-        said = member.predictions[task.id, "held_out"]
-        images = torch.cat(stored_inputs(task.held_out))
-        of_zoo.append((zoo.predict(images, task.id).chosen == task.held_out.targets).double().mean().item())
-        of_student.append((said.argmax(-1) == task.held_out.targets).double().mean().item())
+        by_zoo = zoo.predict(torch.cat(stored_inputs(task.held_out)), task.id).chosen
+        of_zoo.append((by_zoo == task.held_out.targets).double().mean().item())
+        by_student = member.predictions[task.id, "held_out"].argmax(-1)
+        of_student.append((by_student == task.held_out.targets).double().mean().item())
     return float(np.mean(of_zoo)), float(np.mean(of_student))
 
 
 def main() -> None:
-    """A table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", default="runs/student")
     store = Path(parser.parse_args().store)

@@ -1,9 +1,9 @@
-"""What each deviation from the authors' code changes: the digits stream, with one of their behaviours put back.
+"""Effect of each deviation from the authors' code: the digits stream with one of their behaviours restored.
 
     python docs/measure_deviations.py            # about 20 minutes on two cores; prints a Markdown table
 
-Each variant patches one function back to what the authors' code does and trains the zoo with five seeds. The
-difference to ours is paired over seeds, with a 95 % t-interval.
+Each variant patches one function to do what the authors' code does and trains the zoo with five seeds. The difference
+to ours is paired over seeds, with a 95 % t-interval.
 """
 
 from __future__ import annotations
@@ -59,9 +59,8 @@ def one_initialisation() -> AbstractContextManager[Any]:
 def unseen_tasks_in_the_mean() -> AbstractContextManager[Any]:
     def weights(self: ModelZoo) -> dict[int, float]:
         tasks, guess = self.memory.tasks, math.log(10)
-        losses = torch.tensor(
-            [self.train_scores[t]["loss"].value for t in tasks] + [guess] * (10 - len(tasks)), dtype=torch.float64
-        )
+        known = [self.train_scores[task]["loss"].value for task in tasks]
+        losses = torch.tensor(known + [guess] * (10 - len(tasks)), dtype=torch.float64)
         raw = ((losses - losses.mean()) / losses.mean()).exp().clamp(1e-4, 1e3)[: len(tasks)]
         return dict(zip(tasks, (raw / raw.sum()).tolist(), strict=True))
 
@@ -92,7 +91,7 @@ def first_examples_kept() -> AbstractContextManager[Any]:
 
 
 def losses_on_everything() -> AbstractContextManager[Any]:
-    """Training on the kept share as before, losses on all examples, behind the auditor's back."""
+    """Train on the kept share as before, but compute losses on all examples, unseen by the audit of the memory."""
     add, everything = ReplayMemory.add, {}
 
     def add_all(self: ReplayMemory, task: Task) -> Any:
@@ -126,8 +125,7 @@ def summary_of(options: list[str], seed: int) -> dict[str, Any]:
         run = ["--continual", "--seed", str(seed), "--run_dir", f"{folder}/run", "--quiet", *STREAM, *options]
         if modelzoo.main(run) != 0:
             raise RuntimeError(f"modelzoo.py {' '.join(run)} failed")
-        summary: dict[str, Any] = json.loads(Path(folder, "run/summary.json").read_text())
-        return summary
+        return json.loads(Path(folder, "run/summary.json").read_text())
 
 
 def accuracy(name: str, seed: int) -> float:
@@ -138,13 +136,12 @@ def accuracy(name: str, seed: int) -> float:
 
 
 def interval(values: np.ndarray) -> str:
-    """Mean and half width of the 95 % t-interval."""
-    mean, half = mean_interval(list(values))
-    return f"{mean:.4f} ± {half:.4f}"
+    """Mean ± half-width of the 95 % t-interval."""
+    return "{:.4f} ± {:.4f}".format(*mean_interval(list(values)))
 
 
 def main() -> None:
-    """Run everything, two processes of one thread each."""
+    """Train all variants in two processes of one thread each and print a table."""
     found = {}
     with ProcessPoolExecutor(2) as pool:
         for name in VARIANTS:

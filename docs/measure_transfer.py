@@ -1,4 +1,4 @@
-"""Does the zoo transfer? Rotated digits, ten images a class, the zoo against Isolated over five seeds.
+"""Transfer of the zoo: rotated digits, ten images a class, the zoo against isolated networks, five seeds.
 
 python docs/measure_transfer.py              # about 3 minutes on two cores; prints a Markdown table
 """
@@ -16,7 +16,7 @@ from measure_deviations import SEEDS, interval, summary_of
 
 
 def measure(seed: int) -> dict[str, float]:
-    """Both methods with one seed."""
+    """Results of both methods with one seed."""
     isolated = summary_of(["--method", "isolated"], seed)
     zoo = summary_of([], seed)
     alone = np.array(isolated["per_task_acc"])
@@ -30,7 +30,7 @@ def measure(seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Two processes of one thread each."""
+    """Train in two processes of one thread each and print a table."""
     with ProcessPoolExecutor(2) as pool:
         seeds = list(pool.map(measure, SEEDS))
     print(f"| n = {len(seeds)} seeds | mean ± 95 % interval |\n| --- | --- |")

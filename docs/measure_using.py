@@ -1,10 +1,10 @@
-"""The tables of docs/using.md: what a saved zoo can be made into, and what that costs.
+"""The tables of docs/using.md: combinations, calibration, budgets and students of a saved zoo.
 
     python docs/measure_using.py [--data_dir DIR] [--store DIR]
 
 Rotated digits (10 training images a class, 20 epochs) and Split-MNIST (500, 5 epochs), conv net, a fifth of the
-training images held out, three seeds: zoo, isolated networks and student. Finished runs in the store are used again;
-MNIST must be in DIR/MNIST/raw. Prints Markdown.
+training images held out, three seeds: zoo, isolated networks and student. Finished runs in the store are reused; MNIST
+must be in DIR/MNIST/raw. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HELD_OUT, ISOLATED = ["--hold_out", "0.2"], ["--method", "isolated"]
 
 
 def run(main: object, arguments: Sequence[str], directory: Path) -> Path:
-    """Run a program unless its run directory is finished."""
+    """Run a program unless its run directory is finished; the directory."""
     if not (directory / "summary.json").exists():
         print(f"{directory}...", file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -71,14 +71,14 @@ def runs_of(name: str, store: Path, data_dir: str, seed: int) -> dict[str, Path]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Markdown."""
+    """Print a Markdown table."""
     print(f"\n| {' | '.join(header)} |\n| --- |{' ---: |' * (len(header) - 1)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
 
 
 def shown(values: Sequence[float], digits: int = 4) -> str:
-    """Mean and range over seeds."""
+    """Mean and range over seeds, as text."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
@@ -89,7 +89,7 @@ def stream_of(path: Path, data_dir: str) -> TaskStream:
 
 
 def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
-    """Without the task: each rule, before and after calibration, on all test images."""
+    """Accuracy without the task for each routing rule, before and after calibration, on all test images."""
     found: dict[tuple[str, str], list[list[float]]] = {}
     scenarios = (TASK_IDENTIFICATION, CLASS_INCREMENTAL, DOMAIN_INCREMENTAL)
     for zoo in zoos:
@@ -103,12 +103,9 @@ def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
             answers = one.answers(as_stored(inputs, zoo.input_shape), [task.id for task in stream.tasks])
             for rule in ROUTINGS:
                 scores = score_without_task(answers, tasks, targets, same_classes=same, rule=rule)
-                means = [
-                    np.mean([s["accuracy"].value for s in scores[name].values()])
-                    for name in scenarios
-                    if name in scores
-                ]
-                found.setdefault((rule, temperature), []).append([float(mean) for mean in means])
+                means = [float(np.mean([score["accuracy"].value for score in scores[name].values()]))
+                         for name in scenarios if name in scores]  # fmt: skip
+                found.setdefault((rule, temperature), []).append(means)
     names = ["task identified", "class-incremental", "class alone"][: len(next(iter(found.values()))[0])]
     table(["rule", "temperature", *names],
           [[rule, temperature, *(shown(column) for column in zip(*values, strict=True))]
@@ -117,15 +114,13 @@ def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
 
 def scores(zoo: Zoo) -> tuple[float, float, float]:
     """Accuracy, NLL and ECE on test examples, means over tasks, from the saved predictions."""
-    said = zoo.saved_predictions("test")
-    of_tasks = [
-        CrossEntropy().evaluate(said[task].of(one), said[task].targets) for task, one in zoo.combinations.items()
-    ]
+    saved, evaluate = zoo.saved_predictions("test"), CrossEntropy().evaluate
+    of_tasks = [evaluate(saved[task].of(one), saved[task].targets) for task, one in zoo.combinations.items()]
     return tuple(float(np.mean([scores[name].value for scores in of_tasks])) for name in ("accuracy", "loss", "ece"))  # type: ignore[return-value]
 
 
 def combinations(zoos: Sequence[Zoo]) -> None:
-    """Ways to combine members, and temperatures."""
+    """Scores for each way to combine members and each temperature."""
     rows = []
     for combine in COMBINE:
         for temperature in TEMPERATURES:
@@ -135,7 +130,7 @@ def combinations(zoos: Sequence[Zoo]) -> None:
 
 
 def budgets(zoos: Sequence[Zoo]) -> None:
-    """Members against accuracy."""
+    """Scores against the most members that answer."""
     rows = []
     for budget in BUDGETS:
         made = [zoo.combined("mean", "none", budget) for zoo in zoos]
@@ -146,7 +141,7 @@ def budgets(zoos: Sequence[Zoo]) -> None:
 
 
 def students(runs: Sequence[dict[str, Path]], data_dir: str) -> None:
-    """Zoo, fewer members, student, isolated networks: what they are worth and cost."""
+    """Accuracy and cost of zoo, smaller zoo, student and isolated networks."""
     found: dict[str, list[tuple[float, ...]]] = {}
     for paths in runs:
         zoo = Zoo.load(paths["zoo"], "cpu")
@@ -154,19 +149,18 @@ def students(runs: Sequence[dict[str, Path]], data_dir: str) -> None:
         zoos |= {name: Zoo.load(paths[name], "cpu") for name in ("student", "isolated")}
         task = stream_of(paths["zoo"], data_dir).task(middle_task(zoo))
         for name, figures in compared(zoos, task).items():
-            found.setdefault(name, []).append(
-                (figures.accuracy, figures.answering, figures.parameters, figures.milliseconds)
-            )
+            values = (figures.accuracy, figures.answering, figures.parameters, figures.milliseconds)
+            found.setdefault(name, []).append(values)
     rows = []
-    for name, values in found.items():
-        accuracy, answering, parameters, milliseconds = zip(*values, strict=True)
+    for name, of_seeds in found.items():
+        accuracy, answering, parameters, milliseconds = zip(*of_seeds, strict=True)
         rows.append([name, shown(accuracy), f"{np.mean(answering) / 1e3:,.0f} k", f"{np.mean(parameters) / 1e6:.2f} M",
                      f"{np.median(milliseconds):.3f}"])  # fmt: skip
     table(["", "accuracy", "parameters a task", "parameters", "ms an image"], rows)
 
 
 def main() -> None:
-    """All tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--store", default="runs/using")

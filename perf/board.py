@@ -1,4 +1,4 @@
-"""What TensorBoard's file costs: imports, and each episode of streams of 10 and 100 tasks.
+"""The cost of TensorBoard's file: imports, and each episode of streams of 10 and 100 tasks.
 
 Nothing is trained: measurements are drawn at random. Processor time, medians over the last ten episodes.
 """
@@ -22,7 +22,7 @@ from records.tensorboard import TensorBoard
 
 
 class Nowhere:
-    """Counts bytes."""
+    """A file that only counts bytes."""
 
     size = 0
 
@@ -32,19 +32,15 @@ class Nowhere:
 
 def imports() -> float:
     """Milliseconds that the first event of a run spends on imports, after those of the driver."""
-    program = (
-        "import time, modelzoo; begin = time.perf_counter(); "
-        "from tensorboard.compat.proto.event_pb2 import Event; "
-        "from tensorboard.plugins.custom_scalar.layout_pb2 import Layout; "
-        "from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData; "
-        "print(time.perf_counter() - begin)"
-    )
+    modules = "compat.proto.event_pb2", "plugins.custom_scalar.layout_pb2", "plugins.hparams.plugin_data_pb2"
+    program = "import time, modelzoo; begin = time.perf_counter(); "
+    program += f"import {', '.join(f'tensorboard.{name}' for name in modules)}; print(time.perf_counter() - begin)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return 1000 * float(done.stdout)
 
 
 def episode(number: int) -> tuple[EpisodeFacts, list[Measurement]]:
-    """Random measurements of a zoo that keeps all training examples."""
+    """Random measurements of an episode of a zoo that keeps all training examples."""
     weights = dict.fromkeys(range(1, number), 1 / max(1, number - 1))
     facts = EpisodeFacts(number, range(1, number + 1), weights, 1, 1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1 << 30)
     rows = [Measurement(number, number, number, task, f"rotated by {task}", split, "", TASK_INCREMENTAL,

@@ -1,7 +1,8 @@
-"""What the measurements share: cases, synthetic streams, the bare loop, and timing in turn."""
+"""Shared by the measurements: cases, synthetic streams, the bare loop, timing in turn and the command line."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import io
@@ -33,14 +34,17 @@ from datasets.config import DataConfig
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.images.views import permutation
 from datasets.task import TaskStream
+from net import build_net, settings_class
+from net.multihead import MultiHead
 from utils.compute import describe_device
 
 TASKS, CLASSES, BATCH, DROPOUT = 5, 2, 16, 0.2
+HEADS = dict.fromkeys(range(1, TASKS + 1), CLASSES)
 Measure = Callable[[], float]
 
 
 class Case(NamedTuple):
-    """A network, and synthetic images of the size and number of a benchmark or a part of it."""
+    """A network, and the shape and number of synthetic images like those of a benchmark."""
 
     name: str
     model: str
@@ -57,8 +61,23 @@ CIFAR_WRN = Case("CIFAR, WRN-16-4", "wrn16_4", (3, 32, 32), ImagePreprocess(4, f
 CASES = [DIGITS, MNIST, CIFAR, CIFAR_WRN]
 
 
+def parser(doc: str | None, repeats: int | None = 3, device: bool = True) -> argparse.ArgumentParser:
+    """A command line with --repeats (unless None) and --device; the help is the script's docstring `doc`."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if repeats is not None:
+        made.add_argument("--repeats", type=int, default=repeats, help=f"rounds of measurements (default: {repeats})")
+    if device:
+        made.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
+    return made
+
+
+def network(case: Case, dropout: float = DROPOUT) -> MultiHead:
+    """The project's network of a case, with a head for each task."""
+    return build_net(case.model, case.shape, settings_class(case.model)(dropout=dropout), HEADS)
+
+
 def random_images(case: Case) -> tuple[Images, Images]:
-    """Training and test images of noise, as many of each class; the same ones every time."""
+    """Training and test images of noise, balanced over classes, the same every time."""
     rng = torch.Generator().manual_seed(0)
     splits = []
     for count in (case.train, case.test):
@@ -68,7 +87,7 @@ def random_images(case: Case) -> tuple[Images, Images]:
 
 
 def use(case: Case, permuted: bool = False) -> None:
-    """Let the dataset name `perf` mean this case; label 10x + y is class y, its pixels permuted in the x-th way."""
+    """Register this case as the dataset `perf`; label 10x + y is class y with the x-th permutation of the pixels."""
 
     def decode(entry: int) -> Label:
         return Label(entry % 10, entry // 10) if permuted else Label(entry)
@@ -85,7 +104,7 @@ def use(case: Case, permuted: bool = False) -> None:
 
 
 def write_configs(folder: Path, case: Case, tasks: Sequence[Sequence[int]]) -> list[str]:
-    """Dataset and hyperparameter YAML of a case in `folder`, as options of the command line."""
+    """Write the YAML files of a case to `folder`; the options of modelzoo.py that name them."""
     data, hyper = folder / "perf.yaml", folder / "net.yaml"
     data.write_text(yaml.safe_dump({"dataset": "perf", "tasks": [list(task) for task in tasks]}))
     hyper.write_text(yaml.safe_dump({"model": case.model, "batch": BATCH, "dropout": DROPOUT}))
@@ -100,15 +119,20 @@ def run(case: Case, epochs: int, device: str, tasks: Sequence[Sequence[int]] = F
     use(case)
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*write_configs(Path(folder), case, tasks), "--rounds", "1", "--epochs", str(epochs), "--quiet"]
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = modelzoo.main([*arguments, "--device", device, "--run_dir", f"{folder}/run"])
-        if code:
-            raise SystemExit(code)
+        modelzoo_run([*arguments, "--device", device, "--run_dir", f"{folder}/run"])
         return json.loads(Path(folder, "run", "summary.json").read_text())
 
 
+def modelzoo_run(arguments: Sequence[str]) -> None:
+    """Run modelzoo.py in this process, without its output."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = modelzoo.main([*arguments])
+    if code:
+        raise SystemExit(code)
+
+
 def fixed_batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets and task ids of one batch, in place."""
+    """Inputs, targets and task ids of one batch on the device."""
     pixels = random_images(case)[0].pixels[:BATCH].to(device)
     targets = torch.arange(BATCH, device=device) % CLASSES
     return case.preprocess(pixels), targets, torch.arange(BATCH, device=device) % TASKS + 1
@@ -117,7 +141,7 @@ def fixed_batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 def bare_step(
     net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], bf16: bool = False
 ) -> Callable[[], Tensor]:
-    """Forward, backward and optimizer step on one batch that lies in place, and nothing else."""
+    """A function that does forward, backward and optimizer step on this batch and nothing else."""
     images, targets, task_ids = batch
     net.train()
 
@@ -153,7 +177,7 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def rate(step: Callable[[], Tensor], seconds: float = 1.5) -> float:
-    """Images per second of steps on batches of BATCH, over about that time."""
+    """Images per second of steps on batches of BATCH, measured for about so many seconds."""
     for _ in range(2):
         step().item()
     begin, steps = time.perf_counter(), 0
@@ -166,18 +190,18 @@ def rate(step: Callable[[], Tensor], seconds: float = 1.5) -> float:
 
 
 def in_turn(measures: Sequence[Measure], repeats: int) -> list[list[float]]:
-    """Every measure once, then again: a change in the machine's speed meets all. One list per measure."""
+    """Take all measurements in turn, so that changes of the machine's speed affect all; a list per measure."""
     rounds = [[measure() for measure in measures] for _ in range(repeats)]
     return [list(column) for column in zip(*rounds, strict=True)]
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Median of the ratios of measurements that were taken next to each other."""
+    """Median ratio of measurements that were taken one after the other."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def title(device: torch.device) -> str:
-    """Machine and date, to be copied with the table."""
+    """Device, processor, torch version and date, for the title of a table."""
     return f"{describe_device(device)}, {_processor()}, torch {torch.__version__}, {datetime.date.today()}"
 
 

@@ -1,21 +1,19 @@
-"""What an episode costs when the zoo has grown, and what a run keeps in memory.
+"""Cost of an episode in a large zoo, and the memory of a run.
 
     python perf/growth.py [--device cuda] [--tasks 100]
 
-A stream of 100 tasks, each another permutation of the pixels of 28x28 images; members of five tasks, so all
-are equally large. Seconds are wall time from one episode to the next: training, evaluation, files, TensorBoard;
-medians of ten episodes. Those in training are the same work in every episode: if they change, the machine does,
-and the last column takes that out.
+A stream of 100 tasks, each another permutation of the pixels of 28x28 images; members of five tasks, so all are equally
+large. Seconds are wall time from one episode to the next: training, evaluation, files, TensorBoard; medians of ten
+episodes. Training is the same work in every episode: the column `corrected` divides by its changes, which are those of
+the machine.
 
-Memory is that of the process above what the libraries take, at its highest. It is compared with a run of
-five tasks, which holds the data once and trains one full member, plus the cached probabilities of the rest.
+Memory is the peak of the process above that of the libraries. It is compared with a run of five tasks, which holds the
+data once and trains one full member, plus the cached probabilities of the other tasks.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import statistics
 import subprocess
@@ -26,9 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-import common  # noqa: F401  # before torch: it decides how threads wait
+import common  # before torch: it decides how threads wait
 import torch
-from common import MNIST, Case, title, use, write_configs
+from common import MNIST, Case, modelzoo_run, use, write_configs
 
 import modelzoo
 from datasets import build_stream
@@ -44,8 +42,8 @@ SAMPLES = 40  # a class and task: 400 images a task, 2,000 a member
 WINDOW = 10
 
 
-class Clock(Console):
-    """Notes when every episode is over and how much memory was ever used by then."""
+class EpisodeRecorder(Console):
+    """Records the end of each episode, the peak memory by then, and its seconds of training."""
 
     marks: list[tuple[float, int, float]]
 
@@ -54,10 +52,10 @@ class Clock(Console):
 
 
 def measure(tasks: int, device: str) -> None:
-    """Print a run's figures as JSON; in a process of its own, because the highest memory never falls."""
+    """Print the figures of a run as JSON; called in a new process, as peak memory never falls."""
     use(CASE, permuted=True)
     marks: list[tuple[float, int, float]] = []
-    Clock.marks = marks
+    EpisodeRecorder.marks = marks
     with tempfile.TemporaryDirectory() as folder:
         stream = [[10 * task + digit for digit in range(10)] for task in range(tasks)]
         options = [
@@ -73,30 +71,16 @@ def measure(tasks: int, device: str) -> None:
             make(cache)
             caches.append(cache)
 
-        begin = time.perf_counter()
-        with (
-            patch.object(modelzoo, "Console", Clock),
-            patch.object(PredictionCache, "__init__", remember),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            code = modelzoo.main(options)
-        if code:
-            raise SystemExit(code)
+        with patch.object(modelzoo, "Console", EpisodeRecorder), patch.object(PredictionCache, "__init__", remember):
+            modelzoo_run(options)
         held = sum(build_stream(parse(options).config.data, 0, pick_device(device)).held().values())
-    print(
-        json.dumps({"begin": begin, "before": before, "marks": marks, "data": held, "cached": cached_bytes(caches[0])})
-    )
-
-
-def cached_bytes(cache: PredictionCache) -> int:
-    """Of the running means."""
-    return sum(mean.nbytes for mean, _, _ in cache._means.values())
+    cached = sum(mean.nbytes for mean, _, _ in caches[0]._means.values())
+    print(json.dumps({"before": before, "marks": marks, "data": held, "cached": cached}))
 
 
 def main() -> None:
     """Print two tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
+    parser = common.parser(__doc__, repeats=None)
     parser.add_argument("--tasks", type=int, default=100, help="length of the stream (default: 100)")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -106,7 +90,7 @@ def main() -> None:
         return
     few, many = (figures(tasks, device) for tasks in (5, options.tasks))
     seconds = [b[0] - a[0] for a, b in zip(many["marks"], many["marks"][1:], strict=False)]
-    print(f"Growth: {options.tasks} tasks, members of 2,000 images. {title(torch.device(device))}")
+    print(f"Growth: {options.tasks} tasks, members of 2,000 images. {common.title(torch.device(device))}")
     training = [mark[2] for mark in many["marks"][1:]]
     print("episode     seconds  ratio  in training  ratio  corrected  memory, MB")
     first: list[float] = []
@@ -127,7 +111,7 @@ def main() -> None:
 
 
 def figures(tasks: int, device: str) -> dict:
-    """The figures of a run in a process of its own."""
+    """The figures of a run, measured in a new process."""
     command = [sys.executable, __file__, "--measure", str(tasks), "--device", device]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

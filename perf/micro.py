@@ -2,29 +2,26 @@
 
     python perf/micro.py [--device cuda]
 
-Times are microseconds a batch. What is prepared for many batches at once is measured so and divided.
+Times are microseconds a batch. Work that is done for many batches at once is measured so and divided.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
-import common  # noqa: F401  # before torch: it decides how threads wait
+import common  # before torch: it decides how threads wait
+import plain
 import torch
 import torch.nn.functional as F
-from common import BATCH, CIFAR, CIFAR_WRN, CLASSES, TASKS, in_turn, random_images, ratio, title
-from plain import Plain
+from common import BATCH, CIFAR, CIFAR_WRN, CLASSES, TASKS, Case, random_images
 from torch import Tensor
 
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.task import Examples
-from net import build_net, settings_class
 from net.images.relu_dropout import ReluDropout
-from net.multihead import MultiHead
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
@@ -47,21 +44,14 @@ def microseconds(operation: Operation, device: torch.device, seconds: float = 0.
             return spent / calls * 1e6
 
 
-def new_net(model: str) -> MultiHead:
-    """Without dropout, with a head for each task."""
-    return build_net(
-        model, CIFAR.shape, settings_class(model)(dropout=0.0), dict.fromkeys(range(1, TASKS + 1), CLASSES)
-    )
-
-
 def head(device: torch.device) -> tuple[Operation, Operation]:
     """Outputs of five heads for a mixed batch, and their gradients."""
-    ours = new_net("conv").to(device)
-    plain = Plain(CIFAR.shape, [CLASSES] * TASKS).to(device)
+    ours = common.network(CIFAR, 0.0).to(device)
+    usual = plain.Plain(CIFAR.shape, [CLASSES] * TASKS).to(device)
     features = torch.randn(BATCH, 320, device=device, requires_grad=True)
     task_ids = torch.arange(BATCH, device=device) % TASKS + 1
-    ours.trunk, plain.trunk = torch.nn.Identity(), torch.nn.Sequential()
-    return lambda: ours(features, task_ids).sum().backward(), lambda: plain(features, task_ids).sum().backward()
+    ours.trunk, usual.trunk = torch.nn.Identity(), torch.nn.Sequential()
+    return lambda: ours(features, task_ids).sum().backward(), lambda: usual(features, task_ids).sum().backward()
 
 
 def augmentation(preprocess: ImagePreprocess, device: torch.device) -> tuple[Operation, Operation]:
@@ -73,7 +63,7 @@ def augmentation(preprocess: ImagePreprocess, device: torch.device) -> tuple[Ope
         choices = preprocess.draw(len(images), rng)
         preprocess(images, choices if choices is None else choices.to(device))
 
-    def plain() -> None:
+    def one_by_one() -> None:
         batch = []
         for image in images[:BATCH]:
             if preprocess.padding:
@@ -84,7 +74,7 @@ def augmentation(preprocess: ImagePreprocess, device: torch.device) -> tuple[Ope
             batch.append((image / 255 - 0.5) / 0.25)
         torch.stack(batch)
 
-    return ours, plain
+    return ours, one_by_one
 
 
 def gather(device: torch.device) -> tuple[Operation, Operation]:
@@ -95,20 +85,12 @@ def gather(device: torch.device) -> tuple[Operation, Operation]:
     return lambda: data.inputs(slice(0, len(rows))), lambda: torch.stack([store[row] for row in listed])
 
 
-def optimizer(model: str, device: torch.device) -> tuple[Operation, Operation]:
-    """SGD of all parameters, against one parameter after the other."""
-    steps = []
-    for fused in (True, False):
-        net = new_net(model).to(device)
-        for parameter in net.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        sgd = make_optimizer(net, Recipe(), 0.01)
-        if not fused:
-            sgd = torch.optim.SGD(
-                net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=False, fused=False
-            )
-        steps.append(sgd.step)
-    return steps[0], steps[1]
+def optimizer(case: Case, device: torch.device) -> tuple[Operation, Operation]:
+    """A step of fused SGD, against updating one parameter after the other."""
+    nets = [common.network(case, 0.0).to(device) for _ in range(2)]
+    for parameter in [parameter for net in nets for parameter in net.parameters()]:
+        parameter.grad = torch.randn_like(parameter)
+    return make_optimizer(nets[0], Recipe(), 0.01).step, plain.optimizer(nets[1], one_by_one=True).step
 
 
 def dropout(device: torch.device) -> tuple[Operation, Operation]:
@@ -125,9 +107,7 @@ def dropout(device: torch.device) -> tuple[Operation, Operation]:
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
-    device = pick_device(parser.parse_args().device)
+    device = pick_device(common.parser(__doc__, repeats=None).parse_args().device)
     keep_freed_memory()
     rows = [
         ("five heads, forward and backward", head(device), 1),
@@ -135,19 +115,19 @@ def main() -> None:
         ("flip, normalise", augmentation(ImagePreprocess(0, flip=True), device), CHUNK),
         ("normalise", augmentation(ImagePreprocess(0, flip=False), device), CHUNK),
         ("gather", gather(device), CHUNK),
-        ("optimizer step, conv", optimizer("conv", device), 1),
-        ("optimizer step, WRN-16-4", optimizer(CIFAR_WRN.model, device), 1),
+        ("optimizer step, conv", optimizer(CIFAR, device), 1),
+        ("optimizer step, WRN-16-4", optimizer(CIFAR_WRN, device), 1),
         ("ReLU and dropout, 16x64x32x32", dropout(device), 1),
     ]
-    print(f"Parts of a step: microseconds a batch of {BATCH}. {title(device)}")
+    print(f"Parts of a step: microseconds a batch of {BATCH}. {common.title(device)}")
     print(f"{'':<34} {'ours':>8} {'plain':>8} {'plain/ours':>11}")
-    for name, (ours, plain), batches in rows:
-        measures = [lambda f=ours, n=batches: microseconds(f, device) / n, lambda f=plain: microseconds(f, device)]  # type: ignore[misc]
+    for name, (ours, usual), batches in rows:
+        measures = [lambda f=ours, n=batches: microseconds(f, device) / n, lambda f=usual: microseconds(f, device)]  # type: ignore[misc]
         for measure in measures:
             measure()
-        columns = in_turn(measures, 5)
+        columns = common.in_turn(measures, 5)
         medians = [statistics.median(column) for column in columns]
-        print(f"{name:<34} {medians[0]:>8,.1f} {medians[1]:>8,.1f} {ratio(columns[1], columns[0]):>11.2f}")
+        print(f"{name:<34} {medians[0]:>8,.1f} {medians[1]:>8,.1f} {common.ratio(columns[1], columns[0]):>11.2f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The small conv net and its data as most users write them, with nothing but torch, torchvision and Pillow."""
+"""The small conv net and its data as usually written, with torch, torchvision and Pillow only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ DROPOUT = 0.2
 
 
 class Plain(nn.Module):
-    """ReLU before pooling, a bias everywhere, a list of heads and a loop over them.
+    """The conv net with ReLU before pooling, biases everywhere and a loop over a list of heads.
 
-    Args:
-        shape: C, H, W of the images.
-        heads: width of the head of each task, tasks numbered from 1.
+    The images have the shape [C, H, W]; `heads` are the widths of the heads of tasks 1, 2, ...
     """
 
     def __init__(self, shape: tuple[int, int, int], heads: list[int]) -> None:
@@ -42,25 +40,21 @@ class Plain(nn.Module):
         return outputs
 
 
-def optimizer(net: nn.Module) -> torch.optim.Optimizer:
-    """SGD as torch builds it by default."""
-    return torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5)
+def optimizer(net: nn.Module, one_by_one: bool = False) -> torch.optim.Optimizer:
+    """SGD as torch builds it by default, or updating one parameter after the other."""
+    how = {"foreach": False, "fused": False} if one_by_one else {}
+    return torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, **how)  # type: ignore[arg-type]
 
 
 class PilImages(torch.utils.data.Dataset):
-    """Grey images as Pillow images, cropped and normalised one by one when they are asked for."""
+    """Grey images, cropped and normalised one by one as Pillow images."""
 
     def __init__(self, pixels: Tensor, targets: Tensor) -> None:
         from torchvision import transforms
 
         self.pixels, self.targets = pixels, targets.tolist()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(pixels.shape[-1], padding=4),
-                transforms.ToTensor(),
-                transforms.Normalize((0.5,), (0.25,)),
-            ]
-        )
+        crop = transforms.RandomCrop(pixels.shape[-1], padding=4)
+        self.transform = transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize((0.5,), (0.25,))])
 
     def __len__(self) -> int:
         return len(self.targets)

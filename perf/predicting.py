@@ -1,15 +1,14 @@
-"""What predict.py takes above decoding the files and the bare forward passes.
+"""Time of predict.py against that of decoding the files and of the bare forward passes.
 
     python perf/predicting.py [--images 10000]
 
-10,000 PNG files of 28x28 pixels, and a zoo of five conv members of which one to five answer. *Bare*: Pillow opens
-every file and makes an array of it, in as many threads as there are cores; then every member that answers sends all
-images, normalised and in place beforehand, through its network in batches. Three rounds in turn, medians.
+10,000 PNG files of 28x28 pixels, and a zoo of five conv members of which one to five answer. *Bare*: Pillow decodes
+every file, in as many threads as there are cores; then every member that answers sends all images, normalised
+beforehand, through its network in batches. Medians of three rounds, taken in turn.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -20,22 +19,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import common  # noqa: F401  # before torch: it decides how threads wait
+import common  # before torch: it decides how threads wait
 import numpy as np
 import torch
-from common import MNIST, title, use, write_configs
+from common import MNIST, modelzoo_run, title, use, write_configs
 from PIL import Image
 
-import modelzoo
 import predict
 from utils.compute import keep_freed_memory, pick_device
 from zoo import Zoo
 
-_BATCH, _ROUNDS = 83, 3  # as evaluation has them for this size of image
+_BATCH, _ROUNDS = 83, 3  # the batch size of evaluation for images of this size
 
 
 def decode(files: Sequence[Path]) -> list[np.ndarray]:
-    """Every file as an array."""
+    """Decode every file to an array."""
 
     def read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
@@ -47,7 +45,7 @@ def decode(files: Sequence[Path]) -> list[np.ndarray]:
 
 @torch.no_grad()
 def forwards(zoo: Zoo, task: int, inputs: torch.Tensor) -> None:
-    """Every member that answers, on all inputs."""
+    """Forward passes of all inputs through every member that answers the task."""
     for member in zoo.members_for(task):
         net, _ = zoo.net(member)
         for part in inputs.split(_BATCH):
@@ -56,21 +54,20 @@ def forwards(zoo: Zoo, task: int, inputs: torch.Tensor) -> None:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__, repeats=None, device=False)
     parser.add_argument("--images", type=int, default=10_000)
     count = parser.parse_args().images
     print(title(pick_device("cpu")))
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         use(MNIST)
         tasks = [range(start, start + 2) for start in range(0, 10, 2)]
         options = [*write_configs(folder, MNIST, tasks), "--continual", "--epochs", "1", "--quiet", "--samples", "20"]
-        with contextlib.redirect_stdout(io.StringIO()):
-            modelzoo.main([*options, "--run_dir", f"{folder}/run"])
+        modelzoo_run([*options, "--run_dir", f"{folder}/run"])
         (folder / "images").mkdir()
         rng = np.random.default_rng(0)
-        for number in range(count):  # as smooth as digits: noise would take longer to decode
+        for number in range(count):  # smooth like digits, as noise takes longer to decode
             pixels = Image.fromarray(rng.integers(256, size=(7, 7), dtype=np.uint8)).resize((28, 28))
             pixels.save(folder / f"images/{number:05d}.png")
         files = sorted((folder / "images").iterdir())

@@ -1,31 +1,30 @@
-"""What it costs that nothing can be lost: a run as it is, against one without all that protects it.
+"""Cost of protecting a run against interruptions and damage: a run as it is, against one without protection.
 
     python perf/safety.py [--repeats 5] [--device cuda]
 
-Without: no state to go on from, no manifest, no checksums, no lock, no fingerprint of the data, no flush to the
-disk, no look at the clock in every step. Whole runs through the command line, in turn; wall time. These ratios are as
-noisy as the machine; `inside` is the share of the protected run that passes within all this, by a stopwatch around each
-part. The last figure has training saved every second besides, which by default happens every ten minutes.
+Without: no saved state, manifest, checksums, lock, fingerprint of the data, flush to the disk, or check of the clock in
+every step. Whole runs through the command line, in turn; wall time. The ratios are as noisy as the machine. `inside` is
+the share of the protected run that is spent in these parts, by a stopwatch around each. In the last column the state of
+training is saved every second; the default is every ten minutes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
-import io
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import common  # noqa: F401  # before torch: it decides how threads wait
+import common  # before torch: it decides how threads wait
 import torch
-from common import CIFAR_WRN, DIGITS, PROJECT, Case, in_turn, ratio, title, use, write_configs
+from common import CIFAR_WRN, DIGITS, PROJECT, Case, in_turn, modelzoo_run, ratio, title, use, write_configs
 
 import modelzoo
 import records.directory
@@ -36,12 +35,13 @@ from records.checkpoints import RunCheckpoints
 from records.directory import RunDirectory
 from records.manifest import Entry
 from utils.compute import pick_device
+from utils.files import write_bytes
 
 STREAM = [[10 * task + digit for digit in range(10)] for task in range(5)]
 
 
 def protection() -> list[tuple[object, str, Callable[..., object]]]:
-    """All parts of it: owner, name, and what stands in when there is none."""
+    """The parts of the protection: owner, name, and a replacement that does nothing."""
     return [
         (Ensemble, "state_dict", lambda self: {}),
         (Method, "state_dict", lambda self: {}),
@@ -55,7 +55,7 @@ def protection() -> list[tuple[object, str, Callable[..., object]]]:
 
 
 class Stopwatch:
-    """Seconds within some functions; calls of one within another count once."""
+    """The seconds spent in some functions; nested calls count once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -86,21 +86,15 @@ def seconds(case: Case, epochs: int, options: list[str], protected: bool, minute
             stack.enter_context(patch.object(owner, name, replacement))
         if not protected:
             Path(folder, "run").mkdir()
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         begin = time.perf_counter()
-        code = modelzoo.main([*configs, "--continual", "--quiet", "--epochs", str(epochs), "--run_dir", f"{folder}/run",
-                              "--checkpoint_minutes", minutes, *options])  # fmt: skip
-        if code:
-            raise SystemExit(code)
+        modelzoo_run([*configs, "--continual", "--quiet", "--epochs", str(epochs), "--run_dir", f"{folder}/run",
+                      "--checkpoint_minutes", minutes, *options])  # fmt: skip
         return time.perf_counter() - begin
 
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
-    given = parser.parse_args()
+    given = common.parser(__doc__, repeats=5).parse_args()
     device = pick_device(given.device)
     print(f"A zoo of five tasks. {title(device)}")
     print(f"SHA-256 {sha_speed():.1f} GB/s, a file of 100 kB flushed to the disk in {flush():.1f} ms")
@@ -110,27 +104,18 @@ def main() -> None:
         ("CIFAR, WRN-16-4, 2 epochs", CIFAR_WRN, 2, ["--samples", "8", "--tasks_per_round", "2"]),
     ):
         inside = Stopwatch()
-        measures = [
-            lambda c=case, e=epochs, o=options, p=protected, m=minutes, w=watch: seconds(
-                c, e, [*o, "--device", str(device)], p, m, w
-            )
-            for protected, minutes, watch in (
-                (False, "10", Stopwatch()),
-                (True, "10", inside),
-                (True, "0.0167", Stopwatch()),
-            )
-        ]
+        a_run = partial(seconds, case, epochs, [*options, "--device", str(device)])
+        measures = [partial(a_run, False, "10", Stopwatch()), partial(a_run, True, "10", inside),
+                    partial(a_run, True, "0.0167", Stopwatch())]  # fmt: skip
         in_turn(measures, 1)
         inside.seconds = 0.0
         without, protected, often = in_turn(measures, given.repeats)
-        print(
-            f"{name:<27} {min(protected):>7.1f}  {ratio(protected, without):>14.3f}"
-            f"  {inside.seconds / sum(protected):>6.2%}  {ratio(often, without):>18.3f}"
-        )
+        line = f"{name:<27} {min(protected):>7.1f}  {ratio(protected, without):>14.3f}"
+        print(f"{line}  {inside.seconds / sum(protected):>6.2%}  {ratio(often, without):>18.3f}")
 
 
 def sha_speed() -> float:
-    """Of one core."""
+    """Gigabytes per second of SHA-256 on one core."""
     content = torch.zeros(1 << 26, dtype=torch.uint8).numpy().data
     begin = time.perf_counter()
     hashlib.sha256(content)
@@ -138,9 +123,7 @@ def sha_speed() -> float:
 
 
 def flush() -> float:
-    """Milliseconds for a file to be on the disk."""
-    from utils.files import write_bytes
-
+    """Milliseconds to write a file and flush it to the disk."""
     with tempfile.TemporaryDirectory(dir=PROJECT) as folder:
         begin = time.perf_counter()
         for number in range(20):

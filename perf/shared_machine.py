@@ -1,18 +1,16 @@
-"""Training beside other processes, against the share of the machine that it could have.
+"""Speed of training beside other processes, against its fair share of the machine.
 
     python perf/shared_machine.py [--busy 0 1 2 4] [--repeats 3] [--seconds 3]
 
-bare loop: images per second of forward, backward and optimizer step on one batch in place. auto: as programs choose;
-spinning: all cores, and threads that spin while they wait, as OpenMP does by itself; passive: all cores, and threads
-that sleep; one: one thread. demo: runs an hour of the zoo of `make demo`, imports and files included. Busy processes
-count without end. fair: the rate of the fastest way on the quiet machine, as far as the share of the cores allows,
-which all processes divide equally. fair/auto: how many times as long as that auto takes. Every measurement is a
-process of its own; the ways are taken in turn.
+bare loop: images per second of forward, backward and optimizer step on one fixed batch. auto: as the programs choose;
+spinning: all cores, threads spin while they wait (OpenMP's default); passive: all cores, threads sleep while they wait;
+one: one thread. demo: runs per hour of `make demo`, imports and files included. Busy processes run endless loops. fair:
+the rate of the fastest way on the quiet machine, scaled to an equal share of the cores. fair/auto: how much longer
+auto takes. Every measurement is a new process; the ways are taken in turn.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
@@ -25,9 +23,8 @@ from statistics import median
 
 import common
 import torch
-from common import BATCH, CASES, CIFAR_WRN, DROPOUT, PROJECT, bare_step, fixed_batch, in_turn, title
+from common import BATCH, CASES, CIFAR_WRN, PROJECT, bare_step, fixed_batch, in_turn, title
 
-from net import build_net, settings_class
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
 from training.threads import use_threads
@@ -36,7 +33,7 @@ from utils.machine import WAITING
 
 CPU = torch.device("cpu")
 LOOPS = {case.name: case for case in CASES if case != CIFAR_WRN}
-# What is put into the environment; how many threads is said in `loop`.
+# Environment variables of each way; `loop` sets the number of threads.
 WAYS = {"auto": {}, "spinning": {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "passive"}, "one": {}}
 DEMO = "--data_config config/dataset/rotated_digits.yaml --continual --samples 10 --hold_out 0.2 --epochs 20 --quiet"
 OWN = (*WAITING, "OMP_NUM_THREADS")
@@ -44,11 +41,10 @@ FREE = {name: value for name, value in os.environ.items() if name not in OWN}
 
 
 def loop(name: str, way: str, seconds: float) -> tuple[float, float]:
-    """Images per second of a bare loop in this process, and how many cores it used."""
+    """Images per second of a bare loop in this process, and the number of cores that it used."""
     case = LOOPS[name]
     keep_freed_memory()
-    heads = dict.fromkeys(range(1, common.TASKS + 1), common.CLASSES)
-    net = build_net(case.model, case.shape, settings_class(case.model)(dropout=DROPOUT), heads)
+    net = common.network(case)
     if way == "auto":
         use_threads(net.trunk, case.shape, BATCH, CPU)
     if way == "one":
@@ -63,11 +59,11 @@ def loop(name: str, way: str, seconds: float) -> tuple[float, float]:
     return steps * BATCH / passed, (time.process_time() - used) / passed
 
 
-class Measurement:
-    """The rate of a bare loop, or how often another command could run in an hour.
+class TimedCommand:
+    """A command whose call returns the rate of a bare loop, or the runs per hour of another program.
 
     Attributes:
-        cores: how many were used while it ran, each time.
+        cores: the number of cores used in each call.
     """
 
     def __init__(self, command: list[str], environment: Mapping[str, str]) -> None:
@@ -76,9 +72,8 @@ class Measurement:
 
     def __call__(self) -> float:
         begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            self._command, env=self._environment, cwd=PROJECT, capture_output=True, text=True, check=True
-        )
+        options = {"env": self._environment, "cwd": PROJECT, "capture_output": True, "text": True, "check": True}
+        done = subprocess.run(self._command, **options)  # type: ignore[call-overload]
         seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
         if "--loop" in self._command:
             rate, cores = map(float, done.stdout.split())
@@ -91,7 +86,7 @@ class Measurement:
 
 @contextmanager
 def beside(busy: int) -> Iterator[None]:
-    """Busy processes, each in a session of its own like those of other users."""
+    """Run busy processes meanwhile, each in its own session like those of other users."""
     endless = [sys.executable, "-c", "while True: pass"]
     processes = [subprocess.Popen(endless, start_new_session=True) for _ in range(busy)]
     try:
@@ -103,20 +98,20 @@ def beside(busy: int) -> Iterator[None]:
 
 
 def share(cores: int, busy: int) -> float:
-    """Of the cores, if all processes divide them equally."""
+    """The cores that a program gets if all processes share them equally."""
     return max(cores / (busy + 1), cores - busy)
 
 
-def measured(ways: Mapping[str, Measurement], busy: int, repeats: int) -> dict[str, float]:
-    """Median rates."""
+def measured(ways: Mapping[str, TimedCommand], busy: int, repeats: int) -> dict[str, float]:
+    """The median rate of each way beside so many busy processes."""
     with beside(busy):
         time.sleep(1)
         columns = in_turn(list(ways.values()), repeats)
     return {way: median(column) for way, column in zip(ways, columns, strict=True)}
 
 
-def compare(name: str, ways: Mapping[str, Measurement], busy: list[int], repeats: int) -> None:
-    """Print a line for each number of busy processes; the quiet machine comes first."""
+def compare(name: str, ways: Mapping[str, TimedCommand], busy: list[int], repeats: int) -> None:
+    """Print a line for each number of busy processes, first for none."""
     cores = len(os.sched_getaffinity(0))
     quiet = measured(ways, 0, repeats)
     best = max(quiet, key=lambda way: quiet[way])
@@ -130,9 +125,8 @@ def compare(name: str, ways: Mapping[str, Measurement], busy: list[int], repeats
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = common.parser(__doc__, device=False)
     parser.add_argument("--busy", type=int, nargs="+", default=[1, 2, 4], help="busy processes (default: 1 2 4)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of measurements (default: 3)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a bare loop (default: 3)")
     parser.add_argument("--loop", nargs=2, metavar=("CASE", "WAY"), help="only this one, in this process")
     options = parser.parse_args()
@@ -144,11 +138,11 @@ def main() -> None:
     script = "perf/shared_machine.py"
     for name in LOOPS:
         commands = {way: [script, "--seconds", str(options.seconds), "--loop", name, way] for way in WAYS}
-        ways = {way: Measurement(command, WAYS[way]) for way, command in commands.items()}
+        ways = {way: TimedCommand(command, WAYS[way]) for way, command in commands.items()}
         compare(name, ways, options.busy, options.repeats)
     with tempfile.TemporaryDirectory() as folder:
         command = ["modelzoo.py", *DEMO.split(), "--overwrite", "--run_dir", f"{folder}/demo"]
-        compare("demo", {"auto": Measurement(command, {})}, options.busy, options.repeats)
+        compare("demo", {"auto": TimedCommand(command, {})}, options.busy, options.repeats)
 
 
 if __name__ == "__main__":

@@ -10,32 +10,15 @@ outside: share of the run's wall time outside training. On a GPU, eager: the bar
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 
-import common  # noqa: F401  # before torch: it decides how threads wait
+import common  # before torch: it decides how threads wait
 import torch
-from common import (
-    BATCH,
-    CASES,
-    CLASSES,
-    DROPOUT,
-    TASKS,
-    Case,
-    bare_step,
-    captured,
-    fixed_batch,
-    in_turn,
-    rate,
-    ratio,
-    run,
-    title,
-)
-from plain import Plain
+from common import BATCH, CASES, CLASSES, TASKS, Case, bare_step, captured, fixed_batch, network, rate, ratio
+from plain import Plain, optimizer
 from torch import Tensor
 
-from net import build_net, settings_class
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
@@ -44,31 +27,28 @@ EPOCHS = 20
 
 
 def bare(case: Case, device: torch.device) -> Callable[[], Tensor]:
-    """A step of our network."""
-    heads = dict.fromkeys(range(1, TASKS + 1), CLASSES)
-    net = build_net(case.model, case.shape, settings_class(case.model)(dropout=DROPOUT), heads).to(device)
-    optimizer = make_optimizer(net, Recipe(batch=BATCH), 0.01)
-    return bare_step(net, optimizer, fixed_batch(case, device), bf16=device.type == "cuda")
+    """A step of the project's network."""
+    net = network(case).to(device)
+    sgd = make_optimizer(net, Recipe(batch=BATCH), 0.01)
+    return bare_step(net, sgd, fixed_batch(case, device), bf16=device.type == "cuda")
 
 
 def naive(case: Case, device: torch.device) -> Callable[[], Tensor]:
     """A step of the plain network."""
     net = Plain(case.shape, [CLASSES] * TASKS).to(device)
-    optimizer = torch.optim.SGD(
-        net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-5, foreach=False, fused=False
-    )
-    images, targets, task_ids = fixed_batch(case, device)
-    return bare_step(net, optimizer, (images.contiguous(), targets, task_ids), bf16=device.type == "cuda")
+    images, *others = fixed_batch(case, device)
+    sgd = optimizer(net, one_by_one=True)
+    return bare_step(net, sgd, (images.contiguous(), *others), bf16=device.type == "cuda")  # type: ignore[arg-type]
 
 
 def compare(case: Case, device: torch.device, repeats: int) -> str:
     """A line of the table."""
-    if device.type == "cuda":  # as many images as take it some seconds
+    if device.type == "cuda":  # enough images for some seconds
         case = case._replace(train=8000, test=1600)
     summaries = []
 
     def trained() -> float:
-        summaries.append(run(case, EPOCHS, str(device)))
+        summaries.append(common.run(case, EPOCHS, str(device)))
         return summaries[-1]["images_per_second"]
 
     eager = bare(case, device)
@@ -82,12 +62,11 @@ def compare(case: Case, device: torch.device, repeats: int) -> str:
     for measure in measures:
         measure()  # the first time, libraries are loaded and algorithms chosen
     summaries.clear()
-    columns = in_turn(measures, repeats)
+    columns = common.in_turn(measures, repeats)
     outside = statistics.median(1 - s["train_seconds"] / s["total_seconds"] for s in summaries)
     medians = [statistics.median(column) for column in columns]
-    line = (
-        f"{case.name:<16} {medians[0]:>9,.0f} {medians[1]:>9,.0f} {ratio(columns[0], columns[1]):>9.2f} {outside:>9.1%}"
-    )
+    line = f"{case.name:<16} {medians[0]:>9,.0f} {medians[1]:>9,.0f} "
+    line += f"{ratio(columns[0], columns[1]):>9.2f} {outside:>9.1%}"
     if case.model == "conv":
         line += f" {medians[2]:>9,.0f} {ratio(columns[1], columns[2]):>11.2f}"
     if device.type == "cuda":
@@ -97,13 +76,10 @@ def compare(case: Case, device: torch.device, repeats: int) -> str:
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of measurements (default: 3)")
-    options = parser.parse_args()
+    options = common.parser(__doc__).parse_args()
     device = pick_device(options.device)
     keep_freed_memory()
-    print(f"Step efficiency: images/s, batch {BATCH}. {title(device)}")
+    print(f"Step efficiency: images/s, batch {BATCH}. {common.title(device)}")
     print(f"{'':<16} {'run':>9} {'bare':>9} {'run/bare':>9} {'outside':>9} {'naive':>9} {'bare/naive':>11}")
     for case in CASES:
         print(compare(case, device, options.repeats), flush=True)

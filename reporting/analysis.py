@@ -1,4 +1,4 @@
-"""What can be computed from a run: pure functions of its measurements and predictions."""
+"""Analyses of a finished run: pure functions of its measurements and predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def accuracy(probabilities: Array, targets: npt.NDArray[np.int64]) -> float:
 
 
 def added_by_members(run: Run) -> pd.DataFrame:
-    """Accuracy on each task of the mean of its first m members: columns task, members, member, accuracy."""
+    """Accuracy on each task of the mean prediction of its first m members: columns task, members, member, accuracy."""
     lines = [
         (task, count, number, accuracy(run.predictions(task, "test", count), run.targets[task]))
         for task, members in run.test_predictions.items()
@@ -33,11 +33,11 @@ class Affinity(NamedTuple):
     """[i, j]: accuracy on task i of members trained on j too, minus that of members trained on i without j."""
 
     difference: Array  # NaN where one kind of member is missing
-    together: npt.NDArray[np.int64]  # how many members were trained on both
+    together: npt.NDArray[np.int64]  # number of members trained on both
 
 
 def affinity(run: Run) -> Affinity:
-    """Which tasks helped which, from the accuracy of single members on the test examples."""
+    """How tasks helped each other, from the test accuracy of single members."""
     count = len(run.task_names)
     difference, together = np.full((count, count), np.nan), np.zeros((count, count), np.int64)
     for i, members in run.test_predictions.items():
@@ -52,7 +52,7 @@ def affinity(run: Run) -> Affinity:
 
 
 class Calibration(NamedTuple):
-    """How far stated probabilities can be trusted."""
+    """Scores of predicted probabilities."""
 
     accuracy: float
     nll: float  # mean negative log-likelihood, nats
@@ -61,26 +61,21 @@ class Calibration(NamedTuple):
 
 
 def calibration(probabilities: Array, targets: npt.NDArray[np.int64]) -> Calibration:
-    """Brier (1950); accuracy, loss and ECE as in metrics.csv.
-
-    Args:
-        probabilities: [N, C].
-        targets: [N].
-    """
+    """Scores of probabilities [N, C] for targets [N]; Brier score after Brier (1950), the others as in metrics.csv."""
     score = CrossEntropy().evaluate(torch.from_numpy(probabilities), torch.from_numpy(targets))
     brier = np.square(probabilities - np.eye(probabilities.shape[1])[targets]).sum(1).mean()
     return Calibration(score["accuracy"].value, score["loss"].value, float(brier), score["ece"].value)
 
 
 def reliability(probabilities: Array, targets: npt.NDArray[np.int64]) -> pd.DataFrame:
-    """Examples by the probability of the predicted class, in the bins of the ECE: confidence, accuracy, n."""
+    """Mean confidence, accuracy and n of the examples in each bin of the ECE."""
     table = pd.DataFrame({"confidence": probabilities.max(1), "hit": probabilities.argmax(1) == targets})
     bins = table.groupby(equal_bins(torch.tensor(table.confidence)).numpy())
     return bins.agg(confidence=("confidence", "mean"), accuracy=("hit", "mean"), n=("hit", "size"))
 
 
 def calibrations(run: Run) -> pd.DataFrame:
-    """For each task, single members (their mean) and the ensemble: columns task, answer, members and Calibration."""
+    """Calibration of the ensemble and mean of that of its members, a row each for every task."""
     lines: list[tuple[object, ...]] = []
     for task, members in run.test_predictions.items():
         targets = run.targets[task]
@@ -91,7 +86,7 @@ def calibrations(run: Run) -> pd.DataFrame:
 
 
 def pooled_reliability(run: Run) -> Mapping[str, pd.DataFrame]:
-    """`reliability` over the test examples of all tasks, of single members and of the ensemble."""
+    """`reliability` of single members and of the ensemble, over the test examples of all tasks."""
     answers: dict[str, list[tuple[Array, npt.NDArray[np.int64]]]] = {"one member": [], "ensemble": []}
     for task, members in run.test_predictions.items():
         answers["one member"] += [(probabilities, run.targets[task]) for probabilities in members.values()]
@@ -100,7 +95,7 @@ def pooled_reliability(run: Run) -> Mapping[str, pd.DataFrame]:
 
 
 def _reliability_of(pairs: list[tuple[Array, npt.NDArray[np.int64]]]) -> pd.DataFrame:
-    """Tasks may differ in their number of classes: what counts is the predicted one."""
+    """`reliability` of all pairs together, padded with zeros where tasks have fewer classes."""
     width = max(probabilities.shape[1] for probabilities, _ in pairs)
     padded = [np.pad(probabilities, ((0, 0), (0, width - probabilities.shape[1]))) for probabilities, _ in pairs]
     return reliability(np.concatenate(padded), np.concatenate([targets for _, targets in pairs]))

@@ -1,4 +1,4 @@
-"""Several runs side by side: which belong together, and what each is called."""
+"""Sort runs into comparisons (same stream and network) and groups (same options but for the seed)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from records.configuration import comparable, keys_where
+from records.configuration import keys_where
 from records.run import Run
 from records.summary import figure
 from studies.statistics import mean_interval, paired_p
+from studies.store import reference
 from studies.tables import ComparisonTable
 from utils.errors import UserError
+from utils.settings import flat
 
-# Of config.yaml, what is not an option: where a run was made, and with what.
+# Keys of config.yaml that are not options but say where and with what a run was made.
 _PROVENANCE = {
     "stream", "compared_with", "extended_from", "derived", "distilled_from", "data_sha256", "versions", "commit",
     "uncommitted_changes", "seed", "metric", "higher_is_better",
@@ -26,7 +28,7 @@ _PROVENANCE = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     label: str
     runs: Mapping[int, Run]  # by seed
@@ -34,7 +36,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was run on one stream with one network."""
+    """The groups of one stream and one network."""
 
     title: str
     groups: Sequence[Group]
@@ -44,7 +46,7 @@ class Comparison:
         return [run for group in self.groups for run in group.runs.values()]
 
     def table(self) -> ComparisonTable:
-        """The finished runs, for studies/tables.py."""
+        """The results of the finished runs."""
         rows = {
             group.label: {seed: run.summary for seed, run in group.runs.items() if run.finished}
             for group in self.groups
@@ -53,30 +55,25 @@ class Comparison:
         return ComparisonTable(self.title, seeds, {label: found for label, found in rows.items() if found})
 
     def differing_options(self) -> dict[str, dict[str, str]]:
-        """Option -> label -> value, of the options that are not the same in all groups; `settings` are of a method."""
+        """Option -> label -> value for the options in which groups differ; `settings` are those of the method."""
         found: dict[str, dict[str, str]] = {}
         for group in self.groups:
             config = next(iter(group.runs.values())).config
-            plain = dict(_options({key: value for key, value in config.items() if key not in ("method", "settings")}))
             settings = ", ".join(f"{key} {_shown(value)}" for key, value in (config.get("settings") or {}).items())
-            for key, value in {**plain, "settings": settings or None}.items():
-                found.setdefault(key, {})[group.label] = "–" if value is None else str(value)
-        full = {
-            key: {group.label: values.get(group.label, "–") for group in self.groups} for key, values in found.items()
-        }
-        return {key: values for key, values in full.items() if len(set(values.values())) > 1}
+            options = _options({key: value for key, value in config.items() if key not in ("method", "settings")})
+            for key, value in {**options, "settings": settings or None}.items():
+                none = dict.fromkeys((other.label for other in self.groups), "–")
+                found.setdefault(key, none)[group.label] = "–" if value is None else str(value)
+        return {key: values for key, values in found.items() if len(set(values.values())) > 1}
 
     def behind_best(self) -> list[tuple[str, int, float, float, float]]:
-        """For each group: label, common seeds n, mean difference of the final accuracy from the best group's, its
-        95 % half-width, and p of the paired t-test (studies/statistics.py); NaN with fewer than two common seeds.
+        """For each group: label, common seeds n, mean difference of the final accuracy from that of the best group,
+        half-width of its 95 % interval, and p of the paired t-test (studies/statistics.py); NaN for n < 2.
         """
+        table = self.table().rows
         scores = {
-            group.label: {
-                seed: figure(run.summary, "avg_acc_final") for seed, run in group.runs.items() if run.finished
-            }
-            for group in self.groups
-        }  # fmt: skip
-        scores = {label: found for label, found in scores.items() if found}
+            label: {seed: figure(values, "avg_acc_final") for seed, values in table[label].items()} for label in table
+        }
         if not scores:
             return []
         sign = 1 if self.runs[0].summary["higher_is_better"] else -1
@@ -96,16 +93,16 @@ def compare(
     """Read runs and sort them into comparisons and groups.
 
     Args:
-        isolated: more runs of --method isolated to compare with. Those among `paths` are taken too; both for runs of
-            the same stream, recipe and seed.
-        labels: what runs are called; else by method, and the options in which runs of one method differ.
+        isolated: further runs of --method isolated, which runs with the same stream, recipe and seed are compared with
+            (as with those among `paths`).
+        labels: names of runs (default: the method, and the options in which runs of one method differ).
 
     Raises:
-        UserError: one cannot be read, two are the same run, or `isolated` fits none.
+        UserError: a run cannot be read, two are the same run, or `isolated` matches none.
     """
     runs = [Run.load(path).renumbered() for path in paths]
     given = _references([Run.load(path).renumbered() for path in isolated])
-    if isolated and not any(_recipe(run.config) in given for run in runs):
+    if isolated and not any(reference(run.config) in given for run in runs):
         raise UserError(
             f"--isolated {isolated[0]} holds no finished run of --method isolated with the stream, options and seed of "
             "any of the runs"
@@ -113,10 +110,10 @@ def compare(
     references = _references(runs) | given
     comparisons: dict[str, dict[str, dict[int, Run]]] = {}
     for run in runs:
-        if _recipe(run.config) in references:
-            run = run.against(references[_recipe(run.config)])
+        if reference(run.config) in references:
+            run = run.against(references[reference(run.config)])
         title = f"{run.config['stream']}, {run.config['net']['model']}"
-        seeds = comparisons.setdefault(title, {}).setdefault(json.dumps(dict(_options(run.config))), {})
+        seeds = comparisons.setdefault(title, {}).setdefault(json.dumps(_options(run.config)), {})
         seed = run.config["seed"]
         if seed in seeds:
             raise UserError(f"{seeds[seed].path} and {run.path} are the same run with the same seed; leave one out")
@@ -129,7 +126,7 @@ def compare(
 
 def _references(runs: Sequence[Run]) -> dict[str, Sequence[float]]:
     return {
-        _recipe(run.config): figure(run.summary, "per_task_acc") for run in runs
+        reference(run.config): figure(run.summary, "per_task_acc") for run in runs
         if run.config["method"] == "isolated" and run.finished
     }  # fmt: skip
 
@@ -137,28 +134,21 @@ def _references(runs: Sequence[Run]) -> dict[str, Sequence[float]]:
 def _labelled(
     groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]
 ) -> Iterator[tuple[str, Mapping[int, Run]]]:
-    """The name of the method, and the options in which several groups of one method differ."""
+    """Label each group with its method and the options in which groups of that method differ."""
     configs = [next(iter(group.values())).config for group in groups]
     for config, group in zip(configs, groups, strict=True):
-        own = dict(_options(config))
-        others = [dict(_options(other)) for other in configs if other["method"] == config["method"]]
+        own = _options(config)
+        others = [_options(other) for other in configs if other["method"] == config["method"]]
         keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        told = [f"{key.rpartition('.')[2]} {_shown(own[key])}" for key in keys if own[key] is not None]
+        texts = [f"{key.rpartition('.')[2]} {_shown(own[key])}" for key in keys if own[key] is not None]
         first = next(iter(group.values())).path
-        yield labels.get(first, ", ".join([config["method"], *told])), dict(sorted(group.items()))
+        yield labels.get(first, ", ".join([config["method"], *texts])), dict(sorted(group.items()))
 
 
-def _options(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and key not in _PROVENANCE:
-            yield from _options(value, f"{dotted}.")
-        elif key not in _PROVENANCE and dotted not in keys_where("machine"):
-            yield dotted, value
-
-
-def _recipe(config: Mapping[str, Any]) -> str:
-    return json.dumps(comparable(config) | {"seed": config["seed"]}, sort_keys=True)
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run by dotted key, without those that only change where or how fast it computes."""
+    values = flat({key: value for key, value in config.items() if key not in _PROVENANCE})
+    return {key: value for key, value in values if key not in keys_where("machine")}
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, and the figures as files for papers and slides."""
+"""The report: one HTML page that needs no other file, and its figures as files for papers and slides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
@@ -17,80 +16,56 @@ from datasets.objectives import BINS
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, mean_over_tasks
 from records.run import Run
 from records.summary import direction, figure
-from reporting import analysis, figures, style
-from reporting.figures import Picture
+from reporting import analysis, compared, figures, style
+from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison
-from studies.tables import LEDGER, READING, Cell, ledger_cells, metric_cells, readable, seeds_note
+from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note
 from utils.files import write_bytes, yaml_bytes
-
-_FOLDER = "figures"
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of the page; `csv` is what stands behind it."""
+    """A table of the page, and a link to its data as CSV."""
 
     name: str
     title: str
     header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    foot: Sequence[Cell] = ()
-    notes: Sequence[str] = ()
-    csv: str = ""
-    text: bool = False  # to be read, not compared
-
-
-class Shown(NamedTuple):
-    """A figure as it stands in the page."""
-
-    name: str
-    title: str
-    caption: str
-    svg: Markup
+    rows: Sequence[Sequence[str | Cell]]
     csv: str
-
-
-class Tile(NamedTuple):
-    """One of the numbers at the top."""
-
-    title: str
-    value: str
-    note: str
+    foot: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    text: bool = False  # cells hold text, which is set flush left
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading, tables, and figures with the keys name, title, caption, svg and csv."""
 
     title: str
     tables: Sequence[Sheet] = ()
-    pictures: Sequence[Shown] = ()
+    pictures: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the template fills in."""
+    """The values that the template page.html fills in, and the files of the figures."""
 
     title: str
     lead: Sequence[str]
     sections: Sequence[Section]
     command: str
     warnings: Sequence[str] = ()
-    tiles: Sequence[Tile] = ()
+    tiles: Sequence[tuple[str, str, str]] = ()  # title, value, note: the numbers at the top
     configuration: Sequence[tuple[str, str]] = ()
     several: bool = False
     palette: Sequence[tuple[str, str]] = ()  # colours of tasks: on a light and on a dark ground
-    files: Mapping[str, bytes] = field(default_factory=dict)  # beside the page
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
-        """report.html and figures/, each file whole or not at all; the path of the page.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+        """Write report.html and figures/ and return the path of the page; OSError if the folder cannot be written."""
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            write_bytes(folder / _FOLDER / name, content)
+            write_bytes(folder / "figures" / name, content)
         loader = FileSystemLoader(Path(__file__).parent)
         template = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         write_bytes(folder / "report.html", template.get_template("page.html").render(vars(self)).encode())
@@ -99,21 +74,20 @@ class Page:
 
 def of_one_run(run: Run, command: str) -> Page:
     """The report of a run, finished or not."""
-    pictures = figures.of_one_run(run)
     palette = style.themed(len(run.task_names))
-    shown, files = _shown(pictures, palette)
-    by_name = {picture.name: picture for picture in shown}
-    learned = [by_name[name] for name in ("transfer_curves", "accuracy_matrix") if name in by_name]
-    grown = [by_name[name] for name in ("members", "sampling_weights", "added_by_members", "task_affinity")
-             if name in by_name]  # fmt: skip
-    without_task = scenario_table(run)
+    shown, files = _shown(figures.of_one_run(run), palette)
+
+    def named(*names: str) -> list[Mapping[str, str]]:
+        return [shown[name] for name in names if name in shown]
+
+    learned, scenarios = named("transfer_curves", "accuracy_matrix"), scenario_table(run)
     sections = [
-        Section("What was learned", [task_table(run), *([without_task] if without_task else [])], learned),
-        Section("How it was learned", (), grown),
+        Section("What was learned", [task_table(run), *([scenarios] if scenarios else [])], learned),
+        Section("How it was learned", (), named("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
-    if "reliability" in by_name:
-        sections.append(Section("Calibration", [calibration_table(run)], [by_name["reliability"]]))
-    sections.append(Section("Cost", (), [by_name["cost"]]))
+    if "reliability" in shown:
+        sections.append(Section("Calibration", [calibration_table(run)], named("reliability")))
+    sections.append(Section("Cost", (), named("cost")))
     return Page(
         title=f"{run.config['method']} on {run.config['stream']}", lead=in_words(run), sections=sections,
         command=command, warnings=_warnings(run), tiles=_tiles(run), configuration=_configuration([run]),
@@ -122,57 +96,50 @@ def of_one_run(run: Run, command: str) -> Page:
 
 
 def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
-    """Methods against each other, a section for each stream and network."""
+    """Methods against each other, two sections for each stream and network."""
     sections: list[Section] = []
     files: dict[str, bytes] = {}
     for number, comparison in enumerate(comparisons, 1):
         suffix = f"_{_letters(number)}" if len(comparisons) > 1 else ""
-        shown, more = _shown(figures.of_several_runs(comparison.groups), (), suffix)
+        shown, more = _shown(compared.of_several_runs(comparison.groups), (), suffix)
         files.update(more)
-        first = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
-        more_sheets = [comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}"),
-                       paired_table(comparison, suffix), options_table(comparison, suffix)]  # fmt: skip
-        sections.append(Section(comparison.title, [first] if first.rows else [], shown))
-        sections.append(
-            Section(f"{comparison.title}: details", [sheet for sheet in more_sheets if sheet and sheet.rows])
-        )
+        results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
+        details = [comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}"),
+                   paired_table(comparison, suffix), options_table(comparison, suffix)]  # fmt: skip
+        sections.append(Section(comparison.title, [results] if results.rows else [], list(shown.values())))
+        details = [sheet for sheet in details if sheet and sheet.rows]
+        sections.append(Section(f"{comparison.title}: details", details))  # type: ignore[arg-type]
     runs = [run for comparison in comparisons for run in comparison.runs]
-    groups = sum(len(comparison.groups) for comparison in comparisons)
-    lead = [
-        f"{len(runs)} runs in {groups} groups; the runs of a group differ in their seed only. Tables show the mean "
-        "over seeds ± the half-width of its 95 % t-interval."
-    ]
-    warnings = [line for run in runs for line in _warnings(run)]
-    titles = ", ".join(comparison.title for comparison in comparisons)
+    groups = [group for comparison in comparisons for group in comparison.groups]
+    lead = (
+        f"{len(runs)} runs in {len(groups)} groups; the runs of a group differ in their seed only. Tables show the "
+        "mean over seeds ± the half-width of its 95 % t-interval."
+    )
     return Page(
-        title=f"Comparison: {titles}", lead=lead, sections=sections, command=command, warnings=warnings,
-        configuration=_configuration([group.runs[min(group.runs)] for c in comparisons for group in c.groups]),
-        several=True, files=files,
+        title=f"Comparison: {', '.join(comparison.title for comparison in comparisons)}", lead=[lead],
+        sections=sections, command=command, warnings=[line for run in runs for line in _warnings(run)],
+        configuration=_configuration([group.runs[min(group.runs)] for group in groups]), several=True, files=files,
     )  # fmt: skip
 
 
 def in_words(run: Run) -> list[str]:
-    """What was run."""
+    """Two paragraphs: what the run learned and how, and where it ran."""
     config, recipe, data = run.config, run.config["hp"], run.config["data"]
     net, tasks = config["net"], len(data["tasks"])
-    own = ", ".join(f"{key} {value:g}" for key, value in net.items() if key not in ("model", "path"))
+    settings = ", ".join(f"{key} {value:g}" for key, value in net.items() if key not in ("model", "path"))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
     images = "" if data["samples"] is None else f", {data['samples']} training examples a class"
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
-    derived += "Tasks are numbered anew here. " if data["forgotten"] else ""
+    derived += "Tasks are renumbered here. " if data["forgotten"] else ""
     learned = (
         f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}{images}. "
-        f"Each network is a {net['model']} ({own}), trained for {_count(recipe['epochs'], 'epoch')} with batches of "
-        f"{recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
+        f"Each network is a {net['model']} ({settings}), trained for {_count(recipe['epochs'], 'epoch')} with batches "
+        f"of {recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
         f"seed {config['seed']}."
     )
-    kept = run.summary.get("stored_examples")
-    memory = (
-        ""
-        if kept is None or not run.continual
-        else f"At the end {_count(kept, 'training example')} of past tasks were kept. "
-    )
+    kept = run.summary.get("stored_examples") if run.continual else None
+    memory = "" if kept is None else f"At the end {_count(kept, 'training example')} of past tasks were kept. "
     where = (
         f"{memory}It ran on {config['device']} in {config['precision']} with torch {config['versions']['torch']}, "
         f"commit {str(config['commit'])[:12]}{' with uncommitted changes' if config['uncommitted_changes'] else ''}."
@@ -182,27 +149,25 @@ def in_words(run: Run) -> list[str]:
 
 def task_table(run: Run) -> Sheet:
     """The main metric on each task right after it was learned and at the end."""
-    summary = run.summary
     columns: dict[str, Sequence[float]] = {}
-    learned = figure(summary, "per_task_learning_acc")
+    learned = figure(run.summary, "per_task_learning_acc")
     if learned is not None and len(run.accuracy_matrix) == len(run.task_names):
         columns["right after its episode"] = learned
-    columns["now" if not run.finished else "at the end"] = figure(summary, "per_task_acc")
+    columns["at the end" if run.finished else "now"] = figure(run.summary, "per_task_acc")
     if run.isolated is not None:
         columns["isolated network"] = run.isolated.tolist()
     rows = [
-        [Cell(f"{number} {name}"), *(Cell(_share(values[number - 1])) for values in columns.values())]
+        [f"{number} {name}", *(_share(values[number - 1]) for values in columns.values())]
         for number, name in enumerate(run.task_names, 1)
-    ]  # fmt: skip
-    foot = [Cell("mean"), *(Cell(_share(sum(values) / len(values))) for values in columns.values())]
+    ]
+    foot = ["mean", *(_share(sum(values) / len(values)) for values in columns.values())]
     header = ["task", *columns]
-    csv = _csv(header, [[cell.text for cell in row] for row in rows])
-    title = f"Test {run.metric} on each task" + ("" if run.shows_accuracy else f", {direction(summary)}")
-    return Sheet("tasks", title, header, rows, foot, csv=csv)
+    title = f"Test {run.metric} on each task" + ("" if run.shows_accuracy else f", {direction(run.summary)}")
+    return Sheet("tasks", title, header, rows, _csv(header, rows), foot)
 
 
 def scenario_table(run: Run) -> Sheet | None:
-    """Accuracy where the task is not told, mean over the tasks seen, in some of the episodes; None if not measured."""
+    """Accuracy without being told the task, mean over tasks seen, after up to five episodes; None if not measured."""
     episodes = [facts.episode for facts in run.episodes]
     names = [name for name in (CLASS_INCREMENTAL, TASK_IDENTIFICATION, DOMAIN_INCREMENTAL)
              if any(row.scenario == name for row in run.rows)]  # fmt: skip
@@ -210,20 +175,15 @@ def scenario_table(run: Run) -> Sheet | None:
         return None
     values = [[episode, *(mean_over_tasks([row for row in run.rows if row.episode == episode], name) for name in names)]
               for episode in episodes]  # fmt: skip
-    some = sorted({episodes[round(place * (len(episodes) - 1) / 4)] for place in range(5)})
-    rows = [
-        [Cell(str(line[0])), *(Cell(_share(value)) for value in line[1:] if value is not None)]
-        for line in values
-        if line[0] in some
-    ]
+    some = [values[i] for i in sorted({round(quarter * (len(episodes) - 1) / 4) for quarter in range(5)})]
+    rows = [[str(episode), *(_share(value) for value in line if value is not None)] for episode, *line in some]
     counts = {row.task: row.n for row in run.rows if row.episode == episodes[-1] and row.scenario == names[0]}
     note = (
         f"Mean over the tasks seen; {sum(counts.values()):,} test examples after the last episode. All heads of all "
         "networks are asked, and the task is the one whose answer has the lowest entropy."
     )
-    header = ["after episode", *names]
-    return Sheet("without_task", "Accuracy without being told the task", header, rows, notes=[note],
-                 csv=_csv(header, values))  # fmt: skip
+    header, title = ["after episode", *names], "Accuracy without being told the task"
+    return Sheet("without_task", title, header, rows, _csv(header, values), notes=[note])
 
 
 def calibration_table(run: Run) -> Sheet:
@@ -234,94 +194,85 @@ def calibration_table(run: Run) -> Sheet:
     answers = ["one member", "ensemble"] if several else ["ensemble"]
     header = ["task", "members"]
     header += [f"{title}, {answer}" if several else title for title in shown.values() for answer in answers]
-    by_task = table.set_index(["task", "answer"])
-    rows = []
-    for task in run.test_predictions:
-        name = run.task_names[task - 1]
-        values = [by_task.loc[(task, answer), key] for key in shown for answer in answers]
-        members = by_task.loc[(task, "ensemble"), "members"]
-        rows.append([Cell(f"{task} {name}"), Cell(str(members)), *(Cell(_share(value)) for value in values)])
-    means = table.groupby("answer")[list(shown)].mean()
-    foot = [Cell("mean"), Cell(""), *(Cell(_share(means.loc[answer, key])) for key in shown for answer in answers)]
+    by_task, means = table.set_index(["task", "answer"]), table.groupby("answer")[list(shown)].mean()
+    rows = [
+        [f"{task} {run.task_names[task - 1]}", str(len(members)),
+         *(_share(by_task.loc[(task, answer), key]) for key in shown for answer in answers)]
+        for task, members in run.test_predictions.items()
+    ]  # fmt: skip
+    foot = ["mean", "", *(_share(means.loc[answer, key]) for key in shown for answer in answers)]
     notes = [
         "NLL: mean negative log-likelihood of the right class. Brier score: mean squared distance of the probabilities "
         f"from the right answer. ECE: expected calibration error, {BINS} bins of equal size. Lower is better."
     ]
-    if several:
-        notes.append("One member: the mean over the members that answer the task, each alone.")
+    notes += ["One member: the mean over the members that answer the task, each alone."] if several else []
     csv = _csv(table.columns, table.itertuples(index=False))
-    return Sheet("calibration", "Before and after averaging" if several else "", header, rows, foot, notes, csv)
+    return Sheet("calibration", "Before and after averaging" if several else "", header, rows, csv, foot, notes)
 
 
-def comparison_table(comparison: Comparison, columns: Sequence[Any], title: str, name: str) -> Sheet:
-    """The groups against each other, as in studies/tables.py."""
+def comparison_table(comparison: Comparison, columns: Sequence[Column], title: str, name: str) -> Sheet:
+    """The groups against each other, as in studies/tables.py; the CSV has a row for each run."""
     table = comparison.table()
-    fill = ledger_cells if columns is LEDGER else metric_cells
-    filled = [fill(column, table) for column in columns]
-    rows = [[Cell(label), *cells] for label, *cells in zip(table.rows, *filled, strict=True)]
+    rows = [[label, *found] for label, *found in zip(table.rows, *cells(columns, table), strict=True)]
     notes = [seeds_note(table), *(READING[3:] if columns is LEDGER else READING[:2])]
-    header = ["method", *(column.title for column in columns)]
     raw = [
         [label, seed, *(values.get(column.key) for column in columns)]
         for label, runs in table.rows.items() for seed, values in runs.items()
     ]  # fmt: skip
     csv = _csv(["method", "seed", *(column.key for column in columns)], raw)
-    return Sheet(name, title, header, rows, notes=notes, csv=csv)
+    return Sheet(name, title, ["method", *(column.title for column in columns)], rows, csv, notes=notes)
 
 
 def paired_table(comparison: Comparison, suffix: str) -> Sheet:
-    """How far each group is behind the best."""
+    """The difference of each group from the best."""
     lines = comparison.behind_best()
     rows = [
-        [Cell(label), Cell(str(n)), Cell(f"{mean:+.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}")),
-         Cell("n/a" if math.isnan(p) else f"{p:.3g}")]
+        [label, str(n), f"{mean:+.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}"),
+         "n/a" if math.isnan(p) else f"{p:.3g}"]
         for label, n, mean, half, p in lines if mean != 0 or not math.isclose(p, 1)
     ]  # fmt: skip
     notes = ["Final accuracy minus that of the best method with the same seed, mean ± half-width of the 95 % "
              "t-interval; p of the paired two-sided t-test, not corrected for multiple comparisons."]  # fmt: skip
     csv = _csv(["method", "common_seeds", "difference", "half_width", "p"], lines)
     header = ["method", "common seeds", "difference from the best", "p"]
-    return Sheet(f"paired{suffix}", "Paired differences", header, rows, notes=notes, csv=csv)
+    return Sheet(f"paired{suffix}", "Paired differences", header, rows, csv, notes=notes)
 
 
 def options_table(comparison: Comparison, suffix: str) -> Sheet | None:
-    """In which options the groups differ; None if in none."""
+    """The options in which the groups differ; None if they differ in none."""
     options = comparison.differing_options()
     labels = [group.label for group in comparison.groups]
-    rows = [[Cell(label), *(Cell(values[label]) for values in options.values())] for label in labels]
     if not options or len(labels) < 2:
         return None
-    csv = _csv(["method", *options], [[cell.text for cell in row] for row in rows])
-    return Sheet(f"options{suffix}", "Options that differ", ["method", *options], rows, csv=csv, text=True)
+    header, rows = ["method", *options], [[label, *(values[label] for values in options.values())] for label in labels]
+    return Sheet(f"options{suffix}", "Options that differ", header, rows, _csv(header, rows), text=True)
 
 
-def _tiles(run: Run) -> list[Tile]:
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
     summary, tiles = run.summary, []
     if not run.shows_accuracy:
-        final = figure(summary, "avg_acc_final")
-        tiles.append(Tile(f"final {run.metric}", f"{final:.4g}", f"mean over tasks; {direction(summary)}"))
-    for key, title, note, show in (
-        ("avg_acc_final", "final accuracy", "mean over tasks, %", _percent),
-        ("bwt", "backward transfer", "points, after its own episode", _points),
-        ("forgetting_chaudhry", "forgetting", "points; below 0: none", _points),
-        ("gain_isolated", "gain over isolated", "points, at the end", _points),
-        ("fwt_isolated", "forward transfer", "points, right after its episode", _points),
+        final = f"{figure(summary, 'avg_acc_final'):.4g}"
+        tiles.append((f"final {run.metric}", final, f"mean over tasks; {direction(summary)}"))
+    for key, title, note in (
+        ("avg_acc_final", "final accuracy", "mean over tasks, %"),
+        ("bwt", "backward transfer", "points, after its own episode"),
+        ("forgetting_chaudhry", "forgetting", "points; below 0: none"),
+        ("gain_isolated", "gain over isolated", "points, at the end"),
+        ("fwt_isolated", "forward transfer", "points, right after its episode"),
     ):
         if run.shows_accuracy and summary.get(key) is not None:
-            tiles.append(Tile(title, show(summary[key]), note))
+            points = round(100 * summary[key], 1) + 0.0  # + 0.0: no minus before a zero
+            tiles.append((title, f"{points:.1f}" if key == "avg_acc_final" else f"{points:+.1f}", note))
     parameters = sum(member.parameters for member in run.members[-1:])
-    tiles.append(Tile("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))
+    tiles.append(("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))
     speed = f"{summary['images_per_second']:,.0f} images a second"
-    tiles.append(Tile("training time", _duration(summary["train_seconds"]), speed))
-    return tiles
+    return [*tiles, ("training time", _duration(summary["train_seconds"]), speed)]
 
 
 def _warnings(run: Run) -> list[str]:
-    if run.finished:
-        return []
-    total = len(run.config["data"]["tasks"])
-    of = f" of {total}" if run.continual else ""
-    return [f"{run.path} is not finished: this is its state after episode {run.manifest.episode}{of}."]
+    of = f" of {len(run.config['data']['tasks'])}" if run.continual else ""
+    unfinished = f"{run.path} is not finished: this is its state after episode {run.manifest.episode}{of}."
+    return [] if run.finished else [unfinished]
 
 
 def _configuration(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -329,20 +280,19 @@ def _configuration(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def _shown(
-    pictures: Iterable[Picture], palette: Iterable[tuple[str, str]], suffix: str = ""
-) -> tuple[list[Shown], dict[str, bytes]]:
-    """As they stand in the page, and as files."""
-    shown: list[Shown] = []
+    pictures: Iterable[DrawnFigure], palette: Iterable[tuple[str, str]], suffix: str = ""
+) -> tuple[dict[str, Mapping[str, str]], dict[str, bytes]]:
+    """The figures as the page shows them, by name, and as files."""
+    shown: dict[str, Mapping[str, str]] = {}
     files: dict[str, bytes] = {}
     themed = [light for light, dark in palette if light != dark]
     for picture in pictures:
         name, text = picture.name + suffix, style.svg(picture.drawn)
         csv = picture.data.to_csv(index=False)
         files |= {f"{name}.png": style.png(picture.drawn), f"{name}.svg": text.encode(), f"{name}.csv": csv.encode()}
-        part = Markup(
-            style.inline(text, name, picture.title, themed)
-        )  # drawn here; its texts were escaped by matplotlib
-        shown.append(Shown(name, picture.title, picture.caption, part, _link(csv)))
+        svg = Markup(style.inline(text, name, picture.title, themed))  # matplotlib has escaped its texts
+        shown[picture.name] = {"name": name, "title": picture.title, "caption": picture.caption, "svg": svg,
+                               "csv": _link(csv)}  # fmt: skip
     return shown, files
 
 
@@ -355,7 +305,7 @@ def _link(csv: str) -> str:
 
 
 def _letters(number: int) -> str:
-    """1 -> a, 26 -> z, 27 -> aa: names of files are of letters and underscores."""
+    """1 -> a, 26 -> z, 27 -> aa: names of files consist of letters and underscores."""
     letters = ""
     while number:
         number, rest = divmod(number - 1, 26)
@@ -365,14 +315,6 @@ def _letters(number: int) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.4f}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _points(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""How the figures look: one size of text, colours that colour-blind readers can tell apart, light and dark."""
+"""The style of the figures: text sizes, colours that colour-blind readers can distinguish, light and dark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH = 5.4  # inches
 INK, MUTED, RULE = "#1f2328", "#5a6370", "#d4dae1"
-# In a page these three follow its colours, so that a figure reads on a dark ground too.
+# In the page these three become its own colours, so that a figure is readable on a dark ground too.
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}
 # Okabe & Ito (2008), without yellow, which is too pale on white, and black.
 _FEW = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1")
@@ -33,7 +33,7 @@ mpl.rcParams.update(_RC)
 
 
 def colours(count: int, dark: bool = False) -> list[str]:
-    """One for each task, in their order, the same in every figure; `dark`: what takes its place on a dark ground."""
+    """A colour for each task, the same in every figure; `dark`: those for a dark ground."""
     if count <= len(_FEW):
         return list(_FEW[:count])
     places = np.linspace(0.27, 0.95, count) if dark else np.linspace(0.05, 0.82, count)
@@ -41,19 +41,19 @@ def colours(count: int, dark: bool = False) -> list[str]:
 
 
 def look(number: int) -> dict[str, str]:
-    """Of a line for something without an order, such as a method: colour, dashes and marker tell 7 x 5 apart."""
+    """Colour, dashes and marker of the line of a group; 7 x 5 lines can be distinguished."""
     turn = number // len(_FEW) % 5
     dashes = ("-", "--", ":", "-.", (0, (5, 1)))[turn]
     return {"color": _FEW[number % len(_FEW)], "linestyle": dashes, "marker": marker(turn)}  # type: ignore[dict-item]
 
 
 def themed(count: int) -> list[tuple[str, str]]:
-    """These colours in pairs: on a light and on a dark ground."""
+    """Pairs of the colours of tasks: on a light and on a dark ground."""
     return list(zip(colours(count), colours(count, dark=True), strict=True))
 
 
 def marker(number: int) -> str:
-    """Of a line, so that neighbours on the scale of colours can be told apart."""
+    """The marker of a line, so that lines of similar colours can be distinguished."""
     return "osD^v"[number % 5]
 
 
@@ -64,37 +64,37 @@ def figure(height: float = 3.4, rows: int = 1, columns: int = 1) -> tuple[Figure
 
 
 def percent(axis: Axis) -> None:
-    """Shares as percent, at round numbers."""
+    """Label shares as percent, at round numbers."""
     axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(lambda value, _: f"{100 * value:.6g}")
 
 
 def whole(axis: Axis) -> None:
-    """At whole numbers only."""
+    """Put ticks at whole numbers only."""
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def png(drawn: Figure) -> bytes:
-    """For slides and for people to look at, on white."""
+    """The figure as PNG on white, for slides."""
     file = io.BytesIO()
     drawn.savefig(file, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     return file.getvalue()
 
 
 def svg(drawn: Figure) -> str:
-    """For papers."""
+    """The figure as SVG, for papers."""
     file = io.StringIO()
     drawn.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
 
 def inline(text: str, name: str, title: str, palette: Iterable[str] = ()) -> str:
-    """An SVG file as part of a page: it takes the page's colours, and its names are its own.
+    """An SVG file as part of the page, with the page's colours.
 
     Args:
-        name: distinguishes it from the other figures of the page.
-        title: what it shows, for those who cannot see it.
-        palette: colours that are other ones on a dark ground, see page.html.
+        name: prefix of its ids, which must differ from those of other figures.
+        title: description for screen readers.
+        palette: colours that change on a dark ground, see page.html.
     """
     text = text[text.index("<svg") :]
     for colour, variable in VARIABLES.items():
@@ -109,17 +109,11 @@ def inline(text: str, name: str, title: str, palette: Iterable[str] = ()) -> str
 
 
 def spread(places: Sequence[float], distance: float) -> list[float]:
-    """Moved apart to at least `distance`, in their order, as little as a pass up and down gives."""
+    """Positions moved apart to at least `distance`, in their order and with the least squared movement."""
+    from scipy.optimize import isotonic_regression  # slow to import
+
     order = np.argsort(places, kind="stable")
-    moved = np.array(places, dtype=float)[order]
-    for _ in range(200):
-        gaps = np.diff(moved)
-        close = gaps < distance - 1e-9
-        if not close.any():
-            break
-        push = np.where(close, (distance - gaps) / 2, 0)
-        moved[:-1] -= push
-        moved[1:] += push
-    result = np.empty_like(moved)
-    result[order] = moved
+    least = distance * np.arange(len(order))
+    result = np.empty(len(order))
+    result[order] = isotonic_regression(np.asarray(places, float)[order] - least).x + least
     return result.tolist()

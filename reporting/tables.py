@@ -1,4 +1,4 @@
-"""Tables for papers and for other programs, on stdout."""
+"""The tables that report.py prints, for papers and for other programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _tables(comparisons: Sequence[Comparison]) -> list[ComparisonTable]:
 
 
 def _csv(comparisons: Sequence[Comparison], _: str) -> str:
-    """A row for each group: of each figure the mean over seeds, the half-width of its 95 % t-interval, and n."""
+    """A row for each group: mean over seeds, half-width of its 95 % t-interval and n of each figure."""
     columns = list(dict.fromkeys(column for table in _tables(comparisons) for column in (*table.metrics, *LEDGER)))
     names = [f"{column.key}{part}" for column in columns for part in ("", "_half_width", "_n")]
     rows: list[list[object]] = [["comparison", "method", *names]]

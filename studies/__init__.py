@@ -1,4 +1,1 @@
-"""Many runs: the store that holds them, the processes that make them, tables and statistics over seeds.
-
-What one run does is decided elsewhere.
-"""
+"""Many runs: the grid that plans them, the processes that make them, tables and statistics over seeds."""

@@ -1,4 +1,4 @@
-"""The grid of a benchmark: config/benchmark/*.yaml -> every run that it asks for, checked."""
+"""Plan a benchmark: read the grid of config/benchmark/*.yaml, check it and list its runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.yaml_files import load_yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 AXES = ("streams", "hyperparams", "methods", "seeds", "vary")
-# What the grid or the program sets itself, or what belongs to a method.
+# Options that the grid or the program sets itself.
 _OWN = {
     "data_config", "hp_config", "method", "seed", "run_dir", "overwrite", "resume", "verify", "extend", "quiet",
     "isolated", "continual",
@@ -29,12 +29,12 @@ _SECTIONS = ("data.", "net.", "hp.", "settings.")
 
 
 def grid_options() -> dict[str, Declaration]:
-    """The options of modelzoo.py that a grid can give, by name."""
+    """The options of modelzoo.py that a grid can set, by name."""
     return {declared.option: declared for declared in options().values() if declared.option not in _OWN}
 
 
-class Entry(NamedTuple):
-    """One row of the tables: a method and the options that only it has."""
+class MethodEntry(NamedTuple):
+    """A row of the tables: a method, its label and the options of this entry only."""
 
     method: str
     label: str
@@ -43,27 +43,20 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """All runs, one seed after the other, and what the notes below the tables say of them."""
+    """All runs, one seed after the other, and their options in words for the notes below the tables."""
 
     runs: tuple[PlannedRun, ...]
     options: str
 
 
 def load_grid(path: str, store: Path) -> Grid:
-    """Every run that the YAML file asks for.
-
-    Raises:
-        UserError: names the file and the key.
-    """
+    """Read a grid and plan its runs, whose directories are in `store`; UserError names the file and the key."""
     content = load_yaml(path)
-    known = [*AXES, *grid_options(), "continual"]
-    for key in content:
-        if key not in known and not str(key).startswith(_SECTIONS):
-            raise UserError(f"{path}: {unknown('key', key, known)}")
+    _check_keys(path, content, [*AXES, *grid_options(), "continual"])
     streams = _files(path, content, "streams", data_section)
     hyperparams = _files(path, content, "hyperparams", net_sections)
-    varied = _varied(path, content.get("vary", {}))
-    entries = [more for entry in _list(path, content, "methods") for more in _varying(_entry(path, entry), varied)]
+    combinations = _combinations(path, content.get("vary", {}))
+    entries = [more for entry in _list(path, content, "methods") for more in _vary(_entry(path, entry), combinations)]
     seeds = _seeds(path, content)
     common = {key: _option(path, key, value) for key, value in content.items() if key not in AXES}
     _check_entries(path, entries, common)
@@ -74,13 +67,19 @@ def load_grid(path: str, store: Path) -> Grid:
     runs = tuple(_with_seed(run, seed) for seed in seeds for run in models)
     names = set()
     for run in runs:
-        if run.name.casefold() in names:  # some disks do not tell a from A
+        if run.name.casefold() in names:  # some file systems ignore case
             raise UserError(f"{path}: two runs would be {run.directory}; rename a stream, hyperparams or a label")
         names.add(run.name.casefold())
-    told = [f"{key} {value}" for key, value in common.items()]
-    told += [f"{entry.label}: {key} {value}" for entry in entries for key, value in entry.options.items()]
-    told += [f"{label}: all tasks at once" for label in dict.fromkeys(r.label for r in runs if not r.config.continual)]
-    return Grid(runs, "; ".join(told) or "all defaults")
+    notes = [f"{key} {value}" for key, value in common.items()]
+    notes += [f"{entry.label}: {key} {value}" for entry in entries for key, value in entry.options.items()]
+    notes += [f"{label}: all tasks at once" for label in dict.fromkeys(r.label for r in runs if not r.config.continual)]
+    return Grid(runs, "; ".join(notes) or "all defaults")
+
+
+def _check_keys(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known and not str(key).startswith(_SECTIONS):
+            raise UserError(f"{where}: {unknown('key', key, known)}")
 
 
 def _list(path: str, content: Mapping[str, Any], key: str) -> list[Any]:
@@ -102,7 +101,7 @@ def _files(path: str, content: Mapping[str, Any], key: str, load: Callable[[str]
 
 
 def _file(path: str, key: str, name: object) -> str:
-    """Relative to the current directory, else to the project."""
+    """The path of a file, relative to the current directory, else to the project."""
     if not isinstance(name, str) or not name:
         raise UserError(f"{path}: {key}: {name!r} is not the path of a YAML file")
     return str(PROJECT / name) if not Path(name).exists() and (PROJECT / name).exists() else name
@@ -119,7 +118,7 @@ def _seeds(path: str, content: Mapping[str, Any]) -> list[int]:
     return seeds
 
 
-def _entry(path: str, entry: object) -> Entry:
+def _entry(path: str, entry: object) -> MethodEntry:
     where = f"{path}: methods"
     given: dict[str, Any] = dict(entry) if isinstance(entry, dict) else {"method": entry}
     if "method" not in given:
@@ -131,32 +130,29 @@ def _entry(path: str, entry: object) -> Entry:
     if not isinstance(label, str) or not label.isprintable() or not 0 < len(label) <= 80:
         raise UserError(f"{where}: label is {label!r}; it must be a line of text of at most 80 characters")
     where = f"{where}: {label}"
-    known = ["label", "method", "continual", *grid_options()]
-    for key in given:
-        if key not in known and not str(key).startswith(_SECTIONS):
-            raise UserError(f"{where}: {unknown('key', key, known)}")
-    return Entry(method, label, {key: _option(where, key, value) for key, value in given.items()})
+    _check_keys(where, given, ["label", "method", "continual", *grid_options()])
+    return MethodEntry(method, label, {key: _option(where, key, value) for key, value in given.items()})
 
 
-def _varied(path: str, content: object) -> list[dict[str, Any]]:
-    """Every combination of the values below `vary`: settings by dotted key or option, each with a list."""
+def _combinations(path: str, content: object) -> list[dict[str, Any]]:
+    """Every combination of the values below `vary`, which maps options and dotted settings to lists."""
     if not isinstance(content, dict) or not all(isinstance(values, list) and values for values in content.values()):
         raise UserError(f"{path}: vary must map settings to lists of values, such as vary: {{hp.lr: [0.01, 0.1]}}")
     lists = [[(key, _option(f"{path}: vary", key, value)) for value in values] for key, values in content.items()]
     return [dict(combination) for combination in itertools.product(*lists)]
 
 
-def _varying(entry: Entry, varied: Sequence[Mapping[str, Any]]) -> list[Entry]:
-    """The entry with each combination of varied values; what varies stands in the label."""
+def _vary(entry: MethodEntry, combinations: Sequence[Mapping[str, Any]]) -> list[MethodEntry]:
+    """The entry with each combination of varied values, which its label then names."""
     found = []
-    for values in varied:
-        told = [f"{key.rpartition('.')[2]} {value}" for key, value in values.items()]
-        found.append(Entry(entry.method, ", ".join([entry.label, *told]), {**values, **entry.options}))
+    for values in combinations:
+        label = ", ".join([entry.label, *(f"{key.rpartition('.')[2]} {value}" for key, value in values.items())])
+        found.append(MethodEntry(entry.method, label, {**values, **entry.options}))
     return found
 
 
 def _option(where: str, key: str, value: object) -> Any:
-    """The value of an option of modelzoo.py, checked as far as it can be by itself; of a dotted key, as it is."""
+    """The checked value of an option of modelzoo.py; dotted keys are checked later, with the whole configuration."""
     if key == "continual":
         if not isinstance(value, bool):
             raise UserError(f"{where}: {key} is {value!r}; it must be true or false")
@@ -169,7 +165,7 @@ def _option(where: str, key: str, value: object) -> Any:
     return _file(where, key, value) if key == "method_config" else value
 
 
-def _check_entries(path: str, entries: Sequence[Entry], common: Mapping[str, Any]) -> None:
+def _check_entries(path: str, entries: Sequence[MethodEntry], common: Mapping[str, Any]) -> None:
     labels = [entry.label for entry in entries]
     for i, entry in enumerate(entries):
         where = f"{path}: methods: {entry.label}"
@@ -188,8 +184,8 @@ def _check_entries(path: str, entries: Sequence[Entry], common: Mapping[str, Any
             raise UserError(f"{path}: {key} is not used by any method of the grid; leave it out")
 
 
-def _run(path: str, store: Path, stream: str, hyper: str, entry: Entry, common: Mapping[str, Any]) -> PlannedRun:
-    """A run with seed 0, in a directory without a seed."""
+def _run(path: str, store: Path, stream: str, hyper: str, entry: MethodEntry, common: Mapping[str, Any]) -> PlannedRun:
+    """The run with seed 0, in a directory named without a seed."""
     kind = METHODS[entry.method]
     given: dict[str, Any] = {"continual": "continual" in kind.modes}
     given |= {key: value for key, value in common.items() if key not in METHOD_OPTIONS or key in kind.options}
@@ -212,7 +208,7 @@ def _invocation(given: Mapping[str, Any]) -> Invocation:
 
 
 def _arguments(given: Mapping[str, Any]) -> list[str]:
-    """The same on the command line of modelzoo.py."""
+    """The options as the command line of modelzoo.py."""
     found = []
     for key, value in given.items():
         if key.startswith(_SECTIONS):
@@ -223,11 +219,11 @@ def _arguments(given: Mapping[str, Any]) -> list[str]:
 
 
 def undashed(error: UserError) -> str:
-    """Options stand in a grid without their dashes."""
+    """The error message with options as they are written in a grid, without dashes."""
     return re.sub(r"--(?=[a-z])", "", str(error))
 
 
 def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:
     directory = run.directory.with_name(f"{run.name}-seed{seed}")
-    here = (f"--seed={seed}", f"--run_dir={directory}")
-    return replace(run, directory=directory, config=replace(run.config, seed=seed), arguments=(*run.arguments, *here))
+    arguments = (*run.arguments, f"--seed={seed}", f"--run_dir={directory}")
+    return replace(run, directory=directory, config=replace(run.config, seed=seed), arguments=arguments)

@@ -1,4 +1,4 @@
-"""Commands as processes, a few at a time."""
+"""Run commands as processes, a few at a time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from dataclasses import dataclass
 from pathlib import Path
 
-# Between asking a process to end and ending it: a run saves what it is at. Ctrl-C comes to this process only, which
-# asks once; another Ctrl-C ends all.
+# Between asking a process to end, upon which a run saves its state, and killing it. Jobs do not receive Ctrl-C
+# themselves: this process asks them to end, and kills them at the next Ctrl-C.
 _SECONDS_TO_END = 60
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command, what it finds in its environment, and the file that its output goes to."""
+    """A command, additions to its environment, and the file that receives its output."""
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str]  # added to that of this process
+    environment: Mapping[str, str]
     log: Path
 
 
@@ -31,11 +31,11 @@ class Ended:
 
     name: str
     seconds: float
-    code: int  # negative: the signal that ended it
+    code: int  # of the process; -n if signal n ended it
     last_line: str  # of the log
 
     def reason(self) -> str:
-        """In words, for a job that failed."""
+        """Why a job failed, in words."""
         how = f"ended by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
         return f"{how}: {self.last_line}" if self.last_line else how
 
@@ -43,12 +43,10 @@ class Ended:
 def run_jobs(
     jobs: Iterable[Job], at_a_time: int, lock: int, look: Callable[[Sequence[str]], None] = lambda names: None
 ) -> Generator[Ended, None, None]:
-    """PlannedRun the jobs in this order; yields each when it has ended. Closing the iterator ends those that still run.
+    """Run the jobs in this order and yield each when it has ended; closing the iterator ends the running ones.
 
-    Args:
-        look: is called once a second with the names of the jobs that run.
-        lock: descriptor of `locked` (records/lock.py). The processes inherit it: should this one be killed, the
-            folder stays locked until they have ended.
+    The jobs inherit `lock`, a descriptor of `locked` (records/lock.py), so that the folder stays locked until they have
+    ended even if this process is killed. `look` is called once a second with the names of the running jobs.
     """
     waiting, looked = deque(jobs), 0.0
     running: list[tuple[Job, subprocess.Popen[bytes], float]] = []

@@ -1,4 +1,4 @@
-"""How far a comparison over a few seeds can be trusted: pure functions, NaN where they are not defined."""
+"""Statistics of a comparison over a few seeds: pure functions, NaN where undefined."""
 
 from __future__ import annotations
 
@@ -28,11 +28,8 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
 
         t = mean(d) sqrt(n) / s(d),   d_i = one_i - other_i,   n - 1 degrees of freedom
 
-    Student (1908). Where s(d) = 0 but for rounding, t has no value but its limit: p = 1 if all d are 0, else p = 0.
-    NaN for n < 2.
-
-    Args:
-        one, other: [n], values of the same seeds in the same order.
+    Student (1908). If s(d) = 0 up to rounding, t is replaced by its limit: p = 1 if all d are 0, else p = 0. NaN for
+    n < 2. The values are of the same seeds in the same order.
     """
     difference = np.subtract(one, other)
     if len(difference) < 2:
@@ -47,13 +44,10 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
 def level_with_best(
     values: Mapping[str, Mapping[int, float]], higher_is_better: bool = True, alpha: float = 0.05
 ) -> set[str]:
-    """The best mean, and all that do not differ from it in a paired t-test over the seeds both have.
+    """Names of the best mean and of every mean that a paired t-test over common seeds does not separate from it.
 
-    Each is tested at `alpha`: there is no correction for the number of comparisons. What has fewer than two
-    seeds cannot be tested and is neither the best nor level with it.
-
-    Args:
-        values: name -> seed -> value.
+    Each is tested at `alpha`, uncorrected for the number of comparisons; names with fewer than two seeds are left out.
+    `values` maps name -> seed -> value.
     """
     means = {name: float(np.mean(list(found.values()))) for name, found in values.items() if len(found) >= 2}
     if not means:

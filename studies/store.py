@@ -1,4 +1,4 @@
-"""The runs of a benchmark: are they what was asked for, and what came out."""
+"""The run directories of a benchmark: check them against the grid and collect their results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of modelzoo.py."""
+    """One run of modelzoo.py that a grid asks for, finished or not."""
 
     directory: Path
     label: str
@@ -50,25 +50,21 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether its summary.json is committed."""
+        """Whether the run is complete."""
         manifest = read_manifest(self.directory)
         return manifest is not None and manifest.finished
 
 
 def check_run(run: PlannedRun, grid: str) -> None:
-    """A run that is there must be the one that the grid asks for, whether it is finished or to be gone on with.
-
-    Raises:
-        UserError: names the run and what differs.
-    """
+    """Raise UserError if the run's directory holds a run with other options than the grid `grid` has."""
     if not holds_run(run.directory):
         check_free(run.directory, overwrite=False)
         return
     asked = _determining(json.loads(json.dumps(plain_config(run.config), default=str)))
     found = _determining(config_of(run))
     for key in sorted(asked.keys() | found.keys()):
+        was, now = (f"{values[key]!s:.60}" if key in values else "nothing" for values in (found, asked))
         if asked.get(key) != found.get(key) or (key in asked) != (key in found):
-            was, now = (f"{values[key]!s:.60}" if key in values else "nothing" for values in (found, asked))
             raise UserError(
                 f"{run.directory} was run with {key}: {was}, but {grid} asks for {now}; "
                 "name another --store or remove that directory"
@@ -76,29 +72,21 @@ def check_run(run: PlannedRun, grid: str) -> None:
 
 
 def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration, by dotted key, what determines a result."""
+    """The values of a configuration that determine its result, by dotted key."""
     parts = {*SECTIONS, *declarations(RunConfig), "settings"}
     values = dict(flat({key: value for key, value in config.items() if key in parts}))
     return {key: value for key, value in values.items() if key not in keys_where("machine")}
 
 
 def config_of(run: PlannedRun) -> dict[str, Any]:
-    """config.yaml of a run, whose summary.json is tried too if it is finished.
-
-    Raises:
-        UserError: one of them is missing or damaged.
-    """
+    """config.yaml of a run; UserError if it or the summary.json of a finished run is missing or damaged."""
     if run.finished:
         summary_of(run)
     return directory.read_config(run.directory)
 
 
 def summary_of(run: PlannedRun) -> dict[str, Any]:
-    """summary.json of a finished run, with figures where figures belong.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The checked summary.json of a finished run; UserError if it is damaged."""
     found = summary.read_summary(run.directory) or {}
     try:
         reached, learned = (summary.figure(found, key) for key in ("per_task_acc", "per_task_learning_acc"))
@@ -112,7 +100,7 @@ def summary_of(run: PlannedRun) -> dict[str, Any]:
 
 
 def columns_of(metric: str) -> list[str]:
-    """Keys of summary.json that tables show, for a stream with that main metric."""
+    """Keys of summary.json that results.csv shows for a stream with this main metric."""
     return list(dict.fromkeys(summary.key_of(key, metric) for key in COLUMNS))
 
 
@@ -123,11 +111,9 @@ def _is_figure(value: object) -> bool:
 def write_tables(
     runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
 ) -> None:
-    """results.csv, table.md and table.tex from the run directories.
+    """Write results.csv, table.md and table.tex from the run directories.
 
-    Args:
-        failures: name of a run -> reason.
-        options, command: how the runs were asked for; they stand below the tables.
+    `failures` maps names of failed runs to reasons; options and command appear in the notes below the tables.
     """
     measured = figures(runs)
     columns = list(dict.fromkeys(key for values in [dict.fromkeys(COLUMNS), *measured.values()] for key in values))
@@ -145,58 +131,50 @@ def write_tables(
             finished[run.config.seed] = values
     seeds = len({run.config.seed for run in runs})
     compared = [ComparisonTable(title, seeds, labels) for title, labels in tables.items()]
-    notes = [
-        f"Options, each for the methods that use it: {options}.",
-        *provenance_notes([run for run in runs if run.name in measured]),
-    ]
+    notes = [f"Options, each for the methods that use it: {options}."]
+    notes += provenance_notes([run for run in runs if run.name in measured])
     write_bytes(store / "results.csv", csv_bytes(rows))
     write_bytes(store / "table.md", markdown(compared, notes, command).encode())
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
 
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
-    """By name, what each finished run has in its summary.json, and how it compares with isolated networks:
-    gain_isolated and fwt_isolated (evaluation/metrics.py) against the isolated run with the same data, recipe and seed.
+    """The figures of each finished run by name, from its summary.json.
+
+    gain_isolated and fwt_isolated (evaluation/metrics.py) are computed against the isolated run with the same data,
+    recipe and seed.
     """
-    summaries = {run.name: summary_of(run) for run in runs if run.finished}
-    isolated = {
-        reference(run): np.array(summary.figure(summaries[run.name], "per_task_acc"))
-        for run in runs if run.name in summaries and run.config.method == "isolated"
-    }  # fmt: skip
+    finished = [(run, reference(plain_config(run.config)), summary_of(run)) for run in runs if run.finished]
+    isolated = {key: found for run, key, found in finished if run.config.method == "isolated"}
     measured: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        if run.name not in summaries:
-            continue
-        found = summaries[run.name]
-        reached, learned = (summary.figure(found, key) for key in ("per_task_acc", "per_task_learning_acc"))
-        values = {key: found.get(key) for key in ("metric", "higher_is_better", *columns_of(found["metric"]))}
+    for run, key, found in finished:
+        values = {name: found.get(name) for name in ("metric", "higher_is_better", *columns_of(found["metric"]))}
         values["gain_isolated"] = values["fwt_isolated"] = None
-        if reference(run) in isolated:
-            alone = isolated[reference(run)]
+        if key in isolated:
+            sign = 1 if found["higher_is_better"] else -1
+            alone = sign * np.array(summary.figure(isolated[key], "per_task_acc"))
+            reached, learned = (summary.figure(found, name) for name in ("per_task_acc", "per_task_learning_acc"))
             if len(alone) != len(reached):
-                raise UserError(
-                    f"{run.directory} is damaged (it has not as many tasks as the isolated run it is compared with); "
-                    "remove it"
-                )
-            # Of the accuracy matrix both need no more than its diagonal and its last row.
-            R, sign = np.full((len(alone), len(alone)), np.nan), 1 if found["higher_is_better"] else -1
-            if learned is not None:
+                wrong = "it has not as many tasks as the isolated run it is compared with"
+                raise UserError(f"{run.directory} is damaged ({wrong}); remove it")
+            # Both metrics read only the diagonal and the last row of the accuracy matrix.
+            R = np.full((len(alone), len(alone)), np.nan)
+            if learned is not None and len(alone) > 1:
                 np.fill_diagonal(R, learned)
-                if len(alone) > 1:
-                    values["fwt_isolated"] = metrics.fwt_isolated(sign * R, sign * alone)
+                values["fwt_isolated"] = metrics.fwt_isolated(sign * R, alone)
             R[-1] = reached
-            values["gain_isolated"] = metrics.gain_isolated(sign * R, sign * alone)
+            values["gain_isolated"] = metrics.gain_isolated(sign * R, alone)
         measured[run.name] = values
     return measured
 
 
-def reference(run: PlannedRun) -> str:
-    """Runs in which this is equal can be compared task by task."""
-    return json.dumps({**comparable(plain_config(run.config)), "seed": run.config.seed}, sort_keys=True)
+def reference(config: Mapping[str, Any]) -> str:
+    """A text that is equal for the configurations of runs that can be compared task by task."""
+    return json.dumps(comparable(config) | {"seed": config["seed"]}, sort_keys=True)
 
 
 def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:
-    """What the finished runs were made with; several values where they differ."""
+    """Devices, versions and commits of the finished runs, and the date of the newest."""
     facts: dict[str, dict[str, None]] = {}  # a dict for a set that keeps its order
     for run in runs:
         config = config_of(run)

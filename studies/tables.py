@@ -1,4 +1,4 @@
-"""Methods against each other over seeds: a table for the screen (Markdown) and one for a paper (LaTeX)."""
+"""Tables that compare methods over seeds, in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
@@ -12,36 +12,12 @@ from datasets.objectives import ACCURACY
 from records.summary import key_of
 from studies.statistics import level_with_best, mean_interval
 
-Values = Mapping[str, Any]  # figures by definition id, as in summary.json; None where not defined
-
-
-@dataclass(frozen=True)
-class ComparisonTable:
-    """What was measured on one stream with one network."""
-
-    title: str
-    seeds: int  # that were asked for
-    rows: Mapping[str, Mapping[int, Values]]  # label -> seed -> values of the finished run
-
-    @property
-    def first(self) -> Values:
-        """The values of one of the runs, empty if none is finished: main metric and its direction are those of all."""
-        return next((values for runs in self.rows.values() for values in runs.values()), {})
-
-    @property
-    def metrics(self) -> Sequence[Column]:
-        """METRICS; if the main metric is not the accuracy, what is named after the accuracy is named after it."""
-        main = self.first.get("metric", ACCURACY.name)
-        return [
-            column if (key := key_of(column.key, main)) == column.key
-            else Column(key, column.title.replace("accuracy", main), readable, self.first["higher_is_better"])
-            for column in METRICS
-        ]  # fmt: skip
+Values = Mapping[str, Any]  # figures by definition id, as in summary.json; None where undefined
 
 
 @dataclass(frozen=True)
 class Column:
-    """A key of summary.json and how it is shown."""
+    """A column of a table: a key of summary.json, its title and its number format."""
 
     key: str
     title: str
@@ -51,10 +27,35 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """Plain text, and whether it is marked."""
+    """Plain text, bold or not."""
 
     text: str
     bold: bool = False
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """The results of several methods on one stream with one network."""
+
+    title: str
+    seeds: int  # that were asked for
+    rows: Mapping[str, Mapping[int, Values]]  # label of a method -> seed -> figures of the finished run
+
+    @property
+    def first(self) -> Values:
+        """The figures of one run, empty if none is finished; the main metric and its direction hold for all runs."""
+        return next((values for runs in self.rows.values() for values in runs.values()), {})
+
+    @property
+    def metrics(self) -> Sequence[Column]:
+        """METRICS; if the main metric is not the accuracy, its name replaces "accuracy" in keys and titles."""
+        main = self.first.get("metric", ACCURACY.name)
+        keys = [key_of(column.key, main) for column in METRICS]
+        return [
+            column if key == column.key
+            else Column(key, column.title.replace("accuracy", main), readable, self.first["higher_is_better"])
+            for key, column in zip(keys, METRICS, strict=True)
+        ]  # fmt: skip
 
 
 def readable(number: float) -> str:
@@ -97,41 +98,37 @@ READING = (
     "Lower is better for forgetting, higher for all others.",
     "n/a: not defined for the method, or no finished run; forward transfer and gain need isolated runs of the same "
     "stream, network, seed, samples and augmentation. (n = k): defined for only k of the finished seeds.",
-    "What was stored, computed and taken in time is a mean over seeds; with --jobs 2 or more, runs share the machine "
-    "while they are timed.",
+    "Storage, computation and time are means over seeds; with --jobs 2 or more, runs share the machine while they are "
+    "timed.",
 )
 
 
-def metric_cells(column: Column, table: ComparisonTable) -> list[Cell]:
-    """Mean ± interval for each row, the best and what is level with it marked."""
+def cells(columns: Sequence[Column], table: ComparisonTable) -> list[list[Cell]]:
+    """The cells of `table.metrics` or LEDGER, column by column, a cell for each row of the table.
+
+    Metrics have intervals, and bold: the best mean and every mean that a paired t-test does not separate from it.
+    """
+    return [_cells(column, table, columns is not LEDGER) for column in columns]
+
+
+def _cells(column: Column, table: ComparisonTable, intervals: bool) -> list[Cell]:
     defined = {
         label: {seed: value for seed, values in runs.items() if (value := values[column.key]) is not None}
         for label, runs in table.rows.items()
     }
-    marked = level_with_best(defined, column.higher_is_better)
-    cells = []
+    bold, found = level_with_best(defined, column.higher_is_better) if intervals else set(), []
     for label, values in defined.items():
         mean, half = mean_interval(list(values.values()))
         text = "n/a" if math.isnan(mean) else column.show(mean)
-        if not math.isnan(half):
-            text += f" ± {half:.4f}"
-        if 0 < len(values) < len(table.rows[label]):
-            text += f" (n = {len(values)})"
-        cells.append(Cell(text, label in marked))
-    return cells
-
-
-def ledger_cells(column: Column, table: ComparisonTable) -> list[Cell]:
-    """The mean for each row."""
-    means = []
-    for runs in table.rows.values():
-        values = [value for found in runs.values() if (value := found[column.key]) is not None]
-        means.append(mean_interval(values)[0])
-    return [Cell("n/a" if math.isnan(mean) else column.show(mean)) for mean in means]
+        if intervals:
+            text += "" if math.isnan(half) else f" ± {half:.4f}"
+            text += f" (n = {len(values)})" if 0 < len(values) < len(table.rows[label]) else ""
+        found.append(Cell(text, label in bold))
+    return found
 
 
 def seeds_note(table: ComparisonTable) -> str:
-    """Over how many seeds the rows are."""
+    """A sentence on the number of seeds, and on the direction of a main metric that should be low."""
     fewer = [f"{label} {len(runs)}" for label, runs in table.rows.items() if len(runs) < table.seeds]
     note = f"{table.seeds} seed{'s' * (table.seeds != 1)}"
     if not table.first.get("higher_is_better", True):
@@ -140,14 +137,14 @@ def seeds_note(table: ComparisonTable) -> str:
 
 
 def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str) -> str:
-    """All tables, a heading each, and below them how to read them."""
+    """All tables, each below its heading, then the notes and the command that made them."""
     parts = []
     for table in tables:
         columns = [["method", *map(_markdown, table.rows)]]
-        for fill, group in ((metric_cells, table.metrics), (ledger_cells, LEDGER)):
-            for column in group:
-                cells = [f"**{cell.text}**" if cell.bold else cell.text for cell in fill(column, table)]
-                columns.append([f"{column.title} `{column.key}`", *cells])
+        for group in (table.metrics, LEDGER):
+            for column, found in zip(group, cells(group, table), strict=True):
+                texts = [f"**{cell.text}**" if cell.bold else cell.text for cell in found]
+                columns.append([f"{column.title} `{column.key}`", *texts])
         parts += [f"## {_markdown(table.title)}", _markdown_table(columns), _markdown(seeds_note(table))]
     parts += ["\n".join(f"- {note}" for note in [*READING, *map(_markdown, notes), f"`{command}`"])]
     return "\n\n".join(parts) + "\n"
@@ -155,35 +152,30 @@ def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str], command: s
 
 def _markdown_table(columns: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for row in zip(*columns, strict=True):
-        padded = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-        lines.append(f"| {' | '.join(padded)} |")
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+    padded = [[text.ljust(width) for text in column] for column, width in zip(columns, widths, strict=True)]
+    header, *rows = zip(*padded, strict=True)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def latex(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str) -> str:
-    r"""A table environment for each, metrics above costs; needs \usepackage{booktabs} and nothing else."""
+    r"""A table environment for each table, metrics above costs; needs only \usepackage{booktabs}."""
     parts = [r"% \usepackage{booktabs}"]
     for table in tables:
         parts += [r"\begin{table}", r"\centering\scriptsize\setlength{\tabcolsep}{3pt}"]
-        parts.append(_tabular(table.metrics, [metric_cells(column, table) for column in table.metrics], table))
-        parts.append(r"\par\medskip")
-        parts.append(_tabular(LEDGER, [ledger_cells(column, table) for column in LEDGER], table))
+        parts += [_tabular(table.metrics, table), r"\par\medskip", _tabular(LEDGER, table)]
         parts += [rf"\caption{{{_latex(f'{table.title}: {seeds_note(table)}')}}}", r"\end{table}"]
     parts += [r"{\footnotesize\noindent", *map(_latex, [*READING, *notes]), rf"\texttt{{{_latex(command)}}}\par}}"]
     return "\n".join(parts) + "\n"
 
 
-def _tabular(columns: Sequence[Column], cells: Sequence[Sequence[Cell]], table: ComparisonTable) -> str:
-    lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule"]
-    lines.append(" & ".join(["method", *(_latex(column.title) for column in columns)]) + r" \\")
-    keys = (rf"{{\tiny\texttt{{{_latex(column.key)}}}}}" for column in columns)
-    lines += [" & ".join(["", *keys]) + r" \\", r"\midrule"]
-    for label, row in zip(table.rows, zip(*cells, strict=True), strict=True):
-        lines.append(" & ".join([_latex(label), *map(_latex_cell, row)]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+def _tabular(columns: Sequence[Column], table: ComparisonTable) -> str:
+    titles = ["method", *(_latex(column.title) for column in columns)]
+    keys = ["", *(rf"{{\tiny\texttt{{{_latex(column.key)}}}}}" for column in columns)]
+    rows = zip(map(_latex, table.rows), *(map(_latex_cell, found) for found in cells(columns, table)), strict=True)
+    first, second, *others = (" & ".join(row) + r" \\" for row in (titles, keys, *rows))
+    begin = rf"\begin{{tabular}}{{l{'r' * len(columns)}}}"
+    return "\n".join([begin, r"\toprule", first, second, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"])
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -197,7 +189,7 @@ def _markdown(text: str) -> str:
 
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
-    "±": r"$\pm$", "[": "{[}", "*": "{*}",  # after the \\ of a row the last two would be taken for its arguments
+    "±": r"$\pm$", "[": "{[}", "*": "{*}",  # after the \\ of a row, [ and * would be read as its arguments
     **{character: "\\" + character for character in "{}&%$#_"},
 }  # fmt: skip
 

@@ -489,7 +489,7 @@ def test_ctrl_c_ends_the_runs_and_the_next_command_goes_on(here, capsys):
 
     threading.Thread(target=interrupt, daemon=True).start()
     assert command() == 130
-    assert capsys.readouterr().err == "benchmark.py: interrupted; the same command goes on with the runs that remain\n"
+    assert capsys.readouterr().err == "benchmark.py: interrupted; the same command continues with the remaining runs\n"
     sleeper = int(Path("started").read_text().splitlines()[1].split()[0])
     with pytest.raises(ProcessLookupError):
         os.kill(sleeper, 0)

@@ -516,7 +516,7 @@ def test_a_tree_comes_back_as_it_was(tree):
 
 
 def test_a_tree_has_no_place_for_anything_else():
-    with pytest.raises(TypeError, match="object is no part of a state"):
+    with pytest.raises(TypeError, match="object cannot be part of a state"):
         to_bytes({"x": [object()]})
     for content in (b"", b"x" * 100, to_bytes([1])[:-1], b"\xff" * 8 + b"{}"):
         with pytest.raises(ValueError, match="not a saved state"):

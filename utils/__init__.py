@@ -1,1 +1,1 @@
-"""What every part needs and no part owns: nothing here imports datasets, net or methods."""
+"""Helpers that every folder may use; nothing here imports from another folder of the project."""

@@ -1,4 +1,4 @@
-"""torch's compiler is not used here, but torch's optimizers load it, which takes half a second to two."""
+"""Avoid loading torch's compiler: it is not used here, but torch's optimizers import it (half a second to two)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = "torch._dynamo"
 
 
 class _StandIn(ModuleType):
-    """What optimizers call of the compiler: both only matter to code that is compiled. All else loads the real one."""
+    """The two functions that optimizers call, which do nothing in uncompiled code; anything else loads the compiler."""
 
     @staticmethod
     def disable(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
@@ -25,7 +25,7 @@ class _StandIn(ModuleType):
         pass
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":  # inspect looks at all modules; a submodule needs the path
+        if name.startswith("__") and name != "__path__":  # inspect reads all modules; a submodule needs __path__
             raise AttributeError(name)
         if sys.modules.get(_NAME) is self:
             del sys.modules[_NAME]

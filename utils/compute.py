@@ -1,8 +1,7 @@
-"""The device of a run, and what the run was made with."""
+"""Device, precision and memory of a run, and the versions that it ran with."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib.metadata
 import platform
@@ -29,7 +28,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how networks run."""
+    """The device and the precision that networks run in."""
 
     device: torch.device
     bf16: bool = False
@@ -40,7 +39,7 @@ class Compute:
 
     @contextmanager
     def training_stream(self) -> Iterator[None]:
-        """A stream that can be captured: steps before, during and after a capture share one, not the default one."""
+        """Run training steps on one CUDA stream, not the default one: a CUDA graph can only be captured on another."""
         if self.device.type != "cuda":
             yield
             return
@@ -57,14 +56,10 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:N or mps -> a device that is there.
-
-    Raises:
-        UserError: unknown name, or a device that this machine does not have.
-    """
+    """The device named auto, cpu, cuda, cuda:N or mps; UserError if the name is unknown or the device is not there."""
     if name == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(kind)
+        gpu = "cuda" if torch.cuda.is_available() else "mps"
+        return torch.device(gpu if gpu == "cuda" or torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (":" in name and (kind != "cuda" or not index.isdecimal())):
         raise UserError(f"--device: {unknown('device', name, ['auto', 'cpu', 'cuda', 'cuda:N', 'mps'])}")
@@ -77,29 +72,28 @@ def pick_device(name: str) -> torch.device:
 
 
 def runs_in_bf16(precision: str, device: torch.device) -> bool:
-    """What the option --precision, fp32, bf16 or auto, means on a device."""
+    """Whether --precision fp32, bf16 or auto means bfloat16 on this device."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
 def place(data: Tensor, device: torch.device) -> Tensor:
-    """Data to where a run reads it: the device, but the host if it would take more than half a GPU's free memory."""
+    """Copy data to the device, but leave it on the host if it would take more than half of a GPU's free memory."""
     if device.type == "cuda" and data.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return data
     return data.to(device)
 
 
 def make_reproducible() -> None:
-    """The same run twice on one machine gives the same bits."""
+    """Choose deterministic cuDNN algorithms: the same run twice on one machine gives the same bits."""
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 
 
 def keep_freed_memory() -> None:
-    """Let the process reuse the memory of a training step in the next one.
+    """Let each training step reuse the memory of the step before.
 
-    glibc hands large blocks back to the system when they are freed, and every step has to have its
-    activations mapped in and cleared again, page by page; here that costs a tenth of a step. Nothing
-    happens where the C library has no mallopt (musl, macOS, Windows).
+    glibc returns large freed blocks to the system, so the activations of every step are mapped and cleared again page
+    by page: a tenth of a step. Does nothing where the C library has no mallopt (musl, macOS, Windows).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -110,7 +104,7 @@ def keep_freed_memory() -> None:
 
 
 def describe_device(device: torch.device) -> str:
-    """For people."""
+    """The device in words, such as "cpu: 2 threads"."""
     if device.type == "cuda":
         return f"{device}: {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()
@@ -125,21 +119,14 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-@contextlib.contextmanager
+@contextmanager
 def enough_memory(what: str, remedy: str) -> Iterator[None]:
-    """Turns a lack of memory into one line.
-
-    Args:
-        what: needs the memory. remedy: which option makes it less.
-
-    Raises:
-        TrainingError: there was not enough memory; how much was asked for.
-    """
+    """Turn out-of-memory errors into a TrainingError that says what needs memory, how much, and the remedy."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
-        # On the host torch and numpy have no exception of their own for it.
+        # Allocation on the host raises a plain RuntimeError.
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not re.search("(?i)allocate.*memory", text):
             raise
         asked = re.search(r"(?i)allocate (\d[\d.,]* ?[A-Za-z]+)", text)
@@ -148,13 +135,10 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
 
 
 def provenance() -> dict[str, object]:
-    """Versions of what a result depends on, and the commit of this project (None outside a git checkout)."""
+    """Versions of the libraries that a result depends on, and the git commit (None outside a checkout)."""
     versions = {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
-    return {
-        "versions": versions,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-    }
+    changed = bool(_git("status", "--porcelain"))
+    return {"versions": versions, "commit": _git("rev-parse", "HEAD"), "uncommitted_changes": changed}
 
 
 def _version(package: str) -> str:

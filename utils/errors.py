@@ -1,4 +1,4 @@
-"""The ways a run may end before it is finished, each shown to the user as one line."""
+"""Errors that end a program, each shown to the user as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_LONGEST = 5000  # a line; a path may have 4096
+_LONGEST = 5000  # characters of a line; a path may have 4096
 
 
 class UserError(Exception):
-    """The input is wrong: what, in which file and key, and what would be right. Exit code 2."""
+    """Wrong input; the message names the file and key and what would be right. Exit code 2."""
 
 
 class TrainingError(Exception):
-    """Training cannot go on: where it stopped and what to try. Exit code 1."""
+    """Training failed; the message says where and what to try. Exit code 1."""
 
 
 class SignalError(Exception):
-    """A signal asked the run to stop, and everything is saved."""
+    """A signal stopped the run, and its state is saved. Exit code 128 + the number of the signal."""
 
     def __init__(self, number: int, advice: str = "") -> None:
         super().__init__("; ".join(filter(None, [f"stopped by {signal.Signals(number).name}", advice])))
@@ -29,23 +29,16 @@ class SignalError(Exception):
 
 
 def run_program(name: str, body: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """Run the body of a program and return its exit code; an error becomes one line on stderr.
+    """Run the body of a program and return its exit code (None is 0); an error becomes one line on stderr.
 
-    Args:
-        name: of the program; opens the line.
-        body: what it does; returns an exit code, or None for 0.
-        interrupted: the line for Ctrl-C.
-
-    Returns:
-        What `body` returned; 2 after a UserError, 1 after a TrainingError, 128 + n after signal n.
+    The line begins with the name of the program; `interrupted` is the text for Ctrl-C.
     """
-    print_anything()
+    with contextlib.suppress(AttributeError):  # stdout may be replaced, as in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
     try:
         return body() or 0
-    except UserError as error:
-        reason, code = str(error), 2
-    except TrainingError as error:
-        reason, code = str(error), 1
+    except (UserError, TrainingError) as error:
+        reason, code = str(error), 2 if isinstance(error, UserError) else 1
     except SignalError as error:
         reason, code = str(error), 128 + error.number
     except KeyboardInterrupt:
@@ -55,29 +48,21 @@ def run_program(name: str, body: Callable[[], int | None], interrupted: str = "i
 
 
 def one_line(text: object) -> str:
-    """For the terminal: on one line, and what is no character to be seen as its number. Names of files are not to be
-    trusted: they may hold what clears a screen or hides a word.
-    """
+    """The text on one line, unprintable characters escaped: a file name may hold codes that clear the screen."""
     line = " ".join(str(text).split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} [...] {shown[-_LONGEST // 2 :]}"
 
 
-def print_anything() -> None:
-    """Names of files that are no text (in POSIX they are bytes) are shown with numbers, not refused by print."""
-    with contextlib.suppress(AttributeError):  # not a file of this process
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-
-
 def missing_file(path: str) -> str:
-    """One sentence for a YAML file that does not exist, with those that lie in the same folder."""
+    """One sentence for a YAML file that does not exist; lists the YAML files of its folder."""
     folder = Path(path).parent
     known = sorted(found.name for found in folder.glob("*.yaml")) if folder.is_dir() else []
     return f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")
 
 
 def unknown(kind: str, name: object, known: Iterable[str], list_limit: int = 30) -> str:
-    """One sentence for a name that does not exist, with the nearest name that does.
+    """One sentence for an unknown name, with the nearest known one.
 
     >>> unknown("method", "zoom", ["zoo", "isolated"])
     "unknown method 'zoom'; did you mean 'zoo'? (known: isolated, zoo)"

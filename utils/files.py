@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files so that they appear whole or not at all, in JSON, YAML, CSV and safetensors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ PARTIAL = ".partial"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write aside, flush to the disk, rename: a reader sees the old file or the new one.
+    """Write a temporary file, flush it to the disk and rename it: a reader sees the old file or the new one.
 
-    Raises:
-        OSError: the disk is full, read-only...; names `path`, and nothing is left behind.
+    OSError, if the disk is full or read-only, names `path`; the temporary file is removed.
     """
     with written_whole(path) as file:
         file.buffer.write(content)
@@ -35,11 +34,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
-    """A new text file that appears when it is complete, and not at all if an exception comes before.
-
-    Raises:
-        OSError: see write_bytes.
-    """
+    """A text file to write to; it appears under its name when the block ends, and not at all after an exception."""
     aside = path.with_name(path.name + PARTIAL)
     try:
         with open(aside, "w", encoding="utf-8", newline="") as file:
@@ -47,22 +42,16 @@ def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink()
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """A new folder, or an empty one filled, that appears with all its files or not at all.
-
-    Raises:
-        OSError: see write_bytes; or there is something in the folder.
-    """
+    """Write a folder that appears with all its files or not at all; OSError if it exists and is not empty."""
     beside = next(folder for folder in path.parents if folder.is_dir())  # on the same disk, and it exists
     aside = beside / f"{path.name}-{os.getpid()}{PARTIAL}"
     aside.mkdir()
@@ -77,45 +66,44 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def beside(run: str | Path, suffix: str) -> Path:
-    """The directory whose name is that of a run and `suffix`."""
+    """The path next to a run directory whose name is that of the run plus `suffix`."""
     path = Path(run)
     path = path if path.name not in ("", "..") else path.resolve()
     return path.with_name(path.name + suffix)
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Indented JSON; NaN is not JSON, so a value that is undefined must come as None."""
+    """Indented JSON; undefined values must be None, as JSON has no NaN."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def yaml_bytes(content: Mapping[str, Any]) -> bytes:
-    """Block-style YAML in the order given."""
+    """Block-style YAML with the keys in their order."""
     return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100).encode()
 
 
-# YAML 1.1, which PyYAML follows, takes 1e-5 (no dot) for text; people write it for a number.
+# YAML 1.1, which PyYAML follows, reads 1e-5 (no dot) as text, but people mean the number.
 NUMBER = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts a text like 1e-5 between quotation marks."""
+    """Quotes a text that looks like a number, such as 1e-5."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
 def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Rows as comma-separated values. Floats keep all their digits."""
+    """Rows as comma-separated values; floats keep all their digits."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 
 class GrowingFile:
-    """A file that is only ever added to, and the SHA-256 of what it holds.
+    """A file that is only appended to, with the SHA-256 of its content.
 
-    Args:
-        begun: what an existing file is known to begin with; the rest of it is cut off. None for a new file.
+    `begun` are the first bytes of an existing file, after which it is cut off; None creates the file.
     """
 
     def __init__(self, path: Path, begun: bytes | None = None) -> None:
@@ -127,11 +115,7 @@ class GrowingFile:
         self._synced = False
 
     def write(self, content: bytes) -> None:
-        """To the end, at once.
-
-        Raises:
-            OSError: the disk is full.
-        """
+        """Append; OSError if the disk is full."""
         if self._file.write(content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file.name))
         self._sum.update(content)
@@ -139,7 +123,7 @@ class GrowingFile:
         self._synced = False
 
     def sum(self) -> tuple[int, str]:
-        """Bytes so far, all on the disk, and their checksum."""
+        """Flush to the disk; size in bytes and checksum."""
         if not self._synced:
             os.fsync(self._file.fileno())
             self._synced = True
@@ -150,7 +134,7 @@ class GrowingFile:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """safetensors: opens with an ordinary library, runs no code when read."""
+    """A safetensors file: any library opens it, and reading it runs no code."""
     plain = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in tensors.items()}
     return safetensors.torch.save(plain)
 

@@ -1,31 +1,28 @@
-"""Command lines: options made of declared settings, and one line for a misspelt one."""
+"""Command lines: options built from declared settings, and errors on one line."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, NoReturn
 
-from utils.errors import UserError, unknown
+from utils.errors import UserError
 from utils.settings import Declaration, Range
 
 
 class Parser(argparse.ArgumentParser):
-    """One line instead of the usage, and the nearest option for a misspelt one."""
+    """An argument parser that raises UserError and suggests the nearest option for a misspelt one."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
     def parse_known(self, argv: Sequence[str] | None, keys: Container[str] = (), of: str = "") -> argparse.Namespace:
-        """The options.
+        """Parse; UserError if an option is unknown or lacks its value.
 
         Args:
-            keys: are no options, but could be taken for some; `of`: where they belong.
-
-        Raises:
-            UserError: an option is unknown, or lacks its value.
+            keys: names that are not options but keys of the file `of`; the error message says so.
         """
         for given in sys.argv[1:] if argv is None else argv:
             if given.startswith("--") and given.endswith("=--"):  # argparse would return a list
@@ -41,27 +38,18 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def declare(self, declared: Iterable[Declaration]) -> None:
-        """Add the options of declared settings, under the titles of their groups."""
+        """Add the options of declared settings, each under the title of its group."""
         groups = {group.title: group for group in self._action_groups}
-        for declaration in declared:
-            if not declaration.option:
-                continue
-            title = declaration.group
+        for declaration in filter(lambda declaration: declaration.option, declared):
+            title, switch = declaration.group, {"action": "store_const", "const": "true"}
             if title not in groups:
                 groups[title] = self.add_argument_group(title)
-            switch = declaration.accepts is bool
-            how: dict[str, Any] = (
-                {"action": "store_const", "const": "true"} if switch else {"metavar": declaration.metavar}
-            )
+            how: dict[str, Any] = switch if declaration.accepts is bool else {"metavar": declaration.metavar}
             groups[title].add_argument(f"--{declaration.option}", help=declaration.help, **how)
 
 
 def value_of(declaration: Declaration, option: str, text: str) -> Any:
-    """The value of an option as a YAML file would have it, to be checked by its declaration.
-
-    Raises:
-        UserError: not a number where one is needed, or a word that the option does not know.
-    """
+    """Convert the text of an option as YAML would; UserError if it must be a number and is not."""
     if declaration.accepts is bool:
         return not declaration.option.startswith("no_")
     if isinstance(declaration.accepts, Range):
@@ -73,30 +61,13 @@ def value_of(declaration: Declaration, option: str, text: str) -> Any:
 
 
 def whole(option: str, text: str, accepted: Range = Range(1, 10**6)) -> int:
-    """A whole number.
-
-    Raises:
-        UserError: it is none.
-    """
+    """The value of an option that must be a whole number in the range; UserError if it is not."""
     return int(accepted.check(option, value_of(Declaration(accepted, ""), option, text)))
 
 
 def check_text(option: str, value: str | None) -> None:
-    """Names of files may be bytes that are no text; config.yaml is one.
-
-    Raises:
-        UserError: it could not be written down.
-    """
+    """UserError if a path is not valid UTF-8 and so cannot be written to config.yaml."""
     try:
         (value or "").encode()
     except UnicodeEncodeError:
         raise UserError(f"{option} {value} is no text, and could not be kept in config.yaml; rename it") from None
-
-
-def check_choice(option: str, kind: str, value: str, known: Mapping[str, Any] | Sequence[str]) -> None:
-    """
-    Raises:
-        UserError: an unknown word; names the nearest.
-    """
-    if value not in known:
-        raise UserError(f"{option}: {unknown(kind, value, known)}")

@@ -1,7 +1,7 @@
-"""Named random streams: every random choice of a run belongs to a name, not to a position in the program.
+"""Named random streams: every random draw of a run is seeded by its name, not by its position in the program.
 
-The same member comes out whatever ran before it, so adding a method, an evaluation or a log line
-changes no draw, and members of one zoo never share an initialisation.
+A member is the same whatever ran before it: adding a method, an evaluation or a log line changes no draw. Members of
+one zoo never share an initialisation.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ def generator(seed: int, *name: object) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *name: object) -> Iterator[None]:
-    """Seed torch's global generators for draws that take no generator (initialisation, dropout).
-
-    The state before is restored afterwards, on the CPU and on every accelerator.
-    """
+    """Seed torch's global generators (initialisation, dropout) and restore their states afterwards, on all devices."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive_seed(seed, *name))
         yield

@@ -1,11 +1,11 @@
-"""Settings: each declared once, as a field of a frozen dataclass; checked, written and compared by that declaration.
+"""Settings: each is declared once, as a field of a frozen dataclass.
 
     @dataclass(frozen=True)
     class Settings:
         width: int = setting(Range(1, 4096), "channels of each convolution", default=80)
 
 The command line, the checks of YAML files, config.yaml, what a resumed run may change, which runs are comparable and
-TensorBoard's hyperparameters all follow from such fields.
+TensorBoard's hyperparameters are derived from these declarations.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 from utils.errors import UserError, unknown
 
 _HUGE = 2**63
-Kind = type | tuple[str, ...]  # of a hyperparameter in TensorBoard: bool, float, str, or the words that it can be
+Kind = type | tuple[str, ...]  # type of a hyperparameter in TensorBoard, or its possible words
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting accepts."""
+    """An interval of numbers that a setting accepts; whole: integers only, open: without the bound itself."""
 
     low: float
     high: float = math.inf
@@ -34,7 +34,7 @@ class Range:
     open_high: bool = False
 
     def describe(self) -> str:
-        """In words, such as "a whole number at least 1"."""
+        """The range in words, such as "a whole number at least 1"."""
         kind = "a whole number" if self.whole else "a number"
         low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
         if self.high == math.inf:
@@ -47,11 +47,7 @@ class Range:
         return above and below and abs(value) < _HUGE
 
     def check(self, where: str, value: object) -> Any:
-        """`value` if it is a number in the range; `where` opens the error message.
-
-        Raises:
-            UserError: not a number, not whole where it must be, or out of range.
-        """
+        """The value if it is a number in the range, else UserError; the message begins with `where`."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or (self.whole and not isinstance(value, int)) or value not in self:  # type: ignore[operator]
             raise UserError(f"{where} is {value!r}; it must be {self.describe()}")
@@ -60,18 +56,16 @@ class Range:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is known of one setting.
+    """The declaration of one setting.
 
     Attributes:
-        accepts: a Range of numbers, some words, bool, str, Path, or a class with `read(where, value)`, which returns
-            the checked value or raises UserError, and `describe()`.
+        accepts: a Range, a tuple of words, bool, str, Path, or a class with `read(where, value)`, which returns the
+            checked value or raises UserError, and `describe()`.
         help: one line for the command line and the documentation.
-        option: name of the command-line option, without dashes; "" if only --set reaches it.
-            An option "no_..." sets a bool to false.
-        group: title under which the command line shows the option.
-        metavar: stands for its value there.
-        free: a resumed run may have another value.
-        machine: it changes where or how fast a run is made, not what is learned: runs that differ in it are compared.
+        option: command-line option without dashes; "" if only --set changes it; "no_..." sets a bool to false.
+        group, metavar: title of the option's group and placeholder of its value in the help.
+        free: a resumed run may change it.
+        machine: it changes where or how fast a run computes, not its result: runs that differ in it are comparable.
     """
 
     accepts: Any
@@ -83,11 +77,7 @@ class Declaration:
     machine: bool = False
 
     def check(self, where: str, value: object) -> Any:
-        """The checked value of the setting; `where` opens the error message.
-
-        Raises:
-            UserError: it is none that the setting accepts.
-        """
+        """The value if the setting accepts it, else UserError; the message begins with `where`."""
         if isinstance(self.accepts, tuple):
             if value not in self.accepts:
                 kind = where.rpartition(" ")[2].removeprefix("--").rpartition(".")[2]
@@ -101,34 +91,32 @@ class Declaration:
             if not isinstance(value, str) or not value:
                 raise UserError(f"{where} is {value!r}; it must be a text")
             return Path(value) if self.accepts is Path else value
-        if isinstance(self.accepts, Range):
-            return self.accepts.check(where, value)
-        return self.accepts.read(where, value)
+        return (self.accepts.check if isinstance(self.accepts, Range) else self.accepts.read)(where, value)
 
     @property
     def kind(self) -> Kind:
-        """Of its column in TensorBoard's table."""
+        """Type of its column in TensorBoard's table of hyperparameters."""
         if self.accepts is bool or isinstance(self.accepts, tuple):
             return self.accepts  # type: ignore[no-any-return]
         return float if isinstance(self.accepts, Range) else str
 
 
 def setting(accepts: Any, help: str, *, default: Any = dataclasses.MISSING, **more: Any) -> Any:
-    """A field of a settings class; see Declaration. A setting whose default is None may be None."""
+    """A field of a settings class, see Declaration; a setting whose default is None may be None."""
     given = {} if default is dataclasses.MISSING else {"default": default}
     return dataclasses.field(**given, metadata={"declaration": Declaration(accepts, help, **more)})  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of what has none."""
+    """The settings of something that has none."""
 
 
 T = TypeVar("T")
 
 
 def declarations(kind: type) -> dict[str, Declaration]:
-    """Of the fields of a settings class, in their order."""
+    """The declarations of a settings class by field name, in their order."""
     return {f.name: f.metadata["declaration"] for f in fields(kind) if "declaration" in f.metadata}
 
 
@@ -136,11 +124,11 @@ def read(kind: type[T], where: str, content: Mapping[str, Any], own: type = NoSe
     """An instance of a settings class from keys and values.
 
     Args:
-        where: opens error messages, such as the path of a YAML file. A value that comes from elsewhere is Given.
-        own: a settings class whose keys stand among the others; its instance becomes the field `settings`.
+        where: beginning of error messages, such as the path of a YAML file; values from elsewhere are Given.
+        own: a second settings class whose keys stand among the others; its instance becomes the field `settings`.
 
     Raises:
-        UserError: an unknown or missing key, or a value that the setting does not accept.
+        UserError: an unknown or missing key, or a value that a setting does not accept.
     """
     more = declarations(own)
     values = read_values(kind, where, {key: value for key, value in content.items() if key not in more}, more)
@@ -150,15 +138,7 @@ def read(kind: type[T], where: str, content: Mapping[str, Any], own: type = NoSe
 
 
 def read_values(kind: type, where: str, content: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, Any]:
-    """The checked values of a settings class, by name.
-
-    Args:
-        where: see `read`.
-        more: keys that are known elsewhere.
-
-    Raises:
-        UserError: see `read`.
-    """
+    """The checked values of a settings class by name, see `read`; `more`: other known keys, for error messages."""
     known = declarations(kind)
     for key, value in content.items():
         if key not in known:
@@ -172,20 +152,20 @@ def read_values(kind: type, where: str, content: Mapping[str, Any], more: Iterab
 
 
 def _value(kind: type, where: str, key: str, value: Any) -> Any:
-    place = f"{where}: {key}"
+    where = f"{where}: {key}"
     if isinstance(value, Given):
-        value, place = value.value, value.where
+        value, where = value.value, value.where
     optional = kind.__dataclass_fields__[key].default is None  # type: ignore[attr-defined]
-    return None if value is None and optional else declarations(kind)[key].check(place, value)
+    return None if value is None and optional else declarations(kind)[key].check(where, value)
 
 
 @dataclass(frozen=True)
 class Given:
-    """A value and where it comes from.
+    """A value and its origin.
 
     Attributes:
-        where: opens an error message about the value, such as "--lr" or "h.yaml: lr".
-        source: opens one about its key, such as "--set" or "h.yaml".
+        where: beginning of error messages about the value, such as "--lr" or "h.yaml: lr".
+        source: beginning of error messages about its key, such as "--set" or "h.yaml".
     """
 
     value: Any
@@ -194,10 +174,9 @@ class Given:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Keys and values as YAML has them: tuples are lists, paths texts, the field `settings` one level up."""
+    """Settings as plain YAML values: tuples become lists, paths texts; the field `settings` moves one level up."""
     values = {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
-    own = values.pop("settings", {})
-    return {**values, **own}
+    return values | values.pop("settings", {})
 
 
 def _plain(value: Any) -> Any:
@@ -209,7 +188,7 @@ def _plain(value: Any) -> Any:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{hp: {lr: 0.1}} -> hp.lr, 0.1."""
+    """Pairs of dotted key and value: {hp: {lr: 0.1}} gives hp.lr, 0.1."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -218,7 +197,7 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """The first key, in alphabetical order and with dots, in which two nested mappings differ; None if in none."""
+    """The alphabetically first dotted key in which two nested mappings differ, or None."""
     left, right = dict(flat(one)), dict(flat(other))
     missing = object()
     return next((k for k in sorted({*left, *right}) if left.get(k, missing) != right.get(k, missing)), None)

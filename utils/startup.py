@@ -1,4 +1,4 @@
-"""What a program does before it loads torch, which takes seconds: nothing here loads anything heavy."""
+"""The start of a program, before it loads torch (seconds): nothing here imports anything heavy."""
 
 from __future__ import annotations
 
@@ -14,20 +14,15 @@ from utils.errors import missing_file, one_line
 _FILES = ("--data_config", "--hp_config", "--method_config", "--config")
 _RUNS = ("--extend", "--isolated", "--verify")
 _RUN_COMES_FIRST = ("predict.py", "distill.py", "export.py", "forget.py")
-# Loading torch makes half a million objects that stay. Collections of all objects, of which Python would make four
-# meanwhile, take a tenth of that time and find nothing; those of young objects stay as frequent as they are.
+# Loading torch creates half a million permanent objects. Full garbage collections meanwhile would take a tenth of that
+# time and find nothing, so they are made rarer; those of young objects stay as they are.
 _COLLECT = (700, 10, 1000)
 
 
 def prepare(name: str, *, computes: bool = True) -> None:
-    """Begin a program: refuse a path that does not exist, and choose how threads wait. Comes before torch is loaded.
+    """Refuse a path that does not exist (one line, exit code 2) and choose how threads wait; call before loading torch.
 
-    Args:
-        name: `__name__` of the program; one that is only imported has no command line.
-        computes: whether this process computes itself. One that starts others leaves their threads to them.
-
-    Raises:
-        SystemExit: code 2, after one line on stderr.
+    The command line is read only if `name` is "__main__". A program that only starts others has `computes` false.
     """
     if name == "__main__":
         program = Path(sys.argv[0]).name
@@ -41,7 +36,7 @@ def prepare(name: str, *, computes: bool = True) -> None:
 
 
 def wrong_path(program: str, argv: Sequence[str]) -> str | None:
-    """What is wrong with the first path of a command line that does not exist; everything else is checked later."""
+    """An error message for the first path on the command line that does not exist, or None."""
     if {"-h", "--help"} & set(argv):
         return None
     given = _given(argv)
@@ -60,7 +55,7 @@ def wrong_path(program: str, argv: Sequence[str]) -> str | None:
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:
-    """The values of the options that name a path; of one that is given twice, the last counts."""
+    """The values of the options that name a path; the last one counts."""
     values = {}
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         option, equals, value = argument.partition("=")

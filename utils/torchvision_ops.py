@@ -1,9 +1,8 @@
 """Make torchvision importable beside a CPU-only torch.
 
-The registry's torchvision wheel is compiled against a CUDA torch; beside a CPU-only one its library does
-not load, and `import torchvision` then fails because it registers shape functions for two operators that
-nobody declared. Nothing here uses them, so their schemas are declared, and only when the library is missing.
-Call this before importing torchvision, or anything that imports it (timm).
+The registry's torchvision wheel is compiled against a CUDA torch; beside a CPU-only torch its library does not load,
+and `import torchvision` fails because it registers shape functions for two undeclared operators. Nothing here uses
+them, so their schemas are declared if the library is missing. Call this before importing torchvision or timm.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _SCHEMAS = (
 
 @functools.cache
 def declare_missing_operators() -> torch.library.Library | None:
-    """Declare the schemas if torchvision's library does not load; they live as long as the (cached) result."""
+    """Declare the two operators if torchvision's library does not load; the cached result keeps them alive."""
     if _compiled_operators_load():
         return None
     declarations = torch.library.Library("torchvision", "DEF")

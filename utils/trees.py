@@ -1,9 +1,8 @@
-"""State as one file: nested containers of tensors and plain values, as safetensors. No code is run when it is read."""
+"""Nested containers of tensors and plain values as one safetensors file; reading it runs no code."""
 
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import safetensors.torch
@@ -15,21 +14,16 @@ Tree = Any  # None, bool, int, float, str, Tensor; list, tuple and dict of them
 
 
 def to_bytes(tree: Tree) -> bytes:
-    """A safetensors file whose metadata say where each tensor belongs.
-
-    Raises:
-        TypeError: there is something else in the tree.
-    """
+    """A safetensors file whose metadata hold the tree; TypeError if the tree has a value of another type."""
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_described(tree, tensors), separators=(",", ":"))
     return safetensors.torch.save(tensors, {"tree": skeleton})
 
 
 def from_bytes(content: bytes, device: torch.device) -> Tree:
-    """What `to_bytes` was given, to the bit: tensors with their strides, those that were not on the CPU on `device`.
+    """The tree that `to_bytes` wrote, bit for bit, with the strides of its tensors; ValueError if damaged.
 
-    Raises:
-        ValueError: not such a file.
+    Tensors that were on an accelerator go to `device`, the others to the CPU.
     """
     try:
         length = int.from_bytes(content[:8], "little")
@@ -45,7 +39,7 @@ def _described(tree: Tree, tensors: dict[str, Tensor]) -> Any:
         return tree
     if isinstance(tree, Tensor):
         name = str(len(tensors))
-        # Fused optimizers want a momentum to lie in memory as its parameter does.
+        # Fused optimizers need a momentum with the strides of its parameter.
         usual = tree.stride() == torch.empty(tree.shape, device="meta").stride()
         strides = None if usual or not _dense(tree.shape, tree.stride()) else list(tree.stride())
         tensors[name] = tree.detach().cpu().contiguous()
@@ -56,7 +50,7 @@ def _described(tree: Tree, tensors: dict[str, Tensor]) -> Any:
         return {type(tree).__name__: [_described(value, tensors) for value in tree]}
     if isinstance(tree, dict):
         return {"dict": [[_described(key, tensors), _described(value, tensors)] for key, value in tree.items()]}
-    raise TypeError(f"{type(tree).__name__} is no part of a state")
+    raise TypeError(f"{type(tree).__name__} cannot be part of a state")
 
 
 def _rebuilt(skeleton: Any, tensors: dict[str, Tensor], device: torch.device) -> Tree:
@@ -77,13 +71,12 @@ def _rebuilt(skeleton: Any, tensors: dict[str, Tensor], device: torch.device) ->
 
 
 def _dense(shape: torch.Size, strides: Any) -> bool:
-    """Whether the elements fill a piece of memory without gaps, in whatever order of dimensions."""
+    """Whether the elements fill their memory without gaps, in any order of dimensions."""
     if len(shape) != len(strides) or not all(isinstance(stride, int) for stride in strides):
         return False
     expected = 1
     for stride, side in sorted(zip(strides, shape, strict=True)):
-        if side != 1:
-            if stride != expected:
-                return False
-            expected *= side
-    return math.prod(shape) > 0
+        if side != 1 and stride != expected:
+            return False
+        expected *= side
+    return expected > 0

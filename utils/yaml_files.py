@@ -1,4 +1,4 @@
-"""YAML files as people write them: read without anchors, deep nesting or endless numbers, refused in one line."""
+"""Read YAML files written by people; anything unreadable is refused in one line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from utils.files import NUMBER
 
 _LARGEST_YAML = 16 << 20  # bytes
 _DEEPEST_YAML = 32
-_LONGEST_VALUE = 3000  # characters; Python refuses to print numbers that are not much longer
+_LONGEST_VALUE = 3000  # characters; Python refuses to print integers above 4300 digits
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader that also reads 1e-5 as a number and refuses a key given twice."""
+    """PyYAML's safe loader that also reads 1e-5 as a number and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -30,11 +30,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
 def load_yaml(path: str) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        UserError: names the file and, where it can, the line.
-    """
+    """The keys and values of a YAML file; UserError names the file and, if known, the line."""
     try:
         with open(path, encoding="utf-8") as file:
             content = file.read(_LARGEST_YAML + 1)
@@ -48,13 +44,9 @@ def load_yaml(path: str) -> dict[str, Any]:
 
 
 def parse_yaml(path: str, text: str, loader: Any = None) -> dict[str, Any]:
-    """The keys and values of the text of a YAML file; neither anchors nor deep nesting nor endless numbers.
+    """The keys and values of a YAML text; anchors, deep nesting and very long values are refused.
 
-    Args:
-        loader: one of PyYAML's safe ones.
-
-    Raises:
-        UserError: names the file and, where it can, the line.
+    UserError names the file `path` and, if known, the line. `loader`: one of PyYAML's safe loaders.
     """
     try:
         depth = 0
@@ -74,13 +66,8 @@ def parse_yaml(path: str, text: str, loader: Any = None) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', None) or error}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
-    except (
-        ValueError,
-        AttributeError,
-        TypeError,
-        LookupError,
-        OverflowError,
-    ) as error:  # from PyYAML's dates and numbers
+    # PyYAML's dates and numbers raise whatever Python raises.
+    except (ValueError, AttributeError, TypeError, LookupError, OverflowError) as error:
         raise UserError(f"{path} is not valid YAML: a value cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, such as 'dataset: cifar100'")
@@ -88,14 +75,10 @@ def parse_yaml(path: str, text: str, loader: Any = None) -> dict[str, Any]:
 
 
 def _halved(text: str) -> bool:
-    """Whether a text has a surrogate, which no file can be written with."""
+    """Whether a text has an unpaired surrogate, which UTF-8 cannot encode."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def parse_value(text: str) -> Any:
-    """A value as a YAML file has it behind a key: 0.1, true, [1, 2], conv.
-
-    Raises:
-        UserError: it is none.
-    """
+    """Parse one YAML value, such as 0.1, true, [1, 2] or conv; UserError if it is not one."""
     return parse_yaml("the value", f"value: {text}\n")["value"]

@@ -1,0 +1,97 @@
+"""The figures of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured
+from reporting.groups import Group
+from reporting.style import figure, look, percent
+from studies.tables import readable
+
+_BANDS = 7  # the most groups that have a band around their lines
+_COSTS = {"train_seconds": "training time, seconds", "bytes": "stored, bytes",
+          "parameters_per_prediction": "parameters asked per prediction"}  # fmt: skip
+
+
+def of_several_runs(groups: Sequence[Group]) -> list[DrawnFigure]:
+    """All figures that these runs have the data for."""
+    return [picture for picture in (accuracy_over_episodes(groups), accuracy_against_cost(groups)) if picture]
+
+
+def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
+    """Mean accuracy on the tasks seen so far, a line for each group; None if all runs learned all tasks at once."""
+    drawn, (axes,) = figure(height(len(groups), 3.6))
+    lines: list[tuple[str, int, int, float]] = []
+    ends: dict[str, tuple[float, str]] = {}
+    last = 1
+    for number, group in enumerate(groups):
+        runs = {seed: run for seed, run in group.runs.items() if run.continual}
+        if not runs:
+            continue
+        length = min(len(run.episodes) for run in runs.values())
+        means = np.array([np.nanmean(run.accuracy_matrix[:length], 1) for run in runs.values()])
+        episodes, form = np.arange(1, length + 1), look(number)
+        axes.plot(episodes, means.mean(0), markersize=3, **form)  # type: ignore[arg-type]
+        if len(groups) <= _BANDS:
+            axes.fill_between(episodes, means.min(0), means.max(0), color=form["color"], alpha=0.15, linewidth=0)
+        lines += [
+            (group.label, seed, int(episode), float(value))
+            for seed, row in zip(runs, means, strict=True) for episode, value in zip(episodes, row, strict=True)
+        ]  # fmt: skip
+        ends[group.label] = float(means.mean(0)[-1]), form["color"]
+        last = max(last, length)
+    if not lines:
+        return None
+    first = next(iter(groups[0].runs.values()))
+    shown = "mean test accuracy on tasks seen, %" if first.shows_accuracy else f"mean {measured(first)}, on tasks seen"
+    axes.set(ylabel=shown)
+    against_steps(axes, "episode", first.shows_accuracy)
+    label_ends(axes, last, [end for end, _ in ends.values()], list(ends), [colour for _, colour in ends.values()])
+    caption = f"Mean test {first.metric} on the tasks seen so far, after each episode: the mean over seeds" + (
+        ", and the range from the lowest to the highest seed." if len(groups) <= _BANDS else "."
+    )
+    data = pd.DataFrame(lines, columns=["run", "seed", "episode", first.metric])
+    return DrawnFigure("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, data)
+
+
+def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:
+    """Final accuracy against training time, storage and inference cost, a point for each group."""
+    lines = []
+    for group in groups:
+        for seed, run in group.runs.items():
+            found = run.summary
+            # A run from which a task was removed does not know what it stored.
+            if run.finished and run.shows_accuracy and found["stored_bytes"] is not None:
+                stored = found["stored_bytes"] + 4 * found["parameters_total"]
+                lines.append((group.label, seed, found["avg_acc_final"], found["train_seconds"], stored,
+                              found["parameters_per_prediction"]))  # fmt: skip
+    if not lines:
+        return None
+    data = pd.DataFrame(lines, columns=["run", "seed", "accuracy", *_COSTS])
+    forms = {group.label: {**look(number), "linestyle": "none"} for number, group in enumerate(groups)}
+    labels = list(dict.fromkeys(data.run))
+    rows = -(-len(labels) // 3)
+    drawn, axes = figure(6.2 + 0.17 * rows, len(_COSTS), 1)
+    for panel, (key, title) in zip(axes, _COSTS.items(), strict=True):
+        for label in labels:
+            part = data[data.run == label]
+            panel.plot(part[key].mean(), part.accuracy.mean(), markersize=6, label=label, **forms[label])  # type: ignore[arg-type]
+            ends = [part.accuracy.min(), part.accuracy.max()]
+            panel.plot([part[key].mean()] * 2, ends, color=forms[label]["color"], linewidth=1)
+        panel.set(xlabel=title, ylabel="final accuracy, %", xscale="log")
+        percent(panel.yaxis)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(lambda value, _: readable(value))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handletextpad=0.2)
+    caption = (
+        "What accuracy costs: final test accuracy against seconds in training loops, bytes that are stored (examples, "
+        "and parameters at four bytes), and parameters of the networks that answer one example. Points are means over "
+        "seeds, bars reach from the lowest to the highest seed; upper left is best."
+    )
+    return DrawnFigure("accuracy_against_cost", "Accuracy against cost", caption, drawn, data)
