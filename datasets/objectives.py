@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -38,19 +38,21 @@ class Scored:
 Scores = Mapping[str, Scored]  # by name of the metric, the main one first
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """Loss and scores of one kind of supervised problem."""
 
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        """The metrics that `evaluate` returns, by name: the first one fills the accuracy matrix, one is "loss"."""
+    # The metrics that `evaluate` returns, by name: the first one fills the accuracy matrix, one is "loss".
+    metrics: Mapping[str, Metric]
 
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Training loss: mean over the batch, a scalar on the device."""
 
+    @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:
         """Network outputs -> the space in which the predictions of members are averaged."""
 
+    @abstractmethod
     def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
         """The best prediction that does not depend on the inputs, for N examples.
 
@@ -59,9 +61,11 @@ class Objective(Protocol):
             training: training targets of the task, [M, ...], if they are known.
         """
 
+    @abstractmethod
     def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
         """The loss of the uninformed prediction on training targets, [M, ...]."""
 
+    @abstractmethod
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         """Scores of averaged predictions, one for each of `metrics`."""
 
@@ -70,6 +74,7 @@ class Objective(Protocol):
 
         None if outputs are not classes; then no scenario is defined in which the task must be inferred.
         """
+        return None
 
 
 def _named(*metrics: Metric) -> dict[str, Metric]:
@@ -79,7 +84,7 @@ def _named(*metrics: Metric) -> dict[str, Metric]:
 ACCURACY = Metric("accuracy", higher_is_better=True, high=1.0)
 
 
-class _Probabilities:
+class _Probabilities(Objective):
     """Base of classes and tokens: predictions are probabilities; those of the uninformed prediction are equal."""
 
     def predict(self, outputs: Tensor) -> Tensor:
@@ -90,9 +95,6 @@ class _Probabilities:
 
     def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
         return math.log(num_outputs)
-
-    def energy(self, outputs: Tensor) -> Tensor | None:
-        return None
 
 
 class CrossEntropy(_Probabilities):
@@ -139,7 +141,7 @@ class Tokens(_Probabilities):
         }
 
 
-class Reconstruction:
+class Reconstruction(Objective):
     """Vectors of real numbers: outputs, targets and predictions are [N, D].
 
         loss = 1/N sum_n sum_d w_d (output_nd - target_nd)^2
@@ -172,9 +174,6 @@ class Reconstruction:
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         return {"loss": _mean(self._errors(predictions, targets).double())}
-
-    def energy(self, outputs: Tensor) -> Tensor | None:
-        return None
 
     def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each example, [N]."""

@@ -1,4 +1,4 @@
-"""Which network, and its settings."""
+"""The settings of a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utils.settings import NoSettings, setting
 
 @dataclass(frozen=True)
 class NetConfig:
-    """A trunk by name, with the settings that it declares."""
+    """The name of a trunk and its settings."""
 
     model: str = setting(str, "name of the network")
     path: str = setting(str, "the hyperparameter YAML", default="", machine=True)

@@ -1,4 +1,4 @@
-"""What every trunk has: settings of its own, declared beside it."""
+"""Settings that trunks share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from utils.settings import Range, setting
 
 @dataclass(frozen=True)
 class DropoutSettings:
-    """Settings of a trunk with dropout; trunks with more settings add them in a class derived from this one."""
+    """Settings of a trunk with dropout; trunks with more settings derive their class from this one."""
 
     dropout: float = setting(
-        Range(0, 1, whole=False, open_high=True), "share of the activations that is dropped in training", default=0.2
+        Range(0, 1, whole=False, open_high=True), "share of activations dropped in training", default=0.2
     )

@@ -122,12 +122,9 @@ def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> bytes:
     """A SHA-256 that changes when a file is added, removed, renamed or written."""
     facts = []
     for path, number in files:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from None
         if not path.is_file():
             raise UserError(f"{path} is not a file; remove it")
+        status = path.stat()
         facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).digest()
 
