@@ -268,7 +268,7 @@ def scores(
     return [_scores(mean, size) if size else None for mean, size in zip(figures, sizes.tolist(), strict=True)]
 
 
-def calibration_error(confidence: Tensor, hits: Tensor, bins: int = BINS) -> Tensor:
+def calibration_error(confidence: Tensor, hits: Tensor) -> Tensor:
     """Expected calibration error of the predicted class, with bins that hold equally many examples.
 
         ECE = sum_b n_b/N |acc_b - conf_b| = 1/N sum_b |sum_{i in b} (hit_i - confidence_i)|
@@ -276,8 +276,7 @@ def calibration_error(confidence: Tensor, hits: Tensor, bins: int = BINS) -> Ten
     The estimate grows as bins get smaller: compare only values with the same N.
 
     Args:
-        confidence: [N] probability of the predicted class.
-        hits: [N] whether the prediction is right.
+        confidence, hits: see `score`.
 
     Returns:
         A float64 scalar on the device, in [0, 1].
@@ -287,13 +286,13 @@ def calibration_error(confidence: Tensor, hits: Tensor, bins: int = BINS) -> Ten
     """
     gaps = hits.double() - confidence.double()
     # Sums of rows are deterministic; adding into bins on a GPU is not.
-    inside = equal_bins(confidence, bins) == torch.arange(bins, device=gaps.device).unsqueeze(-1)
+    inside = equal_bins(confidence) == torch.arange(BINS, device=gaps.device).unsqueeze(-1)
     return torch.where(inside, gaps, 0.0).sum(-1).abs().sum() / len(gaps)
 
 
-def equal_bins(confidence: Tensor, bins: int = BINS) -> Tensor:
-    """The bin of each of N examples, int64: the one with the r-th smallest confidence is in floor(bins * r / N).
+def equal_bins(confidence: Tensor) -> Tensor:
+    """The bin of each of N examples, int64: the one with the r-th smallest confidence is in floor(BINS * r / N).
 
     r counts from 0; equal confidences share the smallest r among them, so that the order of examples does not matter.
     """
-    return torch.searchsorted(confidence.sort().values, confidence) * bins // len(confidence)
+    return torch.searchsorted(confidence.sort().values, confidence) * BINS // len(confidence)

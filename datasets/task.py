@@ -184,13 +184,9 @@ class TaskStream:
 
     def held(self) -> dict[torch.device, int]:
         """Bytes of all examples by device; tensors that tasks share count once."""
-        tensors: dict[int, Tensor] = {}
-        for examples in self._examples():
-            for tensor in (examples.store, examples.rows, examples.targets, examples.view):
-                if tensor is not None:
-                    tensors[tensor.data_ptr()] = tensor
+        tensors = [part for own in self._examples() for part in (own.store, own.rows, own.targets, own.view)]
         held: Counter[torch.device] = Counter()
-        for tensor in tensors.values():
+        for tensor in {tensor.data_ptr(): tensor for tensor in tensors if tensor is not None}.values():
             held[tensor.device] += tensor.nbytes
         return dict(held)
 

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from net.config import NetConfig
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
 from net.images.wideresnet import WideResNet
 from net.mlp import MLP
 from net.multihead import MultiHead
 from utils.errors import UserError, unknown
-from utils.settings import read
 
 TRUNKS: dict[str, Any] = {"conv": SmallConv, "wrn16_4": WideResNet, "mlp": MLP}
 _TIMM = "timm/"
@@ -35,15 +33,6 @@ def settings_class(model: str) -> Any:
     if not model.startswith(_TIMM) and model not in TRUNKS:
         raise UserError(f"model: {unknown('model', model, [*TRUNKS, 'timm/<name>'])}")
     return TRUNKS.get(model, TimmTrunk).Settings
-
-
-def configured(model: str, **settings: Any) -> NetConfig:
-    """The configuration of a network; settings that are not given have their defaults.
-
-    Raises:
-        UserError: there is no such model, or it has no such setting.
-    """
-    return NetConfig(model, settings=read(settings_class(model), model, settings))
 
 
 def build_trunk(model: str, shape: tuple[int, ...], settings: Any) -> nn.Module:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from net.trunk import DropoutSettings
+from net.config import DropoutSettings
 from utils.settings import Range, setting
 
 

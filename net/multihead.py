@@ -45,13 +45,12 @@ class MultiHead(nn.Module):
         if heads == "identity" and widths != {features}:
             unlike = f"the network has {features} features and tasks have {max(widths)} outputs"
             raise UserError(f"{unlike}; without a head these must be the same")
-        self._rows = _stacked(head_sizes, heads)
+        self._rows, columns, filled = _stacked(head_sizes, heads)
         total = max(rows.stop for rows in self._rows.values())
         # As nn.Linear initialises each head; biases start at zero.
         bound = 1 / math.sqrt(features)
         self.weight = nn.Parameter(torch.empty(total, features).uniform_(-bound, bound), requires_grad=total > 0)
         self.bias = nn.Parameter(torch.zeros(total), requires_grad=total > 0)
-        columns, filled = _columns(self._rows)
         self.columns = nn.Buffer(columns, persistent=False)
         self.filled = nn.Buffer(filled, persistent=False) if len(widths) > 1 else None
 
@@ -60,21 +59,22 @@ class MultiHead(nn.Module):
 
     def head(self, features: Tensor, task_ids: Tensor) -> Tensor:
         """Outputs of the head of each example's task; features [B, ..., D], task ids [B] -> [B, ..., C]."""
-        if self.kind == "identity":
-            return features
-        outputs = F.linear(features, self.weight, self.bias)
-        if self.kind == "shared":
+        outputs = self._all_heads(features)
+        if self.kind != "task":
             return outputs
         outputs = outputs.gather(-1, _along(self.columns[task_ids], features))
         return outputs if self.filled is None else outputs + _along(self.filled[task_ids], features)
 
     def heads(self, features: Tensor, tasks: Tensor) -> Tensor:
         """Outputs of several heads for every example; features [B, ..., D], tasks [T] -> [B, ..., T, C]."""
+        outputs = self._all_heads(features)
         if self.kind != "task":
-            outputs = features if self.kind == "identity" else F.linear(features, self.weight, self.bias)
             return outputs.unsqueeze(-2).expand(*outputs.shape[:-1], len(tasks), -1)
-        outputs = F.linear(features, self.weight, self.bias)[..., self.columns[tasks]]
+        outputs = outputs[..., self.columns[tasks]]
         return outputs if self.filled is None else outputs + self.filled[tasks]
+
+    def _all_heads(self, features: Tensor) -> Tensor:
+        return features if self.kind == "identity" else F.linear(features, self.weight, self.bias)
 
     @contextmanager
     def for_task(self, weights: TaskWeights) -> Iterator[None]:
@@ -106,23 +106,18 @@ def _along(rows: Tensor, features: Tensor) -> Tensor:
     return rows.unflatten(0, (-1, *(1,) * (features.ndim - 2))).expand(*features.shape[:-1], -1)
 
 
-def _stacked(head_sizes: Mapping[int, int], heads: str) -> dict[int, slice]:
-    """The rows of each task's head, by task id."""
-    if heads == "identity":
-        return dict.fromkeys(head_sizes, slice(0, 0))
-    rows, start = {}, 0
-    for task_id, size in head_sizes.items():
-        rows[task_id] = slice(start, start + size)
-        start += size if heads == "task" else 0
-    return rows
+def _stacked(head_sizes: Mapping[int, int], heads: str) -> tuple[dict[int, slice], Tensor, Tensor]:
+    """Where the rows of each task's head are in the stacked weight, by task id: as slices, and as numbers [ids, C].
 
-
-def _columns(rows: Mapping[int, slice]) -> tuple[Tensor, Tensor]:
-    """By task id, [ids, C]: the rows of its head, and what fills its outputs up: 0 on the head, -inf beside it."""
-    sizes = {task_id: part.stop - part.start for task_id, part in rows.items()}
-    columns = torch.zeros(max(rows) + 1, max(sizes.values()), dtype=torch.long)
+    The third value, [ids, C], is added to the outputs: 0 on the head, -inf where it is narrower than C.
+    """
+    columns = torch.zeros(max(head_sizes) + 1, max(head_sizes.values()), dtype=torch.long)
     filled = torch.zeros(columns.shape)
-    for task_id, part in rows.items():
-        columns[task_id, : sizes[task_id]] = torch.arange(part.start, part.stop)
-        filled[task_id, sizes[task_id] :] = -torch.inf
-    return columns, filled
+    rows, start = {}, 0
+    for task_id, width in head_sizes.items():
+        size = 0 if heads == "identity" else width
+        rows[task_id] = slice(start, start + size)
+        columns[task_id, :size] = torch.arange(start, start + size)
+        filled[task_id, size:] = -torch.inf
+        start += size if heads == "task" else 0
+    return rows, columns, filled

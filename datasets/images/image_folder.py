@@ -74,18 +74,20 @@ def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, list[tuple[P
     """Class names, and the files of each split with their class numbers, all sorted."""
     for split in _SPLITS:
         if not (root / split).is_dir():
-            raise UserError(
-                f"{yaml_path}: root: {root / split} is not a folder; images go to "
-                f"{root}/train/<class>/ and {root}/test/<class>/ (root is relative to --data_dir)"
-            )
+            where = f"{root}/train/<class>/ and {root}/test/<class>/ (root is relative to --data_dir)"
+            raise UserError(f"{yaml_path}: root: {root / split} is not a folder; images go to {where}")
     names = sorted({folder.name for split in _SPLITS for folder in (root / split).iterdir() if folder.is_dir()})
-    files: dict[str, list[tuple[Path, int]]] = {split: [] for split in _SPLITS}
-    for split in _SPLITS:
-        for number, name in enumerate(names):
-            folder = root / split / name
-            found = sorted(folder.iterdir()) if folder.is_dir() else []
-            files[split] += [(path, number) for path in found if path.suffix.lower() in SUFFIXES]
-        if not files[split]:
+    files = {
+        split: [
+            (path, number)
+            for number, name in enumerate(names)
+            for path in sorted((root / split / name).glob("*"))
+            if path.suffix.lower() in SUFFIXES
+        ]
+        for split in _SPLITS
+    }
+    for split, found in files.items():
+        if not found:
             raise UserError(f"{yaml_path}: root: {root / split} has no images ({', '.join(sorted(SUFFIXES))})")
     return names, files
 
@@ -97,7 +99,7 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[
     cache = data_dir / "cache" / f"{root.name}-{size}x{size}-{key}.safetensors"
     fingerprint = torch.frombuffer(bytearray(_fingerprint(root, everything)), dtype=torch.uint8)
     labels = torch.tensor([number for _, number in everything])
-    pixels = _stored(cache, fingerprint, labels, (len(labels), 3, size, size))
+    pixels = _stored(cache, fingerprint, (len(labels), 3, size, size))
     if pixels is None:
         pixels = _decode_all([path for path, _ in everything], size)
         with contextlib.suppress(OSError):  # a read-only --data_dir only costs decoding again next time
@@ -107,12 +109,11 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[
     return [Images(*split) for split in zip(pixels.split(parts), labels.split(parts), strict=True)]
 
 
-def _stored(cache: Path, fingerprint: Tensor, labels: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+def _stored(cache: Path, fingerprint: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     """The pixels in the array file; None if it is damaged or those of other images."""
     try:
         stored = read_tensors(cache) if cache.is_file() else {}
-        same = torch.equal(stored["fingerprint"], fingerprint) and torch.equal(stored["labels"], labels)
-        pixels = stored["pixels"]
+        pixels, same = stored["pixels"], torch.equal(stored["fingerprint"], fingerprint)
     except (OSError, SafetensorError, KeyError, RuntimeError):
         return None
     return pixels if same and pixels.shape == shape and pixels.dtype == torch.uint8 else None
@@ -131,15 +132,9 @@ def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> bytes:
 
 def _decode_all(paths: Sequence[Path], size: int) -> Tensor:
     """All images, uint8 [N, 3, size, size]. Threads run in parallel: Pillow decodes without the interpreter's lock."""
-    pixels = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-
-    def decode(position: int) -> None:
-        pixels[position] = decode_image(paths[position], size)
-
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of metadata that nothing here reads
-        for _ in pool.map(decode, range(len(paths))):
-            pass
+        pixels = np.stack(list(pool.map(partial(decode_image, size=size), paths)))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 

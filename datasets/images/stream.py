@@ -139,29 +139,29 @@ def _build_task(
     where, task = f"{config.path}: task {number}", config.tasks[number - 1]
     labels = [_decode(where, data, entry) for entry in task.classes]
     view, pixel_map = _view(where, data, labels)
-    names = tuple(str(data.class_names[label.number]) for label in labels)
+    names = tuple(data.class_names[label.number] for label in labels)
     train_rows = _class_rows(where, "training", data.train, labels, names)
     test_rows = _class_rows(where, "test", data.test, labels, names)
 
-    def examples(store: Tensor, rows: Tensor, targets: Tensor) -> Examples:
+    def examples(store: Tensor, rows: Sequence[Tensor], targets: Sequence[Tensor]) -> Examples:
         on_device = None if pixel_map is None else share(pixel_map)
-        return Examples(store, share(rows, store.device), share(targets), on_device)
+        return Examples(store, share(torch.cat(rows), store.device), share(torch.cat(targets)), on_device)
 
     rng = generator(seed, "samples", number)
-    chosen = [
-        _chosen(config, seed, f"class {name!r} of task {number}", label.number, rows, rng)
-        for label, name, rows in zip(labels, names, train_rows, strict=True)
-    ]
-    rows = torch.cat([torch.cat(parts) for parts in chosen])
-    out = torch.cat([torch.arange(len(kept) + len(held)) >= len(kept) for kept, held in chosen])
-    targets = _noisy_targets(seed, number, task, labels, [len(kept) + len(held) for kept, held in chosen])
-    train = examples(stores[0], rows[~out], targets[~out])
-    test = examples(stores[1], torch.cat(test_rows), _targets([len(rows) for rows in test_rows]))
-    splits = {TRAIN: train, TEST: test}
+    chosen: list[Tensor] = []  # of each class: the rows to train on, the rows held out
+    for label, class_name, rows in zip(labels, names, train_rows, strict=True):
+        chosen += _chosen(config, seed, f"class {class_name!r} of task {number}", label.number, rows, rng)
+    counts = [len(rows) for rows in chosen]
+    class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
+    parts = _noisy_targets(seed, number, task, labels, class_sizes).split(counts)
+    splits = {
+        TRAIN: examples(stores[0], chosen[::2], parts[::2]),
+        TEST: examples(stores[1], test_rows, [_targets([len(rows) for rows in test_rows])]),
+    }
     if config.hold_out:
-        splits[HELD_OUT] = examples(stores[0], rows[out], targets[out])
+        splits[HELD_OUT] = examples(stores[0], chosen[1::2], parts[1::2])
     name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
-    return Task(number, name, len(names), Table(train), splits, names)
+    return Task(number, name, len(names), Table(splits[TRAIN]), splits, names)
 
 
 def _view(where: str, data: ImageDataset, labels: Sequence[Label]) -> tuple[int, Tensor | None]:
@@ -180,7 +180,7 @@ def _view(where: str, data: ImageDataset, labels: Sequence[Label]) -> tuple[int,
 
 
 def _decode(where: str, data: ImageDataset, entry: int | str) -> Label:
-    names = [str(name) for name in data.class_names]
+    names = data.class_names
     if isinstance(entry, str):
         if entry not in names:
             raise UserError(f"{where}: {unknown('class', entry, names)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.trunk import DropoutSettings
+from net.config import DropoutSettings
 from utils.settings import Range, setting
 
 _GRID = 2  # features are at most a 2x2 grid, 4 x width, whatever the image size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from net.trunk import DropoutSettings
+from net.config import DropoutSettings
 from utils.errors import UserError, unknown
 from utils.torchvision_ops import declare_missing_operators
 

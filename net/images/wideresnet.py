@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.config import DropoutSettings
 from net.images.relu_dropout import ReluDropout
-from net.trunk import DropoutSettings
 from utils.errors import UserError
 from utils.settings import Range, setting
 
