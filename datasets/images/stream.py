@@ -143,7 +143,7 @@ def _build_task(
     train_rows = _class_rows(where, "training", data.train, labels, names)
     test_rows = _class_rows(where, "test", data.test, labels, names)
 
-    def examples(store: Tensor, rows: Sequence[Tensor], targets: Sequence[Tensor]) -> Examples:
+    def examples(store: Tensor, rows: list[Tensor], targets: list[Tensor]) -> Examples:
         on_device = None if pixel_map is None else share(pixel_map)
         return Examples(store, share(torch.cat(rows), store.device), share(torch.cat(targets)), on_device)
 
@@ -153,7 +153,7 @@ def _build_task(
         chosen += _chosen(config, seed, f"class {class_name!r} of task {number}", label.number, rows, rng)
     counts = [len(rows) for rows in chosen]
     class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
-    parts = _noisy_targets(seed, number, task, labels, class_sizes).split(counts)
+    parts = list(_noisy_targets(seed, number, task, labels, class_sizes).split(counts))
     splits = {
         TRAIN: examples(stores[0], chosen[::2], parts[::2]),
         TEST: examples(stores[1], test_rows, [_targets([len(rows) for rows in test_rows])]),
