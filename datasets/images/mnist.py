@@ -45,22 +45,21 @@ def permuted_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskS
 
 
 def _load(data_dir: Path) -> tuple[Images, Images]:
-    folder = data_dir / "MNIST" / "raw"
-    names = {split: (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte") for split in ("train", "t10k")}
-    wanted = [folder / name for pair in names.values() for name in pair]
-    if not all(path.exists() or _gzipped(path).exists() for path in wanted):
-        fetch("MNIST", data_dir, wanted, "each may be gzipped")
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    files = [data_dir / "MNIST" / "raw" / f"{split}-{kind}" for split in ("train", "t10k") for kind in kinds]
+    if not all(path.exists() or _gzipped(path).exists() for path in files):
+        fetch("MNIST", data_dir, files, "each may be gzipped")
+    return _split(*files[:2]), _split(*files[2:])
 
-    def split(images: str, labels: str) -> Images:
-        pixels, targets = read_idx(folder / images), read_idx(folder / labels)
-        if pixels.shape[1:] != (_SIDE, _SIDE) or targets.shape != pixels.shape[:1] or not len(targets):
-            shapes = f"{folder / images} has shape {list(pixels.shape)} and {labels} {list(targets.shape)}"
-            raise UserError(f"{shapes}; they must hold as many images of 28x28 as labels")
-        if int(targets.max()) > 9:
-            raise UserError(f"{folder / labels} has the label {int(targets.max())}; MNIST has 0 to 9")
-        return Images(pixels.unsqueeze(1), targets.long())
 
-    return split(*names["train"]), split(*names["t10k"])
+def _split(images: Path, labels: Path) -> Images:
+    pixels, targets = read_idx(images), read_idx(labels)
+    if pixels.shape[1:] != (_SIDE, _SIDE) or targets.shape != pixels.shape[:1] or not len(targets):
+        shapes = f"{images} has shape {list(pixels.shape)} and {labels.name} {list(targets.shape)}"
+        raise UserError(f"{shapes}; they must hold as many images of 28x28 as labels")
+    if int(targets.max()) > 9:
+        raise UserError(f"{labels} has the label {int(targets.max())}; MNIST has 0 to 9")
+    return Images(pixels.unsqueeze(1), targets.long())
 
 
 def _gzipped(path: Path) -> Path:
