@@ -160,7 +160,7 @@ CASES = [
     }, "data_batch_3 wants to run", "it was not run"),
     stream("a file that swells", "mnist", {
         **idx_files(), f"{MNIST}/train-images-idx3-ubyte.gz": BOMB,
-    }, "314572800 bytes of data, its header says [1000000, 28, 28]"),
+    }, "holds more than 256 MiB"),
     image("an image that Pillow warns of", (FOUND / "warned.tif").read_bytes()),
     image("a TIFF file without its end", (FOUND / "cut.tif").read_bytes(), "not an image"),
     image("a TIFF file of 131 samples a pixel", (FOUND / "samples.tif").read_bytes(), "not an image"),

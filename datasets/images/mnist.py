@@ -20,6 +20,7 @@ from utils.errors import UserError
 
 _NAMES = tuple("0123456789")
 _SIDE = 28
+_LARGEST = 1 << 28  # bytes of an IDX file; MNIST has 47 million
 _CROP = ImagePreprocess(padding=4, flip=False)
 # Once the pixels are permuted, a shift is no longer a shift of the digit.
 _NO_CROP = ImagePreprocess(padding=0, flip=False)
@@ -77,9 +78,11 @@ def read_idx(path: Path) -> Tensor:
         raise UserError(f"{source} is not a file; delete it and get it again")
     try:
         with gzip.open(source) if source.suffix == ".gz" else open(source, "rb") as file:
-            content = file.read()
+            content = file.read(_LARGEST + 1)  # a small gzipped file can hold gigabytes
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{source} is damaged or cut short ({error}); delete it and get it again") from None
+    if len(content) > _LARGEST:
+        raise UserError(f"{source} holds more than {_LARGEST >> 20} MiB, which MNIST does not; get it again")
     # Two zeros, 8 for unsigned bytes, the number of dimensions; then each dimension as a big-endian int32.
     dims = content[3] if len(content) > 3 else 0
     header = 4 + 4 * dims
