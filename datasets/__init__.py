@@ -1,6 +1,7 @@
 """Data on the disk -> a stream of tasks on the device.
 
-To add a data set: one file with a function (DataConfig, seed, device) -> TaskStream, and one line in STREAMS.
+To add a data set: one file with a function (DataConfig, seed, device) -> TaskStream, and one line in STREAMS. Settings
+beside `dataset` and `tasks` are a frozen dataclass, the function's attribute `Settings` (see images/image_folder.py).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
 
 
 def settings_of(dataset: str) -> type:
-    """The settings that a data set declares for its YAML, beside `dataset` and `tasks`.
+    """The class of a data set's own settings.
 
     Raises:
         UserError: there is no such data set.
@@ -44,12 +45,9 @@ def settings_of(dataset: str) -> type:
 
 
 def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
-    """The stream that the dataset YAML describes.
-
-    Args:
-        seed: of the run; draws which examples are used and held out.
+    """The stream that the dataset YAML describes; `seed` decides which examples are used and held out.
 
     Raises:
-        UserError: unknown classes, missing or damaged files; names the file and the key.
+        UserError: a class is unknown, a file missing or damaged; names the file and the key.
     """
     return STREAMS[config.dataset](config, seed, device)

@@ -12,16 +12,15 @@ from datasets.task import Examples
 
 
 class Mixture:
-    """The examples of several tasks as one table, from which mixed batches are gathered.
+    """The examples of several tasks as one table on the device.
 
-    Rows and images may lie in another memory than targets and task ids: a store that is too large for the
-    device stays in the host's, and batches of it are copied over.
+    A store that is too large for the device stays in the host's memory, and batches of it are copied over.
 
     Args:
         parts: task id and examples of each task; inputs have one shape.
 
     Attributes:
-        device: where inputs are wanted, and where targets and task ids lie.
+        device: where targets and task ids lie, and to where inputs are copied.
     """
 
     def __init__(self, parts: Sequence[tuple[int, Examples]]) -> None:
@@ -47,7 +46,7 @@ class Mixture:
         return len(self._rows)
 
     def reordered(self, order: Tensor) -> Mixture:
-        """The examples at the positions `order`, [K] int64 on the CPU."""
+        """The table of the examples at the positions `order`, [K] int64 on the CPU."""
         other = copy.copy(self)
         other._rows = self._rows[order.to(self._rows.device)]
         order = order.to(self.device)
@@ -57,13 +56,13 @@ class Mixture:
         return other
 
     def inputs(self, part: slice) -> Tensor:
-        """[K, *input] as stored, on the device: a copy of the inputs of consecutive examples."""
+        """A copy of the inputs of consecutive examples, [K, *input] as stored, on the device."""
         rows = self._rows[part]
         if self._store.device == self.device:
             inputs = self._store[rows]
         else:
-            # Page-locked memory is copied while the host goes on: it gathers a batch, and launches what is to
-            # be done with it, while the device still works on the batches before.
+            # Page-locked memory is copied asynchronously: the host gathers a batch and launches its operations while
+            # the device still works on earlier ones.
             gathered = torch.empty(len(rows), *self._store.shape[1:], dtype=self._store.dtype, pin_memory=True)
             torch.index_select(self._store, 0, rows, out=gathered)
             inputs = gathered.to(self.device, non_blocking=True)

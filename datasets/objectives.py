@@ -1,23 +1,23 @@
-"""What a stream asks of a network: the loss, the space in which members are averaged, the named scores."""
+"""Objectives: the loss, the space in which the predictions of members are averaged, and the named scores."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 15  # of the calibration error
-_TINY = torch.finfo(torch.float32).tiny  # keeps a probability that rounded to zero from making the mean loss infinite
+_TINY = torch.finfo(torch.float32).tiny  # stands for a probability that rounded to 0, so that losses are finite
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A kind of score: its name in files, its unit ("" for a share), the range of its values, its direction."""
+    """A kind of score: its name in files, its direction, its unit ("" if it has none), the range of its values."""
 
     name: str
     higher_is_better: bool = False
@@ -38,37 +38,43 @@ class Scored:
 Scores = Mapping[str, Scored]  # by name of the metric, the main one first
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """Loss and scores of one kind of supervised problem."""
 
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        """By name, what `evaluate` returns: first the main one, which the matrix R is made of. One is "loss"."""
+    # The metrics that `evaluate` returns, by name: the first one fills the accuracy matrix, one is "loss".
+    metrics: Mapping[str, Metric]
 
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Training loss: mean over the batch, a scalar on the device."""
 
+    @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:
         """Network outputs -> the space in which the predictions of members are averaged."""
 
+    @abstractmethod
     def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
-        """The prediction without any knowledge of the inputs.
+        """The best prediction that does not depend on the inputs, for N examples.
 
         Args:
             shape: of the targets, [N, ...].
-            training: training targets of the task where they are known, [M, ...].
+            training: training targets of the task, [M, ...], if they are known.
         """
 
+    @abstractmethod
     def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
         """The loss of the uninformed prediction on training targets, [M, ...]."""
 
+    @abstractmethod
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         """Scores of averaged predictions, one for each of `metrics`."""
 
     def energy(self, outputs: Tensor) -> Tensor | None:
-        """[N] log sum_c exp(output c) of the outputs [N, C]: how much they speak for their own task. None if outputs
-        are not classes, so that the scenarios in which the task is not told are not defined.
+        """log sum_c exp(output c), [N], of the outputs [N, C]: the head with the largest energy names the task.
+
+        None if outputs are not classes; then no scenario is defined in which the task must be inferred.
         """
+        return None
 
 
 def _named(*metrics: Metric) -> dict[str, Metric]:
@@ -78,8 +84,8 @@ def _named(*metrics: Metric) -> dict[str, Metric]:
 ACCURACY = Metric("accuracy", higher_is_better=True, high=1.0)
 
 
-class _Probabilities:
-    """What classes and tokens have in common: members are averaged in probabilities; uninformed, these are equal."""
+class _Probabilities(Objective):
+    """Base of classes and tokens: predictions are probabilities; those of the uninformed prediction are equal."""
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.float().softmax(-1)
@@ -97,7 +103,7 @@ class CrossEntropy(_Probabilities):
     metrics = _named(ACCURACY, Metric("loss", unit="nats"), Metric("ece", high=1.0))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        # In float32 also under autocast: bf16 has three digits.
+        # In float32 also under autocast: bf16 has two to three digits.
         return F.cross_entropy(outputs.float(), targets)
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
@@ -111,8 +117,7 @@ class CrossEntropy(_Probabilities):
 class Tokens(_Probabilities):
     """Sequences of tokens: outputs are logits [N, T, V], targets token indices [N, T], predictions probabilities.
 
-    Args:
-        ignored: the target of positions that are not scored.
+    Positions whose target is `ignored` are not scored.
     """
 
     metrics = _named(ACCURACY, Metric("loss", unit="nats"), Metric("exact_match", higher_is_better=True, high=1.0))
@@ -124,7 +129,7 @@ class Tokens(_Probabilities):
         return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), ignore_index=self.ignored)
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
-        """Loss and accuracy over scored tokens, and the share of sequences whose scored tokens are all right."""
+        """Loss and accuracy over scored tokens, and the share of sequences with all scored tokens right."""
         scored = targets != self.ignored
         right = predictions.gather(-1, targets.where(scored, 0).unsqueeze(-1)).squeeze(-1)
         hits = predictions.argmax(-1) == targets
@@ -135,16 +140,13 @@ class Tokens(_Probabilities):
             "exact_match": _share(whole.double().mean().item(), len(whole)),
         }
 
-    def energy(self, outputs: Tensor) -> Tensor | None:
-        return None
 
-
-class Reconstruction:
+class Reconstruction(Objective):
     """Vectors of real numbers: outputs, targets and predictions are [N, D].
 
         loss = 1/N sum_n sum_d w_d (output_nd - target_nd)^2
 
-    The uninformed prediction is the mean of the training targets, and 0 where these are not known.
+    The uninformed prediction is the mean of the training targets, or 0 if these are not known.
 
     Args:
         importances: w, [D], on the device of the outputs.
@@ -168,25 +170,18 @@ class Reconstruction:
         return mean.expand(*shape).clone()
 
     def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
-        mean = self.uninformed(training.shape, num_outputs, training)
-        return self._errors(mean, training).double().mean().item()
+        return self._errors(self.uninformed(training.shape, num_outputs, training), training).double().mean().item()
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         return {"loss": _mean(self._errors(predictions, targets).double())}
 
-    def energy(self, outputs: Tensor) -> Tensor | None:
-        return None
-
     def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """[N]."""
+        """The loss of each example, [N]."""
         return (self.importances * (outputs.float() - targets.float()).square()).sum(-1)
 
 
 class RealNumbers(Reconstruction):
-    """Regression: the loss is the mean over N and D of the squared error, and `rmse` its square root.
-
-    The uninformed prediction is as that of Reconstruction.
-    """
+    """Regression: the loss is the squared error, averaged over N and D, and `rmse` its square root."""
 
     metrics = _named(Metric("rmse"), Metric("loss"))
 
@@ -204,22 +199,22 @@ class RealNumbers(Reconstruction):
 
 
 def _mean(values: Tensor) -> Scored:
-    """Mean of independent values [N], and its standard error s / sqrt(N); none for a single value."""
+    """The mean of independent values [N] with its standard error s / sqrt(N), which a single value does not have."""
     mean, variance = torch.stack([values.mean(), values.var() if len(values) > 1 else values.new_zeros(())]).tolist()
     return Scored(mean, math.sqrt(variance / len(values)) if len(values) > 1 else None, len(values))
 
 
 def _share(p: float, n: int) -> Scored:
-    """A share p of n independent cases, and its standard error sqrt(p (1 - p) / n)."""
+    """A share p of n independent cases with its standard error sqrt(p (1 - p) / n)."""
     return Scored(p, math.sqrt(max(0.0, p * (1 - p)) / n), n)
 
 
 def _clustered(values: Tensor, scored: Tensor) -> Scored:
-    """Mean of the values [N, T] at scored positions; its standard error takes the tokens of a sequence for dependent.
+    """The mean of the values [N, T] at scored positions; its standard error lets tokens of a sequence be dependent.
 
         SE = sqrt( K/(K-1) sum_k ( sum_t (x_kt - mean) )^2 ) / n,   K sequences with n scored tokens in all
 
-    Source: Cochran, "Sampling Techniques" (1977), section 6: the ratio estimator, a sequence being a unit.
+    Source: Cochran, "Sampling Techniques" (1977), chapter 6: the ratio estimator with sequences as units.
     """
     values = values.where(scored, 0.0)
     count, sequences = torch.stack([scored.sum(), scored.any(-1).sum()]).tolist()
@@ -253,15 +248,15 @@ def _scores(figures: Sequence[float], n: int) -> dict[str, Scored]:
 def scores(
     groups: Tensor, count: int, right: Tensor, confidence: Tensor, hits: Tensor
 ) -> list[dict[str, Scored] | None]:
-    """`score` of each of `count` groups of classifications, all at once; None of an empty one.
+    """`score` of each of `count` groups of classifications, all at once; None for an empty group.
 
     Args:
-        groups: [N] int64 number of the group, from 0.
+        groups: [N] int64, the group of each classification, from 0.
     """
     groups, right, confidence, hits = (part.cpu() for part in (groups, right, confidence.double(), hits.double()))
     sizes = groups.bincount(minlength=count)
     losses = -right.clamp_min(_TINY).log().double()
-    # As in calibration_error; groups lie one after the other, a confidence being at most 1.
+    # As in calibration_error. A confidence is at most 1, so that sorted keys have one group after the other.
     keys = 2 * groups + confidence
     ranks = torch.searchsorted(keys.sort().values, keys) - (sizes.cumsum(0) - sizes)[groups]
     places = groups * BINS + ranks * BINS // sizes[groups]
@@ -273,32 +268,31 @@ def scores(
     return [_scores(mean, size) if size else None for mean, size in zip(figures, sizes.tolist(), strict=True)]
 
 
-def calibration_error(confidence: Tensor, hits: Tensor, bins: int = BINS) -> Tensor:
+def calibration_error(confidence: Tensor, hits: Tensor) -> Tensor:
     """Expected calibration error of the predicted class, with bins that hold equally many examples.
 
         ECE = sum_b n_b/N |acc_b - conf_b| = 1/N sum_b |sum_{i in b} (hit_i - confidence_i)|
 
-    Few examples in a bin make the error larger than that of endless data: compare only where N is the same.
+    The estimate grows as bins get smaller: compare only values with the same N.
 
     Args:
-        confidence: [N] probability of the predicted class.
-        hits: [N] whether the prediction is right.
+        confidence, hits: see `score`.
 
     Returns:
         A float64 scalar on the device, in [0, 1].
 
-    Source: Naeini et al. (2015); bins of equal mass as in the adaptive calibration error of Nixon et al. (2019),
-    which looks at every class and not at the predicted one alone.
+    Source: Naeini et al. (2015); bins of equal mass as in the adaptive calibration error of Nixon et al. (2019), which
+    is over all classes instead of the predicted one.
     """
     gaps = hits.double() - confidence.double()
-    # Sums of rows come out the same every time; adding into bins on a GPU would not.
-    inside = equal_bins(confidence, bins) == torch.arange(bins, device=gaps.device).unsqueeze(-1)
+    # Sums of rows are deterministic; adding into bins on a GPU is not.
+    inside = equal_bins(confidence) == torch.arange(BINS, device=gaps.device).unsqueeze(-1)
     return torch.where(inside, gaps, 0.0).sum(-1).abs().sum() / len(gaps)
 
 
-def equal_bins(confidence: Tensor, bins: int = BINS) -> Tensor:
-    """The bin of each of N examples, int64: sorted by confidence, example r = 0 ... N-1 is in bin floor(bins * r / N).
+def equal_bins(confidence: Tensor) -> Tensor:
+    """The bin of each of N examples, int64: the one with the r-th smallest confidence is in floor(BINS * r / N).
 
-    Equal confidences take the bin of the first of them, so that the order of the examples cannot matter.
+    r counts from 0; equal confidences share the smallest r among them, so that the order of examples does not matter.
     """
-    return torch.searchsorted(confidence.sort().values, confidence) * bins // len(confidence)
+    return torch.searchsorted(confidence.sort().values, confidence) * BINS // len(confidence)

@@ -2,8 +2,8 @@
 
     YAML -> TaskStream -> Episode (reveals tasks) -> train source -> an epoch of Examples -> batches
 
-A train source is a table or a generator. Both return the examples of one epoch as tensors on the device, from
-which batches are gathered: no batch waits for Python to make its examples one by one.
+A train source is a table or a generator. Both return one epoch as tensors on the device, from which batches are
+gathered: no batch waits for Python to make its examples one by one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -26,14 +26,14 @@ TRAIN, TEST, HELD_OUT = "train", "test", "held_out"  # names of splits
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and targets. The inputs are rows of a store that many tasks share, so tasks hold no copies.
+    """Inputs and targets. Inputs are rows of a store that tasks share, so that tasks hold no copies.
 
-    With a `view`, pixel p of an input is pixel view[p] of the stored one, or 0 where view[p] is -1
-    (a permutation or a rotation of the image, without a rotated copy of the data).
+    With a `view`, value p of an input is value view[p] of the stored one, or 0 where view[p] is -1: a permutation or a
+    rotation of the image without a copy.
     """
 
-    store: Tensor  # [M, *input], on the device or, if it is too large for that, in the host's memory
-    rows: Tensor  # [N] int64, rows of the store, beside it
+    store: Tensor  # [M, *input], on the device, or in the host's memory if it is too large for that
+    rows: Tensor  # [N] int64, rows of the store, in the same memory
     targets: Tensor  # [N, *target]
     view: Tensor | None = None  # [P] int64, P the number of values of one input
     slices: Mapping[str, Tensor] = field(default_factory=dict)  # by name: positions [K] that are scored on their own
@@ -46,18 +46,9 @@ class Examples:
         rows = self.rows[positions.to(self.rows.device)]
         return replace(self, rows=rows, targets=self.targets[positions.to(self.targets.device)], slices={})
 
-    def contents(self) -> list[tuple[tuple[int, ...], Callable[[], Tensor]]]:
-        """What can tell these examples from others, each with a key that is the same where memory is shared."""
-        parts: list[tuple[tuple[int, ...], Callable[[], Tensor]]] = [
-            ((self.store.data_ptr(), self.rows.data_ptr(), len(self)), lambda: self.store[self.rows]),
-            ((self.targets.data_ptr(), *self.targets.shape), lambda: self.targets),
-        ]
-        view = self.view
-        return parts if view is None else [*parts, ((view.data_ptr(), *view.shape), lambda: view)]
-
     @property
     def nbytes(self) -> int:
-        """What it would take to store these examples alone: inputs and targets."""
+        """Bytes of the inputs and targets if these examples were stored alone."""
         inputs = self.store[0].numel() * self.store.element_size()
         targets = self.targets[0].numel() * self.targets.element_size() if len(self) else 0
         return len(self) * (inputs + targets)
@@ -65,7 +56,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Table:
-    """A finite train source: every epoch has all its rows, each `repeat` times."""
+    """A finite train source: every epoch has all its examples, each `repeat` times."""
 
     examples: Examples
     repeat: int = 1
@@ -82,20 +73,16 @@ class Table:
 
 
 class Generator(ABC):
-    """A train source without end: draws fresh examples.
+    """An endless train source, which draws fresh examples."""
 
-    Attributes:
-        epoch_size: how many examples are drawn at once, and count as an epoch where lengths are given in epochs.
-    """
-
-    epoch_size: int
+    epoch_size: int  # examples drawn at once; they count as an epoch where lengths are given in epochs
 
     @abstractmethod
     def draw(self, n: int, rng: torch.Generator) -> Examples:
-        """`n` fresh examples on the device, made by tensor operations from the random numbers of `rng`."""
+        """`n` fresh examples on the device, computed by tensor operations from the random numbers of `rng`."""
 
     def epoch(self, rng: torch.Generator) -> Examples:
-        """The examples of one epoch, other ones each time."""
+        """The examples of one epoch, different ones each time."""
         return self.draw(self.epoch_size, rng)
 
     def freeze(self, n: int, seed: int, *name: object) -> Table:
@@ -113,53 +100,53 @@ TrainSource = Table | Generator
 class Task:
     """One supervised problem: a train source and the fixed, un-augmented splits on which it is scored."""
 
-    id: int  # position in the stream, from 1: the one number of this task from YAML to report
+    id: int  # position in the stream, from 1; identifies the task in all files
     name: str
     num_outputs: int  # width of the head
     train: TrainSource
     splits: Mapping[str, Examples]  # by name: "train" and "test", and any others
-    classes: tuple[str, ...] = ()  # name of each output; () where they have none
+    classes: tuple[str, ...] = ()  # name of each output; () if they have none
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """A name of each output: its number, from 0, where the task names none."""
+        """The names of the outputs; their numbers, from 0, if the task names none."""
         return self.classes or tuple(map(str, range(self.num_outputs)))
 
     @property
     def train_eval(self) -> Examples:
-        """Training examples on which the fit is measured and from which replay memories are filled."""
+        """The training examples without augmentation: to measure the fit and to fill replay memories."""
         return self.splits[TRAIN]
 
     @property
     def test(self) -> Examples:
-        """The examples behind the accuracies of the stream."""
+        """The test examples, on which the accuracy matrix is measured."""
         return self.splits[TEST]
 
     @property
     def held_out(self) -> Examples | None:
-        """Training examples that nothing is trained on, if some were set aside."""
+        """The training examples that nothing is trained on; None if none were set aside."""
         return self.splits.get(HELD_OUT)
 
     def with_splits(self, **splits: Examples) -> Task:
-        """The same task with some splits added or exchanged."""
+        """The same task with some splits added or replaced."""
         return replace(self, splits={**self.splits, **splits})
 
 
 class Preprocess(Protocol):
-    """Stored inputs -> network inputs, a whole batch at a time on the device."""
+    """Turns stored inputs into network inputs, a whole batch at a time on the device."""
 
     def draw(self, count: int, rng: torch.Generator) -> Any:
-        """The random choices of an augmentation for `count` inputs, on the CPU; None if there is none."""
+        """The random choices that augment `count` inputs, on the CPU; None if there is no augmentation."""
 
     def __call__(self, inputs: Tensor, choices: Any = None) -> Tensor:
-        """[B, *input] as stored -> [B, *input] for the network; augmented if `choices` are given."""
+        """[B, *input] as stored -> [B, *input] for the network, augmented if `choices` are given."""
 
 
 class AsStored:
-    """The Preprocess of inputs that a network reads as they are stored: no augmentation, no normalisation."""
+    """The Preprocess that changes nothing."""
 
     def draw(self, count: int, rng: torch.Generator) -> None:
-        """Nothing is random."""
+        return None
 
     def __call__(self, inputs: Tensor, choices: None = None) -> Tensor:
         return inputs
@@ -167,18 +154,18 @@ class AsStored:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """All that a method may know of a stream in advance."""
+    """What a method may know of a stream in advance."""
 
     name: str
     input_shape: tuple[int, ...]
     objective: Objective
     preprocess: Preprocess
-    heads: str = "task"  # one of net.multihead.HEADS: how features become outputs
+    heads: str = "task"  # one of net.multihead.HEADS
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One step of learning: `new` tasks are revealed. What is kept of earlier ones is the method's business."""
+    """One step of continual learning, in which the tasks `new` are revealed."""
 
     number: int  # from 1
     new: tuple[Task, ...]
@@ -192,42 +179,42 @@ class TaskStream:
     tasks: tuple[Task, ...]
 
     def task(self, number: int) -> Task:
-        """The task of that number; there are gaps where tasks were forgotten."""
+        """The task with that id; ids have gaps where tasks were forgotten."""
         return next(task for task in self.tasks if task.id == number)
 
     def held(self) -> dict[torch.device, int]:
-        """Bytes of the examples of all tasks by device; what tasks share counts once."""
-        tensors: dict[int, Tensor] = {}
-        for task in self.tasks:
-            for examples in task.splits.values():
-                for tensor in (examples.store, examples.rows, examples.targets, examples.view):
-                    if tensor is not None:
-                        tensors[tensor.data_ptr()] = tensor
+        """Bytes of all examples by device; tensors that tasks share count once."""
+        tensors = [part for own in self._examples() for part in (own.store, own.rows, own.targets, own.view)]
         held: Counter[torch.device] = Counter()
-        for tensor in tensors.values():
+        for tensor in {tensor.data_ptr(): tensor for tensor in tensors if tensor is not None}.values():
             held[tensor.device] += tensor.nbytes
         return dict(held)
 
     def fingerprint(self) -> str:
         """SHA-256 of all examples: tells whether another process has the same data."""
-        sums: dict[tuple[int, ...], bytes] = {}  # what tasks share is read once
+        sums: dict[tuple[tuple[int, torch.Size], ...], bytes] = {}  # tensors that tasks share are read once
         whole = hashlib.sha256()
-        for task in self.tasks:
-            for examples in task.splits.values():
-                # Of the store what is theirs: other images may have joined it.
-                for key, read in examples.contents():
-                    if key not in sums:
-                        content = read().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                        sums[key] = hashlib.sha256(content.data).digest()
-                    whole.update(sums[key])
+        for examples in self._examples():
+            views = () if examples.view is None else ((examples.view,),)
+            for parts in ((examples.store, examples.rows), (examples.targets,), *views):
+                key = tuple((part.data_ptr(), part.shape) for part in parts)
+                if key not in sums:
+                    content = parts[0][parts[1]] if len(parts) == 2 else parts[0]  # of the store only their rows
+                    values = content.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                    sums[key] = hashlib.sha256(values.data).digest()
+                whole.update(sums[key])
         return whole.hexdigest()
 
+    def _examples(self) -> Iterator[Examples]:
+        for task in self.tasks:
+            yield from task.splits.values()
+
     def continual(self) -> Iterator[Episode]:
-        """One task after the other."""
+        """An episode for each task."""
         for task in self.tasks:
             yield Episode(task.id, (task,))
 
     def multitask(self, rounds: int) -> Iterator[Episode]:
-        """All tasks at once, then `rounds` - 1 further episodes that reveal nothing new."""
+        """`rounds` episodes, of which the first reveals all tasks."""
         for number in range(1, rounds + 1):
             yield Episode(number, self.tasks if number == 1 else ())

@@ -1,6 +1,6 @@
-"""Inputs -> features -> heads.
+"""Networks: inputs -> features -> heads.
 
-To add a network: one file with a trunk, a module made from (shape of one input, settings) with a frozen dataclass
+To add a network: one file with a trunk, a module built from (shape of one input, settings) with a frozen dataclass
 `Settings` (see utils/settings.py), and one line in TRUNKS.
 """
 
@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from net.config import NetConfig
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
 from net.images.wideresnet import WideResNet
 from net.mlp import MLP
 from net.multihead import MultiHead
 from utils.errors import UserError, unknown
-from utils.settings import read
 
 TRUNKS: dict[str, Any] = {"conv": SmallConv, "wrn16_4": WideResNet, "mlp": MLP}
 _TIMM = "timm/"
@@ -27,7 +25,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def settings_class(model: str) -> Any:
-    """The dataclass of the settings of a model: an entry of TRUNKS, or timm/<name of a timm model>.
+    """The settings class of a model: an entry of TRUNKS, or timm/<name of a timm model>.
 
     Raises:
         UserError: there is no such model.
@@ -37,30 +35,21 @@ def settings_class(model: str) -> Any:
     return TRUNKS.get(model, TimmTrunk).Settings
 
 
-def configured(model: str, **settings: Any) -> NetConfig:
-    """The network of that name with some settings and the defaults of the others.
-
-    Raises:
-        UserError: there is no such model, or it has no such setting.
-    """
-    return NetConfig(model, settings=read(settings_class(model), model, settings))
-
-
 def build_trunk(model: str, shape: tuple[int, ...], settings: Any) -> nn.Module:
-    """The trunk of a model for inputs of that shape; `settings`: an instance of `settings_class(model)`.
+    """The trunk of a model for inputs of that shape; `settings` is an instance of `settings_class(model)`.
 
     Raises:
         UserError: there is no such model, or it cannot take inputs of this shape.
     """
     if not isinstance(settings, settings_class(model)):
-        raise TypeError(f"{model} has settings of the kind {settings_class(model).__qualname__}, not {settings!r}")
+        raise TypeError(f"settings of {model} are {settings_class(model).__qualname__}, not {settings!r}")
     if model.startswith(_TIMM):
         return TimmTrunk(model.removeprefix(_TIMM), shape, settings)  # type: ignore[arg-type]
     return TRUNKS[model](shape, settings)  # type: ignore[no-any-return]
 
 
 def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
-    """D, found by sending one blank input through the trunk, of its `input_dtype` if it is not float32.
+    """The number of features D, found with one blank input of the trunk's `input_dtype` (default: float32).
 
     Raises:
         UserError: the trunk cannot take inputs of this shape.
@@ -82,14 +71,13 @@ def build_net(
 ) -> MultiHead:
     """A network with heads, on the CPU, initialised from torch's global generator.
 
-    Convolution weights lie in memory with the channels last, like the images: convolutions and pooling are
-    faster so, on a CPU and on a GPU.
+    Convolution weights have the channels last in memory, like the images: faster on a CPU and on a GPU.
 
     Args:
-        shape: of one input, as the trunk sees it.
+        shape: of one input, as the trunk receives it.
         settings: an instance of `settings_class(model)`.
         head_sizes: width of the head of each task, by task id.
-        heads: which kind of heads, see net.multihead.HEADS.
+        heads: one of net.multihead.HEADS.
 
     Raises:
         UserError: see build_trunk, feature_size and MultiHead.

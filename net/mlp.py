@@ -1,4 +1,4 @@
-"""A multilayer perceptron, for vectors and for anything that may be flattened into one."""
+"""A multilayer perceptron, for vectors and for whatever may be flattened into one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from net.trunk import DropoutSettings
+from net.config import DropoutSettings
 from utils.settings import Range, setting
 
 
 class MLP(nn.Module):
-    """inputs [B, ...] -> features [B, width]: flattened, then `depth` times a linear map, ReLU and dropout.
-
-    Args:
-        shape: of one input; any number of dimensions.
-    """
+    """inputs [B, ...] of any shape -> features [B, width]: `depth` times a linear map, ReLU and dropout."""
 
     @dataclass(frozen=True)
     class Settings(DropoutSettings):

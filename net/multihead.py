@@ -1,4 +1,4 @@
-"""A trunk and its heads: one for each task, one that all tasks share, or none."""
+"""A network: a trunk with one head for each task, one head that all tasks share, or none."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from utils.errors import UserError
 
 # task: a linear head for each task; shared: one linear head for all; identity: the features are the outputs.
 HEADS = ("task", "shared", "identity")
-# What a task has of its own in a trunk that tasks share, by name: other values, or (bool) the weights that it uses.
+# Weights of a shared trunk that are particular to a task, by parameter name: its values, or a bool mask of those used.
 TaskWeights = Mapping[str, Tensor]
 
 
 class MultiHead(nn.Module):
     """inputs [B, *input], task ids [B] -> outputs [B, ..., C], C the width of the widest head.
 
-    Heads act on the last axis of the features. The rows of all heads are stacked in one weight [sum of widths, D]:
-    the outputs of a mixed batch are one matrix product and one gather, without a loop over tasks or a wait for the
-    device. Heads of tasks may differ in width; a narrower one is filled up with -inf, which softmax turns into
-    probability 0.
+    Heads act on the last axis of the features. Their rows are stacked in one weight [sum of widths, D]: the outputs of
+    a mixed batch are one matrix product and one gather, without a loop over tasks or a wait for the device. The outputs
+    of a narrower head are filled up with -inf, which softmax turns into probability 0.
 
     Args:
         trunk: inputs -> features [B, ..., D].
@@ -33,7 +32,7 @@ class MultiHead(nn.Module):
         heads: one of HEADS.
 
     Raises:
-        UserError: tasks of unlike widths share a head, or the features cannot be the outputs.
+        UserError: tasks of different widths share a head, or without a head the features do not fit the outputs.
     """
 
     def __init__(self, trunk: nn.Module, features: int, head_sizes: Mapping[int, int], heads: str = "task") -> None:
@@ -44,88 +43,81 @@ class MultiHead(nn.Module):
         if heads != "task" and len(widths) > 1:
             raise UserError(f"tasks have {sorted(widths)} outputs; with {heads} heads all have the same number")
         if heads == "identity" and widths != {features}:
-            raise UserError(f"the network has {features} features and tasks have {max(widths)} outputs; without a head "
-                            "these must be the same")  # fmt: skip
-        self._rows = _stacked(head_sizes, heads)
+            unlike = f"the network has {features} features and tasks have {max(widths)} outputs"
+            raise UserError(f"{unlike}; without a head these must be the same")
+        self._rows, columns, filled = _stacked(head_sizes, heads)
         total = max(rows.stop for rows in self._rows.values())
         # As nn.Linear initialises each head; biases start at zero.
         bound = 1 / math.sqrt(features)
         self.weight = nn.Parameter(torch.empty(total, features).uniform_(-bound, bound), requires_grad=total > 0)
         self.bias = nn.Parameter(torch.zeros(total), requires_grad=total > 0)
-        self.columns: Tensor
-        self.filled: Tensor | None
-        columns, filled = _columns(self._rows)
-        self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("filled", filled if len(widths) > 1 else None, persistent=False)
+        self.columns = nn.Buffer(columns, persistent=False)
+        self.filled = nn.Buffer(filled, persistent=False) if len(widths) > 1 else None
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         return self.head(self.trunk(inputs), task_ids)
 
     def head(self, features: Tensor, task_ids: Tensor) -> Tensor:
-        """Outputs of each example's own head; features [B, ..., D], task ids [B] -> [B, ..., C]."""
-        if self.kind == "identity":
-            return features
-        outputs = F.linear(features, self.weight, self.bias)
-        if self.kind == "shared":
+        """Outputs of the head of each example's task; features [B, ..., D], task ids [B] -> [B, ..., C]."""
+        outputs = self._all_heads(features)
+        if self.kind != "task":
             return outputs
         outputs = outputs.gather(-1, _along(self.columns[task_ids], features))
         return outputs if self.filled is None else outputs + _along(self.filled[task_ids], features)
 
     def heads(self, features: Tensor, tasks: Tensor) -> Tensor:
         """Outputs of several heads for every example; features [B, ..., D], tasks [T] -> [B, ..., T, C]."""
+        outputs = self._all_heads(features)
         if self.kind != "task":
-            outputs = features if self.kind == "identity" else F.linear(features, self.weight, self.bias)
             return outputs.unsqueeze(-2).expand(*outputs.shape[:-1], len(tasks), -1)
-        outputs = F.linear(features, self.weight, self.bias)[..., self.columns[tasks]]
+        outputs = outputs[..., self.columns[tasks]]
         return outputs if self.filled is None else outputs + self.filled[tasks]
 
+    def _all_heads(self, features: Tensor) -> Tensor:
+        return features if self.kind == "identity" else F.linear(features, self.weight, self.bias)
+
     @contextmanager
-    def for_task(self, own: TaskWeights) -> Iterator[None]:
-        """The trunk as a task has it; weights that it does not use are 0."""
-        here = self.trunk.state_dict()
-        common = {name: here[name].clone() for name in own}
-        for name, value in own.items():
-            here[name].copy_(torch.where(value, common[name], 0.0) if value.dtype == torch.bool else value)
+    def for_task(self, weights: TaskWeights) -> Iterator[None]:
+        """Within this context the trunk has the weights of a task; those that a mask leaves out are 0."""
+        trunk = self.trunk.state_dict()
+        shared = {name: trunk[name].clone() for name in weights}
+        for name, value in weights.items():
+            trunk[name].copy_(torch.where(value, shared[name], 0.0) if value.dtype == torch.bool else value)
         try:
             yield
         finally:
-            for name, value in common.items():
-                here[name].copy_(value)
+            for name, value in shared.items():
+                trunk[name].copy_(value)
 
     def rows(self, task_id: int) -> slice:
-        """Where the rows of a task's head are in `weight` and `bias`."""
+        """The rows of a task's head in `weight` and `bias`."""
         return self._rows[task_id]
 
     def head_parameters(self, task_id: int) -> int:
-        """Number of trained values of the head that answers a task."""
+        """Number of trained values of a task's head."""
         rows = self._rows[task_id]
         return (rows.stop - rows.start) * (self.weight.shape[1] + 1)
 
 
 def _along(rows: Tensor, features: Tensor) -> Tensor:
-    """One row for each example, [B, C], repeated along the axes that features [B, ..., D] have between: [B, ..., C]."""
+    """Rows [B, C], repeated along the middle axes of features [B, ..., D]: [B, ..., C]."""
     if features.ndim == 2:
         return rows
     return rows.unflatten(0, (-1, *(1,) * (features.ndim - 2))).expand(*features.shape[:-1], -1)
 
 
-def _stacked(head_sizes: Mapping[int, int], heads: str) -> dict[int, slice]:
-    """The rows of each task's head, by task id."""
-    if heads == "identity":
-        return dict.fromkeys(head_sizes, slice(0, 0))
-    rows, start = {}, 0
-    for task_id, size in head_sizes.items():
-        rows[task_id] = slice(start, start + size)
-        start += size if heads == "task" else 0
-    return rows
+def _stacked(head_sizes: Mapping[int, int], heads: str) -> tuple[dict[int, slice], Tensor, Tensor]:
+    """Where the rows of each task's head are in the stacked weight, by task id: as slices, and as numbers [ids, C].
 
-
-def _columns(rows: Mapping[int, slice]) -> tuple[Tensor, Tensor]:
-    """By task id: the rows of its head, [ids, C], and what is added to the outputs beside it, 0 or -inf, [ids, C]."""
-    sizes = {task_id: part.stop - part.start for task_id, part in rows.items()}
-    columns = torch.zeros(max(rows) + 1, max(sizes.values()), dtype=torch.long)
+    The third value, [ids, C], is added to the outputs: 0 on the head, -inf where it is narrower than C.
+    """
+    columns = torch.zeros(max(head_sizes) + 1, max(head_sizes.values()), dtype=torch.long)
     filled = torch.zeros(columns.shape)
-    for task_id, part in rows.items():
-        columns[task_id, : sizes[task_id]] = torch.arange(part.start, part.stop)
-        filled[task_id, sizes[task_id] :] = -torch.inf
-    return columns, filled
+    rows, start = {}, 0
+    for task_id, width in head_sizes.items():
+        size = 0 if heads == "identity" else width
+        rows[task_id] = slice(start, start + size)
+        columns[task_id, :size] = torch.arange(start, start + size)
+        filled[task_id, size:] = -torch.inf
+        start += size if heads == "task" else 0
+    return rows, columns, filled

@@ -242,7 +242,7 @@ def test_decoded_images_that_were_changed_are_decoded_again(change, tmp_path, mo
     (path,) = Path("data/cache").iterdir()
     tensors = load(path.read_bytes())
     if change == "missing":
-        del tensors["labels"]
+        del tensors["pixels"]
     else:
         tensors["pixels"] = tensors["pixels"].flatten(2)
     path.write_bytes(save(tensors))

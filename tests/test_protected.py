@@ -17,9 +17,8 @@ from methods.gpm import columns, extended, projectable
 from methods.packnet import pruning_step
 from methods.subnets import layer_weights
 from methods.wsn import Winning, largest
-from net import configured
 from tests.test_training import new_net
-from tests.toys import CPU, run_toy, toy_config, toy_stream
+from tests.toys import CPU, configured, run_toy, toy_config, toy_stream
 from training.batches import Batch
 from training.monitor import Monitor
 from training.prediction import outputs_on

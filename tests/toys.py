@@ -23,8 +23,8 @@ from methods.base import Context, Learned, Method
 from methods.config import RunConfig
 from methods.memory.audit import Budget
 from methods.memory.replay import ReplayMemory
-from net import configured
-from net.trunk import DropoutSettings
+from net import settings_class
+from net.config import DropoutSettings, NetConfig
 from records.configuration import default_method_config, method_settings
 from training.monitor import Monitor
 from training.recipe import Recipe
@@ -136,6 +136,11 @@ class TokenTrunk(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens)  # type: ignore[no-any-return]
+
+
+def configured(model: str, **settings: object) -> NetConfig:
+    """The configuration of a network; settings that are not given have their defaults."""
+    return NetConfig(model, settings=read(settings_class(model), model, settings))
 
 
 def toy_config(

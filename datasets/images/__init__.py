@@ -1,4 +1,4 @@
-"""Image data sets: their readers, and streams of tasks made of their classes.
+"""Image data sets: a reader for each, and streams of tasks made of their classes.
 
-The files of each data set are read in a file of its own; stream.py makes tasks of what was read. Nothing here trains.
+One file reads one data set; stream.py makes tasks from its images. Nothing here trains.
 """

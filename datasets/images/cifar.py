@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the pickles of their "python version"; nothing a pickle carries is run."""
+"""CIFAR-10 and CIFAR-100, from the pickles of their "python version"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from datasets.config import DataConfig
 from datasets.images.download import fetch
-from datasets.images.safe_pickle import load_pickle
+from datasets.images.safe_pickle import load_dictionary
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.task import TaskStream
 from utils.errors import UserError
@@ -21,41 +21,38 @@ _PREPROCESS = ImagePreprocess(padding=4, flip=True)
 
 def cifar10(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of the classes 0 to 9, in alphabetical order of their names."""
-    train = [f"data_batch_{i}" for i in range(1, 6)]
-    splits = _load(config.data_dir, "CIFAR10", "cifar-10-batches-py", train, "test_batch", "labels", 10)
-    names = _class_names(config.data_dir / "cifar-10-batches-py" / "batches.meta", "label_names", 10)
+    folder, train = config.data_dir / "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)]
+    splits = _load("CIFAR10", folder, [*train, "test_batch"], "labels", 10)
+    names = _class_names(folder / "batches.meta", "label_names", 10)
     return image_stream(config, ImageDataset(*splits, names, _PREPROCESS), seed, device)
 
 
 def cifar100(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of the fine classes 0 to 99; c + 100 is class c with random training labels."""
-    splits = _load(config.data_dir, "CIFAR100", "cifar-100-python", ["train"], "test", "fine_labels", 100)
-    names = _class_names(config.data_dir / "cifar-100-python" / "meta", "fine_label_names", 100)
-    return image_stream(config, ImageDataset(*splits, names, _PREPROCESS, _noise_label), seed, device)
+    folder = config.data_dir / "cifar-100-python"
+    splits = _load("CIFAR100", folder, ["train", "test"], "fine_labels", 100)
+    names = _class_names(folder / "meta", "fine_label_names", 100)
+    return image_stream(config, ImageDataset(*splits, names, _PREPROCESS, _fine_label), seed, device)
 
 
-def _noise_label(entry: int) -> Label:
+def _fine_label(entry: int) -> Label:
     if entry >= 200:
         raise ValueError("classes go from 0 to 99, and from 100 to 199 with random training labels")
     return Label(entry % 100, random=entry >= 100)
 
 
-def _load(
-    data_dir: Path, name: str, folder: str, train: Sequence[str], test: str, label_key: str, classes: int
-) -> tuple[Images, Images]:
-    wanted = [data_dir / folder / file for file in (*train, test)]
-    if not all(path.exists() for path in wanted):
-        fetch(name, data_dir, wanted)
-    splits = [_read_batch(path, label_key, classes) for path in wanted]
-    joined = Images(
-        torch.cat([split.pixels for split in splits[:-1]]), torch.cat([split.labels for split in splits[:-1]])
-    )
-    return joined, splits[-1]
+def _load(name: str, folder: Path, files: Sequence[str], label_key: str, classes: int) -> tuple[Images, Images]:
+    """The two splits; the last of the files is the test split."""
+    paths = [folder / file for file in files]
+    if not all(path.exists() for path in paths):
+        fetch(name, folder.parent, paths)
+    *train, test = [_read_batch(path, label_key, classes) for path in paths]
+    return Images(torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train])), test
 
 
 def _read_batch(path: Path, label_key: str, classes: int) -> Images:
     """One file: `data` uint8 [N, 3072], the three colour planes in turn, and a list of N labels."""
-    content = _dictionary(path)
+    content = load_dictionary(path)
     pixels: Any = content.get("data")
     labels: Any = content.get(label_key)
     is_image = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3072,)
@@ -69,14 +66,7 @@ def _read_batch(path: Path, label_key: str, classes: int) -> Images:
 def _class_names(path: Path, key: str, count: int) -> Sequence[str]:
     if not path.exists():
         return [str(i) for i in range(count)]
-    names = _dictionary(path).get(key)
+    names = load_dictionary(path).get(key)
     if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} must hold {count} class names under {key!r}; get the file again")
     return names
-
-
-def _dictionary(path: Path) -> dict[str, Any]:
-    content = load_pickle(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a dictionary, not {type(content).__name__}; get the file again")
-    return content

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels inside the package, no download."""
+"""The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn: no download."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets.images.views import decode_view, rotation
 from datasets.task import TaskStream
 
 _NAMES = tuple("0123456789")
-# A digit fills its 8x8 pixels: a shift by more than one cuts it.
+# A digit fills its 8x8 pixels: a shift by more than one pixel would cut it.
 _PREPROCESS = ImagePreprocess(padding=1, flip=False)
 
 
@@ -24,14 +24,13 @@ def split_digits(config: DataConfig, seed: int, device: torch.device) -> TaskStr
 
 def rotated_digits(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Label 10x + y is digit y rotated by 10x degrees."""
-    data = ImageDataset(
-        *_load(), _NAMES, _PREPROCESS, decode_view, partial(rotation, 8), lambda x: f"rotated by {10 * x}°"
-    )
+    views = partial(rotation, 8)
+    data = ImageDataset(*_load(), _NAMES, _PREPROCESS, decode_view, views, lambda x: f"rotated by {10 * x}°")
     return image_stream(config, data, seed, device)
 
 
 def _load() -> tuple[Images, Images]:
-    """A fixed half for training, half for testing, the same share of each digit in both."""
+    """The same halves for training and testing in every run, with equal shares of each digit."""
     from sklearn.datasets import load_digits  # slow to import
     from sklearn.model_selection import train_test_split
 

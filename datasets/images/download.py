@@ -1,4 +1,4 @@
-"""Get a data set that is not on the disk, or say in one line which files go where."""
+"""Download a data set, or say in one line which files go where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fetch(name: str, data_dir: Path, wanted: Sequence[Path], note: str = "") -> 
     """Let torchvision download the data set `name` ("MNIST", "CIFAR10", "CIFAR100") into `data_dir`.
 
     Raises:
-        UserError: it cannot be downloaded; lists the files `wanted`.
+        UserError: it cannot be downloaded; lists the files `wanted`, with a `note` about them.
     """
     declare_missing_operators()
     from torchvision import datasets
@@ -24,13 +24,10 @@ def fetch(name: str, data_dir: Path, wanted: Sequence[Path], note: str = "") -> 
         data_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):
             kind = getattr(datasets, name)
-            loader = kind.__new__(kind)  # its constructor would also unpickle what it has downloaded
+            loader = kind.__new__(kind)  # its constructor would unpickle what it has downloaded
             loader.root = str(data_dir)
             loader.download()
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        files = ", ".join(path.name for path in wanted)
-        raise UserError(
-            f"{name} is not in {data_dir} and cannot be downloaded ({reason}); "
-            f"put {files} into {wanted[0].parent}" + (f" ({note})" if note else "")
-        ) from None
+        put = f"put {', '.join(path.name for path in wanted)} into {wanted[0].parent}" + (f" ({note})" if note else "")
+        raise UserError(f"{name} is not in {data_dir} and cannot be downloaded ({reason}); {put}") from None

@@ -1,18 +1,19 @@
-"""Split-Mini-ImageNet from the three Kaggle pickles; nothing a pickle carries is run.
+"""Split-Mini-ImageNet from the three Kaggle pickles.
 
-100 classes of 600 images, 84x84: 0-63 in the file `train`, 64-79 in `val`, 80-99 in `test`, each class in
-one block. Of each class the first 480 images are for training and the last 120 for testing.
+100 classes of 600 images, 84x84: 0-63 in the file `train`, 64-79 in `val`, 80-99 in `test`. Of each class the first
+480 images are for training and the last 120 for testing.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from datasets.config import DataConfig
-from datasets.images.safe_pickle import load_pickle
+from datasets.images.safe_pickle import load_dictionary
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.task import TaskStream
 from utils.errors import UserError
@@ -31,44 +32,33 @@ def mini_imagenet(config: DataConfig, seed: int, device: torch.device) -> TaskSt
             f"Mini-ImageNet is not in {folder}; put {', '.join(missing)} there (the three pickles from Kaggle), "
             "or use dataset: image_folder with your own copy of the images"
         )
-    train, test, names = [], [], []
-    for path in paths:
-        for name, images in _read(path):
-            split = int(_TRAIN_SHARE * len(images))
-            train.append(images[:split])
-            test.append(images[split:])
-            names.append(name)
-    data = ImageDataset(_join(train), _join(test), names, ImagePreprocess(padding=4, flip=True))
+    classes = [entry for path in paths for entry in _read(path)]
+    train = _join([images[: int(_TRAIN_SHARE * len(images))] for _, images in classes])
+    test = _join([images[int(_TRAIN_SHARE * len(images)) :] for _, images in classes])
+    data = ImageDataset(train, test, [name for name, _ in classes], ImagePreprocess(padding=4, flip=True))
     return image_stream(config, data, seed, device)
 
 
 def _read(path: Path) -> list[tuple[str, np.ndarray]]:
     """Name and images, uint8 [n, 84, 84, 3], of each class of a file, in the order of their images."""
-    content = load_pickle(path)
-    images = content.get("image_data") if isinstance(content, dict) else None
-    classes = content.get("class_dict") if isinstance(content, dict) else None
+    content = load_dictionary(path)
+    images: Any = content.get("image_data")
+    classes: Any = content.get("class_dict")
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_SIDE, _SIDE, 3):
         raise UserError(f"{path} must hold 'image_data', bytes of shape [N, 84, 84, 3]; get the file again")
     if not isinstance(classes, dict) or not classes or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{path} must hold 'class_dict', the image numbers of each class; get the file again")
-    blocks, listed_images = [], 0
-    for name, numbers in classes.items():
-        if isinstance(numbers, np.ndarray) and numbers.size <= len(images):
-            numbers = numbers.tolist()
+    rows = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in classes.items()}
+    for name, numbers in rows.items():
         listed = isinstance(numbers, list) and all(isinstance(i, int) and 0 <= i < len(images) for i in numbers)
         if not listed or len(numbers) < 2:
-            raise UserError(
-                f"{path}: class {name!r} of 'class_dict' must list at least two image numbers below {len(images)}"
-            )
-        listed_images += len(numbers)
-        if listed_images > len(images):
-            raise UserError(f"{path}: 'class_dict' names more than the {len(images)} images; get the file again")
-        blocks.append((numbers[0], str(name), numbers))
-    return [(name, images[rows]) for _, name, rows in sorted(blocks, key=lambda block: block[0])]
+            must = f"must list at least two image numbers below {len(images)}"
+            raise UserError(f"{path}: class {name!r} of 'class_dict' {must}")
+    return [(name, images[rows[name]]) for name in sorted(rows, key=lambda name: rows[name][0])]
 
 
 def _join(classes: list[np.ndarray]) -> Images:
-    """One tensor of all classes, filled class by class so that the images are never held twice."""
+    """The images of all classes as one tensor, filled class by class so that only one class is in memory twice."""
     pixels = torch.empty(sum(map(len, classes)), 3, _SIDE, _SIDE, dtype=torch.uint8)
     start = 0
     for images in classes:

@@ -1,4 +1,4 @@
-"""MNIST: split, rotated and permuted. Read from the four IDX files, gzipped or not, as torchvision lays them out."""
+"""MNIST: split, rotated and permuted, from the four IDX files, gzipped or not, where torchvision puts them."""
 
 from __future__ import annotations
 
@@ -46,24 +46,21 @@ def permuted_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskS
 
 
 def _load(data_dir: Path) -> tuple[Images, Images]:
-    folder = data_dir / "MNIST" / "raw"
-    names = {split: (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte") for split in ("train", "t10k")}
-    wanted = [folder / name for pair in names.values() for name in pair]
-    if not all(path.exists() or _gzipped(path).exists() for path in wanted):
-        fetch("MNIST", data_dir, wanted, "each may be gzipped")
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    files = [data_dir / "MNIST" / "raw" / f"{split}-{kind}" for split in ("train", "t10k") for kind in kinds]
+    if not all(path.exists() or _gzipped(path).exists() for path in files):
+        fetch("MNIST", data_dir, files, "each may be gzipped")
+    return _split(*files[:2]), _split(*files[2:])
 
-    def split(images: str, labels: str) -> Images:
-        pixels, targets = read_idx(folder / images), read_idx(folder / labels)
-        if pixels.shape[1:] != (_SIDE, _SIDE) or targets.shape != pixels.shape[:1] or not len(targets):
-            raise UserError(
-                f"{folder / images} has shape {list(pixels.shape)} and {labels} {list(targets.shape)}; "
-                "they must hold as many images of 28x28 as labels"
-            )
-        if int(targets.max()) > 9:
-            raise UserError(f"{folder / labels} has the label {int(targets.max())}; MNIST has 0 to 9")
-        return Images(pixels.unsqueeze(1), targets.long())
 
-    return split(*names["train"]), split(*names["t10k"])
+def _split(images: Path, labels: Path) -> Images:
+    pixels, targets = read_idx(images), read_idx(labels)
+    if pixels.shape[1:] != (_SIDE, _SIDE) or targets.shape != pixels.shape[:1] or not len(targets):
+        shapes = f"{images} has shape {list(pixels.shape)} and {labels.name} {list(targets.shape)}"
+        raise UserError(f"{shapes}; they must hold as many images of 28x28 as labels")
+    if int(targets.max()) > 9:
+        raise UserError(f"{labels} has the label {int(targets.max())}; MNIST has 0 to 9")
+    return Images(pixels.unsqueeze(1), targets.long())
 
 
 def _gzipped(path: Path) -> Path:
@@ -74,15 +71,14 @@ def read_idx(path: Path) -> Tensor:
     """The uint8 array of an IDX file, from `path` or, if that does not exist, from `path`.gz.
 
     Raises:
-        UserError: not an IDX file of bytes, or shorter or longer than its header says.
+        UserError: it is not an IDX file of bytes, or is shorter or longer than its header says.
     """
     source = path if path.exists() else _gzipped(path)
     if not source.is_file():
         raise UserError(f"{source} is not a file; delete it and get it again")
     try:
-        # Never more than what is admitted: a few bytes of a gzipped file can stand for gigabytes.
         with gzip.open(source) if source.suffix == ".gz" else open(source, "rb") as file:
-            content = file.read(_LARGEST + 1)
+            content = file.read(_LARGEST + 1)  # a small gzipped file can hold gigabytes
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{source} is damaged or cut short ({error}); delete it and get it again") from None
     if len(content) > _LARGEST:
@@ -94,7 +90,6 @@ def read_idx(path: Path) -> Tensor:
         raise UserError(f"{source} is not an IDX file of bytes; delete it and get it again")
     shape = np.frombuffer(content, ">i4", dims, offset=4).astype(np.int64)
     if (shape < 0).any() or len(content) - header != int(np.prod(shape, dtype=object)):
-        raise UserError(
-            f"{source} has {len(content) - header} bytes of data, its header says {list(map(int, shape))}; get it again"
-        )
+        has, says = len(content) - header, list(map(int, shape))
+        raise UserError(f"{source} has {has} bytes of data, its header says {says}; get it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

@@ -1,6 +1,7 @@
-"""Images on the device as uint8, and the streams that are made of them.
+"""Streams of tasks made of the classes of an image data set.
 
-Every image is loaded once; tasks are row numbers. Crops, flips and normalisation act on whole batches.
+Every image lies on the device once, as uint8; tasks are row numbers. Crops, flips and normalisation act on whole
+batches.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from utils.seeding import generator
 
 
 class Choices(NamedTuple):
-    """One augmentation of each of N images."""
+    """The random crop and flip of each of N images."""
 
     top: Tensor  # [N] int64, row of the padded image at which the crop begins
     left: Tensor  # [N] int64
@@ -38,11 +39,11 @@ class Choices(NamedTuple):
 
 @dataclass(frozen=True)
 class ImagePreprocess:
-    """uint8 [B, C, H, W] -> float32, mean 0.5 and standard deviation 0.25 taken out; augmented on request.
+    """uint8 [B, C, H, W] -> float32 in which 0.5 has become 0 and 0.25 one unit; augmented if asked to.
 
     The constants are not those of the data: statistics of later tasks would leak into the first.
-    Augmentation: a crop at a random place of the image padded with `padding` black pixels on each side,
-    and a horizontal flip of every second image if `flip`.
+    Augmentation: a crop at a random place of the image padded with `padding` black pixels on each side, and a
+    horizontal flip with probability 1/2 if `flip`.
     """
 
     padding: int
@@ -63,7 +64,7 @@ class ImagePreprocess:
     def _augment(self, inputs: Tensor, choices: Choices) -> Tensor:
         count, _, height, width = inputs.shape
         if self.padding:
-            # All crops as a view without a copy, [N, C, 2p+1, 2p+1, H, W]; one of them is taken for each image.
+            # All crops as a view without a copy, [N, C, 2p+1, 2p+1, H, W], of which each image takes one.
             crops = F.pad(inputs, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
             inputs = crops[torch.arange(count, device=inputs.device), :, choices.top, choices.left]
         if choices.flip is not None:
@@ -73,23 +74,23 @@ class ImagePreprocess:
 
 @dataclass(frozen=True)
 class Images:
-    """A split of a data set as it lies on the disk."""
+    """All images of one split of a data set."""
 
     pixels: Tensor  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N], class numbers
 
 
 class Label(NamedTuple):
-    """What an entry of a task's `classes` means."""
+    """The meaning of an entry of a task's `classes`."""
 
     number: int  # class in the data set
     view: int = 0  # which permutation or rotation
-    random: bool = False  # the training labels of this class are random
+    random: bool = False  # whether the training labels of this class are random
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set and the label encoding of its streams."""
+    """A data set, and what the entries of `classes` mean in its streams."""
 
     train: Images
     test: Images
@@ -101,23 +102,24 @@ class ImageDataset:
 
 
 def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torch.device) -> TaskStream:
-    """Tasks of classes as the dataset YAML names them.
+    """The stream whose tasks have the classes that the dataset YAML names.
 
     Raises:
-        UserError: a class that the data set does not have, more samples than there are.
+        UserError: the data set lacks a class, or a class has fewer images than are asked for.
     """
     stores = place(data.train.pixels, device), place(data.test.pixels, device)
     share = _Shared(device)
     tasks = tuple(
-        _build_task(config, data, seed, stores, share, number, task)
-        for number, task in enumerate(config.tasks, 1) if number not in config.forgotten
-    )  # fmt: skip
+        _build_task(config, data, seed, stores, share, number)
+        for number in range(1, len(config.tasks) + 1)
+        if number not in config.forgotten
+    )
     shape = tuple(data.train.pixels.shape[1:])
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 
 
 class _Shared:
-    """Equal tensors once on the device: a hundred permutations of all images have the same rows and targets."""
+    """Puts equal tensors on the device once: a hundred permutations of all images have the same rows and targets."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -132,57 +134,53 @@ class _Shared:
 
 
 def _build_task(
-    config: DataConfig,
-    data: ImageDataset,
-    seed: int,
-    stores: tuple[Tensor, Tensor],
-    share: _Shared,
-    number: int,
-    task: TaskConfig,
+    config: DataConfig, data: ImageDataset, seed: int, stores: tuple[Tensor, Tensor], share: _Shared, number: int
 ) -> Task:
-    where = f"{config.path}: task {number}"
+    where, task = f"{config.path}: task {number}", config.tasks[number - 1]
     labels = [_decode(where, data, entry) for entry in task.classes]
-    views = {label.view for label in labels}
-    if len(views) > 1:
+    view, pixel_map = _view(where, data, labels)
+    names = tuple(data.class_names[label.number] for label in labels)
+    train_rows = _class_rows(where, "training", data.train, labels, names)
+    test_rows = _class_rows(where, "test", data.test, labels, names)
+
+    def examples(store: Tensor, rows: list[Tensor], targets: list[Tensor]) -> Examples:
+        on_device = None if pixel_map is None else share(pixel_map)
+        return Examples(store, share(torch.cat(rows), store.device), share(torch.cat(targets)), on_device)
+
+    rng = generator(seed, "samples", number)
+    chosen: list[Tensor] = []  # of each class: the rows to train on, the rows held out
+    for label, class_name, rows in zip(labels, names, train_rows, strict=True):
+        chosen += _chosen(config, seed, f"class {class_name!r} of task {number}", label.number, rows, rng)
+    counts = [len(rows) for rows in chosen]
+    class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
+    parts = list(_noisy_targets(seed, number, task, labels, class_sizes).split(counts))
+    splits = {
+        TRAIN: examples(stores[0], chosen[::2], parts[::2]),
+        TEST: examples(stores[1], test_rows, [_targets([len(rows) for rows in test_rows])]),
+    }
+    if config.hold_out:
+        splits[HELD_OUT] = examples(stores[0], chosen[1::2], parts[1::2])
+    name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
+    return Task(number, name, len(names), Table(splits[TRAIN]), splits, names)
+
+
+def _view(where: str, data: ImageDataset, labels: Sequence[Label]) -> tuple[int, Tensor | None]:
+    """Number and pixel map of the one view of a task."""
+    view = labels[0].view
+    if any(label.view != view for label in labels):
         raise UserError(
             f"{where} mixes several permutations or rotations; a task has one, so all its labels are 10x + y of one x"
         )
     if len({label.number for label in labels}) < len(labels):
         raise UserError(f"{where} names the same class twice, in two ways; name each class of a task once")
-    view = views.pop()
     try:
-        pixel_map = data.views(view)
+        return view, data.views(view)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
 
-    def examples(store: Tensor, rows: Tensor, targets: Tensor) -> Examples:
-        on_device = None if pixel_map is None else share(pixel_map)
-        return Examples(store, share(rows, store.device), share(targets), on_device)
-
-    train_rows = [_rows(data.train, label.number) for label in labels]
-    test_rows = [_rows(data.test, label.number) for label in labels]
-    names = tuple(str(data.class_names[label.number]) for label in labels)
-    for split, found in (("training", train_rows), ("test", test_rows)):
-        for name, rows in zip(names, found, strict=True):
-            if not len(rows):
-                raise UserError(f"{where}: class {name!r} has no {split} images")
-    chosen = [_chosen(config, seed, number, label, name, rows, rng)
-              for rng in [generator(seed, "samples", number)]
-              for label, name, rows in zip(labels, names, train_rows, strict=True)]  # fmt: skip
-    rows = torch.cat([torch.cat(parts) for parts in chosen])
-    out = torch.cat([torch.arange(len(kept) + len(held)) >= len(kept) for kept, held in chosen])
-    targets = _noisy_targets(seed, number, task, labels, [len(kept) + len(held) for kept, held in chosen])
-    train = examples(stores[0], rows[~out], targets[~out])
-    test = examples(stores[1], torch.cat(test_rows), _targets([len(rows) for rows in test_rows]))
-    splits = {TRAIN: train, TEST: test}
-    if config.hold_out:
-        splits[HELD_OUT] = examples(stores[0], rows[out], targets[out])
-    name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
-    return Task(number, name, len(names), Table(train), splits, names)
-
 
 def _decode(where: str, data: ImageDataset, entry: int | str) -> Label:
-    names = [str(name) for name in data.class_names]
+    names = data.class_names
     if isinstance(entry, str):
         if entry not in names:
             raise UserError(f"{where}: {unknown('class', entry, names)}")
@@ -196,34 +194,36 @@ def _decode(where: str, data: ImageDataset, entry: int | str) -> Label:
     return label
 
 
-def _rows(split: Images, number: int) -> Tensor:
-    return (split.labels == number).nonzero().flatten()
+def _class_rows(where: str, split: str, images: Images, labels: Sequence[Label], names: Sequence[str]) -> list[Tensor]:
+    """Rows of the images of each class."""
+    rows = [(images.labels == label.number).nonzero().flatten() for label in labels]
+    for name, found in zip(names, rows, strict=True):
+        if not len(found):
+            raise UserError(f"{where}: class {name!r} has no {split} images")
+    return rows
 
 
 def _chosen(
-    config: DataConfig, seed: int, number: int, label: Label, name: str, rows: Tensor, rng: torch.Generator
+    config: DataConfig, seed: int, name: str, number: int, rows: Tensor, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Rows of a class that a task is trained on, and those that are held out: of both, together --samples.
+    """The rows of one class that its task is trained on, and those that are held out: together `config.samples`.
 
-    An image is held out of all tasks or of none, whatever they show of it.
+    The images held out depend on the seed and the class alone, so no task is trained on what another holds out.
     """
-    if config.samples is not None and config.samples > len(rows):
-        have = f"class {name!r} of task {number} has {len(rows)} training images"
-        raise UserError(f"--samples is {config.samples}, but {have}")
     count = len(rows) if config.samples is None else config.samples
+    if count > len(rows):
+        raise UserError(f"--samples is {count}, but {name} has {len(rows)} training images")
     if not config.hold_out:
         return (rows if config.samples is None else rows[torch.randperm(len(rows), generator=rng)[:count]]), rows[:0]
     if count < 2:
-        raise UserError(
-            f"--hold_out {config.hold_out:g} leaves no training image of class {name!r} of task {number}, which has "
-            "one; leave it out"
-        )
+        leaves = f"--hold_out {config.hold_out:g} leaves no training image of {name}"
+        raise UserError(f"{leaves}, which has one; leave it out")
 
     def share(of: int) -> int:
         return min(of - 1, max(1, round(config.hold_out * of)))
 
-    order = torch.randperm(len(rows), generator=generator(seed, "hold_out", label.number))
-    held, kept = rows[order[: share(len(rows))].sort().values], rows[order[share(len(rows)) :].sort().values]
+    order = torch.randperm(len(rows), generator=generator(seed, "hold_out", number))
+    held, kept = (rows[part.sort().values] for part in order.tensor_split([share(len(rows))]))
     if config.samples is not None:
         held = held[torch.randperm(len(held), generator=rng)[: share(count)]]
         kept = kept[torch.randperm(len(kept), generator=rng)[: count - len(held)]]
@@ -235,7 +235,7 @@ def _targets(counts: Sequence[int]) -> Tensor:
 
 
 def _noisy_targets(seed: int, number: int, task: TaskConfig, labels: Sequence[Label], counts: Sequence[int]) -> Tensor:
-    """Training targets; those of noise classes, and a share `label_noise` of all, drawn uniformly."""
+    """Training targets, of which those of random classes and a share `label_noise` of all are drawn uniformly."""
     targets = _targets(counts)
     rng = generator(seed, "noise", number)
     random = torch.tensor([label.random for label in labels])[targets]

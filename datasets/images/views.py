@@ -30,17 +30,17 @@ def permutation(pixels: int, x: int) -> Tensor | None:
 def rotation(side: int, x: int) -> Tensor | None:
     """View x turns a square image counter-clockwise by 10x degrees about its centre; nearest pixel, black outside.
 
-    What torchvision's `rotate` does with its default settings, as in the authors' code, without the seconds that
-    torchvision takes to load.
+    The same as torchvision's `rotate` with its default settings, which the paper's authors use, without the seconds
+    that torchvision takes to load.
 
     Raises:
-        ValueError: 360 degrees or more, which repeats a view.
+        ValueError: 360 degrees or more, which would repeat a view.
     """
     if x == 0:
         return None
     if x >= 36:
         raise ValueError(f"a rotation by {10 * x} degrees repeats an earlier one; 10x + y goes up to 359")
-    # Pixel numbers from 1, so that what comes from outside is 0; exact in float32 up to 2**24 pixels.
+    # Pixel numbers from 1, so that pixels outside are 0; exact in float32 up to 2**24 pixels.
     numbers = torch.arange(1, side * side + 1, dtype=torch.float32).view(1, 1, side, side)
     angle, places = math.radians(-10.0 * x), torch.arange(side) - (side - 1) / 2  # from the centre, in pixels
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])

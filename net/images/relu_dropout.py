@@ -12,14 +12,11 @@ _LEVELS = 1 << 16
 
 
 class ReluDropout(nn.Module):
-    """dropout(relu(x)), overwriting x, which must not be needed for any other gradient.
+    """dropout(relu(x)), which overwrites x: no other gradient may need it.
 
-    torch draws 64 random bits for each value and multiplies twice; on two cores that is a sixth of a wide
-    residual network's step. Here a value costs 16 bits, so `p` is rounded to a multiple of 1/65536. The
-    gradient needs no mask: a value that was dropped is 0, like one that ReLU cut off.
-
-    Args:
-        p: share of the values that is dropped in training, the others grow by 1 / (1 - p).
+    torch draws 64 random bits a value and multiplies twice: on two cores a sixth of a wide residual network's step.
+    Here a value costs 16 bits, so the dropped share `p` is rounded to a multiple of 1/65536. The gradient needs no
+    mask: a value that was dropped is 0, like one that ReLU cut off.
     """
 
     def __init__(self, p: float) -> None:
@@ -41,7 +38,7 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped_levels: int) -> Tensor:
         scale = _LEVELS / (_LEVELS - dropped_levels)
-        # Random bits, four values to a word, in the order in which x lies in memory.
+        # Random bits for four values in each word, in the order in which x lies in memory.
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
         bits = words.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
         kept = (bits >= dropped_levels - _LEVELS // 2).to(x.dtype).mul_(scale)

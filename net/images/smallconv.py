@@ -1,4 +1,4 @@
-"""The small convolutional network of the paper: three 3x3 convolutions, of 80 channels unless said otherwise."""
+"""The small convolutional network of the paper: three 3x3 convolutions, by default of 80 channels."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.trunk import DropoutSettings
+from net.config import DropoutSettings
 from utils.settings import Range, setting
 
-_GRID = 2  # features are at most a 2x2 grid: 4 x width, whatever the image size
+_GRID = 2  # features are at most a 2x2 grid, 4 x width, whatever the image size
 
 
 class SmallConv(nn.Module):
     """images [B, C, H, W] -> features [B, width] (28x28 and 8x8) or [B, 4 width] (32x32, 84x84 and larger).
 
-    Batch normalisation follows the second and third convolution, so these have no bias: it would be
-    subtracted again with the mean. Images of 64 pixels and more are pooled by 3 instead of 2, images too
-    small for three unpadded convolutions are padded, larger grids than 2x2 are pooled to 2x2.
-
-    Args:
-        shape: C, H, W of the images.
+    The second and third convolution have no bias: batch normalisation would subtract it with the mean. Images of 64
+    pixels and more are pooled by 3 instead of 2, images too small for three unpadded convolutions are padded, grids
+    larger than 2x2 are pooled to 2x2.
     """
 
     @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class SmallConv(nn.Module):
         self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        # ReLU after the pooling: the same numbers (the maximum of a monotone function), a quarter of the work.
+        # ReLU after the pooling: the same numbers, as ReLU is monotone, for a quarter of the work.
         x = F.relu(F.max_pool2d(self.conv1(images), self.pool))
         x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), self.pool))
         x = F.relu(F.max_pool2d(self.norm3(self.conv3(x)), self.pool))

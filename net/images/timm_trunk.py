@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from net.trunk import DropoutSettings
+from net.config import DropoutSettings
 from utils.errors import UserError, unknown
 from utils.torchvision_ops import declare_missing_operators
 
 
 class TimmTrunk(nn.Module):
-    """images [B, C, H, W] -> pooled features of the timm model `name`, then dropout.
+    """images [B, C, H, W] -> pooled features [B, D] of the timm model `name`, after dropout.
 
     Raises:
         UserError: timm has no such model, or the model cannot take images of this shape.

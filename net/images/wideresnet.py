@@ -1,4 +1,4 @@
-"""Wide residual network (Zagoruyko & Komodakis 2016), pre-activation, with dropout inside the blocks."""
+"""The wide residual network (Zagoruyko & Komodakis 2016): pre-activation, dropout inside the blocks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.config import DropoutSettings
 from net.images.relu_dropout import ReluDropout
-from net.trunk import DropoutSettings
 from utils.errors import UserError
 from utils.settings import Range, setting
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """norm, ReLU, 3x3 convolution, norm, ReLU, dropout, 3x3 convolution, plus the input.
 
-    A 1x1 convolution carries the input across only where the number of channels or the resolution changes.
+    The input passes a 1x1 convolution only where the number of channels or the resolution changes.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, dropout: float) -> None:
@@ -39,16 +39,13 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """images [B, C, H, W] -> features [B, 64 * widen].
 
-    Args:
-        shape: C, H, W of the images; any H and W from 8.
-
     Raises:
         UserError: there is no network of that depth.
     """
 
     @dataclass(frozen=True)
     class Settings(DropoutSettings):
-        """Settings of the wide residual network; its dropout acts between the two convolutions of a block."""
+        """Settings of the wide residual network; dropout acts between the two convolutions of a block."""
 
         depth: int = setting(Range(10, 1000), "layers: 6n + 4, n blocks in each of three groups", default=16)
         widen: int = setting(Range(1, 1000), "factor on the 16, 32, 64 channels of the groups", default=4)
@@ -64,7 +61,7 @@ class WideResNet(nn.Module):
         for group, stride in enumerate((1, 2, 2)):
             for block in range(blocks):
                 width = (16 << group) * settings.widen
-                layers.append(Block(channels, width, stride if block == 0 else 1, settings.dropout))
+                layers.append(ResidualBlock(channels, width, stride if block == 0 else 1, settings.dropout))
                 channels = width
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.BatchNorm2d(channels)

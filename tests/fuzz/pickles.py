@@ -89,9 +89,6 @@ def raw_pickles(rng: random.Random) -> tuple[bytes, str]:
         "empty sets": lambda: b"\x80\x04(" + b"\x8f" * (10 * many) + b"l.",
         "marks": lambda: b"(" * many + b".",
         "tuple of tuples": lambda: b")q\x00" + b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(60)) + b"h<.",
-        "tuple as key": lambda: b"}(" + b")q\x00" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
-        + b"K\x01u.",
-        "tuple as name": lambda: _named_by_tuples(),
         "text again and again": lambda: b"}" + b"".join(
             b"c_codecs\nencode\n" + (text + b"q\x01" if not i else b"h\x01") + b"X\x06\x00\x00\x00latin1\x86R0"
             for i in range(2000 if many > 1000 else 20)) + b".",
@@ -131,13 +128,6 @@ def raw_pickles(rng: random.Random) -> tuple[bytes, str]:
 def _array(shape: bytes, kind: bytes = b"u1") -> bytes:
     return (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00tS'b'\ntR(K\x01" + shape
             + b"cnumpy\ndtype\n(S'" + kind + b"'\nK\x00K\x01tRI00\nS'abcd'\ntb.")  # fmt: skip
-
-
-def _named_by_tuples() -> bytes:
-    """A Mini-ImageNet file with a class whose name would take 2**60 characters."""
-    plain = pickle.dumps({"image_data": pixels(8, 84, 84, 3)}, protocol=2)[:-1]
-    name = b")q\xa0" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(160, 220))
-    return plain + b"X\x0a\x00\x00\x00class_dict}" + name + b"](K\x00K\x01ess."
 
 
 def pickled(value: Any, rng: random.Random) -> bytes:
