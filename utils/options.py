@@ -8,7 +8,7 @@ import sys
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NoReturn
 
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 from utils.settings import Declaration, Range
 
 
@@ -71,3 +71,12 @@ def check_text(option: str, value: str | None) -> None:
         (value or "").encode()
     except UnicodeEncodeError:
         raise UserError(f"{option} {value} is no text, and could not be kept in config.yaml; rename it") from None
+
+
+def check_choice(option: str, kind: str, value: str, known: Iterable[str]) -> None:
+    """
+    Raises:
+        UserError: the value of an option is an unknown word; names the nearest known one.
+    """
+    if value not in (known := list(known)):
+        raise UserError(f"{option}: {unknown(kind, value, known)}")
