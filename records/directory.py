@@ -31,6 +31,7 @@ from records.manifest import (
     Entry,
     Manifest,
     checked,
+    damaged,
     read_manifest,
 )  # fmt: skip
 from records.members import SavedMember, facts_file, predictions_file, weights_file
@@ -260,7 +261,10 @@ def read_config(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     if manifest is None:
         return load_yaml(str(path / CONFIG))
-    return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode(), _LOADER)
+    try:
+        return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode(), _LOADER)
+    except UnicodeDecodeError as error:
+        raise damaged(path, CONFIG, error) from None
 
 
 def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:

@@ -78,8 +78,9 @@ def read_manifest(run: Path) -> Manifest | None:
         # TensorBoard files may be deleted to save room, which changes nothing else.
         files = {name: Entry(*entry) for name, entry in content["files"].items()
                  if not EVENTS.match(name) or (run / name).exists()}  # fmt: skip
-        if outside := [name for name in files if not _NAME.fullmatch(name)]:
-            raise ValueError(f"{outside[0]!r} is no file of a run")
+        for name, (size, checksum) in files.items():
+            if not _NAME.fullmatch(name) or type(size) is not int or type(checksum) is not str:
+                raise ValueError(f"{name!r} is no file of a run")
         return Manifest(content["episode"], content["members"], content["seconds"], files)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

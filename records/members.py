@@ -55,11 +55,18 @@ class SavedMember:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SavedMember:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the facts do not fit together.
+        """
         values: dict[str, Any] = {"number" if key == "member" else key: value for key, value in content.items()}
         for key in ("tasks", "weights", "task_names", "input_shape"):
             values[key] = tuple(values[key])
         values["classes"] = tuple(map(tuple, values["classes"]))
+        lists = [values[key] for key in ("tasks", "weights", "task_names", "classes")]
+        if len(set(map(len, lists))) > 1 or not all(isinstance(name, str) for name in values["task_names"]):
+            raise ValueError("there is not a weight, a name and a list of classes for each task")
         return cls(**values)
 
 

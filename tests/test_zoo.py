@@ -18,7 +18,9 @@ from training.monitor import Monitor
 from training.prediction import predict_examples
 from utils.seeding import generator
 
-losses = st.lists(st.floats(0, 50, allow_subnormal=False), min_size=1, max_size=8).map(lambda x: torch.tensor(x, dtype=torch.float64))
+losses = st.lists(st.floats(0, 50, allow_subnormal=False), min_size=1, max_size=8).map(
+    lambda x: torch.tensor(x, dtype=torch.float64)
+)
 
 
 def test_weights_by_hand():
