@@ -87,7 +87,8 @@ class TimedCommand:
 @contextmanager
 def beside(busy: int) -> Iterator[None]:
     """Run busy processes meanwhile, each in its own session like those of other users."""
-    endless = [sys.executable, "-c", "while True: pass"]
+    # They end with this process, however it ends.
+    endless = [sys.executable, "-c", f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(100_000))"]
     processes = [subprocess.Popen(endless, start_new_session=True) for _ in range(busy)]
     try:
         yield
