@@ -586,7 +586,7 @@ def test_where_and_how_fast_may_differ(here):
 
 
 def test_the_runs_of_a_row_have_one_precision(here, capsys):
-    """A store that was begun on a GPU, where auto is bf16, and goes on without one."""
+    """A store that was begun on a GPU, where auto is bf16, and is resumed without one."""
     grid = write_grid(seeds=2)
     finish(grid.runs[0])
     config = Path(grid.runs[0].directory, "config.yaml")

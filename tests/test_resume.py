@@ -1,4 +1,4 @@
-"""An interrupted run that is gone on with is the run that was never interrupted, to the bit."""
+"""A resumed run is the run that was never interrupted, to the bit."""
 
 import csv
 import os

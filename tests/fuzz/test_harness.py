@@ -19,7 +19,7 @@ def test_a_case_is_a_function_of_kind_and_seed(kind):
     ("code", "stderr", "seconds", "size", "wrong"),
     [
         (2, "modelzoo.py: d.yaml does not exist\n", 0.1, 1 << 20, ""),
-        (0, "begun with torch 1, goes on with 2: not the same to the bit\n", 0.1, 1 << 20, ""),
+        (0, "begun with torch 1, resumed with 2: not the same to the bit\n", 0.1, 1 << 20, ""),
         (1, "modelzoo.py: the training loss is not finite in epoch 1\n", 0.1, 1 << 20, ""),
         (1, "modelzoo.py: something else\n", 0.1, 1 << 20, "exit code 1"),
         (0, "x.py:1: UserWarning: odd\n", 0.1, 1 << 20, "on stderr"),

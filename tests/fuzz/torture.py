@@ -5,7 +5,7 @@
     python -m tests.fuzz.torture disk --cases 50      (as root: on small file systems; else with a limit on file sizes)
     python -m tests.fuzz.torture together --cases 25
 
-In every case a small run of some method is interrupted at moments drawn at random, gone on with until it is
+In every case a small run of some method is interrupted at moments drawn at random, resumed until it is
 finished, and compared with a run that nothing interrupted: metrics.csv, members and predictions bit for bit, and no
 file may be left over. A case depends on its number only; a failure prints it, `--only` repeats it.
 """
@@ -156,7 +156,7 @@ def signals(run: Run, folder: Path, rng: random.Random) -> str:
         os.kill(child, number)
         code = finish(child)
         told = log(folder)
-        if code == 128 + number and "go on with" in told:
+        if code == 128 + number and "resume with" in told:
             assert (
                 told
                 == f"modelzoo.py: stopped by {number.name}; resume with: python modelzoo.py --resume --run_dir {path}\n"
