@@ -43,7 +43,6 @@ perf: install
 	$(BIN)/python perf/growth.py
 	$(BIN)/python perf/shared_machine.py
 	$(BIN)/python perf/safety.py
-	$(BIN)/python perf/board.py
 	$(BIN)/python perf/reports.py
 	$(BIN)/python perf/predicting.py
 	$(BIN)/python perf/peers.py

@@ -100,18 +100,16 @@ def accuracy(argv: list[str], samples: int | None, memory: int | None, trial: tu
     return float(np.mean([score["accuracy"].value for score in scores]))
 
 
-def at_edge(method: str, settings: dict[str, Any]) -> bool:
-    """Whether a number is the smallest or the largest that was tried."""
-    tried = [(settings[key], values) for key, values in TRIED[method].items() if not isinstance(values[0], str)]
-    return any(value in (values[0], values[-1]) for value, values in tried)
+def text_of(settings: dict[str, Any]) -> str:
+    """Settings as YAML on one line."""
+    return yaml.safe_dump(settings, default_flow_style=True, sort_keys=False, width=1000).strip()
 
 
 def write_down(path: Path, stream: str, settings: dict[str, Any], recipe: str) -> None:
     """Write settings and the recipe they are for to the block `streams` at the end of the method's file."""
     head, _, block = path.read_text().partition("streams:")
     lines = [line for line in block.splitlines()[1:] if line.strip() and not line.startswith(f"  {stream}:")]
-    values = yaml.safe_dump(settings, default_flow_style=True, sort_keys=False, width=1000).strip()
-    lines.append(f"  {stream}: {values}  # {recipe}")
+    lines.append(f"  {stream}: {text_of(settings)}  # {recipe}")
     path.write_text(head + f"streams:  # {NOTE}\n" + "".join(f"{line}\n" for line in sorted(lines)))
 
 
@@ -123,34 +121,27 @@ def main() -> None:
     parser.add_argument("--memory_per_class", type=int, help="as in the comparison (default: see the method)")
     parser.add_argument("--methods", nargs="+", choices=list(TRIED), default=list(TRIED), help="(default: all)")
     parser.add_argument("--dry_run", action="store_true", help="print the table, leave the files alone")
-    options, rest = (
-        parser.parse_known_args()
-    )  # the others are passed on to modelzoo.py: --epochs, --hp_config, --data_dir
-    argv = ["--data_config", options.data_config, *rest]
-    trials = [
-        (method, dict(zip(TRIED[method], values, strict=True)), seed)
-        for method in options.methods
-        for values in itertools.product(*TRIED[method].values())
-        for seed in SEEDS
-    ]
+    options, others = parser.parse_known_args()  # the others are for modelzoo.py: --epochs, --hp_config, --data_dir
+    argv = ["--data_config", options.data_config, *others]
     measure = partial(accuracy, argv, options.samples, options.memory_per_class)
-    with ProcessPoolExecutor(2) as pool:
-        found = np.array(list(pool.map(measure, trials))).reshape(-1, len(SEEDS))
-    means = np.nan_to_num(found.mean(1))  # diverged training is worst
-    tried = [(method, settings) for method, settings, seed in trials if seed == SEEDS[0]]
-    recipe = recipe_of(sys.argv[1:])
     print("| method | settings | validation accuracy |\n| --- | --- | --- |")
-    for method in options.methods:
-        rows = [i for i, (name, _) in enumerate(tried) if name == method]
-        best = max(rows, key=lambda i: means[i])
-        for i in rows:
-            settings = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                                 for name, value in tried[i][1].items())  # fmt: skip
-            mark = "**" if i == best else ""
-            edge = " (edge)" if i == best and at_edge(method, tried[i][1]) else ""
-            print(f"| {method} | {settings} | {mark}{means[i]:.4f}{mark}{edge} |")
-        if not options.dry_run:
-            write_down(CONFIGS / f"{method}.yaml", Path(options.data_config).stem, tried[best][1], recipe)
+    with ProcessPoolExecutor(2) as pool:
+        for method in options.methods:
+            ranges = TRIED[method]
+            tried = [dict(zip(ranges, values, strict=True)) for values in itertools.product(*ranges.values())]
+            trials = [(method, settings, seed) for settings in tried for seed in SEEDS]
+            found = np.array(list(pool.map(measure, trials))).reshape(-1, len(SEEDS))
+            means = np.nan_to_num(found.mean(1))  # diverged training is worst
+            best = tried[means.argmax()]
+            numbers = [key for key in ranges if not isinstance(best[key], str)]
+            at_edge = any(best[key] in (ranges[key][0], ranges[key][-1]) for key in numbers)
+            for settings, mean in zip(tried, means, strict=True):
+                mark = "**" if settings is best else ""
+                edge = " (edge)" if settings is best and at_edge else ""
+                print(f"| {method} | {text_of(settings)} | {mark}{mean:.4f}{mark}{edge} |", flush=True)
+            if not options.dry_run:
+                recipe = recipe_of(sys.argv[1:])
+                write_down(CONFIGS / f"{method}.yaml", Path(options.data_config).stem, best, recipe)
 
 
 def recipe_of(argv: Sequence[str]) -> str:

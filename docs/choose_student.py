@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure_using import PROJECT, run, shown, stream_of, table
+from measure_using import run, shown, stream_of, table
 
 import modelzoo
 from distill import teach
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", default="runs/student")
     store = Path(parser.parse_args().store)
-    recipe = ["--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml"), "--samples", "10", "--epochs", "20",
+    recipe = ["--data_config", "config/dataset/rotated_digits.yaml", "--samples", "10", "--epochs", "20",
               "--continual", "--hold_out", "0.2"]  # fmt: skip
     rows = []
     for kept, options in KEPT.items():

@@ -13,35 +13,38 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-import distill  # noqa: E402
-import modelzoo  # noqa: E402
-from datasets import build_stream  # noqa: E402
-from datasets.objectives import CrossEntropy  # noqa: E402
-from datasets.task import TaskStream  # noqa: E402
-from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION  # noqa: E402
-from evaluation.scenarios import ROUTINGS, score_without_task  # noqa: E402
-from records.configuration import saved_config  # noqa: E402
-from records.directory import read_config  # noqa: E402
-from zoo import Zoo  # noqa: E402
-from zoo.combine import COMBINE, TEMPERATURES  # noqa: E402
-from zoo.distillation import compared, middle_task, stored_inputs  # noqa: E402
-from zoo.inputs import as_stored  # noqa: E402
+import distill
+import modelzoo
+from datasets import build_stream
+from datasets.objectives import CrossEntropy, Scores
+from datasets.task import TaskStream
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
+from evaluation.scenarios import ROUTINGS, score_without_task
+from records.configuration import saved_config
+from records.directory import read_config
+from zoo import Zoo
+from zoo.combine import COMBINE, TEMPERATURES
+from zoo.distillation import compared, middle_task, stored_inputs
+from zoo.inputs import as_stored
 
 SEEDS = (0, 1, 2)
 STREAMS = {
     "Rotated digits": ["rotated_digits", "--samples", "10", "--epochs", "20"],
     "Split-MNIST": ["split_mnist", "--samples", "500", "--epochs", "5"],
 }
+SCENARIOS = {
+    TASK_IDENTIFICATION: "task identified", CLASS_INCREMENTAL: "class-incremental", DOMAIN_INCREMENTAL: "class alone",
+}  # fmt: skip
 BUDGETS = (1, 2, 3, 4, None)
 HELD_OUT, ISOLATED = ["--hold_out", "0.2"], ["--method", "isolated"]
 
@@ -59,8 +62,8 @@ def run(main: object, arguments: Sequence[str], directory: Path) -> Path:
 def runs_of(name: str, store: Path, data_dir: str, seed: int) -> dict[str, Path]:
     """Run directories of one seed."""
     stream, *recipe = STREAMS[name]
-    config = str(PROJECT / "config/dataset" / f"{stream}.yaml")
-    given = ["--data_config", config, *recipe, "--continual", "--seed", str(seed), "--data_dir", data_dir]
+    given = ["--data_config", f"config/dataset/{stream}.yaml", *recipe, "--continual", "--seed", str(seed),
+             "--data_dir", data_dir]  # fmt: skip
     zoo = run(modelzoo.main, [*given, *HELD_OUT], store / f"{stream}-zoo-{seed}")
     return {
         "zoo": zoo,
@@ -90,8 +93,7 @@ def stream_of(path: Path, data_dir: str) -> TaskStream:
 
 def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
     """Accuracy without the task for each routing rule, before and after calibration, on all test images."""
-    found: dict[tuple[str, str], list[list[float]]] = {}
-    scenarios = (TASK_IDENTIFICATION, CLASS_INCREMENTAL, DOMAIN_INCREMENTAL)
+    found = defaultdict(list)
     for zoo in zoos:
         stream = stream_of(zoo.path, data_dir)
         inputs = torch.cat([part for task in stream.tasks for part in stored_inputs(task.test)])
@@ -103,20 +105,22 @@ def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
             answers = one.answers(as_stored(inputs, zoo.input_shape), [task.id for task in stream.tasks])
             for rule in ROUTINGS:
                 scores = score_without_task(answers, tasks, targets, same_classes=same, rule=rule)
-                means = [float(np.mean([score["accuracy"].value for score in scores[name].values()]))
-                         for name in scenarios if name in scores]  # fmt: skip
-                found.setdefault((rule, temperature), []).append(means)
-    names = ["task identified", "class-incremental", "class alone"][: len(next(iter(found.values()))[0])]
-    table(["rule", "temperature", *names],
-          [[rule, temperature, *(shown(column) for column in zip(*values, strict=True))]
-           for (rule, temperature), values in found.items()])  # fmt: skip
+                means = [mean_score(scores[name].values()) for name in SCENARIOS if name in scores]
+                found[rule, temperature].append(means)
+    rows = [[*names, *map(shown, zip(*values, strict=True))] for names, values in found.items()]
+    table(["rule", "temperature", *SCENARIOS.values()][: len(rows[0])], rows)
+
+
+def mean_score(scores: Iterable[Scores], name: str = "accuracy") -> float:
+    """Mean over tasks."""
+    return float(np.mean([score[name].value for score in scores]))
 
 
 def scores(zoo: Zoo) -> tuple[float, float, float]:
     """Accuracy, NLL and ECE on test examples, means over tasks, from the saved predictions."""
     saved, evaluate = zoo.saved_predictions("test"), CrossEntropy().evaluate
     of_tasks = [evaluate(saved[task].of(one), saved[task].targets) for task, one in zoo.combinations.items()]
-    return tuple(float(np.mean([scores[name].value for scores in of_tasks])) for name in ("accuracy", "loss", "ece"))  # type: ignore[return-value]
+    return mean_score(of_tasks), mean_score(of_tasks, "loss"), mean_score(of_tasks, "ece")
 
 
 def combinations(zoos: Sequence[Zoo]) -> None:
@@ -142,15 +146,14 @@ def budgets(zoos: Sequence[Zoo]) -> None:
 
 def students(runs: Sequence[dict[str, Path]], data_dir: str) -> None:
     """Accuracy and cost of zoo, smaller zoo, student and isolated networks."""
-    found: dict[str, list[tuple[float, ...]]] = {}
+    found = defaultdict(list)
     for paths in runs:
         zoo = Zoo.load(paths["zoo"], "cpu")
         zoos = {"zoo": zoo, "zoo, at most 2 members": zoo.combined(budget=2)}
         zoos |= {name: Zoo.load(paths[name], "cpu") for name in ("student", "isolated")}
         task = stream_of(paths["zoo"], data_dir).task(middle_task(zoo))
         for name, figures in compared(zoos, task).items():
-            values = (figures.accuracy, figures.answering, figures.parameters, figures.milliseconds)
-            found.setdefault(name, []).append(values)
+            found[name].append(astuple(figures))
     rows = []
     for name, of_seeds in found.items():
         accuracy, answering, parameters, milliseconds = zip(*of_seeds, strict=True)

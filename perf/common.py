@@ -7,14 +7,17 @@ import contextlib
 import datetime
 import io
 import json
+import math
 import platform
+import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
@@ -36,11 +39,13 @@ from datasets.images.views import permutation
 from datasets.task import TaskStream
 from net import build_net, settings_class
 from net.multihead import MultiHead
-from utils.compute import describe_device
+from records.invocation import parse
+from utils.compute import Compute, describe_device
 
 TASKS, CLASSES, BATCH, DROPOUT = 5, 2, 16, 0.2
 HEADS = dict.fromkeys(range(1, TASKS + 1), CLASSES)
-Measure = Callable[[], float]
+T = TypeVar("T")
+Step = Callable[[], Tensor]  # a training step, which returns the loss
 
 
 class Case(NamedTuple):
@@ -61,14 +66,12 @@ CIFAR_WRN = Case("CIFAR, WRN-16-4", "wrn16_4", (3, 32, 32), ImagePreprocess(4, f
 CASES = [DIGITS, MNIST, CIFAR, CIFAR_WRN]
 
 
-def parser(doc: str | None, repeats: int | None = 3, device: bool = True) -> argparse.ArgumentParser:
-    """A command line with --repeats (unless None) and --device; the help is the script's docstring `doc`."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if repeats is not None:
-        made.add_argument("--repeats", type=int, default=repeats, help=f"rounds of measurements (default: {repeats})")
-    if device:
-        made.add_argument("--device", default="auto", help="as for modelzoo.py (default: auto)")
-    return made
+def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
+    """The command line: an option for each name, with its default; the help is the docstring `doc` of the script."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"(default: {default})")
+    return parser.parse_args()
 
 
 def network(case: Case, dropout: float = DROPOUT) -> MultiHead:
@@ -76,35 +79,28 @@ def network(case: Case, dropout: float = DROPOUT) -> MultiHead:
     return build_net(case.model, case.shape, settings_class(case.model)(dropout=dropout), HEADS)
 
 
-def random_images(case: Case) -> tuple[Images, Images]:
-    """Training and test images of noise, balanced over classes, the same every time."""
-    rng = torch.Generator().manual_seed(0)
-    splits = []
-    for count in (case.train, case.test):
-        pixels = torch.randint(0, 256, (count, *case.shape), generator=rng, dtype=torch.uint8)
-        splits.append(Images(pixels, torch.arange(count) % (TASKS * CLASSES)))
-    return splits[0], splits[1]
+def random_images(case: Case, count: int) -> Images:
+    """Images of noise, balanced over classes, the same every time."""
+    rng = torch.Generator().manual_seed(count)
+    pixels = torch.randint(0, 256, (count, *case.shape), generator=rng, dtype=torch.uint8)
+    return Images(pixels, torch.arange(count) % (TASKS * CLASSES))
 
 
-def use(case: Case, permuted: bool = False) -> None:
-    """Register this case as the dataset `perf`; label 10x + y is class y with the x-th permutation of the pixels."""
+def use(folder: Path, case: Case, tasks: Sequence[Sequence[int]]) -> list[str]:
+    """Make a case the dataset `perf`; the options of modelzoo.py for these tasks, whose files are written to `folder`.
 
-    def decode(entry: int) -> Label:
-        return Label(entry % 10, entry // 10) if permuted else Label(entry)
-
-    def views(x: int) -> Tensor | None:
-        return permutation(case.shape[0] * case.shape[1] * case.shape[2], x) if permuted else None
+    Label 10x + y is class y with the x-th permutation of the pixels.
+    """
 
     def build(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
         names = [str(number) for number in range(TASKS * CLASSES)]
-        data = ImageDataset(*random_images(case), names, case.preprocess, decode, views)
+        data = ImageDataset(
+            random_images(case, case.train), random_images(case, case.test), names, case.preprocess,
+            lambda entry: Label(entry % 10, entry // 10), partial(permutation, math.prod(case.shape)),
+        )  # fmt: skip
         return image_stream(config, data, seed, device)
 
     STREAMS["perf"] = build
-
-
-def write_configs(folder: Path, case: Case, tasks: Sequence[Sequence[int]]) -> list[str]:
-    """Write the YAML files of a case to `folder`; the options of modelzoo.py that name them."""
     data, hyper = folder / "perf.yaml", folder / "net.yaml"
     data.write_text(yaml.safe_dump({"dataset": "perf", "tasks": [list(task) for task in tasks]}))
     hyper.write_text(yaml.safe_dump({"model": case.model, "batch": BATCH, "dropout": DROPOUT}))
@@ -115,38 +111,33 @@ FIVE_TASKS = [range(start, start + CLASSES) for start in range(0, TASKS * CLASSE
 
 
 def run(case: Case, epochs: int, device: str, tasks: Sequence[Sequence[int]] = FIVE_TASKS) -> dict[str, Any]:
-    """Train one member on all tasks through the command line; its summary.json."""
-    use(case)
+    """Train one member on all tasks as the command line does; its summary.json."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [*write_configs(Path(folder), case, tasks), "--rounds", "1", "--epochs", str(epochs), "--quiet"]
-        modelzoo_run([*arguments, "--device", device, "--run_dir", f"{folder}/run"])
-        return json.loads(Path(folder, "run", "summary.json").read_text())
+        options = [*use(Path(folder), case, tasks), "--rounds", "1", "--epochs", str(epochs), "--device", device]
+        return json.loads((modelzoo_run([*options, "--run_dir", f"{folder}/run"]) / "summary.json").read_text())
 
 
-def modelzoo_run(arguments: Sequence[str]) -> None:
-    """Run modelzoo.py in this process, without its output."""
+def modelzoo_run(arguments: Sequence[str]) -> Path:
+    """Run modelzoo.py in this process, without its output; the run directory."""
     with contextlib.redirect_stdout(io.StringIO()):
-        code = modelzoo.main([*arguments])
-    if code:
-        raise SystemExit(code)
+        return modelzoo.run(parse([*arguments, "--quiet"]))
 
 
 def fixed_batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, targets and task ids of one batch on the device."""
-    pixels = random_images(case)[0].pixels[:BATCH].to(device)
+    pixels = random_images(case, BATCH).pixels.to(device)
     targets = torch.arange(BATCH, device=device) % CLASSES
     return case.preprocess(pixels), targets, torch.arange(BATCH, device=device) % TASKS + 1
 
 
-def bare_step(
-    net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], bf16: bool = False
-) -> Callable[[], Tensor]:
-    """A function that does forward, backward and optimizer step on this batch and nothing else."""
+def bare_step(net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor]) -> Step:
+    """A function that does forward, backward and optimizer step on this batch and nothing else; bf16 on a GPU."""
     images, targets, task_ids = batch
+    compute = Compute(images.device, bf16=images.is_cuda)
     net.train()
 
     def step() -> Tensor:
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with compute.autocast():
             outputs = net(images, task_ids)
         loss = F.cross_entropy(outputs.float(), targets)
         optimizer.zero_grad()
@@ -157,17 +148,14 @@ def bare_step(
     return step
 
 
-def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def captured(step: Step) -> Step:
     """The step as a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    graph = torch.cuda.CUDAGraph()
+    with Compute(torch.device("cuda")).training_stream():
         for _ in range(3):
             step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             loss = step()
-    torch.cuda.current_stream().wait_stream(side)
 
     def replay() -> Tensor:
         graph.replay()
@@ -176,20 +164,26 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return replay
 
 
-def rate(step: Callable[[], Tensor], seconds: float = 1.5) -> float:
-    """Images per second of steps on batches of BATCH, measured for about so many seconds."""
-    for _ in range(2):
-        step().item()
-    begin, steps = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
+def seconds_a_call(operation: Callable[[], object], device: torch.device, seconds: float = 1.5) -> float:
+    """Mean time of one call, measured for about so many seconds after a first one."""
+    operation()
+    begin, calls, spent = time.perf_counter(), 0, 0.0
+    while spent < seconds:
         for _ in range(10):
-            loss = step()
-        loss.item()
-        steps += 10
-    return steps * BATCH / (time.perf_counter() - begin)
+            operation()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        calls += 10
+        spent = time.perf_counter() - begin
+    return spent / calls
 
 
-def in_turn(measures: Sequence[Measure], repeats: int) -> list[list[float]]:
+def rate(step: Step, device: torch.device, seconds: float = 1.5) -> float:
+    """Images per second of steps on batches of BATCH."""
+    return BATCH / seconds_a_call(step, device, seconds)
+
+
+def in_turn(measures: Sequence[Callable[[], T]], repeats: int) -> list[list[T]]:
     """Take all measurements in turn, so that changes of the machine's speed affect all; a list per measure."""
     rounds = [[measure() for measure in measures] for _ in range(repeats)]
     return [list(column) for column in zip(*rounds, strict=True)]
@@ -200,14 +194,16 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
+def line(name: object, *cells: str) -> None:
+    """Print a line of a table."""
+    print(f"{name:<36}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
+
+
 def title(device: torch.device) -> str:
     """Device, processor, torch version and date, for the title of a table."""
     return f"{describe_device(device)}, {_processor()}, torch {torch.__version__}, {datetime.date.today()}"
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -13,7 +13,7 @@ data once and trains one full member, plus the cached probabilities of the other
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -26,26 +26,24 @@ from unittest.mock import patch
 
 import common  # before torch: it decides how threads wait
 import torch
-from common import MNIST, Case, modelzoo_run, use, write_configs
+from common import MNIST, line, modelzoo_run, use
 
 import modelzoo
-from datasets import build_stream
-from evaluation.averages import PredictionCache
 from evaluation.measurements import Measurement
-from records.console import Console
-from records.invocation import parse
-from records.monitor import EpisodeFacts
+from records.monitor import EpisodeFacts, Monitors, RunMonitor
+from records.session import Session
 from utils.compute import peak_memory, pick_device
 
-CASE: Case = MNIST._replace(train=20_000, test=1_000)
+CASE = MNIST._replace(train=20_000, test=1_000)
 SAMPLES = 40  # a class and task: 400 images a task, 2,000 a member
 WINDOW = 10
 
 
-class EpisodeRecorder(Console):
+class EpisodeRecorder(RunMonitor):
     """Records the end of each episode, the peak memory by then, and its seconds of training."""
 
-    marks: list[tuple[float, int, float]]
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, int, float]] = []
 
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         self.marks.append((time.perf_counter(), facts.peak_memory_bytes, facts.train_seconds))
@@ -53,68 +51,55 @@ class EpisodeRecorder(Console):
 
 def measure(tasks: int, device: str) -> None:
     """Print the figures of a run as JSON; called in a new process, as peak memory never falls."""
-    use(CASE, permuted=True)
-    marks: list[tuple[float, int, float]] = []
-    EpisodeRecorder.marks = marks
-    with tempfile.TemporaryDirectory() as folder:
-        stream = [[10 * task + digit for digit in range(10)] for task in range(tasks)]
-        options = [
-            *write_configs(Path(folder), CASE, stream), "--continual", "--samples", str(SAMPLES), "--epochs", "1",
-            "--quiet", "--device", device, "--run_dir", f"{folder}/run",
-        ]  # fmt: skip
-        torch.zeros(1, device=device)
-        before = peak_memory(pick_device(device))
-        caches: list[PredictionCache] = []
-        make = PredictionCache.__init__
+    recorder, learn = EpisodeRecorder(), modelzoo.learn
+    figures = {}
 
-        def remember(cache: PredictionCache) -> None:
-            make(cache)
-            caches.append(cache)
+    def recorded(session: Session, monitor: RunMonitor) -> None:
+        learn(session, Monitors([monitor, recorder]))
+        figures["data"] = sum(session.stream.held().values())
+        figures["cached"] = sum(mean.nbytes for mean, _, _ in session.method.cache._means.values())  # type: ignore[attr-defined]
 
-        with patch.object(modelzoo, "Console", EpisodeRecorder), patch.object(PredictionCache, "__init__", remember):
-            modelzoo_run(options)
-        held = sum(build_stream(parse(options).config.data, 0, pick_device(device)).held().values())
-    cached = sum(mean.nbytes for mean, _, _ in caches[0]._means.values())
-    print(json.dumps({"before": before, "marks": marks, "data": held, "cached": cached}))
+    torch.zeros(1, device=device)
+    before = peak_memory(pick_device(device))
+    with tempfile.TemporaryDirectory() as folder, patch.object(modelzoo, "learn", recorded):
+        configs = use(Path(folder), CASE, [[10 * task + digit for digit in range(10)] for task in range(tasks)])
+        modelzoo_run([*configs, "--continual", "--samples", str(SAMPLES), "--epochs", "1", "--device", device,
+                      "--run_dir", f"{folder}/run"])  # fmt: skip
+    print(json.dumps({"before": before, "marks": recorder.marks, **figures}))
 
 
 def main() -> None:
     """Print two tables."""
-    parser = common.parser(__doc__, repeats=None)
-    parser.add_argument("--tasks", type=int, default=100, help="length of the stream (default: 100)")
-    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = common.options(__doc__, device="auto", tasks=100, measure=0)
     device = str(pick_device(options.device))
     if options.measure:
         measure(options.measure, device)
         return
-    few, many = (figures(tasks, device) for tasks in (5, options.tasks))
-    seconds = [b[0] - a[0] for a, b in zip(many["marks"], many["marks"][1:], strict=False)]
+    few, many = (measured(tasks, device) for tasks in (5, options.tasks))
     print(f"Growth: {options.tasks} tasks, members of 2,000 images. {common.title(torch.device(device))}")
-    training = [mark[2] for mark in many["marks"][1:]]
-    print("episode     seconds  ratio  in training  ratio  corrected  memory, MB")
+    ends, memory, training = zip(*many["marks"], strict=True)
+    columns = [after - before for before, after in itertools.pairwise(ends)], training[1:]
+    line("episode", "seconds", "ratio", "in training", "ratio", "corrected", "memory, MB")
     first: list[float] = []
     for episode in sorted({10, options.tasks // 2, options.tasks}):
-        last = min(episode + WINDOW // 2, len(seconds))
-        now = [statistics.median(column[last - WINDOW : last]) for column in (seconds, training)]
+        last = min(episode + WINDOW // 2, options.tasks - 1)
+        now = [statistics.median(column[last - WINDOW : last]) for column in columns]
         first = first or now
         whole, part = now[0] / first[0], now[1] / first[1]
-        memory = (many["marks"][episode - 1][1] - many["before"]) / 1e6
-        line = f"{episode:<10} {now[0]:>8.3f} {whole:>6.3f} {now[1]:>12.3f} {part:>6.3f} {whole / part:>10.3f}"
-        print(f"{line} {memory:>11.1f}")
+        cells = f"{now[0]:.3f}", f"{whole:.3f}", f"{now[1]:.3f}", f"{part:.3f}", f"{whole / part:.3f}"
+        line(episode, *cells, f"{(memory[episode - 1] - many['before']) / 1e6:.1f}")
     used, once = (run["marks"][-1][1] - run["before"] for run in (many, few))
     allowed = once + many["cached"] - few["cached"]
-    print(f"{'data held':<40} {many['data'] / 1e6:>8.1f} MB")
-    print(f"{'cached probabilities':<40} {many['cached'] / 1e6:>8.1f} MB")
-    print(f"{'data once, one member, cached':<40} {allowed / 1e6:>8.1f} MB")
-    print(f"{'highest memory of the run':<40} {used / 1e6:>8.1f} MB   {used / allowed:.2f} of it")
+    line("data held", f"{many['data'] / 1e6:.1f} MB")
+    line("cached probabilities", f"{many['cached'] / 1e6:.1f} MB")
+    line("data once, one member, cached", f"{allowed / 1e6:.1f} MB")
+    line("highest memory of the run", f"{used / 1e6:.1f} MB", f"{used / allowed:.2f} of it")
 
 
-def figures(tasks: int, device: str) -> dict:
+def measured(tasks: int, device: str) -> dict:
     """The figures of a run, measured in a new process."""
     command = [sys.executable, __file__, "--measure", str(tasks), "--device", device]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Times are microseconds a batch. Work that is done for many batches at once is me
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import common  # before torch: it decides how threads wait
 import plain
@@ -30,20 +30,6 @@ CHUNK = 20  # batches that are gathered and augmented together
 Operation = Callable[[], object]
 
 
-def microseconds(operation: Operation, device: torch.device, seconds: float = 0.2) -> float:
-    """Mean time of one call."""
-    begin, calls = time.perf_counter(), 0
-    while True:
-        for _ in range(5):
-            operation()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        calls += 5
-        spent = time.perf_counter() - begin
-        if spent > seconds:
-            return spent / calls * 1e6
-
-
 def head(device: torch.device) -> tuple[Operation, Operation]:
     """Outputs of five heads for a mixed batch, and their gradients."""
     ours = common.network(CIFAR, 0.0).to(device)
@@ -56,7 +42,7 @@ def head(device: torch.device) -> tuple[Operation, Operation]:
 
 def augmentation(preprocess: ImagePreprocess, device: torch.device) -> tuple[Operation, Operation]:
     """Augment and normalise, against a loop over images."""
-    images = random_images(CIFAR)[0].pixels[: CHUNK * BATCH].to(device)
+    images = random_images(CIFAR, CHUNK * BATCH).pixels.to(device)
     rng = torch.Generator().manual_seed(0)
 
     def ours() -> None:
@@ -79,7 +65,7 @@ def augmentation(preprocess: ImagePreprocess, device: torch.device) -> tuple[Ope
 
 def gather(device: torch.device) -> tuple[Operation, Operation]:
     """Images of shuffled examples as one tensor, against stacking them."""
-    store = random_images(CIFAR)[0].pixels.to(device)
+    store = random_images(CIFAR, CIFAR.train).pixels.to(device)
     rows = torch.randperm(len(store), device=device)[: CHUNK * BATCH]
     data, listed = Mixture([(1, Examples(store, rows, torch.zeros_like(rows)))]), rows.tolist()[:BATCH]
     return lambda: data.inputs(slice(0, len(rows))), lambda: torch.stack([store[row] for row in listed])
@@ -107,7 +93,7 @@ def dropout(device: torch.device) -> tuple[Operation, Operation]:
 
 def main() -> None:
     """Print one table."""
-    device = pick_device(common.parser(__doc__, repeats=None).parse_args().device)
+    device = pick_device(common.options(__doc__, device="auto").device)
     keep_freed_memory()
     rows = [
         ("five heads, forward and backward", head(device), 1),
@@ -120,14 +106,14 @@ def main() -> None:
         ("ReLU and dropout, 16x64x32x32", dropout(device), 1),
     ]
     print(f"Parts of a step: microseconds a batch of {BATCH}. {common.title(device)}")
-    print(f"{'':<34} {'ours':>8} {'plain':>8} {'plain/ours':>11}")
-    for name, (ours, usual), batches in rows:
-        measures = [lambda f=ours, n=batches: microseconds(f, device) / n, lambda f=usual: microseconds(f, device)]  # type: ignore[misc]
-        for measure in measures:
-            measure()
-        columns = common.in_turn(measures, 5)
-        medians = [statistics.median(column) for column in columns]
-        print(f"{name:<34} {medians[0]:>8,.1f} {medians[1]:>8,.1f} {common.ratio(columns[1], columns[0]):>11.2f}")
+    common.line("", "ours", "plain", "plain/ours")
+    for name, operations, batches in rows:
+        measures = [partial(common.seconds_a_call, operation, device, 0.2) for operation in operations]
+        common.in_turn(measures, 1)
+        ours, usual = common.in_turn(measures, 5)
+        ours = [seconds / batches for seconds in ours]
+        medians = [f"{1e6 * statistics.median(column):,.1f}" for column in (ours, usual)]
+        common.line(name, *medians, f"{common.ratio(usual, ours):.2f}")
 
 
 if __name__ == "__main__":

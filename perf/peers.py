@@ -85,7 +85,7 @@ def avalanche(images: int, epochs: int, workers: int) -> float:
 
 
 def zoo(images: int, epochs: int, _: int) -> float:
-    """This project, through its command line."""
+    """This project."""
     from common import MNIST, run
 
     case = MNIST._replace(train=images)
@@ -114,18 +114,18 @@ def in_process(python: Path, name: str, workers: int) -> float:
 
 def main() -> None:
     """Print one table."""
-    from common import in_turn, parser, ratio, title
+    from common import in_turn, line, options, ratio, title
 
-    repeats = parser(__doc__, device=False).parse_args().repeats
+    repeats = options(__doc__, repeats=3).repeats
     own, theirs = Path(sys.executable), installed()
     rows = [("this project", own, "zoo", 0)]
     rows += [(f"avalanche-lib 0.6.0, {n} workers", theirs, "avalanche", n) for n in WORKERS]
     rows += [(f"DataLoader and Pillow, {n} workers", own, "loader", n) for n in WORKERS]
     columns = in_turn([lambda row=row: in_process(*row[1:]) for row in rows], repeats)  # type: ignore[misc]
     print(f"Against others: images/s, conv net, 28x28, batch 16. {title(torch.device('cpu'))}")
-    print(f"{'':<34} {'images/s':>9} {'ours over it':>13}")
+    line("", "images/s", "ours over it")
     for (label, *_), column in zip(rows, columns, strict=True):
-        print(f"{label:<34} {statistics.median(column):>9,.0f} {ratio(columns[0], column):>13.2f}")
+        line(label, f"{statistics.median(column):,.0f}", f"{ratio(columns[0], column):.2f}")
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import common  # before torch: it decides how threads wait
 import numpy as np
 import torch
-from common import MNIST, modelzoo_run, title, use, write_configs
+from common import FIVE_TASKS, MNIST, in_turn, line, modelzoo_run, ratio, title, use
 from PIL import Image
 
 import predict
@@ -52,19 +53,23 @@ def forwards(zoo: Zoo, task: int, inputs: torch.Tensor) -> None:
             net(part, torch.full((len(part),), task)).softmax(-1)
 
 
+def timed(function: Callable[..., object], *arguments: object) -> float:
+    """Wall time of a call without its output."""
+    begin = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        function(*arguments)
+    return time.perf_counter() - begin
+
+
 def main() -> None:
     """Print a table."""
-    parser = common.parser(__doc__, repeats=None, device=False)
-    parser.add_argument("--images", type=int, default=10_000)
-    count = parser.parse_args().images
+    count = common.options(__doc__, images=10_000).images
     print(title(pick_device("cpu")))
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        use(MNIST)
-        tasks = [range(start, start + 2) for start in range(0, 10, 2)]
-        options = [*write_configs(folder, MNIST, tasks), "--continual", "--epochs", "1", "--quiet", "--samples", "20"]
-        modelzoo_run([*options, "--run_dir", f"{folder}/run"])
+        configs = use(folder, MNIST, FIVE_TASKS)
+        modelzoo_run([*configs, "--continual", "--epochs", "1", "--samples", "20", "--run_dir", f"{folder}/run"])
         (folder / "images").mkdir()
         rng = np.random.default_rng(0)
         for number in range(count):  # smooth like digits, as noise takes longer to decode
@@ -74,23 +79,16 @@ def main() -> None:
         zoo = Zoo.load(folder / "run", "cpu")
         inputs = torch.from_numpy(np.stack(decode(files))).unsqueeze(1).float().sub(127.5).div(63.75)
         by_members = {len(zoo.members_for(task.number)): task.number for task in zoo.tasks}
-        print("members    decoding     bare forward passes     predict.py     ratio")
+        line("members", "decoding, s", "bare, s", "predict.py, s", "ratio")
         for members, task in sorted(by_members.items()):
-            rounds = []
-            for number in range(_ROUNDS):
-                clock = [time.perf_counter()]
-                decode(files)
-                clock.append(time.perf_counter())
-                forwards(zoo, task, inputs)
-                clock.append(time.perf_counter())
-                given = [str(folder / "run"), "--task", str(task), str(folder / "images"), "--device", "cpu"]
-                with contextlib.redirect_stdout(io.StringIO()):
-                    assert predict.main([*given, "--out", str(folder / f"{task}-{number}.csv")]) == 0
-                clock.append(time.perf_counter())
-                rounds.append(np.diff(clock))
-            decoding, bare, whole = (statistics.median(column) for column in zip(*rounds, strict=True))
-            ratio = statistics.median(whole / (a + b) for a, b, whole in rounds)
-            print(f"{members:>7}  {decoding:>8.2f} s  {bare:>20.2f} s  {whole:>11.2f} s  {ratio:>8.3f}")
+            given = [f"{folder}/run", "--task", str(task), f"{folder}/images", "--device", "cpu",
+                     "--out", f"{folder}/answers.csv"]  # fmt: skip
+            measures = [partial(timed, decode, files), partial(timed, forwards, zoo, task, inputs),
+                        partial(timed, predict.main, given)]  # fmt: skip
+            columns = in_turn(measures, _ROUNDS)
+            decoding, bare, whole = columns
+            parts = [sum(pair) for pair in zip(decoding, bare, strict=True)]
+            line(members, *(f"{statistics.median(column):.2f}" for column in columns), f"{ratio(whole, parts):.3f}")
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from unittest.mock import patch
 
 import common  # before torch: it decides how threads wait
 import torch
-from common import CIFAR_WRN, DIGITS, PROJECT, Case, in_turn, modelzoo_run, ratio, title, use, write_configs
+from common import CIFAR_WRN, DIGITS, PROJECT, Case, in_turn, line, modelzoo_run, ratio, title, use
 
-import modelzoo
 import records.directory
+import records.session
 from datasets.task import TaskStream
 from methods.base import Method
 from methods.ensemble import Ensemble
@@ -50,7 +50,7 @@ def protection() -> list[tuple[object, str, Callable[..., object]]]:
         (TaskStream, "fingerprint", lambda self: ""),
         (os, "fsync", lambda file: None),
         (records.directory, "_entry", lambda content: Entry(0, "")),
-        (modelzoo, "locked", lambda path, option: contextlib.nullcontext()),
+        (records.session, "locked", lambda path, option: contextlib.nullcontext()),
     ]
 
 
@@ -75,43 +75,38 @@ class Stopwatch:
         return timed
 
 
-def seconds(case: Case, epochs: int, options: list[str], protected: bool, minutes: str, watch: Stopwatch) -> float:
-    """Wall time of a run."""
-    use(case, permuted=True)
+def seconds(case: Case, options: list[str], minutes: str, watch: Stopwatch | None) -> float:
+    """Wall time of a run; protected if there is a stopwatch, which then measures the protection."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=PROJECT))
-        configs = write_configs(Path(folder), case, STREAM)
+        configs = use(Path(folder), case, STREAM)
         for owner, name, instead in protection():
-            replacement = watch.around(getattr(owner, name)) if protected else instead
+            replacement = instead if watch is None else watch.around(getattr(owner, name))
             stack.enter_context(patch.object(owner, name, replacement))
-        if not protected:
-            Path(folder, "run").mkdir()
         begin = time.perf_counter()
-        modelzoo_run([*configs, "--continual", "--quiet", "--epochs", str(epochs), "--run_dir", f"{folder}/run",
-                      "--checkpoint_minutes", minutes, *options])  # fmt: skip
+        modelzoo_run([*configs, "--continual", "--run_dir", f"{folder}/run", "--checkpoint_minutes", minutes, *options])
         return time.perf_counter() - begin
 
 
 def main() -> None:
     """Print a table."""
-    given = common.parser(__doc__, repeats=5).parse_args()
+    given = common.options(__doc__, device="auto", repeats=5)
     device = pick_device(given.device)
     print(f"A zoo of five tasks. {title(device)}")
     print(f"SHA-256 {sha_speed():.1f} GB/s, a file of 100 kB flushed to the disk in {flush():.1f} ms")
-    print("case                        seconds  with / without  inside  saved every second")
-    for name, case, epochs, options in (
-        ("digits, conv, 20 epochs", DIGITS, 20, ["--samples", "10"]),
-        ("CIFAR, WRN-16-4, 2 epochs", CIFAR_WRN, 2, ["--samples", "8", "--tasks_per_round", "2"]),
+    line("", "seconds", "with/without", "inside", "each second")
+    for name, case, options in (
+        ("digits, conv, 20 epochs", DIGITS, "--epochs 20 --samples 10"),
+        ("CIFAR, WRN-16-4, 2 epochs", CIFAR_WRN, "--epochs 2 --samples 8 --tasks_per_round 2"),
     ):
         inside = Stopwatch()
-        a_run = partial(seconds, case, epochs, [*options, "--device", str(device)])
-        measures = [partial(a_run, False, "10", Stopwatch()), partial(a_run, True, "10", inside),
-                    partial(a_run, True, "0.0167", Stopwatch())]  # fmt: skip
+        a_run = partial(seconds, case, [*options.split(), "--device", str(device)])
+        measures = [partial(a_run, "10", None), partial(a_run, "10", inside), partial(a_run, "0.0167", Stopwatch())]
         in_turn(measures, 1)
         inside.seconds = 0.0
         without, protected, often = in_turn(measures, given.repeats)
-        line = f"{name:<27} {min(protected):>7.1f}  {ratio(protected, without):>14.3f}"
-        print(f"{line}  {inside.seconds / sum(protected):>6.2%}  {ratio(often, without):>18.3f}")
+        line(name, f"{min(protected):.1f}", f"{ratio(protected, without):.3f}",
+             f"{inside.seconds / sum(protected):.2%}", f"{ratio(often, without):.3f}")  # fmt: skip
 
 
 def sha_speed() -> float:

@@ -15,9 +15,8 @@ from collections.abc import Callable
 
 import common  # before torch: it decides how threads wait
 import torch
-from common import BATCH, CASES, CLASSES, TASKS, Case, bare_step, captured, fixed_batch, network, rate, ratio
+from common import BATCH, CASES, CLASSES, TASKS, Case, Step, bare_step, captured, fixed_batch, network, rate, ratio
 from plain import Plain, optimizer
-from torch import Tensor
 
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
@@ -26,24 +25,23 @@ from utils.compute import keep_freed_memory, pick_device
 EPOCHS = 20
 
 
-def bare(case: Case, device: torch.device) -> Callable[[], Tensor]:
+def bare(case: Case, device: torch.device) -> Step:
     """A step of the project's network."""
     net = network(case).to(device)
-    sgd = make_optimizer(net, Recipe(batch=BATCH), 0.01)
-    return bare_step(net, sgd, fixed_batch(case, device), bf16=device.type == "cuda")
+    return bare_step(net, make_optimizer(net, Recipe(batch=BATCH), 0.01), fixed_batch(case, device))
 
 
-def naive(case: Case, device: torch.device) -> Callable[[], Tensor]:
+def naive(case: Case, device: torch.device) -> Step:
     """A step of the plain network."""
     net = Plain(case.shape, [CLASSES] * TASKS).to(device)
-    images, *others = fixed_batch(case, device)
-    sgd = optimizer(net, one_by_one=True)
-    return bare_step(net, sgd, (images.contiguous(), *others), bf16=device.type == "cuda")  # type: ignore[arg-type]
+    images, targets, task_ids = fixed_batch(case, device)
+    return bare_step(net, optimizer(net, one_by_one=True), (images.contiguous(), targets, task_ids))
 
 
-def compare(case: Case, device: torch.device, repeats: int) -> str:
-    """A line of the table."""
-    if device.type == "cuda":  # enough images for some seconds
+def compare(case: Case, device: torch.device, repeats: int) -> None:
+    """Print a line of the table."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:  # enough images for some seconds
         case = case._replace(train=8000, test=1600)
     summaries = []
 
@@ -52,37 +50,34 @@ def compare(case: Case, device: torch.device, repeats: int) -> str:
         return summaries[-1]["images_per_second"]
 
     eager = bare(case, device)
-    step = captured(bare(case, device)) if device.type == "cuda" else eager
-    measures = [trained, lambda: rate(step)]
+    step = captured(bare(case, device)) if on_gpu else eager
+    measures: dict[str, Callable[[], float]] = {"run": trained, "bare": lambda: rate(step, device)}
     if case.model == "conv":
         plain = naive(case, device)
-        measures.append(lambda: rate(plain))
-    if device.type == "cuda":
-        measures.append(lambda: rate(eager))
-    for measure in measures:
-        measure()  # the first time, libraries are loaded and algorithms chosen
+        measures["naive"] = lambda: rate(plain, device)
+    if on_gpu:
+        measures["eager"] = lambda: rate(eager, device)
+    common.in_turn(list(measures.values()), 1)  # the first time, libraries are loaded and algorithms chosen
     summaries.clear()
-    columns = common.in_turn(measures, repeats)
+    columns = dict(zip(measures, common.in_turn(list(measures.values()), repeats), strict=True))
     outside = statistics.median(1 - s["train_seconds"] / s["total_seconds"] for s in summaries)
-    medians = [statistics.median(column) for column in columns]
-    line = f"{case.name:<16} {medians[0]:>9,.0f} {medians[1]:>9,.0f} "
-    line += f"{ratio(columns[0], columns[1]):>9.2f} {outside:>9.1%}"
-    if case.model == "conv":
-        line += f" {medians[2]:>9,.0f} {ratio(columns[1], columns[2]):>11.2f}"
-    if device.type == "cuda":
-        line += f"   eager {medians[-1]:,.0f}, bare/eager {ratio(columns[1], columns[-1]):.2f}"
-    return line
+    medians = {name: f"{statistics.median(column):,.0f}" for name, column in columns.items()}
+    over = {name: f"{ratio(columns['bare'], column):.2f}" for name, column in columns.items()}
+    cells = [medians["run"], medians["bare"], f"{ratio(columns['run'], columns['bare']):.2f}", f"{outside:.1%}"]
+    for name in ("naive", "eager"):
+        cells += [medians.get(name, ""), over.get(name, "")]
+    common.line(case.name, *cells)
 
 
 def main() -> None:
     """Print one table."""
-    options = common.parser(__doc__).parse_args()
+    options = common.options(__doc__, device="auto", repeats=3)
     device = pick_device(options.device)
     keep_freed_memory()
     print(f"Step efficiency: images/s, batch {BATCH}. {common.title(device)}")
-    print(f"{'':<16} {'run':>9} {'bare':>9} {'run/bare':>9} {'outside':>9} {'naive':>9} {'bare/naive':>11}")
+    common.line("", "run", "bare", "run/bare", "outside", "naive", "bare/naive", "eager", "bare/eager")
     for case in CASES:
-        print(compare(case, device, options.repeats), flush=True)
+        compare(case, device, options.repeats)
 
 
 if __name__ == "__main__":
