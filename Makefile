@@ -46,7 +46,6 @@ perf: install
 	$(BIN)/python perf/reports.py
 	$(BIN)/python perf/predicting.py
 	$(BIN)/python perf/peers.py
-	$(BIN)/python perf/micro.py
 
 clean:
 	rm -rf .venv .venv-avalanche runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,8 +3,9 @@
     python docs/measure_using.py [--data_dir DIR] [--store DIR]
 
 Rotated digits (10 training images a class, 20 epochs) and Split-MNIST (500, 5 epochs), conv net, a fifth of the
-training images held out, three seeds: zoo, isolated networks and student. Finished runs in the store are reused; MNIST
-must be in DIR/MNIST/raw. Prints Markdown.
+training images held out, three seeds: zoo, isolated networks and student. Then students of rotated digits with other
+weights of the true class, epochs and kept images. Finished runs in the store are reused; MNIST must be in
+DIR/MNIST/raw. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from datasets.objectives import CrossEntropy, Scores
 from datasets.task import TaskStream
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
 from evaluation.scenarios import ROUTINGS, score_without_task
-from records.configuration import saved_config
-from records.directory import read_config
+from records.monitor import RunMonitor
+from utils.compute import Compute
 from zoo import Zoo
 from zoo.combine import COMBINE, TEMPERATURES
-from zoo.distillation import compared, middle_task, stored_inputs
+from zoo.distillation import STUDENT, compared, lesson, middle_task, stored_inputs
 from zoo.inputs import as_stored
 
-SEEDS = (0, 1, 2)
+CPU, SEEDS = torch.device("cpu"), (0, 1, 2)
 STREAMS = {
     "Rotated digits": ["rotated_digits", "--samples", "10", "--epochs", "20"],
     "Split-MNIST": ["split_mnist", "--samples", "500", "--epochs", "5"],
@@ -46,6 +47,8 @@ SCENARIOS = {
     TASK_IDENTIFICATION: "task identified", CLASS_INCREMENTAL: "class-incremental", DOMAIN_INCREMENTAL: "class alone",
 }  # fmt: skip
 BUDGETS = (1, 2, 3, 4, None)
+TRIED = [(0.0, 4), (0.5, 1), (0.5, 4), (0.5, 8), (1.0, 4)]  # LABELS and EPOCHS of distill.py
+KEPT = {"all": [], "2 a class": ["--memory_per_class", "2"]}
 HELD_OUT, ISOLATED = ["--hold_out", "0.2"], ["--method", "isolated"]
 
 
@@ -59,18 +62,22 @@ def run(main: object, arguments: Sequence[str], directory: Path) -> Path:
     return directory
 
 
+def arguments(name: str, seed: int) -> list[str]:
+    """The options of modelzoo.py for a stream."""
+    stream, *recipe = STREAMS[name]
+    return ["--data_config", f"config/dataset/{stream}.yaml", *recipe, "--continual", "--seed", str(seed)]
+
+
 def runs_of(name: str, store: Path, data_dir: str, seed: int) -> dict[str, Path]:
     """Run directories of one seed."""
-    stream, *recipe = STREAMS[name]
-    given = ["--data_config", f"config/dataset/{stream}.yaml", *recipe, "--continual", "--seed", str(seed),
-             "--data_dir", data_dir]  # fmt: skip
+    given, stream = [*arguments(name, seed), "--data_dir", data_dir], STREAMS[name][0]
     zoo = run(modelzoo.main, [*given, *HELD_OUT], store / f"{stream}-zoo-{seed}")
     return {
         "zoo": zoo,
         "all": run(modelzoo.main, given, store / f"{stream}-all-{seed}"),
         "isolated": run(modelzoo.main, [*given, *HELD_OUT, *ISOLATED], store / f"{stream}-isolated-{seed}"),
         "student": run(distill.main, [str(zoo), "--data_dir", data_dir], store / f"{stream}-student-{seed}"),
-    }  # fmt: skip
+    }
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -85,17 +92,16 @@ def shown(values: Sequence[float], digits: int = 4) -> str:
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def stream_of(path: Path, data_dir: str) -> TaskStream:
+def stream_of(zoo: Zoo) -> TaskStream:
     """The data of a run."""
-    config = saved_config(str(path), read_config(path))
-    return build_stream(replace(config.data, data_dir=Path(data_dir)), config.seed, torch.device("cpu"))
+    return build_stream(zoo.config.data, zoo.config.seed, CPU)
 
 
-def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
+def rules(zoos: Sequence[Zoo]) -> None:
     """Accuracy without the task for each routing rule, before and after calibration, on all test images."""
     found = defaultdict(list)
     for zoo in zoos:
-        stream = stream_of(zoo.path, data_dir)
+        stream = stream_of(zoo)
         inputs = torch.cat([part for task in stream.tasks for part in stored_inputs(task.test)])
         tasks = torch.cat([torch.full((len(task.test),), task.id) for task in stream.tasks])
         targets = torch.cat([task.test.targets for task in stream.tasks])
@@ -144,14 +150,14 @@ def budgets(zoos: Sequence[Zoo]) -> None:
     table(["--budget", "members asked, mean over tasks", "accuracy", "NLL, nats"], rows)
 
 
-def students(runs: Sequence[dict[str, Path]], data_dir: str) -> None:
+def students(runs: Sequence[dict[str, Path]]) -> None:
     """Accuracy and cost of zoo, smaller zoo, student and isolated networks."""
     found = defaultdict(list)
     for paths in runs:
         zoo = Zoo.load(paths["zoo"], "cpu")
         zoos = {"zoo": zoo, "zoo, at most 2 members": zoo.combined(budget=2)}
         zoos |= {name: Zoo.load(paths[name], "cpu") for name in ("student", "isolated")}
-        task = stream_of(paths["zoo"], data_dir).task(middle_task(zoo))
+        task = stream_of(zoo).task(middle_task(zoo))
         for name, figures in compared(zoos, task).items():
             found[name].append(astuple(figures))
     rows = []
@@ -160,6 +166,37 @@ def students(runs: Sequence[dict[str, Path]], data_dir: str) -> None:
         rows.append([name, shown(accuracy), f"{np.mean(answering) / 1e3:,.0f} k", f"{np.mean(parameters) / 1e6:.2f} M",
                      f"{np.median(milliseconds):.3f}"])  # fmt: skip
     table(["", "accuracy", "parameters a task", "parameters", "ms an image"], rows)
+
+
+def held_out_accuracies(zoo: Zoo, labels: float, epochs: int) -> tuple[float, float]:
+    """Accuracy of the zoo and of a student on held-out images, means over tasks."""
+    stream = stream_of(zoo)
+    hp = replace(zoo.config.hp, epochs=epochs * (zoo.config.hp.epochs or 1))
+    config = replace(zoo.config, method=STUDENT, continual=False, hp=hp)
+    student, _, _ = distill.teach(lesson(zoo, stream, labels), config, Compute(CPU), RunMonitor())
+    (member,) = student.new_members
+    of_zoo, of_student = [], []
+    for task in stream.tasks:
+        assert task.held_out is not None
+        by_zoo = zoo.predict(torch.cat(stored_inputs(task.held_out)), task.id).chosen
+        of_zoo.append((by_zoo == task.held_out.targets).double().mean().item())
+        by_student = member.predictions[task.id, "held_out"].argmax(-1)
+        of_student.append((by_student == task.held_out.targets).double().mean().item())
+    return float(np.mean(of_zoo)), float(np.mean(of_student))
+
+
+def settings_of_students(store: Path) -> None:
+    """Accuracy of students on held-out images of rotated digits, for settings of distill.py; no test image is used."""
+    rows = []
+    for kept, options in KEPT.items():
+        zoos = []
+        for seed in SEEDS:
+            given = [*arguments("Rotated digits", seed), *HELD_OUT, *options]
+            zoos.append(Zoo.load(run(modelzoo.main, given, store / f"{kept.replace(' ', '_')}-{seed}"), "cpu"))
+        for labels, epochs in TRIED:
+            of_zoo, of_student = zip(*(held_out_accuracies(zoo, labels, epochs) for zoo in zoos), strict=True)
+            rows.append([kept, f"{labels:g}", str(epochs), shown(of_student), shown(of_zoo)])
+    table(["kept", "weight of the true class", "epochs, times a member's", "student", "zoo"], rows)
 
 
 def main() -> None:
@@ -172,13 +209,15 @@ def main() -> None:
         runs = [runs_of(name, Path(options.store), options.data_dir, seed) for seed in SEEDS]
         zoos = [Zoo.load(paths["zoo"], "cpu") for paths in runs]
         print(f"\n## {name}")
-        rules(zoos, options.data_dir)
+        rules(zoos)
         combinations(zoos)
         budgets(zoos)
-        students(runs, options.data_dir)
+        students(runs)
         whole = [scores(Zoo.load(paths["all"], "cpu"))[0] for paths in runs]
         held = [scores(zoo)[0] for zoo in zoos]
         print(f"\nAccuracy without --hold_out {shown(whole)}, with --hold_out 0.2 {shown(held)}.")
+    print("\n## Settings of students")
+    settings_of_students(Path(options.store))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,33 @@
-"""What each change to the plain network gave: images per second of the bare loop, batch 16.
+"""What each change to the plain network gave, and the preparation of a batch against one image after the other.
 
     python perf/ablation.py [--device cuda] [--repeats 5]
 
-Each line has the changes of the lines before it; all lines are measured in turn.
+First images per second of the bare loop, batch 16: each line has the changes of the lines before it. Then microseconds
+a batch of 16; ours is measured for twenty batches at once, and divided. All lines of a table are measured in turn.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from functools import partial
 
 import common  # before torch: it decides how threads wait
 import torch
 import torch.nn.functional as F
-from common import BATCH, CIFAR, CIFAR_WRN, CLASSES, DROPOUT, HEADS, MNIST, TASKS, Case, Step, fixed_batch, network
-from plain import Plain, optimizer
+from common import BATCH, CIFAR, CIFAR_WRN, CLASSES, DROPOUT, HEADS, MNIST, TASKS, Case, Step, network, step_of
+from plain import Plain
 from torch import Tensor, nn
 
+from datasets.images.stream import ImagePreprocess
+from datasets.mixture import Mixture
+from datasets.task import Examples
 from net import feature_size
 from net.multihead import MultiHead
-from training.optimizers import make_optimizer
-from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
+
+CHUNK = 20  # batches that are gathered and augmented together
+Operation = Callable[[], object]
 
 
 class PlainDropout(nn.Module):
@@ -31,15 +37,6 @@ class PlainDropout(nn.Module):
         return F.dropout(F.relu(x), DROPOUT, self.training)
 
 
-def step_of(net: nn.Module, case: Case, device: torch.device, fused: bool, channels_last: bool) -> Step:
-    """The bare step of a network, with fused SGD or one that updates one parameter after the other."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    net = net.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    images, targets, task_ids = fixed_batch(case, device)
-    sgd = make_optimizer(net, Recipe(), 0.01) if fused else optimizer(net, one_by_one=True)  # type: ignore[arg-type]
-    return common.bare_step(net, sgd, (images.contiguous(memory_format=layout), targets, task_ids))
-
-
 def conv(case: Case, device: torch.device) -> dict[str, Step]:
     """The small conv net, from the plain one to ours."""
 
@@ -47,31 +44,63 @@ def conv(case: Case, device: torch.device) -> dict[str, Step]:
         trunk = Plain(case.shape, [CLASSES]).trunk
         return MultiHead(trunk, feature_size(trunk, "plain", case.shape), HEADS)
 
+    usual = Plain(case.shape, [CLASSES] * TASKS)
     return {
-        "as usually written": step_of(Plain(case.shape, [CLASSES] * TASKS), case, device, False, False),
-        "+ heads in one tensor": step_of(stacked(), case, device, False, False),
-        "+ fused SGD": step_of(stacked(), case, device, True, False),
-        "+ channels last": step_of(stacked(), case, device, True, True),
-        "+ pooling before ReLU, no idle bias": step_of(network(case), case, device, True, True),
+        "as usually written": step_of(usual, case, device, fused=False, channels_last=False),
+        "+ heads in one tensor": step_of(stacked(), case, device, fused=False, channels_last=False),
+        "+ fused SGD": step_of(stacked(), case, device, channels_last=False),
+        "+ channels last": step_of(stacked(), case, device),
+        "+ pooling before ReLU, no idle bias": step_of(network(case), case, device),
     }
 
 
 def residual(case: Case, device: torch.device) -> dict[str, Step]:
     """WRN-16-4."""
-    *plain, ours = (network(case) for _ in range(4))
-    for net in plain:
+    *usual, ours = (network(case) for _ in range(4))
+    for net in usual:
         for block in net.trunk.blocks:  # type: ignore[union-attr]
             block.dropout = PlainDropout()
     return {
-        "torch's dropout and SGD": step_of(plain[0], case, device, False, False),
-        "+ fused SGD": step_of(plain[1], case, device, True, False),
-        "+ channels last": step_of(plain[2], case, device, True, True),
-        "+ ReLU and dropout in one": step_of(ours, case, device, True, True),
+        "torch's dropout and SGD": step_of(usual[0], case, device, fused=False, channels_last=False),
+        "+ fused SGD": step_of(usual[1], case, device, channels_last=False),
+        "+ channels last": step_of(usual[2], case, device),
+        "+ ReLU and dropout in one": step_of(ours, case, device),
     }
 
 
+def augmentation(preprocess: ImagePreprocess, device: torch.device) -> tuple[Operation, Operation]:
+    """Augment and normalise, against a loop over images."""
+    images = common.random_images(CIFAR, CHUNK * BATCH).pixels.to(device)
+    rng = torch.Generator().manual_seed(0)
+
+    def ours() -> None:
+        choices = preprocess.draw(len(images), rng)
+        preprocess(images, choices if choices is None else choices.to(device))
+
+    def one_by_one() -> None:
+        batch = []
+        for image in images[:BATCH]:
+            if preprocess.padding:
+                top, left = torch.randint(9, (2,), generator=rng).tolist()
+                image = F.pad(image, [4] * 4)[:, top : top + 32, left : left + 32]
+            if preprocess.flip and torch.rand((), generator=rng) < 0.5:
+                image = image.flip(-1)
+            batch.append((image / 255 - 0.5) / 0.25)
+        torch.stack(batch)
+
+    return ours, one_by_one
+
+
+def gather(device: torch.device) -> tuple[Operation, Operation]:
+    """Images of shuffled examples as one tensor, against stacking them."""
+    store = common.random_images(CIFAR, CIFAR.train).pixels.to(device)
+    rows = torch.randperm(len(store), device=device)[: CHUNK * BATCH]
+    data, listed = Mixture([(1, Examples(store, rows, torch.zeros_like(rows)))]), rows.tolist()[:BATCH]
+    return lambda: data.inputs(slice(0, len(rows))), lambda: torch.stack([store[row] for row in listed])
+
+
 def main() -> None:
-    """Print one table per network."""
+    """Print a table per network, and one of the preparation of batches."""
     options = common.options(__doc__, device="auto", repeats=5)
     device = pick_device(options.device)
     keep_freed_memory()
@@ -83,6 +112,18 @@ def main() -> None:
         for name, column in zip(steps, columns, strict=True):
             speedup = common.ratio(column, columns[0])
             common.line(name, f"{statistics.median(column):,.0f}", f"{speedup:.2f}")
+    common.line("microseconds a batch", "ours", "plain", "plain/ours")
+    for name, operations in {
+        "crop 32x32x3, normalise": augmentation(ImagePreprocess(4, flip=False), device),
+        "flip, normalise": augmentation(ImagePreprocess(0, flip=True), device),
+        "normalise": augmentation(ImagePreprocess(0, flip=False), device),
+        "gather": gather(device),
+    }.items():
+        measures = [partial(common.seconds_a_call, operation, device, 0.2) for operation in operations]
+        whole, usual = common.in_turn(measures, options.repeats)
+        ours = [seconds / CHUNK for seconds in whole]
+        medians = [f"{1e6 * statistics.median(column):,.1f}" for column in (ours, usual)]
+        common.line(name, *medians, f"{common.ratio(usual, ours):.2f}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from utils.startup import prepare
 
 prepare(__name__)  # before torch is loaded
 
+import plain
 import torch
 import torch.nn.functional as F
 import yaml
@@ -40,6 +41,8 @@ from datasets.task import TaskStream
 from net import build_net, settings_class
 from net.multihead import MultiHead
 from records.invocation import parse
+from training.optimizers import make_optimizer
+from training.recipe import Recipe
 from utils.compute import Compute, describe_device
 
 TASKS, CLASSES, BATCH, DROPOUT = 5, 2, 16, 0.2
@@ -74,9 +77,9 @@ def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def network(case: Case, dropout: float = DROPOUT) -> MultiHead:
+def network(case: Case) -> MultiHead:
     """The project's network of a case, with a head for each task."""
-    return build_net(case.model, case.shape, settings_class(case.model)(dropout=dropout), HEADS)
+    return build_net(case.model, case.shape, settings_class(case.model)(dropout=DROPOUT), HEADS)
 
 
 def random_images(case: Case, count: int) -> Images:
@@ -123,18 +126,20 @@ def modelzoo_run(arguments: Sequence[str]) -> Path:
         return modelzoo.run(parse([*arguments, "--quiet"]))
 
 
-def fixed_batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets and task ids of one batch on the device."""
-    pixels = random_images(case, BATCH).pixels.to(device)
-    targets = torch.arange(BATCH, device=device) % CLASSES
-    return case.preprocess(pixels), targets, torch.arange(BATCH, device=device) % TASKS + 1
+def step_of(
+    net: nn.Module, case: Case, device: torch.device, *, fused: bool = True, channels_last: bool = True
+) -> Step:
+    """Forward, backward and optimizer step on one fixed batch and nothing else; bf16 on a GPU.
 
-
-def bare_step(net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor]) -> Step:
-    """A function that does forward, backward and optimizer step on this batch and nothing else; bf16 on a GPU."""
-    images, targets, task_ids = batch
-    compute = Compute(images.device, bf16=images.is_cuda)
-    net.train()
+    SGD is that of the project (fused), or updates one parameter after the other.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net = net.to(device).to(memory_format=layout).train()  # type: ignore[call-overload]
+    images = case.preprocess(random_images(case, BATCH).pixels.to(device)).contiguous(memory_format=layout)
+    numbers = torch.arange(BATCH, device=device)
+    targets, task_ids = numbers % CLASSES, numbers % TASKS + 1
+    optimizer = make_optimizer(net, Recipe(batch=BATCH), 0.01) if fused else plain.optimizer(net, one_by_one=True)  # type: ignore[arg-type]
+    compute = Compute(device, bf16=images.is_cuda)
 
     def step() -> Tensor:
         with compute.autocast():

@@ -53,6 +53,12 @@ def forwards(zoo: Zoo, task: int, inputs: torch.Tensor) -> None:
             net(part, torch.full((len(part),), task)).softmax(-1)
 
 
+def answer(given: list[str], out: Path) -> None:
+    """Run predict.py."""
+    out.unlink(missing_ok=True)
+    assert predict.main([*given, "--out", str(out)]) == 0
+
+
 def timed(function: Callable[..., object], *arguments: object) -> float:
     """Wall time of a call without its output."""
     begin = time.perf_counter()
@@ -81,10 +87,9 @@ def main() -> None:
         by_members = {len(zoo.members_for(task.number)): task.number for task in zoo.tasks}
         line("members", "decoding, s", "bare, s", "predict.py, s", "ratio")
         for members, task in sorted(by_members.items()):
-            given = [f"{folder}/run", "--task", str(task), f"{folder}/images", "--device", "cpu",
-                     "--out", f"{folder}/answers.csv"]  # fmt: skip
+            given = [f"{folder}/run", "--task", str(task), f"{folder}/images", "--device", "cpu"]
             measures = [partial(timed, decode, files), partial(timed, forwards, zoo, task, inputs),
-                        partial(timed, predict.main, given)]  # fmt: skip
+                        partial(timed, answer, given, folder / "answers.csv")]  # fmt: skip
             columns = in_turn(measures, _ROUNDS)
             decoding, bare, whole = columns
             parts = [sum(pair) for pair in zip(decoding, bare, strict=True)]

@@ -22,10 +22,8 @@ from statistics import median
 
 import common
 import torch
-from common import BATCH, CASES, CIFAR_WRN, Case, bare_step, fixed_batch, in_turn, line, seconds_a_call, title
+from common import BATCH, CASES, CIFAR_WRN, Case, in_turn, line, seconds_a_call, step_of, title
 
-from training.optimizers import make_optimizer
-from training.recipe import Recipe
 from training.threads import use_threads
 from utils.compute import keep_freed_memory
 from utils.machine import WAITING
@@ -46,7 +44,7 @@ def loop(case: Case, way: str, seconds: float) -> tuple[float, float]:
         use_threads(net.trunk, case.shape, BATCH, CPU)
     if way == "one":
         torch.set_num_threads(1)
-    step = bare_step(net, make_optimizer(net, Recipe(batch=BATCH), 0.01), fixed_batch(case, CPU))
+    step = step_of(net, case, CPU)
     step()
     begin, used = time.perf_counter(), time.process_time()
     rate = BATCH / seconds_a_call(step, CPU, seconds)

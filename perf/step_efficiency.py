@@ -15,27 +15,12 @@ from collections.abc import Callable
 
 import common  # before torch: it decides how threads wait
 import torch
-from common import BATCH, CASES, CLASSES, TASKS, Case, Step, bare_step, captured, fixed_batch, network, rate, ratio
-from plain import Plain, optimizer
+from common import BATCH, CASES, CLASSES, TASKS, Case, captured, network, rate, ratio, step_of
+from plain import Plain
 
-from training.optimizers import make_optimizer
-from training.recipe import Recipe
 from utils.compute import keep_freed_memory, pick_device
 
 EPOCHS = 20
-
-
-def bare(case: Case, device: torch.device) -> Step:
-    """A step of the project's network."""
-    net = network(case).to(device)
-    return bare_step(net, make_optimizer(net, Recipe(batch=BATCH), 0.01), fixed_batch(case, device))
-
-
-def naive(case: Case, device: torch.device) -> Step:
-    """A step of the plain network."""
-    net = Plain(case.shape, [CLASSES] * TASKS).to(device)
-    images, targets, task_ids = fixed_batch(case, device)
-    return bare_step(net, optimizer(net, one_by_one=True), (images.contiguous(), targets, task_ids))
 
 
 def compare(case: Case, device: torch.device, repeats: int) -> None:
@@ -49,12 +34,12 @@ def compare(case: Case, device: torch.device, repeats: int) -> None:
         summaries.append(common.run(case, EPOCHS, str(device)))
         return summaries[-1]["images_per_second"]
 
-    eager = bare(case, device)
-    step = captured(bare(case, device)) if on_gpu else eager
+    eager = step_of(network(case), case, device)
+    step = captured(step_of(network(case), case, device)) if on_gpu else eager
     measures: dict[str, Callable[[], float]] = {"run": trained, "bare": lambda: rate(step, device)}
     if case.model == "conv":
-        plain = naive(case, device)
-        measures["naive"] = lambda: rate(plain, device)
+        usual = step_of(Plain(case.shape, [CLASSES] * TASKS), case, device, fused=False, channels_last=False)
+        measures["naive"] = lambda: rate(usual, device)
     if on_gpu:
         measures["eager"] = lambda: rate(eager, device)
     common.in_turn(list(measures.values()), 1)  # the first time, libraries are loaded and algorithms chosen

@@ -9,6 +9,7 @@ be made before torch is loaded, so nothing here imports anything heavy.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Load:
         return self.others + self.threads >= self.cores + _ROOM
 
 
-_found: tuple[Load, bool] | None = None  # load at the start, and whether threads sleep while they wait
+_notice: str | None = None  # set if the machine was busy when the program started
 
 
 def choose_waiting(environment: MutableMapping[str, str] | None = None) -> None:
@@ -44,22 +45,19 @@ def choose_waiting(environment: MutableMapping[str, str] | None = None) -> None:
 
     The choice is written to `environment` (default: that of this process).
     """
-    global _found
+    global _notice
     environment = os.environ if environment is None else environment
     load = look(environment)
-    sleeps = load.busy and not any(name in environment for name in WAITING)
-    if sleeps:
-        environment["OMP_WAIT_POLICY"] = "passive"
-    _found = load, sleeps
+    if load.busy:
+        how = "as the environment says"
+        if not any(name in environment for name in WAITING):
+            environment["OMP_WAIT_POLICY"], how = "passive", "without spinning"
+        _notice = f"busy: {load.others:.1f} of {load.cores} cores in use by others; threads wait {how}"
 
 
 def notice() -> str | None:
     """One line for the header of a run if the machine was busy when the program started."""
-    if _found is None or not _found[0].busy:
-        return None
-    load, sleeps = _found
-    threads = "threads wait without spinning" if sleeps else "threads wait as the environment says"
-    return f"busy: {load.others:.1f} of {load.cores} cores in use by others; {threads}"
+    return _notice
 
 
 def look(environment: MutableMapping[str, str]) -> Load:
@@ -83,19 +81,18 @@ def cores_in_use(before: str, after: str, cores: Collection[int]) -> float:
     """
     first, last = _times(before), _times(after)
     used = 0.0
-    for core in cores:
-        if core in first and core in last:
-            spent = [late - early for early, late in zip(first[core], last[core], strict=True)]
-            user, nice, system, idle, iowait, irq, softirq, steal = spent
-            worked = user + nice + system + irq + softirq + steal
-            used += worked / max(1, worked + idle + iowait)
+    for core in first.keys() & last.keys() & set(cores):
+        spent = [late - early for early, late in zip(first[core], last[core], strict=True)]
+        user, nice, system, idle, iowait, irq, softirq, steal = spent
+        worked = user + nice + system + irq + softirq + steal
+        used += worked / max(1, worked + idle + iowait)
     return used
 
 
 def _times(stat: str) -> dict[int, list[int]]:
     """For each core, hundredths of a second of user, nice, system, idle, iowait, irq, softirq and steal."""
-    lines = [line.split() for line in stat.splitlines() if line.startswith("cpu") and not line.startswith("cpu ")]
-    return {int(name.removeprefix("cpu")): [int(time) for time in times[:8]] for name, *times in lines}
+    lines = re.findall(r"^cpu(\d+) (.*)", stat, re.MULTILINE)
+    return {int(core): [int(time) for time in times.split()[:8]] for core, times in lines}
 
 
 def threads_for(work: int, most: int) -> int:

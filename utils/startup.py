@@ -40,12 +40,9 @@ def wrong_path(program: str, argv: Sequence[str]) -> str | None:
     if {"-h", "--help"} & set(argv):
         return None
     given = _given(argv)
-    for option in _FILES:
+    for option in (*_FILES, *_RUNS):
         if option in given and not os.path.lexists(given[option]):
-            return missing_file(given[option])
-    for option in _RUNS:
-        if option in given and not os.path.lexists(given[option]):
-            return f"{option} {given[option]} does not exist"
+            return missing_file(given[option]) if option in _FILES else f"{option} {given[option]} does not exist"
     if argv and not argv[0].startswith("-"):
         if program in _RUN_COMES_FIRST and not os.path.lexists(Path(argv[0], "config.yaml")):
             return f"{argv[0]} is not the directory of a run (it has no config.yaml)"

@@ -39,13 +39,13 @@ def _described(tree: Tree, tensors: dict[str, Tensor]) -> Any:
         return tree
     if isinstance(tree, Tensor):
         name = str(len(tensors))
-        # Fused optimizers need a momentum with the strides of its parameter.
-        usual = tree.stride() == torch.empty(tree.shape, device="meta").stride()
-        strides = None if usual or not _dense(tree.shape, tree.stride()) else list(tree.stride())
+        # Fused optimizers need a momentum with the strides of its parameter; empty_like closes gaps in memory.
+        strides = torch.empty_like(tree, device="meta").stride()
+        usual = torch.empty(tree.shape, device="meta").stride()
         tensors[name] = tree.detach().cpu().contiguous()
         if tree.device.type == "cpu" and tensors[name].data_ptr() == tree.data_ptr():
             tensors[name] = tensors[name].clone()  # safetensors refuses tensors that share memory
-        return {"tensor": name, "strides": strides, "host": tree.device.type == "cpu"}
+        return {"tensor": name, "strides": None if strides == usual else strides, "host": tree.device.type == "cpu"}
     if isinstance(tree, (list, tuple)):
         return {type(tree).__name__: [_described(value, tensors) for value in tree]}
     if isinstance(tree, dict):
@@ -59,8 +59,6 @@ def _rebuilt(skeleton: Any, tensors: dict[str, Tensor], device: torch.device) ->
     if "tensor" in skeleton:
         tensor, strides = tensors[skeleton["tensor"]], skeleton["strides"]
         if strides is not None:
-            if not _dense(tensor.shape, strides):
-                raise TypeError("impossible strides")
             tensor = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
         return tensor if skeleton["host"] else tensor.to(device)
     if "dict" in skeleton:
@@ -68,15 +66,3 @@ def _rebuilt(skeleton: Any, tensors: dict[str, Tensor], device: torch.device) ->
         return dict(pairs)
     kind = list if "list" in skeleton else tuple
     return kind(_rebuilt(value, tensors, device) for value in skeleton[kind.__name__])
-
-
-def _dense(shape: torch.Size, strides: Any) -> bool:
-    """Whether the elements fill their memory without gaps, in any order of dimensions."""
-    if len(shape) != len(strides) or not all(isinstance(stride, int) for stride in strides):
-        return False
-    expected = 1
-    for stride, side in sorted(zip(strides, shape, strict=True)):
-        if side != 1 and stride != expected:
-            return False
-        expected *= side
-    return expected > 0

@@ -28,7 +28,7 @@ from utils.errors import UserError
 from zoo.saved import SavedTask, Zoo
 
 STUDENT = "student"
-# Chosen by docs/choose_student.py.
+# Chosen by docs/measure_using.py.
 EPOCHS = 4  # times those of a member
 LABELS = 0.5  # weight of the true class in a target; the zoo's prediction has the rest
 _CHUNK = 1024  # images that the zoo predicts at once
