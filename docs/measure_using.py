@@ -192,7 +192,7 @@ def settings_of_students(store: Path) -> None:
         zoos = []
         for seed in SEEDS:
             given = [*arguments("Rotated digits", seed), *HELD_OUT, *options]
-            zoos.append(Zoo.load(run(modelzoo.main, given, store / f"{kept.replace(' ', '_')}-{seed}"), "cpu"))
+            zoos.append(Zoo.load(run(modelzoo.main, given, store / f"kept_{kept.replace(' ', '_')}-{seed}"), "cpu"))
         for labels, epochs in TRIED:
             of_zoo, of_student = zip(*(held_out_accuracies(zoo, labels, epochs) for zoo in zoos), strict=True)
             rows.append([kept, f"{labels:g}", str(epochs), shown(of_student), shown(of_zoo)])

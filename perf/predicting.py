@@ -85,7 +85,7 @@ def main() -> None:
         zoo = Zoo.load(folder / "run", "cpu")
         inputs = torch.from_numpy(np.stack(decode(files))).unsqueeze(1).float().sub(127.5).div(63.75)
         by_members = {len(zoo.members_for(task.number)): task.number for task in zoo.tasks}
-        line("members", "decoding, s", "bare, s", "predict.py, s", "ratio")
+        line("members", "decoding, s", "bare, s", "predict, s", "ratio")
         for members, task in sorted(by_members.items()):
             given = [f"{folder}/run", "--task", str(task), f"{folder}/images", "--device", "cpu"]
             measures = [partial(timed, decode, files), partial(timed, forwards, zoo, task, inputs),

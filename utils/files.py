@@ -112,7 +112,6 @@ class GrowingFile:
         self._sum = hashlib.sha256(begun or b"")
         self._file.truncate(self._size)
         self._file.seek(self._size)
-        self._synced = False
 
     def write(self, content: bytes) -> None:
         """Append; OSError if the disk is full."""
@@ -120,13 +119,10 @@ class GrowingFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file.name))
         self._sum.update(content)
         self._size += len(content)
-        self._synced = False
 
     def sum(self) -> tuple[int, str]:
         """Flush to the disk; size in bytes and checksum."""
-        if not self._synced:
-            os.fsync(self._file.fileno())
-            self._synced = True
+        os.fsync(self._file.fileno())
         return self._size, self._sum.hexdigest()
 
     def close(self) -> None:

@@ -22,22 +22,14 @@ _SCHEMAS = (
 @functools.cache
 def declare_missing_operators() -> torch.library.Library | None:
     """Declare the two operators if torchvision's library does not load; the cached result keeps them alive."""
-    if _compiled_operators_load():
-        return None
-    declarations = torch.library.Library("torchvision", "DEF")
-    for schema in _SCHEMAS:
-        declarations.define(schema)
-    return declarations
-
-
-def _compiled_operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return True  # no torchvision: its own import error is the right one
-    for library in Path(spec.origin).parent.glob("_C*"):
-        try:
-            torch.ops.load_library(str(library))
-        except OSError:
-            return False
-        return True
-    return False
+        return None  # no torchvision: its own import error is the right one
+    try:
+        torch.ops.load_library(str(next(Path(spec.origin).parent.glob("_C*"))))
+    except (OSError, StopIteration):
+        declarations = torch.library.Library("torchvision", "DEF")
+        for schema in _SCHEMAS:
+            declarations.define(schema)
+        return declarations
+    return None
