@@ -201,7 +201,7 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
 
 def line(name: object, *cells: str) -> None:
     """Print a line of a table."""
-    print(f"{name:<36}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
+    print(f"{name:<36}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
 
 
 def title(device: torch.device) -> str:

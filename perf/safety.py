@@ -11,7 +11,6 @@ training is saved every second; the default is every ten minutes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 import time
@@ -23,7 +22,6 @@ from typing import Any
 from unittest.mock import patch
 
 import common  # before torch: it decides how threads wait
-import torch
 from common import CIFAR_WRN, DIGITS, PROJECT, Case, in_turn, line, modelzoo_run, ratio, title, use
 
 import records.directory
@@ -35,23 +33,21 @@ from records.checkpoints import RunCheckpoints
 from records.directory import RunDirectory
 from records.manifest import Entry
 from utils.compute import pick_device
-from utils.files import write_bytes
 
 STREAM = [[10 * task + digit for digit in range(10)] for task in range(5)]
 
 
-def protection() -> list[tuple[object, str, Callable[..., object]]]:
-    """The parts of the protection: owner, name, and a replacement that does nothing."""
-    return [
-        (Ensemble, "state_dict", lambda self: {}),
-        (Method, "state_dict", lambda self: {}),
-        (RunDirectory, "_commit", lambda self, *_: None),
-        (RunCheckpoints, "due", lambda self, *, epoch_ends=False: False),
-        (TaskStream, "fingerprint", lambda self: ""),
-        (os, "fsync", lambda file: None),
-        (records.directory, "_entry", lambda content: Entry(0, "")),
-        (records.session, "locked", lambda path, option: contextlib.nullcontext()),
-    ]
+# The parts of the protection: owner, name, and a replacement that does nothing.
+PROTECTION: list[tuple[object, str, Callable[..., object]]] = [
+    (Ensemble, "state_dict", lambda self: {}),
+    (Method, "state_dict", lambda self: {}),
+    (RunDirectory, "_commit", lambda self, *_: None),
+    (RunCheckpoints, "due", lambda self, *, epoch_ends=False: False),
+    (TaskStream, "fingerprint", lambda self: ""),
+    (os, "fsync", lambda file: None),
+    (records.directory, "_entry", lambda content: Entry(0, "")),
+    (records.session, "locked", lambda path, option: contextlib.nullcontext()),
+]
 
 
 class Stopwatch:
@@ -80,7 +76,7 @@ def seconds(case: Case, options: list[str], minutes: str, watch: Stopwatch | Non
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=PROJECT))
         configs = use(Path(folder), case, STREAM)
-        for owner, name, instead in protection():
+        for owner, name, instead in PROTECTION:
             replacement = instead if watch is None else watch.around(getattr(owner, name))
             stack.enter_context(patch.object(owner, name, replacement))
         if watch is None:
@@ -95,7 +91,6 @@ def main() -> None:
     given = common.options(__doc__, device="auto", repeats=5)
     device = pick_device(given.device)
     print(f"A zoo of five tasks. {title(device)}")
-    print(f"SHA-256 {sha_speed():.1f} GB/s, a file of 100 kB flushed to the disk in {flush():.1f} ms")
     line("", "seconds", "with/without", "inside", "each second")
     for name, case, options in (
         ("digits, conv, 20 epochs", DIGITS, "--epochs 20 --samples 10"),
@@ -109,23 +104,6 @@ def main() -> None:
         without, protected, often = in_turn(measures, given.repeats)
         line(name, f"{min(protected):.1f}", f"{ratio(protected, without):.3f}",
              f"{inside.seconds / sum(protected):.2%}", f"{ratio(often, without):.3f}")  # fmt: skip
-
-
-def sha_speed() -> float:
-    """Gigabytes per second of SHA-256 on one core."""
-    content = torch.zeros(1 << 26, dtype=torch.uint8).numpy().data
-    begin = time.perf_counter()
-    hashlib.sha256(content)
-    return (1 << 26) / (time.perf_counter() - begin) / 1e9
-
-
-def flush() -> float:
-    """Milliseconds to write a file and flush it to the disk."""
-    with tempfile.TemporaryDirectory(dir=PROJECT) as folder:
-        begin = time.perf_counter()
-        for number in range(20):
-            write_bytes(Path(folder, str(number)), b"x" * 100_000)
-        return (time.perf_counter() - begin) / 20 * 1e3
 
 
 if __name__ == "__main__":

@@ -16,12 +16,10 @@ _NAME = "torch._dynamo"
 class _StandIn(ModuleType):
     """The two functions that optimizers call, which do nothing in uncompiled code; anything else loads the compiler."""
 
-    @staticmethod
-    def disable(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
+    def disable(self, function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
         return function
 
-    @staticmethod
-    def graph_break(*_: object) -> None:
+    def graph_break(self, *_: object) -> None:
         pass
 
     def __getattr__(self, name: str) -> Any:

@@ -61,7 +61,7 @@ def missing_file(path: str) -> str:
     return f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")
 
 
-def unknown(kind: str, name: object, known: Iterable[str], list_limit: int = 30) -> str:
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """One sentence for an unknown name, with the nearest known one.
 
     >>> unknown("method", "zoom", ["zoo", "isolated"])
@@ -70,5 +70,5 @@ def unknown(kind: str, name: object, known: Iterable[str], list_limit: int = 30)
     choices = sorted(known)
     near = difflib.get_close_matches(str(name), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = f" (known: {', '.join(choices)})" if len(choices) <= list_limit else ""
+    listed = f" (known: {', '.join(choices)})" if len(choices) <= 30 else ""
     return f"unknown {kind} {str(name)!r}{hint}{listed}"
