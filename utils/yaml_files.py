@@ -14,7 +14,12 @@ _LARGEST_YAML = 16 << 20  # bytes
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that also reads 1e-5 as a number and refuses duplicate keys."""
+    """PyYAML's safe loader that also reads 1e-5 as a number and refuses duplicate keys and halves of characters."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        value.encode()  # UnicodeEncodeError, a ValueError, for "\ud800"
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
