@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -135,10 +135,10 @@ class Task:
 class Preprocess(Protocol):
     """Turns stored inputs into network inputs, a whole batch at a time on the device."""
 
-    def draw(self, count: int, rng: torch.Generator) -> Any:
-        """The random choices that augment `count` inputs, on the CPU; None if there is no augmentation."""
+    def draw(self, count: int, rng: torch.Generator) -> Tensor | None:
+        """The random choices that augment `count` inputs, [count, ...] on the CPU; None without augmentation."""
 
-    def __call__(self, inputs: Tensor, choices: Any = None) -> Tensor:
+    def __call__(self, inputs: Tensor, choices: Tensor | None = None) -> Tensor:
         """[B, *input] as stored -> [B, *input] for the network, augmented if `choices` are given."""
 
 
@@ -148,7 +148,7 @@ class AsStored:
     def draw(self, count: int, rng: torch.Generator) -> None:
         return None
 
-    def __call__(self, inputs: Tensor, choices: None = None) -> Tensor:
+    def __call__(self, inputs: Tensor, choices: Tensor | None = None) -> Tensor:
         return inputs
 
 

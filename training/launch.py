@@ -32,20 +32,30 @@ def choose_launch(
     Returns:
         The Compute to train with, and a description of how steps are launched; "" where there is no choice.
     """
-    rule, one_by_one = rule or StepRule(), "steps launched one operation at a time"
-    if compute.device.type != "cuda":
-        # The first step loads a second's worth of modules of torch, which is not training.
-        _try(net, task_id, _some_examples(source, _FEW), spec, recipe, compute, 1, rule)
-        return compute, ""
-    if no_graph_reason:
+    on_gpu, rule, one_by_one = (
+        compute.device.type == "cuda",
+        rule or StepRule(),
+        "steps launched one operation at a time",
+    )
+    if on_gpu and no_graph_reason:
         return compute, f"{one_by_one} ({no_graph_reason})"
-    captured, size = replace(compute, captured=True), recipe.batch_size(len(source))
+    # On a CPU the first step loads a second's worth of modules of torch, which is not training.
+    size, count = (recipe.batch_size(len(source)), WARM_UP + 2) if on_gpu else (_FEW, 1)
+    data, trial = Mixture([(task_id, _some_examples(source, size))]), replace(compute, captured=on_gpu)
+    batch = next(batches(data, spec, len(data), generator(0, "trial"), augment=False))
     try:
-        _try(net, task_id, _some_examples(source, size), spec, recipe, captured, WARM_UP + 2, rule)
+        with trial.training_stream():
+            rule.begin(net.train())
+            steps = GradientSteps(net, spec, recipe, trial, count, rule)
+            for _ in range(count):
+                steps(batch)
+            steps.take_loss()
     except RuntimeError as error:
+        if not on_gpu:
+            raise
         reason = " ".join(str(error).split())[:120]
         return compute, f"{one_by_one} (a CUDA graph cannot hold one: {reason})"
-    return captured, "steps launched as CUDA graphs"
+    return trial, "steps launched as CUDA graphs" if on_gpu else ""
 
 
 def _some_examples(source: TrainSource, count: int) -> Examples:
@@ -53,18 +63,3 @@ def _some_examples(source: TrainSource, count: int) -> Examples:
     if isinstance(source, Table):
         return source.examples.subset(torch.arange(min(count, len(source.examples))))
     return source.draw(count, generator(0, "trial"))
-
-
-def _try(
-    net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, recipe: Recipe, compute: Compute, count: int,
-    rule: StepRule,
-) -> None:  # fmt: skip
-    """Take `count` steps on one batch of all these examples."""
-    data = Mixture([(task_id, examples)])
-    with compute.training_stream():
-        rule.begin(net.train())
-        steps = GradientSteps(net, spec, recipe, compute, count, rule)
-        batch = next(batches(data, spec, len(data), generator(0, "trial"), augment=False))
-        for _ in range(count):
-            steps(batch)
-        steps.take_loss()

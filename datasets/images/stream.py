@@ -23,20 +23,6 @@ from utils.errors import UserError, unknown
 from utils.seeding import generator
 
 
-class Choices(NamedTuple):
-    """The random crop and flip of each of N images."""
-
-    top: Tensor  # [N] int64, row of the padded image at which the crop begins
-    left: Tensor  # [N] int64
-    flip: Tensor | None  # [N] bool
-
-    def __getitem__(self, part: slice) -> Choices:  # type: ignore[override]
-        return Choices(self.top[part], self.left[part], None if self.flip is None else self.flip[part])
-
-    def to(self, device: torch.device) -> Choices:
-        return Choices(*(None if x is None else x.to(device, non_blocking=True) for x in tuple(self)))  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
 class ImagePreprocess:
     """uint8 [B, C, H, W] -> float32 in which 0.5 has become 0 and 0.25 one unit; augmented if asked to.
@@ -49,26 +35,29 @@ class ImagePreprocess:
     padding: int
     flip: bool
 
-    def draw(self, count: int, rng: torch.Generator) -> Choices | None:
+    def draw(self, count: int, rng: torch.Generator) -> Tensor | None:
+        """Top and left of the crop in the padded image, and whether it is flipped, [count, 3]."""
         if not self.padding and not self.flip:
             return None
-        top, left = torch.randint(2 * self.padding + 1, (2, count), generator=rng)
-        return Choices(top, left, torch.rand(count, generator=rng) < 0.5 if self.flip else None)
+        crop = torch.randint(2 * self.padding + 1, (2, count), generator=rng)
+        flip = torch.rand(count, generator=rng) < 0.5 if self.flip else torch.zeros(count)
+        return torch.stack([*crop, flip.long()], 1)
 
-    def __call__(self, inputs: Tensor, choices: Choices | None = None) -> Tensor:
+    def __call__(self, inputs: Tensor, choices: Tensor | None = None) -> Tensor:
         if choices is not None:
             inputs = self._augment(inputs, choices)
         normal = inputs.to(torch.float32).sub_(0.5 * 255).mul_(1 / (0.25 * 255))
         return normal.contiguous(memory_format=torch.channels_last)
 
-    def _augment(self, inputs: Tensor, choices: Choices) -> Tensor:
+    def _augment(self, inputs: Tensor, choices: Tensor) -> Tensor:
+        top, left, flip = choices.unbind(1)
         count, _, height, width = inputs.shape
         if self.padding:
             # All crops as a view without a copy, [N, C, 2p+1, 2p+1, H, W], of which each image takes one.
             crops = F.pad(inputs, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
-            inputs = crops[torch.arange(count, device=inputs.device), :, choices.top, choices.left]
-        if choices.flip is not None:
-            inputs = torch.where(choices.flip[:, None, None, None], inputs.flip(-1), inputs)
+            inputs = crops[torch.arange(count, device=inputs.device), :, top, left]
+        if self.flip:
+            inputs = torch.where(flip.bool()[:, None, None, None], inputs.flip(-1), inputs)
         return inputs
 
 
