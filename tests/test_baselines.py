@@ -600,10 +600,10 @@ def test_what_is_recorded_comes_with_its_example():
     method, _, _ = run_toy(toy_config(method="der", memory_per_class=4), toy_stream(1))
     kept = method.memory.examples(1)
     method._recorded[1] = kept.rows.float()[:, None].expand(-1, 3)
-    batch = next(method.past(stream.tasks[1]))
+    batch = next(method.past(stream.tasks[1])[0])
     shown = {tuple(image.flatten().tolist()): row for row, image in enumerate(stream.spec.preprocess(kept.store))}
     method.recipe = replace(method.recipe, augment=False)
-    batch = next(method.past(stream.tasks[1]))
+    batch = next(method.past(stream.tasks[1])[0])
     assert [shown[tuple(image.flatten().tolist())] for image in batch.inputs] == batch.recorded[:, 0].tolist()
 
 

@@ -32,11 +32,8 @@ def choose_launch(
     Returns:
         The Compute to train with, and a description of how steps are launched; "" where there is no choice.
     """
-    on_gpu, rule, one_by_one = (
-        compute.device.type == "cuda",
-        rule or StepRule(),
-        "steps launched one operation at a time",
-    )
+    on_gpu, rule = compute.device.type == "cuda", rule or StepRule()
+    one_by_one = "steps launched one operation at a time"
     if on_gpu and no_graph_reason:
         return compute, f"{one_by_one} ({no_graph_reason})"
     # On a CPU the first step loads a second's worth of modules of torch, which is not training.
