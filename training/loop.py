@@ -62,11 +62,7 @@ def not_finite(what: str, when: str, recipe: Recipe, compute: Compute) -> Traini
 
 
 def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
-    """Check that the batches can be normalised, where an epoch has `examples`.
-
-    Raises:
-        UserError: they have a single example, and the network has batch normalisation.
-    """
+    """UserError if batches have a single example and the network normalises batches; an epoch has `examples`."""
     if has_batch_norm(net) and min(recipe.batch_size(examples), examples) == 1:
         raise UserError(
             f"batch is {recipe.batch}, of {examples} training examples; this network has batch normalisation, "
@@ -149,9 +145,6 @@ class Training:
         """Train to the end, from the last checkpoint if there is one; the network ends in test mode.
 
         Only plain training may be saved when it is over (see Checkpoints.finished).
-
-        Raises:
-            TrainingError: see `advance`.
         """
         saved = self._checkpoints.found(self._file) or {}
         if "stats" in saved:

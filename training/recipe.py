@@ -58,10 +58,9 @@ STEPS_OR_SHARE = Accepted("a whole number of steps, or a share of all steps belo
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained. One of `epochs`, `steps` and `examples` sets the length; 100 epochs if none does.
+    """How one network is trained.
 
-    Raises:
-        UserError: several of them are given.
+    One of `epochs`, `steps` and `examples` sets the length: 100 epochs if none is given, a UserError if several are.
     """
 
     epochs: int | None = setting(

@@ -68,11 +68,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates 64 GB 
 
 
 def load_pickle(path: Path) -> Any:
-    """The content of a pickle of arrays and plain containers; strings of Python 2 become text.
-
-    Raises:
-        UserError: the file is damaged or cut short, or names something that is not an array or a plain container.
-    """
+    """The content of a pickle, strings of Python 2 as text; UserError if it is damaged or names anything else."""
     try:
         with open(path, "rb") as file:
             return _Unpickler(file, encoding="latin1").load()

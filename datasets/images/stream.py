@@ -97,7 +97,15 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
         UserError: the data set lacks a class, or a class has fewer images than are asked for.
     """
     stores = place(data.train.pixels, device), place(data.test.pixels, device)
-    share = _Shared(device)
+    known: dict[tuple[bytes, torch.device], Tensor] = {}
+
+    def share(tensor: Tensor, where: torch.device = device) -> Tensor:
+        """The tensor on a device, and equal ones once: a hundred permutations have the same rows and targets."""
+        key = sha256(tensor.numpy().tobytes()).digest(), where
+        if key not in known:
+            known[key] = tensor.to(where)
+        return known[key]
+
     tasks = tuple(
         _build_task(config, data, seed, stores, share, number)
         for number in range(1, len(config.tasks) + 1)
@@ -107,24 +115,10 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 
 
-class _Shared:
-    """Puts equal tensors on the device once: a hundred permutations of all images have the same rows and targets."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._tensors: dict[tuple[bytes, torch.device], Tensor] = {}
-
-    def __call__(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
-        device = device or self._device
-        key = sha256(tensor.numpy().tobytes()).digest(), device
-        if key not in self._tensors:
-            self._tensors[key] = tensor.to(device)
-        return self._tensors[key]
-
-
 def _build_task(
-    config: DataConfig, data: ImageDataset, seed: int, stores: tuple[Tensor, Tensor], share: _Shared, number: int
-) -> Task:
+    config: DataConfig, data: ImageDataset, seed: int, stores: tuple[Tensor, Tensor], share: Callable[..., Tensor],
+    number: int,
+) -> Task:  # fmt: skip
     where, task = f"{config.path}: task {number}", config.tasks[number - 1]
     labels = [_decode(where, data, entry) for entry in task.classes]
     view, pixel_map = _view(where, data, labels)
