@@ -63,12 +63,6 @@ def build_net(
 
     Convolution weights have the channels last in memory, like the images: faster on a CPU and on a GPU.
 
-    Args:
-        shape: of one input, as the trunk receives it.
-        settings: an instance of `settings_class(model)`.
-        head_sizes: width of the head of each task, by task id.
-        heads: one of net.multihead.HEADS.
-
     Raises:
         UserError: see build_trunk, feature_size and MultiHead.
     """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from datasets.mixture import Mixture
-from datasets.task import Examples, StreamSpec, Table, TrainSource
+from datasets.task import StreamSpec, TrainSource
 from net.multihead import MultiHead
 from training.batches import batches
 from training.recipe import Recipe
@@ -38,8 +36,9 @@ def choose_launch(
         return compute, f"{one_by_one} ({no_graph_reason})"
     # On a CPU the first step loads a second's worth of modules of torch, which is not training.
     size, count = (recipe.batch_size(len(source)), WARM_UP + 2) if on_gpu else (_FEW, 1)
-    data, trial = Mixture([(task_id, _some_examples(source, size))]), replace(compute, captured=on_gpu)
-    batch = next(batches(data, spec, len(data), generator(0, "trial"), augment=False))
+    trial, rng = replace(compute, captured=on_gpu), generator(0, "trial")
+    data = Mixture([(task_id, source.epoch(rng))])
+    batch = next(batches(data, spec, size, rng, augment=False, count=size))
     try:
         with trial.training_stream():
             rule.begin(net.train())
@@ -53,10 +52,3 @@ def choose_launch(
         reason = " ".join(str(error).split())[:120]
         return compute, f"{one_by_one} (a CUDA graph cannot hold one: {reason})"
     return trial, "steps launched as CUDA graphs" if on_gpu else ""
-
-
-def _some_examples(source: TrainSource, count: int) -> Examples:
-    """The first `count` examples of a table, or all if there are fewer; `count` examples drawn from a generator."""
-    if isinstance(source, Table):
-        return source.examples.subset(torch.arange(min(count, len(source.examples))))
-    return source.draw(count, generator(0, "trial"))

@@ -18,8 +18,7 @@ from datasets.task import StreamSpec, Table, TrainSource
 from net import has_batch_norm
 from net.multihead import MultiHead
 from training.batches import Batch, Replays, batches, with_replay
-from training.checkpoints import Checkpoints
-from training.monitor import Monitor
+from training.monitor import Checkpoints, Monitor
 from training.recipe import Recipe
 from training.steps import GradientSteps, StepRule
 from utils.compute import Compute

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from datasets.config import DataConfig, TaskConfig
 from datasets.objectives import CrossEntropy
-from datasets.task import HELD_OUT, TEST, TRAIN, Examples, StreamSpec, Table, Task, TaskStream
+from datasets.task import HELD_OUT, TEST, TRAIN, Examples, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
 from utils.errors import UserError, unknown
 from utils.seeding import generator
 
 
 @dataclass(frozen=True)
-class ImagePreprocess:
+class ImagePreprocess(Preprocess):
     """uint8 [B, C, H, W] -> float32 in which 0.5 has become 0 and 0.25 one unit; augmented if asked to.
 
     The constants are not those of the data: statistics of later tasks would leak into the first.
@@ -196,14 +196,12 @@ def _chosen(
     count = len(rows) if config.samples is None else config.samples
     if count > len(rows):
         raise UserError(f"--samples is {count}, but {name} has {len(rows)} training images")
-    if not config.hold_out:
-        return (rows if config.samples is None else rows[torch.randperm(len(rows), generator=rng)[:count]]), rows[:0]
-    if count < 2:
+    if config.hold_out and count < 2:
         leaves = f"--hold_out {config.hold_out:g} leaves no training image of {name}"
         raise UserError(f"{leaves}, which has one; leave it out")
 
     def share(of: int) -> int:
-        return min(of - 1, max(1, round(config.hold_out * of)))
+        return min(of - 1, max(1, round(config.hold_out * of))) if config.hold_out else 0
 
     order = torch.randperm(len(rows), generator=generator(seed, "hold_out", number))
     held, kept = (rows[part.sort().values] for part in order.tensor_split([share(len(rows))]))
