@@ -251,13 +251,8 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> Tensor:
 
         ECE = sum_b n_b/N |acc_b - conf_b| = 1/N sum_b |sum_{i in b} (hit_i - confidence_i)|
 
-    The estimate grows as bins get smaller: compare only values with the same N.
-
-    Args:
-        confidence, hits: see `score`.
-
-    Returns:
-        A float64 scalar on the device, in [0, 1].
+    A float64 scalar on the device; for the arguments see `score`. It grows as bins get smaller: compare only values
+    with the same N.
 
     Source: Naeini et al. (2015); bins of equal mass as in the adaptive calibration error of Nixon et al. (2019), which
     is over all classes instead of the predicted one.

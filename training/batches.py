@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -79,37 +80,33 @@ class Replays(Iterator[Batch]):
         self, data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool,
         recorded: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self._data, self._spec, self._size, self._rng = data, spec, size, rng
-        self._augment, self._recorded = augment, recorded
         self._at_once = min(_REPLAYS_AT_ONCE, _batches_at_once(size, spec))
-        self._ready: Iterator[Batch] = iter(())
+        self._chunks = self._drawn(data, spec, size, rng, augment, recorded)
+        self._batches = chain.from_iterable(self._chunks)
 
     def __next__(self) -> Batch:
-        batch = next(self._ready, None)
-        if batch is None:
-            self._ready = self._chunk(*self._drawn())
-            batch = next(self._ready)
-        return batch
+        return next(self._batches)
 
     def skip(self, count: int) -> None:
-        """Skip `count` batches as if they had been asked for, without gathering most of them."""
-        for _ in range(count // self._at_once):
-            self._drawn()
-        for _ in range(count % self._at_once):
-            next(self)
+        """Skip the first `count` batches, without gathering most of them."""
+        whole, rest = divmod(count, self._at_once)
+        for _ in chain(islice(self._chunks, whole), islice(self._batches, rest)):
+            pass
 
-    def _drawn(self) -> tuple[Tensor, Tensor | None]:
-        """Positions of the examples of a chunk, and the random choices of their augmentation."""
-        chunk = self._size * self._at_once
-        picks = torch.randint(len(self._data), (chunk,), generator=self._rng)
-        return picks, self._spec.preprocess.draw(chunk, self._rng) if self._augment else None
-
-    def _chunk(self, picks: Tensor, choices: Tensor | None) -> Iterator[Batch]:
-        gathered = _gathered(self._data.reordered(picks), self._spec, self._size, choices)
-        if self._recorded is None:
-            return gathered
-        recorded = self._recorded[picks.to(self._recorded.device)].split(self._size)
-        return (replace(batch, recorded=part) for batch, part in zip(gathered, recorded, strict=True))
+    def _drawn(
+        self, data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, augment: bool, recorded: Tensor | None
+    ) -> Iterator[Iterator[Batch]]:
+        """Chunks of batches; those of a chunk are gathered when the first one is asked for."""
+        count = size * self._at_once
+        while True:
+            picks = torch.randint(len(data), (count,), generator=rng)
+            choices = spec.preprocess.draw(count, rng) if augment else None
+            gathered = _gathered(data.reordered(picks), spec, size, choices)
+            if recorded is None:
+                yield gathered
+            else:
+                outputs = recorded[picks.to(recorded.device)].split(size)
+                yield (replace(batch, recorded=part) for batch, part in zip(gathered, outputs, strict=True))
 
 
 def with_replay(new: Iterator[Batch], past: Sequence[Replays]) -> Iterator[Batch]:
