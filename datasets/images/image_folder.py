@@ -33,6 +33,7 @@ from utils.settings import Range, setting
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
+_MOST_PIXELS = 1 << 26
 _SPLITS = ("train", "test")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would print its errors on stderr too
 
@@ -145,6 +146,8 @@ def decode_image(path: Path, size: int, grey: bool = False) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=_FORMATS) as file:
+            if file.width * file.height > _MOST_PIXELS:  # a damaged size asks for gigabytes
+                raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
             # Pillow clips 16-bit grey instead of scaling it, which would turn nearly everything white.
             deep = file.mode.startswith("I;16")
             image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
