@@ -34,11 +34,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
 
 
 def settings_of(dataset: str) -> type:
-    """The class of a data set's own settings.
-
-    Raises:
-        UserError: there is no such data set.
-    """
+    """The class of a data set's own settings; UserError if there is no such data set."""
     if dataset not in STREAMS:
         raise UserError(unknown("dataset", dataset, STREAMS))
     return getattr(STREAMS[dataset], "Settings", NoSettings)

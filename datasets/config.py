@@ -18,10 +18,7 @@ class ClassList:
 
     @staticmethod
     def read(where: str, value: object) -> tuple[int | str, ...]:
-        """
-        Raises:
-            UserError: not such a list; names the task.
-        """
+        """The checked classes; a UserError names the task."""
         task = where.removesuffix(": classes")
         if not isinstance(value, list) or not all(type(entry) in (int, str) for entry in value):
             raise UserError(f"{task} must be a list of classes such as [0, 1], or a mapping with the key 'classes'")
@@ -49,10 +46,7 @@ class TaskList:
 
     @staticmethod
     def read(where: str, value: object) -> tuple[TaskConfig, ...]:
-        """
-        Raises:
-            UserError: names the task.
-        """
+        """The checked tasks; a UserError names the wrong one."""
         if not isinstance(value, list) or not value:
             raise UserError(f"{where} must be a list with at least one task, such as [[0, 1], [2, 3]]")
         path = where.removesuffix(": tasks")
@@ -65,10 +59,7 @@ class TaskNumbers:
 
     @staticmethod
     def read(where: str, value: object) -> tuple[int, ...]:
-        """
-        Raises:
-            UserError: not a list of task numbers.
-        """
+        """The checked numbers; a UserError begins with `where`."""
         return tuple(Range(1).check(where, number) for number in (value if isinstance(value, list) else [value]))
 
 

@@ -141,26 +141,16 @@ class Tokens(_Probabilities):
         }
 
 
-class Reconstruction(Objective):
-    """Vectors of real numbers: outputs, targets and predictions are [N, D].
-
-        loss = 1/N sum_n sum_d w_d (output_nd - target_nd)^2
+class RealNumbers(Objective):
+    """Regression: outputs, targets and predictions are [N, D]; `rmse` is the square root of the mean squared error.
 
     The uninformed prediction is the mean of the training targets, or 0 if these are not known.
-
-    Args:
-        importances: w, [D], on the device of the outputs.
-
-    Source: Elhage et al., "Toy Models of Superposition" (2022).
     """
 
-    metrics = _named(Metric("loss"))
-
-    def __init__(self, importances: Tensor) -> None:
-        self.importances = importances
+    metrics = _named(Metric("rmse"), Metric("loss"))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self._errors(outputs, targets).mean()
+        return _squared_errors(outputs, targets).mean()
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.float()
@@ -170,32 +160,20 @@ class Reconstruction(Objective):
         return mean.expand(*shape).clone()
 
     def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
-        return self._errors(self.uninformed(training.shape, num_outputs, training), training).double().mean().item()
+        guess = self.uninformed(training.shape, num_outputs, training)
+        return _squared_errors(guess, training).double().mean().item()
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
-        return {"loss": _mean(self._errors(predictions, targets).double())}
-
-    def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each example, [N]."""
-        return (self.importances * (outputs.float() - targets.float()).square()).sum(-1)
-
-
-class RealNumbers(Reconstruction):
-    """Regression: the loss is the squared error, averaged over N and D, and `rmse` its square root."""
-
-    metrics = _named(Metric("rmse"), Metric("loss"))
-
-    def __init__(self) -> None: ...
-
-    def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
-        loss = super().evaluate(predictions, targets)["loss"]
+        loss = _mean(_squared_errors(predictions, targets).double())
         root = math.sqrt(loss.value)
         # The delta method: d sqrt(x) = dx / (2 sqrt(x)).
         stderr = None if loss.stderr is None or not root else loss.stderr / (2 * root)
         return {"rmse": Scored(root, stderr, loss.n), "loss": loss}
 
-    def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (outputs.float() - targets.float()).square().mean(-1)
+
+def _squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean squared error of each example, [N]."""
+    return (outputs.float() - targets.float()).square().mean(-1)
 
 
 def _mean(values: Tensor) -> Scored:
@@ -273,13 +251,8 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> Tensor:
 
         ECE = sum_b n_b/N |acc_b - conf_b| = 1/N sum_b |sum_{i in b} (hit_i - confidence_i)|
 
-    The estimate grows as bins get smaller: compare only values with the same N.
-
-    Args:
-        confidence, hits: see `score`.
-
-    Returns:
-        A float64 scalar on the device, in [0, 1].
+    A float64 scalar on the device; for the arguments see `score`. It grows as bins get smaller: compare only values
+    with the same N.
 
     Source: Naeini et al. (2015); bins of equal mass as in the adaptive calibration error of Nixon et al. (2019), which
     is over all classes instead of the predicted one.

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -132,23 +131,15 @@ class Task:
         return replace(self, splits={**self.splits, **splits})
 
 
-class Preprocess(Protocol):
-    """Turns stored inputs into network inputs, a whole batch at a time on the device."""
+class Preprocess:
+    """Turns stored inputs into network inputs, a whole batch at a time on the device; this one changes nothing."""
 
-    def draw(self, count: int, rng: torch.Generator) -> Any:
-        """The random choices that augment `count` inputs, on the CPU; None if there is no augmentation."""
-
-    def __call__(self, inputs: Tensor, choices: Any = None) -> Tensor:
-        """[B, *input] as stored -> [B, *input] for the network, augmented if `choices` are given."""
-
-
-class AsStored:
-    """The Preprocess that changes nothing."""
-
-    def draw(self, count: int, rng: torch.Generator) -> None:
+    def draw(self, count: int, rng: torch.Generator) -> Tensor | None:
+        """The random choices that augment `count` inputs, [count, ...] on the CPU; None without augmentation."""
         return None
 
-    def __call__(self, inputs: Tensor, choices: None = None) -> Tensor:
+    def __call__(self, inputs: Tensor, choices: Tensor | None = None) -> Tensor:
+        """[B, *input] as stored -> [B, *input] for the network, augmented if `choices` are given."""
         return inputs
 
 

@@ -18,9 +18,8 @@ from methods.memory.audit import Budget, blind, to_predict
 from methods.memory.replay import ReplayMemory
 from net import build_net
 from net.multihead import MultiHead
-from training.checkpoints import Checkpoints
 from training.loop import TrainingStats, not_finite
-from training.monitor import Monitor
+from training.monitor import Checkpoints, Monitor
 from training.prediction import predict_examples
 from training.recipe import Recipe
 from training.steps import StepRule

@@ -5,6 +5,7 @@ Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simpl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -70,11 +71,11 @@ class DER(ReplayNet):
     def rule(self, task: Task) -> NormRule:
         return DarkLoss(self.settings.alpha, None)
 
-    def past(self, task: Task) -> Replays:
+    def past(self, task: Task) -> Sequence[Replays]:
         outputs = [self._recorded[other] for other in self.memory.tasks]
         widest = max(task.num_outputs, *(part.shape[1] for part in outputs))
         recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])
-        return self.replays(self.memory.mixture(), self.draws * self.settings.replay_batch, recorded=recorded)
+        return [self.replays(self.memory.mixture(), self.draws * self.settings.replay_batch, recorded=recorded)]
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         for other, stay in self.memory.add(task).items():

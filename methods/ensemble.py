@@ -12,7 +12,7 @@ from evaluation.averages import PredictionCache
 from evaluation.members import Member
 from methods.base import Context, Method, Storage
 from net import count_parameters
-from training.loop import TrainingStats, train_member
+from training.loop import Training, TrainingStats
 from training.monitor import Monitor
 from utils.errors import TrainingError
 from utils.seeding import seeded
@@ -81,10 +81,10 @@ class Ensemble(Method):
                 inputs = {task: inputs for task, inputs in self.test_inputs.items() if task in tasks}
                 self.untrained = {task: self.ask(net, task, inputs[task], where) for task in inputs}
             try:
-                stats = train_member(
-                    net, list(sources.items()), self.spec, self.recipe, self.compute, seed, name, monitor,
+                stats = Training(
+                    net, list(sources.items()), self.spec, self.recipe, self.compute, seed, name, monitor=monitor,
                     checkpoints=self.checkpoints,
-                )  # fmt: skip
+                ).complete()  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"{where}: {error}") from None
         shares = tuple(weights[task] for task in tasks)

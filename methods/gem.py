@@ -5,6 +5,7 @@ Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
-from training.batches import Batch, Joined
+from training.batches import Batch, Replays
 from training.optimizers import trained_parameters
 from utils.settings import Range, setting
 
@@ -84,9 +85,9 @@ class GEM(ReplayNet):
 
     no_graph_reason = "whether GEM has to project depends on the gradients"
 
-    def past(self, task: Task) -> Joined:
+    def past(self, task: Task) -> Sequence[Replays]:
         kept = {other: Mixture([(other, self.memory.examples(other))]) for other in self.memory.tasks}
-        return Joined([self.replays(data, self.settings.replay_batch, other) for other, data in kept.items()])
+        return [self.replays(data, self.settings.replay_batch, other) for other, data in kept.items()]
 
     def rule(self, task: Task) -> NormRule:
         return Constrained(len(self.memory.tasks), self.settings.margin)

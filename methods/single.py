@@ -17,8 +17,8 @@ from methods.base import Context, Learned, Method, Storage
 from methods.memory.audit import Budget
 from net import BatchNorm, count_parameters
 from net.multihead import MultiHead, TaskWeights
-from training.batches import Joined, Replays
-from training.loop import train_member
+from training.batches import Replays
+from training.loop import Training
 from training.monitor import Monitor
 from training.steps import StepRule
 from utils.errors import TrainingError
@@ -75,9 +75,9 @@ class SingleNet(Method):
         """Tasks whose heads are in the network while a new task is learned."""
         return [task.id]
 
-    def past(self, task: Task) -> Replays | Joined | None:
-        """Batches of past tasks, one for every step; asked for only if examples of past tasks are kept."""
-        return None
+    def past(self, task: Task) -> Sequence[Replays]:
+        """Batches of past tasks, one of each for every step; asked for only if examples of past tasks are kept."""
+        return ()
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         """Called when a task has been learned; returns how many gradients of single examples this took."""
@@ -109,13 +109,13 @@ class SingleNet(Method):
             net = self.network(self.heads_with(task), {task.id: task.num_outputs})
             if not self._seen:
                 self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
-            rule, past = self.rule(task), self.past(task) if self.memory.tasks else None
+            rule, past = self.rule(task), self.past(task) if self.memory.tasks else ()
             rule.frozen = self.settings.bn == "freeze_after_first" and bool(self._seen)
             try:
-                stats = train_member(
+                stats = Training(
                     net, [(task.id, task.train)], self.spec, self.recipe, self.compute, self.config.seed, name,
-                    monitor, rule=rule, past=past, checkpoints=self.checkpoints,
-                )  # fmt: skip
+                    rule=rule, past=past, monitor=monitor, checkpoints=self.checkpoints,
+                ).complete()  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
         self._keep_heads(net)
@@ -223,8 +223,8 @@ class ReplayNet(SingleNet):
     def heads_with(self, task: Task) -> list[int]:
         return [*self.memory.tasks, task.id]
 
-    def past(self, task: Task) -> Replays | Joined | None:
-        return self.replays(self.memory.mixture(), self.settings.replay_batch)
+    def past(self, task: Task) -> Sequence[Replays]:
+        return [self.replays(self.memory.mixture(), self.settings.replay_batch)]
 
     def replays(self, data: Mixture, size: int, *name: object, recorded: Tensor | None = None) -> Replays:
         """Batches of examples of past tasks for the next task; `name` extends that of their random stream."""

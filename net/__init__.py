@@ -25,24 +25,14 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def settings_class(model: str) -> Any:
-    """The settings class of a model: an entry of TRUNKS, or timm/<name of a timm model>.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """The settings class of a model, an entry of TRUNKS or timm/<name>; UserError if there is no such model."""
     if not model.startswith(_TIMM) and model not in TRUNKS:
         raise UserError(f"model: {unknown('model', model, [*TRUNKS, 'timm/<name>'])}")
     return TRUNKS.get(model, TimmTrunk).Settings
 
 
 def build_trunk(model: str, shape: tuple[int, ...], settings: Any) -> nn.Module:
-    """The trunk of a model for inputs of that shape; `settings` is an instance of `settings_class(model)`.
-
-    Raises:
-        UserError: there is no such model, or it cannot take inputs of this shape.
-    """
-    if not isinstance(settings, settings_class(model)):
-        raise TypeError(f"settings of {model} are {settings_class(model).__qualname__}, not {settings!r}")
+    """The trunk of a model for inputs of that shape, with settings of its class; UserError if it cannot take them."""
     if model.startswith(_TIMM):
         return TimmTrunk(model.removeprefix(_TIMM), shape, settings)  # type: ignore[arg-type]
     return TRUNKS[model](shape, settings)  # type: ignore[no-any-return]
@@ -72,12 +62,6 @@ def build_net(
     """A network with heads, on the CPU, initialised from torch's global generator.
 
     Convolution weights have the channels last in memory, like the images: faster on a CPU and on a GPU.
-
-    Args:
-        shape: of one input, as the trunk receives it.
-        settings: an instance of `settings_class(model)`.
-        head_sizes: width of the head of each task, by task id.
-        heads: one of net.multihead.HEADS.
 
     Raises:
         UserError: see build_trunk, feature_size and MultiHead.

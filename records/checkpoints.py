@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 
 from records.directory import RunDirectory
-from training.checkpoints import Checkpoints
+from training.monitor import Checkpoints
 from utils.errors import SignalError, UserError
 from utils.trees import Tree, from_bytes, to_bytes
 

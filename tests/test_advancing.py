@@ -12,7 +12,7 @@ from datasets.task import Table
 from net import build_net, settings_class
 from tests.toys import CPU, SHAPE, number_stream, toy_stream
 from training.batches import Replays
-from training.loop import Training, train_member
+from training.loop import Training
 from training.monitor import Monitor
 from training.prediction import predict_examples
 from training.recipe import Recipe
@@ -43,7 +43,7 @@ def begun(recipe, stream=STREAM, replayed=False, monitor=None):
     with seeded(0, "net"):
         net = build_net("conv", SHAPE, settings_class("conv")(dropout=0.3, width=8), {1: 3, 2: 2})
     data = Mixture([(task.id, task.train_eval) for task in STREAM.tasks])
-    past = Replays(data, stream.spec, 4, generator(0, "past"), augment=True) if replayed else None
+    past = [Replays(data, stream.spec, 4, generator(0, "past"), augment=True)] if replayed else []
     sources = [(task.id, task.train) for task in stream.tasks]
     return net, Training(net, sources, stream.spec, recipe, CPU, 0, ("m",), past=past, monitor=monitor)
 
@@ -143,7 +143,7 @@ def linear_regression(recipe):
     start = copy.deepcopy(net)
     task = stream.tasks[0]
     source = Table(task.train_eval.subset(torch.arange(9)))
-    stats = train_member(net, [(1, source)], stream.spec, recipe, CPU, 0, ("m",), Monitor())
+    stats = Training(net, [(1, source)], stream.spec, recipe, CPU, 0, ("m",)).complete()
     return net, start, source.examples, stats
 
 

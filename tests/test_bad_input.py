@@ -244,7 +244,7 @@ CASES = [
     without("no CIFAR", "cifar10", "data_batch_4", "CIFAR10 is not in data", "data_batch_4", f"into {CIFAR}"),
     damaged("hostile CIFAR", "cifar10", f"{CIFAR}/test_batch", HOSTILE, "wants to run", "system", "not run"),
     damaged("CIFAR with pointers", "cifar10", f"{CIFAR}/test_batch", POINTERS, "get the file again"),
-    damaged("truncated CIFAR", "cifar10", f"{CIFAR}/data_batch_2", BATCH[:-1000], "damaged or cut short", "again"),
+    damaged("truncated CIFAR", "cifar10", f"{CIFAR}/data_batch_2", BATCH[:-1000], "cannot be read", "again"),
     damaged("wrong CIFAR", "cifar10", f"{CIFAR}/data_batch_1", pickle.dumps({}), "must hold 'data'", "[N, 3072]"),
     # Mini-ImageNet
     without("no Mini-ImageNet", "mini_imagenet", "val", "mini-imagenet-cache-val.pkl", "data/mini_imagenet", "Kaggle"),
@@ -252,7 +252,7 @@ CASES = [
     damaged("wrong Mini-ImageNet", "mini_imagenet", f"{MINI}-test.pkl", pickle.dumps({}), "must hold 'image_data'"),
     # MNIST
     without("no MNIST", "mnist", "t10k", "MNIST is not in data", "t10k-images-idx3-ubyte", f"into {MNIST}"),
-    damaged("truncated MNIST", "mnist", f"{MNIST}/t10k-images-idx3-ubyte", DIGITS[:-1], "7839 bytes", "[10, 28, 28]"),
+    damaged("truncated MNIST", "mnist", f"{MNIST}/t10k-images-idx3-ubyte", DIGITS[:-1], "size 7839", "(10,28,28)"),
     damaged("MNIST cut short", "mnist", f"{MNIST}/train-images-idx3-ubyte.gz", GZIPPED[:-9], "damaged or cut short"),
     # a user's own images
     images("augmentation", "root: animals, augment: flip, tasks: [[cat, dog]]", "'flip'", "did you mean 'crop_flip'?"),
@@ -305,8 +305,8 @@ CASES = [
         "{data: {dataset: mnist}, net: {}, hp: {}}",
         "another 'data.dataset'",
     ),
-    damaged("CIFAR that is a web page", "cifar10", f"{CIFAR}/data_batch_2", b"<html>", "damaged or cut short", "again"),
-    damaged("truncated Mini-ImageNet", "mini_imagenet", f"{MINI}-test.pkl", CACHE[:-1000], "damaged or cut short"),
+    damaged("CIFAR that is a web page", "cifar10", f"{CIFAR}/data_batch_2", b"<html>", "cannot be read", "again"),
+    damaged("truncated Mini-ImageNet", "mini_imagenet", f"{MINI}-test.pkl", CACHE[:-1000], "cannot be read"),
     damaged("MNIST that is a web page", "mnist", f"{MNIST}/train-labels-idx1-ubyte", b"<html>", "not an IDX file"),
     damaged("MNIST without labels", "mnist", f"{MNIST}/t10k-images-idx3-ubyte", ELEVEN, "must hold as many images"),
     images("no root", "image_size: 8, tasks: [[cat, dog]]", "d.yaml: key 'root' is missing"),

@@ -27,7 +27,7 @@ from records.invocation import configure, with_settings
 from tests.test_training import new_net
 from tests.toys import filled, run_toy, toy_config, toy_stream
 from training.batches import Batch
-from training.loop import train_member
+from training.loop import Training
 from training.recipe import Recipe
 from utils.errors import TrainingError, UserError
 from utils.seeding import generator
@@ -600,10 +600,10 @@ def test_what_is_recorded_comes_with_its_example():
     method, _, _ = run_toy(toy_config(method="der", memory_per_class=4), toy_stream(1))
     kept = method.memory.examples(1)
     method._recorded[1] = kept.rows.float()[:, None].expand(-1, 3)
-    batch = next(method.past(stream.tasks[1]))
+    batch = next(method.past(stream.tasks[1])[0])
     shown = {tuple(image.flatten().tolist()): row for row, image in enumerate(stream.spec.preprocess(kept.store))}
     method.recipe = replace(method.recipe, augment=False)
-    batch = next(method.past(stream.tasks[1]))
+    batch = next(method.past(stream.tasks[1])[0])
     assert [shown[tuple(image.flatten().tolist())] for image in batch.inputs] == batch.recorded[:, 0].tolist()
 
 
@@ -627,12 +627,17 @@ def test_springs_do_not_hold_what_each_task_has_of_its_own(method):
 
 @pytest.mark.parametrize("method", ["finetune", "isolated"])
 def test_a_network_that_the_last_step_destroyed_is_not_believed(method, monkeypatch):
-    def destroyed(*given, **options):
-        stats = train_member(*given, **options)
-        given[0].weight.data.fill_(math.nan)
-        return stats
+    class Destroying(Training):
+        def __init__(self, net, *given, **options):
+            super().__init__(net, *given, **options)
+            self.net = net
+
+        def complete(self):
+            stats = super().complete()
+            self.net.weight.data.fill_(math.nan)
+            return stats
 
     for module in ("single", "ensemble"):
-        monkeypatch.setattr(f"methods.{module}.train_member", destroyed)
+        monkeypatch.setattr(f"methods.{module}.Training", Destroying)
     with pytest.raises(TrainingError, match=r"episode 1.*: the prediction is not finite after training; try a smaller"):
         run_toy(toy_config(method=method), toy_stream(1))

@@ -397,7 +397,7 @@ def test_a_student_that_diverges_leaves_the_one_before(monkeypatch, capsys):
     assert modelzoo.main(["--verify", "old"]) == 0
 
 
-@pytest.mark.parametrize("moment", ["methods.ensemble.train_member", "distill.save_members", "distill.facts_of"])
+@pytest.mark.parametrize("moment", ["methods.ensemble.Training", "distill.save_members", "distill.facts_of"])
 def test_an_interrupted_student_is_not_taken_for_a_finished_one(moment, monkeypatch, capsys):
     def interrupted(*given, **named):
         raise KeyboardInterrupt

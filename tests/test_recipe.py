@@ -20,7 +20,7 @@ from net import build_net, settings_class
 from tests.toys import CPU, Turned, number_stream
 from training.batches import Batch
 from training.optimizers import OPTIMIZERS, SCHEDULES, learning_rates, make_optimizer
-from training.recipe import BatchSize, Count, Recipe, StepsOrShare
+from training.recipe import BATCH_SIZE, COUNT, STEPS_OR_SHARE, Recipe
 from training.steps import GradientSteps, StepRule
 from utils.errors import UserError
 from utils.seeding import generator, seeded
@@ -165,14 +165,14 @@ def test_examples_that_are_seen_once_are_not_augmented_unless_asked_for():
 # What is accepted
 
 RIGHT = [
-    (Count(), 1, 1), (Count(), "2^24", 1 << 24), (Count(), "1000", 1000), (BatchSize(), 1, 1),
-    (BatchSize(), "full", "full"), (StepsOrShare(), 0, 0), (StepsOrShare(), 200, 200), (StepsOrShare(), 0.1, 0.1),
+    (COUNT, 1, 1), (COUNT, "2^24", 1 << 24), (COUNT, "1000", 1000), (BATCH_SIZE, 1, 1),
+    (BATCH_SIZE, "full", "full"), (STEPS_OR_SHARE, 0, 0), (STEPS_OR_SHARE, 200, 200), (STEPS_OR_SHARE, 0.1, 0.1),
 ]  # fmt: skip
 WRONG = [
-    (Count(), 0), (Count(), 2.0), (Count(), True), (Count(), "2^"), (Count(), "2**3"), (Count(), "9^99"),
-    (Count(), None), (BatchSize(), 0), (BatchSize(), "half"), (BatchSize(), 16.0), (BatchSize(), True),
-    (StepsOrShare(), -1), (StepsOrShare(), 1.0), (StepsOrShare(), 1.5), (StepsOrShare(), "1"), (StepsOrShare(), True),
-    (StepsOrShare(), math.nan),
+    (COUNT, 0), (COUNT, 2.0), (COUNT, True), (COUNT, "2^"), (COUNT, "2**3"), (COUNT, "9^99"),
+    (COUNT, None), (BATCH_SIZE, 0), (BATCH_SIZE, "half"), (BATCH_SIZE, 16.0), (BATCH_SIZE, True),
+    (STEPS_OR_SHARE, -1), (STEPS_OR_SHARE, 1.0), (STEPS_OR_SHARE, 1.5), (STEPS_OR_SHARE, "1"), (STEPS_OR_SHARE, True),
+    (STEPS_OR_SHARE, math.nan),
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from records.lock import LOCK, locked
 from records.manifest import Manifest, read_manifest
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
 from tests.toys import toy_stream
-from training.batches import Joined, Replays
+from training.batches import Replays
 from utils.compute import enough_memory, provenance
 from utils.errors import TrainingError, UserError
 from utils.seeding import generator
@@ -528,11 +528,10 @@ def test_skipped_replays_are_those_that_would_have_come(count):
     stream = toy_stream(2)
 
     def made():
-        parts = [
+        return [
             Replays(Mixture([(task.id, task.train_eval)]), stream.spec, 3, generator(0, task.id), augment=True)
             for task in stream.tasks
         ]
-        return parts[0], Joined([parts[1]])
 
     for asked, skipping in zip(made(), made(), strict=True):
         for _ in range(count):

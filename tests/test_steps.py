@@ -12,8 +12,7 @@ from tests.test_training import new_net, sources
 from tests.toys import CPU, toy_stream
 from training.batches import batches
 from training.launch import choose_launch
-from training.loop import train_member
-from training.monitor import Monitor
+from training.loop import Training
 from training.prediction import predict_examples
 from training.recipe import Recipe
 from training.steps import GradientSteps
@@ -46,10 +45,10 @@ def test_a_step_replayed_on_fixed_tensors_is_the_same_step(monkeypatch):
     """52 examples in batches of 8: six whole ones and one of 4 in each of four epochs."""
     stream = toy_stream(2, count=26)
     plain, replayed = new_net(stream), new_net(stream)
-    one = train_member(plain, sources(stream), stream.spec, HYPER, CPU, 0, ("m",), Monitor())
+    one = Training(plain, sources(stream), stream.spec, HYPER, CPU, 0, ("m",)).complete()
     monkeypatch.setattr("training.loop.GradientSteps", Recorded)
     captured = replace(CPU, captured=True)
-    other = train_member(replayed, sources(stream), stream.spec, HYPER, captured, 0, ("m",), Monitor())
+    other = Training(replayed, sources(stream), stream.spec, HYPER, captured, 0, ("m",)).complete()
     assert Recorded.captures == 2
     assert (one.steps, one.images) == (other.steps, other.images) == (28, 4 * 52)
     assert other.loss == pytest.approx(one.loss, rel=1e-5)
@@ -107,9 +106,9 @@ def test_a_captured_step_is_the_same_step(model, dropout):
         with seeded(0, "gpu"):
             net = new_net(stream, dropout, model).cuda()
             compute = replace(CUDA, captured=captured)
-            stats = train_member(
-                net, on_gpu(stream), stream.spec, HYPER, compute, 0, ("m",), Monitor()
-            )  # fmt: skip
+            stats = Training(
+                net, on_gpu(stream), stream.spec, HYPER, compute, 0, ("m",)
+            ).complete()  # fmt: skip
         nets.append(net)
         losses.append(stats.loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -134,7 +133,7 @@ def test_a_network_that_waits_for_the_device_is_not_captured_and_says_why():
     assert not compute.captured
     assert launch.startswith("steps launched one operation at a time (a CUDA graph cannot hold one: ")
     # And the device is as usable as before.
-    train_member(new_net(stream).cuda(), on_gpu(stream), stream.spec, HYPER, compute, 0, ("m",), Monitor())
+    Training(new_net(stream).cuda(), on_gpu(stream), stream.spec, HYPER, compute, 0, ("m",)).complete()
 
 
 @gpu
@@ -144,7 +143,7 @@ def test_a_gpu_trains_to_the_same_loss_as_a_cpu():
     losses = []
     for compute, data in made:
         net = new_net(stream).to(compute.device)
-        stats = train_member(net, data, stream.spec, HYPER, compute, 0, ("m",), Monitor())
+        stats = Training(net, data, stream.spec, HYPER, compute, 0, ("m",)).complete()
         losses.append(stats.loss)
     assert losses[1] == losses[2]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

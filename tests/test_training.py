@@ -15,9 +15,9 @@ from datasets.task import Table
 from net import build_net, settings_class
 from tests.toys import CPU, SHAPE, table, toy_stream
 from training.batches import batches
-from training.loop import TrainingStats, train_member
+from training.loop import Training, TrainingStats
 from training.monitor import Monitor
-from training.optimizers import cosine
+from training.optimizers import SCHEDULES
 from training.prediction import predict_examples
 from training.recipe import Recipe
 from utils.errors import TrainingError
@@ -50,7 +50,7 @@ def test_equals_a_plain_loop():
     """Same data order; an ordinary optimizer, scheduler and memory layout, image by image."""
     stream, hyper = toy_stream(3), Recipe(epochs=3, batch=8, lr=0.05, l2_reg=1e-3, augment=False)
     ours, plain = new_net(stream), new_net(stream).to(memory_format=torch.contiguous_format)
-    train_member(ours, sources(stream), stream.spec, hyper, CPU, 0, ("m",), Monitor())
+    Training(ours, sources(stream), stream.spec, hyper, CPU, 0, ("m",)).complete()
 
     rows = [(task.train_eval, i, task.id) for task in stream.tasks for i in range(len(task.train_eval))]
     optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
@@ -116,7 +116,7 @@ def test_the_learning_rate_is_pytorchs_cosine():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 17)
     for step in range(17):
-        assert cosine(step, 17) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert SCHEDULES["cosine"](step, 17, Recipe()) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
 
@@ -134,12 +134,12 @@ def test_the_loss_of_several_members_is_the_mean_over_their_examples():
 def test_loss_images_and_rates_are_reported():
     stream, recorder = toy_stream(2, count=21), Recorder()
     hyper = Recipe(epochs=3, batch=8, lr=0.01)
-    stats = train_member(new_net(stream), sources(stream), stream.spec, hyper, CPU, 0, ("m",), recorder)
+    stats = Training(new_net(stream), sources(stream), stream.spec, hyper, CPU, 0, ("m",), monitor=recorder).complete()
     assert stats.examples == 42
     assert stats.images == stats.gradients == recorder.images == 3 * 42
     assert stats.steps == 3 * 6
     assert stats.loss == recorder.losses[-1] < recorder.losses[0]
-    assert recorder.rates[-1] == pytest.approx(0.01 * cosine(17, 18))
+    assert recorder.rates[-1] == pytest.approx(0.01 * SCHEDULES["cosine"](17, 18, hyper))
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -147,7 +147,7 @@ def test_members_trained_under_one_name_are_equal_to_the_bit(augment):
     stream, hyper = toy_stream(2), Recipe(epochs=2, batch=8, augment=augment)
     nets = [new_net(stream), new_net(stream), new_net(stream)]
     for net, name in zip(nets, ["a", "a", "b"], strict=True):
-        train_member(net, sources(stream), stream.spec, hyper, CPU, 0, (name,), Monitor())
+        Training(net, sources(stream), stream.spec, hyper, CPU, 0, (name,)).complete()
     first, again, other = [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -164,10 +164,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_epoch_and_a_remedy():
     stream = toy_stream(1)
     net = new_net(stream)
     with pytest.raises(TrainingError, match=r"epoch \d+ of 5; try a smaller lr \(now 1e\+30\)"):
-        train_member(
-            net, sources(stream), stream.spec, Recipe(epochs=5, batch=8, lr=1e30), CPU, 0, ("m",),
-            Monitor(),
-        )  # fmt: skip
+        Training(
+            net, sources(stream), stream.spec, Recipe(epochs=5, batch=8, lr=1e30), CPU, 0, ("m",)
+        ).complete()  # fmt: skip
 
 
 def test_training_in_bf16_is_close_to_float32():
@@ -176,7 +175,7 @@ def test_training_in_bf16_is_close_to_float32():
     for bf16 in (False, True):
         compute = copy.replace(CPU, bf16=bf16) if hasattr(copy, "replace") else type(CPU)(CPU.device, bf16)
         net = new_net(stream)
-        train_member(net, sources(stream), stream.spec, hyper, compute, 0, ("m",), Monitor())
+        Training(net, sources(stream), stream.spec, hyper, compute, 0, ("m",)).complete()
         task = stream.tasks[0]
         predictions = predict_examples(net, 1, task.test, stream.spec, compute)
         assert predictions.dtype == torch.float32

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datasets.config import DataConfig, TaskConfig
 from datasets.images.stream import ImagePreprocess
 from datasets.objectives import CrossEntropy, RealNumbers, Tokens
-from datasets.task import AsStored, Episode, Examples, Generator, StreamSpec, Table, Task, TaskStream
+from datasets.task import Episode, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
 from methods import METHODS, build_method
 from methods.base import Context, Learned, Method
 from methods.config import RunConfig
@@ -114,13 +114,13 @@ def drawn_stream(spec: StreamSpec, sources: Sequence[Generator], outputs: int, f
 
 def token_stream(tasks: int = 2, frozen: bool = False, heads: str = "task") -> TaskStream:
     """Task t shifts every token by t."""
-    spec = StreamSpec("tokens", (LENGTH,), Tokens(), AsStored(), heads)
+    spec = StreamSpec("tokens", (LENGTH,), Tokens(), Preprocess(), heads)
     return drawn_stream(spec, [Shifted(number) for number in range(1, tasks + 1)], TOKENS, frozen)
 
 
 def number_stream(tasks: int = 2, frozen: bool = False, heads: str = "task") -> TaskStream:
     """Task t turns points by 40 t degrees."""
-    spec = StreamSpec("numbers", (2,), RealNumbers(), AsStored(), heads)
+    spec = StreamSpec("numbers", (2,), RealNumbers(), Preprocess(), heads)
     return drawn_stream(spec, [Turned(0.7 * number) for number in range(1, tasks + 1)], 2, frozen)
 
 

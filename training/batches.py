@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -49,23 +49,19 @@ def batches(
 ) -> Iterator[Batch]:
     """The examples in a random order, or the first `count` of them, in batches of `size`; the last may be smaller."""
     order = torch.randperm(len(data), generator=rng)[:count]
-    choices = _moved(spec.preprocess.draw(len(order), rng) if augment else None, data.device)
-    data, chunk = data.reordered(order), size * _batches_at_once(size, spec)
+    return _gathered(data.reordered(order), spec, size, spec.preprocess.draw(len(order), rng) if augment else None)
+
+
+def _gathered(data: Mixture, spec: StreamSpec, size: int, choices: Tensor | None) -> Iterator[Batch]:
+    """The examples in order in batches of `size`, augmented by `choices` unless they are None."""
+    if choices is not None:
+        choices = choices.to(data.device, non_blocking=True)
+    chunk = size * _batches_at_once(size, spec)
     for start in range(0, len(data), chunk):
         part = slice(start, start + chunk)
-        yield from _gathered(data, spec, size, part, None if choices is None else choices[part])
-
-
-def _moved(choices: Any, device: torch.device) -> Any:
-    """The choices of an augmentation, if there are any, on the device."""
-    return None if choices is None else choices.to(device)
-
-
-def _gathered(data: Mixture, spec: StreamSpec, size: int, part: slice, choices: Any) -> Iterator[Batch]:
-    """Batches of `size` of a part of the data, augmented by `choices` unless they are None."""
-    inputs = spec.preprocess(data.inputs(part), choices)
-    split = inputs.split(size), data.targets[part].split(size), data.task_ids[part].split(size)
-    return (Batch(*batch) for batch in zip(*split, strict=True))
+        inputs = spec.preprocess(data.inputs(part), None if choices is None else choices[part])
+        split = inputs.split(size), data.targets[part].split(size), data.task_ids[part].split(size)
+        yield from (Batch(*batch) for batch in zip(*split, strict=True))
 
 
 def _batches_at_once(size: int, spec: StreamSpec) -> int:
@@ -84,63 +80,39 @@ class Replays(Iterator[Batch]):
         self, data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool,
         recorded: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self._data, self._spec, self._size, self._rng = data, spec, size, rng
-        self._augment, self._recorded = augment, recorded
         self._at_once = min(_REPLAYS_AT_ONCE, _batches_at_once(size, spec))
-        self._ready: Iterator[Batch] = iter(())
+        self._chunks = self._drawn(data, spec, size, rng, augment, recorded)
+        self._batches = chain.from_iterable(self._chunks)
 
     def __next__(self) -> Batch:
-        batch = next(self._ready, None)
-        if batch is None:
-            self._ready = self._chunk(*self._drawn())
-            batch = next(self._ready)
-        return batch
+        return next(self._batches)
 
     def skip(self, count: int) -> None:
-        """Skip `count` batches as if they had been asked for, without gathering most of them."""
-        for _ in range(count // self._at_once):
-            self._drawn()
-        for _ in range(count % self._at_once):
-            next(self)
+        """Skip the first `count` batches, without gathering most of them."""
+        whole, rest = divmod(count, self._at_once)
+        for _ in chain(islice(self._chunks, whole), islice(self._batches, rest)):
+            pass
 
-    def _drawn(self) -> tuple[Tensor, Any]:
-        """Positions of the examples of a chunk, and the random choices of their augmentation."""
-        chunk = self._size * self._at_once
-        picks = torch.randint(len(self._data), (chunk,), generator=self._rng)
-        return picks, self._spec.preprocess.draw(chunk, self._rng) if self._augment else None
-
-    def _chunk(self, picks: Tensor, choices: Any) -> Iterator[Batch]:
-        drawn, everything = self._data.reordered(picks), slice(0, len(picks))
-        gathered = _gathered(drawn, self._spec, self._size, everything, _moved(choices, drawn.device))
-        if self._recorded is None:
-            return gathered
-        recorded = self._recorded[picks.to(self._recorded.device)].split(self._size)
-        return (replace(batch, recorded=part) for batch, part in zip(gathered, recorded, strict=True))
-
-
-class Joined(Iterator[Batch]):
-    """Batches of several replay memories, one of each in every batch."""
-
-    def __init__(self, parts: Sequence[Replays]) -> None:
-        self._parts = parts
-
-    def __next__(self) -> Batch:
-        return joined([next(part) for part in self._parts])
-
-    def skip(self, count: int) -> None:
-        """Skip `count` batches; see Replays."""
-        for part in self._parts:
-            part.skip(count)
+    def _drawn(
+        self, data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, augment: bool, recorded: Tensor | None
+    ) -> Iterator[Iterator[Batch]]:
+        """Chunks of batches; those of a chunk are gathered when the first one is asked for."""
+        count = size * self._at_once
+        while True:
+            picks = torch.randint(len(data), (count,), generator=rng)
+            choices = spec.preprocess.draw(count, rng) if augment else None
+            gathered = _gathered(data.reordered(picks), spec, size, choices)
+            if recorded is None:
+                yield gathered
+            else:
+                outputs = recorded[picks.to(recorded.device)].split(size)
+                yield (replace(batch, recorded=part) for batch, part in zip(gathered, outputs, strict=True))
 
 
-def with_replay(new: Iterator[Batch], past: Iterator[Batch]) -> Iterator[Batch]:
-    """Each batch of the new task, followed by one of the replay memory."""
-    for batch, old in zip(new, past, strict=False):
-        yield replace(joined([batch, old]), replayed=len(old), recorded=old.recorded)
-
-
-def joined(parts: Sequence[Batch]) -> Batch:
-    """Several batches as one, without recorded outputs."""
-    columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
-    inputs, targets, task_ids = (torch.cat(column) for column in columns)
-    return Batch(inputs, targets, task_ids)
+def with_replay(new: Iterator[Batch], past: Sequence[Replays]) -> Iterator[Batch]:
+    """Each batch of the new task, followed by one of each replay memory."""
+    for batch in new:
+        replayed = [next(part) for part in past]  # a single one where outputs are recorded
+        columns = zip(*((part.inputs, part.targets, part.task_ids) for part in (batch, *replayed)), strict=True)
+        inputs, targets, task_ids = (torch.cat(column) for column in columns)
+        yield Batch(inputs, targets, task_ids, sum(map(len, replayed)), replayed[0].recorded)

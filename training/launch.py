@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from datasets.mixture import Mixture
-from datasets.task import Examples, StreamSpec, Table, TrainSource
+from datasets.task import StreamSpec, TrainSource
 from net.multihead import MultiHead
 from training.batches import batches
 from training.recipe import Recipe
@@ -32,39 +30,25 @@ def choose_launch(
     Returns:
         The Compute to train with, and a description of how steps are launched; "" where there is no choice.
     """
-    rule, one_by_one = rule or StepRule(), "steps launched one operation at a time"
-    if compute.device.type != "cuda":
-        # The first step loads a second's worth of modules of torch, which is not training.
-        _try(net, task_id, _some_examples(source, _FEW), spec, recipe, compute, 1, rule)
-        return compute, ""
-    if no_graph_reason:
+    on_gpu, rule = compute.device.type == "cuda", rule or StepRule()
+    one_by_one = "steps launched one operation at a time"
+    if on_gpu and no_graph_reason:
         return compute, f"{one_by_one} ({no_graph_reason})"
-    captured, size = replace(compute, captured=True), recipe.batch_size(len(source))
+    # On a CPU the first step loads a second's worth of modules of torch, which is not training.
+    size, count = (recipe.batch_size(len(source)), WARM_UP + 2) if on_gpu else (_FEW, 1)
+    trial, rng = replace(compute, captured=on_gpu), generator(0, "trial")
+    data = Mixture([(task_id, source.epoch(rng))])
+    batch = next(batches(data, spec, size, rng, augment=False, count=size))
     try:
-        _try(net, task_id, _some_examples(source, size), spec, recipe, captured, WARM_UP + 2, rule)
+        with trial.training_stream():
+            rule.begin(net.train())
+            steps = GradientSteps(net, spec, recipe, trial, count, rule)
+            for _ in range(count):
+                steps(batch)
+            steps.take_loss()
     except RuntimeError as error:
+        if not on_gpu:
+            raise
         reason = " ".join(str(error).split())[:120]
         return compute, f"{one_by_one} (a CUDA graph cannot hold one: {reason})"
-    return captured, "steps launched as CUDA graphs"
-
-
-def _some_examples(source: TrainSource, count: int) -> Examples:
-    """The first `count` examples of a table, or all if there are fewer; `count` examples drawn from a generator."""
-    if isinstance(source, Table):
-        return source.examples.subset(torch.arange(min(count, len(source.examples))))
-    return source.draw(count, generator(0, "trial"))
-
-
-def _try(
-    net: MultiHead, task_id: int, examples: Examples, spec: StreamSpec, recipe: Recipe, compute: Compute, count: int,
-    rule: StepRule,
-) -> None:  # fmt: skip
-    """Take `count` steps on one batch of all these examples."""
-    data = Mixture([(task_id, examples)])
-    with compute.training_stream():
-        rule.begin(net.train())
-        steps = GradientSteps(net, spec, recipe, compute, count, rule)
-        batch = next(batches(data, spec, len(data), generator(0, "trial"), augment=False))
-        for _ in range(count):
-            steps(batch)
-        steps.take_loss()
+    return trial, "steps launched as CUDA graphs" if on_gpu else ""

@@ -17,9 +17,8 @@ from datasets.mixture import Mixture
 from datasets.task import StreamSpec, Table, TrainSource
 from net import has_batch_norm
 from net.multihead import MultiHead
-from training.batches import Batch, Joined, Replays, batches, with_replay
-from training.checkpoints import Checkpoints
-from training.monitor import Monitor
+from training.batches import Batch, Replays, batches, with_replay
+from training.monitor import Checkpoints, Monitor
 from training.recipe import Recipe
 from training.steps import GradientSteps, StepRule
 from utils.compute import Compute
@@ -62,11 +61,7 @@ def not_finite(what: str, when: str, recipe: Recipe, compute: Compute) -> Traini
 
 
 def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
-    """Check that the batches can be normalised, where an epoch has `examples`.
-
-    Raises:
-        UserError: they have a single example, and the network has batch normalisation.
-    """
+    """UserError if batches have a single example and the network normalises batches; an epoch has `examples`."""
     if has_batch_norm(net) and min(recipe.batch_size(examples), examples) == 1:
         raise UserError(
             f"batch is {recipe.batch}, of {examples} training examples; this network has batch normalisation, "
@@ -86,7 +81,7 @@ class Training:
         sources: task id and train source of each task; mini-batches are mixed over tasks.
         seed, name: of the random stream for data order and augmentation.
         rule: what the method changes in every step; plain supervised training without one.
-        past: batches of a replay memory; each follows a batch of the tasks trained on.
+        past: batches of replay memories; one of each follows a batch of the tasks trained on.
         monitor: is told of steps and epochs.
         checkpoints: save the state of training.
 
@@ -95,7 +90,6 @@ class Training:
         epochs: number of epochs, a last one that is cut short included.
         ended: how many of them have ended.
         length: gradient steps in all.
-        file: name of its checkpoints.
 
     Raises:
         UserError: see check_batch.
@@ -104,10 +98,10 @@ class Training:
     def __init__(
         self, net: MultiHead, sources: Sequence[tuple[int, TrainSource]], spec: StreamSpec, recipe: Recipe,
         compute: Compute, seed: int, name: tuple[object, ...], *, rule: StepRule | None = None,
-        past: Replays | Joined | None = None, monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
+        past: Sequence[Replays] = (), monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
     ) -> None:  # fmt: skip
         self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
-        self._rng, self.file = generator(seed, *name, "data"), "_".join(map(str, name))
+        self._rng, self._file = generator(seed, *name, "data"), "_".join(map(str, name))
         self._rule, self._past = rule or StepRule(), past
         self._monitor, self._checkpoints = monitor or Monitor(), checkpoints or Checkpoints()
         drawn = sum(len(source) for _, source in sources)
@@ -146,6 +140,24 @@ class Training:
         steps, examples, _ = self.clock
         return TrainingStats(self.examples, examples, self._gradients, steps, self._time_taken(), self._loss)
 
+    def complete(self) -> TrainingStats:
+        """Train to the end, from the last checkpoint if there is one; the network ends in test mode.
+
+        Only plain training may be saved when it is over (see Checkpoints.finished).
+        """
+        saved = self._checkpoints.found(self._file) or {}
+        if "stats" in saved:
+            self._net.load_state_dict(saved["net"])
+            self._net.eval()
+            self._monitor.member_begins(self.epochs, self.examples, self.epochs)
+            return TrainingStats(**saved["stats"])
+        if saved:
+            self.restore(saved)
+        self._monitor.member_begins(self.epochs, self.examples, self.ended)
+        self.advance()
+        self._checkpoints.finished(self._file, lambda: {"net": self._net.state_dict(), "stats": asdict(self.stats)})
+        return self.stats
+
     def advance(self, to: int | None = None) -> None:
         """Train until `to` steps have been taken in all; to the end if `to` is None.
 
@@ -183,8 +195,8 @@ class Training:
         self._net.load_state_dict(state["net"])
         self._steps.restore(state["steps"])
         self._rule.restore(state["rule"])
-        if self._past is not None:
-            self._past.skip(self._steps.done)
+        for replays in self._past:
+            replays.skip(self._steps.done)
         if taken := self._steps.done - self.ended * self._per_epoch:
             self._batches = self._epoch(taken)
 
@@ -208,10 +220,10 @@ class Training:
         """The batches of an epoch without the first `taken` ones."""
         data = Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
         augment = self._recipe.augments
-        new = batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples)
-        for _ in range(taken):  # now, so that the random stream has passed this epoch's draws even if no batch is left
-            next(new)
-        return new if self._past is None else with_replay(new, self._past)
+        new = islice(
+            batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples), taken, None
+        )
+        return with_replay(new, self._past) if self._past else new
 
     def _take(self, count: int) -> None:
         """Take `count` steps of this epoch."""
@@ -226,7 +238,7 @@ class Training:
             self._gradients += len(batch)
             monitor.step(len(batch) - batch.replayed)
             if checkpoints.due():
-                checkpoints.save(self.file, self.state)
+                checkpoints.save(self._file, self.state)
 
     def _end_epoch(self) -> None:
         """Read the loss of the epoch: the only wait for the device in it."""
@@ -237,42 +249,12 @@ class Training:
             raise not_finite("the training loss", self._when(), self._recipe, self._compute)
         self._monitor.epoch_ends(self.ended, self._loss, self._steps.rate)
         if not self.done and self._checkpoints.due(epoch_ends=True):
-            self._checkpoints.save(self.file, self.state)
+            self._checkpoints.save(self._file, self.state)
 
     def _when(self) -> str:
         if self._recipe.epochs is None:
             return f"in step {self._steps.done} of {self.length}"
         return f"in epoch {self.ended} of {self.epochs}"
-
-
-def train_member(
-    net: MultiHead, sources: Sequence[tuple[int, TrainSource]], spec: StreamSpec, recipe: Recipe, compute: Compute,
-    seed: int, name: tuple[object, ...], monitor: Monitor, *, rule: StepRule | None = None,
-    past: Replays | Joined | None = None, checkpoints: Checkpoints | None = None,
-) -> TrainingStats:  # fmt: skip
-    """Train a network to the end, from the last checkpoint if there is one; see Training for the arguments.
-
-    Only plain training may be saved when it is over (see Checkpoints.finished).
-
-    Raises:
-        TrainingError: the loss is not finite; says where and what to try.
-    """
-    checkpoints = checkpoints or Checkpoints()
-    training = Training(
-        net, sources, spec, recipe, compute, seed, name, rule=rule, past=past, monitor=monitor, checkpoints=checkpoints
-    )
-    saved = checkpoints.found(training.file) or {}
-    if "stats" in saved:
-        net.load_state_dict(saved["net"])
-        net.eval()
-        monitor.member_begins(training.epochs, training.examples, training.epochs)
-        return TrainingStats(**saved["stats"])
-    if saved:
-        training.restore(saved)
-    monitor.member_begins(training.epochs, training.examples, training.ended)
-    training.advance()
-    checkpoints.finished(training.file, lambda: {"net": net.state_dict(), "stats": asdict(training.stats)})
-    return training.stats
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -1,6 +1,10 @@
-"""The interface through which training reports its progress."""
+"""The interfaces through which training reports its progress, and saves its state and finds it again."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+from utils.trees import Tree
 
 
 class Monitor:
@@ -14,3 +18,21 @@ class Monitor:
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
         """An epoch has ended, with this mean training loss and this learning rate in its last step."""
+
+
+class Checkpoints:
+    """Saves the state of training so that it can be resumed; this one saves nothing."""
+
+    def found(self, name: str) -> Tree | None:
+        """The last saved state of the network `name` in this episode; None if there is none."""
+        return None
+
+    def due(self, *, epoch_ends: bool = False) -> bool:
+        """Whether to save now. Called after every step: must be quick."""
+        return False
+
+    def save(self, name: str, state: Callable[[], Tree]) -> None:
+        """Save the state of a network in training."""
+
+    def finished(self, name: str, state: Callable[[], Tree]) -> None:
+        """Take the final state of a trained network, to be saved together with that of the episode's next network."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,74 +19,57 @@ _SHARE = Range(0, 1, whole=False, open_high=True)  # from 0 to below 1
 _FACTOR = Range(0, 1, whole=False, open_low=True)  # above 0 to 1
 
 
-class _Accepted:
+@dataclass(frozen=True)
+class Accepted:
     """Values of a setting that one Range cannot describe."""
 
-    words = ""
+    words: str
+    parse: Callable[[Any], Any]  # returns the value as training uses it; UserError if it is not accepted
 
     def describe(self) -> str:
         """The accepted values in words, for error messages."""
         return self.words
 
     def read(self, where: str, value: object) -> Any:
-        """The checked value.
-
-        Raises:
-            UserError: the value is not accepted; `where` opens the message.
-        """
+        """The checked value, else UserError; the message begins with `where`."""
         try:
             return self.parse(value)
         except UserError:
-            raise UserError(f"{where} is {value!r}; it must be {self.describe()}") from None
-
-    def parse(self, value: Any) -> Any:
-        """The value as training uses it; a UserError if it is not accepted."""
-        raise NotImplementedError
+            raise UserError(f"{where} is {value!r}; it must be {self.words}") from None
 
 
-class Count(_Accepted):
-    """Accepts a whole number from 1, also as a power in a text: 2^24."""
-
-    words = f"{_POSITIVE.describe()}, or a power such as 2^24"
-
-    def parse(self, value: Any) -> int:
-        power = re.fullmatch(r"(\d{1,4})(?:\^(\d{1,2}))?", value) if isinstance(value, str) else None
-        return _POSITIVE.check("", int(power[1]) ** int(power[2] or 1) if power else value)
+def _count(value: Any) -> int:
+    power = re.fullmatch(r"(\d{1,4})(?:\^(\d{1,2}))?", value) if isinstance(value, str) else None
+    return _POSITIVE.check("", int(power[1]) ** int(power[2] or 1) if power else value)
 
 
-class BatchSize(_Accepted):
-    """Accepts a whole number from 1, or the word "full": all examples of an epoch in one batch."""
-
-    words = f"{_BATCH.describe()}, or {FULL}"
-
-    def parse(self, value: Any) -> int | str:
-        return FULL if value == FULL else _BATCH.check("", value)
+def _batch_size(value: Any) -> int | str:
+    return FULL if value == FULL else _BATCH.check("", value)
 
 
-class StepsOrShare(_Accepted):
-    """Accepts a whole number of steps, or a share of all steps: a number below 1."""
+def _steps_or_share(value: Any) -> float:
+    return (Range(0) if isinstance(value, int) else _SHARE).check("", value)
 
-    words = "a whole number of steps, or a share of all steps below 1"
 
-    def parse(self, value: Any) -> float:
-        return (Range(0) if isinstance(value, int) else _SHARE).check("", value)
+COUNT = Accepted(f"{_POSITIVE.describe()}, or a power such as 2^24", _count)
+BATCH_SIZE = Accepted(f"{_BATCH.describe()}, or {FULL}", _batch_size)
+STEPS_OR_SHARE = Accepted("a whole number of steps, or a share of all steps below 1", _steps_or_share)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained. One of `epochs`, `steps` and `examples` sets the length; 100 epochs if none does.
+    """How one network is trained.
 
-    Raises:
-        UserError: several of them are given.
+    One of `epochs`, `steps` and `examples` sets the length: 100 epochs if none is given, a UserError if several are.
     """
 
     epochs: int | None = setting(
         Range(1, 10**6), "passes of a member over its training examples (default: from the YAML, else 100)",
         default=None, option="epochs", group="how",
     )  # fmt: skip
-    steps: int | None = setting(Count(), "length: gradient steps", default=None)
-    examples: int | None = setting(Count(), "length: training examples seen", default=None)
-    batch: int | str = setting(BatchSize(), "examples of a gradient step; full: all of an epoch", default=16)
+    steps: int | None = setting(COUNT, "length: gradient steps", default=None)
+    examples: int | None = setting(COUNT, "length: training examples seen", default=None)
+    batch: int | str = setting(BATCH_SIZE, "examples of a gradient step; full: all of an epoch", default=16)
     lr: float = setting(Range(0, 1000, whole=False, open_low=True), "highest learning rate", default=0.01)
     l2_reg: float = setting(Range(0, 1000, whole=False), "weight decay", default=1e-5)
     optimizer: str = setting(("sgd", "adamw", "adam"), "how gradients become steps", default="sgd")
@@ -99,7 +83,7 @@ class Recipe:
     )
     gamma: float = setting(_FACTOR, "factor on the learning rate in each step, schedule: exponential", default=0.999)
     warmup: float = setting(
-        StepsOrShare(), "steps in which the learning rate rises; below 1: share of all steps", default=0
+        STEPS_OR_SHARE, "steps in which the learning rate rises; below 1: share of all steps", default=0
     )
     augment: bool | None = setting(
         bool, "train without random crops and flips (default: with, but for a single epoch)", default=None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from utils.machine import threads_for
 
@@ -26,19 +27,9 @@ def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int | str, devi
 
 
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-adds of the convolutions and linear layers in the forward pass of one example."""
-    work = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        nonlocal work
-        work += outputs.numel() * layer.weight[0].numel()  # type: ignore[index, operator]
-
-    layers = [layer for layer in trunk.modules() if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))]
-    handles = [layer.register_forward_hook(count) for layer in layers]
+    """Multiply-adds in the forward pass of one example."""
     device, training = next(trunk.parameters()).device, trunk.training
-    with torch.inference_mode():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         trunk.eval()(torch.zeros(1, *shape, device=device))
     trunk.train(training)
-    for handle in handles:
-        handle.remove()
-    return work
+    return counter.get_total_flops() // 2

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from datasets.config import DataConfig
 from datasets.images.download import fetch
-from datasets.images.safe_pickle import load_dictionary
+from datasets.images.safe_pickle import load_pickle, must_hold
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.task import TaskStream
-from utils.errors import UserError
 
 _PREPROCESS = ImagePreprocess(padding=4, flip=True)
 
@@ -52,21 +49,21 @@ def _load(name: str, folder: Path, files: Sequence[str], label_key: str, classes
 
 def _read_batch(path: Path, label_key: str, classes: int) -> Images:
     """One file: `data` uint8 [N, 3072], the three colour planes in turn, and a list of N labels."""
-    content = load_dictionary(path)
-    pixels: Any = content.get("data")
-    labels: Any = content.get(label_key)
-    is_image = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3072,)
-    is_label = isinstance(labels, list) and all(isinstance(label, int) and 0 <= label < classes for label in labels)
-    if not is_image or not is_label or len(labels) != len(pixels):
-        labelled = f"N labels below {classes} under {label_key!r}"
-        raise UserError(f"{path} must hold 'data', bytes of shape [N, 3072], and {labelled}; get the file again")
-    return Images(torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels))
+    content = load_pickle(path)
+    with must_hold(path, f"'data', bytes of shape [N, 3072], and N labels below {classes} under {label_key!r}"):
+        pixels, labels = torch.from_numpy(content["data"].copy()), torch.tensor(content[label_key])
+        counts = labels.bincount(minlength=classes)  # refuses negative labels
+        if pixels.dtype != torch.uint8 or labels.shape != pixels.shape[:1] or len(counts) > classes:
+            raise ValueError
+        return Images(pixels.view(-1, 3, 32, 32), labels)
 
 
 def _class_names(path: Path, key: str, count: int) -> Sequence[str]:
     if not path.exists():
         return [str(i) for i in range(count)]
-    names = load_dictionary(path).get(key)
-    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} must hold {count} class names under {key!r}; get the file again")
-    return names
+    content = load_pickle(path)
+    with must_hold(path, f"{count} class names under {key!r}"):
+        names: list[str] = content[key]
+        if len(names) != count or not all(isinstance(name, str) for name in names):
+            raise ValueError
+        return names

@@ -146,16 +146,14 @@ def decode_image(path: Path, size: int, grey: bool = False) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=_FORMATS) as file:
-            if file.width * file.height > _MOST_PIXELS:  # nothing was decoded yet
+            if file.width * file.height > _MOST_PIXELS:  # a damaged size asks for gigabytes
                 raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
             # Pillow clips 16-bit grey instead of scaling it, which would turn nearly everything white.
             deep = file.mode.startswith("I;16")
             image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
             image = image.convert("L" if grey else "RGB")
     except (OSError, Image.DecompressionBombError, SyntaxError, TypeError, ValueError, MemoryError) as error:
-        reason: object = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        if isinstance(error, MemoryError):  # a damaged length asks for gigabytes
-            reason = "not enough memory to decode it"
+        reason = {UnidentifiedImageError: "not an image", MemoryError: "not enough memory"}.get(type(error), error)
         raise UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None
     width, height = image.size
     if (width, height) != (size, size):

@@ -7,13 +7,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from datasets.config import DataConfig
-from datasets.images.safe_pickle import load_dictionary
+from datasets.images.safe_pickle import load_pickle, must_hold
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.task import TaskStream
 from utils.errors import UserError
@@ -41,20 +40,16 @@ def mini_imagenet(config: DataConfig, seed: int, device: torch.device) -> TaskSt
 
 def _read(path: Path) -> list[tuple[str, np.ndarray]]:
     """Name and images, uint8 [n, 84, 84, 3], of each class of a file, in the order of their images."""
-    content = load_dictionary(path)
-    images: Any = content.get("image_data")
-    classes: Any = content.get("class_dict")
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_SIDE, _SIDE, 3):
-        raise UserError(f"{path} must hold 'image_data', bytes of shape [N, 84, 84, 3]; get the file again")
-    if not isinstance(classes, dict) or not classes or not all(isinstance(name, str) for name in classes):
-        raise UserError(f"{path} must hold 'class_dict', the image numbers of each class; get the file again")
-    rows = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in classes.items()}
-    for name, numbers in rows.items():
-        listed = isinstance(numbers, list) and all(isinstance(i, int) and 0 <= i < len(images) for i in numbers)
-        if not listed or len(numbers) < 2:
-            must = f"must list at least two image numbers below {len(images)}"
-            raise UserError(f"{path}: class {name!r} of 'class_dict' {must}")
-    return [(name, images[rows[name]]) for name in sorted(rows, key=lambda name: rows[name][0])]
+    content = load_pickle(path)
+    wanted = "'image_data', bytes of shape [N, 84, 84, 3], and 'class_dict', two or more image numbers for each class"
+    with must_hold(path, wanted):
+        images = content["image_data"]
+        classes = {name: np.array(numbers) for name, numbers in content["class_dict"].items()}
+        if images.dtype != np.uint8 or images.shape[1:] != (_SIDE, _SIDE, 3) or not classes:
+            raise ValueError
+        if any(numbers.ndim != 1 or len(numbers) < 2 or numbers.min() < 0 for numbers in classes.values()):
+            raise ValueError
+        return [(str(name), images[classes[name]]) for name in sorted(classes, key=lambda name: classes[name][0])]
 
 
 def _join(classes: list[np.ndarray]) -> Images:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +47,11 @@ class _Array(np.ndarray):
         super().__setstate__((1, checked.shape, checked.dtype, bool(fortran), raw))  # type: ignore[arg-type]
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Stands for codecs.encode, with which Python 3 writes bytes in an old protocol; looks up no other codec."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"the codec {encoding!r} is not admitted")
-    return text.encode("latin1")
-
-
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
+    # Python 3 writes bytes so in an old protocol; no other codec is looked up.
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
     ("__builtin__", "bytes"): lambda: b"",  # Python 3 writes empty bytes so in an old protocol
 }
 for _core in ("numpy.core", "numpy._core"):
@@ -64,45 +60,26 @@ for _core in ("numpy.core", "numpy._core"):
     _ADMITTED[f"{_core}.numeric", "_frombuffer"] = lambda raw, dtype, shape, order: dtype.array(raw, shape, order)
 
 
-class _ForbiddenNameError(Exception):
-    pass
-
-
 class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates 64 GB if four bytes are damaged
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
-            raise _ForbiddenNameError(f"{module}.{name}")
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which no data file needs; it was not run")
         return _ADMITTED[module, name]
 
 
 def load_pickle(path: Path) -> Any:
-    """The content of a pickle of arrays and plain containers; strings of Python 2 become text.
-
-    Raises:
-        UserError: the file is damaged or cut short, or names something that is not an array or a plain container.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} cannot be read: it is not a file")
+    """The content of a pickle, strings of Python 2 as text; UserError if it is damaged or names anything else."""
     try:
         with open(path, "rb") as file:
             return _Unpickler(file, encoding="latin1").load()
-    except _ForbiddenNameError as error:
-        raise UserError(
-            f"{path} wants to run {error}, which no data file needs; it was not run: get the file again from its source"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged pickle may fail in any way
-        raise UserError(f"{path} is damaged or cut short ({error}); get the file again") from None
+        raise UserError(f"{path} cannot be read: {error}; get the file again") from None
 
 
-def load_dictionary(path: Path) -> dict[str, Any]:
-    """`load_pickle` of a file that must hold a dictionary.
-
-    Raises:
-        UserError: see load_pickle; or it holds something else.
-    """
-    content = load_pickle(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a dictionary, not {type(content).__name__}; get the file again")
-    return content
+@contextmanager
+def must_hold(path: Path, wanted: str) -> Iterator[None]:
+    """Turn whatever the wrong content of a file raises into one UserError that says what is wanted."""
+    try:
+        yield
+    except Exception:
+        raise UserError(f"{path} must hold {wanted}; get the file again") from None

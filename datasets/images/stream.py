@@ -17,28 +17,14 @@ from torch import Tensor
 
 from datasets.config import DataConfig, TaskConfig
 from datasets.objectives import CrossEntropy
-from datasets.task import HELD_OUT, TEST, TRAIN, Examples, StreamSpec, Table, Task, TaskStream
+from datasets.task import HELD_OUT, TEST, TRAIN, Examples, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
 from utils.errors import UserError, unknown
 from utils.seeding import generator
 
 
-class Choices(NamedTuple):
-    """The random crop and flip of each of N images."""
-
-    top: Tensor  # [N] int64, row of the padded image at which the crop begins
-    left: Tensor  # [N] int64
-    flip: Tensor | None  # [N] bool
-
-    def __getitem__(self, part: slice) -> Choices:  # type: ignore[override]
-        return Choices(self.top[part], self.left[part], None if self.flip is None else self.flip[part])
-
-    def to(self, device: torch.device) -> Choices:
-        return Choices(*(None if x is None else x.to(device, non_blocking=True) for x in tuple(self)))  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
-class ImagePreprocess:
+class ImagePreprocess(Preprocess):
     """uint8 [B, C, H, W] -> float32 in which 0.5 has become 0 and 0.25 one unit; augmented if asked to.
 
     The constants are not those of the data: statistics of later tasks would leak into the first.
@@ -49,26 +35,29 @@ class ImagePreprocess:
     padding: int
     flip: bool
 
-    def draw(self, count: int, rng: torch.Generator) -> Choices | None:
+    def draw(self, count: int, rng: torch.Generator) -> Tensor | None:
+        """Top and left of the crop in the padded image, and whether it is flipped, [count, 3]."""
         if not self.padding and not self.flip:
             return None
-        top, left = torch.randint(2 * self.padding + 1, (2, count), generator=rng)
-        return Choices(top, left, torch.rand(count, generator=rng) < 0.5 if self.flip else None)
+        crop = torch.randint(2 * self.padding + 1, (2, count), generator=rng)
+        flip = torch.rand(count, generator=rng) < 0.5 if self.flip else torch.zeros(count)
+        return torch.stack([*crop, flip.long()], 1)
 
-    def __call__(self, inputs: Tensor, choices: Choices | None = None) -> Tensor:
+    def __call__(self, inputs: Tensor, choices: Tensor | None = None) -> Tensor:
         if choices is not None:
             inputs = self._augment(inputs, choices)
         normal = inputs.to(torch.float32).sub_(0.5 * 255).mul_(1 / (0.25 * 255))
         return normal.contiguous(memory_format=torch.channels_last)
 
-    def _augment(self, inputs: Tensor, choices: Choices) -> Tensor:
+    def _augment(self, inputs: Tensor, choices: Tensor) -> Tensor:
+        top, left, flip = choices.unbind(1)
         count, _, height, width = inputs.shape
         if self.padding:
             # All crops as a view without a copy, [N, C, 2p+1, 2p+1, H, W], of which each image takes one.
             crops = F.pad(inputs, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
-            inputs = crops[torch.arange(count, device=inputs.device), :, choices.top, choices.left]
-        if choices.flip is not None:
-            inputs = torch.where(choices.flip[:, None, None, None], inputs.flip(-1), inputs)
+            inputs = crops[torch.arange(count, device=inputs.device), :, top, left]
+        if self.flip:
+            inputs = torch.where(flip.bool()[:, None, None, None], inputs.flip(-1), inputs)
         return inputs
 
 
@@ -108,7 +97,15 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
         UserError: the data set lacks a class, or a class has fewer images than are asked for.
     """
     stores = place(data.train.pixels, device), place(data.test.pixels, device)
-    share = _Shared(device)
+    known: dict[tuple[bytes, torch.device], Tensor] = {}
+
+    def share(tensor: Tensor, where: torch.device = device) -> Tensor:
+        """The tensor on a device, and equal ones once: a hundred permutations have the same rows and targets."""
+        key = sha256(tensor.numpy().tobytes()).digest(), where
+        if key not in known:
+            known[key] = tensor.to(where)
+        return known[key]
+
     tasks = tuple(
         _build_task(config, data, seed, stores, share, number)
         for number in range(1, len(config.tasks) + 1)
@@ -118,24 +115,10 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 
 
-class _Shared:
-    """Puts equal tensors on the device once: a hundred permutations of all images have the same rows and targets."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._tensors: dict[tuple[bytes, torch.device], Tensor] = {}
-
-    def __call__(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
-        device = device or self._device
-        key = sha256(tensor.numpy().tobytes()).digest(), device
-        if key not in self._tensors:
-            self._tensors[key] = tensor.to(device)
-        return self._tensors[key]
-
-
 def _build_task(
-    config: DataConfig, data: ImageDataset, seed: int, stores: tuple[Tensor, Tensor], share: _Shared, number: int
-) -> Task:
+    config: DataConfig, data: ImageDataset, seed: int, stores: tuple[Tensor, Tensor], share: Callable[..., Tensor],
+    number: int,
+) -> Task:  # fmt: skip
     where, task = f"{config.path}: task {number}", config.tasks[number - 1]
     labels = [_decode(where, data, entry) for entry in task.classes]
     view, pixel_map = _view(where, data, labels)
@@ -213,14 +196,12 @@ def _chosen(
     count = len(rows) if config.samples is None else config.samples
     if count > len(rows):
         raise UserError(f"--samples is {count}, but {name} has {len(rows)} training images")
-    if not config.hold_out:
-        return (rows if config.samples is None else rows[torch.randperm(len(rows), generator=rng)[:count]]), rows[:0]
-    if count < 2:
+    if config.hold_out and count < 2:
         leaves = f"--hold_out {config.hold_out:g} leaves no training image of {name}"
         raise UserError(f"{leaves}, which has one; leave it out")
 
     def share(of: int) -> int:
-        return min(of - 1, max(1, round(config.hold_out * of)))
+        return min(of - 1, max(1, round(config.hold_out * of))) if config.hold_out else 0
 
     order = torch.randperm(len(rows), generator=generator(seed, "hold_out", number))
     held, kept = (rows[part.sort().values] for part in order.tensor_split([share(len(rows))]))

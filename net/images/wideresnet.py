@@ -37,11 +37,7 @@ class ResidualBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """images [B, C, H, W] -> features [B, 64 * widen].
-
-    Raises:
-        UserError: there is no network of that depth.
-    """
+    """images [B, C, H, W] -> features [B, 64 * widen]; UserError if there is no network of that depth."""
 
     @dataclass(frozen=True)
     class Settings(DropoutSettings):

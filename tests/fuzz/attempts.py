@@ -25,7 +25,7 @@ import report
 from records.checkpoints import RunCheckpoints
 from tests.fuzz.cases import CANARY, Answer, Case, Link, write
 from tests.fuzz.images import CACHE, damage_cache
-from training.checkpoints import Checkpoints
+from training.monitor import Checkpoints
 
 SECONDS = 10  # a case may take
 BYTES = 2 << 30  # a case may need, all in all
