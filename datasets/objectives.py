@@ -141,16 +141,26 @@ class Tokens(_Probabilities):
         }
 
 
-class RealNumbers(Objective):
-    """Regression: outputs, targets and predictions are [N, D]; `rmse` is the square root of the mean squared error.
+class Reconstruction(Objective):
+    """Vectors of real numbers: outputs, targets and predictions are [N, D].
+
+        loss = 1/N sum_n sum_d w_d (output_nd - target_nd)^2
 
     The uninformed prediction is the mean of the training targets, or 0 if these are not known.
+
+    Args:
+        importances: w, [D], on the device of the outputs.
+
+    Source: Elhage et al., "Toy Models of Superposition" (2022).
     """
 
-    metrics = _named(Metric("rmse"), Metric("loss"))
+    metrics = _named(Metric("loss"))
+
+    def __init__(self, importances: Tensor) -> None:
+        self.importances = importances
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return _squared_errors(outputs, targets).mean()
+        return self._errors(outputs, targets).mean()
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.float()
@@ -160,20 +170,32 @@ class RealNumbers(Objective):
         return mean.expand(*shape).clone()
 
     def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
-        guess = self.uninformed(training.shape, num_outputs, training)
-        return _squared_errors(guess, training).double().mean().item()
+        return self._errors(self.uninformed(training.shape, num_outputs, training), training).double().mean().item()
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
-        loss = _mean(_squared_errors(predictions, targets).double())
+        return {"loss": _mean(self._errors(predictions, targets).double())}
+
+    def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each example, [N]."""
+        return (self.importances * (outputs.float() - targets.float()).square()).sum(-1)
+
+
+class RealNumbers(Reconstruction):
+    """Regression: the loss is the squared error, averaged over N and D, and `rmse` its square root."""
+
+    metrics = _named(Metric("rmse"), Metric("loss"))
+
+    def __init__(self) -> None: ...
+
+    def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
+        loss = super().evaluate(predictions, targets)["loss"]
         root = math.sqrt(loss.value)
         # The delta method: d sqrt(x) = dx / (2 sqrt(x)).
         stderr = None if loss.stderr is None or not root else loss.stderr / (2 * root)
         return {"rmse": Scored(root, stderr, loss.n), "loss": loss}
 
-
-def _squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean squared error of each example, [N]."""
-    return (outputs.float() - targets.float()).square().mean(-1)
+    def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.float() - targets.float()).square().mean(-1)
 
 
 def _mean(values: Tensor) -> Scored:

@@ -13,6 +13,7 @@ from sklearn.metrics import mean_squared_error, root_mean_squared_error
 from datasets.objectives import (
     CrossEntropy,
     RealNumbers,
+    Reconstruction,
     Tokens,
     calibration_error,
     score,
@@ -114,10 +115,11 @@ def some(kind, rng):
         return CrossEntropy(), torch.randn(20, 4, generator=rng), torch.randint(4, (20,), generator=rng), 4
     if kind is Tokens:
         return Tokens(), torch.randn(20, 6, 5, generator=rng), torch.randint(-1, 5, (20, 6), generator=rng), 5
-    return RealNumbers(), torch.randn(20, 3, generator=rng), torch.randn(20, 3, generator=rng) + 1, 3
+    objective = RealNumbers() if kind is RealNumbers else Reconstruction(torch.rand(3, generator=rng))
+    return objective, torch.randn(20, 3, generator=rng), torch.randn(20, 3, generator=rng) + 1, 3
 
 
-@pytest.mark.parametrize("kind", [CrossEntropy, Tokens, RealNumbers])
+@pytest.mark.parametrize("kind", [CrossEntropy, Tokens, RealNumbers, Reconstruction])
 def test_an_objective_agrees_with_itself(kind):
     """The training loss is the score of the predictions; the uninformed loss that of the uninformed prediction."""
     objective, outputs, targets, width = some(kind, torch.Generator().manual_seed(1))
@@ -180,3 +182,6 @@ def test_squared_errors_are_those_of_scikit_learn():
     small = 1e-4 * found["loss"].stderr
     slope = (math.sqrt(found["loss"].value + small) - found["rmse"].value) / small
     assert found["rmse"].stderr == pytest.approx(slope * found["loss"].stderr, rel=1e-3)
+    weights = torch.tensor([1.0, 0.5, 0.0])
+    expected = 1.5 * mean_squared_error(targets, outputs, multioutput=weights.numpy())  # it divides by their sum
+    assert Reconstruction(weights).evaluate(outputs, targets)["loss"].value == pytest.approx(expected, rel=1e-5)
