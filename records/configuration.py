@@ -51,7 +51,7 @@ def net_sections(path: str) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def method_settings(method: str, path: str, stream: str) -> dict[str, Any]:
+def method_settings(path: str, stream: str) -> dict[str, Any]:
     """The settings of a method from a YAML file; keys below `streams: <name>` win for that stream."""
     content = load_yaml(path)
     presets = content.pop("streams", {})
@@ -98,9 +98,7 @@ def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested keys and values for config.yaml."""
-    sections = {name: plain(getattr(config, name)) for name in SECTIONS}
-    values = {name: getattr(config, name) for name in declarations(RunConfig)}
-    return {**sections, **values, "settings": plain(config.settings)}
+    return {**plain(replace(config, settings=NoSettings())), "settings": plain(config.settings)}
 
 
 @cache
