@@ -30,14 +30,12 @@ class RunCheckpoints(Checkpoints):
         self, directory: RunDirectory, minutes: float, seconds: Callable[[], float], device: torch.device
     ) -> None:
         self._directory, self._minutes, self.seconds, self._device = directory, minutes, seconds, device
-        self._finished: dict[str, Callable[[], Tree]] = {}
         self._signal = 0
-        self._next = 0.0
         self.episode_begins()
 
     def episode_begins(self) -> None:
         """Forget the finished networks of the last episode."""
-        self._finished = {}
+        self._finished: dict[str, Callable[[], Tree]] = {}
         self._wait()
 
     def found(self, name: str) -> Tree | None:

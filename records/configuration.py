@@ -152,14 +152,14 @@ def value_at(config: RunConfig, key: str) -> Any:
 def _declared() -> Iterator[tuple[str, Declaration]]:
     """Every declared setting of every data set, network and method, by dotted key."""
     yield from declarations(RunConfig).items()
-    more = {
-        "data": [getattr(builder, "Settings", NoSettings) for builder in STREAMS.values()],
-        "net": [settings_class(model) for model in (*TRUNKS, "timm/")],
-        "hp": [],
+    kinds = {
+        "data": [DataConfig, *map(settings_of, STREAMS)],
+        "net": [NetConfig, *map(settings_class, [*TRUNKS, "timm/"])],
+        "hp": [Recipe],
         "settings": [method.Settings for method in METHODS.values()],
     }
-    for name, own in more.items():
-        for kind in [SECTIONS[name], *own] if name in SECTIONS else own:
+    for name, settings in kinds.items():
+        for kind in settings:
             for key, declaration in declarations(kind).items():
                 yield f"{name}.{key}", declaration
 

@@ -94,11 +94,7 @@ def read_manifest(run: Path) -> Manifest | None:
 
 
 def checked(run: Path, manifest: Manifest, name: str) -> bytes:
-    """The committed content of a file of the run.
-
-    Raises:
-        UserError: it is missing or its checksum is wrong; says how it can be made again.
-    """
+    """The committed content of a file of the run; UserError if it is missing or its checksum is wrong."""
     path, entry = run / name, manifest.files.get(name)
     if entry is None:
         raise UserError(f"{path} is not in {MANIFEST}: it does not belong to the run")

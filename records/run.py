@@ -154,11 +154,7 @@ class Run:
         return np.average([predictions for _, predictions in found], axis=0, weights=weights)
 
     def targets_of(self, task: str | int, split: str = "test") -> npt.NDArray[Any]:
-        """Targets of the examples of a split, [N, ...]; not saved for train.
-
-        Raises:
-            UserError: there are no such targets, or the file is damaged.
-        """
+        """Targets of the examples of a split, [N, ...]; UserError if there are none, as for train."""
         number, found = self._number(task), self._tensors(TARGETS, split)
         if number not in found:
             raise UserError(f"{self.path} has no targets for task {task!r} on split {split!r}")

@@ -81,7 +81,8 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
         if summary:
             if command.isolated and command.isolated.absolute() != other_run(saved, "compared_with"):
                 raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
-            RunDirectory.reopen(path)
+            with writable(path):
+                RunDirectory.reopen(path)
         return Plan(invocation, saved, other_run(saved, "extended_from"), summary=summary)
     if command.extend is not None:
         before = finished_run(command.extend)
@@ -282,11 +283,7 @@ def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
 
 
 def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:
-    """Take a training step with a throw-away network, to choose how steps are launched.
-
-    Returns:
-        Number of parameters of the trunk, and what choose_launch returns.
-    """
+    """Take a training step with a throw-away network; its trunk's parameters, and what choose_launch returns."""
     task, method = stream.tasks[0], METHODS[config.method]
     check_requirements(method, stream.spec, net, config.hp)
     with seeded(config.seed, "trial"):

@@ -127,9 +127,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
 def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
     """The final main metric per task of a finished run of --method isolated.
 
-    Args:
-        path: its run directory.
-        config: config.yaml of the run that is compared with it; must have the same stream and recipe.
+    `config`, config.yaml of the run that is compared with it, must have the same stream and recipe.
     """
     summary = read_summary(path) if holds_run(path) else None
     if not summary:

@@ -7,7 +7,7 @@ import math
 import os
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -63,6 +63,7 @@ _PICTURES = {
                         "yellow 1. A row is an episode, from above; a column a task.",
 }  # fmt: skip
 _LEAST_WEIGHT = 1e-3
+Value = dict[str, Any]  # one value of an event, as a plain dictionary
 
 
 class TensorBoard(RunMonitor):
@@ -89,12 +90,13 @@ class TensorBoard(RunMonitor):
         for facts in run.episodes:
             self._history.add(facts, rows[facts.episode])
         self._continual, self._isolated = run.config["continual"], run.isolated
-        with self._event(len(run.episodes)) as event:
-            _add_string(event, "config", "text", textwrap.indent(yaml_bytes(run.config).decode(), "    ").encode())
-            _add_string(event, "custom_scalars__config__", "custom_scalars", _layout())
-            _add_hparams(event, "experiment", _experiment(self._kinds))
-            session = {"start_time_secs": time.time(), "hparams": run.hyperparameters}
-            _add_hparams(event, "session_start_info", session)
+        session = {"start_time_secs": time.time(), "hparams": run.hyperparameters}
+        self._write(len(run.episodes), [
+            _text("config", "text", textwrap.indent(yaml_bytes(run.config).decode(), "    ").encode()),
+            _text("custom_scalars__config__", "custom_scalars", _layout()),
+            _hparams("experiment", _experiment(self._kinds)),
+            _hparams("session_start_info", session),
+        ])  # fmt: skip
         self._begun = True
 
     def episode_begins(self, episode: int, episodes: int) -> None:
@@ -105,16 +107,14 @@ class TensorBoard(RunMonitor):
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
         self._epoch += 1
-        with self._event(self._epoch) as event:
-            _add_scalars(event, {"train/loss": loss, "train/learning_rate": lr})
+        self._write(self._epoch, _scalars({"train/loss": loss, "train/learning_rate": lr}))
 
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
-        with self._event(facts.episode) as event:
-            _add_scalars(event, self._isolated_accuracies(rows))
-            self._history.add(facts, rows)
-            _add_scalars(event, {**_of_episode(facts, rows), **_of_tasks(facts, rows), **self._of_matrix()})
-            for tag, values in self._history.pictures().items():
-                _add_picture(event, tag, values, self._episodes)
+        first = self._isolated_accuracies(rows)
+        self._history.add(facts, rows)
+        scalars = {**first, **_of_episode(facts, rows), **_of_tasks(facts, rows), **self._of_matrix()}
+        pictures = [_picture(tag, values, self._episodes) for tag, values in self._history.pictures().items()]
+        self._write(facts.episode, [*_scalars(scalars), *pictures])
 
     def run_measured(self, summary: Mapping[str, Any]) -> None:
         found = [key_of(key, summary["metric"]) for key in _SUMMARY]
@@ -126,9 +126,8 @@ class TensorBoard(RunMonitor):
                 self._end("STATUS_FAILURE", {})
 
     def _end(self, status: str, scalars: Mapping[str, float]) -> None:
-        with self._event(len(self._history.main)) as event:
-            _add_scalars(event, scalars)
-            _add_hparams(event, "session_end_info", {"status": status, "end_time_secs": time.time()})
+        end = _hparams("session_end_info", {"status": status, "end_time_secs": time.time()})
+        self._write(len(self._history.main), [*_scalars(scalars), end])
         self._begun = False
 
     def _isolated_accuracies(self, rows: Sequence[Measurement]) -> dict[str, float]:
@@ -147,11 +146,8 @@ class TensorBoard(RunMonitor):
         values = {"forgetting": metrics.forgetting_chaudhry(R), "backward_transfer": metrics.bwt(R)}
         return {tag: value for tag, value in values.items() if not math.isnan(value)}
 
-    @contextlib.contextmanager
-    def _event(self, step: int) -> Iterator[Event]:
-        """An event to fill, which is then written."""
-        event = Event(wall_time=time.time(), step=step)
-        yield event
+    def _write(self, step: int, values: Sequence[Value]) -> None:
+        event = Event(wall_time=time.time(), step=step, summary={"value": values})
         self._records.write(event.SerializeToString())
 
 
@@ -219,17 +215,17 @@ def _tag(row: Measurement) -> str:
     return f"{row.task:03d} {row.task_name}".replace("/", "-")
 
 
-def _add_scalars(event: Event, scalars: Mapping[str, float]) -> None:
-    for tag, value in scalars.items():
-        event.summary.value.add(tag=tag, simple_value=value)
+def _scalars(scalars: Mapping[str, float]) -> list[Value]:
+    return [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
 
 
-def _add_picture(event: Event, tag: str, values: metrics.Matrix, rows: int) -> None:
-    picture = heat_map(values, rows)
-    event.summary.value.add(
-        tag=tag, metadata={"plugin_data": {"plugin_name": "images"}, "summary_description": _PICTURES[tag]},
-        image={"width": picture.width, "height": picture.height, "colorspace": 3, "encoded_image_string": picture.png},
-    )  # fmt: skip
+def _picture(tag: str, values: metrics.Matrix, rows: int) -> Value:
+    png, width, height = heat_map(values, rows)
+    return {
+        "tag": tag,
+        "metadata": {"plugin_data": {"plugin_name": "images"}, "summary_description": _PICTURES[tag]},
+        "image": {"width": width, "height": height, "colorspace": 3, "encoded_image_string": png},
+    }
 
 
 def _layout() -> bytes:
@@ -252,17 +248,19 @@ def _experiment(kinds: Mapping[str, Kind]) -> dict[str, Any]:
     return {"hparam_infos": columns, "metric_infos": metrics_shown}
 
 
-def _add_hparams(event: Event, name: str, content: Mapping[str, Any]) -> None:
+def _hparams(name: str, content: Mapping[str, Any]) -> Value:
     """One of the messages of the dashboard "HParams", which reads the metadata of the value, not the value."""
     data = ParseDict({name: content}, HParamsPluginData()).SerializeToString()
-    event.summary.value.add(
-        tag=f"_hparams_/{name}", metadata={"plugin_data": {"plugin_name": "hparams", "content": data}},
-        tensor={"dtype": "DT_FLOAT", "tensor_shape": {"dim": [{"size": 0}]}},
-    )  # fmt: skip
+    return {
+        "tag": f"_hparams_/{name}",
+        "metadata": {"plugin_data": {"plugin_name": "hparams", "content": data}},
+        "tensor": {"dtype": "DT_FLOAT", "tensor_shape": {"dim": [{"size": 0}]}},
+    }
 
 
-def _add_string(event: Event, tag: str, plugin: str, content: bytes) -> None:
-    event.summary.value.add(
-        tag=tag, metadata={"plugin_data": {"plugin_name": plugin}},
-        tensor={"dtype": "DT_STRING", "tensor_shape": {}, "string_val": [content]},
-    )  # fmt: skip
+def _text(tag: str, plugin: str, content: bytes) -> Value:
+    return {
+        "tag": tag,
+        "metadata": {"plugin_data": {"plugin_name": plugin}},
+        "tensor": {"dtype": "DT_STRING", "tensor_shape": {}, "string_val": [content]},
+    }
