@@ -19,13 +19,12 @@ from pathlib import Path
 
 from evaluation.accuracy import AVERAGES
 from records.checkpoints import ending_on_sigterm
-from records.configuration import hyperparameter_kinds, hyperparameters
+from records.configuration import hyperparameter_kinds
 from records.console import Console
 from records.invocation import Invocation, parse
-from records.monitor import Monitors, RunMonitor, RunStart
+from records.monitor import Monitors, RunMonitor
 from records.session import Session, opened, planned, resuming_command, verify_run
 from records.summary import final_table, summarize
-from records.tensorboard import TensorBoard
 from records.writing import episode_facts, facts_of, main_metric, save_members, targets_of
 from utils.compute import enough_memory
 from utils.errors import SignalError, run_program
@@ -72,13 +71,12 @@ def run(invocation: Invocation) -> Path:
 
 def _watched(session: Session, quiet: bool) -> RunMonitor:
     """A monitor that shows the run, which begins, on the terminal and in TensorBoard."""
-    directory, config = session.directory, session.config
-    epochs = directory.manifest.members * (config.hp.epochs or 0)
+    from records.tensorboard import TensorBoard  # slow to import
+
+    directory = session.directory
+    epochs = directory.manifest.members * (session.config.hp.epochs or 0)
     monitor = Monitors([Console(quiet), TensorBoard(directory.log, hyperparameter_kinds(), epochs)])
-    monitor.run_begins(
-        RunStart(session.header, session.resolved, hyperparameters(config), len(session.stream.tasks),
-                 session.isolated, tuple(directory.episodes), tuple(directory.rows))
-    )  # fmt: skip
+    monitor.run_begins(session.start)
     return monitor
 
 
@@ -108,7 +106,7 @@ def learn(session: Session, monitor: RunMonitor) -> None:
         checkpoints.stop_if_asked()
     summary = {
         **facts_of(stream, method, directory.episodes),
-        **summarize(directory.rows, config.continual, session.isolated, main_metric(stream).higher_is_better),
+        **summarize(directory.rows, config.continual, session.start.isolated, main_metric(stream).higher_is_better),
         "total_seconds": checkpoints.seconds(),
     }
     monitor.run_measured(summary)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from records.resume import compared_with
+from records.resume import other_run
 from records.summary import load_isolated
 from utils.errors import UserError, run_program
 from utils.options import Parser, check_choice
@@ -84,7 +84,7 @@ def isolated_of(config: Mapping[str, Any], given: str | None) -> Sequence[float]
     Raises:
         UserError: the ones given do not fit the run.
     """
-    path = compared_with(config) if given is None else Path(given)
+    path = other_run(config, "compared_with") if given is None else Path(given)
     try:
         return None if path is None else load_isolated(path, config)
     except UserError:

@@ -6,13 +6,14 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 
 import torch
 
 from records.directory import RunDirectory
 from training.monitor import Checkpoints
-from utils.errors import SignalError, UserError
+from utils.errors import SignalError
 from utils.trees import Tree, from_bytes, to_bytes
 
 
@@ -29,19 +30,17 @@ class RunCheckpoints(Checkpoints):
         self, directory: RunDirectory, minutes: float, seconds: Callable[[], float], device: torch.device
     ) -> None:
         self._directory, self._minutes, self.seconds, self._device = directory, minutes, seconds, device
-        self._finished: dict[str, Callable[[], Tree]] = {}
         self._signal = 0
-        self._next = 0.0
         self.episode_begins()
 
     def episode_begins(self) -> None:
         """Forget the finished networks of the last episode."""
-        self._finished = {}
+        self._finished: dict[str, Callable[[], Tree]] = {}
         self._wait()
 
     def found(self, name: str) -> Tree | None:
         content = self._directory.training(name)
-        return None if content is None else load_state(content, self._device, f"{self._directory.path}: {name}")
+        return None if content is None else from_bytes(content, self._device)
 
     def due(self, *, epoch_ends: bool = False) -> bool:
         if self._signal or (epoch_ends and not self._minutes):
@@ -63,31 +62,26 @@ class RunCheckpoints(Checkpoints):
         if self._signal:
             raise SignalError(self._signal)
 
-    @contextlib.contextmanager
-    def catching(self) -> Iterator[None]:
+    def catching(self) -> AbstractContextManager[None]:
         """SIGINT and SIGTERM stop the run at the next place where it can be resumed; a second one stops at once."""
+        return _handling(self._ask, signal.SIGINT, signal.SIGTERM)
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self._signal:
-                raise SignalError(number)
-            self._signal = number
-
-        with _handling(ask, signal.SIGINT, signal.SIGTERM):
-            yield
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            raise SignalError(number)
+        self._signal = number
 
     def _wait(self) -> None:
         self._next = time.monotonic() + 60 * self._minutes
 
 
-@contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
+def ending_on_sigterm() -> AbstractContextManager[None]:
     """SIGTERM raises a SignalError, so that locks are released."""
+    return _handling(_end, signal.SIGTERM)
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SignalError(number)
 
-    with _handling(end, signal.SIGTERM):
-        yield
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SignalError(number)
 
 
 @contextlib.contextmanager
@@ -98,11 +92,3 @@ def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-
-
-def load_state(content: bytes, device: torch.device, place: str) -> Tree:
-    """The tree of a saved state; `place` opens the error message."""
-    try:
-        return from_bytes(content, device)
-    except ValueError as error:
-        raise UserError(f"{place}: {error}") from None

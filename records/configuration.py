@@ -51,7 +51,7 @@ def net_sections(path: str) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def method_settings(method: str, path: str, stream: str) -> dict[str, Any]:
+def method_settings(path: str, stream: str) -> dict[str, Any]:
     """The settings of a method from a YAML file; keys below `streams: <name>` win for that stream."""
     content = load_yaml(path)
     presets = content.pop("streams", {})
@@ -98,9 +98,7 @@ def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested keys and values for config.yaml."""
-    sections = {name: plain(getattr(config, name)) for name in SECTIONS}
-    values = {name: getattr(config, name) for name in declarations(RunConfig)}
-    return {**sections, **values, "settings": plain(config.settings)}
+    return {**plain(replace(config, settings=NoSettings())), "settings": plain(config.settings)}
 
 
 @cache
@@ -154,14 +152,14 @@ def value_at(config: RunConfig, key: str) -> Any:
 def _declared() -> Iterator[tuple[str, Declaration]]:
     """Every declared setting of every data set, network and method, by dotted key."""
     yield from declarations(RunConfig).items()
-    more = {
-        "data": [getattr(builder, "Settings", NoSettings) for builder in STREAMS.values()],
-        "net": [settings_class(model) for model in (*TRUNKS, "timm/")],
-        "hp": [],
+    kinds = {
+        "data": [DataConfig, *map(settings_of, STREAMS)],
+        "net": [NetConfig, *map(settings_class, [*TRUNKS, "timm/"])],
+        "hp": [Recipe],
         "settings": [method.Settings for method in METHODS.values()],
     }
-    for name, own in more.items():
-        for kind in [SECTIONS[name], *own] if name in SECTIONS else own:
+    for name, settings in kinds.items():
+        for kind in settings:
             for key, declaration in declarations(kind).items():
                 yield f"{name}.{key}", declaration
 

@@ -20,7 +20,7 @@ class Console(RunMonitor):
 
     def __init__(self, quiet: bool = False, plain_seconds: float = 30.0) -> None:
         self._quiet, self._plain_seconds = quiet, plain_seconds
-        self._bar: tqdm[object] | None = None
+        self._bar: tqdm[object] = tqdm(disable=True)  # it is not shown
         self._episodes, self._title = 0, ""
 
     def run_begins(self, run: RunStart) -> None:
@@ -33,36 +33,32 @@ class Console(RunMonitor):
         self._title, self._episodes = f"episode {episode}/{episodes}", episodes
 
     def member_begins(self, epochs: int, images: int, done: int = 0) -> None:
-        self._epochs, self._total = epochs, (epochs - done) * images
-        self._done = 0
+        self._epochs, self._total, self._done = epochs, (epochs - done) * images, 0
         self._begin = self._last_line = time.perf_counter()
-        if self._quiet:
-            return
-        if sys.stderr.isatty():
-            self._close_bar()
-            self._bar = tqdm(total=self._total, desc=self._title, unit=" images", unit_scale=True, leave=False)
+        hidden = self._quiet or not sys.stderr.isatty()
+        self._bar.close()
+        self._bar = tqdm(
+            total=self._total, desc=self._title, unit=" images", unit_scale=True, leave=False, disable=hidden
+        )
 
     def step(self, images: int) -> None:
-        if self._bar is not None:
-            self._bar.update(images)
-        else:
-            self._done += images
+        self._done += images
+        self._bar.update(images)
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
-        if self._bar is not None:
-            self._bar.set_description(f"{self._title} · epoch {epoch}/{self._epochs} · loss {loss:.4f}", refresh=False)
-            if epoch == self._epochs:
-                self._close_bar()
+        self._bar.set_description(f"{self._title} · epoch {epoch}/{self._epochs} · loss {loss:.4f}", refresh=False)
+        if epoch == self._epochs:
+            self._bar.close()
             return
         now = time.perf_counter()
-        if now - self._last_line >= self._plain_seconds and epoch < self._epochs and self._done:
+        if self._bar.disable and now - self._last_line >= self._plain_seconds and self._done:
             self._last_line = now
             rate = self._done / (now - self._begin)
             left = (self._total - self._done) / rate
             self._say(f"  epoch {epoch}/{self._epochs}: loss {loss:.4f}, {rate:,.0f} images/s, {left:,.0f} s left")
 
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
-        self._close_bar()
+        self._bar.close()
         test = [row for row in rows if row.is_test]
         mean = sum(row.main for row in test) / len(test)
         tasks = ", ".join(map(str, facts.tasks))
@@ -76,13 +72,8 @@ class Console(RunMonitor):
         print(text, flush=True)
 
     def close(self) -> None:
-        self._close_bar()
+        self._bar.close()
 
     def _say(self, line: str = "") -> None:
         if not self._quiet:
             print(line, flush=True)
-
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

@@ -11,9 +11,8 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -31,10 +30,10 @@ from records.manifest import (
     Entry,
     Manifest,
     checked,
-    damaged,
     read_manifest,
+    reading,
 )  # fmt: skip
-from records.members import SavedMember, facts_file, predictions_file, weights_file
+from records.members import FACTS_FILE, PREDICTIONS_FILE, WEIGHTS_FILE, SavedMember
 from records.monitor import EpisodeFacts
 from records.tables import EPISODES, METRICS, episode_line, header, metric_lines, read_measurements
 from utils.errors import UserError
@@ -47,6 +46,7 @@ _TRAINING = "training-"  # opens the names of files in state/ that belong to an 
 _OWN = re.compile(
     rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{GROWING.pattern}"
     r"|(members|predictions)/member_\d{3,}\.(safetensors|json)|state/[A-Za-z0-9_-]+\.safetensors)"
+    rf"({re.escape(PARTIAL)})?"
 )
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it exists
 _HASH = 16  # digits of the checksum in the name of a file in state/, so that the old and the new file can coexist
@@ -65,80 +65,60 @@ class RunDirectory:
         self._files = dict(manifest.files)
         self._logs: dict[str, GrowingFile] = {}
         self.rows, self.episodes = read_measurements(path, manifest)
+        for folder in _FOLDERS:
+            (path / folder).mkdir(exist_ok=True)
 
     @classmethod
     def begin(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
-        """An empty run, in place of one that is already there (see check_free). Other files in the folder stay.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        with _written(path):
-            # The order matters if the process is killed: without a manifest, what is left is never taken for a run,
-            # and with the new config.yaml in place a resumed run cannot use the old options.
-            for name in (MANIFEST, SUMMARY):
-                (path / name).unlink(missing_ok=True)
-            write_bytes(path / CONFIG, yaml_bytes(config))
-            _clear(path)
-            return cls._opened(path)
+        """An empty run, in place of one that is already there (see check_free). Other files in the folder stay."""
+        # The order matters if the process is killed: without a manifest, what is left is never taken for a run,
+        # and with the new config.yaml in place a resumed run cannot use the old options.
+        for name in (MANIFEST, SUMMARY):
+            (path / name).unlink(missing_ok=True)
+        write_bytes(path / CONFIG, yaml_bytes(config))
+        _clear(path)
+        return cls(path, _first_manifest(path))
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
         """The run as it was last committed; the files of an interrupted commit are removed."""
-        manifest = read_manifest(path)
-        if manifest is None:
-            return cls._begin_again(path)
-        for name in manifest.files:
-            checked(path, manifest, name)
         for folder in _FOLDERS:
             if (path / folder).is_symlink():
                 raise UserError(f"{path / folder} is a link; a run keeps its files in its own directory")
-        with _written(path):
-            folders = ["state"] if manifest.finished else ["", *_FOLDERS]
-            found = [entry for folder in folders for entry in (path / folder).glob("*") if not entry.is_dir()]
-            kept = {path / name for name in (*manifest.files, MANIFEST)}
-            _remove(entry for entry in found if entry not in kept and _ours(path, entry))
-            for name, entry in manifest.files.items():
-                if GROWING.fullmatch(name) and (path / name).stat().st_size > entry.size:
-                    os.truncate(path / name, entry.size)
-            for folder in _FOLDERS:
-                (path / folder).mkdir(exist_ok=True)
-            return cls(path, manifest)
-
-    @classmethod
-    def _begin_again(cls, path: Path) -> RunDirectory:
-        """A run that was killed before its first commit: it has a complete config.yaml and nothing else."""
-        with _written(path):
-            for folder in ("", *_FOLDERS):
-                for entry in (path / folder).glob("*"):
-                    if entry.name not in (CONFIG, LOCK, *_FOLDERS) and not entry.name.endswith(PARTIAL):
-                        raise UserError(
-                            f"{path / MANIFEST} is missing; without it {entry} and other files cannot be checked: "
-                            "run again with --overwrite"
-                        )
-            _remove(entry for entry in list(path.iterdir()) if entry.name not in (CONFIG, LOCK))
-            return cls._opened(path)
-
-    @classmethod
-    def _opened(cls, path: Path) -> RunDirectory:
-        for folder in _FOLDERS:
-            (path / folder).mkdir(exist_ok=True)
-        manifest = Manifest(files={CONFIG: _entry((path / CONFIG).read_bytes())})
-        manifest.write(path)
+        manifest, found = read_manifest(path), _files_in(path)
+        if manifest is None:  # it was killed before its first commit
+            if others := found.keys() - {CONFIG, LOCK, CONFIG + PARTIAL, MANIFEST + PARTIAL}:
+                raise UserError(
+                    f"{path / MANIFEST} is missing; without it {path / min(others)} and other files cannot be checked: "
+                    "run again with --overwrite"
+                )
+            manifest = _first_manifest(path)
+        for name in manifest.files:
+            checked(path, manifest, name)
+        for name in found.keys() - manifest.files.keys() - {MANIFEST}:
+            if _OWN.fullmatch(name):
+                found[name].unlink(missing_ok=True)
+        for name, entry in manifest.files.items():
+            if GROWING.fullmatch(name):
+                os.truncate(path / name, entry.size)
         return cls(path, manifest)
 
-    def log(self, name: str) -> GrowingFile:
-        """A new file of the run that is appended to."""
-        self._logs[name] = GrowingFile(self.path / name)
+    def log(self, name: str, begin: bytes = b"") -> GrowingFile:
+        """A file of the run that is appended to, after its committed part or, if it is new, after `begin`."""
+        if name not in self._logs:
+            committed = checked(self.path, self.manifest, name) if name in self.manifest.files else None
+            self._logs[name] = GrowingFile(self.path / name, committed)
+            if committed is None:
+                self._logs[name].write(begin)
         return self._logs[name]
 
     def add_member(
         self, facts: SavedMember, weights: Mapping[str, Tensor], predictions: Mapping[tuple[int, str], Tensor]
     ) -> None:
         """Save a network: its description, its tensors, and its predictions [N, C] by task and split."""
-        self._write(weights_file(facts.number), tensor_bytes(weights))
-        self._write(facts_file(facts.number), json_bytes(facts.to_json()))
-        self._write(predictions_file(facts.number), tensor_bytes(by_name(predictions, torch.float32)))
+        self._write(WEIGHTS_FILE.format(facts.number), tensor_bytes(weights))
+        self._write(FACTS_FILE.format(facts.number), json_bytes(facts.to_json()))
+        self._write(PREDICTIONS_FILE.format(facts.number), tensor_bytes(by_name(predictions, torch.float32)))
 
     def add_targets(self, targets: Mapping[tuple[int, str], Tensor]) -> None:
         """Save targets, [N, ...], by task and split."""
@@ -153,17 +133,8 @@ class RunDirectory:
         new = list(rows)
         self.rows += new
         self.episodes.append(facts)
-        self._table(EPISODES).write(episode_line(facts))
-        self._table(METRICS).write(metric_lines(new))
-
-    def _table(self, name: str) -> GrowingFile:
-        """A table to append to; whatever follows its committed part is cut off when it is opened."""
-        if name not in self._logs:
-            begun = self._committed(name) if name in self.manifest.files else None
-            self._logs[name] = GrowingFile(self.path / name, begun)
-            if begun is None:
-                self._logs[name].write(header(name))
-        return self._logs[name]
+        self.log(EPISODES, header(EPISODES)).write(episode_line(facts))
+        self.log(METRICS, header(METRICS)).write(metric_lines(new))
 
     def commit(self, episode: int, members: int, seconds: float, state: Mapping[str, bytes | None]) -> None:
         """Commit a complete episode with all files written so far.
@@ -173,21 +144,19 @@ class RunDirectory:
             seconds: wall time of the run so far.
             state: part -> state to resume from; None for parts that have not changed.
         """
-        self._replace_state({f"state/{part}-": content for part, content in state.items()}, lambda name: True)
+        self._replace_state({f"state/{part}-": content for part, content in state.items()}, "state/")
         self._commit(episode, members, seconds)
 
     def keep_training(self, seconds: float, parts: Mapping[str, bytes]) -> None:
         """Save training that is under way, by name of the network, until the episode is committed."""
-        self._replace_state(
-            {f"state/{_TRAINING}{part}-": content for part, content in parts.items()},
-            lambda name: any(name.startswith(f"state/{_TRAINING}{part}-") for part in parts),
-        )
+        contents = {f"state/{_TRAINING}{part}-": content for part, content in parts.items()}
+        self._replace_state(contents, tuple(contents))
         self._commit(self.manifest.episode, self.manifest.members, seconds)
 
     def finish(self, summary: Mapping[str, Any], unneeded: str) -> None:
         """Write summary.json, and so finish the run; removes the parts of the state that begin with `unneeded`."""
         self._write(SUMMARY, json_bytes(summary))
-        self._replace_state({}, lambda name: name.startswith(f"state/{unneeded}"))
+        self._replace_state({}, f"state/{unneeded}")
         self._commit(self.manifest.episode, self.manifest.members, summary["total_seconds"])
         with contextlib.suppress(OSError):  # it is not empty
             (self.path / "state").rmdir()
@@ -205,13 +174,13 @@ class RunDirectory:
 
     def state(self) -> dict[str, bytes]:
         """The state of the last `commit`."""
-        return {_part(name): self._committed(name) for name in self._files
+        return {PurePath(name).stem[: -_HASH - 1]: checked(self.path, self.manifest, name) for name in self._files
                 if name.startswith("state/") and not name.startswith(f"state/{_TRAINING}")}  # fmt: skip
 
     def training(self, part: str) -> bytes | None:
         """The state that `keep_training` has saved for a network since the last commit."""
         names = [name for name in self._files if name.startswith(f"state/{_TRAINING}{part}-")]
-        return self._committed(names[0]) if names else None
+        return checked(self.path, self.manifest, names[0]) if names else None
 
     def close(self) -> None:
         """Close the files that are appended to."""
@@ -222,8 +191,9 @@ class RunDirectory:
         write_bytes(self.path / name, content)
         self._files[name] = _entry(content)
 
-    def _replace_state(self, parts: Mapping[str, bytes | None], replaced: Callable[[str], bool]) -> None:
-        old = {name for name in self._files if name.startswith("state/") and replaced(name)}
+    def _replace_state(self, parts: Mapping[str, bytes | None], replaced: str | tuple[str, ...]) -> None:
+        """Write parts of the state in place of those whose names begin with `replaced`; None keeps the old content."""
+        old = {name for name in self._files if name.startswith(replaced)}
         for prefix, content in parts.items():
             if content is None:
                 old -= {name for name in old if name.startswith(prefix)}
@@ -244,16 +214,10 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
 
-    def _committed(self, name: str) -> bytes:
-        return checked(self.path, self.manifest, name)
-
 
 def holds_run(path: Path) -> bool:
     """Whether there is a run, finished or not."""
-    try:
-        return (path / CONFIG).is_file()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--run_dir {path} cannot be used: {error}") from None
+    return os.path.isfile(path / CONFIG)  # noqa: PTH113  # Path.is_file raises for a folder that may not be read
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -261,10 +225,8 @@ def read_config(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     if manifest is None:
         return load_yaml(str(path / CONFIG))
-    try:
+    with reading(path, CONFIG):
         return parse_yaml(str(path / CONFIG), checked(path, manifest, CONFIG).decode(), _LOADER)
-    except UnicodeDecodeError as error:
-        raise damaged(path, CONFIG, error) from None
 
 
 def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
@@ -298,50 +260,37 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
 def _is_run(path: Path) -> bool:
     """Whether config.yaml is one of this program; many programs have one, and --overwrite removes files."""
     try:
-        with open(path / CONFIG, "rb") as file:
-            lines = file.read(1 << 24).splitlines()
+        content = (path / CONFIG).read_bytes() if holds_run(path) else b""
     except OSError:
         return False
-    keys = {line.partition(b":")[0] for line in lines}
-    return len(keys & {b"stream", b"data", b"hp", b"method", b"seed"}) >= 3  # it may be damaged
+    return len(set(re.findall(rb"(?m)^(?:stream|data|hp|method|seed):", content))) >= 3  # it may be damaged
 
 
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--run_dir {path} cannot be written: {error.strerror or error}") from None
-
-
-def _ours(path: Path, entry: Path) -> bool:
-    """Whether a file has the name of a file of a run; all others belong to somebody else."""
-    return bool(_OWN.fullmatch(entry.relative_to(path).as_posix().removesuffix(PARTIAL)))
+def _files_in(path: Path) -> dict[str, Path]:
+    """The files in the folders of a run and its report, by name."""
+    found = [entry for folder in ("", *_FOLDERS, "figures") for entry in (path / folder).glob("*")]
+    return {entry.relative_to(path).as_posix(): entry for entry in found if not entry.is_dir()}
 
 
 def _clear(path: Path) -> None:
     """Remove a run and its report, except for config.yaml, the lock, and files that belong to somebody else."""
-
-    def removed(entry: Path) -> bool:
-        derived = DERIVED.fullmatch(entry.relative_to(path).as_posix())
-        return entry.name != CONFIG and bool(derived or _ours(path, entry))
-
-    for folder in (path / name for name in (*_FOLDERS, "figures")):
-        if folder.is_dir() and not folder.is_symlink():
-            _remove(filter(removed, list(folder.iterdir())))
-            with contextlib.suppress(OSError):  # it is not empty
-                folder.rmdir()
-        elif folder.name in _FOLDERS:
-            folder.unlink(missing_ok=True)
-    _remove(filter(removed, list(path.iterdir())))
+    folders = [path / name for name in (*_FOLDERS, "figures")]
+    for folder in folders:
+        if folder.is_symlink():  # what it leads to stays
+            folder.unlink()
+    for name, entry in _files_in(path).items():
+        if name != CONFIG and (_OWN.fullmatch(name) or DERIVED.fullmatch(name)):
+            entry.unlink()
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it is missing, or not empty
+            folder.rmdir()
 
 
-def _remove(entries: Iterable[Path]) -> None:
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+def _first_manifest(path: Path) -> Manifest:
+    """Write the manifest of a run that has nothing but config.yaml."""
+    manifest = Manifest(files={CONFIG: _entry((path / CONFIG).read_bytes())})
+    manifest.write(path)
+    return manifest
 
 
 def _entry(content: bytes) -> Entry:
@@ -352,7 +301,3 @@ def by_name(tensors: Mapping[tuple[int, str], Tensor], kind: torch.dtype | None 
     """The tensors of a file in predictions/, named task_<id>/<split>."""
     return {f"task_{task}/{split}": tensor.to(kind or tensor.dtype, copy=True)
             for (task, split), tensor in tensors.items()}  # fmt: skip
-
-
-def _part(name: str) -> str:
-    return name.removeprefix("state/").removesuffix(".safetensors")[: -_HASH - 1]

@@ -106,40 +106,25 @@ class Invocation:
             return beside(command.extend, "-extended")
         return Path("runs") / f"{config.stream}-{config.net.model.replace('/', '_')}-{config.method}-seed{config.seed}"
 
-    def settings_of(self, method: str) -> dict[str, Any]:
+    def settings_of(self, method: str) -> Any:
         """Settings of a method: from --method_config or its own file, changed by --set."""
-        path = self.command.method_config
-        if not declarations(METHODS[method].Settings):
-            if path is not None:
-                raise UserError(f"--method_config {path}: --method {method} has no settings; leave it out")
-            return dict(self.changes)
-        return {**method_settings(method, path or default_method_config(method), self.config.stream), **self.changes}
+        kind, path, content = METHODS[method].Settings, self.command.method_config, dict(self.changes)
+        source = path or default_method_config(method)
+        if declarations(kind):
+            content = {**method_settings(source, self.config.stream), **content}
+        elif path is not None:
+            raise UserError(f"--method_config {path}: --method {method} has no settings; leave it out")
+        return read(kind, source, content)
 
 
 def with_settings(invocation: Invocation) -> RunConfig:
     """The configuration of a new run, with the settings of its method; mode and options must be ones it has."""
     config = invocation.config
+    _check_new(invocation.given)
     check_method(config, invocation.given)
-    content = invocation.settings_of(config.method)
-    source = invocation.command.method_config or default_method_config(config.method)
-    config = replace(config, settings=read(METHODS[config.method].Settings, source, content))
+    config = replace(config, settings=invocation.settings_of(config.method))
     check_method(config, invocation.given)
     return config
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="modelzoo.py", allow_abbrev=False,
-        description="Train a continual learner on a stream of tasks. The command line wins over the "
-        "hyperparameter YAML, which wins over the defaults.",
-    )  # fmt: skip
-    parser.declare(options().values())
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="changes",
-        help="any setting of config.yaml by its dotted key, such as hp.lr=0.03, net.width=64 or settings.strength=10; "
-        "can be given several times (default: none)",
-    )  # fmt: skip
-    return parser
 
 
 def options() -> dict[str, Declaration]:
@@ -154,7 +139,18 @@ def options() -> dict[str, Declaration]:
 
 def parse(argv: Sequence[str] | None) -> Invocation:
     """Parse the command line, and check all that can be checked without loading data."""
-    parsed = vars(_parser().parse_known(argv, recipe_keys(), "the --hp_config YAML"))
+    parser = Parser(
+        prog="modelzoo.py", allow_abbrev=False,
+        description="Train a continual learner on a stream of tasks. The command line wins over the "
+        "hyperparameter YAML, which wins over the defaults.",
+    )  # fmt: skip
+    parser.declare(options().values())
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="changes",
+        help="any setting of config.yaml by its dotted key, such as hp.lr=0.03, net.width=64 or settings.strength=10; "
+        "can be given several times (default: none)",
+    )  # fmt: skip
+    parsed = vars(parser.parse_known(argv, recipe_keys(), "the --hp_config YAML"))
     changes = dict(_change(text) for text in parsed.pop("changes"))
     values = {
         key: Given(value_of(declared, f"--{declared.option}", text), f"--{declared.option}", "--")
@@ -191,15 +187,21 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
     own = declarations(Command)
     command = Command(**{key: own[key].check(v.where, v.value) for key, v in values.items() if key in own})
     check_command(command, values)
-    content: dict[str, Any] = {"data": data_section(command.data_config), **net_sections(command.hp_config)}
-    settings: dict[str, Any] = {}
+    sections = {"data": data_section(command.data_config), **net_sections(command.hp_config), "settings": {}}
     if _LENGTHS & values.keys():  # the length of training on the command line replaces the one of the YAML
         for key in _LENGTHS:
-            content["hp"].pop(key.partition(".")[2], None)
+            sections["hp"].pop(key.partition(".")[2], None)
+    others = {}
     for key, value in values.items():
-        if key not in own:
-            _put(content, settings, key, value)
-    return Invocation(build("", content), command, frozenset(values), settings)
+        section, dot, name = key.partition(".")
+        if dot and section not in sections:
+            raise UserError(f"--set {key}: {unknown('part', section, sections)}")
+        if dot:
+            sections[section][name] = value
+        elif key not in own:
+            others[key] = value
+    changes = sections.pop("settings")
+    return Invocation(build("", {**sections, **others}), command, frozenset(values), changes)
 
 
 def check_command(command: Command, given: Collection[str]) -> None:
@@ -214,12 +216,10 @@ def check_command(command: Command, given: Collection[str]) -> None:
     if command.verify is not None and len(given) > 1:
         other = next(name for name in sorted(given) if name != "verify")
         raise UserError(f"--verify only checks a run; leave --{other.rpartition('.')[2]} out")
-    if not command.resume and command.extend is None:
-        check_contradictions(given)
 
 
-def check_contradictions(given: Collection[str]) -> None:
-    """Check the options of a new run."""
+def _check_new(given: Collection[str]) -> None:
+    """Check that no two options of a new run contradict each other."""
     kept = [name for name in KEPT if name in given]
     if len(kept) > 1:
         raise UserError(f"--{kept[0]} and --{kept[1]} are two ways to say the same; leave one out")
@@ -240,15 +240,3 @@ def _change(text: str) -> tuple[str, Given]:
         return key, Given(parse_value(value), f"--set {key}", "--set")
     except UserError as error:
         raise UserError(f"--set {text}: {error}") from None
-
-
-def _put(content: dict[str, Any], settings: dict[str, Any], key: str, value: Given) -> None:
-    section, dot, name = key.partition(".")
-    if not dot:
-        content[key] = value
-    elif section == "settings":
-        settings[name] = value
-    elif section in SECTIONS:
-        content[section][name] = value
-    else:
-        raise UserError(f"--set {key}: {unknown('part', section, [*SECTIONS, 'settings'])}")

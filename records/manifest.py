@@ -5,17 +5,18 @@ It is written last, by one rename, and so commits everything that was written be
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.lock import LOCK
-from utils.errors import UserError
+from utils.errors import SignalError, UserError
 from utils.files import write_bytes
 
 MANIFEST = "manifest.json"
@@ -28,6 +29,15 @@ _NAME = re.compile(r"(?:(?:members|predictions|state)/)?[A-Za-z0-9][A-Za-z0-9_.-
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 # Files that are appended to: they may be longer than their committed part.
 GROWING = re.compile(r"metrics\.csv|episodes\.csv|events\.out\.tfevents\..*")
+# How a file can be made again, by the beginning of its name.
+_REMEDIES = {
+    MANIFEST: "the files it lists cannot be checked without it: run again with --overwrite",
+    TARGETS: "the data give it again",
+    "predictions/": "{member} and the data give it again",
+    SUMMARY: "metrics.csv and episodes.csv give all of its figures again",
+    "metrics.csv": "predictions/ and the data give it again",
+    "events.": "only TensorBoard needs it: remove it, and --resume continues without it",
+}
 
 
 class Entry(NamedTuple):
@@ -64,7 +74,7 @@ class Manifest:
 def read_manifest(run: Path) -> Manifest | None:
     """The manifest of a run directory; None if there is none, so that no episode is complete."""
     path = run / MANIFEST
-    try:
+    with reading(run, MANIFEST):
         if not path.is_file():
             return None
         content = json.loads(path.read_bytes())
@@ -78,63 +88,49 @@ def read_manifest(run: Path) -> Manifest | None:
         # TensorBoard files may be deleted to save room, which changes nothing else.
         files = {name: Entry(*entry) for name, entry in content["files"].items()
                  if not EVENTS.match(name) or (run / name).exists()}  # fmt: skip
-        for name, (size, checksum) in files.items():
-            if not _NAME.fullmatch(name) or type(size) is not int or type(checksum) is not str:
-                raise ValueError(f"{name!r} is no file of a run")
+        if outside := [name for name in files if not _NAME.fullmatch(name)]:
+            raise ValueError(f"{outside[0]!r} is no file of a run")
         return Manifest(content["episode"], content["members"], content["seconds"], files)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); the files it lists cannot be checked without it: run again with --overwrite"
-        ) from None
 
 
 def checked(run: Path, manifest: Manifest, name: str) -> bytes:
-    """The committed content of a file of the run.
-
-    Raises:
-        UserError: it is missing or its checksum is wrong; says how it can be made again.
-    """
+    """The committed content of a file of the run; UserError if it is missing or its checksum is wrong."""
     path, entry = run / name, manifest.files.get(name)
     if entry is None:
         raise UserError(f"{path} is not in {MANIFEST}: it does not belong to the run")
-    try:
-        status = path.lstat()
-        size, exact = status.st_size, manifest.finished or not GROWING.fullmatch(name)
-        if not stat.S_ISREG(status.st_mode):  # a link would lead outside the run
+    grows = GROWING.fullmatch(name) and not manifest.finished
+    with reading(run, name):
+        if not stat.S_ISREG(path.lstat().st_mode):  # a link would lead outside the run
             raise ValueError("it is no ordinary file")
-        if size < entry.size or (exact and size > entry.size):
-            raise ValueError(f"has {size:,} bytes instead of {entry.size:,}")
         with open(path, "rb") as file:
-            content = file.read(entry.size)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {remedy(name)}") from None
-    except (OSError, ValueError) as error:
-        raise damaged(run, name, getattr(error, "strerror", None) or error) from None
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise damaged(run, name, "its checksum is wrong")
+            content = file.read(entry.size if grows else -1)
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise ValueError("its checksum is wrong")
     return content
+
+
+@contextlib.contextmanager
+def reading(run: Path, name: str) -> Iterator[None]:
+    """Turn whatever goes wrong in reading a file of a run into one line that says how it can be made again."""
+    try:
+        yield
+    except (UserError, SignalError):
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{run / name} is missing; {_remedy(name)}") from None
+    except Exception as error:
+        raise damaged(run, name, getattr(error, "strerror", None) or error) from None
 
 
 def damaged(run: Path, name: str, reason: object) -> UserError:
     """The error for a file of a run with unexpected content."""
-    return UserError(f"{run / name} is damaged ({' '.join(str(reason).split())[:200]}); {remedy(name)}")
+    return UserError(f"{run / name} is damaged ({' '.join(str(reason).split())[:200]}); {_remedy(name)}")
 
 
-def remedy(name: str) -> str:
-    """How a file of a run can be made again."""
-    if name == TARGETS:
-        return "the data give it again"
-    if name.startswith("predictions/"):
-        return f"members/{name.removeprefix('predictions/')} and the data give it again"
-    if name == SUMMARY:
-        return "metrics.csv and episodes.csv give all of its figures again"
-    if name == "metrics.csv":
-        return "predictions/ and the data give it again"
-    if EVENTS.match(name):
-        return "only TensorBoard needs it: remove it, and --resume continues without it"
-    return "only the run, repeated with --overwrite, gives it again"
+def _remedy(name: str) -> str:
+    found = (remedy for start, remedy in _REMEDIES.items() if name.startswith(start))
+    remedy = next(found, "only the run, repeated with --overwrite, gives it again")
+    return remedy.format(member=name.replace("predictions/", "members/"))
 
 
 def verify(run: Path) -> tuple[list[str], list[str]]:

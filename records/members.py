@@ -14,10 +14,13 @@ from torch import Tensor
 
 from methods.config import RunConfig
 from net import build_net
-from net.config import NetConfig
 from net.multihead import MultiHead, TaskWeights
-from records.manifest import Manifest, checked, damaged
-from utils.settings import plain
+from records.manifest import Manifest, checked, reading
+
+# Names of the files of a member, by its number.
+FACTS_FILE = "members/member_{:03d}.json"
+WEIGHTS_FILE = "members/member_{:03d}.safetensors"
+PREDICTIONS_FILE = "predictions/member_{:03d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,81 +58,46 @@ class SavedMember:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SavedMember:
-        """The inverse of `to_json`.
-
-        Raises:
-            KeyError, TypeError, ValueError: the facts do not fit together.
-        """
-        values: dict[str, Any] = {"number" if key == "member" else key: value for key, value in content.items()}
-        for key in ("tasks", "weights", "task_names", "input_shape"):
-            values[key] = tuple(values[key])
-        values["classes"] = tuple(map(tuple, values["classes"]))
+        """The inverse of `to_json`; KeyError, TypeError or ValueError if the facts do not fit together."""
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+        values |= {"number": values.pop("member"), "classes": tuple(map(tuple, values["classes"]))}
         lists = [values[key] for key in ("tasks", "weights", "task_names", "classes")]
         if len(set(map(len, lists))) > 1 or not all(isinstance(name, str) for name in values["task_names"]):
             raise ValueError("there is not a weight, a name and a list of classes for each task")
         return cls(**values)
 
 
-def saved_net(net: NetConfig) -> dict[str, Any]:
-    """The model and settings of a network, as `SavedMember.net` has them."""
-    return {"model": net.model, **plain(net.settings)}
-
-
-def facts_file(number: int) -> str:
-    """Name of the file of a SavedMember."""
-    return f"members/member_{number:03d}.json"
-
-
-def weights_file(number: int) -> str:
-    """Name of the file of a member's weights."""
-    return f"members/member_{number:03d}.safetensors"
-
-
-def predictions_file(number: int) -> str:
-    """Name of the file of a member's predictions."""
-    return f"predictions/member_{number:03d}.safetensors"
-
-
 def read_members(path: Path, manifest: Manifest) -> list[SavedMember]:
     """All saved networks of a run, in the order of joining."""
-    return [_read(path, manifest, facts_file(number)) for number in range(manifest.members)]
-
-
-def _read(path: Path, manifest: Manifest, name: str) -> SavedMember:
-    content = checked(path, manifest, name)
-    try:
-        return SavedMember.from_json(json.loads(content))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(path, name, error) from None
+    found = []
+    for name in map(FACTS_FILE.format, range(manifest.members)):
+        with reading(path, name):
+            found.append(SavedMember.from_json(json.loads(checked(path, manifest, name))))
+    return found
 
 
 def read_network(
     path: Path, manifest: Manifest, member: SavedMember, config: RunConfig, device: torch.device
 ) -> tuple[MultiHead, Mapping[int, TaskWeights]]:
     """The network of a member, in test mode, and by task the trunk weights that only this task has."""
-    name = weights_file(member.number)
+    name = WEIGHTS_FILE.format(member.number)
     tensors = read_tensors_of(path, manifest, name)
     task_weights: dict[int, dict[str, Tensor]] = {}
-    sizes = dict(zip(member.tasks, map(len, member.classes), strict=True))
-    try:
+    with reading(path, name):
         for key in [key for key in tensors if key.startswith("task_")]:
             task, _, tensor_name = key.removeprefix("task_").partition("/")
             task_weights.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(device)
+        sizes = dict(zip(member.tasks, map(len, member.classes), strict=True))
         with torch.random.fork_rng(devices=[]):
             net = build_net(config.net.model, member.input_shape, config.net.settings, sizes)
         net.load_state_dict(tensors)
-    except Exception as error:  # torch names no narrower classes
-        raise damaged(path, name, error) from None
     return net.to(device).eval(), task_weights
 
 
 def read_tensors_of(path: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file of a run, on the CPU."""
-    content = checked(path, manifest, name)
-    try:
-        return safetensors.torch.load(content)
-    except Exception as error:  # safetensors names no narrower class
-        raise damaged(path, name, error) from None
+    with reading(path, name):
+        return safetensors.torch.load(checked(path, manifest, name))
 
 
 def answering(members: Sequence[SavedMember]) -> Sequence[SavedMember]:

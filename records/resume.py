@@ -27,7 +27,7 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
             f"--resume: {path} has another {', '.join(differing)}; leave out what has changed, "
             "or name another --run_dir for another run"
         )
-    command = replace(invocation.command, isolated=invocation.command.isolated or compared_with(saved))
+    command = replace(invocation.command, isolated=invocation.command.isolated or other_run(saved, "compared_with"))
     return replace(invocation, config=_with_free(invocation, config), command=command)
 
 
@@ -55,16 +55,10 @@ def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
     return replace(invocation, config=_with_free(invocation, replace(config, data=data)))
 
 
-def extended_from(saved: Mapping[str, Any]) -> Path | None:
-    """The run that this one extends."""
-    base = saved.get("extended_from")
-    return Path(base) if isinstance(base, str) else None
-
-
-def compared_with(saved: Mapping[str, Any]) -> Path | None:
-    """The run that was named with --isolated."""
-    reference = saved.get("compared_with")
-    return Path(reference) if isinstance(reference, str) else None
+def other_run(saved: Mapping[str, Any], key: str) -> Path | None:
+    """The run that config.yaml names as "compared_with" (--isolated) or "extended_from"."""
+    path = saved.get(key)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
@@ -75,34 +69,27 @@ def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
 
 def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str]) -> list[str]:
     """Options and dotted keys on this command line that contradict the configuration."""
-    own = declarations(Command)
-    found = [key for key in given if (_file_differs if key in own else _value_differs)(key, invocation, config)]
+    found = [key for key in given if _differs(key, invocation, config)]
     return sorted(options()[key].option if key in options() else key for key in found)
 
 
-def _file_differs(option: str, invocation: Invocation, config: RunConfig) -> bool:
+def _differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
     asked = invocation.config
-    if option == "data_config":
+    if key == "data_config":
         mine, theirs = ((data.dataset, data.tasks, data.settings) for data in (asked.data, config.data))
         return mine != theirs
-    if option == "hp_config":
+    if key == "hp_config":
         return replace(asked.net, path="") != replace(config.net, path="") or asked.hp != config.hp
-    if option == "method_config":
-        content = invocation.settings_of(config.method)
-        settings: Any = read(METHODS[config.method].Settings, str(invocation.command.method_config), content)
-        return bool(settings != config.settings)
-    return False
-
-
-def _value_differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
-    if key in keys_where("free"):
-        return False
+    if key == "method_config":
+        return bool(invocation.settings_of(config.method) != config.settings)
     if key.startswith("settings."):
-        kept = plain(config.settings)
-        changed: Any = read(METHODS[config.method].Settings, "settings", {**kept, **invocation.changes})
+        content = {**plain(config.settings), **invocation.changes}
+        changed: Any = read(METHODS[config.method].Settings, "settings", content)
         return bool(changed != config.settings)
-    asked = value_at(invocation.config, key)
-    return not (key in ("device", "precision") and asked == "auto") and asked != value_at(config, key)
+    if key in declarations(Command) or key in keys_where("free"):
+        return False
+    value = value_at(asked, key)
+    return not (key in ("device", "precision") and value == "auto") and value != value_at(config, key)
 
 
 def check_same_data(path: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:

@@ -17,7 +17,7 @@ from evaluation.measurements import Measurement
 from evaluation.metrics import Matrix
 from records.directory import CONFIG, holds_run, read_config
 from records.manifest import TARGETS, Manifest, checked, read_manifest
-from records.members import SavedMember, answering, predictions_file, read_members, read_tensors_of
+from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_tensors_of
 from records.monitor import EpisodeFacts
 from records.summary import costs, figure, matrix_of, read_summary, summarize
 from records.tables import METRICS, read_measurements
@@ -134,11 +134,6 @@ class Run:
         found = figure(self.summary, "per_task_isolated_acc")
         return None if found is None else np.array(found)
 
-    @property
-    def checkpoints(self) -> list[Path]:
-        """Weight files in the order of training; runs on streams have none."""
-        return sorted(self.path / name for name in self.manifest.files if name.startswith("checkpoints/"))
-
     def predictions(self, task: str | int, split: str = "test", members: int | None = None) -> Array:
         """Weighted mean of the predictions of the members that answer a task, [N, C].
 
@@ -159,11 +154,7 @@ class Run:
         return np.average([predictions for _, predictions in found], axis=0, weights=weights)
 
     def targets_of(self, task: str | int, split: str = "test") -> npt.NDArray[Any]:
-        """Targets of the examples of a split, [N, ...]; not saved for train.
-
-        Raises:
-            UserError: there are no such targets, or the file is damaged.
-        """
+        """Targets of the examples of a split, [N, ...]; UserError if there are none, as for train."""
         number, found = self._number(task), self._tensors(TARGETS, split)
         if number not in found:
             raise UserError(f"{self.path} has no targets for task {task!r} on split {split!r}")
@@ -185,7 +176,7 @@ class Run:
     def _member_predictions(self, split: str) -> dict[int, dict[int, Array]]:
         found: dict[int, dict[int, Array]] = {}
         for member in answering(self.members):
-            for task, values in self._tensors(predictions_file(member.number), split).items():
+            for task, values in self._tensors(PREDICTIONS_FILE.format(member.number), split).items():
                 found.setdefault(task, {})[member.number] = values.astype(np.float64)
         return dict(sorted(found.items()))
 

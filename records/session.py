@@ -25,15 +25,17 @@ from methods.base import Context, Method, check_requirements, new_network
 from methods.config import RunConfig
 from net import count_parameters
 from net.multihead import MultiHead
-from records.checkpoints import RunCheckpoints, load_state
+from records.checkpoints import RunCheckpoints
+from records.configuration import hyperparameters
 from records.directory import RunDirectory, check_free, holds_run, read_config
-from records.invocation import Invocation, check_contradictions, with_settings
+from records.invocation import Invocation, with_settings
 from records.lock import locked
 from records.manifest import checked, read_manifest, verify
 from records.members import answering, read_members, read_network
-from records.resume import check_same_data, compared_with, extended, extended_from, resumed, warn_of_versions
+from records.monitor import RunStart
+from records.resume import check_same_data, extended, other_run, resumed, warn_of_versions
 from records.summary import load_isolated, read_summary
-from records.writing import header_of, precision_of, resolve, targets_of
+from records.writing import header_of, resolve, targets_of
 from training.launch import choose_launch
 from training.loop import check_batch
 from training.threads import use_threads
@@ -48,6 +50,7 @@ from utils.compute import (
 )
 from utils.errors import SignalError, TrainingError, UserError, one_line
 from utils.seeding import seeded
+from utils.trees import from_bytes
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,16 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
         saved = read_config(path)
         invocation, summary = resumed(invocation, saved), read_summary(path)
         if summary:
-            if command.isolated and command.isolated.absolute() != compared_with(saved):
+            if command.isolated and command.isolated.absolute() != other_run(saved, "compared_with"):
                 raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
-            RunDirectory.reopen(path)
-        return Plan(invocation, saved, extended_from(saved), summary=summary)
+            with writable(path):
+                RunDirectory.reopen(path)
+        return Plan(invocation, saved, other_run(saved, "extended_from"), summary=summary)
     if command.extend is not None:
         before = finished_run(command.extend)
         invocation = extended(invocation, before)
         check_free(path, command.overwrite, [command.extend])
         return Plan(invocation, base=command.extend, base_saved=before)
-    check_contradictions(invocation.given)
     invocation = replace(invocation, config=with_settings(invocation))
     check_free(path, command.overwrite)
     return Plan(invocation)
@@ -96,10 +99,7 @@ class Session:
     """The objects of a run under way.
 
     Attributes:
-        resolved: config.yaml.
         episodes: of the whole run; `directory.manifest.episode` of them are complete.
-        isolated: the main metric of a network trained on each task alone, [tasks], with --isolated.
-        header: names and values that describe the run to people.
     """
 
     config: RunConfig
@@ -108,10 +108,8 @@ class Session:
     evaluation: Evaluation
     directory: RunDirectory
     checkpoints: RunCheckpoints
-    resolved: Mapping[str, Any]
     episodes: Sequence[Episode]
-    isolated: Sequence[float] | None
-    header: Sequence[tuple[str, str]]
+    start: RunStart
 
 
 def opened(plan: Plan, stack: ExitStack) -> Session:
@@ -136,7 +134,7 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
         parameters, compute, launch = try_network(net, config, stream, compute)
         method = build_method(Context(config, stream.spec, compute))
-    directory = stack.enter_context(_directory(plan, resolved, stream))
+    directory = _directory(plan, resolved, stream, stack)
     done, earlier = directory.manifest.episode, directory.manifest.seconds
     evaluation = Evaluation(
         stream, method, config.seed, (row for row in directory.rows if row.episode == done), config.evaluate
@@ -150,9 +148,11 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
         directory, plan.invocation.command.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
     )
     method.checkpoints = checkpoints
-    launched = ", ".join(filter(None, [describe_device(device), precision_of(compute), launch]))
+    launched = ", ".join(filter(None, [describe_device(device), resolved["precision"], launch]))
     header = header_of(config, stream, parameters, launched, path, done)
-    return Session(config, stream, method, evaluation, directory, checkpoints, resolved, episodes, isolated, header)
+    start = RunStart(header, resolved, hyperparameters(config), len(stream.tasks), isolated,
+                     tuple(directory.episodes), tuple(directory.rows))  # fmt: skip
+    return Session(config, stream, method, evaluation, directory, checkpoints, episodes, start)
 
 
 def prepared(config: RunConfig) -> torch.device:
@@ -176,34 +176,31 @@ def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> N
         check_same_data(plan.base, plan.base_saved, first.fingerprint(), data_dir)
 
 
-@contextmanager
-def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream) -> Iterator[RunDirectory]:
+def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stack: ExitStack) -> RunDirectory:
     """The run directory: new, as it was last committed, or with the files of the finished run that is extended."""
     path = plan.invocation.run_dir
-    with ExitStack() as stack:
-        if plan.saved is None:
-            stack.enter_context(locked(path, "--run_dir "))
-            check_free(path, plan.invocation.command.overwrite)  # no other process has begun there meanwhile
-        stack.enter_context(writable(path))
-        directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
-        if plan.base is not None and not directory.manifest.episode:
-            directory = directory.adopting(plan.base, targets_of(stream))
-        stack.callback(directory.close)
-        yield directory
+    if plan.saved is None:
+        stack.enter_context(locked(path, "--run_dir "))
+        check_free(path, plan.invocation.command.overwrite)  # no other process has begun there meanwhile
+    stack.enter_context(writable(path))
+    directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
+    if plan.base is not None and not directory.manifest.episode:
+        directory = directory.adopting(plan.base, targets_of(stream))
+    stack.callback(directory.close)
+    return directory
 
 
 def _restore(method: Method, evaluation: Evaluation, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
     """Bring a method and its evaluation to the state after the last complete episode."""
     device, done = method.compute.device, directory.manifest.episode
-    state = {part: load_state(content, device, str(directory.path)) for part, content in directory.state().items()}
+    state = {part: from_bytes(content, device) for part, content in directory.state().items()}
     method.load_state_dict(state, episodes[:done])
-    evaluation.load_state_dict(state, lambda: saved_networks(directory.path, method.config, device))
+    evaluation.load_state_dict(state, lambda: saved_networks(directory, method.config, device))
 
 
-def saved_networks(path: Path, config: RunConfig, device: torch.device) -> Iterator[Member]:
+def saved_networks(directory: RunDirectory, config: RunConfig, device: torch.device) -> Iterator[Member]:
     """The networks of a run that answer, read from the disk."""
-    manifest = read_manifest(path)
-    assert manifest is not None
+    path, manifest = directory.path, directory.manifest
     for place, saved in enumerate(answering(read_members(path, manifest))):
         net, own = read_network(path, manifest, saved, config, device)
         yield Member(saved.number, saved.episode, saved.tasks, net, saved.weights, replaces=not place, task_weights=own)
@@ -238,9 +235,7 @@ def _fitting(path: Path) -> Iterator[None]:
 def verify_run(path: Path) -> None:
     """Check all files of a run against their checksums, and print the result."""
     wrong, others = verify(path)
-    for name in others:
-        print(one_line(f"not part of the run: {path / name}"))
-    for line in wrong[1:]:
+    for line in [*(f"not part of the run: {path / name}" for name in others), *wrong[1:]]:
         print(one_line(line))
     if wrong:
         raise UserError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
@@ -288,11 +283,7 @@ def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
 
 
 def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:
-    """Take a training step with a throw-away network, to choose how steps are launched.
-
-    Returns:
-        Number of parameters of the trunk, and what choose_launch returns.
-    """
+    """Take a training step with a throw-away network; its trunk's parameters, and what choose_launch returns."""
     task, method = stream.tasks[0], METHODS[config.method]
     check_requirements(method, stream.spec, net, config.hp)
     with seeded(config.seed, "trial"):

@@ -22,7 +22,7 @@ from evaluation.measurements import (
 )
 from records.configuration import comparable
 from records.directory import holds_run, read_config
-from records.manifest import SUMMARY, checked, damaged, read_manifest
+from records.manifest import SUMMARY, checked, read_manifest, reading
 from records.monitor import EpisodeFacts
 from utils.errors import UserError
 from utils.settings import first_difference
@@ -120,19 +120,14 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     manifest = read_manifest(path)
     if manifest is None or not manifest.finished:
         return None
-    content = checked(path, manifest, SUMMARY)
-    try:
-        return dict(json.loads(content))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise damaged(path, SUMMARY, error) from None
+    with reading(path, SUMMARY):
+        return dict(json.loads(checked(path, manifest, SUMMARY)))
 
 
 def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
     """The final main metric per task of a finished run of --method isolated.
 
-    Args:
-        path: its run directory.
-        config: config.yaml of the run that is compared with it; must have the same stream and recipe.
+    `config`, config.yaml of the run that is compared with it, must have the same stream and recipe.
     """
     summary = read_summary(path) if holds_run(path) else None
     if not summary:

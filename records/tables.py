@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_type_hints
 
 from datasets.objectives import Scored
 from evaluation.measurements import Measurement
-from records.manifest import Manifest, checked, damaged
+from records.manifest import Manifest, checked, reading
 from records.monitor import EpisodeFacts
 from utils.files import csv_bytes
 
 METRICS, EPISODES = "metrics.csv", "episodes.csv"
 _WHERE = tuple(field.name for field in fields(Measurement) if field.name != "scores")
-HEADERS: Mapping[str, Sequence[str]] = {
+_HEADERS: Mapping[str, Sequence[str]] = {
     METRICS: (*_WHERE, "metric", "value", "n", "stderr"),
     EPISODES: tuple(field.name for field in fields(EpisodeFacts)),
 }
-_TEXTS = ("task_name", "split", "slice", "scenario")
-Parsed = TypeVar("Parsed")
-_REAL = ("seconds", "train_seconds", "images_per_second", "train_loss")
+# The types of the columns.
+_PLACE, _FACTS = get_type_hints(Measurement), get_type_hints(EpisodeFacts)
 
 
 def header(name: str) -> bytes:
     """The first line of a table."""
-    return csv_bytes([HEADERS[name]])
+    return csv_bytes([_HEADERS[name]])
 
 
 def metric_lines(rows: Iterable[Measurement]) -> bytes:
@@ -42,13 +41,16 @@ def metric_lines(rows: Iterable[Measurement]) -> bytes:
 
 
 def read_metrics(text: str) -> list[Measurement]:
-    """The inverse of `header` and `metric_lines`; raises ValueError, TypeError or csv.Error for another text."""
+    """The inverse of `header` and `metric_lines`; KeyError, ValueError, TypeError or csv.Error for another text."""
     found = []
-    for where, lines in groupby(_lines(METRICS, text), lambda line: tuple(line[name] for name in _WHERE)):
-        scores = {line["metric"]: _scored(line) for line in lines}
-        values: dict[str, Any] = {
-            name: value if name in _TEXTS else int(value) for name, value in zip(_WHERE, where, strict=True)
+    for where, lines in groupby(_lines(text), lambda line: tuple(line[name] for name in _WHERE)):
+        scores = {
+            line["metric"]: Scored(
+                float(line["value"]), float(line["stderr"]) if line["stderr"] else None, int(line["n"])
+            )
+            for line in lines
         }
+        values = {name: _PLACE[name](text) for name, text in zip(_WHERE, where, strict=True)}
         found.append(Measurement(**values, scores=scores))
     return found
 
@@ -65,35 +67,20 @@ def read_measurements(path: Path, manifest: Manifest) -> tuple[list[Measurement]
     """The committed rows of metrics.csv and episodes.csv; none before the first episode is complete."""
     if not manifest.episode:
         return [], []
-    return _parsed(path, manifest, METRICS, read_metrics), _parsed(
-        path, manifest, EPISODES, lambda text: list(map(_facts, _lines(EPISODES, text)))
-    )
+    with reading(path, METRICS):
+        rows = read_metrics(checked(path, manifest, METRICS).decode())
+    with reading(path, EPISODES):
+        return rows, list(map(_facts, _lines(checked(path, manifest, EPISODES).decode())))
 
 
-def _parsed(path: Path, manifest: Manifest, name: str, read: Callable[[str], Parsed]) -> Parsed:
-    content = checked(path, manifest, name)
-    try:
-        return read(content.decode())
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise damaged(path, name, error) from None
-
-
-def _lines(name: str, text: str) -> Iterator[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    if text and tuple(reader.fieldnames or ()) != HEADERS[name]:
-        raise ValueError(f"its columns are not {', '.join(HEADERS[name])}")
-    return reader
-
-
-def _scored(line: Mapping[str, str]) -> Scored:
-    return Scored(float(line["value"]), float(line["stderr"]) if line["stderr"] else None, int(line["n"]))
+def _lines(text: str) -> Iterator[dict[str, str]]:
+    return csv.DictReader(io.StringIO(text), strict=True)
 
 
 def _facts(line: Mapping[str, str]) -> EpisodeFacts:
     weights = dict(pair.split(":") for pair in line["sampling_weights"].split())
-    given: dict[str, Any] = {
-        name: float(line[name]) if name in _REAL else int(line[name])
-        for name in HEADERS[EPISODES] if name not in ("tasks", "sampling_weights")
-    }  # fmt: skip
-    tasks = [int(task) for task in line["tasks"].split()]
-    return EpisodeFacts(tasks=tasks, sampling_weights={int(t): float(w) for t, w in weights.items()}, **given)
+    own: dict[str, Any] = {
+        "tasks": [int(task) for task in line["tasks"].split()],
+        "sampling_weights": {int(task): float(weight) for task, weight in weights.items()},
+    }
+    return EpisodeFacts(**own, **{name: _FACTS[name](text) for name, text in line.items() if name not in own})

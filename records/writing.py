@@ -12,23 +12,17 @@ from torch import Tensor
 from datasets.objectives import ACCURACY, Metric
 from datasets.task import Episode, TaskStream
 from evaluation.accuracy import HELD_OUT, further_splits
-from evaluation.members import Member
 from methods.base import Learned, Method
 from methods.config import RunConfig
 from net import count_parameters
 from records.configuration import plain_config
 from records.directory import RunDirectory
-from records.members import SavedMember, saved_net
+from records.members import SavedMember
 from records.monitor import EpisodeFacts
 from records.summary import costs
 from utils.compute import Compute, peak_memory, provenance
 from utils.machine import notice
 from utils.settings import plain
-
-
-def precision_of(compute: Compute) -> str:
-    """The name of the precision: bf16 or fp32."""
-    return "bf16" if compute.bf16 else "fp32"
 
 
 def header_of(
@@ -65,21 +59,19 @@ def main_metric(stream: TaskStream) -> Metric:
 
 def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
     """Save the weights and predictions of the networks of the last episode."""
+    net = method.config.net
     for member in method.new_members:
         tasks = [stream.task(number) for number in member.tasks]
         facts = SavedMember(
             number=member.number, episode=member.episode, replaces_earlier=member.replaces, tasks=member.tasks,
             weights=member.weights, task_names=tuple(task.name for task in tasks),
-            classes=tuple(task.output_names for task in tasks), net=saved_net(method.config.net),
+            classes=tuple(task.output_names for task in tasks), net={"model": net.model, **plain(net.settings)},
             input_shape=stream.spec.input_shape, parameters=count_parameters(member.net),
         )  # fmt: skip
-        directory.add_member(facts, member_tensors(member), member.predictions)
-
-
-def member_tensors(member: Member) -> dict[str, Tensor]:
-    """The tensors of a network; trunk weights of a single task (see MultiHead.for_task) as task_<id>/<name>."""
-    own = {f"task_{task}/{name}": value for task, parts in member.task_weights.items() for name, value in parts.items()}
-    return {**member.net.state_dict(), **own}
+        # Trunk weights of a single task, see MultiHead.for_task.
+        own = {f"task_{task}/{name}": value
+               for task, parts in member.task_weights.items() for name, value in parts.items()}  # fmt: skip
+        directory.add_member(facts, {**member.net.state_dict(), **own}, member.predictions)
 
 
 def episode_facts(episode: Episode, learned: Learned, seconds: float, device: torch.device) -> EpisodeFacts:
@@ -129,7 +121,7 @@ def resolve(
         "stream": config.stream,
         **plain_config(config),
         "device": str(compute.device),
-        "precision": precision_of(compute),
+        "precision": "bf16" if compute.bf16 else "fp32",
         "threads": torch.get_num_threads(),
         "compared_with": None if isolated is None else str(isolated.absolute()),
         "extended_from": None if base is None else str(base.absolute()),

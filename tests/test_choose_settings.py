@@ -55,7 +55,7 @@ def test_what_is_chosen_is_what_a_run_reads(tmp_path):
     choose_settings.write_down(path, "toy", {"strength": 12.5, "fisher": "sample"}, "--samples 4 --epochs 2")
 
     def settings(path, stream):
-        return {key: given.value for key, given in method_settings("ewc", str(path), stream).items()}
+        return {key: given.value for key, given in method_settings(str(path), stream).items()}
 
     assert settings(path, "toy")["strength"] == 12.5
     assert settings(path, "toy")["fisher"] == "sample"

@@ -162,7 +162,7 @@ def toy_config(
     known = METHODS[config.method].Settings
     shipped: dict[str, Any] = {}
     if declarations(known):
-        shipped = method_settings(config.method, default_method_config(config.method), config.stream)
+        shipped = method_settings(default_method_config(config.method), config.stream)
     return replace(config, settings=read(known, config.method, {**shipped, **(settings or {})}))
 
 

@@ -26,7 +26,7 @@ from methods.ensemble import Ensemble
 from net import count_parameters
 from records.directory import RunDirectory, read_config
 from records.manifest import MANIFEST
-from records.members import SavedMember, weights_file
+from records.members import WEIGHTS_FILE, SavedMember
 from records.monitor import EpisodeFacts, RunMonitor
 from records.summary import read_summary, summarize
 from training.loop import TrainingStats
@@ -80,7 +80,7 @@ def members_of(zoo: Zoo) -> list[LoadedMember]:
     """All members of a zoo that answer; a UserError if a file is damaged."""
     for member in zoo.members:
         zoo.net(member)  # checks that its weights are those of the network
-    return [LoadedMember(m, zoo.tensors(weights_file(m.number)), zoo.predictions(m)) for m in zoo.members]
+    return [LoadedMember(m, zoo.tensors(WEIGHTS_FILE.format(m.number)), zoo.predictions(m)) for m in zoo.members]
 
 
 def retrained(

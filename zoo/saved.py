@@ -27,10 +27,10 @@ from records.configuration import saved_config
 from records.directory import CONFIG
 from records.manifest import TARGETS, Manifest, damaged
 from records.members import (
+    FACTS_FILE,
+    PREDICTIONS_FILE,
     SavedMember,
     answering,
-    facts_file,
-    predictions_file,
     read_members,
     read_network,
     read_tensors_of,
@@ -132,7 +132,8 @@ class Zoo:
             raise UserError(f"{path} has no members")
         shape, current = members[0].input_shape, answering(members)
         if len(shape) != 3 or max(shape) > _LARGEST_SIDE or any(member.input_shape != shape for member in members):
-            raise damaged(path, facts_file(0), f"its input_shape is {shape}, not that of an image and of all members")
+            reason = f"its input_shape is {shape}, not that of an image and of all members"
+            raise damaged(path, FACTS_FILE.format(0), reason)
         facts = [task for m in current for task in zip(m.tasks, m.task_names, m.classes, strict=True)]
         tasks = {number: SavedTask(number, name, classes) for number, name, classes in sorted(facts)}
         sides = shape[0], shape[1], shape[2]
@@ -298,7 +299,7 @@ class Zoo:
 
     def predictions(self, member: SavedMember) -> dict[tuple[int, str], Tensor]:
         """Saved predictions of a member on examples of its tasks, probabilities [N, C] by (task, split), on the CPU."""
-        name = predictions_file(member.number)
+        name = PREDICTIONS_FILE.format(member.number)
         found = self._by_task_and_split(name)
         for (task, split), targets in self.targets.items():
             if task in member.tasks:
