@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from datasets.objectives import Objective
-from datasets.task import Task
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch
@@ -94,12 +93,12 @@ class Rotated(Referenced):
 class AGEM(ReplayNet):
     """Averaged gradient episodic memory (A-GEM)."""
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return Referenced()
 
 
 class MEGA(ReplayNet):
     """Mixed stochastic gradients, second scheme (MEGA-II)."""
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return Rotated()

@@ -110,8 +110,8 @@ class Method(ABC):
         for name in self.saved_attributes:
             setattr(self, name, {})
 
-    def trial_rule(self, task: Task) -> StepRule:
-        """The rule of the first task of a run, for a trial step."""
+    def rule(self) -> StepRule:
+        """The rule of the steps in which the next task is learned."""
         return StepRule()
 
     def new_network(self, head_sizes: Mapping[int, int]) -> MultiHead:

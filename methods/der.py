@@ -67,7 +67,7 @@ class DER(ReplayNet):
 
     _recorded: dict[int, Tensor]  # by task: outputs on its kept examples, [kept, C]
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return DarkLoss(self.settings.alpha, None)
 
     def past(self, task: Task) -> Replays:
@@ -98,5 +98,5 @@ class DERpp(DER):
 
     draws = 2
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return DarkLoss(self.settings.alpha, self.settings.beta)

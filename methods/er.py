@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from datasets.objectives import Objective
-from datasets.task import Task
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch
@@ -36,5 +35,5 @@ class ER(ReplayNet):
             ("mean", "sum"), "one mean over new and replayed examples, or the sum of a mean of each"
         )
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return SumOfMeans() if self.settings.replay_loss == "sum" else NormRule()

@@ -117,7 +117,7 @@ class EWC(SingleNet):
     _stiffness: Values
     _pull: Values
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return Springs(self.settings.strength, self.common(self._stiffness), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:

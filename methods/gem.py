@@ -88,5 +88,5 @@ class GEM(ReplayNet):
         kept = {other: Mixture([(other, self.memory.examples(other))]) for other in self.memory.tasks}
         return Joined([self.replays(data, self.settings.replay_batch, other) for other, data in kept.items()])
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return Constrained(len(self.memory.tasks), self.settings.margin)

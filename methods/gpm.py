@@ -133,13 +133,13 @@ class GPM(SingleNet):
 
     _bases: dict[str, Tensor]  # [d, r], by name of the weight
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return Projected(self._bases, self.recipe.l2_reg)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "basis", task.id)
         chosen = torch.randperm(len(task.train_eval), generator=rng)[: self.settings.basis_examples]
-        threshold = min(1.0, self.settings.threshold + self.settings.threshold_step * (len(self._seen) - 1))
+        threshold = min(1.0, self.settings.threshold + self.settings.threshold_step * (len(self.seen) - 1))
         layers = projectable(net.trunk)
         grams: dict[str, Tensor] = {}
 

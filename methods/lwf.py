@@ -6,7 +6,7 @@ Li & Hoiem, "Learning without Forgetting", ECCV 2016.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.objectives import Objective
-from datasets.task import Episode, Task
 from methods.base import Requirements
 from methods.single import NormRule, SingleNet
 from net import count_parameters
 from net.multihead import MultiHead
 from training.batches import Batch
 from utils.settings import Range, setting
-from utils.trees import Tree
 
 
 def distillation(outputs: Tensor, old_outputs: Tensor, temperature: float) -> Tensor:
@@ -72,22 +70,13 @@ class LwF(SingleNet):
 
     requires = Requirements(classes=True, own_heads=True)
 
-    _old: MultiHead | None = None  # a copy of the network after the last task, in test mode
+    def old_heads(self) -> Sequence[int]:
+        return self.seen
 
-    def heads_with(self, task: Task) -> list[int]:
-        return [*self._seen, task.id]
-
-    def rule(self, task: Task) -> NormRule:
-        return Distill(self.settings.strength, self.settings.temperature, self._old, self._seen)
-
-    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
-        self._old = copy.deepcopy(net).eval().requires_grad_(False)
-        return 0
-
-    def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
-        super().load_state_dict(state, episodes)
-        self._old = copy.deepcopy(self.network(self._seen)).eval().requires_grad_(False)
+    def rule(self) -> NormRule:
+        old = copy.deepcopy(self.network(self.seen)).eval().requires_grad_(False) if self.seen else None
+        return Distill(self.settings.strength, self.settings.temperature, old, self.seen)
 
     def extra_parameters(self) -> int:
         """The copy of the network."""
-        return count_parameters(self._old) if self._old else 0
+        return count_parameters(self.network(self.seen))

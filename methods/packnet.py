@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.task import Task
 from methods.base import Context
 from methods.subnets import FixedWeights, Masks, Subnets
 from training.optimizers import learning_rates
@@ -81,5 +80,5 @@ class PackNet(Subnets):
         if room < tasks:
             raise UserError(f"--method packnet: its setting tasks is {room}; the stream has {tasks}")
 
-    def rule(self, task: Task) -> Packing:
-        return Packing(self.used, 1 / (self.settings.tasks - len(self._seen)))
+    def rule(self) -> Packing:
+        return Packing(self.used, 1 / (self.settings.tasks - len(self.seen)))

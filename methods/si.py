@@ -71,7 +71,7 @@ class SI(SingleNet):
     _importance: Values
     _pull: Values
 
-    def rule(self, task: Task) -> PathIntegral:
+    def rule(self) -> PathIntegral:
         # Springs has a factor 1/2 that this penalty has not.
         return PathIntegral(2 * self.settings.strength, self.common(self._importance), self.common(self._pull))
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from datasets.objectives import Objective
-from datasets.task import Task
 from methods.subnets import FixedWeights, Masks, Subnets
 from net.multihead import MultiHead
 from training.batches import Batch
@@ -92,5 +91,5 @@ class WSN(Subnets):
 
     no_graph_reason = "those of WSN have not been tried as a CUDA graph"
 
-    def rule(self, task: Task) -> Winning:
+    def rule(self) -> Winning:
         return Winning(self.used, self.settings.share, self.settings.score_rate)
