@@ -39,27 +39,24 @@ class Budget:
         """
         if self.total is not None:
             return None
-        counts = count_classes(targets, num_outputs)
+        classes, count = by_class(targets, num_outputs)
         if self.per_class is not None:
-            return torch.full_like(counts, self.per_class * (num_outputs // len(counts)))
-        return torch.tensor([kept_of(self.fraction or 0.0, count) for count in counts.tolist()])
+            return torch.full((count,), self.per_class * (num_outputs // count))
+        sizes = classes.bincount(minlength=count).tolist()
+        return torch.tensor([kept_of(self.fraction or 0.0, size) for size in sizes])
 
 
-def class_numbers(targets: Tensor) -> Tensor | None:
-    """Targets that are class numbers, [N] int64 on the CPU; None for others, which count as one class."""
-    return targets.cpu() if targets.ndim == 1 and not targets.is_floating_point() else None
+def by_class(targets: Tensor, num_outputs: int = 1) -> tuple[Tensor, int]:
+    """The class of each example, [N] int64 on the CPU, and how many classes there are; 1 if targets are no classes."""
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return targets.cpu(), num_outputs
+    return torch.zeros(len(targets), dtype=torch.long), 1
 
 
 def kept_of(fraction: float, count: int) -> int:
     """A fraction of `count` examples of a class: rounded down, but at least one unless either is 0."""
     # 0.29 * 100 is 28.999999999999996
     return max(1, math.floor(fraction * count + 1e-9)) if fraction and count else 0
-
-
-def count_classes(targets: Tensor, num_outputs: int) -> Tensor:
-    """Examples of each class, [num_outputs]; of all together, [1], if the targets are not class numbers."""
-    numbers = class_numbers(targets)
-    return torch.tensor([len(targets)]) if numbers is None else torch.bincount(numbers, minlength=num_outputs)
 
 
 @dataclass
@@ -176,8 +173,8 @@ class Auditor:
         if self.budget.total is not None and count > self.budget.total:
             raise BudgetError(f"{count} training examples are kept; the memory is of {self.budget.total}")
         for task_id, examples in kept.items():
-            allowed = self._allowed[task_id]
-            if allowed is not None and (count_classes(examples.targets, len(allowed)) > allowed).any():
+            allowed, (classes, _) = self._allowed[task_id], by_class(examples.targets)
+            if allowed is not None and (classes.bincount(minlength=len(allowed)) > allowed).any():
                 raise BudgetError(
                     f"{len(examples)} training examples of task {task_id} are kept, too many: {self.budget}"
                 )
