@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from datasets.task import Episode, TrainSource
-from methods.base import Learned
+from evaluation.members import Learned
 from methods.ensemble import Ensemble
 from methods.memory.audit import Budget
 from methods.single import SingleNet

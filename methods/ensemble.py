@@ -8,8 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from datasets.task import Episode, Examples, Task, TrainSource
-from evaluation.averages import PredictionCache
-from evaluation.members import Member
+from evaluation.members import Member, PredictionCache
 from methods.base import Context, Method, Storage
 from net import count_parameters
 from training.loop import TrainingStats, train_member
@@ -42,7 +41,6 @@ class Ensemble(Method):
     ) -> TrainingStats:
         """Train one more member on the tasks of `sources`; `weights` are its weights in the mean for each task."""
         member, stats = self._trained(self._members, episode, sources, weights, self.config.seed, monitor)
-        member.replaces = not self._weights
         for task in member.tasks:
             self._weights.setdefault(task, {})[member.number] = weights[task]
             self.count(member, task, "test", self.test_inputs[task])
@@ -74,21 +72,21 @@ class Ensemble(Method):
         monitor: Monitor,
     ) -> tuple[Member, TrainingStats]:  # fmt: skip
         tasks, name = tuple(sources), ("member", number)
-        where = _where(episode, number, tasks)
         with seeded(seed, *name):
             net = self.new_network({task: self._head_sizes[task] for task in tasks})
+            shares = tuple(weights[task] for task in tasks)
+            member = Member(number, episode, tasks, net, shares, replaces=not self._weights)
             if not number:
-                inputs = {task: inputs for task, inputs in self.test_inputs.items() if task in tasks}
-                self.untrained = {task: self.ask(net, task, inputs[task], where) for task in inputs}
+                asked = {task: inputs for task, inputs in self.test_inputs.items() if task in tasks}
+                self.untrained = {task: self.predictions_of(member, task, inputs) for task, inputs in asked.items()}
             try:
                 stats = train_member(
                     net, list(sources.items()), self.spec, self.recipe, self.compute, seed, name, monitor,
                     checkpoints=self.checkpoints,
                 )  # fmt: skip
             except TrainingError as error:
-                raise TrainingError(f"{where}: {error}") from None
-        shares = tuple(weights[task] for task in tasks)
-        return Member(number, episode, tasks, net, shares, replaces=False), stats
+                raise TrainingError(f"{_where(member)}: {error}") from None
+        return member, stats
 
     def reveal(self, episode: Episode) -> None:
         super().reveal(episode)
@@ -111,7 +109,7 @@ class Ensemble(Method):
 
     def predictions_of(self, member: Member, task_id: int, examples: Examples) -> Tensor:
         """Predictions of a member on examples of one of its tasks, [N, C]; see `ask` for the error raised."""
-        return self.ask(member.net, task_id, examples, _where(member.episode, member.number, member.tasks))
+        return self.ask(member.net, task_id, examples, _where(member))
 
     def state_dict(self) -> dict[str, Tree]:
         return {**super().state_dict(), **self.cache.state_dict()}
@@ -122,10 +120,10 @@ class Ensemble(Method):
 
     def storage(self) -> Storage:
         """All members are stored; one prediction asks those trained on the task."""
-        tasks = max(1, len(self._head_sizes))
+        tasks = len(self._head_sizes)
         mean = sum(map(len, self._weights.values())) / tasks
         return Storage(*self.memory.size(), self._parameters, mean, self._used / tasks)
 
 
-def _where(episode: int, member: int, tasks: Sequence[int]) -> str:
-    return f"episode {episode}, member {member} (tasks {', '.join(map(str, tasks))})"
+def _where(member: Member) -> str:
+    return f"episode {member.episode}, member {member.number} (tasks {', '.join(map(str, member.tasks))})"

@@ -127,7 +127,7 @@ class EWC(SingleNet):
         data = Mixture([(task.id, task.train_eval.subset(chosen))])
         inputs = self.spec.preprocess(data.inputs(slice(0, count)))
         found = fisher(net, inputs, data.targets, task.id, self.settings.fisher, rng)
-        self.consolidate(found, {name: value.detach().clone() for name, value in net.trunk.named_parameters()})
+        self.consolidate(found, net.trunk.state_dict())
         return count * (task.num_outputs if self.settings.fisher == "exact" else 1)
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:

@@ -44,9 +44,8 @@ class Packing(FixedWeights):
         for weight, taken, free in zip(self.weights, self.taken, self.free, strict=True):
             size = torch.where(taken, -1.0, weight.abs()).flatten()
             count = round(self.share * int((~taken).sum()))
-            largest = torch.zeros_like(size, dtype=torch.bool)
-            largest[size.topk(count).indices] = True
-            kept = largest.view(weight.shape)
+            kept = torch.zeros_like(size, dtype=torch.bool).index_fill_(0, size.topk(count).indices, True)
+            kept = kept.view_as(weight)
             # In place: a captured step reads these tensors.
             free.copy_(kept)
             weight.mul_(kept | taken)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from datasets.mixture import Mixture
 from datasets.task import Episode, Examples, Task
-from evaluation.members import Member
-from methods.base import Learned, Method, Storage
+from evaluation.members import Learned, Member
+from methods.base import Method, Storage
 from methods.memory.audit import Budget
 from net import BatchNorm, count_parameters
 from net.multihead import MultiHead, TaskWeights

@@ -72,10 +72,9 @@ class Winning(FixedWeights):
     def state(self) -> Tree:
         return [scores.detach() for scores in self.scores]
 
+    @torch.no_grad()
     def restore(self, state: Tree) -> None:
-        with torch.no_grad():
-            for scores, saved in zip(self.scores, state, strict=True):
-                scores.copy_(saved)
+        torch._foreach_copy_([*self.scores], state)
 
     def masks(self) -> Masks:
         return {name: largest(scores, self.share) for name, scores in zip(self.names, self.scores, strict=True)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.task import Episode, Task, TrainSource
-from methods.base import Learned
+from evaluation.members import Learned
 from methods.ensemble import Ensemble
 from methods.memory.audit import Budget
 from training.monitor import Monitor

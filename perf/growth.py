@@ -30,8 +30,8 @@ from common import MNIST, Case, modelzoo_run, use, write_configs
 
 import modelzoo
 from datasets import build_stream
-from evaluation.averages import PredictionCache
 from evaluation.measurements import Measurement
+from evaluation.members import PredictionCache
 from records.console import Console
 from records.invocation import parse
 from records.monitor import EpisodeFacts

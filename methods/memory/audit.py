@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,13 +76,11 @@ class Loan:
 class Lent(Examples):
     """Examples that can be read while the loan lasts."""
 
-    loan: Loan | None = None
+    loan: Loan = field(kw_only=True)
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("store", "rows", "targets"):
-            loan = object.__getattribute__(self, "loan")
-            if loan is not None:
-                loan.check()
+            self.loan.check()
         return object.__getattribute__(self, name)
 
 
@@ -100,7 +98,7 @@ class LentGenerator(Generator):
 
 
 def _lent(examples: Examples, loan: Loan) -> Lent:
-    return Lent(**{field.name: getattr(examples, field.name) for field in fields(Examples)}, loan=loan)
+    return Lent(**vars(examples), loan=loan)
 
 
 def _shown(task: Task, loan: Loan) -> Task:
@@ -135,19 +133,17 @@ class Auditor:
     @contextmanager
     def lending(self, episode: Episode) -> Iterator[Episode]:
         """The episode with its training examples on loan until the end."""
-        loans = [Loan(f"training examples of task {task.id}") for task in episode.new]
-        shown = tuple(_shown(task, loan) for task, loan in zip(episode.new, loans, strict=True))
-        for task, lent in zip(episode.new, shown, strict=True):
-            self._allowed[task.id] = self.budget.allowed(task.train_eval.targets, task.num_outputs)
-            self._held[task.id] = lent.train_eval  # type: ignore[assignment]
-        yield Episode(episode.number, shown)
-        # A method that may keep everything may also draw from the task's generator later.
-        if self.budget.fraction != 1:
-            for loan in loans:
-                loan.ended = f"episode {episode.number}, in which it was new"
+        loans = {task.id: Loan(f"training examples of task {task.id}") for task in episode.new}
         for task in episode.new:
-            if task.id not in self._kept:
-                del self._held[task.id]
+            self._allowed[task.id] = self.budget.allowed(task.train_eval.targets, task.num_outputs)
+            self._held[task.id] = _lent(task.train_eval, loans[task.id])
+        yield Episode(episode.number, tuple(_shown(task, loans[task.id]) for task in episode.new))
+        for task_id, loan in loans.items():
+            # A method that may keep everything may also draw from the task's generator later.
+            if self.budget.fraction != 1:
+                loan.ended = f"episode {episode.number}, in which it was new"
+            if task_id not in self._kept:
+                del self._held[task_id]
 
     def keep(self, positions: Mapping[int, Tensor]) -> dict[int, Examples]:
         """Keep only these examples, by task: positions among those held so far; other tasks keep what they have.
@@ -161,7 +157,7 @@ class Auditor:
             before = self._held[task_id]
             loan = Loan(f"training examples kept of task {task_id}")
             self._held[task_id] = replace(before.subset(places), loan=loan)  # type: ignore[call-arg, assignment]
-            if task_id in self._kept and before.loan is not None:
+            if task_id in self._kept:
                 before.loan.ended = "some had to make room"
             self._kept.add(task_id)
         self._check()
