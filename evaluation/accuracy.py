@@ -68,8 +68,7 @@ class Evaluation:
                 self._scores.setdefault(row.task, {})[row.split, row.slice] = row.scores
         self._cache = PredictionCache()
         classifies = method.spec.objective.energy(torch.zeros(1, 2)) is not None
-        parts = mixed_examples(stream.tasks, seed) if classifies else []
-        self._mixed = Mixture(parts) if parts else None
+        self._mixed = Mixture(mixed_examples(stream.tasks, seed)) if classifies else None
 
     def after(self, episode: Episode, learned: Learned, seen: Sequence[Task]) -> list[Measurement]:
         """One row per task seen, split, slice and scenario; of the train split where examples were kept."""

@@ -77,8 +77,6 @@ class Turned(NewTaskLoss):
         self.factors = factors
 
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
-        if not batch.replayed:
-            return
         _, past = batch.halves()
         reference_loss, reference = self.reference(net, past, objective)
         gradient = [parameter.grad for parameter in trained_parameters(net) if parameter.grad is not None]
@@ -91,11 +89,11 @@ class AGEM(ReplayNet):
     """Averaged gradient episodic memory (A-GEM)."""
 
     def rule(self) -> NormRule:
-        return Turned(project)
+        return Turned(project) if self.memory.tasks else NormRule()
 
 
 class MEGA(ReplayNet):
     """Mixed stochastic gradients, second scheme (MEGA-II)."""
 
     def rule(self) -> NormRule:
-        return Turned(rotate)
+        return Turned(rotate) if self.memory.tasks else NormRule()

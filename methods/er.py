@@ -22,8 +22,7 @@ class SumOfMeans(NormRule):
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         outputs = net(batch.inputs, batch.task_ids)
         new, past = batch.halves()
-        loss = objective.loss(outputs[: len(new)], new.targets)
-        return loss + objective.loss(outputs[len(new) :], past.targets) if len(past) else loss
+        return objective.loss(outputs[: len(new)], new.targets) + objective.loss(outputs[len(new) :], past.targets)
 
 
 class ER(ReplayNet):
@@ -36,4 +35,4 @@ class ER(ReplayNet):
         )
 
     def rule(self) -> NormRule:
-        return SumOfMeans() if self.settings.replay_loss == "sum" else NormRule()
+        return SumOfMeans() if self.settings.replay_loss == "sum" and self.memory.tasks else NormRule()

@@ -48,8 +48,6 @@ class Constrained(NewTaskLoss):
         self.tasks, self.margin = tasks, margin
 
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
-        if not batch.replayed:
-            return
         _, past = batch.halves()
         references = []
         for part in zip(*(tensor.split(len(past) // self.tasks) for tensor in past.tensors()), strict=True):
@@ -82,4 +80,5 @@ class GEM(ReplayNet):
         return Joined([self.replays(data, self.settings.replay_batch, other) for other, data in kept.items()])
 
     def rule(self) -> NormRule:
-        return Constrained(len(self.memory.tasks), self.settings.margin)
+        tasks = len(self.memory.tasks)
+        return Constrained(tasks, self.settings.margin) if tasks else NormRule()

@@ -40,14 +40,12 @@ def distillation(outputs: Tensor, old_outputs: Tensor, temperature: float) -> Te
 class Distill(NormRule):
     """The loss on the new task plus the distillation of the old heads from a copy of the network before the task."""
 
-    def __init__(self, strength: float, temperature: float, old: MultiHead | None, tasks: list[int]) -> None:
+    def __init__(self, strength: float, temperature: float, old: MultiHead, tasks: list[int]) -> None:
         self.strength, self.temperature, self.old = strength, temperature, old
         # Moved to the device here, as a captured step cannot do it.
-        self.tasks = torch.tensor(tasks, device=None if old is None else old.weight.device)
+        self.tasks = torch.tensor(tasks, device=old.weight.device)
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
-        if self.old is None:
-            return super().loss(net, batch, objective)
         features = net.trunk(batch.inputs)
         loss = objective.loss(net.head(features, batch.task_ids), batch.targets)
         with torch.no_grad():
@@ -74,7 +72,9 @@ class LwF(SingleNet):
         return self.seen
 
     def rule(self) -> NormRule:
-        old = copy.deepcopy(self.network(self.seen)).eval().requires_grad_(False) if self.seen else None
+        if not self.seen:
+            return NormRule()
+        old = copy.deepcopy(self.network(self.seen)).eval().requires_grad_(False)
         return Distill(self.settings.strength, self.settings.temperature, old, self.seen)
 
     def extra_parameters(self) -> int:

@@ -117,7 +117,7 @@ class SingleNet(Method):
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
         self._keep_heads(net)
         if self.settings.bn == "per_task":
-            self._norms[task.id] = {name: value.clone() for name, value in norm_state(net.trunk).items()}
+            self._norms[task.id] = norm_state(net.trunk)
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
         seen = tuple(self.seen)
         own = {task_id: self.task_weights(task_id) for task_id in seen}
@@ -233,10 +233,6 @@ class ReplayNet(SingleNet):
 
 
 def norm_state(trunk: nn.Module) -> dict[str, Tensor]:
-    """Weights and statistics of batch normalisation, by name."""
-    return {
-        f"{name}.{key}": value
-        for name, module in trunk.named_modules()
-        if isinstance(module, BatchNorm)
-        for key, value in module.state_dict().items()
-    }
+    """A copy of the weights and statistics of batch normalisation, by name."""
+    norms = tuple(f"{name}." for name, module in trunk.named_modules() if isinstance(module, BatchNorm))
+    return {name: value.clone() for name, value in trunk.state_dict().items() if name.startswith(norms)}

@@ -168,7 +168,7 @@ def test_the_basis_is_that_of_the_singular_vectors(seed, threshold):
     first, second = (rng.standard_normal((8, 30)) * rng.uniform(0.01, 2, (8, 1)) for _ in range(2))
     vectors, values, _ = np.linalg.svd(first)
     size = int((np.cumsum(values**2) < threshold * (values**2).sum()).sum()) + 1
-    basis = extended(None, torch.tensor(first @ first.T), threshold)
+    basis = extended(torch.zeros(len(first), 0, dtype=torch.float64), torch.tensor(first @ first.T), threshold)
     assert basis.shape == (8, size)
     expected = vectors[:, :size] @ vectors[:, :size].T
     np.testing.assert_allclose((basis @ basis.T).numpy(), expected, atol=1e-6)

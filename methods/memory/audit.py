@@ -160,10 +160,6 @@ class Auditor:
             if task_id in self._kept:
                 before.loan.ended = "some had to make room"
             self._kept.add(task_id)
-        self._check()
-        return {task_id: self._held[task_id] for task_id in positions}
-
-    def _check(self) -> None:
         kept = {task_id: self._held[task_id] for task_id in self._kept}
         count = sum(map(len, kept.values()))
         if self.budget.total is not None and count > self.budget.total:
@@ -174,3 +170,4 @@ class Auditor:
                 raise BudgetError(
                     f"{len(examples)} training examples of task {task_id} are kept, too many: {self.budget}"
                 )
+        return {task_id: kept[task_id] for task_id in positions}
