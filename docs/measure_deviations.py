@@ -68,18 +68,18 @@ def unseen_tasks_in_the_mean() -> AbstractContextManager[Any]:
 
 
 def losses_on_augmented_images() -> AbstractContextManager[Any]:
-    count = ModelZoo.count
+    predictions_of = ModelZoo.predictions_of
 
-    def augmented(self: ModelZoo, member: Any, task_id: int, split: str, examples: Examples) -> None:
-        if split == "train":
+    def augmented(self: ModelZoo, member: Any, task_id: int, examples: Examples) -> Tensor:
+        if task_id in self.memory.tasks and examples is self.memory.examples(task_id):
             rng = generator(self.config.seed, "augmented", member.number, task_id)
             images = Mixture([(task_id, examples)]).inputs(slice(0, len(examples)))
             preprocess: Any = self.spec.preprocess
             shifted = preprocess._augment(images, preprocess.draw(len(examples), rng))
             examples = Examples(shifted, torch.arange(len(examples)), examples.targets)
-        count(self, member, task_id, split, examples)
+        return predictions_of(self, member, task_id, examples)
 
-    return patch.object(ModelZoo, "count", augmented)
+    return patch.object(ModelZoo, "predictions_of", augmented)
 
 
 def first_examples_kept() -> AbstractContextManager[Any]:

@@ -43,7 +43,7 @@ class Ensemble(Method):
         member, stats = self._trained(self._members, episode, sources, weights, self.config.seed, monitor)
         for task in member.tasks:
             self._weights.setdefault(task, {})[member.number] = weights[task]
-            self.count(member, task, "test", self.test_inputs[task])
+            self.cache.add(task, "test", member.predictions[task, "test"], weights[task])
         self.new_members.append(member)
         self._members += 1
         self._parameters += count_parameters(member.net)
@@ -54,7 +54,7 @@ class Ensemble(Method):
     def train_member_on(
         self, tasks: Sequence[int], number: int, episode: int, seed: int, monitor: Monitor
     ) -> tuple[Member, TrainingStats]:
-        """A network trained on the kept examples of some tasks, with its test predictions, outside the ensemble.
+        """A network trained on the kept examples of some tasks, outside the ensemble.
 
         Args:
             number, episode: of the member that it is to replace.
@@ -62,10 +62,7 @@ class Ensemble(Method):
         """
         sources = {task: self.memory.source(task, len(tasks)) for task in tasks}
         shares = {task: self.memory.share(task) for task in tasks}
-        member, stats = self._trained(number, episode, sources, shares, seed, monitor)
-        for task in tasks:
-            member.predictions[task, "test"] = self.predictions_of(member, task, self.test_inputs[task])
-        return member, stats
+        return self._trained(number, episode, sources, shares, seed, monitor)
 
     def _trained(
         self, number: int, episode: int, sources: Mapping[int, TrainSource], weights: Mapping[int, float], seed: int,
@@ -86,6 +83,8 @@ class Ensemble(Method):
                 )  # fmt: skip
             except TrainingError as error:
                 raise TrainingError(f"{_where(member)}: {error}") from None
+        for task in tasks:
+            member.predictions[task, "test"] = self.predictions_of(member, task, self.test_inputs[task])
         return member, stats
 
     def reveal(self, episode: Episode) -> None:
@@ -99,13 +98,6 @@ class Ensemble(Method):
         kept = self.memory.examples(task.id).targets if task.id in self.memory.tasks else None
         guess = self.spec.objective.uninformed(task.test.targets.shape, task.num_outputs, kept)
         return guess.to(self.compute.device)
-
-    def count(self, member: Member, task_id: int, split: str, examples: Examples) -> None:
-        """Add a member's predictions for a task to the average, once, if it was trained on the task."""
-        if task_id in member.tasks and (task_id, split) not in member.predictions:
-            member.predictions[task_id, split] = self.predictions_of(member, task_id, examples)
-            weight = self._weights[task_id][member.number]
-            self.cache.add(task_id, split, member.predictions[task_id, split], weight)
 
     def predictions_of(self, member: Member, task_id: int, examples: Examples) -> Tensor:
         """Predictions of a member on examples of one of its tasks, [N, C]; see `ask` for the error raised."""

@@ -113,11 +113,9 @@ class GPM(SingleNet):
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        bn: str = setting(
-            ("freeze_after_first", "per_task"), "with shared statistics the inputs of old tasks would change"
-        )
+        bn: str = setting(("freeze_after_first", "per_task"), "with shared statistics inputs of old tasks would change")
         threshold: float = setting(
-            Range(0, 1, whole=False, open_low=True), "share of the inputs' energy in the basis after the first task"
+            Range(0, 1, whole=False, open_low=True), "share of the inputs' energy in the basis after task 1"
         )
         threshold_step: float = setting(Range(0, 1, whole=False), "added to the threshold with every task")
         basis_examples: int = setting(Range(1), "training examples of the task that are looked at")

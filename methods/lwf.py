@@ -60,9 +60,7 @@ class LwF(SingleNet):
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        bn: str = setting(
-            ("shared", "freeze_after_first"), "with statistics of each task the copy would not answer as the network"
-        )
+        bn: str = setting(("shared", "freeze_after_first"), "per task, the copy would answer unlike the network")
         strength: float = setting(Range(0, whole=False), "weight of the distillation")
         temperature: float = setting(Range(0, whole=False, open_low=True), "of the distillation")
 

@@ -79,9 +79,7 @@ class Subnets(SingleNet):
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        bn: str = setting(
-            ("per_task", "freeze_after_first"), "with shared statistics an old task's answers would change"
-        )
+        bn: str = setting(("per_task", "freeze_after_first"), "with shared statistics old answers would change")
 
     # A shared head would be changed by later tasks.
     requires = Requirements(layers=MASKED, own_heads=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ class LentGenerator(Generator):
 
 
 def _lent(examples: Examples, loan: Loan) -> Lent:
-    return Lent(**vars(examples), loan=loan)
+    return Lent(**{part.name: getattr(examples, part.name) for part in fields(Examples)}, loan=loan)
 
 
 def _shown(task: Task, loan: Loan) -> Task:
