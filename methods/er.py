@@ -30,7 +30,7 @@ class ER(ReplayNet):
 
     @dataclass(frozen=True)
     class Settings(ReplayNet.Settings):
-        replay_loss: str = setting(("mean", "sum"), "one mean over new and replayed examples, or two")
+        replay_loss: str = setting(("mean", "sum"), "a mean over new and replayed examples, or the sum of two")
 
     def rule(self) -> NormRule:
         return SumOfMeans() if self.settings.replay_loss == "sum" and self.memory.tasks else NormRule()
