@@ -28,8 +28,8 @@ from evaluation.accuracy import AVERAGES, Evaluation
 from evaluation.measurements import Measurement
 from methods import check_name
 from methods.base import Context
+from methods.bounds import Joint
 from methods.config import RunConfig
-from methods.joint import Joint
 from records.checkpoints import ending_on_sigterm
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config

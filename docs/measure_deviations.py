@@ -40,7 +40,7 @@ SEEDS = range(5)
 STREAM = ["--data_config", "config/dataset/rotated_digits.yaml", "--samples", "10", "--epochs", "30"]
 LIMITED = ["--replay_frac", "0.2"]
 
-count, add = ModelZoo.count, ReplayMemory.add
+predictions_of, add = ModelZoo.predictions_of, ReplayMemory.add
 everything: dict[int, Examples] = {}  # all examples of past tasks, unseen by the audit of the memory
 
 
@@ -57,14 +57,14 @@ def weights_with_unseen_tasks(self: ModelZoo) -> dict[int, float]:
     return dict(zip(tasks, (raw / raw.sum()).tolist(), strict=True))
 
 
-def count_augmented(self: ModelZoo, member: Any, task_id: int, split: str, examples: Examples) -> None:
-    if split == "train":
+def predictions_of_augmented(self: ModelZoo, member: Any, task_id: int, examples: Examples) -> Tensor:
+    if task_id in self.memory.tasks and examples is self.memory.examples(task_id):
         rng = generator(self.config.seed, "augmented", member.number, task_id)
         images = Mixture([(task_id, examples)]).inputs(slice(0, len(examples)))
         preprocess: Any = self.spec.preprocess
         shifted = preprocess._augment(images, preprocess.draw(len(examples), rng))
         examples = Examples(shifted, torch.arange(len(examples)), examples.targets)
-    count(self, member, task_id, split, examples)
+    return predictions_of(self, member, task_id, examples)
 
 
 def first_examples(targets: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
@@ -88,7 +88,7 @@ VARIANTS: dict[str, tuple[str | None, list[str], Mapping[Any, Mapping[str, Any]]
     "unseen tasks count in the mean of the losses": (
         "ours", [], {ModelZoo: {"sampling_weights": weights_with_unseen_tasks}},
     ),
-    "boosting losses on augmented images": ("ours", [], {ModelZoo: {"count": count_augmented}}),
+    "boosting losses on augmented images": ("ours", [], {ModelZoo: {"predictions_of": predictions_of_augmented}}),
     "uniform selection (for comparison)": ("ours", ["--selection", "uniform"], {}),
     "dropout 0.2 on the features": ("ours", ["--set", "net.dropout=0.2"], {}),
     "ours, replay_frac 0.2": (None, LIMITED, {}),

@@ -8,7 +8,7 @@ each new network on held-out examples of its tasks -> saved, to calibrate and co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
@@ -17,19 +17,16 @@ from torch import Tensor
 
 from datasets.mixture import Mixture
 from datasets.objectives import Scores
-from datasets.task import Episode, Examples, StreamSpec, Task, TaskStream
-from evaluation.averages import PredictionCache
+from datasets.task import HELD_OUT, TEST, TRAIN, Episode, Examples, StreamSpec, Task, TaskStream
 from evaluation.measurements import TASK_INCREMENTAL, Measurement
-from evaluation.members import Member
+from evaluation.members import Learned, Member, PredictionCache
 from evaluation.questions import EVALUATIONS, Subject
-from evaluation.scenarios import Answer, answer_of, score_without_task, unanswered
-from training.loop import TrainingStats
+from evaluation.scenarios import Answer, answer_of, score_without_task
 from training.prediction import outputs_of_heads, predict_examples
 from utils.compute import Compute
 from utils.seeding import generator
 from utils.trees import Tree
 
-HELD_OUT = "held_out"
 AVERAGES = "averages_"  # opens the names of the parts of a run's state that belong to the evaluation
 # Number of test examples of all tasks that each head of each network answers once, so that the cost of an episode does
 # not grow with the zoo. Those of future tasks are among them, and are not scored before their tasks are revealed.
@@ -37,24 +34,8 @@ MIXED_EXAMPLES = 2_000
 _MIXED = "mixed"
 
 
-class Progress(Protocol):
-    """What an episode did: ids of the tasks whose predictions may have changed, and the cost of training."""
-
-    @property
-    def changed(self) -> Container[int]: ...
-
-    @property
-    def stats(self) -> TrainingStats: ...
-
-
 class Learner(Protocol):
-    """A method, as far as it is measured.
-
-    Attributes:
-        train_scores: task id -> scores on the kept training examples.
-        new_members: the networks of the last episode.
-        untrained: task id -> predictions of the first network, before training, on the test inputs, [N, C].
-    """
+    """A method, as far as it is measured; see methods.base.Method."""
 
     spec: StreamSpec
     compute: Compute
@@ -62,8 +43,7 @@ class Learner(Protocol):
     new_members: list[Member]
     untrained: dict[int, Tensor]
 
-    def predict(self, task: Task) -> Tensor:
-        """Predictions on the task's test inputs, [N, C]."""
+    def predict(self, task: Task) -> Tensor: ...
 
 
 class Evaluation:
@@ -88,16 +68,14 @@ class Evaluation:
                 self._scores.setdefault(row.task, {})[row.split, row.slice] = row.scores
         self._cache = PredictionCache()
         classifies = method.spec.objective.energy(torch.zeros(1, 2)) is not None
-        parts = mixed_examples(stream.tasks, seed) if classifies else []
-        self._mixed = Mixture(parts) if parts else None
+        self._mixed = Mixture(mixed_examples(stream.tasks, seed)) if classifies else None
 
-    def after(self, episode: Episode, learned: Progress, seen: Sequence[Task]) -> list[Measurement]:
+    def after(self, episode: Episode, learned: Learned, seen: Sequence[Task]) -> list[Measurement]:
         """One row per task seen, split, slice and scenario; of the train split where examples were kept."""
         self._step += learned.stats.steps
         self._examples += learned.stats.images
         for member in self._method.new_members:
             self._add(member)
-            self._ask_held_out(member)
         rows = []
         for task in seen:
             # Unchanged scores are carried over, so that the cost of an episode does not grow.
@@ -144,32 +122,25 @@ class Evaluation:
             self._add(member)
 
     def _add(self, member: Member) -> None:
-        """Add the predictions of a network on further splits and on examples of all tasks to the running means."""
+        """Predict further splits, held-out examples and those of all tasks; all but the held-out ones are averaged."""
+        spec, compute = self._method.spec, self._method.compute
         if member.replaces:
             self._cache = PredictionCache()
         for number, weight in zip(member.tasks, member.weights, strict=True):
-            task = self._stream.task(number)
-            for split, examples in further_splits(task).items():
-                member.predictions[number, split] = self._predictions(member, number, examples)
-                self._cache.add(number, split, member.predictions[number, split], weight)
+            for split, examples in self._stream.task(number).splits.items():
+                if split in (TRAIN, TEST):
+                    continue
+                with member.net.for_task(member.task_weights.get(number, {})):
+                    predictions = predict_examples(member.net, number, examples, spec, compute)
+                member.predictions[number, split] = predictions
+                if split != HELD_OUT:
+                    self._cache.add(number, split, predictions, weight)
         if self._mixed is None:
             return
-        spec, compute = self._method.spec, self._method.compute
         outputs = outputs_of_heads(member.net, member.tasks, self._mixed, spec, compute, member.task_weights)
         for number, weight in zip(member.tasks, member.weights, strict=True):
             answer = answer_of(outputs[number], spec.objective)
             self._cache.add(number, _MIXED, torch.column_stack(astuple(answer)), weight)
-
-    def _ask_held_out(self, member: Member) -> None:
-        """Add the predictions of a network on the held-out examples of its tasks to its `predictions`."""
-        for number in member.tasks:
-            held = self._stream.task(number).held_out
-            if held is not None:
-                member.predictions[number, HELD_OUT] = self._predictions(member, number, held)
-
-    def _predictions(self, member: Member, task: int, examples: Examples) -> Tensor:
-        with member.net.for_task(member.task_weights.get(task, {})):
-            return predict_examples(member.net, task, examples, self._method.spec, self._method.compute)
 
     def _scored(self, task: Task) -> Iterator[tuple[tuple[str, str], Scores]]:
         """(split, slice) and scores of the test split, of further splits and of their slices."""
@@ -177,7 +148,7 @@ class Evaluation:
         for split, examples in {"test": task.test, **further_splits(task)}.items():
             if split == "test":
                 predictions = self._method.predict(task)
-            elif self._cache.members(task.id, split):
+            elif (task.id, split) in self._cache:
                 predictions = self._cache.average(task.id, split)
             else:
                 continue  # no member has learned the task yet
@@ -202,16 +173,16 @@ class Evaluation:
 
     def _answer(self, task: Task) -> Answer:
         assert self._mixed is not None
-        if not self._cache.members(task.id, _MIXED):
-            guess = self._method.spec.objective.uninformed((len(self._mixed),), task.num_outputs)
-            return unanswered(guess.to(self._mixed.device))
+        if (task.id, _MIXED) not in self._cache:
+            guess = self._method.spec.objective.uninformed((len(self._mixed),), task.num_outputs).to(self._mixed.device)
+            return Answer(guess, torch.full_like(guess[:, 0], -torch.inf))  # no member has learned the task
         mean = self._cache.average(task.id, _MIXED)
         return Answer(mean[:, :-1], mean[:, -1])
 
 
 def further_splits(task: Task) -> dict[str, Examples]:
     """Name -> examples of the evaluation splits other than train, test and held-out."""
-    return {name: part for name, part in task.splits.items() if name not in ("train", "test", HELD_OUT)}
+    return {name: part for name, part in task.splits.items() if name not in (TRAIN, TEST, HELD_OUT)}
 
 
 def mixed_examples(tasks: Sequence[Task], seed: int) -> list[tuple[int, Examples]]:

@@ -49,10 +49,6 @@ class Measurement:
         """Whether it is an entry of R: on the whole test split, with the task known."""
         return self.split == "test" and not self.slice and self.scenario == TASK_INCREMENTAL
 
-    def value(self, metric: str) -> float | None:
-        """Value of a metric; None where it is not defined."""
-        return self.scores[metric].value if metric in self.scores else None
-
 
 def mean_over_tasks(measurements: Sequence[Measurement], scenario: str) -> float | None:
     """Mean of the main metric on whole test splits; None where the scenario was not measured."""

@@ -12,7 +12,6 @@ The scenarios are those of van de Ven, Tuytelaars & Tolias, "Three types of incr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,8 +106,3 @@ def answer_of(outputs: Tensor, objective: Objective) -> Answer:
     energy = objective.energy(outputs)
     assert energy is not None
     return Answer(objective.predict(outputs), energy)
-
-
-def unanswered(guess: Tensor) -> Answer:
-    """The answer for a task that no member has learned: the uninformed prediction, [N, C], and energy -inf."""
-    return Answer(guess, torch.full((len(guess),), -math.inf, device=guess.device))

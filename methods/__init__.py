@@ -10,15 +10,13 @@ from collections.abc import Iterable
 
 from methods.agem import AGEM, MEGA
 from methods.base import Context, Method
+from methods.bounds import Cumulative, Finetune, Isolated, IsolatedEnsemble, Joint
 from methods.config import RunConfig
 from methods.der import DER, DERpp
 from methods.er import ER
 from methods.ewc import EWC, OnlineEWC
-from methods.finetune import Finetune
 from methods.gem import GEM
 from methods.gpm import GPM
-from methods.isolated import Isolated, IsolatedEnsemble
-from methods.joint import Cumulative, Joint
 from methods.lwf import LwF
 from methods.packnet import PackNet
 from methods.si import SI

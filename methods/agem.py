@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from datasets.objectives import Objective
-from datasets.task import Task
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch
@@ -23,8 +22,10 @@ def dot(one: Gradient, other: Gradient) -> Tensor:
     return torch.stack([product.sum(dtype=torch.float32) for product in products]).sum()
 
 
-def project(gradient: Gradient, reference: Gradient) -> tuple[Tensor, Tensor]:
+def project(gradient: Gradient, reference: Gradient, *losses: Tensor) -> tuple[Tensor, Tensor]:
     """Factors a, b of the gradient a g + b g_ref: g where g.g_ref >= 0, else its part at right angles to g_ref.
+
+    The losses do not matter.
 
         g - (g.g_ref / g_ref.g_ref) g_ref   if g.g_ref < 0
 
@@ -54,52 +55,45 @@ def rotate(gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss
     return turned, along * size / reference_size.clamp_min(tiny)
 
 
-class Referenced(NormRule):
-    """A-GEM: the loss is that of the new task; its gradient is projected by that of the replayed batch."""
+class NewTaskLoss(NormRule):
+    """The loss is that of the new task; the replayed examples only have a say in the gradient, see `adjust`."""
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         new, _ = batch.halves()
         self.new_loss = objective.loss(net(new.inputs, new.task_ids), new.targets)
         return self.new_loss
 
-    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
-        if not batch.replayed:
-            return
-        _, past = batch.halves()
-        parameters = trained_parameters(net)
+    def reference(self, net: MultiHead, past: Batch, objective: Objective) -> tuple[Tensor, Gradient]:
+        """The loss on replayed examples, and its gradient."""
         with self.autocast():
-            reference_loss = objective.loss(net(past.inputs, past.task_ids), past.targets)
-        reference = torch.autograd.grad(reference_loss, parameters)
-        gradient = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        a, b = self.factors(gradient, reference, self.new_loss.detach(), reference_loss.detach())
+            loss = objective.loss(net(past.inputs, past.task_ids), past.targets)
+        return loss.detach(), torch.autograd.grad(loss, trained_parameters(net))
+
+
+class Turned(NewTaskLoss):
+    """The gradient g becomes a g + b g_ref: `factors` returns a, b from g, g_ref and the losses that they are of."""
+
+    def __init__(self, factors: Callable[[Gradient, Gradient, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.factors = factors
+
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        _, past = batch.halves()
+        reference_loss, reference = self.reference(net, past, objective)
+        gradient = [parameter.grad for parameter in trained_parameters(net) if parameter.grad is not None]
+        a, b = self.factors(gradient, reference, self.new_loss.detach(), reference_loss)
         torch._foreach_mul_(gradient, a)
         torch._foreach_add_(gradient, torch._foreach_mul(list(reference), b))
-
-    def factors(
-        self, gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The factors of the gradient and of the reference."""
-        return project(gradient, reference)
-
-
-class Rotated(Referenced):
-    """MEGA-II: the gradient is rotated instead."""
-
-    def factors(
-        self, gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return rotate(gradient, reference, loss, reference_loss)
 
 
 class AGEM(ReplayNet):
     """Averaged gradient episodic memory (A-GEM)."""
 
-    def rule(self, task: Task) -> NormRule:
-        return Referenced()
+    def rule(self) -> NormRule:
+        return Turned(project) if self.memory.tasks else NormRule()
 
 
 class MEGA(ReplayNet):
     """Mixed stochastic gradients, second scheme (MEGA-II)."""
 
-    def rule(self, task: Task) -> NormRule:
-        return Rotated()
+    def rule(self) -> NormRule:
+        return Turned(rotate) if self.memory.tasks else NormRule()

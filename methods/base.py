@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from datasets.objectives import Scored, Scores
 from datasets.task import Episode, Examples, StreamSpec, Task
-from evaluation.members import Member
+from evaluation.members import Learned, Member
 from methods.config import RunConfig
 from methods.memory.audit import Budget, blind, to_predict
 from methods.memory.replay import ReplayMemory
 from net import build_net
 from net.multihead import MultiHead
-from training.loop import TrainingStats, not_finite
+from training.loop import not_finite
 from training.monitor import Checkpoints, Monitor
 from training.prediction import predict_examples
 from training.recipe import Recipe
@@ -27,16 +27,6 @@ from utils.compute import Compute
 from utils.errors import TrainingError, UserError
 from utils.settings import NoSettings
 from utils.trees import Tree
-
-
-@dataclass(frozen=True)
-class Learned:
-    """The record of what was learned in one episode."""
-
-    tasks: tuple[int, ...]  # ids of the tasks trained on
-    weights: Mapping[int, float]  # sampling weight of each task that could be drawn; empty if none is drawn
-    stats: TrainingStats
-    changed: tuple[int, ...]  # tasks whose predictions may differ from before
 
 
 @dataclass(frozen=True)
@@ -109,8 +99,8 @@ class Method(ABC):
         for name in self.saved_attributes:
             setattr(self, name, {})
 
-    def trial_rule(self, task: Task) -> StepRule:
-        """The rule of the first task of a run, for a trial step."""
+    def rule(self) -> StepRule:
+        """The rule of the steps in which the next task is learned."""
         return StepRule()
 
     def new_network(self, head_sizes: Mapping[int, int]) -> MultiHead:

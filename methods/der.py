@@ -38,12 +38,11 @@ class DarkLoss(NormRule):
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         outputs = net(batch.inputs, batch.task_ids)
-        if batch.recorded is None:
-            return objective.loss(outputs, batch.targets)
         new, past = batch.halves()
+        assert past.recorded is not None
         outputs, replayed = outputs[: len(new)], outputs[len(new) :]
         first = len(past) if self.beta is None else len(past) // 2
-        distance = squared_distance(replayed[:first], batch.recorded[:first])
+        distance = squared_distance(replayed[:first], past.recorded[:first])
         loss = objective.loss(outputs, new.targets) + self.alpha * distance
         if self.beta is not None:
             loss = loss + self.beta * objective.loss(replayed[first:], past.targets[first:])
@@ -68,8 +67,9 @@ class DER(ReplayNet):
 
     _recorded: dict[int, Tensor]  # by task: outputs on its kept examples, [kept, C]
 
-    def rule(self, task: Task) -> NormRule:
-        return DarkLoss(self.settings.alpha, None)
+    def rule(self) -> NormRule:
+        beta = getattr(self.settings, "beta", None)  # a setting of DER++
+        return DarkLoss(self.settings.alpha, beta) if self.memory.tasks else NormRule()
 
     def past(self, task: Task) -> Sequence[Replays]:
         outputs = [self._recorded[other] for other in self.memory.tasks]
@@ -98,6 +98,3 @@ class DERpp(DER):
         beta: float = setting(Range(0, whole=False), "weight of the labels of the second draw")
 
     draws = 2
-
-    def rule(self, task: Task) -> NormRule:
-        return DarkLoss(self.settings.alpha, self.settings.beta)

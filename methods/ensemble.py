@@ -8,8 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from datasets.task import Episode, Examples, Task, TrainSource
-from evaluation.averages import PredictionCache
-from evaluation.members import Member
+from evaluation.members import Member, PredictionCache
 from methods.base import Context, Method, Storage
 from net import count_parameters
 from training.loop import Training, TrainingStats
@@ -42,10 +41,9 @@ class Ensemble(Method):
     ) -> TrainingStats:
         """Train one more member on the tasks of `sources`; `weights` are its weights in the mean for each task."""
         member, stats = self._trained(self._members, episode, sources, weights, self.config.seed, monitor)
-        member.replaces = not self._weights
         for task in member.tasks:
             self._weights.setdefault(task, {})[member.number] = weights[task]
-            self.count(member, task, "test", self.test_inputs[task])
+            self.cache.add(task, "test", member.predictions[task, "test"], weights[task])
         self.new_members.append(member)
         self._members += 1
         self._parameters += count_parameters(member.net)
@@ -56,7 +54,7 @@ class Ensemble(Method):
     def train_member_on(
         self, tasks: Sequence[int], number: int, episode: int, seed: int, monitor: Monitor
     ) -> tuple[Member, TrainingStats]:
-        """A network trained on the kept examples of some tasks, with its test predictions, outside the ensemble.
+        """A network trained on the kept examples of some tasks, outside the ensemble.
 
         Args:
             number, episode: of the member that it is to replace.
@@ -64,31 +62,30 @@ class Ensemble(Method):
         """
         sources = {task: self.memory.source(task, len(tasks)) for task in tasks}
         shares = {task: self.memory.share(task) for task in tasks}
-        member, stats = self._trained(number, episode, sources, shares, seed, monitor)
-        for task in tasks:
-            member.predictions[task, "test"] = self.predictions_of(member, task, self.test_inputs[task])
-        return member, stats
+        return self._trained(number, episode, sources, shares, seed, monitor)
 
     def _trained(
         self, number: int, episode: int, sources: Mapping[int, TrainSource], weights: Mapping[int, float], seed: int,
         monitor: Monitor,
     ) -> tuple[Member, TrainingStats]:  # fmt: skip
         tasks, name = tuple(sources), ("member", number)
-        where = _where(episode, number, tasks)
         with seeded(seed, *name):
             net = self.new_network({task: self._head_sizes[task] for task in tasks})
+            shares = tuple(weights[task] for task in tasks)
+            member = Member(number, episode, tasks, net, shares, replaces=not self._weights)
             if not number:
-                inputs = {task: inputs for task, inputs in self.test_inputs.items() if task in tasks}
-                self.untrained = {task: self.ask(net, task, inputs[task], where) for task in inputs}
+                asked = {task: inputs for task, inputs in self.test_inputs.items() if task in tasks}
+                self.untrained = {task: self.predictions_of(member, task, inputs) for task, inputs in asked.items()}
             try:
                 stats = Training(
                     net, list(sources.items()), self.spec, self.recipe, self.compute, seed, name, monitor=monitor,
                     checkpoints=self.checkpoints,
                 ).complete()  # fmt: skip
             except TrainingError as error:
-                raise TrainingError(f"{where}: {error}") from None
-        shares = tuple(weights[task] for task in tasks)
-        return Member(number, episode, tasks, net, shares, replaces=False), stats
+                raise TrainingError(f"{_where(member)}: {error}") from None
+        for task in tasks:
+            member.predictions[task, "test"] = self.predictions_of(member, task, self.test_inputs[task])
+        return member, stats
 
     def reveal(self, episode: Episode) -> None:
         super().reveal(episode)
@@ -102,16 +99,9 @@ class Ensemble(Method):
         guess = self.spec.objective.uninformed(task.test.targets.shape, task.num_outputs, kept)
         return guess.to(self.compute.device)
 
-    def count(self, member: Member, task_id: int, split: str, examples: Examples) -> None:
-        """Add a member's predictions for a task to the average, once, if it was trained on the task."""
-        if task_id in member.tasks and (task_id, split) not in member.predictions:
-            member.predictions[task_id, split] = self.predictions_of(member, task_id, examples)
-            weight = self._weights[task_id][member.number]
-            self.cache.add(task_id, split, member.predictions[task_id, split], weight)
-
     def predictions_of(self, member: Member, task_id: int, examples: Examples) -> Tensor:
         """Predictions of a member on examples of one of its tasks, [N, C]; see `ask` for the error raised."""
-        return self.ask(member.net, task_id, examples, _where(member.episode, member.number, member.tasks))
+        return self.ask(member.net, task_id, examples, _where(member))
 
     def state_dict(self) -> dict[str, Tree]:
         return {**super().state_dict(), **self.cache.state_dict()}
@@ -122,10 +112,10 @@ class Ensemble(Method):
 
     def storage(self) -> Storage:
         """All members are stored; one prediction asks those trained on the task."""
-        tasks = max(1, len(self._head_sizes))
+        tasks = len(self._head_sizes)
         mean = sum(map(len, self._weights.values())) / tasks
         return Storage(*self.memory.size(), self._parameters, mean, self._used / tasks)
 
 
-def _where(episode: int, member: int, tasks: Sequence[int]) -> str:
-    return f"episode {episode}, member {member} (tasks {', '.join(map(str, tasks))})"
+def _where(member: Member) -> str:
+    return f"episode {member.episode}, member {member.number} (tasks {', '.join(map(str, member.tasks))})"

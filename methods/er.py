@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from datasets.objectives import Objective
-from datasets.task import Task
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch
@@ -23,8 +22,7 @@ class SumOfMeans(NormRule):
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         outputs = net(batch.inputs, batch.task_ids)
         new, past = batch.halves()
-        loss = objective.loss(outputs[: len(new)], new.targets)
-        return loss + objective.loss(outputs[len(new) :], past.targets) if len(past) else loss
+        return objective.loss(outputs[: len(new)], new.targets) + objective.loss(outputs[len(new) :], past.targets)
 
 
 class ER(ReplayNet):
@@ -32,9 +30,7 @@ class ER(ReplayNet):
 
     @dataclass(frozen=True)
     class Settings(ReplayNet.Settings):
-        replay_loss: str = setting(
-            ("mean", "sum"), "one mean over new and replayed examples, or the sum of a mean of each"
-        )
+        replay_loss: str = setting(("mean", "sum"), "a mean over new and replayed examples, or the sum of two")
 
-    def rule(self, task: Task) -> NormRule:
-        return SumOfMeans() if self.settings.replay_loss == "sum" else NormRule()
+    def rule(self) -> NormRule:
+        return SumOfMeans() if self.settings.replay_loss == "sum" and self.memory.tasks else NormRule()

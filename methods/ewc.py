@@ -117,18 +117,17 @@ class EWC(SingleNet):
     _stiffness: Values
     _pull: Values
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         return Springs(self.settings.strength, self.common(self._stiffness), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "fisher", task.id)
-        count = min(self.settings.fisher_examples, len(task.train_eval))
-        chosen = torch.randperm(len(task.train_eval), generator=rng)[:count]
+        chosen = torch.randperm(len(task.train_eval), generator=rng)[: self.settings.fisher_examples]
         data = Mixture([(task.id, task.train_eval.subset(chosen))])
-        inputs = self.spec.preprocess(data.inputs(slice(0, count)))
+        inputs = self.spec.preprocess(data.inputs(slice(0, len(chosen))))
         found = fisher(net, inputs, data.targets, task.id, self.settings.fisher, rng)
-        self.consolidate(found, {name: value.detach().clone() for name, value in net.trunk.named_parameters()})
-        return count * (task.num_outputs if self.settings.fisher == "exact" else 1)
+        self.consolidate(found, net.trunk.state_dict())
+        return len(chosen) * (task.num_outputs if self.settings.fisher == "exact" else 1)
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
         """Add the springs of a task with Fisher information `found`, at rest at the parameters `place`."""

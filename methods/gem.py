@@ -15,6 +15,7 @@ from torch import Tensor
 from datasets.mixture import Mixture
 from datasets.objectives import Objective
 from datasets.task import Task
+from methods.agem import NewTaskLoss
 from methods.single import NormRule, ReplayNet
 from net.multihead import MultiHead
 from training.batches import Batch, Replays
@@ -41,30 +42,20 @@ def dual(products: Tensor, violations: Tensor, margin: float) -> Tensor:
     return torch.from_numpy(u + margin)
 
 
-class Constrained(NormRule):
+class Constrained(NewTaskLoss):
     """Projects the gradient to the nearest one that makes no obtuse angle with the gradient of any past task."""
 
     def __init__(self, tasks: int, margin: float) -> None:
         self.tasks, self.margin = tasks, margin
 
-    def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
-        new, _ = batch.halves()
-        return objective.loss(net(new.inputs, new.task_ids), new.targets)
-
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
-        if not batch.replayed:
-            return
         _, past = batch.halves()
-        parameters = trained_parameters(net)
-        size = len(past) // self.tasks
         references = []
-        split = past.inputs.split(size), past.task_ids.split(size), past.targets.split(size)
-        for inputs, task_ids, targets in zip(*split, strict=True):
-            with self.autocast():
-                loss = objective.loss(net(inputs, task_ids), targets)
-            references.append(torch.cat([x.flatten() for x in torch.autograd.grad(loss, parameters)]))
+        for part in zip(*(tensor.split(len(past) // self.tasks) for tensor in past.tensors()), strict=True):
+            _, reference = self.reference(net, Batch(*part), objective)
+            references.append(torch.cat([x.flatten() for x in reference]))
         G = torch.stack(references)
-        own = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        own = [parameter.grad for parameter in trained_parameters(net) if parameter.grad is not None]
         g = torch.cat([gradient.flatten() for gradient in own])
         violations = G @ g
         products = G @ G.T
@@ -89,5 +80,6 @@ class GEM(ReplayNet):
         kept = {other: Mixture([(other, self.memory.examples(other))]) for other in self.memory.tasks}
         return [self.replays(data, self.settings.replay_batch, other) for other, data in kept.items()]
 
-    def rule(self, task: Task) -> NormRule:
-        return Constrained(len(self.memory.tasks), self.settings.margin)
+    def rule(self) -> NormRule:
+        tasks = len(self.memory.tasks)
+        return Constrained(tasks, self.settings.margin) if tasks else NormRule()

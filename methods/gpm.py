@@ -48,13 +48,13 @@ def columns(layer: Layer, inputs: Tensor) -> Tensor:
     return patches.transpose(0, 1).flatten(1)
 
 
-def extended(basis: Tensor | None, gram: Tensor, threshold: float) -> Tensor:
+def extended(basis: Tensor, gram: Tensor, threshold: float) -> Tensor:
     """The basis with as few new directions as make it hold the share `threshold` of the energy of the inputs.
 
         |B'R|^2 >= threshold |R|^2   (squared Frobenius norms)
 
     Args:
-        basis: of earlier tasks, orthonormal [d, r'], or None.
+        basis: of earlier tasks, orthonormal [d, r'].
         gram: R R', [d, d] float64, of the inputs R of the layer, see `columns`.
 
     Returns:
@@ -62,8 +62,6 @@ def extended(basis: Tensor | None, gram: Tensor, threshold: float) -> Tensor:
 
     Source: Saha et al. (2021), eq. 5 and 9.
     """
-    if basis is None:
-        basis = gram.new_zeros(len(gram), 0)
     total = gram.trace()
     missing = threshold * total - (basis * (gram @ basis)).sum()
     if missing <= 1e-9 * total:
@@ -94,17 +92,14 @@ class Projected(NormRule):
     def begin(self, net: MultiHead) -> None:
         super().begin(net)
         layers = projectable(net.trunk)
-        if self.bases:
-            freeze_others(net.trunk, self.bases)
+        freeze_others(net.trunk, self.bases)
         self._pairs = [(layers[name].weight, basis) for name, basis in self.bases.items()]
 
     def adapt(self, recipe: Recipe) -> Recipe:
-        return replace(recipe, l2_reg=0.0) if self.bases else recipe
+        return replace(recipe, l2_reg=0.0)
 
     @torch.no_grad()
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
-        if not self.bases:
-            return
         pairs = [(p.grad, p.detach()) for p in trained_parameters(net) if p.grad is not None]
         torch._foreach_add_([gradient for gradient, _ in pairs], [values for _, values in pairs], alpha=self.l2_reg)
         for weight, basis in self._pairs:
@@ -118,11 +113,9 @@ class GPM(SingleNet):
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        bn: str = setting(
-            ("freeze_after_first", "per_task"), "with shared statistics the inputs of old tasks would change"
-        )
+        bn: str = setting(("freeze_after_first", "per_task"), "with shared statistics inputs of old tasks would change")
         threshold: float = setting(
-            Range(0, 1, whole=False, open_low=True), "share of the inputs' energy in the basis after the first task"
+            Range(0, 1, whole=False, open_low=True), "share of the inputs' energy in the basis after task 1"
         )
         threshold_step: float = setting(Range(0, 1, whole=False), "added to the threshold with every task")
         basis_examples: int = setting(Range(1), "training examples of the task that are looked at")
@@ -133,13 +126,13 @@ class GPM(SingleNet):
 
     _bases: dict[str, Tensor]  # [d, r], by name of the weight
 
-    def rule(self, task: Task) -> NormRule:
-        return Projected(self._bases, self.recipe.l2_reg)
+    def rule(self) -> NormRule:
+        return Projected(self._bases, self.recipe.l2_reg) if self._bases else NormRule()
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "basis", task.id)
         chosen = torch.randperm(len(task.train_eval), generator=rng)[: self.settings.basis_examples]
-        threshold = min(1.0, self.settings.threshold + self.settings.threshold_step * (len(self._seen) - 1))
+        threshold = min(1.0, self.settings.threshold + self.settings.threshold_step * (len(self.seen) - 1))
         layers = projectable(net.trunk)
         grams: dict[str, Tensor] = {}
 
@@ -155,8 +148,8 @@ class GPM(SingleNet):
         for hook in hooks:
             hook.remove()
         for name, gram in grams.items():
-            old = self._bases[name].double() if name in self._bases else None
-            self._bases[name] = extended(old, gram, threshold).to(layers[name].weight.dtype)
+            basis = self._bases.get(name, gram.new_zeros(len(gram), 0))
+            self._bases[name] = extended(basis.double(), gram, threshold).to(layers[name].weight.dtype)
         return 0
 
     def extra_parameters(self) -> int:

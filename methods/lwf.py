@@ -6,7 +6,7 @@ Li & Hoiem, "Learning without Forgetting", ECCV 2016.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.objectives import Objective
-from datasets.task import Episode, Task
 from methods.base import Requirements
 from methods.single import NormRule, SingleNet
 from net import count_parameters
 from net.multihead import MultiHead
 from training.batches import Batch
 from utils.settings import Range, setting
-from utils.trees import Tree
 
 
 def distillation(outputs: Tensor, old_outputs: Tensor, temperature: float) -> Tensor:
@@ -42,14 +40,12 @@ def distillation(outputs: Tensor, old_outputs: Tensor, temperature: float) -> Te
 class Distill(NormRule):
     """The loss on the new task plus the distillation of the old heads from a copy of the network before the task."""
 
-    def __init__(self, strength: float, temperature: float, old: MultiHead | None, tasks: list[int]) -> None:
+    def __init__(self, strength: float, temperature: float, old: MultiHead, tasks: list[int]) -> None:
         self.strength, self.temperature, self.old = strength, temperature, old
         # Moved to the device here, as a captured step cannot do it.
-        self.tasks = torch.tensor(tasks, device=None if old is None else old.weight.device)
+        self.tasks = torch.tensor(tasks, device=old.weight.device)
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
-        if self.old is None:
-            return super().loss(net, batch, objective)
         features = net.trunk(batch.inputs)
         loss = objective.loss(net.head(features, batch.task_ids), batch.targets)
         with torch.no_grad():
@@ -64,30 +60,21 @@ class LwF(SingleNet):
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        bn: str = setting(
-            ("shared", "freeze_after_first"), "with statistics of each task the copy would not answer as the network"
-        )
+        bn: str = setting(("shared", "freeze_after_first"), "per task, the copy would answer unlike the network")
         strength: float = setting(Range(0, whole=False), "weight of the distillation")
         temperature: float = setting(Range(0, whole=False, open_low=True), "of the distillation")
 
     requires = Requirements(classes=True, own_heads=True)
 
-    _old: MultiHead | None = None  # a copy of the network after the last task, in test mode
+    def old_heads(self) -> Sequence[int]:
+        return self.seen
 
-    def heads_with(self, task: Task) -> list[int]:
-        return [*self._seen, task.id]
-
-    def rule(self, task: Task) -> NormRule:
-        return Distill(self.settings.strength, self.settings.temperature, self._old, self._seen)
-
-    def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
-        self._old = copy.deepcopy(net).eval().requires_grad_(False)
-        return 0
-
-    def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
-        super().load_state_dict(state, episodes)
-        self._old = copy.deepcopy(self.network(self._seen)).eval().requires_grad_(False)
+    def rule(self) -> NormRule:
+        if not self.seen:
+            return NormRule()
+        old = copy.deepcopy(self.network(self.seen)).eval().requires_grad_(False)
+        return Distill(self.settings.strength, self.settings.temperature, old, self.seen)
 
     def extra_parameters(self) -> int:
         """The copy of the network."""
-        return count_parameters(self._old) if self._old else 0
+        return count_parameters(self.network(self.seen))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.task import Task
 from methods.base import Context
 from methods.subnets import FixedWeights, Masks, Subnets
 from training.optimizers import learning_rates
@@ -45,9 +44,8 @@ class Packing(FixedWeights):
         for weight, taken, free in zip(self.weights, self.taken, self.free, strict=True):
             size = torch.where(taken, -1.0, weight.abs()).flatten()
             count = round(self.share * int((~taken).sum()))
-            largest = torch.zeros_like(size, dtype=torch.bool)
-            largest[size.topk(count).indices] = True
-            kept = largest.view(weight.shape)
+            kept = torch.zeros_like(size, dtype=torch.bool).index_fill_(0, size.topk(count).indices, True)
+            kept = kept.view_as(weight)
             # In place: a captured step reads these tensors.
             free.copy_(kept)
             weight.mul_(kept | taken)
@@ -81,5 +79,5 @@ class PackNet(Subnets):
         if room < tasks:
             raise UserError(f"--method packnet: its setting tasks is {room}; the stream has {tasks}")
 
-    def rule(self, task: Task) -> Packing:
-        return Packing(self.used, 1 / (self.settings.tasks - len(self._seen)))
+    def rule(self) -> Packing:
+        return Packing(self.used, 1 / (self.settings.tasks - len(self.seen)))

@@ -29,16 +29,14 @@ class PathIntegral(Springs):
 
     def begin(self, net: MultiHead) -> None:
         super().begin(net)
-        trained = [(name, p) for name, p in net.trunk.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in trained]
-        self._all = [parameter for _, parameter in trained]
+        trained = {name: p for name, p in net.trunk.named_parameters() if p.requires_grad}
+        self.names, self._all = list(trained), list(trained.values())
         self.start = [parameter.detach().clone() for parameter in self._all]
         self.work = [torch.zeros_like(parameter) for parameter in self.start]
 
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
         self._gradients = [p.grad.clone() for p in self._all if p.grad is not None]
         self._before = [parameter.detach().clone() for parameter in self._all]
-        super().adjust(net, batch, objective)
 
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         super().finish(net, rate)
@@ -71,7 +69,7 @@ class SI(SingleNet):
     _importance: Values
     _pull: Values
 
-    def rule(self, task: Task) -> PathIntegral:
+    def rule(self) -> PathIntegral:
         # Springs has a factor 1/2 that this penalty has not.
         return PathIntegral(2 * self.settings.strength, self.common(self._importance), self.common(self._pull))
 
@@ -79,7 +77,7 @@ class SI(SingleNet):
         assert isinstance(rule, PathIntegral)
         for name, value in rule.importance(self.settings.damping).items():
             self._importance[name] = self._importance.get(name, 0) + value
-        place: dict[str, Tensor] = {name: value.detach() for name, value in net.trunk.named_parameters()}
+        place = net.trunk.state_dict()
         self._pull = {name: value * place[name] for name, value in self._importance.items()}
         return 0
 

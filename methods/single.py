@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from datasets.mixture import Mixture
 from datasets.task import Episode, Examples, Task
-from evaluation.members import Member
-from methods.base import Context, Learned, Method, Storage
+from evaluation.members import Learned, Member
+from methods.base import Method, Storage
 from methods.memory.audit import Budget
 from net import BatchNorm, count_parameters
 from net.multihead import MultiHead, TaskWeights
@@ -54,26 +54,26 @@ class SingleNet(Method):
         bn: str = setting(("shared", "per_task", "freeze_after_first"), "what batch normalisation does, see the class")
 
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
-    saved_attributes: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_seen")
+    saved_attributes: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms")
 
+    _trunk: nn.Module  # from the first task on
     _heads: dict[int, tuple[Tensor, Tensor]]  # weight [C, D] and bias [C], by `_head_of` a task
-    _sizes: dict[int, int]  # number of outputs of each task
+    _sizes: dict[int, int]  # number of outputs of each task learned, in their order
     _norms: dict[int, dict[str, Tensor]]  # batch normalisation of each task, with bn: per_task
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._trunk: nn.Module | None = None
-        self._seen: list[int] = []  # ids of the tasks learned so far
+    @property
+    def seen(self) -> list[int]:
+        """Ids of the tasks learned so far."""
+        return list(self._sizes)
 
     # Methods override these.
 
-    def rule(self, task: Task) -> NormRule:
-        """The rule of the steps in which a task is learned."""
+    def rule(self) -> NormRule:
         return NormRule()
 
-    def heads_with(self, task: Task) -> list[int]:
-        """Tasks whose heads are in the network while a new task is learned."""
-        return [task.id]
+    def old_heads(self) -> Sequence[int]:
+        """Past tasks whose heads are trained, too, while a new task is learned."""
+        return ()
 
     def past(self, task: Task) -> Sequence[Replays]:
         """Batches of past tasks, one of each for every step; asked for only if examples of past tasks are kept."""
@@ -93,12 +93,9 @@ class SingleNet(Method):
 
     # All methods share these.
 
-    def trial_rule(self, task: Task) -> StepRule:
-        return self.rule(task)
-
     def common(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of values by name of the parameter, those of parameters that all tasks share."""
-        own = norm_state(self._trunk) if self._norms and self._trunk is not None else {}
+        own = next(iter(self._norms.values()), {})
         return {name: value for name, value in values.items() if name not in own}
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
@@ -106,11 +103,11 @@ class SingleNet(Method):
         (task,) = episode.new
         name = ("member", episode.number - 1)
         with seeded(self.config.seed, *name):
-            net = self.network(self.heads_with(task), {task.id: task.num_outputs})
-            if not self._seen:
+            net = self.network(self.old_heads(), {task.id: task.num_outputs})
+            if not self.seen:
                 self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
-            rule, past = self.rule(task), self.past(task) if self.memory.tasks else ()
-            rule.frozen = self.settings.bn == "freeze_after_first" and bool(self._seen)
+            rule, past = self.rule(), self.past(task) if self.memory.tasks else ()
+            rule.frozen = self.settings.bn == "freeze_after_first" and bool(self.seen)
             try:
                 stats = Training(
                     net, [(task.id, task.train)], self.spec, self.recipe, self.compute, self.config.seed, name,
@@ -119,14 +116,15 @@ class SingleNet(Method):
             except TrainingError as error:
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
         self._keep_heads(net)
-        self._seen.append(task.id)
         if self.settings.bn == "per_task":
-            self._norms[task.id] = {name: value.clone() for name, value in norm_state(net.trunk).items()}
+            self._norms[task.id] = norm_state(net.trunk)
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
-        seen = tuple(self._seen)
-        number, net = episode.number - 1, self.network(seen)
+        seen = tuple(self.seen)
         own = {task_id: self.task_weights(task_id) for task_id in seen}
-        member = Member(number, episode.number, seen, net, (1.0,) * len(seen), replaces=True, task_weights=own)
+        member = Member(
+            episode.number - 1, episode.number, seen, self.network(seen), (1.0,) * len(seen), replaces=True,
+            task_weights=own,
+        )  # fmt: skip
         for task_id in seen:
             member.predictions[task_id, "test"] = self._asked(task_id, self.test_inputs[task_id], episode.number)
         self.new_members = [member]
@@ -136,7 +134,7 @@ class SingleNet(Method):
         """Predictions of the network after the last episode. [N, C]"""
         if self.new_members:
             return self.new_members[-1].predictions[task.id, "test"]
-        return self._asked(task.id, task.test, len(self._seen))
+        return self._asked(task.id, task.test, len(self.seen))
 
     def _asked(self, task_id: int, examples: Examples, episode: int) -> Tensor:
         net = self.network([task_id])
@@ -144,23 +142,21 @@ class SingleNet(Method):
             return self.ask(net, task_id, examples, f"episode {episode} (task {task_id})")
 
     def state_dict(self) -> dict[str, Tree]:
-        assert self._trunk is not None
         return {**super().state_dict(), "trunk": dict(self._trunk.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
         super().load_state_dict(state, episodes)
         with torch.random.fork_rng(devices=[]):
-            self.network([], self._sizes)
-        assert self._trunk is not None
+            self._trunk = self.new_network(self._sizes).trunk
         self._trunk.load_state_dict(state["trunk"])
 
     def storage(self) -> Storage:
         """One network, and the method's extra parameters."""
         heads = sum(weight.numel() + bias.numel() for weight, bias in self._heads.values())
-        trunk = count_parameters(self._trunk) if self._trunk is not None else 0
+        trunk = count_parameters(self._trunk)
         norms = sum(value.numel() for state in self._norms.values() for value in state.values())
         parameters = trunk + heads + norms + self.extra_parameters()
-        return Storage(*self.memory.size(), parameters, 1.0, trunk + heads // max(1, len(self._heads)))
+        return Storage(*self.memory.size(), parameters, 1.0, trunk + heads // len(self._heads))
 
     def network(self, tasks: Sequence[int], new: Mapping[int, int] | None = None) -> MultiHead:
         """A network of the one trunk and the heads of some tasks.
@@ -168,8 +164,8 @@ class SingleNet(Method):
         Args:
             new: by task that has no head yet, the width of its new head.
         """
-        sizes = {task: self._sizes[task] for task in tasks if task in self._sizes} | dict(new or {})
-        if self._trunk is None:
+        sizes = {task: self._sizes[task] for task in tasks} | dict(new or {})
+        if not self._sizes:
             net = self.new_network(sizes)
             self._trunk = net.trunk
             return net
@@ -220,15 +216,15 @@ class ReplayNet(SingleNet):
             per_class = self.settings.memory_per_class
         return Budget(total=total, per_class=per_class)
 
-    def heads_with(self, task: Task) -> list[int]:
-        return [*self.memory.tasks, task.id]
+    def old_heads(self) -> Sequence[int]:
+        return self.memory.tasks
 
     def past(self, task: Task) -> Sequence[Replays]:
         return [self.replays(self.memory.mixture(), self.settings.replay_batch)]
 
     def replays(self, data: Mixture, size: int, *name: object, recorded: Tensor | None = None) -> Replays:
         """Batches of examples of past tasks for the next task; `name` extends that of their random stream."""
-        rng = generator(self.config.seed, "member", len(self._seen), "replay", *name)
+        rng = generator(self.config.seed, "member", len(self.seen), "replay", *name)
         return Replays(data, self.spec, size, rng, augment=self.recipe.augments, recorded=recorded)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
@@ -237,10 +233,6 @@ class ReplayNet(SingleNet):
 
 
 def norm_state(trunk: nn.Module) -> dict[str, Tensor]:
-    """Weights and statistics of batch normalisation, by name."""
-    return {
-        f"{name}.{key}": value
-        for name, module in trunk.named_modules()
-        if isinstance(module, BatchNorm)
-        for key, value in module.state_dict().items()
-    }
+    """A copy of the weights and statistics of batch normalisation, by name."""
+    norms = tuple(f"{name}." for name, module in trunk.named_modules() if isinstance(module, BatchNorm))
+    return {name: value.clone() for name, value in trunk.state_dict().items() if name.startswith(norms)}

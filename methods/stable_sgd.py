@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from datasets.task import Task
 from methods.single import NormRule, SingleNet
 from training.recipe import Recipe
 from utils.settings import Range, setting
@@ -34,6 +33,6 @@ class StableSGD(SingleNet):
         floor: float = setting(Range(0, whole=False), "least learning rate")
         momentum: float = setting(Range(0, 1, whole=False, open_high=True), "of SGD")
 
-    def rule(self, task: Task) -> NormRule:
+    def rule(self) -> NormRule:
         settings = self.settings
-        return StableRate(settings.decay, settings.floor, settings.momentum, len(self._seen))
+        return StableRate(settings.decay, settings.floor, settings.momentum, len(self.seen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
@@ -39,7 +40,7 @@ def freeze_others(trunk: nn.Module, trained: Collection[str]) -> None:
             parameter.requires_grad_(False)
 
 
-class FixedWeights(NormRule):
+class FixedWeights(NormRule, ABC):
     """Keeps the weights that earlier tasks use to the bit, whatever momentum and weight decay would do.
 
     Parameters other than weights of layers and batch normalisation are trained in the first task only.
@@ -55,8 +56,7 @@ class FixedWeights(NormRule):
             freeze_others(net.trunk, layers)
         self.names = list(layers)
         self.weights: list[Tensor] = list(layers.values())
-        none = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in layers.items()}
-        self.taken = [(self.used or none)[name] for name in layers]
+        self.taken = [self.used.get(name, torch.zeros_like(w, dtype=torch.bool)) for name, w in layers.items()]
         with torch.no_grad():
             self.free = [(~taken).to(weight.dtype) for taken, weight in zip(self.taken, self.weights, strict=True)]
             self.fixed = [weight * taken for taken, weight in zip(self.taken, self.weights, strict=True)]
@@ -69,9 +69,9 @@ class FixedWeights(NormRule):
         torch._foreach_mul_(self.weights, self.free)
         torch._foreach_add_(self.weights, self.fixed)
 
+    @abstractmethod
     def masks(self) -> Masks:
         """The weights that the task uses, after it has been learned."""
-        raise NotImplementedError
 
 
 class Subnets(SingleNet):
@@ -79,9 +79,7 @@ class Subnets(SingleNet):
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        bn: str = setting(
-            ("per_task", "freeze_after_first"), "with shared statistics an old task's answers would change"
-        )
+        bn: str = setting(("per_task", "freeze_after_first"), "with shared statistics old answers would change")
 
     # A shared head would be changed by later tasks.
     requires = Requirements(layers=MASKED, own_heads=True)
@@ -92,10 +90,8 @@ class Subnets(SingleNet):
     @property
     def used(self) -> Masks:
         """The weights that any task uses."""
-        union: Masks = {}
-        for masks in self._masks.values():
-            union = {name: mask | union[name] if union else mask for name, mask in masks.items()}
-        return union
+        names = next(iter(self._masks.values()), {})
+        return {name: torch.stack([masks[name] for masks in self._masks.values()]).any(0) for name in names}
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         assert isinstance(rule, FixedWeights)

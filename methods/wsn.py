@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from datasets.objectives import Objective
-from datasets.task import Task
 from methods.subnets import FixedWeights, Masks, Subnets
 from net.multihead import MultiHead
 from training.batches import Batch
@@ -73,10 +72,9 @@ class Winning(FixedWeights):
     def state(self) -> Tree:
         return [scores.detach() for scores in self.scores]
 
+    @torch.no_grad()
     def restore(self, state: Tree) -> None:
-        with torch.no_grad():
-            for scores, saved in zip(self.scores, state, strict=True):
-                scores.copy_(saved)
+        torch._foreach_copy_([*self.scores], state)
 
     def masks(self) -> Masks:
         return {name: largest(scores, self.share) for name, scores in zip(self.names, self.scores, strict=True)}
@@ -92,5 +90,5 @@ class WSN(Subnets):
 
     no_graph_reason = "those of WSN have not been tried as a CUDA graph"
 
-    def rule(self, task: Task) -> Winning:
+    def rule(self) -> Winning:
         return Winning(self.used, self.settings.share, self.settings.score_rate)

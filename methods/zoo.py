@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.task import Episode, Task, TrainSource
-from methods.base import Learned
+from evaluation.members import Learned
 from methods.ensemble import Ensemble
 from methods.memory.audit import Budget
 from training.monitor import Monitor
@@ -108,10 +108,14 @@ class ModelZoo(Ensemble):
 
     def _measure_fit(self, tasks: Iterable[int]) -> None:
         """Score the zoo, the newest member included, on the kept examples of some tasks."""
+        newest = self.new_members[-1]
         for task_id in tasks:
             self.train_scores.pop(task_id, None)
-            if task_id in self.memory.tasks:
-                kept = self.memory.examples(task_id)
-                self.count(self.new_members[-1], task_id, "train", kept)
-                average = self.cache.average(task_id, "train")
-                self.train_scores[task_id] = self.spec.objective.evaluate(average, kept.targets)
+            if task_id not in self.memory.tasks:
+                continue
+            kept = self.memory.examples(task_id)
+            if task_id in newest.tasks:
+                predictions = newest.predictions[task_id, "train"] = self.predictions_of(newest, task_id, kept)
+                self.cache.add(task_id, "train", predictions, self._weights[task_id][newest.number])
+            average = self.cache.average(task_id, "train")
+            self.train_scores[task_id] = self.spec.objective.evaluate(average, kept.targets)

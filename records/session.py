@@ -288,7 +288,7 @@ def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: 
     check_requirements(method, stream.spec, net, config.hp)
     with seeded(config.seed, "trial"):
         net.to(compute.device)
-        rule = method(Context(config, stream.spec, compute)).trial_rule(task)
+        rule = method(Context(config, stream.spec, compute)).rule()
         compute, launch = choose_launch(
             net, task.id, task.train, stream.spec, config.hp, compute, method.no_graph_reason, rule
         )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from datasets.objectives import ACCURACY, Metric
-from datasets.task import Episode, TaskStream
-from evaluation.accuracy import HELD_OUT, further_splits
-from methods.base import Learned, Method
+from datasets.task import HELD_OUT, Episode, TaskStream
+from evaluation.accuracy import further_splits
+from evaluation.members import Learned
+from methods.base import Method
 from methods.config import RunConfig
 from net import count_parameters
 from records.configuration import plain_config

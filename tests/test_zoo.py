@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.averages import PredictionCache
+from evaluation.members import PredictionCache
 from methods import build_method
 from methods.base import Context
 from methods.memory.audit import Budget

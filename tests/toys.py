@@ -18,8 +18,9 @@ from datasets.config import DataConfig, TaskConfig
 from datasets.images.stream import ImagePreprocess
 from datasets.objectives import CrossEntropy, RealNumbers, Tokens
 from datasets.task import Episode, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
+from evaluation.members import Learned
 from methods import METHODS, build_method
-from methods.base import Context, Learned, Method
+from methods.base import Context, Method
 from methods.config import RunConfig
 from methods.memory.audit import Budget
 from methods.memory.replay import ReplayMemory

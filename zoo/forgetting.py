@@ -17,8 +17,8 @@ from torch import Tensor
 
 from datasets import build_stream
 from datasets.objectives import CrossEntropy, Scores
-from datasets.task import Episode, TaskStream
-from evaluation.accuracy import AVERAGES, HELD_OUT
+from datasets.task import HELD_OUT, Episode, TaskStream
+from evaluation.accuracy import AVERAGES
 from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from methods import build_method
 from methods.base import Context

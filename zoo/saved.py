@@ -17,8 +17,7 @@ from torch import Tensor
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy
-from datasets.task import Examples, StreamSpec
-from evaluation.accuracy import HELD_OUT
+from datasets.task import HELD_OUT, Examples, StreamSpec
 from evaluation.measurements import Measurement
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS, Answer, answer_of, task_log_probabilities
 from methods.config import RunConfig

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -39,27 +39,24 @@ class Budget:
         """
         if self.total is not None:
             return None
-        counts = count_classes(targets, num_outputs)
+        classes, count = by_class(targets, num_outputs)
         if self.per_class is not None:
-            return torch.full_like(counts, self.per_class * (num_outputs // len(counts)))
-        return torch.tensor([kept_of(self.fraction or 0.0, count) for count in counts.tolist()])
+            return torch.full((count,), self.per_class * (num_outputs // count))
+        sizes = classes.bincount(minlength=count).tolist()
+        return torch.tensor([kept_of(self.fraction or 0.0, size) for size in sizes])
 
 
-def class_numbers(targets: Tensor) -> Tensor | None:
-    """Targets that are class numbers, [N] int64 on the CPU; None for others, which count as one class."""
-    return targets.cpu() if targets.ndim == 1 and not targets.is_floating_point() else None
+def by_class(targets: Tensor, num_outputs: int = 1) -> tuple[Tensor, int]:
+    """The class of each example, [N] int64 on the CPU, and how many classes there are; 1 if targets are no classes."""
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return targets.cpu(), num_outputs
+    return torch.zeros(len(targets), dtype=torch.long), 1
 
 
 def kept_of(fraction: float, count: int) -> int:
     """A fraction of `count` examples of a class: rounded down, but at least one unless either is 0."""
     # 0.29 * 100 is 28.999999999999996
     return max(1, math.floor(fraction * count + 1e-9)) if fraction and count else 0
-
-
-def count_classes(targets: Tensor, num_outputs: int) -> Tensor:
-    """Examples of each class, [num_outputs]; of all together, [1], if the targets are not class numbers."""
-    numbers = class_numbers(targets)
-    return torch.tensor([len(targets)]) if numbers is None else torch.bincount(numbers, minlength=num_outputs)
 
 
 @dataclass
@@ -79,13 +76,11 @@ class Loan:
 class Lent(Examples):
     """Examples that can be read while the loan lasts."""
 
-    loan: Loan | None = None
+    loan: Loan = field(kw_only=True)
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("store", "rows", "targets"):
-            loan = object.__getattribute__(self, "loan")
-            if loan is not None:
-                loan.check()
+            self.loan.check()
         return object.__getattribute__(self, name)
 
 
@@ -103,7 +98,7 @@ class LentGenerator(Generator):
 
 
 def _lent(examples: Examples, loan: Loan) -> Lent:
-    return Lent(**{field.name: getattr(examples, field.name) for field in fields(Examples)}, loan=loan)
+    return Lent(**{part.name: getattr(examples, part.name) for part in fields(Examples)}, loan=loan)
 
 
 def _shown(task: Task, loan: Loan) -> Task:
@@ -138,19 +133,17 @@ class Auditor:
     @contextmanager
     def lending(self, episode: Episode) -> Iterator[Episode]:
         """The episode with its training examples on loan until the end."""
-        loans = [Loan(f"training examples of task {task.id}") for task in episode.new]
-        shown = tuple(_shown(task, loan) for task, loan in zip(episode.new, loans, strict=True))
-        for task, lent in zip(episode.new, shown, strict=True):
-            self._allowed[task.id] = self.budget.allowed(task.train_eval.targets, task.num_outputs)
-            self._held[task.id] = lent.train_eval  # type: ignore[assignment]
-        yield Episode(episode.number, shown)
-        # A method that may keep everything may also draw from the task's generator later.
-        if self.budget.fraction != 1:
-            for loan in loans:
-                loan.ended = f"episode {episode.number}, in which it was new"
+        loans = {task.id: Loan(f"training examples of task {task.id}") for task in episode.new}
         for task in episode.new:
-            if task.id not in self._kept:
-                del self._held[task.id]
+            self._allowed[task.id] = self.budget.allowed(task.train_eval.targets, task.num_outputs)
+            self._held[task.id] = _lent(task.train_eval, loans[task.id])
+        yield Episode(episode.number, tuple(_shown(task, loans[task.id]) for task in episode.new))
+        for task_id, loan in loans.items():
+            # A method that may keep everything may also draw from the task's generator later.
+            if self.budget.fraction != 1:
+                loan.ended = f"episode {episode.number}, in which it was new"
+            if task_id not in self._kept:
+                del self._held[task_id]
 
     def keep(self, positions: Mapping[int, Tensor]) -> dict[int, Examples]:
         """Keep only these examples, by task: positions among those held so far; other tasks keep what they have.
@@ -164,20 +157,17 @@ class Auditor:
             before = self._held[task_id]
             loan = Loan(f"training examples kept of task {task_id}")
             self._held[task_id] = replace(before.subset(places), loan=loan)  # type: ignore[call-arg, assignment]
-            if task_id in self._kept and before.loan is not None:
+            if task_id in self._kept:
                 before.loan.ended = "some had to make room"
             self._kept.add(task_id)
-        self._check()
-        return {task_id: self._held[task_id] for task_id in positions}
-
-    def _check(self) -> None:
         kept = {task_id: self._held[task_id] for task_id in self._kept}
         count = sum(map(len, kept.values()))
         if self.budget.total is not None and count > self.budget.total:
             raise BudgetError(f"{count} training examples are kept; the memory is of {self.budget.total}")
         for task_id, examples in kept.items():
-            allowed = self._allowed[task_id]
-            if allowed is not None and (count_classes(examples.targets, len(allowed)) > allowed).any():
+            allowed, (classes, _) = self._allowed[task_id], by_class(examples.targets)
+            if allowed is not None and (classes.bincount(minlength=len(allowed)) > allowed).any():
                 raise BudgetError(
                     f"{len(examples)} training examples of task {task_id} are kept, too many: {self.budget}"
                 )
+        return {task_id: kept[task_id] for task_id in positions}

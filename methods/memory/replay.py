@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datasets.mixture import Mixture
 from datasets.task import Episode, Examples, Table, Task, TrainSource
-from methods.memory.audit import Auditor, Budget, class_numbers, kept_of
+from methods.memory.audit import Auditor, Budget, by_class, kept_of
 from utils.seeding import generator
 
 
@@ -30,8 +30,6 @@ class ReplayMemory:
     """
 
     def __init__(self, budget: Budget, seed: int, reservoir: bool = False) -> None:
-        if reservoir and budget.total is None:
-            raise ValueError("a reservoir needs a total")
         self.budget, self.auditor = budget, Auditor(budget)
         self._seed, self._reservoir = seed, reservoir
         self._kept: dict[int, Examples] = {}
@@ -152,7 +150,7 @@ def reservoir(size: int, seen: int, count: int, rng: torch.Generator) -> Tensor:
 
 def balanced_order(targets: Tensor, rng: torch.Generator) -> Tensor:
     """Positions in a random order whose every beginning has about as many of each class."""
-    classes = _classes(targets)
+    classes, _ = by_class(targets)
     order = torch.randperm(len(classes), generator=rng)
     # First one of each class, then a second one of each: by rank, in random order within a rank.
     return order[_ranks(classes[order]).argsort(stable=True)]
@@ -160,14 +158,13 @@ def balanced_order(targets: Tensor, rng: torch.Generator) -> Tensor:
 
 def first_of_each(targets: Tensor, order: Tensor, count: int, num_outputs: int) -> Tensor:
     """The positions in `order` up to the `count`-th of each class; count * num_outputs if there are no classes."""
-    if class_numbers(targets) is None:
-        return order[: count * num_outputs]
-    return order[_ranks(_classes(targets)[order]) < count]
+    classes, number = by_class(targets, num_outputs)
+    return order[_ranks(classes[order]) < count * (num_outputs // number)]
 
 
 def balanced_subset(targets: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
     """Positions, ascending, of a random share of each class, rounded down but at least one of each."""
-    classes = _classes(targets)
+    classes, _ = by_class(targets)
     picks = []
     for value in classes.unique():
         of_class = (classes == value).nonzero().flatten()
@@ -175,16 +172,9 @@ def balanced_subset(targets: Tensor, fraction: float, rng: torch.Generator) -> T
     return torch.cat(picks).sort().values
 
 
-def _classes(targets: Tensor) -> Tensor:
-    """The class of each example, [N]; targets that are not class numbers ([N] int64) are one class."""
-    numbers = class_numbers(targets)
-    return torch.zeros(len(targets), dtype=torch.long) if numbers is None else numbers
-
-
 def _ranks(classes: Tensor) -> Tensor:
     """For each position, how many of the same class come before it."""
-    rank = torch.empty(len(classes), dtype=torch.long)
-    for value in classes.unique():
-        members = (classes == value).nonzero().flatten()
-        rank[members] = torch.arange(len(members))
+    order, sizes = classes.argsort(stable=True), classes.bincount()
+    rank = torch.empty_like(classes)
+    rank[order] = torch.arange(len(classes)) - (sizes.cumsum(0) - sizes)[classes[order]]
     return rank
