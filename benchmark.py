@@ -30,7 +30,7 @@ from records.lock import locked
 from records.manifest import read_manifest
 from records.summary import figure
 from reporting import reading
-from studies.grid import AXES, PROJECT, Grid, grid_options, load_grid, undashed
+from studies.grid import AXES, OPTIONS, PROJECT, Grid, load_grid, undashed
 from studies.jobs import Ended, Job, run_jobs
 from studies.store import PlannedRun, check_run, write_tables
 from studies.tables import READING
@@ -81,7 +81,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", metavar="N", default="1", help="runs at a time; each gets its share of the cores, "
                         "unless the grid gives threads (default: 1)")  # fmt: skip
     parser.add_argument("--tables_only", action="store_true", help="run nothing, rewrite the tables (default: run)")
-    options = parser.parse_known(argv, {*AXES, *grid_options(), "continual"}, "the --config YAML")
+    options = parser.parse_known(argv, {*AXES, *OPTIONS, "continual"}, "the --config YAML")
     for name, example in (("config", "config/benchmark/digits.yaml"), ("store", "runs/digits")):
         if not getattr(options, name):
             raise UserError(f"--{name} is missing; give one, such as --{name} {example}")

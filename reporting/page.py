@@ -84,6 +84,7 @@ class Page:
 def of_one_run(run: Run, command: str) -> Page:
     """The report of a run, finished or not."""
     drawn = {picture.name: picture for picture in figures.of_one_run(run)}
+    light, dark = (style.colours(len(run.task_names), dark) for dark in (False, True))
 
     def named(*names: str) -> list[DrawnFigure]:
         return [drawn[name] for name in names if name in drawn]
@@ -99,7 +100,7 @@ def of_one_run(run: Run, command: str) -> Page:
     return Page(
         title=f"{run.config['method']} on {run.config['stream']}", lead=in_words(run), sections=sections,
         command=command, warnings=_warnings([run]), configuration=_configuration([run]), tiles=_tiles(run),
-        palette=style.themed(len(run.task_names)),
+        palette=list(zip(light, dark, strict=True)),
     )  # fmt: skip
 
 

@@ -83,11 +83,6 @@ def determining(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in keys_where("machine")}
 
 
-def columns_of(metric: str) -> list[str]:
-    """Keys of summary.json that results.csv shows for a stream with this main metric."""
-    return list(dict.fromkeys(key_of(key, metric) for key in COLUMNS))
-
-
 def write_tables(
     runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
 ) -> None:
@@ -128,7 +123,8 @@ def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
     isolated = {key: found for run, key, found in finished if run.config.method == "isolated"}
     measured: dict[str, dict[str, Any]] = {}
     for run, key, found in finished:
-        values = {name: found.get(name) for name in ("metric", "higher_is_better", *columns_of(found["metric"]))}
+        columns = [key_of(column, found["metric"]) for column in COLUMNS]
+        values = {name: found.get(name) for name in ("metric", "higher_is_better", *columns)}
         measured[run.name] = values | _gains(found, isolated.get(key))
     return measured
 
