@@ -31,7 +31,7 @@ from records.manifest import read_manifest
 from records.summary import figure
 from reporting import reading
 from studies.grid import AXES, OPTIONS, PROJECT, Grid, load_grid, undashed
-from studies.jobs import Ended, Job, run_jobs
+from studies.jobs import Job, run_jobs
 from studies.store import PlannedRun, check_run, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
@@ -128,7 +128,7 @@ def check_machine(grid: Grid, path: str) -> None:
             bf16 = not run.finished and runs_in_bf16(run.config.precision, pick_device(run.config.device))
         except UserError as error:
             raise UserError(f"{path}: {undashed(error)}") from None
-        precision = str(read_config(run.directory)["precision"]) if run.finished else "bf16" if bf16 else "fp32"
+        precision = str(read_config(run.directory).get("precision")) if run.finished else "bf16" if bf16 else "fp32"
         first = made.setdefault((run.table, run.label), precision)
         if first != precision:
             raise UserError(
@@ -144,12 +144,19 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
     (store / "logs").mkdir(exist_ok=True)
     by_name = {run.name: run for run in runs}
     begin = time.perf_counter()
-    jobs = [job(run, store, share) for run in runs]
+    jobs = [
+        Job(run.name, [sys.executable, str(PROGRAM), *run.arguments, "--quiet", "--resume"],
+            {"OMP_NUM_THREADS": str(run.config.threads or share)}, store / "logs" / f"{run.name}.log")
+        for run in runs
+    ]  # fmt: skip
     lines = ProgressLines(by_name, at_a_time, begin)
     with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
         for number, end in enumerate(ended, 1):
-            lines.ended = number
-            result, left = outcome(by_name[end.name], end, failures), tqdm.format_interval(lines.left(number))
+            run, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
+            if not end.failure and run.finished:
+                result = f"{run.summary['metric']} {figure(run.summary, 'avg_acc_final'):.4f}"
+            else:
+                result, failures[run.name] = "failed", end.failure or "it ended without a summary.json"
             text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(runs) - number} remain, about {left}"
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -207,21 +214,6 @@ def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
     if runs:
         comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
         print(f"the report is {of_several_runs(comparisons, command).write(store)}")
-
-
-def job(run: PlannedRun, store: Path, share: int) -> Job:
-    """The job of a run, which resumes an interrupted one; `share`: its threads, unless the grid sets them."""
-    command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet", "--resume"]
-    threads = str(run.config.threads or share)
-    return Job(run.name, command, {"OMP_NUM_THREADS": threads}, store / "logs" / f"{run.name}.log")
-
-
-def outcome(run: PlannedRun, end: Ended, failures: dict[str, str]) -> str:
-    """The final accuracy, or "failed" after noting the reason in `failures`."""
-    if not end.failure and run.finished:
-        return f"{run.summary['metric']} {figure(run.summary, 'avg_acc_final'):.4f}"
-    failures[run.name] = end.failure or "it ended without a summary.json"
-    return "failed"
 
 
 if __name__ == "__main__":

@@ -46,10 +46,9 @@ def affinity(run: Run) -> tuple[Array, npt.NDArray[np.int64]]:
 
 
 def calibration(probabilities: Array, targets: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy; nll, the mean negative log-likelihood in nats; brier; ece, the expected calibration error.
+    """Scores of probabilities [N, C] for targets [N]: accuracy, nll in nats and ece as in metrics.csv, brier.
 
-    For probabilities [N, C] and targets [N]. The Brier score is the mean squared distance of the probabilities from the
-    right answer, 0 to 2, after Brier (1950); the others are those of metrics.csv.
+    The Brier (1950) score is the mean squared distance of the probabilities from the right answer, 0 to 2.
     """
     scores = CrossEntropy().evaluate(torch.from_numpy(probabilities), torch.from_numpy(targets))
     brier = np.square(probabilities - np.eye(probabilities.shape[1])[targets]).sum(1).mean()

@@ -57,7 +57,7 @@ def load_grid(path: str, store: Path) -> Grid:
     combinations = _combinations(path, content.get("vary", {}))
     entries = [more for entry in _list(path, content, "methods") for more in _vary(_entry(path, entry), combinations)]
     seeds = _seeds(path, content)
-    used = frozenset(("method_config",)).union(*(METHODS[entry.method].options for entry in entries))
+    used = {option for entry in entries for option in METHODS[entry.method].options}
     for key in common:
         if key in METHOD_OPTIONS and key not in used:
             raise UserError(f"{path}: {key} is not used by any method of the grid; leave it out")
