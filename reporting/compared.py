@@ -47,7 +47,7 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
         last = max(last, length)
     if not lines:
         return None
-    first = next(iter(groups[0].runs.values()))
+    first = groups[0].first
     shown = "mean test accuracy on tasks seen, %" if first.shows_accuracy else f"mean {measured(first)}, on tasks seen"
     axes.set(ylabel=shown)
     against_steps(axes, "episode", first.shows_accuracy)

@@ -95,9 +95,9 @@ def write_tables(
     rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
     tables: dict[str, dict[str, dict[int, Values]]] = {}
     for run in runs:
-        values = measured.get(run.name)
+        values = measured.get(run.name, {})
         status = "finished" if values else "failed" if run.name in failures else "missing"
-        shown = [(values or {}).get(key) for key in columns]
+        shown = [values.get(key) for key in columns]
         rows.append([
             run.label, run.config.method, run.config.stream, run.net, run.config.seed, status, *shown, run.name
         ])  # fmt: skip
