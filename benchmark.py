@@ -13,7 +13,6 @@ prepare(__name__, computes=False)  # before torch is loaded
 
 import argparse
 import os
-import re
 import shlex
 import signal
 import sys
@@ -26,16 +25,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from methods import METHODS
+from records.directory import read_config
 from records.lock import locked
 from records.manifest import read_manifest
 from records.summary import figure
-from studies.grid import AXES, PROJECT, Grid, grid_options, load_grid, undashed
-from studies.jobs import Ended, Job, run_jobs
-from studies.store import PlannedRun, check_run, config_of, summary_of, write_tables
+from reporting import reading
+from studies.grid import AXES, OPTIONS, PROJECT, Grid, load_grid, undashed
+from studies.jobs import Job, run_jobs
+from studies.store import PlannedRun, check_run, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
 from utils.errors import UserError, run_program
-from utils.options import Parser
+from utils.options import Parser, whole
 from utils.settings import Range
 
 PROGRAM = PROJECT / "modelzoo.py"
@@ -80,13 +81,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", metavar="N", default="1", help="runs at a time; each gets its share of the cores, "
                         "unless the grid gives threads (default: 1)")  # fmt: skip
     parser.add_argument("--tables_only", action="store_true", help="run nothing, rewrite the tables (default: run)")
-    options = parser.parse_known(argv, {*AXES, *grid_options(), "continual"}, "the --config YAML")
+    options = parser.parse_known(argv, {*AXES, *OPTIONS, "continual"}, "the --config YAML")
     for name, example in (("config", "config/benchmark/digits.yaml"), ("store", "runs/digits")):
         if not getattr(options, name):
             raise UserError(f"--{name} is missing; give one, such as --{name} {example}")
-    if re.fullmatch("[0-9]{1,9}", options.jobs):
-        options.jobs = int(options.jobs)
-    Range(1, 1024).check("--jobs", options.jobs)
+    options.jobs = whole("--jobs", options.jobs, Range(1, 1024))
     return options
 
 
@@ -100,8 +99,9 @@ def benchmark(options: argparse.Namespace) -> int:
     if options.tables_only and not store.is_dir():
         raise UserError(f"--store {store} does not exist; without --tables_only it is made")
     if options.tables_only:
-        write_tables(grid.runs, store, failures, grid.options, command)
-        make_report(grid.runs, store, command)
+        with reading(str(store), store):
+            write_tables(grid.runs, store, failures, grid.options, command)
+            make_report(grid.runs, store, command)
         return 0
     check_machine(grid, options.config)
     with locked(store) as lock:
@@ -110,11 +110,13 @@ def benchmark(options: argparse.Namespace) -> int:
         try:
             execute(missing, store, options.jobs, lock, failures)
         finally:
-            write_tables(grid.runs, store, failures, grid.options, command)
+            with reading(str(store), store):
+                write_tables(grid.runs, store, failures, grid.options, command)
             for name, reason in failures.items():
                 print(f"failed: {name}: {reason}", file=sys.stderr)
     print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
-    make_report(grid.runs, store, command)
+    with reading(str(store), store):
+        make_report(grid.runs, store, command)
     return 1 if failures else 0
 
 
@@ -126,7 +128,7 @@ def check_machine(grid: Grid, path: str) -> None:
             bf16 = not run.finished and runs_in_bf16(run.config.precision, pick_device(run.config.device))
         except UserError as error:
             raise UserError(f"{path}: {undashed(error)}") from None
-        precision = str(config_of(run).get("precision")) if run.finished else "bf16" if bf16 else "fp32"
+        precision = str(read_config(run.directory).get("precision")) if run.finished else "bf16" if bf16 else "fp32"
         first = made.setdefault((run.table, run.label), precision)
         if first != precision:
             raise UserError(
@@ -142,12 +144,19 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
     (store / "logs").mkdir(exist_ok=True)
     by_name = {run.name: run for run in runs}
     begin = time.perf_counter()
-    jobs = [job(run, store, share) for run in runs]
+    jobs = [
+        Job(run.name, [sys.executable, str(PROGRAM), *run.arguments, "--quiet", "--resume"],
+            {"OMP_NUM_THREADS": str(run.config.threads or share)}, store / "logs" / f"{run.name}.log")
+        for run in runs
+    ]  # fmt: skip
     lines = ProgressLines(by_name, at_a_time, begin)
     with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
         for number, end in enumerate(ended, 1):
-            lines.ended = number
-            result, left = outcome(by_name[end.name], end, failures), duration(lines.left(number))
+            run, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
+            if not end.failure and run.finished:
+                result = f"{run.summary['metric']} {figure(run.summary, 'avg_acc_final'):.4f}"
+            else:
+                result, failures[run.name] = "failed", end.failure or "it ended without a summary.json"
             text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(runs) - number} remain, about {left}"
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -174,7 +183,7 @@ class ProgressLines:
         progress = [episodes(self._runs[name]) for name in names]
         texts = [f"{name}: {done} of {total} episodes" for name, (done, total) in zip(names, progress, strict=True)]
         parts = self.ended + sum(done / total for done, total in progress)
-        left = f", about {duration(self.left(parts))}" if parts else ""
+        left = f", about {tqdm.format_interval(self.left(parts))}" if parts else ""
         texts.append(f"{self.ended} of {len(self._runs)} runs ended{left} left")
         for bar, text in zip(self._bars, [*texts, *[""] * len(self._bars)], strict=False):
             bar.set_description_str(text)
@@ -197,39 +206,14 @@ def episodes(run: PlannedRun) -> tuple[int, int]:
 
 
 def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
-    """Write the report of the finished runs; UserError if one is damaged or the store cannot be written."""
-    from reporting import reading  # imported here, as drawing libraries take a second to load
-    from reporting.groups import compare
+    """Write the report of the finished runs."""
+    from reporting.groups import compare  # imported here, as drawing libraries take a second to load
     from reporting.page import of_several_runs
 
     runs = [run for run in runs if run.finished and episodes(run)[0]]
     if runs:
-        with reading(str(store), store):
-            comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
-            print(f"the report is {of_several_runs(comparisons, command).write(store)}")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def job(run: PlannedRun, store: Path, share: int) -> Job:
-    """The job of a run, which resumes an interrupted one; `share`: its threads, unless the grid sets them."""
-    command = [sys.executable, str(PROGRAM), *run.arguments, "--quiet", "--resume"]
-    threads = str(run.config.threads or share)
-    return Job(run.name, command, {"OMP_NUM_THREADS": threads}, store / "logs" / f"{run.name}.log")
-
-
-def outcome(run: PlannedRun, end: Ended, failures: dict[str, str]) -> str:
-    """The final accuracy, or "failed" after noting the reason in `failures`."""
-    if end.code == 0 and run.finished:
-        summary = summary_of(run)
-        return f"{summary['metric']} {figure(summary, 'avg_acc_final'):.4f}"
-    failures[run.name] = end.reason() if end.code else "it ended without a summary.json"
-    return "failed"
+        comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
+        print(f"the report is {of_several_runs(comparisons, command).write(store)}")
 
 
 if __name__ == "__main__":

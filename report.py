@@ -23,10 +23,11 @@ from typing import Any
 
 from records.resume import other_run
 from records.summary import load_isolated
+from studies.tables import WRITERS
 from utils.errors import UserError, run_program
 from utils.options import Parser, check_choice
 
-FORMATS = ("html", "md", "tex", "csv")
+FORMATS = ("html", *WRITERS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def report(options: argparse.Namespace, command: str) -> None:
         UserError: a run cannot be read, or nothing can be written.
     """
     from records.run import Run, find_runs
-    from reporting import page, reading, tables
+    from reporting import page, reading
     from reporting.groups import compare
 
     with reading(", ".join(options.runs), options.out or options.runs[0]):
@@ -71,7 +72,11 @@ def report(options: argparse.Namespace, command: str) -> None:
         else:
             comparisons = compare(paths, find_runs(Path(options.isolated)) if options.isolated else ())
             if options.format != "html":
-                print(tables.WRITERS[options.format](comparisons, command), end="")
+                tables = [table for comparison in comparisons if (table := comparison.table()).rows]
+                if not tables:
+                    raise UserError("none of the runs is finished, so there is no table yet; --format html shows how "
+                                    "far they are")  # fmt: skip
+                print(WRITERS[options.format](tables, [], command), end="")
                 return
             made = page.of_several_runs(comparisons, command)
             folder = Path(options.out or os.path.commonpath([path.absolute() for path in paths]))

@@ -22,5 +22,4 @@ def reading(what: str, to: str | Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{error.filename or to} cannot be written: {error.strerror or error}") from None
     except Exception as error:  # files with the right checksums but wrong content
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{what}: what was saved cannot be shown ({reason})") from None
+        raise UserError(f"{what}: what was saved cannot be shown ({type(error).__name__}: {error!s:.200})") from None

@@ -26,7 +26,7 @@ def of_several_runs(groups: Sequence[Group]) -> list[DrawnFigure]:
 def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
     """Mean accuracy on the tasks seen so far, a line for each group; None if all runs learned all tasks at once."""
     drawn, (axes,) = figure(height(len(groups), 3.6))
-    lines: list[tuple[str, int, int, float]] = []
+    first, lines = groups[0].first, []
     ends: dict[str, tuple[float, str]] = {}
     last = 1
     for number, group in enumerate(groups):
@@ -39,15 +39,12 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
         axes.plot(episodes, means.mean(0), markersize=3, **form)  # type: ignore[arg-type]
         if len(groups) <= _BANDS:
             axes.fill_between(episodes, means.min(0), means.max(0), color=form["color"], alpha=0.15, linewidth=0)
-        lines += [
-            (group.label, seed, int(episode), float(value))
-            for seed, row in zip(runs, means, strict=True) for episode, value in zip(episodes, row, strict=True)
-        ]  # fmt: skip
+        for seed, row in zip(runs, means, strict=True):
+            lines.append(pd.DataFrame({"run": group.label, "seed": seed, "episode": episodes, first.metric: row}))
         ends[group.label] = float(means.mean(0)[-1]), form["color"]
         last = max(last, length)
     if not lines:
         return None
-    first = next(iter(groups[0].runs.values()))
     shown = "mean test accuracy on tasks seen, %" if first.shows_accuracy else f"mean {measured(first)}, on tasks seen"
     axes.set(ylabel=shown)
     against_steps(axes, "episode", first.shows_accuracy)
@@ -55,8 +52,7 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
     caption = f"Mean test {first.metric} on the tasks seen so far, after each episode: the mean over seeds" + (
         ", and the range from the lowest to the highest seed." if len(groups) <= _BANDS else "."
     )
-    data = pd.DataFrame(lines, columns=["run", "seed", "episode", first.metric])
-    return DrawnFigure("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, data)
+    return DrawnFigure("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, pd.concat(lines))
 
 
 def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:

@@ -174,7 +174,7 @@ def task_affinity(run: Run) -> DrawnFigure | None:
 
 def reliability(run: Run) -> DrawnFigure:
     """Confidence against accuracy, before and after averaging."""
-    bins, names = analysis.pooled_reliability(run), {"one member": "single members", "ensemble": "ensemble"}
+    bins, names = analysis.reliability(run), {"one member": "single members", "ensemble": "ensemble"}
     if all(len(members) == 1 for members in run.test_predictions.values()):
         names = {"ensemble": "the network"}
     drawn, (axes,) = figure(3.6)

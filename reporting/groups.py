@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from records.configuration import keys_where
 from records.run import Run
 from records.summary import figure
-from studies.statistics import mean_interval, paired_p
-from studies.store import reference
+from studies.statistics import against_best
+from studies.store import determining, reference
 from studies.tables import ComparisonTable
 from utils.errors import UserError
-from utils.settings import flat
-
-# Keys of config.yaml that are not options but say where and with what a run was made.
-_PROVENANCE = {
-    "stream", "compared_with", "extended_from", "derived", "distilled_from", "data_sha256", "versions", "commit",
-    "uncommitted_changes", "seed", "metric", "higher_is_better",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +23,10 @@ class Group:
 
     label: str
     runs: Mapping[int, Run]  # by seed
+
+    @property
+    def first(self) -> Run:
+        return next(iter(self.runs.values()))
 
 
 @dataclass(frozen=True)
@@ -54,37 +49,28 @@ class Comparison:
         seeds = len({seed for group in self.groups for seed in group.runs})
         return ComparisonTable(self.title, seeds, {label: found for label, found in rows.items() if found})
 
-    def differing_options(self) -> dict[str, dict[str, str]]:
-        """Option -> label -> value for the options in which groups differ; `settings` are those of the method."""
-        found: dict[str, dict[str, str]] = {}
+    def differing_options(self) -> dict[str, list[str]]:
+        """Option -> its value in each group, where groups differ; `settings` are those of the method."""
+        options = []
         for group in self.groups:
-            config = next(iter(group.runs.values())).config
-            settings = ", ".join(f"{key} {_shown(value)}" for key, value in (config.get("settings") or {}).items())
-            options = _options({key: value for key, value in config.items() if key not in ("method", "settings")})
-            for key, value in {**options, "settings": settings or None}.items():
-                none = dict.fromkeys((other.label for other in self.groups), "–")
-                found.setdefault(key, none)[group.label] = "–" if value is None else str(value)
-        return {key: values for key, values in found.items() if len(set(values.values())) > 1}
+            config = group.first.config
+            settings = ", ".join(f"{key} {_shown(value)}" for key, value in config["settings"].items())
+            own = {key: value for key, value in config.items() if key not in ("method", "settings")}
+            options.append({**_options(own), "settings": settings or None})
+        found = {}
+        for key in dict.fromkeys(chain(*options)):
+            values = [own.get(key) for own in options]
+            found[key] = ["–" if value is None else str(value) for value in values]
+        return {key: values for key, values in found.items() if len(set(values)) > 1}
 
-    def behind_best(self) -> list[tuple[str, int, float, float, float]]:
-        """For each group: label, common seeds n, mean difference of the final accuracy from that of the best group,
-        half-width of its 95 % interval, and p of the paired t-test (studies/statistics.py); NaN for n < 2.
-        """
-        table = self.table().rows
+    def behind_best(self) -> dict[str, tuple[int, float, float, float]]:
+        """`against_best` of studies/statistics.py on the final accuracy, by label."""
+        table = self.table()
         scores = {
-            label: {seed: figure(values, "avg_acc_final") for seed, values in table[label].items()} for label in table
-        }
-        if not scores:
-            return []
-        sign = 1 if self.runs[0].summary["higher_is_better"] else -1
-        best = max(scores, key=lambda label: sign * float(np.mean(list(scores[label].values()))))
-        lines = []
-        for label, found in scores.items():
-            common = sorted(found.keys() & scores[best].keys())
-            one, other = [found[seed] for seed in common], [scores[best][seed] for seed in common]
-            mean, half = mean_interval(list(np.subtract(one, other)))
-            lines.append((label, len(common), mean, half, paired_p(one, other)))
-        return lines
+            label: {seed: figure(values, "avg_acc_final") for seed, values in runs.items()}
+            for label, runs in table.rows.items()
+        }  # fmt: skip
+        return against_best(scores, table.first.get("higher_is_better", True))
 
 
 def compare(
@@ -118,10 +104,7 @@ def compare(
         if seed in seeds:
             raise UserError(f"{seeds[seed].path} and {run.path} are the same run with the same seed; leave one out")
         seeds[seed] = run
-    return [
-        Comparison(title, [Group(label, seeds) for label, seeds in _labelled(list(found.values()), labels or {})])
-        for title, found in comparisons.items()
-    ]
+    return [Comparison(title, _labelled(list(found.values()), labels or {})) for title, found in comparisons.items()]
 
 
 def _references(runs: Sequence[Run]) -> dict[str, Sequence[float]]:
@@ -131,24 +114,24 @@ def _references(runs: Sequence[Run]) -> dict[str, Sequence[float]]:
     }  # fmt: skip
 
 
-def _labelled(
-    groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]
-) -> Iterator[tuple[str, Mapping[int, Run]]]:
+def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -> list[Group]:
     """Label each group with its method and the options in which groups of that method differ."""
-    configs = [next(iter(group.values())).config for group in groups]
-    for config, group in zip(configs, groups, strict=True):
-        own = _options(config)
-        others = [_options(other) for other in configs if other["method"] == config["method"]]
-        keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        texts = [f"{key.rpartition('.')[2]} {_shown(own[key])}" for key in keys if own[key] is not None]
-        first = next(iter(group.values())).path
-        yield labels.get(first, ", ".join([config["method"], *texts])), dict(sorted(group.items()))
+    firsts = [next(iter(runs.values())) for runs in groups]
+    options = [_options(run.config) for run in firsts]
+    found = []
+    for first, own, runs in zip(firsts, options, groups, strict=True):
+        others = [other for other in options if other["method"] == own["method"]]
+        texts = [
+            f"{key.rpartition('.')[2]} {_shown(value)}" for key, value in own.items()
+            if value is not None and any(other.get(key) != value for other in others)
+        ]  # fmt: skip
+        label = labels.get(first.path, ", ".join([own["method"], *texts]))
+        found.append(Group(label, dict(sorted(runs.items()))))
+    return found
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run by dotted key, without those that only change where or how fast it computes."""
-    values = flat({key: value for key, value in config.items() if key not in _PROVENANCE})
-    return {key: value for key, value in values if key not in keys_where("machine")}
+    return {key: value for key, value in determining(config).items() if key != "seed"}
 
 
 def _shown(value: object) -> str:

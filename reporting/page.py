@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from string import ascii_lowercase
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
@@ -19,19 +21,19 @@ from records.summary import direction, figure
 from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison
-from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note
+from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note, share
 from utils.files import write_bytes, yaml_bytes
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of the page, and a link to its data as CSV."""
+    """A table of the page, and its data, which the page offers as CSV; without rows it is left out."""
 
     name: str
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
-    csv: str
+    data: pd.DataFrame
     foot: Sequence[str] = ()
     notes: Sequence[str] = ()
     text: bool = False  # cells hold text, which is set flush left
@@ -39,76 +41,84 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, tables, and figures with the keys name, title, caption, svg and csv."""
+    """A heading, tables and figures."""
 
     title: str
-    tables: Sequence[Sheet] = ()
-    pictures: Sequence[Mapping[str, str]] = ()
+    tables: Sequence[Sheet | None] = ()
+    pictures: Sequence[DrawnFigure] = ()
 
 
 @dataclass(frozen=True)
 class Page:
-    """The values that the template page.html fills in, and the files of the figures."""
+    """The values that the template page.html fills in."""
 
     title: str
     lead: Sequence[str]
     sections: Sequence[Section]
     command: str
-    warnings: Sequence[str] = ()
-    tiles: Sequence[tuple[str, str, str]] = ()  # title, value, note: the numbers at the top
-    configuration: Sequence[tuple[str, str]] = ()
-    several: bool = False
+    warnings: Sequence[str]
+    configuration: Sequence[tuple[str, str]]
+    tiles: Sequence[tuple[str, str, str]] = ()  # title, value, note: the numbers at the top of the page of one run
     palette: Sequence[tuple[str, str]] = ()  # colours of tasks: on a light and on a dark ground
-    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Write report.html and figures/ and return the path of the page; OSError if the folder cannot be written."""
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+        environment.filters["link"] = _link
+        themed = [light for light, dark in self.palette if light != dark]
+        files, svgs = dict[str, bytes](), dict[str, Markup]()
+        for picture in chain(*(section.pictures for section in self.sections)):
+            name, svg, csv = picture.name, style.svg(picture.drawn), picture.data.to_csv(index=False)
+            files |= {f"{name}.png": style.png(picture.drawn), f"{name}.svg": svg.encode(), f"{name}.csv": csv.encode()}
+            svgs[name] = Markup(style.inline(svg, name, picture.title, themed))  # matplotlib has escaped its texts
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
+        for name, content in files.items():
             write_bytes(folder / "figures" / name, content)
-        loader = FileSystemLoader(Path(__file__).parent)
-        template = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        write_bytes(folder / "report.html", template.get_template("page.html").render(vars(self)).encode())
+        page = environment.get_template("page.html").render(vars(self), svgs=svgs)
+        write_bytes(folder / "report.html", page.encode())
         return folder / "report.html"
 
 
 def of_one_run(run: Run, command: str) -> Page:
     """The report of a run, finished or not."""
-    palette = style.themed(len(run.task_names))
-    shown, files = _shown(figures.of_one_run(run), palette)
+    drawn = {picture.name: picture for picture in figures.of_one_run(run)}
+    light, dark = (style.colours(len(run.task_names), dark) for dark in (False, True))
 
-    def named(*names: str) -> list[Mapping[str, str]]:
-        return [shown[name] for name in names if name in shown]
+    def named(*names: str) -> list[DrawnFigure]:
+        return [drawn[name] for name in names if name in drawn]
 
-    learned, scenarios = named("transfer_curves", "accuracy_matrix"), scenario_table(run)
+    learned = named("transfer_curves", "accuracy_matrix")
     sections = [
-        Section("What was learned", [task_table(run), *([scenarios] if scenarios else [])], learned),
+        Section("What was learned", [task_table(run), scenario_table(run)], learned),
         Section("How it was learned", (), named("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
-    if "reliability" in shown:
+    if "reliability" in drawn:
         sections.append(Section("Calibration", [calibration_table(run)], named("reliability")))
     sections.append(Section("Cost", (), named("cost")))
     return Page(
         title=f"{run.config['method']} on {run.config['stream']}", lead=in_words(run), sections=sections,
-        command=command, warnings=_warnings(run), tiles=_tiles(run), configuration=_configuration([run]),
-        palette=palette, files=files,
+        command=command, warnings=_warnings([run]), configuration=_configuration([run]), tiles=_tiles(run),
+        palette=list(zip(light, dark, strict=True)),
     )  # fmt: skip
 
 
 def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     """Methods against each other, two sections for each stream and network."""
     sections: list[Section] = []
-    files: dict[str, bytes] = {}
-    for number, comparison in enumerate(comparisons, 1):
-        suffix = f"_{_letters(number)}" if len(comparisons) > 1 else ""
-        shown, more = _shown(compared.of_several_runs(comparison.groups), (), suffix)
-        files.update(more)
+    for number, comparison in enumerate(comparisons):
+        turn, place = divmod(number, 26)  # names of files consist of letters and underscores: _a, _b, ..., _z, _aa
+        suffix = "_" + (turn + 1) * ascii_lowercase[place] if len(comparisons) > 1 else ""
+        drawn = compared.of_several_runs(comparison.groups)
+        pictures = [replace(picture, name=picture.name + suffix) for picture in drawn]
         results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
-        details = [comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}"),
-                   paired_table(comparison, suffix), options_table(comparison, suffix)]  # fmt: skip
-        sections.append(Section(comparison.title, [results] if results.rows else [], list(shown.values())))
-        details = [sheet for sheet in details if sheet and sheet.rows]
-        sections.append(Section(f"{comparison.title}: details", details))  # type: ignore[arg-type]
+        costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
+        details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
+        sections += [
+            Section(comparison.title, [results], pictures),
+            Section(f"{comparison.title}: details", details),
+        ]
     runs = [run for comparison in comparisons for run in comparison.runs]
     groups = [group for comparison in comparisons for group in comparison.groups]
     lead = (
@@ -117,8 +127,8 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     )
     return Page(
         title=f"Comparison: {', '.join(comparison.title for comparison in comparisons)}", lead=[lead],
-        sections=sections, command=command, warnings=[line for run in runs for line in _warnings(run)],
-        configuration=_configuration([group.runs[min(group.runs)] for group in groups]), several=True, files=files,
+        sections=sections, command=command, warnings=_warnings(runs),
+        configuration=_configuration([group.first for group in groups]),
     )  # fmt: skip
 
 
@@ -157,33 +167,33 @@ def task_table(run: Run) -> Sheet:
     if run.isolated is not None:
         columns["isolated network"] = run.isolated.tolist()
     rows = [
-        [f"{number} {name}", *(_share(values[number - 1]) for values in columns.values())]
+        [f"{number} {name}", *(share(values[number - 1]) for values in columns.values())]
         for number, name in enumerate(run.task_names, 1)
     ]
-    foot = ["mean", *(_share(sum(values) / len(values)) for values in columns.values())]
+    foot = ["mean", *(share(sum(values) / len(values)) for values in columns.values())]
     header = ["task", *columns]
     title = f"Test {run.metric} on each task" + ("" if run.shows_accuracy else f", {direction(run.summary)}")
-    return Sheet("tasks", title, header, rows, _csv(header, rows), foot)
+    return Sheet("tasks", title, header, rows, pd.DataFrame(rows, columns=header), foot)
 
 
 def scenario_table(run: Run) -> Sheet | None:
     """Accuracy without being told the task, mean over tasks seen, after up to five episodes; None if not measured."""
-    episodes = [facts.episode for facts in run.episodes]
-    names = [name for name in (CLASS_INCREMENTAL, TASK_IDENTIFICATION, DOMAIN_INCREMENTAL)
-             if any(row.scenario == name for row in run.rows)]  # fmt: skip
+    asked = (CLASS_INCREMENTAL, TASK_IDENTIFICATION, DOMAIN_INCREMENTAL)
+    names = [name for name in asked if mean_over_tasks(run.rows, name) is not None]
     if not names:
         return None
+    episodes = [facts.episode for facts in run.episodes]
     values = [[episode, *(mean_over_tasks([row for row in run.rows if row.episode == episode], name) for name in names)]
               for episode in episodes]  # fmt: skip
     some = [values[i] for i in sorted({round(quarter * (len(episodes) - 1) / 4) for quarter in range(5)})]
-    rows = [[str(episode), *(_share(value) for value in line if value is not None)] for episode, *line in some]
+    rows = [[str(episode), *(share(value) for value in line if value is not None)] for episode, *line in some]
     counts = {row.task: row.n for row in run.rows if row.episode == episodes[-1] and row.scenario == names[0]}
     note = (
         f"Mean over the tasks seen; {sum(counts.values()):,} test examples after the last episode. All heads of all "
         "networks are asked, and the task is the one whose answer has the lowest entropy."
     )
     header, title = ["after episode", *names], "Accuracy without being told the task"
-    return Sheet("without_task", title, header, rows, _csv(header, values), notes=[note])
+    return Sheet("without_task", title, header, rows, pd.DataFrame(values, columns=header), notes=[note])
 
 
 def calibration_table(run: Run) -> Sheet:
@@ -194,38 +204,35 @@ def calibration_table(run: Run) -> Sheet:
     answers = ["one member", "ensemble"] if several else ["ensemble"]
     header = ["task", "members"]
     header += [f"{title}, {answer}" if several else title for title in shown.values() for answer in answers]
-    by_task, means = table.set_index(["task", "answer"]), table.groupby("answer")[list(shown)].mean()
-    rows = [
-        [f"{task} {run.task_names[task - 1]}", str(len(members)),
-         *(_share(by_task.loc[(task, answer), key]) for key in shown for answer in answers)]
-        for task, members in run.test_predictions.items()
-    ]  # fmt: skip
-    foot = ["mean", "", *(_share(means.loc[answer, key]) for key in shown for answer in answers)]
+    columns = [(key, answer) for key in shown for answer in answers]
+    by_task = table.pivot(index=["task", "members"], columns="answer", values=list(shown))[columns]
+    rows = [[f"{task} {run.task_names[task - 1]}", str(count), *map(share, values)]
+            for (task, count), *values in by_task.itertuples()]  # fmt: skip
+    foot = ["mean", "", *map(share, by_task.mean())]
     notes = [
         "NLL: mean negative log-likelihood of the right class. Brier score: mean squared distance of the probabilities "
         f"from the right answer. ECE: expected calibration error, {BINS} bins of equal size. Lower is better."
     ]
     notes += ["One member: the mean over the members that answer the task, each alone."] if several else []
-    csv = _csv(table.columns, table.itertuples(index=False))
-    return Sheet("calibration", "Before and after averaging" if several else "", header, rows, csv, foot, notes)
+    return Sheet("calibration", "Before and after averaging" if several else "", header, rows, table, foot, notes)
 
 
 def comparison_table(comparison: Comparison, columns: Sequence[Column], title: str, name: str) -> Sheet:
     """The groups against each other, as in studies/tables.py; the CSV has a row for each run."""
     table = comparison.table()
-    rows = [[label, *found] for label, *found in zip(table.rows, *cells(columns, table), strict=True)]
+    rows = list(zip(table.rows, *(cells(column, table) for column in columns), strict=True))
     notes = [seeds_note(table), *(READING[3:] if columns is LEDGER else READING[:2])]
     raw = [
         [label, seed, *(values.get(column.key) for column in columns)]
         for label, runs in table.rows.items() for seed, values in runs.items()
     ]  # fmt: skip
-    csv = _csv(["method", "seed", *(column.key for column in columns)], raw)
-    return Sheet(name, title, ["method", *(column.title for column in columns)], rows, csv, notes=notes)
+    data = pd.DataFrame(raw, columns=["method", "seed", *(column.key for column in columns)])
+    return Sheet(name, title, ["method", *(column.title for column in columns)], rows, data, notes=notes)
 
 
 def paired_table(comparison: Comparison, suffix: str) -> Sheet:
     """The difference of each group from the best."""
-    lines = comparison.behind_best()
+    lines = [(label, *found) for label, found in comparison.behind_best().items()]
     rows = [
         [label, str(n), f"{mean:+.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}"),
          "n/a" if math.isnan(p) else f"{p:.3g}"]
@@ -233,19 +240,18 @@ def paired_table(comparison: Comparison, suffix: str) -> Sheet:
     ]  # fmt: skip
     notes = ["Final accuracy minus that of the best method with the same seed, mean ± half-width of the 95 % "
              "t-interval; p of the paired two-sided t-test, not corrected for multiple comparisons."]  # fmt: skip
-    csv = _csv(["method", "common_seeds", "difference", "half_width", "p"], lines)
+    data = pd.DataFrame(lines, columns=["method", "common_seeds", "difference", "half_width", "p"])
     header = ["method", "common seeds", "difference from the best", "p"]
-    return Sheet(f"paired{suffix}", "Paired differences", header, rows, csv, notes=notes)
+    return Sheet(f"paired{suffix}", "Paired differences", header, rows, data, notes=notes)
 
 
 def options_table(comparison: Comparison, suffix: str) -> Sheet | None:
     """The options in which the groups differ; None if they differ in none."""
     options = comparison.differing_options()
-    labels = [group.label for group in comparison.groups]
-    if not options or len(labels) < 2:
+    if not options:
         return None
-    header, rows = ["method", *options], [[label, *(values[label] for values in options.values())] for label in labels]
-    return Sheet(f"options{suffix}", "Options that differ", header, rows, _csv(header, rows), text=True)
+    data = pd.DataFrame({"method": [group.label for group in comparison.groups], **options})
+    return Sheet(f"options{suffix}", "Options that differ", [*data], data.to_numpy().tolist(), data, text=True)
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -269,52 +275,21 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     return [*tiles, ("training time", _duration(summary["train_seconds"]), speed)]
 
 
-def _warnings(run: Run) -> list[str]:
-    of = f" of {len(run.config['data']['tasks'])}" if run.continual else ""
-    unfinished = f"{run.path} is not finished: this is its state after episode {run.manifest.episode}{of}."
-    return [] if run.finished else [unfinished]
+def _warnings(runs: Sequence[Run]) -> list[str]:
+    return [
+        f"{run.path} is not finished: this is its state after episode {run.manifest.episode}"
+        + (f" of {len(run.config['data']['tasks'])}." if run.continual else ".")
+        for run in runs if not run.finished
+    ]  # fmt: skip
 
 
 def _configuration(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return [(f"{run.path}/config.yaml", yaml_bytes(run.config).decode()) for run in runs]
 
 
-def _shown(
-    pictures: Iterable[DrawnFigure], palette: Iterable[tuple[str, str]], suffix: str = ""
-) -> tuple[dict[str, Mapping[str, str]], dict[str, bytes]]:
-    """The figures as the page shows them, by name, and as files."""
-    shown: dict[str, Mapping[str, str]] = {}
-    files: dict[str, bytes] = {}
-    themed = [light for light, dark in palette if light != dark]
-    for picture in pictures:
-        name, text = picture.name + suffix, style.svg(picture.drawn)
-        csv = picture.data.to_csv(index=False)
-        files |= {f"{name}.png": style.png(picture.drawn), f"{name}.svg": text.encode(), f"{name}.csv": csv.encode()}
-        svg = Markup(style.inline(text, name, picture.title, themed))  # matplotlib has escaped its texts
-        shown[picture.name] = {"name": name, "title": picture.title, "caption": picture.caption, "svg": svg,
-                               "csv": _link(csv)}  # fmt: skip
-    return shown, files
-
-
-def _csv(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    return _link(pd.DataFrame(rows, columns=list(header)).to_csv(index=False))
-
-
-def _link(csv: str) -> str:
-    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv.encode()).decode()
-
-
-def _letters(number: int) -> str:
-    """1 -> a, 26 -> z, 27 -> aa: names of files consist of letters and underscores."""
-    letters = ""
-    while number:
-        number, rest = divmod(number - 1, 26)
-        letters = chr(ord("a") + rest) + letters
-    return letters
-
-
-def _share(value: float) -> str:
-    return f"{value:.4f}"
+def _link(data: pd.DataFrame) -> str:
+    csv = data.to_csv(index=False).encode()
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv).decode()
 
 
 def _count(number: int, noun: str) -> str:

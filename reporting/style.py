@@ -21,15 +21,14 @@ VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}
 # Okabe & Ito (2008), without yellow, which is too pale on white, and black.
 _FEW = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1")
 SHADES, DIVERGING = mpl.colormaps["viridis"], mpl.colormaps["PuOr_r"]
-_RC = {
+mpl.rcParams.update({
     "font.size": 9, "font.family": "sans-serif", "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED,
     "xtick.color": MUTED, "ytick.color": MUTED, "axes.linewidth": 0.7, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
     "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 4, "svg.fonttype": "none",
     "svg.hashsalt": "model zoo", "text.parse_math": False,
-}  # fmt: skip
-mpl.rcParams.update(_RC)
+})  # fmt: skip
 
 
 def colours(count: int, dark: bool = False) -> list[str]:
@@ -45,11 +44,6 @@ def look(number: int) -> dict[str, str]:
     turn = number // len(_FEW) % 5
     dashes = ("-", "--", ":", "-.", (0, (5, 1)))[turn]
     return {"color": _FEW[number % len(_FEW)], "linestyle": dashes, "marker": marker(turn)}  # type: ignore[dict-item]
-
-
-def themed(count: int) -> list[tuple[str, str]]:
-    """Pairs of the colours of tasks: on a light and on a dark ground."""
-    return list(zip(colours(count), colours(count, dark=True), strict=True))
 
 
 def marker(number: int) -> str:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from methods import METHOD_OPTIONS, METHODS
 from records.configuration import data_section, net_sections
-from records.invocation import KEPT, Invocation, configure, options, with_settings
+from records.invocation import KEPT, options, parse, with_settings
 from studies.store import PlannedRun
 from utils.errors import UserError, unknown
-from utils.settings import Declaration, Range
+from utils.settings import Range
 from utils.yaml_files import load_yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -28,9 +28,8 @@ _OWN = {
 _SECTIONS = ("data.", "net.", "hp.", "settings.")
 
 
-def grid_options() -> dict[str, Declaration]:
-    """The options of modelzoo.py that a grid can set, by name."""
-    return {declared.option: declared for declared in options().values() if declared.option not in _OWN}
+# The options of modelzoo.py that a grid can set, by name.
+OPTIONS = {declared.option: declared for declared in options().values() if declared.option not in _OWN}
 
 
 class MethodEntry(NamedTuple):
@@ -52,14 +51,16 @@ class Grid:
 def load_grid(path: str, store: Path) -> Grid:
     """Read a grid and plan its runs, whose directories are in `store`; UserError names the file and the key."""
     content = load_yaml(path)
-    _check_keys(path, content, [*AXES, *grid_options(), "continual"])
+    common = {key: _option(path, key, value, AXES) for key, value in content.items() if key not in AXES}
     streams = _files(path, content, "streams", data_section)
     hyperparams = _files(path, content, "hyperparams", net_sections)
     combinations = _combinations(path, content.get("vary", {}))
     entries = [more for entry in _list(path, content, "methods") for more in _vary(_entry(path, entry), combinations)]
     seeds = _seeds(path, content)
-    common = {key: _option(path, key, value) for key, value in content.items() if key not in AXES}
-    _check_entries(path, entries, common)
+    used = {option for entry in entries for option in METHODS[entry.method].options}
+    for key in common:
+        if key in METHOD_OPTIONS and key not in used:
+            raise UserError(f"{path}: {key} is not used by any method of the grid; leave it out")
     models = [
         _run(path, store, stream, hyper, entry, common)
         for stream in streams for hyper in hyperparams for entry in entries
@@ -68,18 +69,12 @@ def load_grid(path: str, store: Path) -> Grid:
     names = set()
     for run in runs:
         if run.name.casefold() in names:  # some file systems ignore case
-            raise UserError(f"{path}: two runs would be {run.directory}; rename a stream, hyperparams or a label")
+            raise UserError(f"{path}: two runs would be {run.directory}; rename a stream, hyperparams, label or seed")
         names.add(run.name.casefold())
     notes = [f"{key} {value}" for key, value in common.items()]
     notes += [f"{entry.label}: {key} {value}" for entry in entries for key, value in entry.options.items()]
     notes += [f"{label}: all tasks at once" for label in dict.fromkeys(r.label for r in runs if not r.config.continual)]
     return Grid(runs, "; ".join(notes) or "all defaults")
-
-
-def _check_keys(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in given:
-        if key not in known and not str(key).startswith(_SECTIONS):
-            raise UserError(f"{where}: {unknown('key', key, known)}")
 
 
 def _list(path: str, content: Mapping[str, Any], key: str) -> list[Any]:
@@ -108,14 +103,9 @@ def _file(path: str, key: str, name: object) -> str:
 
 
 def _seeds(path: str, content: Mapping[str, Any]) -> list[int]:
-    seeds = content.get("seeds")
-    if not isinstance(seeds, list) and "seeds" in content:
-        return list(range(Range(1, 10**4).check(f"{path}: seeds", seeds)))
-    seeds = [Range(0, 2**63 - 1).check(f"{path}: seeds", seed) for seed in _list(path, content, "seeds")]
-    for i, seed in enumerate(seeds):
-        if seed in seeds[:i]:
-            raise UserError(f"{path}: seeds has {seed} twice")
-    return seeds
+    if "seeds" in content and not isinstance(content["seeds"], list):
+        return list(range(Range(1, 10**4).check(f"{path}: seeds", content["seeds"])))
+    return [Range(0, 2**63 - 1).check(f"{path}: seeds", seed) for seed in _list(path, content, "seeds")]
 
 
 def _entry(path: str, entry: object) -> MethodEntry:
@@ -130,8 +120,8 @@ def _entry(path: str, entry: object) -> MethodEntry:
     if not isinstance(label, str) or not label.isprintable() or not 0 < len(label) <= 80:
         raise UserError(f"{where}: label is {label!r}; it must be a line of text of at most 80 characters")
     where = f"{where}: {label}"
-    _check_keys(where, given, ["label", "method", "continual", *grid_options()])
-    return MethodEntry(method, label, {key: _option(where, key, value) for key, value in given.items()})
+    own = {key: _option(where, key, value, ("label", "method")) for key, value in given.items()}
+    return MethodEntry(method, label, own)
 
 
 def _combinations(path: str, content: object) -> list[dict[str, Any]]:
@@ -151,37 +141,21 @@ def _vary(entry: MethodEntry, combinations: Sequence[Mapping[str, Any]]) -> list
     return found
 
 
-def _option(where: str, key: str, value: object) -> Any:
-    """The checked value of an option of modelzoo.py; dotted keys are checked later, with the whole configuration."""
+def _option(where: str, key: str, value: object, others: Sequence[str] = ()) -> Any:
+    """The checked value of an option of modelzoo.py; dotted keys are checked later, with the whole configuration.
+
+    `others` are keys that may stand in the same place, for the message about an unknown one.
+    """
     if key == "continual":
         if not isinstance(value, bool):
             raise UserError(f"{where}: {key} is {value!r}; it must be true or false")
         return value
     if str(key).startswith(_SECTIONS):
         return value
-    if key not in grid_options():
-        raise UserError(f"{where}: {unknown('key', key, grid_options())}")
-    grid_options()[key].check(f"{where}: {key}", value)
+    if key not in OPTIONS:
+        raise UserError(f"{where}: {unknown('key', key, [*others, 'continual', *OPTIONS])}")
+    OPTIONS[key].check(f"{where}: {key}", value)
     return _file(where, key, value) if key == "method_config" else value
-
-
-def _check_entries(path: str, entries: Sequence[MethodEntry], common: Mapping[str, Any]) -> None:
-    labels = [entry.label for entry in entries]
-    for i, entry in enumerate(entries):
-        where = f"{path}: methods: {entry.label}"
-        if entry.label in labels[:i]:
-            raise UserError(f"{where} is there twice; give each entry a label of its own")
-        modes, continual = METHODS[entry.method].modes, {**common, **entry.options}.get("continual")
-        if continual is False and "multi-task" not in modes:
-            raise UserError(f"{where}: continual is false, but {entry.method} learns tasks one after another only")
-        if entry.options.get("continual") and "continual" not in modes:
-            raise UserError(f"{where}: continual is true, but {entry.method} learns all tasks at once")
-    used = frozenset().union(*(METHODS[entry.method].options for entry in entries))
-    if "method_config" in common:
-        raise UserError(f"{path}: method_config is of one method; move it to an entry of methods")
-    for key in common:
-        if key in METHOD_OPTIONS and key not in used:
-            raise UserError(f"{path}: {key} is not used by any method of the grid; leave it out")
 
 
 def _run(path: str, store: Path, stream: str, hyper: str, entry: MethodEntry, common: Mapping[str, Any]) -> PlannedRun:
@@ -193,18 +167,14 @@ def _run(path: str, store: Path, stream: str, hyper: str, entry: MethodEntry, co
     if any(key in KEPT for key in entry.options):
         given = {key: value for key, value in given.items() if key not in KEPT}
     given |= {"data_config": stream, "hp_config": hyper, "method": entry.method, **entry.options}
+    arguments = _arguments(given)
     try:
-        config = with_settings(_invocation(given))
+        config = with_settings(parse(arguments))
     except UserError as error:
         raise UserError(f"{path}: methods: {entry.label}: {undashed(error)}") from None
     net = Path(hyper).stem
     directory = store / f"{config.stream}-{net}-{re.sub('[^A-Za-z0-9._+-]+', '_', entry.label)}"
-    return PlannedRun(directory, entry.label, net, config, tuple(_arguments(given)))
-
-
-def _invocation(given: Mapping[str, Any]) -> Invocation:
-    named = {key: value for key, value in given.items() if not key.startswith(_SECTIONS) and value is not False}
-    return configure(**named, set={key: value for key, value in given.items() if key.startswith(_SECTIONS)})
+    return PlannedRun(directory, entry.label, net, config, tuple(arguments))
 
 
 def _arguments(given: Mapping[str, Any]) -> list[str]:
@@ -220,7 +190,7 @@ def _arguments(given: Mapping[str, Any]) -> list[str]:
 
 def undashed(error: UserError) -> str:
     """The error message with options as they are written in a grid, without dashes."""
-    return re.sub(r"--(?=[a-z])", "", str(error))
+    return re.sub(r"--(set )?(?=[a-z])", "", str(error))
 
 
 def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:

@@ -27,17 +27,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended."""
+    """How a job ended; `failure` says why it failed, and is empty if it did not."""
 
     name: str
     seconds: float
-    code: int  # of the process; -n if signal n ended it
-    last_line: str  # of the log
-
-    def reason(self) -> str:
-        """Why a job failed, in words."""
-        how = f"ended by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
-        return f"{how}: {self.last_line}" if self.last_line else how
+    failure: str
 
 
 def run_jobs(
@@ -63,7 +57,7 @@ def run_jobs(
             ended = [entry for entry in running if entry[1].poll() is not None]
             running = [entry for entry in running if entry not in ended]
             for job, child, begin in ended:
-                yield Ended(job.name, time.perf_counter() - begin, child.returncode, _last_line(job.log))
+                yield Ended(job.name, time.perf_counter() - begin, _failure(child.returncode, job.log))
             if time.monotonic() - looked >= 1:
                 looked = time.monotonic()
                 look([job.name for job, _, _ in running])
@@ -73,9 +67,12 @@ def run_jobs(
         _stop([child for _, child, _ in running])
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+def _failure(code: int, log: Path) -> str:
+    if code == 0:
+        return ""
+    how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    return f"{how}: {lines[-1].strip()}" if lines[-1] else how
 
 
 def _stop(children: Collection[subprocess.Popen[bytes]]) -> None:

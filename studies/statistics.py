@@ -41,22 +41,33 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
     return float(stats.ttest_rel(one, other).pvalue)
 
 
+def against_best(
+    values: Mapping[str, Mapping[int, float]], higher_is_better: bool = True
+) -> dict[str, tuple[int, float, float, float]]:
+    """Compare each name with the one that has the best mean, over the seeds that both have.
+
+    `values` maps name -> seed -> value. For each name: number of common seeds, mean difference from the best,
+    half-width of its 95 % interval, and p of the paired t-test.
+    """
+    if not values:
+        return {}
+    means = {name: float(np.mean(list(found.values()))) for name, found in values.items()}
+    best = values[(max if higher_is_better else min)(means, key=means.__getitem__)]
+    compared = {}
+    for name, found in values.items():
+        common = sorted(found.keys() & best.keys())
+        one, other = [found[seed] for seed in common], [best[seed] for seed in common]
+        compared[name] = (len(common), *mean_interval(np.subtract(one, other).tolist()), paired_p(one, other))
+    return compared
+
+
 def level_with_best(
     values: Mapping[str, Mapping[int, float]], higher_is_better: bool = True, alpha: float = 0.05
 ) -> set[str]:
     """Names of the best mean and of every mean that a paired t-test over common seeds does not separate from it.
 
     Each is tested at `alpha`, uncorrected for the number of comparisons; names with fewer than two seeds are left out.
-    `values` maps name -> seed -> value.
     """
-    means = {name: float(np.mean(list(found.values()))) for name, found in values.items() if len(found) >= 2}
-    if not means:
-        return set()
-    best = (max if higher_is_better else min)(means, key=means.__getitem__)
-    level = {best}
-    for name in means:
-        common = sorted(values[name].keys() & values[best].keys())
-        p = paired_p([values[name][seed] for seed in common], [values[best][seed] for seed in common])
-        if p >= alpha:  # not if p is NaN
-            level.add(name)
-    return level
+    several = {name: found for name, found in values.items() if len(found) >= 2}
+    compared = against_best(several, higher_is_better)
+    return {name for name, (*_, p) in compared.items() if p >= alpha}  # not if p is NaN

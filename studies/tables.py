@@ -1,4 +1,4 @@
-"""Tables that compare methods over seeds, in Markdown and in LaTeX."""
+"""Tables that compare methods over seeds, in Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from datasets.objectives import ACCURACY
 from records.summary import key_of
 from studies.statistics import level_with_best, mean_interval
+from utils.files import csv_bytes
 
 Values = Mapping[str, Any]  # figures by definition id, as in summary.json; None where undefined
 
@@ -66,22 +67,19 @@ def readable(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _share(value: float) -> str:
-    return f"{value:.4f}"
-
-
 def _change(value: float) -> str:
     return f"{round(value, 4) + 0.0:+.4f}"  # + 0.0: no minus before a zero
 
 
+share = "{:.4f}".format
 METRICS = (
-    Column("avg_acc_final", "final accuracy", _share),
+    Column("avg_acc_final", "final accuracy", share),
     Column("forgetting_chaudhry", "forgetting", _change, higher_is_better=False),
     Column("bwt", "backward transfer", _change),
-    Column("learning_acc", "learning accuracy", _share),
+    Column("learning_acc", "learning accuracy", share),
     Column("fwt_isolated", "forward transfer", _change),
     Column("gain_isolated", "gain over isolated", _change),
-    Column("class_incremental_acc", "class-incremental accuracy", _share),
+    Column("class_incremental_acc", "class-incremental accuracy", share),
 )
 LEDGER = (
     Column("stored_examples", "stored examples", readable),
@@ -103,24 +101,17 @@ READING = (
 )
 
 
-def cells(columns: Sequence[Column], table: ComparisonTable) -> list[list[Cell]]:
-    """The cells of `table.metrics` or LEDGER, column by column, a cell for each row of the table.
-
-    Metrics have intervals, and bold: the best mean and every mean that a paired t-test does not separate from it.
-    """
-    return [_cells(column, table, columns is not LEDGER) for column in columns]
-
-
-def _cells(column: Column, table: ComparisonTable, intervals: bool) -> list[Cell]:
+def cells(column: Column, table: ComparisonTable) -> list[Cell]:
+    """A cell for each row of the table; metrics, unlike those of LEDGER, have intervals, and bold as READING says."""
     defined = {
         label: {seed: value for seed, values in runs.items() if (value := values[column.key]) is not None}
         for label, runs in table.rows.items()
     }
-    bold, found = level_with_best(defined, column.higher_is_better) if intervals else set(), []
+    bold, found = set() if column in LEDGER else level_with_best(defined, column.higher_is_better), []
     for label, values in defined.items():
         mean, half = mean_interval(list(values.values()))
         text = "n/a" if math.isnan(mean) else column.show(mean)
-        if intervals:
+        if column not in LEDGER:
             text += "" if math.isnan(half) else f" ± {half:.4f}"
             text += f" (n = {len(values)})" if 0 < len(values) < len(table.rows[label]) else ""
         found.append(Cell(text, label in bold))
@@ -141,13 +132,16 @@ def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str], command: s
     parts = []
     for table in tables:
         columns = [["method", *map(_markdown, table.rows)]]
-        for group in (table.metrics, LEDGER):
-            for column, found in zip(group, cells(group, table), strict=True):
-                texts = [f"**{cell.text}**" if cell.bold else cell.text for cell in found]
-                columns.append([f"{column.title} `{column.key}`", *texts])
+        for column in (*table.metrics, *LEDGER):
+            texts = [f"**{cell.text}**" if cell.bold else cell.text for cell in cells(column, table)]
+            columns.append([f"{column.title} `{column.key}`", *texts])
         parts += [f"## {_markdown(table.title)}", _markdown_table(columns), _markdown(seeds_note(table))]
     parts += ["\n".join(f"- {note}" for note in [*READING, *map(_markdown, notes), f"`{command}`"])]
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|*`<])", r"\\\1", text)
 
 
 def _markdown_table(columns: Sequence[Sequence[str]]) -> str:
@@ -172,7 +166,8 @@ def latex(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str)
 def _tabular(columns: Sequence[Column], table: ComparisonTable) -> str:
     titles = ["method", *(_latex(column.title) for column in columns)]
     keys = ["", *(rf"{{\tiny\texttt{{{_latex(column.key)}}}}}" for column in columns)]
-    rows = zip(map(_latex, table.rows), *(map(_latex_cell, found) for found in cells(columns, table)), strict=True)
+    found = [map(_latex_cell, cells(column, table)) for column in columns]
+    rows = zip(map(_latex, table.rows), *found, strict=True)
     first, second, *others = (" & ".join(row) + r" \\" for row in (titles, keys, *rows))
     begin = rf"\begin{{tabular}}{{l{'r' * len(columns)}}}"
     return "\n".join([begin, r"\toprule", first, second, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"])
@@ -181,10 +176,6 @@ def _tabular(columns: Sequence[Column], table: ComparisonTable) -> str:
 def _latex_cell(cell: Cell) -> str:
     text = _latex(cell.text).replace("-", "$-$")
     return rf"\textbf{{{text}}}" if cell.bold else text
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*`<])", r"\\\1", text)
 
 
 _LATEX = {
@@ -196,3 +187,24 @@ _LATEX = {
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
+
+
+def means(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str) -> str:
+    """A CSV file with a row for each method: mean over seeds, half-width of its 95 % t-interval and n of each figure.
+
+    It has no place for `notes` and `command`.
+    """
+    columns = list(dict.fromkeys(column for table in tables for column in (*table.metrics, *LEDGER)))
+    names = [f"{column.key}{part}" for column in columns for part in ("", "_half_width", "_n")]
+    rows: list[list[object]] = [["comparison", "method", *names]]
+    for table in tables:
+        for label, runs in table.rows.items():
+            rows.append([table.title, label])
+            for column in columns:
+                values = [value for run in runs.values() if (value := run.get(column.key)) is not None]
+                known = ("" if math.isnan(figure) else figure for figure in mean_interval(values))
+                rows[-1] += [*known, len(values)]
+    return csv_bytes(rows).decode()
+
+
+WRITERS = {"md": markdown, "tex": latex, "csv": means}

@@ -113,7 +113,7 @@ def warm_up(folder: Path) -> None:
     for name in (
         "timm", "torchvision.datasets", "torchvision.transforms.functional", "sklearn.datasets",
         "sklearn.model_selection", "tensorboard.compat.proto.event_pb2", "tensorboard.plugins.custom_scalar.layout_pb2",
-        "tensorboard.plugins.hparams.plugin_data_pb2", "reporting.page", "reporting.tables",
+        "tensorboard.plugins.hparams.plugin_data_pb2", "reporting.page",
     ):  # fmt: skip
         importlib.import_module(name)
     Image.init()
