@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 
 import pytest
 import torch
@@ -176,12 +175,12 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "value", "expected"), RIGHT, ids=lambda value: re.sub(" object.*", "", repr(value)))
+@pytest.mark.parametrize(("kind", "value", "expected"), RIGHT, ids=lambda value: getattr(value, "words", repr(value)))
 def test_values_that_are_read(kind, value, expected):
     assert kind.read("h.yaml: key", value) == expected
 
 
-@pytest.mark.parametrize(("kind", "value"), WRONG, ids=lambda value: re.sub(" object.*", "", repr(value)))
+@pytest.mark.parametrize(("kind", "value"), WRONG, ids=lambda value: getattr(value, "words", repr(value)))
 def test_values_that_are_refused_with_what_is_right(kind, value):
     with pytest.raises(UserError) as error:
         kind.read("h.yaml: key", value)
