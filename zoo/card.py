@@ -10,7 +10,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from datasets.objectives import CrossEntropy, Scores
 from evaluation.accuracy import MIXED_EXAMPLES
 from evaluation.measurements import (
     CLASS_INCREMENTAL,
@@ -21,6 +20,7 @@ from evaluation.measurements import (
 )
 from records.configuration import hyperparameters
 from records.directory import read_config
+from records.tables import read_measurements
 from utils.errors import one_line
 from zoo.saved import PLAIN, SavedTask, Zoo
 
@@ -38,7 +38,8 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
         parameters: number of parameters exported.
         files: names of the files of the network.
     """
-    config, raw, rows = zoo.config, read_config(zoo.path), zoo.measurements()
+    config, raw = zoo.config, read_config(zoo.path)
+    rows = [row for row in read_measurements(zoo.path, zoo.manifest)[0] if row.episode == zoo.manifest.episode]
     numbers = [task.number for task in outputs.values()]
     used = {member for number in numbers for member in zoo.combinations[number].members}
     recipe = {key: value for key, value in hyperparameters(config).items() if key not in _ELSEWHERE}
@@ -67,10 +68,7 @@ def plain_text(text: object) -> str:
 
 def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Figures of each task on its test images: as the run measured them, or of another combination than the run's."""
-    found: dict[int, Scores] = {row.task: row.scores for row in rows if row.is_test}
-    if zoo.combined_as != PLAIN:
-        for number, saved in zoo.saved_predictions("test").items():
-            found[number] = CrossEntropy().evaluate(saved.of(zoo.combinations[number]), saved.targets)
+    found = {row.task: row.scores for row in rows if row.is_test} if zoo.combined_as == PLAIN else zoo.test_scores()
     lines = []
     for output, task in outputs.items():
         accuracy, ece = found[task.number]["accuracy"], found[task.number]["ece"].value
