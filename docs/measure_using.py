@@ -26,7 +26,6 @@ sys.path.insert(0, str(PROJECT))
 import distill  # noqa: E402
 import modelzoo  # noqa: E402
 from datasets import build_stream  # noqa: E402
-from datasets.objectives import CrossEntropy  # noqa: E402
 from datasets.task import TaskStream  # noqa: E402
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION  # noqa: E402
 from evaluation.scenarios import ROUTINGS, score_without_task  # noqa: E402
@@ -114,8 +113,7 @@ def rules(zoos: Sequence[Zoo], data_dir: str) -> None:
 
 def scores(zoo: Zoo) -> tuple[float, float, float]:
     """Accuracy, NLL and ECE on test examples, means over tasks, from the saved predictions."""
-    saved, evaluate = zoo.saved_predictions("test"), CrossEntropy().evaluate
-    of_tasks = [evaluate(saved[task].of(one), saved[task].targets) for task, one in zoo.combinations.items()]
+    of_tasks = list(zoo.test_scores().values())
     return tuple(float(np.mean([scores[name].value for scores in of_tasks])) for name in ("accuracy", "loss", "ece"))  # type: ignore[return-value]
 
 
@@ -142,18 +140,15 @@ def budgets(zoos: Sequence[Zoo]) -> None:
 
 def students(runs: Sequence[dict[str, Path]], data_dir: str) -> None:
     """Accuracy and cost of zoo, smaller zoo, student and isolated networks."""
-    found: dict[str, list[tuple[float, ...]]] = {}
+    frames = []
     for paths in runs:
         zoo = Zoo.load(paths["zoo"], "cpu")
         zoos = {"zoo": zoo, "zoo, at most 2 members": zoo.combined(budget=2)}
         zoos |= {name: Zoo.load(paths[name], "cpu") for name in ("student", "isolated")}
-        task = stream_of(paths["zoo"], data_dir).task(middle_task(zoo))
-        for name, figures in compared(zoos, task).items():
-            values = (figures.accuracy, figures.answering, figures.parameters, figures.milliseconds)
-            found.setdefault(name, []).append(values)
+        frames.append(compared(zoos, stream_of(paths["zoo"], data_dir).task(middle_task(zoo))))
     rows = []
-    for name, of_seeds in found.items():
-        accuracy, answering, parameters, milliseconds = zip(*of_seeds, strict=True)
+    for name in frames[0].index:
+        accuracy, answering, parameters, milliseconds = np.array([frame.loc[name] for frame in frames]).T.tolist()
         rows.append([name, shown(accuracy), f"{np.mean(answering) / 1e3:,.0f} k", f"{np.mean(parameters) / 1e6:.2f} M",
                      f"{np.median(milliseconds):.3f}"])  # fmt: skip
     table(["", "accuracy", "parameters a task", "parameters", "ms an image"], rows)

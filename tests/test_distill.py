@@ -281,7 +281,7 @@ def test_the_table_follows_from_the_run_directories(zoo, capsys):
     assert teach("zoo", *compare) == 0
     rows = cells(capsys.readouterr().out)
     pruned = zoo.combined(budget=1)
-    assert list(rows) == ["zoo", "zoo, at most 1", "student", "isolated"]
+    assert list(rows) == ["zoo", "zoo, at most 1", "isolated", "student"]
     asked = {
         "zoo": {task: [m.number for m in zoo.members_for(task)] for task in TASKS},
         "zoo, at most 1": {task: pruned.combinations[task].members for task in TASKS},
