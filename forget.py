@@ -14,22 +14,22 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from methods import METHODS, check_name
 from methods.ensemble import Ensemble
 from records.console import Console
 from records.directory import CONFIG, check_free
+from records.session import prepared
 from training.loop import TrainingStats
 from training.threads import use_threads
-from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
+from utils.compute import enough_memory, provenance
 from utils.errors import UserError, one_line, run_program
 from utils.files import beside
 from utils.options import Parser
 from zoo import Zoo
-from zoo.forgetting import CERTIFICATE, members_of, retrained, write
+from zoo.forgetting import CERTIFICATE, LoadedMember, retrained, write
 from zoo.options import add_machine, add_new_run, finished, new_run
 
 
@@ -61,11 +61,8 @@ def forget(options: argparse.Namespace) -> None:
         UserError: the run cannot be read, has no such task, or is no ensemble; or nothing can be written.
         TrainingError: training cannot go on, or the new zoo cannot be written.
     """
-    make_reproducible()
-    keep_freed_memory()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     zoo = finished(options.run, options.device)
+    prepared(replace(zoo.config, device=options.device, threads=options.threads))
     method = zoo.config.method
     check_name(method, f"{zoo.path / CONFIG}: method: ")
     task = zoo.task(options.task)
@@ -74,7 +71,8 @@ def forget(options: argparse.Namespace) -> None:
     path = Path(options.run_dir) if options.run_dir else beside(options.run, f"-without-{task.number}")
     check_free(path, options.overwrite, [zoo.path])
     with new_run(path, options.overwrite, [zoo.path]):
-        before, stats, fingerprint = members_of(zoo), TrainingStats(), None
+        before = [LoadedMember(member, zoo.net(member)[0], zoo.predictions(member)) for member in zoo.members]
+        stats, fingerprint = TrainingStats(), None
         after = [member for member in before if task.number not in member.saved.tasks]
         if options.retrain:
             with enough_memory(f"training on {zoo.device}", "leave --retrain out"):

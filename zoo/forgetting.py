@@ -63,11 +63,6 @@ class LoadedMember:
         return hashlib.sha256(tensor_bytes(self.net.state_dict())).hexdigest()
 
 
-def members_of(zoo: Zoo) -> list[LoadedMember]:
-    """All members of a zoo that answer; a UserError if a file is damaged."""
-    return [LoadedMember(member, zoo.net(member)[0], zoo.predictions(member)) for member in zoo.members]
-
-
 def retrained(
     zoo: Zoo, forgotten: SavedTask, data_dir: str | None, monitor: RunMonitor
 ) -> tuple[list[LoadedMember], TrainingStats, str]:

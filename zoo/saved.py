@@ -25,14 +25,7 @@ from net.multihead import MultiHead, TaskWeights
 from records.configuration import saved_config
 from records.directory import CONFIG
 from records.manifest import TARGETS, Manifest
-from records.members import (
-    SavedMember,
-    answering,
-    predictions_file,
-    read_members,
-    read_network,
-    read_tensors_of,
-)
+from records.members import SavedMember, answering, predictions_file, read_members, read_network, read_tensors_of
 from records.run import opened
 from training.prediction import outputs_of_heads
 from utils.compute import Compute, pick_device
@@ -146,10 +139,10 @@ class Zoo:
         if len(named) > 1:
             numbers = ", ".join(str(known.number) for known in named)
             raise UserError(f"task {str(task)!r} is the name of several tasks; name one by its number: {numbers}")
-        numbered = [known for known in self.tasks if str(known.number) == str(task)]
-        if not named and not numbered:
+        found = named or [known for known in self.tasks if str(known.number) == str(task)]
+        if not found:
             raise UserError(f"{self.path}: {unknown('task', task, [known.name for known in self.tasks])}")
-        return (named or numbered)[0]
+        return found[0]
 
     def members_for(self, task: str | int) -> tuple[SavedMember, ...]:
         """The members that have learned a task, by its name or number."""
