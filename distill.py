@@ -35,6 +35,7 @@ from records.checkpoints import ending_on_sigterm
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
+from records.resume import check_same_data
 from records.session import prepared, trial_network, try_network
 from records.summary import load_isolated, summarize
 from records.writing import episode_facts, facts_of, header_of, resolve, save_members, targets_of
@@ -99,7 +100,7 @@ def distill(options: argparse.Namespace) -> None:
         device = prepared(config)
         saved = read_config(zoo.path)
         isolated = None if reference is None else load_isolated(reference, saved)
-        stream = stream_of(zoo, config, saved.get("data_sha256"), device)
+        stream = stream_of(zoo, config, saved, device)
         with enough_memory(f"training on {device}", "try --device cpu"):
             taught = lesson(zoo, stream)
             joint = replace(config, method="joint")
@@ -151,23 +152,17 @@ def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
     return zoos
 
 
-def stream_of(zoo: Zoo, config: RunConfig, fingerprint: object, device: torch.device) -> TaskStream:
-    """The stream that a run was trained on.
+def stream_of(zoo: Zoo, config: RunConfig, saved: Mapping[str, Any], device: torch.device) -> TaskStream:
+    """The stream that a run was trained on; a UserError if the data are not there, or others.
 
     Args:
         config: of the student, which says where the data lies.
-        fingerprint: of the run's data; None if it is not known, because a task was forgotten.
-
-    Raises:
-        UserError: the data are not there, or others.
+        saved: config.yaml of the run.
     """
     with enough_memory(f"the data on {device}", "try --device cpu"):
         stream = build_stream(config.data, zoo.config.seed, device)
-    if fingerprint is not None and stream.fingerprint() != fingerprint:
-        raise UserError(
-            f"{config.data.data_dir}: the data are not those that {zoo.path} was trained on (data_sha256 in its "
-            f"{CONFIG}); name their folder with --data_dir"
-        )
+    if saved["data_sha256"] is not None:  # it is not known where a task was forgotten
+        check_same_data(zoo.path, saved, stream.fingerprint(), config.data.data_dir)
     return stream
 
 

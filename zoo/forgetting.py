@@ -17,7 +17,7 @@ from torch import Tensor
 
 from datasets import build_stream
 from datasets.objectives import CrossEntropy, Scores
-from datasets.task import Episode, TaskStream
+from datasets.task import Episode
 from evaluation.accuracy import AVERAGES, HELD_OUT
 from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from methods import build_method
@@ -86,7 +86,11 @@ def retrained(
             "forgotten one; leave --retrain out"
         )
     stream = build_stream(config.data, config.seed, zoo.device)
-    _check_targets(zoo, stream, config.data.data_dir)
+    if not all(torch.equal(zoo.targets[task.id, "test"], task.test.targets.cpu()) for task in stream.tasks):
+        raise UserError(
+            f"{config.data.data_dir}: the data are not those that {zoo.path} was trained on; name their folder with "
+            "--data_dir"
+        )
     method = build_method(Context(config, stream.spec, zoo.as_trained))
     assert isinstance(method, Ensemble)
     method.revisit([Episode(task.id, (task,)) for task in stream.tasks])
@@ -194,12 +198,3 @@ def _scores(members: Sequence[LoadedMember], task: int, targets: Mapping[tuple[i
     predictions = [member.predictions[task, "test"].float().cpu() for member in asked]
     mean = weighted_mean(predictions, [member.saved.weight(task) for member in asked])
     return CrossEntropy().evaluate(mean, targets[task, "test"])
-
-
-def _check_targets(zoo: Zoo, stream: TaskStream, data_dir: Path) -> None:
-    nothing = torch.empty(0)
-    for task in stream.tasks:
-        if not torch.equal(zoo.targets.get((task.id, "test"), nothing), task.test.targets.cpu()):
-            raise UserError(
-                f"{data_dir}: the data are not those that {zoo.path} was trained on; name their folder with --data_dir"
-            )
