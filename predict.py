@@ -84,13 +84,12 @@ def predict(options: argparse.Namespace) -> int:
     skipped: list[str] = []
     try:
         with nullcontext() if out is None else written_whole(out) as file:
-            table = None if file is None else csv.writer(file, lineterminator="\n")
             for first, (names, images) in enumerate(decoded(files, zoo.input_shape, skipped)):
                 answer = zoo.predict(images, task, options.routing)
-                if table is None:
+                if file is None:
                     print_lines(names, answer, options.top)
                 else:
-                    table.writerows(rows(names, answer, header=not first))
+                    csv.writer(file, lineterminator="\n").writerows(rows(names, answer, header=not first))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a flush at exit must not fail again
         print("predict.py: nobody reads the output any more (broken pipe)", file=sys.stderr)

@@ -69,12 +69,10 @@ def plain_text(text: object) -> str:
 def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Figures of each task on its test images: as the run measured them, or of another combination than the run's."""
     found = {row.task: row.scores for row in rows if row.is_test} if zoo.combined_as == PLAIN else zoo.test_scores()
-    lines = []
-    for output, task in outputs.items():
-        accuracy, ece = found[task.number]["accuracy"], found[task.number]["ece"].value
-        facts = {"task": task, "output": output, "networks": len(zoo.combinations[task.number].members)}
-        lines.append({**facts, "n": accuracy.n, "accuracy": accuracy.value, "ece": ece})
-    return lines
+    return [
+        {"task": task, "output": output, "networks": len(zoo.combinations[task.number].members), **found[task.number]}
+        for output, task in outputs.items()
+    ]
 
 
 def _without_task(zoo: Zoo, numbers: Sequence[int], rows: Sequence[Measurement]) -> dict[str, float]:
