@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
 import distill
+import export
 import modelzoo
 import predict
 import report
@@ -243,6 +244,8 @@ def test_the_directory_is_a_run(stream, tmp_path, capsys):
     capsys.readouterr()
     assert predict.main(["zoo-student", str(tmp_path / "digit.png"), "--task", "2", "--threads", "1"]) == 0
     assert f"digit.png: 2 {stream.tasks[1].name}: " in capsys.readouterr().out
+    assert export.main(["zoo-student", "--out", str(tmp_path / "shipped"), "--format", "torch"]) == 0
+    assert "| method | student |" in (tmp_path / "shipped/README.md").read_text()
     assert report.main(["zoo-student", "--out", str(tmp_path)]) == 0
     assert "student" in (tmp_path / "report.html").read_text()
     capsys.readouterr()

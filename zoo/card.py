@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from evaluation.measurements import (
     Measurement,
     mean_over_tasks,
 )
+from methods import METHODS
 from records.configuration import hyperparameters
 from records.directory import read_config
 from records.tables import read_measurements
@@ -42,8 +44,9 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
     rows = [row for row in read_measurements(zoo.path, zoo.manifest)[0] if row.episode == zoo.manifest.episode]
     numbers = [task.number for task in outputs.values()]
     used = {member for number in numbers for member in zoo.combinations[number].members}
-    recipe = {key: value for key, value in hyperparameters(config).items() if key not in _ELSEWHERE}
-    recipe |= {"precision": config.precision, "commit": raw["commit"] or "not known"}
+    trained = config if config.method in METHODS else replace(config, method="joint")  # as a student is
+    recipe = {key: value for key, value in hyperparameters(trained).items() if key not in _ELSEWHERE}
+    recipe |= {"method": config.method, "precision": config.precision, "commit": raw["commit"] or "not known"}
     if raw["uncommitted_changes"]:
         recipe["commit"] = f"{recipe['commit']}, with changes"
     recipe["versions"] = ", ".join(f"{name} {version}" for name, version in raw["versions"].items())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from records.directory import check_free
 from records.lock import locked
+from records.summary import read_summary
 from utils.errors import TrainingError, UserError
 from utils.options import whole
 from utils.settings import Range
@@ -51,7 +52,7 @@ def add_combination(
 def finished(path: str, device: str) -> Zoo:
     """The zoo of a finished run; a UserError if it cannot be read, or is not finished."""
     zoo = Zoo.load(path, device)
-    if not zoo.manifest.finished:
+    if read_summary(zoo.path) is None:
         raise UserError(f"{path} is not finished; resume it first (modelzoo.py --resume)")
     return zoo
 
