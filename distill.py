@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,19 @@ from records.checkpoints import ending_on_sigterm
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
+from records.resume import check_same_data
 from records.session import prepared, trial_network, try_network
 from records.summary import load_isolated, summarize
-from records.writing import episode_facts, facts_of, resolve, save_members, targets_of
+from records.writing import episode_facts, facts_of, header_of, resolve, save_members, targets_of
 from training.threads import use_threads
 from utils.compute import Compute, describe_device, enough_memory
 from utils.errors import UserError, run_program
 from utils.files import beside
-from utils.options import Parser, check_text
+from utils.options import Parser, check_text, whole
 from utils.settings import NoSettings, Range
 from zoo import Zoo
-from zoo.distillation import EPOCHS, STUDENT, accuracies, compared, lesson, middle_task, table
-from zoo.options import add_combination, add_machine, add_new_run, finished, new_run, number
+from zoo.distillation import EPOCHS, STUDENT, compared, lesson, middle_task, table
+from zoo.options import add_combination, add_machine, add_new_run, finished, new_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,16 +62,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("run", metavar="RUN", help="a run directory")
     add_new_run(parser, "the student", f"RUN-{STUDENT}")
-    add("--epochs", metavar="N", type=number("--epochs"), help="of the student, which learns all tasks in one network "
-        f"(default: {EPOCHS} times those of a member)")  # fmt: skip
+    add("--epochs", metavar="N", type=partial(whole, "--epochs"),
+        help=f"of the student, one network for all tasks (default: {EPOCHS} times those of a member)")  # fmt: skip
     add("--data_dir", metavar="DIR", help="where the data lies (default: where the run had it)")
     add_combination(
         parser, "also compare with the zoo of which at most K members answer, chosen on held-out examples (default: no)"
     )
     add("--isolated", metavar="RUN", help="also compare with this finished run of --method isolated, same options "
         "(default: no)")  # fmt: skip
-    add("--seed", metavar="N", type=number("--seed", Range(0, 2**63 - 1)), help="of the student's first weights and "
-        "the order of its examples; which these are, the seed of the run says (default: that of the run)")  # fmt: skip
+    add("--seed", metavar="N", type=partial(whole, "--seed", accepted=Range(0, 2**63 - 1)),
+        help="of the student's first weights and the order of its examples; which these are, the seed of the run says "
+        "(default: that of the run)")  # fmt: skip
     add_machine(parser, "as many as the network is worth")
     add("--quiet", action="store_true", help="print only the table (default: progress)")
     options = parser.parse_known(argv)
@@ -97,7 +100,7 @@ def distill(options: argparse.Namespace) -> None:
         device = prepared(config)
         saved = read_config(zoo.path)
         isolated = None if reference is None else load_isolated(reference, saved)
-        stream = stream_of(zoo, config, saved.get("data_sha256"), device)
+        stream = stream_of(zoo, config, saved, device)
         with enough_memory(f"training on {device}", "try --device cpu"):
             taught = lesson(zoo, stream)
             joint = replace(config, method="joint")
@@ -108,13 +111,10 @@ def distill(options: argparse.Namespace) -> None:
             stack.enter_context(new_run(out, options.overwrite, reads))
             monitor = Console(options.quiet)
             stack.callback(monitor.close)
-            header = [
-                ("teacher", f"{zoo.path}: {len(zoo.members)} members, {len(taught.tasks)} tasks"),
-                ("data", f"{sum(len(task.train_eval) for task in taught.tasks):,} training examples that it has kept"),
-                ("network", f"{config.net.model}, {parameters:,} parameters and a head per task"),
-                ("device", ", ".join(filter(None, [describe_device(device), launch]))),
-                ("run", str(out)),
-            ]
+            kept = sum(len(task.train_eval) for task in taught.tasks)
+            launched = ", ".join(filter(None, [describe_device(device), launch]))
+            teacher = f"{zoo.path}: {len(zoo.members)} members, {kept:,} training examples that it has kept"
+            header = [("teacher", teacher), *header_of(config, stream, parameters, launched, out, 0)]
             monitor.run_begins(RunStart(header, {}, {}, len(taught.tasks), isolated, (), ()))
             student, facts, rows = teach(taught, config, compute, monitor)
         described = {
@@ -124,9 +124,8 @@ def distill(options: argparse.Namespace) -> None:
             "teacher": {"combine": options.combine, "temperature": options.temperature},
         }
         write(out, described, taught, student, facts, rows, isolated, time.perf_counter() - begin)
-        alone = {"isolated": zoos.pop("isolated")} if reference is not None else {}
-        everything = {**zoos, STUDENT: Zoo.load(out, options.device), **alone}
-        print(table(compared(everything, stream.task(middle_task(zoo)))), flush=True)
+        everything = {**zoos, STUDENT: Zoo.load(out, options.device)}
+        print(f"\n{table(compared(everything, stream.task(middle_task(zoo))))}", flush=True)
 
 
 def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
@@ -148,28 +147,22 @@ def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
                 f"--isolated {alone.path} has not learned the tasks of {run.path}; name a run with the same tasks"
             )
     for zoo in zoos.values():  # reads all files that are needed later
-        accuracies(zoo)
+        zoo.saved_predictions("test")
         zoo.answers(torch.zeros(1, *zoo.input_shape), [task.number for task in zoo.tasks])
     return zoos
 
 
-def stream_of(zoo: Zoo, config: RunConfig, fingerprint: object, device: torch.device) -> TaskStream:
-    """The stream that a run was trained on.
+def stream_of(zoo: Zoo, config: RunConfig, saved: Mapping[str, Any], device: torch.device) -> TaskStream:
+    """The stream that a run was trained on; a UserError if the data are not there, or others.
 
     Args:
         config: of the student, which says where the data lies.
-        fingerprint: of the run's data; None if it is not known, because a task was forgotten.
-
-    Raises:
-        UserError: the data are not there, or others.
+        saved: config.yaml of the run.
     """
     with enough_memory(f"the data on {device}", "try --device cpu"):
         stream = build_stream(config.data, zoo.config.seed, device)
-    if fingerprint is not None and stream.fingerprint() != fingerprint:
-        raise UserError(
-            f"{config.data.data_dir}: the data are not those that {zoo.path} was trained on (data_sha256 in its "
-            f"{CONFIG}); name their folder with --data_dir"
-        )
+    if saved["data_sha256"] is not None:  # it is not known where a task was forgotten
+        check_same_data(zoo.path, saved, stream.fingerprint(), config.data.data_dir)
     return stream
 
 

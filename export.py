@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import one_line, run_program
-from utils.options import Parser
+from utils.options import Parser, check_choice
+from zoo import Zoo
 from zoo.exporting import FILES, check_formats, ship
-from zoo.options import add_combination, check_new, combined, word
+from zoo.options import add_combination, check_new
 
 BOTH = "both"
 
@@ -35,8 +36,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("run", metavar="RUN", help="a run directory")
     add("--out", metavar="DIR", required=True,
         help="where the files go: a folder that does not exist or is empty (needed)")  # fmt: skip
-    add("--format", metavar="F", type=word("--format", "format", (*FILES, BOTH)), default=BOTH,
-        help=f"{', '.join(FILES)} or {BOTH} (default: {BOTH})")  # fmt: skip
+    add("--format", metavar="F", default=BOTH, help=f"{', '.join(FILES)} or {BOTH} (default: {BOTH})")
     add("--task", metavar="NAME", action="append", default=[], dest="tasks",
         help="name or number of a task to export; can be given several times (default: all)")  # fmt: skip
     add_combination(parser)
@@ -49,11 +49,12 @@ def export(options: argparse.Namespace) -> None:
     Raises:
         UserError: the zoo cannot be read or exported, or nothing can be written.
     """
+    check_choice("--format", "format", options.format, (*FILES, BOTH))
     formats = tuple(FILES) if options.format == BOTH else (options.format,)
     out = Path(options.out)
     check_formats(formats)
     check_new(out, "folder")
-    zoo = combined(options, "cpu")
+    zoo = Zoo.load(options.run, "cpu").combined(options.combine, options.temperature, options.budget)
     named = {zoo.task(name).number for name in options.tasks}
     for line in ship(zoo, out, formats, [task for task in zoo.tasks if task.number in named or not named]):
         print(one_line(line))

@@ -11,23 +11,25 @@ from utils.startup import prepare
 prepare(__name__)  # before torch is loaded
 
 import argparse
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from methods import METHODS, check_name
 from methods.ensemble import Ensemble
 from records.console import Console
 from records.directory import CONFIG, check_free
+from records.session import prepared
 from training.loop import TrainingStats
 from training.threads import use_threads
-from utils.compute import enough_memory, keep_freed_memory, make_reproducible, provenance
+from utils.compute import enough_memory, provenance
 from utils.errors import UserError, one_line, run_program
 from utils.files import beside
 from utils.options import Parser
-from zoo.forgetting import CERTIFICATE, Cost, members_of, retrained, write
+from zoo import Zoo
+from zoo.forgetting import CERTIFICATE, LoadedMember, retrained, write
 from zoo.options import add_machine, add_new_run, finished, new_run
 
 
@@ -59,11 +61,8 @@ def forget(options: argparse.Namespace) -> None:
         UserError: the run cannot be read, has no such task, or is no ensemble; or nothing can be written.
         TrainingError: training cannot go on, or the new zoo cannot be written.
     """
-    make_reproducible()
-    keep_freed_memory()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     zoo = finished(options.run, options.device)
+    prepared(replace(zoo.config, device=options.device, threads=options.threads))
     method = zoo.config.method
     check_name(method, f"{zoo.path / CONFIG}: method: ")
     task = zoo.task(options.task)
@@ -72,7 +71,8 @@ def forget(options: argparse.Namespace) -> None:
     path = Path(options.run_dir) if options.run_dir else beside(options.run, f"-without-{task.number}")
     check_free(path, options.overwrite, [zoo.path])
     with new_run(path, options.overwrite, [zoo.path]):
-        before, stats, fingerprint = members_of(zoo), TrainingStats(), None
+        before = [LoadedMember(member, zoo.net(member)[0], zoo.predictions(member)) for member in zoo.members]
+        stats, fingerprint = TrainingStats(), None
         after = [member for member in before if task.number not in member.saved.tasks]
         if options.retrain:
             with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
@@ -84,27 +84,28 @@ def forget(options: argparse.Namespace) -> None:
         if not after:
             raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
         facts = {**provenance(), "data_sha256": fingerprint}
-        costs = write(zoo, task, before, after, stats, path, facts)
-    print_costs({task.number: f"{task.number} {task.name}" for task in zoo.tasks}, costs)
+        write(zoo, task, before, after, stats, path, facts)
+    print_costs(zoo, Zoo.load(path, options.device))
     print(f"\n{len(before)} members before, {len(after)} now; which ever saw the task: {path / CERTIFICATE}")
     print(f"{zoo.path} still holds the task: remove it when it is not needed any more")
 
 
-def print_costs(names: Mapping[int, str], costs: Mapping[int, Cost]) -> None:
-    """A table of what the other tasks have lost; `names`: of the tasks, by number."""
+def print_costs(old: Zoo, new: Zoo) -> None:
+    """A table of what the other tasks have lost."""
+    before, after = old.test_scores(), new.test_scores()
     average = "average of those with a member"
+    names = {task.number: one_line(f"{task.number} {task.name}") for task in old.tasks}
+    del names[new.config.data.forgotten[-1]]
     width = max(map(len, [*names.values(), average]))
     print(f"{'task':<{width}}  members     accuracy")
-    answered = []
-    for number, cost in costs.items():
+    for number, name in names.items():
+        asked, left = (sum(number in member.tasks for member in zoo.members) for zoo in (old, new))
         change = "no member is left"
-        if cost.accuracy_after is not None:
-            answered.append((cost.accuracy_before, cost.accuracy_after))
-            change = f"{cost.accuracy_before:.4f} -> {cost.accuracy_after:.4f}"
-        members = f"{cost.members_before:>2} -> {cost.members_after:<2}"
-        print(f"{one_line(names[number]):<{width}}  {members}    {change}")
-    before, after = (sum(column) / len(answered) for column in zip(*answered, strict=True))
-    print(f"{average:<{width}}              {before:.4f} -> {after:.4f}")
+        if number in after:
+            change = f"{before[number]['accuracy'].value:.4f} -> {after[number]['accuracy'].value:.4f}"
+        print(f"{name:<{width}}  {asked:>2} -> {left:<2}    {change}")
+    means = (statistics.mean(scores[number]["accuracy"].value for number in after) for scores in (before, after))
+    print(f"{average:<{width}}              " + " -> ".join(f"{mean:.4f}" for mean in means))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,10 +29,10 @@ from tqdm import tqdm
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS
 from utils.errors import UserError, one_line, run_program
 from utils.files import written_whole
-from utils.options import Parser
-from zoo import Prediction
+from utils.options import Parser, check_choice, whole
+from zoo import Prediction, Zoo
 from zoo.inputs import find_images, read_image
-from zoo.options import add_combination, add_machine, check_new, combined, number, word
+from zoo.options import add_combination, add_machine, check_new
 from zoo.saved import AUTO
 
 _CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
@@ -53,9 +54,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="name or number of the task that the images are of; auto finds it (needed)")  # fmt: skip
     add("--out", metavar="CSV",
         help="file, task, class, probability, and one column a class (default: lines on stdout)")  # fmt: skip
-    add("--top", metavar="K", type=number("--top"), default=3,
+    add("--top", metavar="K", type=partial(whole, "--top"), default=3,
         help="classes in a line on stdout, the likeliest first (default: 3)")  # fmt: skip
-    add("--routing", metavar="NAME", type=word("--routing", "rule", ROUTINGS), default=DEFAULT_ROUTING,
+    add("--routing", metavar="NAME", default=DEFAULT_ROUTING,
         help=f"how --task auto finds the task: {', '.join(ROUTINGS)} (default: {DEFAULT_ROUTING})")  # fmt: skip
     add_combination(parser)
     add_machine(parser, "as many as there are cores")
@@ -73,7 +74,8 @@ def predict(options: argparse.Namespace) -> int:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    zoo = combined(options, options.device)
+    zoo = Zoo.load(options.run, options.device).combined(options.combine, options.temperature, options.budget)
+    check_choice("--routing", "rule", options.routing, ROUTINGS)
     task = options.task if options.task == AUTO else zoo.task(options.task).number
     files = [file for given in options.images for file in find_images(Path(given))]
     out = None if options.out is None else Path(options.out)
@@ -82,13 +84,12 @@ def predict(options: argparse.Namespace) -> int:
     skipped: list[str] = []
     try:
         with nullcontext() if out is None else written_whole(out) as file:
-            table = None if file is None else csv.writer(file, lineterminator="\n")
             for first, (names, images) in enumerate(decoded(files, zoo.input_shape, skipped)):
                 answer = zoo.predict(images, task, options.routing)
-                if table is None:
+                if file is None:
                     print_lines(names, answer, options.top)
                 else:
-                    table.writerows(rows(names, answer, header=not first))
+                    csv.writer(file, lineterminator="\n").writerows(rows(names, answer, header=not first))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a flush at exit must not fail again
         print("predict.py: nobody reads the output any more (broken pipe)", file=sys.stderr)

@@ -16,7 +16,7 @@ import io
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,7 +27,7 @@ import torch
 import distill
 import modelzoo
 from datasets import build_stream
-from datasets.objectives import CrossEntropy, Scores
+from datasets.objectives import Scores
 from datasets.task import TaskStream
 from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
 from evaluation.scenarios import ROUTINGS, score_without_task
@@ -124,9 +124,8 @@ def mean_score(scores: Iterable[Scores], name: str = "accuracy") -> float:
 
 def scores(zoo: Zoo) -> tuple[float, float, float]:
     """Accuracy, NLL and ECE on test examples, means over tasks, from the saved predictions."""
-    saved, evaluate = zoo.saved_predictions("test"), CrossEntropy().evaluate
-    of_tasks = [evaluate(saved[task].of(one), saved[task].targets) for task, one in zoo.combinations.items()]
-    return mean_score(of_tasks), mean_score(of_tasks, "loss"), mean_score(of_tasks, "ece")
+    of_tasks = list(zoo.test_scores().values())
+    return tuple(float(np.mean([scores[name].value for scores in of_tasks])) for name in ("accuracy", "loss", "ece"))  # type: ignore[return-value]
 
 
 def combinations(zoos: Sequence[Zoo]) -> None:
@@ -152,17 +151,15 @@ def budgets(zoos: Sequence[Zoo]) -> None:
 
 def students(runs: Sequence[dict[str, Path]]) -> None:
     """Accuracy and cost of zoo, smaller zoo, student and isolated networks."""
-    found = defaultdict(list)
+    frames = []
     for paths in runs:
         zoo = Zoo.load(paths["zoo"], "cpu")
         zoos = {"zoo": zoo, "zoo, at most 2 members": zoo.combined(budget=2)}
         zoos |= {name: Zoo.load(paths[name], "cpu") for name in ("student", "isolated")}
-        task = stream_of(zoo).task(middle_task(zoo))
-        for name, figures in compared(zoos, task).items():
-            found[name].append(astuple(figures))
+        frames.append(compared(zoos, stream_of(zoo).task(middle_task(zoo))))
     rows = []
-    for name, of_seeds in found.items():
-        accuracy, answering, parameters, milliseconds = zip(*of_seeds, strict=True)
+    for name in frames[0].index:
+        accuracy, answering, parameters, milliseconds = np.array([frame.loc[name] for frame in frames]).T.tolist()
         rows.append([name, shown(accuracy), f"{np.mean(answering) / 1e3:,.0f} k", f"{np.mean(parameters) / 1e6:.2f} M",
                      f"{np.median(milliseconds):.3f}"])  # fmt: skip
     table(["", "accuracy", "parameters a task", "parameters", "ms an image"], rows)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
 import distill
+import export
 import modelzoo
 import predict
 import report
@@ -243,6 +244,8 @@ def test_the_directory_is_a_run(stream, tmp_path, capsys):
     capsys.readouterr()
     assert predict.main(["zoo-student", str(tmp_path / "digit.png"), "--task", "2", "--threads", "1"]) == 0
     assert f"digit.png: 2 {stream.tasks[1].name}: " in capsys.readouterr().out
+    assert export.main(["zoo-student", "--out", str(tmp_path / "shipped"), "--format", "torch"]) == 0
+    assert "| method | student |" in (tmp_path / "shipped/README.md").read_text()
     assert report.main(["zoo-student", "--out", str(tmp_path)]) == 0
     assert "student" in (tmp_path / "report.html").read_text()
     capsys.readouterr()
@@ -281,7 +284,7 @@ def test_the_table_follows_from_the_run_directories(zoo, capsys):
     assert teach("zoo", *compare) == 0
     rows = cells(capsys.readouterr().out)
     pruned = zoo.combined(budget=1)
-    assert list(rows) == ["zoo", "zoo, at most 1", "student", "isolated"]
+    assert list(rows) == ["zoo", "zoo, at most 1", "isolated", "student"]
     asked = {
         "zoo": {task: [m.number for m in zoo.members_for(task)] for task in TASKS},
         "zoo, at most 1": {task: pruned.combinations[task].members for task in TASKS},

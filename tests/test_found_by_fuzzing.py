@@ -97,10 +97,6 @@ def all_bytes(byte):
     return lambda content: joined_safetensors((parts := split_safetensors(content))[0], byte * len(parts[1]))
 
 
-def other_tensor(name, change):
-    return lambda content: save((tensors := load(content)) | {name: change(tensors[name])})
-
-
 def longer_header(content):
     return joined_safetensors(*split_safetensors(content), len(content) - 8)
 
@@ -198,8 +194,6 @@ CASES = [
     report("a list for a number", {"run/config.yaml": in_net(dropout=[[0]])}, "run"),
     report("targets out of range", {"run/predictions/targets.": all_bytes(b"\x7f")}, "run"),
     # zoos
-    using("export", "no targets", ZOOS, "run --out made --budget 1",
-          {"run/predictions/targets.": other_tensor("task_3/test", lambda old: old[:0])}, "targets.safetensors"),
     using("distill", "an isolated network that is damaged", BOTH, "run --run_dir made --isolated alone",
           {"alone/members/member_002.safetensors": lambda old: old.replace(b'"F32"', b'" "  ', 1)}, "alone"),
     using("forget", "a folder for predictions", ZOOS, "run --task 2 --run_dir made",

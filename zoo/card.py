@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from datasets.objectives import CrossEntropy, Scores
 from evaluation.accuracy import MIXED_EXAMPLES
 from evaluation.measurements import (
     CLASS_INCREMENTAL,
@@ -19,8 +19,10 @@ from evaluation.measurements import (
     Measurement,
     mean_over_tasks,
 )
+from methods import METHODS
 from records.configuration import hyperparameters
 from records.directory import read_config
+from records.tables import read_measurements
 from utils.errors import one_line
 from zoo.saved import PLAIN, SavedTask, Zoo
 
@@ -38,11 +40,13 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
         parameters: number of parameters exported.
         files: names of the files of the network.
     """
-    config, raw, rows = zoo.config, read_config(zoo.path), zoo.measurements()
+    config, raw = zoo.config, read_config(zoo.path)
+    rows = [row for row in read_measurements(zoo.path, zoo.manifest)[0] if row.episode == zoo.manifest.episode]
     numbers = [task.number for task in outputs.values()]
     used = {member for number in numbers for member in zoo.combinations[number].members}
-    recipe = {key: value for key, value in hyperparameters(config).items() if key not in _ELSEWHERE}
-    recipe |= {"precision": config.precision, "commit": raw["commit"] or "not known"}
+    trained = config if config.method in METHODS else replace(config, method="joint")  # as a student is
+    recipe = {key: value for key, value in hyperparameters(trained).items() if key not in _ELSEWHERE}
+    recipe |= {"method": config.method, "precision": config.precision, "commit": raw["commit"] or "not known"}
     if raw["uncommitted_changes"]:
         recipe["commit"] = f"{recipe['commit']}, with changes"
     recipe["versions"] = ", ".join(f"{name} {version}" for name, version in raw["versions"].items())
@@ -67,16 +71,11 @@ def plain_text(text: object) -> str:
 
 def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Figures of each task on its test images: as the run measured them, or of another combination than the run's."""
-    found: dict[int, Scores] = {row.task: row.scores for row in rows if row.is_test}
-    if zoo.combined_as != PLAIN:
-        for number, saved in zoo.saved_predictions("test").items():
-            found[number] = CrossEntropy().evaluate(saved.of(zoo.combinations[number]), saved.targets)
-    lines = []
-    for output, task in outputs.items():
-        accuracy, ece = found[task.number]["accuracy"], found[task.number]["ece"].value
-        facts = {"task": task, "output": output, "networks": len(zoo.combinations[task.number].members)}
-        lines.append({**facts, "n": accuracy.n, "accuracy": accuracy.value, "ece": ece})
-    return lines
+    found = {row.task: row.scores for row in rows if row.is_test} if zoo.combined_as == PLAIN else zoo.test_scores()
+    return [
+        {"task": task, "output": output, "networks": len(zoo.combinations[task.number].members), **found[task.number]}
+        for output, task in outputs.items()
+    ]
 
 
 def _without_task(zoo: Zoo, numbers: Sequence[int], rows: Sequence[Measurement]) -> dict[str, float]:

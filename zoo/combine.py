@@ -85,11 +85,6 @@ def weighted_mean(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return mean
 
 
-def negative_log_likelihood(probabilities: Tensor, targets: Tensor) -> float:
-    """Sum over examples, in nats; probabilities [N, C], targets [N]."""
-    return -float(probabilities.gather(-1, targets.unsqueeze(-1)).clamp_min(_LEAST).log().double().sum())
-
-
 def fitted(
     plain: Mapping[int, Combination], held: Mapping[int, MemberPredictions], combine: str, temperature: str,
     budget: int | None = None,
@@ -105,20 +100,24 @@ def fitted(
     if budget is not None:
         made = {task: with_budget(one, held[task], budget) for task, one in made.items()}
     if temperature == "member":
-        made = with_member_temperatures(made, held)
-    fit = {"mean": lambda one, held: one, "weighted": weighted, "stacked": stacked}[combine]
-    made = {task: fit(one, held[task]) for task, one in made.items()}
-    return with_task_temperatures(made, held) if temperature == "task" else made
+        parts: dict[int, list[tuple[Tensor, Tensor]]] = {}  # a member has the same temperature in all its tasks
+        for task, one in made.items():
+            for member in one.members:
+                parts.setdefault(member, []).append((held[task].log_probabilities[member], held[task].targets))
+        found = _temperatures(parts)
+        made = {task: replace(one, temperatures=tuple(found[m] for m in one.members)) for task, one in made.items()}
+    if combine != "mean":
+        fit = weighted if combine == "weighted" else stacked
+        made = {task: fit(one, held[task]) for task, one in made.items()}
+    if temperature == "task":
+        answers = {task: held[task].of(one).clamp_min(_LEAST).log() for task, one in made.items()}
+        found = _temperatures({task: [(logs, held[task].targets)] for task, logs in answers.items()})
+        made = {task: replace(one, temperature=found[task]) for task, one in made.items()}
+    return made
 
 
 def with_budget(one: Combination, held: MemberPredictions, budget: int) -> Combination:
-    """The same combination of the `budget` most useful members, see order_of_members."""
-    keep = sorted(order_of_members(one, held)[:budget])
-    return replace(one, members=tuple(one.members[i] for i in keep), weights=tuple(one.weights[i] for i in keep))
-
-
-def order_of_members(one: Combination, held: MemberPredictions) -> list[int]:
-    """Indices of members, the most useful first: each next one gives the lowest loss on held-out examples.
+    """The same combination of at most `budget` members: each next one gives the lowest loss on held-out examples.
 
     Source: forward selection of Caruana et al., "Ensemble selection from libraries of models", 2004, without repeats.
     """
@@ -127,14 +126,15 @@ def order_of_members(one: Combination, held: MemberPredictions) -> list[int]:
     weights = torch.tensor(one.weights, dtype=torch.float64)
     chosen: list[int] = []
     total, mass = torch.zeros_like(right[0]), 0.0
-    while len(chosen) < len(right):
+    for _ in range(min(budget, len(right))):
         means = (total + weights[:, None] * right) / (mass + weights[:, None])
         losses = -means.clamp_min(_LEAST).log().sum(-1)
         losses[chosen] = math.inf
         best = int(losses.argmin())
         chosen.append(best)
         total, mass = total + weights[best] * right[best], mass + float(weights[best])
-    return chosen
+    keep = sorted(chosen)
+    return replace(one, members=tuple(one.members[i] for i in keep), weights=tuple(one.weights[i] for i in keep))
 
 
 def weighted(one: Combination, held: MemberPredictions) -> Combination:
@@ -182,27 +182,6 @@ def stacked(one: Combination, held: MemberPredictions) -> Combination:
     return replace(one, weights=tuple(values[:members].tolist()), biases=tuple(values[members:].tolist()))
 
 
-def with_task_temperatures(
-    made: Mapping[int, Combination], held: Mapping[int, MemberPredictions]
-) -> dict[int, Combination]:
-    """The same combinations with a temperature for each task."""
-    found = _temperatures({task: [(held[task].of(one).clamp_min(_LEAST).log(), held[task].targets)]
-                           for task, one in made.items()})  # fmt: skip
-    return {task: replace(one, temperature=found[task]) for task, one in made.items()}
-
-
-def with_member_temperatures(
-    made: Mapping[int, Combination], held: Mapping[int, MemberPredictions]
-) -> dict[int, Combination]:
-    """The same combinations with a temperature for each member, the same in all its tasks."""
-    parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for task, one in made.items():
-        for member in one.members:
-            parts.setdefault(member, []).append((held[task].log_probabilities[member], held[task].targets))
-    found = _temperatures(parts)
-    return {task: replace(one, temperatures=tuple(found[m] for m in one.members)) for task, one in made.items()}
-
-
 def _temperatures(groups: Mapping[int, Sequence[tuple[Tensor, Tensor]]]) -> dict[int, float]:
     """The most probable temperature of each group of log-probabilities [N, C] and targets [N].
 
@@ -212,8 +191,11 @@ def _temperatures(groups: Mapping[int, Sequence[tuple[Tensor, Tensor]]]) -> dict
     from scipy.optimize import minimize_scalar  # slow to import
 
     def loss(x: float, parts: Sequence[tuple[Tensor, Tensor]], common: float, spread: float) -> float:
-        likelihoods = [negative_log_likelihood((logs / math.exp(x)).softmax(-1), targets) for logs, targets in parts]
-        return sum(likelihoods) + 0.5 * ((x - common) / spread) ** 2
+        losses = []
+        for logs, targets in parts:
+            right = (logs / math.exp(x)).softmax(-1).gather(-1, targets.unsqueeze(-1))
+            losses.append(-float(right.clamp_min(_LEAST).log().double().sum()))
+        return sum(losses) + 0.5 * ((x - common) / spread) ** 2
 
     def best(*given: object) -> float:
         return float(minimize_scalar(loss, args=given, bounds=_LOG_TEMPERATURES, method="bounded").x)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,10 @@ from methods.base import Context
 from net import count_parameters
 from utils.compute import Compute
 from utils.errors import UserError
-from zoo.saved import SavedTask, Zoo
+from zoo.saved import Zoo
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STUDENT = "student"
 # Chosen by docs/measure_using.py.
@@ -33,6 +37,8 @@ EPOCHS = 4  # times those of a member
 LABELS = 0.5  # weight of the true class in a target; the zoo's prediction has the rest
 _CHUNK = 1024  # images that the zoo predicts at once
 _TIMED_IMAGES, _TIMES = 1000, 11
+# Of a comparison of zoos, with their format.
+COLUMNS = {"accuracy": "{:.4f}", "parameters a task": "{:,.0f}", "parameters": "{:,}", "ms an image": "{:.4f}"}
 
 
 class Imitation(CrossEntropy):
@@ -93,25 +99,14 @@ def stored_inputs(examples: Examples) -> list[Tensor]:
     return [data.inputs(slice(start, start + _CHUNK)) for start in range(0, len(data), _CHUNK)]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """How accurate a zoo is, and what it costs.
+def compared(zoos: Mapping[str, Zoo], task: Task) -> pd.DataFrame:
+    """How accurate zoos of the same tasks are, and what they cost, a line a zoo.
 
-    Attributes:
-        accuracy: on the test examples, mean over tasks.
-        answering: parameters used to answer a task, mean over tasks; heads of other tasks do not count.
-        parameters: of all members that answer some task.
-        milliseconds: per image.
+    Columns: accuracy on the test examples, mean over tasks; parameters used to answer a task, mean over tasks (heads of
+    other tasks do not count); parameters of all members that answer some task; milliseconds an image of `task`.
     """
+    import pandas as pd  # slow to import
 
-    accuracy: float
-    answering: float
-    parameters: int
-    milliseconds: float
-
-
-def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
-    """Figures of zoos of the same tasks; `task`: the one on whose test images the time is taken."""
     images = torch.cat(stored_inputs(task.test.subset(torch.arange(min(len(task.test), _TIMED_IMAGES)))))
     times: dict[str, list[float]] = {name: [] for name in zoos}
     for _ in range(1 + _TIMES):
@@ -121,43 +116,23 @@ def compared(zoos: Mapping[str, Zoo], task: Task) -> dict[str, Figures]:
             times[name].append(1000 * (time.perf_counter() - begin) / len(images))
     found = {}
     for name, zoo in zoos.items():
-        asked = {member for one in zoo.combinations.values() for member in one.members}
-        found[name] = Figures(
-            statistics.mean(accuracies(zoo).values()),
-            statistics.mean(_answering(zoo, known) for known in zoo.tasks),
-            sum(member.parameters for member in zoo.members if member.number in asked),
-            statistics.median(times[name][1:]),  # the first time is for warming up
-        )
-    return found
+        asked = {task: [member for member in zoo.members if member.number in one.members]
+                 for task, one in zoo.combinations.items()}  # fmt: skip
+        nets = [(task, zoo.net(member)[0]) for task, members in asked.items() for member in members]
+        answering = sum(count_parameters(net.trunk) + net.head_parameters(task) for task, net in nets)
+        sizes = {member.number: member.parameters for members in asked.values() for member in members}
+        accuracies = [scores["accuracy"].value for scores in zoo.test_scores().values()]
+        median = statistics.median(times[name][1:])  # the first time is for warming up
+        found[name] = statistics.mean(accuracies), answering / len(asked), sum(sizes.values()), median
+    return pd.DataFrame.from_dict(found, orient="index", columns=list(COLUMNS))
 
 
-def accuracies(zoo: Zoo) -> dict[int, float]:
-    """By task, the test accuracy of the members' saved predictions, combined as the zoo combines them."""
-    found = {}
-    for task, saved in zoo.saved_predictions("test").items():
-        chosen = saved.of(zoo.combinations[task]).argmax(-1)
-        found[task] = (chosen == saved.targets).double().mean().item()
-    return found
+def table(figures: pd.DataFrame) -> str:
+    """The comparison as text."""
+    return figures.to_string(formatters={name: form.format for name, form in COLUMNS.items()}, col_space=18)
 
 
 def middle_task(zoo: Zoo) -> int:
     """The task with the median number of members."""
     ordered = sorted(zoo.combinations, key=lambda task: len(zoo.combinations[task].members))
     return ordered[len(ordered) // 2]
-
-
-def table(rows: Mapping[str, Figures]) -> str:
-    """A table for people, a line for each zoo."""
-    titles = ("accuracy", "parameters a task", "parameters", "ms an image")
-    width = max(map(len, rows))
-    lines = ["", " " * width + "".join(f"  {title:>17}" for title in titles)]
-    for name, row in rows.items():
-        cells = (f"{row.accuracy:.4f}", f"{row.answering:,.0f}", f"{row.parameters:,}", f"{row.milliseconds:.4f}")
-        lines.append(f"{name:<{width}}" + "".join(f"  {cell:>17}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _answering(zoo: Zoo, task: SavedTask) -> int:
-    asked = zoo.combinations[task.number].members
-    nets = [zoo.net(member)[0] for member in zoo.members if member.number in asked]
-    return sum(count_parameters(net.trunk) + net.head_parameters(task.number) for net in nets)

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +38,6 @@ _BATCHES = (1, 3, 17)  # sizes with which an exported network is checked
 _LARGEST_ONNX = 2**31 - 2**24  # bytes of weights; one file of its format cannot have more than 2 GiB
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Answers = Callable[[Tensor], list[Tensor]]  # images -> probabilities of each task
-
-
-class Exported(NamedTuple):
-    """The content of a file, and the largest difference between one of its probabilities and the zoo's."""
-
-    content: bytes
-    difference: float
 
 
 class Part(nn.Module):
@@ -124,29 +116,26 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]
     """
     shipped = Shipped(zoo, tasks)
     networks = exported(shipped, zoo, tasks, formats)
-    for name, network in networks.items():
-        if not network.difference <= TOLERANCE:  # NaN is not
+    for name, (_, differs) in networks.items():
+        if not differs <= TOLERANCE:  # NaN is not
             raise UserError(
-                f"{name} does not answer like the zoo: a probability differs by {network.difference:.1e}, more than "
+                f"{name} does not answer like the zoo: a probability differs by {differs:.1e}, more than "
                 f"{TOLERANCE:g}; nothing was written"
             )
-    files = {name: network.content for name, network in networks.items()}
+    files = {name: content for name, (content, _) in networks.items()}
     outputs = {output_of(task.number): task for task in tasks}
     files["tasks.json"] = json_bytes({
         "input": {"name": INPUT, "dtype": "float32", "shape": ["N", *zoo.input_shape], "range": [0, 1]},
         "tasks": [{"number": task.number, "name": task.name, "output": output, "classes": list(task.classes)}
                   for output, task in outputs.items()],
     })  # fmt: skip
-    try:
-        files["README.md"] = model_card(zoo, outputs, count_parameters(shipped), list(networks)).encode()
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{zoo.path} cannot be described ({type(error).__name__}: {error})") from None
+    files["README.md"] = model_card(zoo, outputs, count_parameters(shipped), list(networks)).encode()
     try:
         write_folder(Path(os.path.realpath(out)), files)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
-    differences = {name: f", at most {network.difference:.1e} from the zoo" for name, network in networks.items()}
-    return [f"{out / name}: {len(content):,} bytes{differences.get(name, '')}" for name, content in files.items()]
+    notes = {name: f", at most {differs:.1e} from the zoo" for name, (_, differs) in networks.items()}
+    return [f"{out / name}: {len(content):,} bytes{notes.get(name, '')}" for name, content in files.items()]
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -158,8 +147,10 @@ def check_formats(formats: Sequence[str]) -> None:
         )
 
 
-def exported(shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Sequence[str]) -> dict[str, Exported]:
-    """By name, files loaded again and compared with the zoo; a UserError if a network cannot be written in a format."""
+def exported(
+    shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Sequence[str]
+) -> dict[str, tuple[bytes, float]]:
+    """By name, files and their difference from the zoo, loaded again; a UserError if a format cannot hold a network."""
     outputs = [output_of(task.number) for task in tasks]
     if "onnx" in formats and sum(value.nbytes for value in shipped.state_dict().values()) > _LARGEST_ONNX:
         raise UserError("an ONNX file holds 2 GiB and the members have more; name fewer tasks, or use --format torch")
@@ -168,9 +159,8 @@ def exported(shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Se
         with _silence():
             program = _program(shipped, zoo.input_shape)
             for kind in formats:
-                write, load = _FORMATS[kind]
-                content = write(program, outputs)
-                made[FILES[kind]] = Exported(content, difference(load(content, outputs), zoo, tasks))
+                content, answers = _FORMATS[kind](program, outputs)
+                made[FILES[kind]] = content, difference(answers, zoo, tasks)
     except UserError:
         raise
     except Exception as error:  # whatever exporters cannot do with some network
@@ -179,6 +169,7 @@ def exported(shipped: Shipped, zoo: Zoo, tasks: Sequence[SavedTask], formats: Se
     return made
 
 
+@torch.no_grad()
 def difference(answers: Answers, zoo: Zoo, tasks: Sequence[SavedTask]) -> float:
     """The largest difference of a probability from the zoo's, for random images in batches of several sizes; or NaN."""
     rng, found = generator(0, "export"), []
@@ -201,44 +192,32 @@ def _program(shipped: Shipped, shape: tuple[int, int, int]) -> ExportedProgram:
     return program
 
 
-def _onnx(program: ExportedProgram, outputs: Sequence[str]) -> bytes:
+def _onnx(program: ExportedProgram, outputs: Sequence[str]) -> tuple[bytes, Answers]:
+    """The file, and what the network answers when it is loaded from there."""
     import onnx
+    import onnxruntime
 
     made = torch.onnx.export(
         program, input_names=[INPUT], output_names=outputs, dynamic_shapes=({0: "N"},), dynamo=True, verbose=False
     )
     assert made is not None
     onnx.checker.check_model(made.model_proto, full_check=True)
-    return made.model_proto.SerializeToString()
-
-
-def _onnx_answers(content: bytes, outputs: Sequence[str]) -> Answers:
-    import onnxruntime
-
+    content = made.model_proto.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(found) for found in session.run(outputs, {INPUT: images.numpy()})]
+    return content, lambda images: [torch.from_numpy(p) for p in session.run(outputs, {INPUT: images.numpy()})]
 
 
-def _torch(program: ExportedProgram, outputs: Sequence[str]) -> bytes:
+def _torch(program: ExportedProgram, outputs: Sequence[str]) -> tuple[bytes, Answers]:
+    """The file, and what the network answers when it is loaded from there."""
     file = io.BytesIO()
     torch.export.save(program, file)
-    return file.getvalue()
+    model = torch.export.load(io.BytesIO(file.getvalue())).module()
+    return file.getvalue(), lambda images: list(model(images).values())
 
 
-def _torch_answers(content: bytes, outputs: Sequence[str]) -> Answers:
-    model = torch.export.load(io.BytesIO(content)).module()
-
-    def answers(images: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            found = model(images)
-        return [found[output] for output in outputs]
-
-    return answers
-
-
-_FORMATS = {"onnx": (_onnx, _onnx_answers), "torch": (_torch, _torch_answers)}
+_FORMATS = {"onnx": _onnx, "torch": _torch}
 
 
 @contextmanager

@@ -10,25 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from datasets import build_stream
 from datasets.objectives import CrossEntropy, Scores
-from datasets.task import HELD_OUT, Episode, TaskStream
+from datasets.task import HELD_OUT, Episode
 from evaluation.accuracy import AVERAGES
 from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from methods import build_method
 from methods.base import Context
 from methods.ensemble import Ensemble
 from net import count_parameters
+from net.multihead import MultiHead
 from records.directory import RunDirectory, read_config
 from records.manifest import MANIFEST
-from records.members import WEIGHTS_FILE, SavedMember
+from records.members import SavedMember
 from records.monitor import EpisodeFacts, RunMonitor
-from records.summary import read_summary, summarize
+from records.summary import costs, read_summary, summarize
 from training.loop import TrainingStats
 from utils.compute import peak_memory
 from utils.errors import UserError
@@ -50,37 +51,16 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class LoadedMember:
-    """A member of the old or the new zoo, with the content of its files."""
+    """A member of the old or the new zoo."""
 
     saved: SavedMember
-    tensors: Mapping[str, Tensor]
+    net: MultiHead
     predictions: Mapping[tuple[int, str], Tensor]  # (task, split) -> [N, C]
     retrained: bool = False
 
-    def answering(self, classes: int) -> int:
-        """Parameters that answer a task with so many classes: the trunk's and those of one head."""
-        weight, bias = self.tensors["weight"], self.tensors["bias"]
-        return self.saved.parameters - weight.numel() - bias.numel() + classes * (weight.shape[1] + 1)
-
     def sha256(self) -> str:
         """Checksum of the file of its weights."""
-        return hashlib.sha256(tensor_bytes(self.tensors)).hexdigest()
-
-
-class Cost(NamedTuple):
-    """How many members answer a task before and after, and its accuracy on test examples (None without a member)."""
-
-    members_before: int
-    members_after: int
-    accuracy_before: float
-    accuracy_after: float | None
-
-
-def members_of(zoo: Zoo) -> list[LoadedMember]:
-    """All members of a zoo that answer; a UserError if a file is damaged."""
-    for member in zoo.members:
-        zoo.net(member)  # checks that its weights are those of the network
-    return [LoadedMember(m, zoo.tensors(WEIGHTS_FILE.format(m.number)), zoo.predictions(m)) for m in zoo.members]
+        return hashlib.sha256(tensor_bytes(self.net.state_dict())).hexdigest()
 
 
 def retrained(
@@ -106,7 +86,11 @@ def retrained(
             "forgotten one; leave --retrain out"
         )
     stream = build_stream(config.data, config.seed, zoo.device)
-    _check_targets(zoo, stream, config.data.data_dir)
+    if not all(torch.equal(zoo.targets[task.id, "test"], task.test.targets.cpu()) for task in stream.tasks):
+        raise UserError(
+            f"{config.data.data_dir}: the data are not those that {zoo.path} was trained on; name their folder with "
+            "--data_dir"
+        )
     method = build_method(Context(config, stream.spec, zoo.as_trained))
     assert isinstance(method, Ensemble)
     method.revisit([Episode(task.id, (task,)) for task in stream.tasks])
@@ -126,22 +110,19 @@ def retrained(
             if held is not None:
                 new.predictions[number, HELD_OUT] = method.predictions_of(new, number, held)
         saved = replace(member.on(others), weights=new.weights, parameters=count_parameters(new.net))
-        found.append(LoadedMember(saved, new.net.state_dict(), new.predictions, retrained=True))
+        found.append(LoadedMember(saved, new.net, new.predictions, retrained=True))
     return found, stats, stream.fingerprint()
 
 
 def write(
     zoo: Zoo, forgotten: SavedTask, before: Sequence[LoadedMember], after: Sequence[LoadedMember],
     stats: TrainingStats, path: Path, facts: Mapping[str, Any],
-) -> dict[int, Cost]:  # fmt: skip
+) -> None:  # fmt: skip
     """Write the run directory of the new zoo into a folder that is locked and free.
 
     Args:
         before, after: members of the old and the new zoo.
         facts: of this process, for config.yaml.
-
-    Returns:
-        What it costs each remaining task.
     """
     after = sorted(after, key=lambda member: member.saved.number)
     saved = read_config(zoo.path)
@@ -152,15 +133,14 @@ def write(
     }  # fmt: skip
     remaining = [task for task in zoo.tasks if task != forgotten]
     targets = {key: values for key, values in zoo.targets.items() if key[0] != forgotten.number}
-    scores = {task.number: _scores(after, task.number, targets) for task in remaining}
     directory = RunDirectory.begin(path, config)
     directory.add_targets(targets)
     for number, member in enumerate(after):
         new = replace(member.saved, number=number, replaces_earlier=not number)
-        directory.add_member(new, member.tensors, member.predictions)
+        directory.add_member(new, member.net.state_dict(), member.predictions)
     rows = [
-        Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL, found)
-        for task in remaining if (found := scores[task.number]) is not None
+        Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL, scores)
+        for task in remaining if (scores := _scores(after, task.number, targets))
     ]  # fmt: skip
     rate = stats.images / (stats.seconds or 1e-9)
     trained = sorted({task for member in after if member.retrained for task in member.saved.tasks})
@@ -169,12 +149,11 @@ def write(
                            stats.seconds, rate, loss, peak_memory(zoo.device))  # fmt: skip
     directory.add_episode(episode, rows)
     directory.add_document(CERTIFICATE, certificate(zoo, forgotten, before, after))
-    asked = {task.number: [m for m in after if task.number in m.saved.tasks] for task in remaining}
-    answering = [member.answering(len(task.classes)) for task in remaining for member in asked[task.number]]
+    answering = [count_parameters(member.net.trunk) + member.net.head_parameters(task.number)
+                 for task in remaining for member in after if task.number in member.saved.tasks]  # fmt: skip
     summary = {
         **(read_summary(zoo.path) or {}), **summarize(rows, False, None), "continual": False, "tasks": len(rows),
-        "episodes": 1, "derived": config["derived"], "images_trained": stats.images, "train_seconds": stats.seconds,
-        "sample_gradients": stats.gradients, "images_per_second": rate, "total_seconds": stats.seconds,
+        "episodes": 1, "derived": config["derived"], **costs([episode]), "total_seconds": stats.seconds,
         "held_out_examples": sum(len(values) for (_, split), values in targets.items() if split == HELD_OUT),
         "stored_examples": None, "stored_bytes": None,  # not known: the memory is not part of the new run
         "parameters_per_prediction": sum(answering) / max(1, len(remaining)),
@@ -183,13 +162,6 @@ def write(
     }  # fmt: skip
     directory.commit(1, len(after), stats.seconds, {})
     directory.finish(summary, AVERAGES)
-    costs = {}
-    for number, members in asked.items():
-        then, now = _scores(before, number, targets), scores[number]
-        assert then is not None  # a task of the zoo has a member
-        accuracy = None if now is None else now["accuracy"].value
-        costs[number] = Cost(len(zoo.members_for(number)), len(members), then["accuracy"].value, accuracy)
-    return costs
 
 
 def certificate(
@@ -226,12 +198,3 @@ def _scores(members: Sequence[LoadedMember], task: int, targets: Mapping[tuple[i
     predictions = [member.predictions[task, "test"].float().cpu() for member in asked]
     mean = weighted_mean(predictions, [member.saved.weight(task) for member in asked])
     return CrossEntropy().evaluate(mean, targets[task, "test"])
-
-
-def _check_targets(zoo: Zoo, stream: TaskStream, data_dir: Path) -> None:
-    nothing = torch.empty(0)
-    for task in stream.tasks:
-        if not torch.equal(zoo.targets.get((task.id, "test"), nothing), task.test.targets.cpu()):
-            raise UserError(
-                f"{data_dir}: the data are not those that {zoo.path} was trained on; name their folder with --data_dir"
-            )

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from records.directory import check_free
 from records.lock import locked
 from records.summary import read_summary
 from utils.errors import TrainingError, UserError
-from utils.options import check_choice, whole
+from utils.options import whole
 from utils.settings import Range
 from zoo.combine import COMBINE, TEMPERATURES
 from zoo.saved import Zoo
-
-
-def number(option: str, accepted: Range = Range(1, 10**6)) -> Callable[[str], int]:
-    """The type of an option, for argparse, that is a whole number."""
-    return lambda text: whole(option, text, accepted)
-
-
-def word(option: str, kind: str, known: Mapping[str, Any] | Sequence[str]) -> Callable[[str], str]:
-    """The type of an option, for argparse, that is one of some words; `kind` says what they are."""
-
-    def check(text: str) -> str:
-        check_choice(option, kind, text, known)
-        return text
-
-    return check
 
 
 def add_machine(parser: argparse.ArgumentParser, threads: str) -> None:
     """--device and --threads; `threads`: how many without the option."""
     add = parser.add_argument
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add("--threads", metavar="N", type=number("--threads", Range(1, 1024)), help=f"CPU threads (default: {threads})")
+    add(
+        "--threads",
+        metavar="N",
+        type=partial(whole, "--threads", accepted=Range(1, 1024)),
+        help=f"CPU threads (default: {threads})",
+    )
 
 
 def add_new_run(parser: argparse.ArgumentParser, what: str, default: str) -> None:
@@ -56,12 +46,7 @@ def add_combination(
         "but mean are fitted on held-out examples (default: mean)")  # fmt: skip
     add("--temperature", metavar="NAME", default="none",
         help=f"calibrate on held-out examples: {', '.join(TEMPERATURES)} (default: none)")  # fmt: skip
-    add("--budget", metavar="K", type=number("--budget"), help=budget)
-
-
-def combined(options: argparse.Namespace, device: str) -> Zoo:
-    """The zoo of options.run, combined as the options say; a UserError if it cannot be read or combined so."""
-    return Zoo.load(options.run, device).combined(options.combine, options.temperature, options.budget)
+    add("--budget", metavar="K", type=partial(whole, "--budget"), help=budget)
 
 
 def finished(path: str, device: str) -> Zoo:

@@ -16,35 +16,25 @@ from torch import Tensor
 
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
-from datasets.objectives import CrossEntropy
+from datasets.objectives import CrossEntropy, Scores
 from datasets.task import HELD_OUT, Examples, StreamSpec
-from evaluation.measurements import Measurement
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS, Answer, answer_of, task_log_probabilities
 from methods.config import RunConfig
 from net.multihead import MultiHead, TaskWeights
 from records.configuration import saved_config
 from records.directory import CONFIG
-from records.manifest import TARGETS, Manifest, damaged
-from records.members import (
-    FACTS_FILE,
-    PREDICTIONS_FILE,
-    SavedMember,
-    answering,
-    read_members,
-    read_network,
-    read_tensors_of,
-)
+from records.manifest import TARGETS, Manifest
+from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_network, read_tensors_of
 from records.run import opened
-from records.tables import read_measurements
 from training.prediction import outputs_of_heads
 from utils.compute import Compute, pick_device
 from utils.errors import UserError, unknown
+from utils.options import check_choice
 from zoo.combine import COMBINE, TEMPERATURES, Combination, MemberPredictions, fitted, weighted_mean
 from zoo.inputs import Images, as_stored
 
 AUTO = "auto"
 PLAIN = "mean", "none", None  # the mean with the weights of training
-_LARGEST_SIDE = 1024  # of an input
 
 
 @dataclass(frozen=True)
@@ -94,9 +84,10 @@ class Zoo:
 
     Attributes:
         path: the run directory.
-        config: of the run.
+        config, manifest: of the run.
         tasks: those that a member has learned, in order.
         members: those that answer, in the order of joining.
+        device: on which members predict.
         combinations: by task number, how the answers of its members are combined.
         combined_as: the arguments of `combined` that made these.
     """
@@ -105,9 +96,9 @@ class Zoo:
         self, path: Path, config: RunConfig, manifest: Manifest, tasks: Sequence[SavedTask],
         members: Sequence[SavedMember], input_shape: tuple[int, int, int], device: torch.device,
     ) -> None:  # fmt: skip
-        self.path, self.config, self.tasks, self.members = path, config, tuple(tasks), tuple(members)
-        self.input_shape = input_shape
-        self._manifest, self._compute = manifest, Compute(device)
+        self.path, self.config, self.manifest = path, config, manifest
+        self.tasks, self.members = tuple(tasks), tuple(members)
+        self.input_shape, self.device = input_shape, device
         self._spec = StreamSpec(config.stream, input_shape, CrossEntropy(), ImagePreprocess(0, flip=False))
         self._loaded: dict[int, tuple[MultiHead, Mapping[int, TaskWeights]]] = {}
         self.combinations: Mapping[int, Combination] = self._plain()
@@ -126,32 +117,20 @@ class Zoo:
         path = Path(path)
         content, manifest = opened(path)
         config = saved_config(str(path / CONFIG), content)
-        members = read_members(path, manifest)
+        members = answering(read_members(path, manifest))
         if not members:
             raise UserError(f"{path} has no members")
-        shape, current = members[0].input_shape, answering(members)
-        if len(shape) != 3 or max(shape) > _LARGEST_SIDE or any(member.input_shape != shape for member in members):
-            reason = f"its input_shape is {shape}, not that of an image and of all members"
-            raise damaged(path, FACTS_FILE.format(0), reason)
-        facts = [task for m in current for task in zip(m.tasks, m.task_names, m.classes, strict=True)]
+        shape = members[0].input_shape
+        if len(shape) != 3:
+            raise UserError(f"{path} was trained on inputs of shape {list(shape)}; only images can be asked about")
+        facts = [task for m in members for task in zip(m.tasks, m.task_names, m.classes, strict=True)]
         tasks = {number: SavedTask(number, name, classes) for number, name, classes in sorted(facts)}
-        sides = shape[0], shape[1], shape[2]
-        return cls(path, config, manifest, [*tasks.values()], current, sides, pick_device(device))
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which members predict."""
-        return self._compute.device
+        return cls(path, config, manifest, [*tasks.values()], members, shape, pick_device(device))
 
     @property
     def as_trained(self) -> Compute:
-        """The device, with the precision in which the members were trained: bf16 is used on a GPU only."""
+        """The device with the precision in which the members were trained: bf16 is used on a GPU only."""
         return Compute(self.device, self.config.precision == "bf16" and self.device.type == "cuda")
-
-    @property
-    def finished(self) -> bool:
-        """Whether all episodes of the run are complete."""
-        return self._manifest.finished
 
     def task(self, task: str | int) -> SavedTask:
         """A task by its name or its number; a UserError if there is none, or several."""
@@ -159,10 +138,10 @@ class Zoo:
         if len(named) > 1:
             numbers = ", ".join(str(known.number) for known in named)
             raise UserError(f"task {str(task)!r} is the name of several tasks; name one by its number: {numbers}")
-        numbered = [known for known in self.tasks if str(known.number) == str(task)]
-        if not named and not numbered:
+        found = named or [known for known in self.tasks if str(known.number) == str(task)]
+        if not found:
             raise UserError(f"{self.path}: {unknown('task', task, [known.name for known in self.tasks])}")
-        return (named or numbered)[0]
+        return found[0]
 
     def members_for(self, task: str | int) -> tuple[SavedMember, ...]:
         """The members that have learned a task, by its name or number."""
@@ -182,8 +161,7 @@ class Zoo:
             UserError: no such task or rule, or images that do not fit.
         """
         stored = as_stored(images, self.input_shape)
-        if rule not in ROUTINGS:
-            raise UserError(f"--routing: {unknown('rule', rule, ROUTINGS)}")
+        check_choice("--routing", "rule", rule, ROUTINGS)
         if task == AUTO:
             return self._routed(self.answers(stored, [known.number for known in self.tasks]), rule)
         known = self.task(task)
@@ -194,12 +172,11 @@ class Zoo:
         """The likeliest class of the likeliest task, from the answers of all tasks."""
         of_task = task_log_probabilities([answers[task.number] for task in self.tasks], rule)
         parts = [answers[task.number].probabilities for task in self.tasks]
-        starts = torch.tensor([0, *(part.shape[1] for part in parts)]).cumsum(0)[:-1].to(of_task.device)
-        classes = torch.stack([part.argmax(-1) for part in parts], -1)
-        task = of_task.argmax(-1, keepdim=True)
-        chosen = (starts[task] + classes.gather(1, task)).squeeze(-1)
         both = torch.cat([of_task[:, i, None].exp() * part for i, part in enumerate(parts)], -1)
-        return Prediction(both.float(), tuple((task, name) for task in self.tasks for name in task.classes), chosen)
+        outputs = [(i, task, name) for i, task in enumerate(self.tasks) for name in task.classes]
+        place = torch.tensor([i for i, _, _ in outputs], device=both.device)  # [C], of the task of each output
+        chosen = both.masked_fill(place != of_task.argmax(-1, keepdim=True), -1).argmax(-1)
+        return Prediction(both.float(), tuple((task, name) for _, task, name in outputs), chosen)
 
     def answers(self, stored: Tensor, tasks: Sequence[int]) -> dict[int, Answer]:
         """The zoo's answers to inputs of any task, as if they were of each of `tasks`.
@@ -225,7 +202,7 @@ class Zoo:
         net, own = self.net(member)
         rows = torch.arange(len(stored), device=self.device)
         data = Mixture([(0, Examples(stored.to(self.device), rows, torch.zeros_like(rows)))])
-        return outputs_of_heads(net, tasks, data, self._spec, self._compute, own)
+        return outputs_of_heads(net, tasks, data, self._spec, Compute(self.device), own)
 
     def _answer(self, combination: Combination, by_member: Mapping[int, Tensor]) -> Answer:
         outputs = [by_member[member] for member in combination.members]
@@ -244,10 +221,8 @@ class Zoo:
         Raises:
             UserError: no examples were held out.
         """
-        if combine not in COMBINE:
-            raise UserError(f"--combine: {unknown('way to combine', combine, COMBINE)}")
-        if temperature not in TEMPERATURES:
-            raise UserError(f"--temperature: {unknown('temperature', temperature, TEMPERATURES)}")
+        check_choice("--combine", "way to combine", combine, COMBINE)
+        check_choice("--temperature", "temperature", temperature, TEMPERATURES)
         if budget is not None and budget < 1:
             raise UserError(f"--budget is {budget}; at least one member must answer")
         other = copy.copy(self)
@@ -279,54 +254,29 @@ class Zoo:
                 found[task][member.number] = predictions[task, split].clamp_min(1e-12).log()
         return {task: MemberPredictions(logs, self.targets[task, split]) for task, logs in found.items()}
 
-    def measurements(self) -> list[Measurement]:
-        """Rows of metrics.csv after the last episode of the zoo."""
-        rows, _ = read_measurements(self.path, self._manifest)
-        return [row for row in rows if row.episode == self._manifest.episode]
+    def test_scores(self) -> dict[int, Scores]:
+        """By task, the scores of the members' saved predictions on its test examples, combined as in this zoo."""
+        found = self.saved_predictions("test")
+        return {task: CrossEntropy().evaluate(saved.of(self.combinations[task]), saved.targets)
+                for task, saved in found.items()}  # fmt: skip
 
     @cached_property
     def targets(self) -> dict[tuple[int, str], Tensor]:
         """Targets, [N] by (task, split), of the examples whose predictions are saved."""
-        found = self._by_task_and_split(TARGETS)
-        splits = {"test", *(split for _, split in found)}
-        for task, split in found.keys() | {(task.number, split) for task in self.tasks for split in splits}:
-            values, classes = found.get((task, split), torch.empty(0)), self._classes(task)
-            numbers = values.dtype == torch.long and values.ndim == 1 and len(values) > 0
-            if not numbers or not 0 <= values.min() <= values.max() < classes:
-                raise damaged(self.path, TARGETS, f"task_{task}/{split} is missing, or not numbers of its classes")
-        return found
+        return self._by_task_and_split(TARGETS)
 
     def predictions(self, member: SavedMember) -> dict[tuple[int, str], Tensor]:
         """Saved predictions of a member on examples of its tasks, probabilities [N, C] by (task, split), on the CPU."""
-        name = PREDICTIONS_FILE.format(member.number)
-        found = self._by_task_and_split(name)
-        for (task, split), targets in self.targets.items():
-            if task in member.tasks:
-                values, shape = found.get((task, split), torch.empty(0)), (len(targets), self._classes(task))
-                fits = values.dtype == torch.float32 and values.shape == shape
-                if not fits or not (values >= 0).all() or not (values <= 1.001).all():
-                    reason = f"task_{task}/{split} is missing, or not {shape[0]} x {shape[1]} probabilities"
-                    raise damaged(self.path, name, reason)
-        return found
+        return self._by_task_and_split(PREDICTIONS_FILE.format(member.number))
 
     def _by_task_and_split(self, name: str) -> dict[tuple[int, str], Tensor]:
         """The tensors task_<number>/<split> of a file in predictions/."""
-        parts = [(key.removeprefix("task_").partition("/"), values) for key, values in self.tensors(name).items()]
-        try:
-            return {(int(task), split): values for (task, _, split), values in parts}
-        except ValueError:
-            raise damaged(self.path, name, "the name of a tensor is not task_<number>/<split>") from None
-
-    def _classes(self, task: int) -> int:
-        tasks = self.config.data.tasks
-        return len(tasks[task - 1].classes) if 0 < task <= len(tasks) else 0
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a file of the run, on the CPU."""
-        return read_tensors_of(self.path, self._manifest, name)
+        found = read_tensors_of(self.path, self.manifest, name)
+        parts = [(key.removeprefix("task_").partition("/"), values) for key, values in found.items()]
+        return {(int(task), split): values for (task, _, split), values in parts}
 
     def net(self, member: SavedMember) -> tuple[MultiHead, Mapping[int, TaskWeights]]:
         """The network of a member, and trunk weights that belong to single tasks; read from the disk once."""
         if member.number not in self._loaded:
-            self._loaded[member.number] = read_network(self.path, self._manifest, member, self.config, self.device)
+            self._loaded[member.number] = read_network(self.path, self.manifest, member, self.config, self.device)
         return self._loaded[member.number]
