@@ -5,8 +5,6 @@ modelzoo.py, one process a run, --jobs at a time -> run directories in the store
 run directories -> results.csv, table.md, table.tex, report.html (derived; --tables_only redoes them)
 """
 
-from __future__ import annotations
-
 from utils.startup import prepare
 
 prepare(__name__, computes=False)  # before torch is loaded

@@ -5,8 +5,6 @@ the zoo's answers to these -> one network with a head per task -> a new run dire
 zoo, zoo of fewer members, student, isolated networks -> a table: accuracy, parameters, time
 """
 
-from __future__ import annotations
-
 from utils.startup import prepare
 
 prepare(__name__)  # before torch is loaded

@@ -3,8 +3,6 @@
 RUN -> Zoo -> one module -> DIR/{model.onnx, model.pt2, tasks.json, README.md}
 """
 
-from __future__ import annotations
-
 from utils.startup import prepare
 
 prepare(__name__)  # before torch is loaded

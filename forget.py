@@ -4,8 +4,6 @@ RUN -> the members that never saw the task, and others trained again without it 
     -> what that costs the other tasks; certificate.json: which weights ever saw the task
 """
 
-from __future__ import annotations
-
 from utils.startup import prepare
 
 prepare(__name__)  # before torch is loaded

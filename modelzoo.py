@@ -5,8 +5,6 @@ for each episode: method.learn -> evaluation of the tasks seen -> measurements
 measurements -> run directory (facts) -> summary, final table, TensorBoard (derived)
 """
 
-from __future__ import annotations
-
 from utils.startup import prepare
 
 prepare(__name__)  # before torch is loaded

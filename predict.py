@@ -4,8 +4,6 @@ RUN -> Zoo
 images or folders -> decoded, a chunk ahead of the networks -> probabilities -> CSV, or a line an image
 """
 
-from __future__ import annotations
-
 from utils.startup import prepare
 
 prepare(__name__)  # before torch is loaded

@@ -7,8 +7,6 @@ several runs  -> their common folder: report.html, figures/
 All of it can be made again at any time from the run directories alone.
 """
 
-from __future__ import annotations
-
 from utils.startup import prepare
 
 prepare(__name__)  # before torch is loaded

@@ -4,8 +4,6 @@ To add a data set: one file with a function (DataConfig, seed, device) -> TaskSt
 beside `dataset` and `tasks` are a frozen dataclass, the function's attribute `Settings` (see images/image_folder.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The settings of a dataset YAML: its tasks, and which of their examples are used."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

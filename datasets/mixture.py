@@ -1,7 +1,5 @@
 """Several tasks as one table, from which mixed batches are gathered."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 
@@ -45,7 +43,7 @@ class Mixture:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def reordered(self, order: Tensor) -> Mixture:
+    def reordered(self, order: Tensor) -> "Mixture":
         """The table of the examples at the positions `order`, [K] int64 on the CPU."""
         other = copy.copy(self)
         other._rows = self._rows[order.to(self._rows.device)]

@@ -1,7 +1,5 @@
 """Objectives: the loss, the space in which the predictions of members are averaged, and the named scores."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

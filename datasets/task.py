@@ -6,8 +6,6 @@ A train source is a table or a generator. Both return one epoch as tensors on th
 gathered: no batch waits for Python to make its examples one by one.
 """
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -40,7 +38,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def subset(self, positions: Tensor) -> Examples:
+    def subset(self, positions: Tensor) -> "Examples":
         """The examples at `positions`, [K] int64, repeats allowed; without slices."""
         rows = self.rows[positions.to(self.rows.device)]
         return replace(self, rows=rows, targets=self.targets[positions.to(self.targets.device)], slices={})
@@ -126,7 +124,7 @@ class Task:
         """The training examples that nothing is trained on; None if none were set aside."""
         return self.splits.get(HELD_OUT)
 
-    def with_splits(self, **splits: Examples) -> Task:
+    def with_splits(self, **splits: Examples) -> "Task":
         """The same task with some splits added or replaced."""
         return replace(self, splits={**self.splits, **splits})
 

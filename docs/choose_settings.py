@@ -11,8 +11,6 @@ the end go to the block `streams` of config/method/<name>.yaml, and a table of a
 at the edge of its range is marked (edge): try more values.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

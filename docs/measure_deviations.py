@@ -6,8 +6,6 @@ Each variant replaces functions by what the authors' code does and trains the zo
 ours is paired over seeds, with a 95 % t-interval.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

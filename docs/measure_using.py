@@ -8,8 +8,6 @@ weights of the true class, epochs and kept images. Finished runs in the store ar
 DIR/MNIST/raw. Prints Markdown.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

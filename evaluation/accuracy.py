@@ -6,8 +6,6 @@ each new network on test examples of all tasks    -> running means, by task -> s
 each new network on held-out examples of its tasks -> saved, to calibrate and combine members
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Protocol

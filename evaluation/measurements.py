@@ -1,7 +1,5 @@
 """Measurement: the scores on one task, split and slice after one episode; and the scenarios."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a method hands over to be measured: its networks and what it learned; and running means of predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -5,8 +5,6 @@ stream), NaN where the task had not been revealed; R[0], of the untrained networ
 Several of these names have more than one definition in the literature; each function states the one it computes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

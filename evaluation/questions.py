@@ -3,8 +3,6 @@
 To add one: a function Subject -> scores by name, and one line in EVALUATIONS; `--evaluate NAME` asks it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

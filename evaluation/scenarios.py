@@ -10,8 +10,6 @@ The scenarios are those of van de Ven, Tuytelaars & Tolias, "Three types of incr
     task-identification  the task is not given; which task? (part of the class-incremental scenario)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

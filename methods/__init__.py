@@ -4,8 +4,6 @@ To add a method: one file with a class (see Method in base.py), one line in METH
 config/method/<name>.yaml.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from methods.agem import AGEM, MEGA

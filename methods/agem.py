@@ -1,7 +1,5 @@
 """A-GEM and MEGA: the gradient of the new task is turned towards that of a batch of past tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

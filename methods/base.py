@@ -1,7 +1,5 @@
 """The interface of a continual-learning method: it learns from episodes and predicts tasks."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass

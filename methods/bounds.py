@@ -4,8 +4,6 @@ Isolated networks are the reference for forward transfer. Networks that see all 
 bounds, finetuning is the usual lower one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from datasets.task import Episode, TrainSource

@@ -1,7 +1,5 @@
 """The configuration of a run: everything that determines its result."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """An ensemble of members that answers with the mean of their predictions: the base of the zoo and of Isolated."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 

@@ -4,8 +4,6 @@ Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNA
 Schwarz et al., "Progress & Compress", ICML 2018.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

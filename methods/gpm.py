@@ -3,8 +3,6 @@
 Saha, Garg & Roy, "Gradient Projection Memory for Continual Learning", ICLR 2021.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial

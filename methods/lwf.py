@@ -3,8 +3,6 @@
 Li & Hoiem, "Learning without Forgetting", ECCV 2016.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Zenke, Poole & Ganguli, "Continual Learning Through Synaptic Intelligence", ICML 2017.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

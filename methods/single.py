@@ -1,7 +1,5 @@
 """One network for all tasks: the base of finetuning and of the methods against forgetting."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Mirzadeh et al., "Understanding the Role of Training Regimes in Continual Learning", NeurIPS 2020.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from methods.single import NormRule, SingleNet

@@ -1,7 +1,5 @@
 """A subnetwork for each task: the weights that a task uses are never changed again, so nothing is forgotten."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Kang et al., "Forget-free Continual Learning with Winning Subnetworks", ICML 2022.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

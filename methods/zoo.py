@@ -4,8 +4,6 @@ likelier, and joins the ensemble.
 Ramesh & Chaudhari, "Model Zoo: A Growing Brain That Learns Continually", ICLR 2022, arXiv 2106.03027.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch

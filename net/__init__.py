@@ -4,8 +4,6 @@ To add a network: one file with a trunk, a module built from (shape of one input
 `Settings` (see utils/settings.py), and one line in TRUNKS.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A multilayer perceptron, for vectors and for whatever may be flattened into one."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """A network: a trunk with one head for each task, one head that all tasks share, or none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

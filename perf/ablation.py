@@ -6,8 +6,6 @@ First images per second of the bare loop, batch 16: each line has the changes of
 a batch of 16; ours is measured for twenty batches at once, and divided. All lines of a table are measured in turn.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Shared by the measurements: cases, synthetic streams, the bare loop, timing in turn and the command line."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import datetime

@@ -11,8 +11,6 @@ Memory is the peak of the process above that of the libraries. It is compared wi
 data once and trains one full member, plus the cached probabilities of the other tasks.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import statistics

@@ -6,8 +6,6 @@ Conv net, 28x28 grey images, random crops, batch 16, on the CPU. avalanche-lib 0
 environment. Every measurement is a process, taken in turn.
 """
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The small conv net and its data as usually written, with torch, torchvision and Pillow only."""
 
-from __future__ import annotations
-
 import torch
 from PIL import Image
 from torch import Tensor, nn

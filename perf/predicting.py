@@ -7,8 +7,6 @@ every file, in as many threads as there are cores; then every member that answer
 beforehand, through its network in batches. Medians of three rounds, taken in turn.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

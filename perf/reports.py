@@ -5,8 +5,6 @@
 The runs are made first, with one epoch on a few handwritten digits. Each report is a new process; wall time.
 """
 
-from __future__ import annotations
-
 import itertools
 import subprocess
 import sys

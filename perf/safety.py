@@ -8,8 +8,6 @@ the share of the protected run that is spent in these parts, by a stopwatch arou
 training is saved every second; the default is every ten minutes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

@@ -9,8 +9,6 @@ share of the cores. fair/auto: how much longer auto takes. Every measurement is 
 turn.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -8,8 +8,6 @@ naive: the same as it is usually written, see plain.py, with SGD one parameter a
 outside: share of the run's wall time outside training. On a GPU, eager: the bare loop without a CUDA graph.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 

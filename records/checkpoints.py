@@ -1,7 +1,5 @@
 """RunCheckpoints: saves training under way in the run directory, every few minutes and when a signal stops the run."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import time

@@ -3,8 +3,6 @@
 YAML files, options and --set -> nested keys and values -> RunConfig -> config.yaml -> RunConfig
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache

@@ -1,7 +1,5 @@
 """Console: a run on the terminal."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ the manifest does not name belong to an interrupted commit, and are removed when
 to; the manifest says how long their committed part is, and a resumed run cuts off the rest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -69,7 +67,7 @@ class RunDirectory:
             (path / folder).mkdir(exist_ok=True)
 
     @classmethod
-    def begin(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
+    def begin(cls, path: Path, config: Mapping[str, Any]) -> "RunDirectory":
         """An empty run, in place of one that is already there (see check_free). Other files in the folder stay."""
         # The order matters if the process is killed: without a manifest, what is left is never taken for a run,
         # and with the new config.yaml in place a resumed run cannot use the old options.
@@ -80,7 +78,7 @@ class RunDirectory:
         return cls(path, _first_manifest(path))
 
     @classmethod
-    def reopen(cls, path: Path) -> RunDirectory:
+    def reopen(cls, path: Path) -> "RunDirectory":
         """The run as it was last committed; the files of an interrupted commit are removed."""
         for folder in _FOLDERS:
             if (path / folder).is_symlink():
@@ -161,7 +159,7 @@ class RunDirectory:
         with contextlib.suppress(OSError):  # it is not empty
             (self.path / "state").rmdir()
 
-    def adopting(self, other: Path, targets: Mapping[tuple[int, str], Tensor]) -> RunDirectory:
+    def adopting(self, other: Path, targets: Mapping[tuple[int, str], Tensor]) -> "RunDirectory":
         """Copy the episodes, members, predictions and state of a finished run to extend it; `targets`: of all tasks."""
         manifest = read_manifest(other)
         assert manifest is not None

@@ -1,7 +1,5 @@
 """The command line of modelzoo.py: Invocation is the configuration of a run and the options of the command."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

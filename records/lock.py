@@ -1,7 +1,5 @@
 """locked: a folder that one process at a time may use."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -3,8 +3,6 @@
 It is written last, by one rename, and so commits everything that was written before it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

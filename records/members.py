@@ -1,7 +1,5 @@
 """The files of a saved network in members/: its description (JSON) and its weights (safetensors)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,7 +40,7 @@ class SavedMember:
         """The weight of its predictions in the mean of a task."""
         return self.weights[self.tasks.index(task)]
 
-    def on(self, tasks: Sequence[int]) -> SavedMember:
+    def on(self, tasks: Sequence[int]) -> "SavedMember":
         """The same network, restricted to some of its tasks."""
         places = [self.tasks.index(task) for task in tasks]
         return replace(
@@ -57,7 +55,7 @@ class SavedMember:
         return {"member": content.pop("number"), **content}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> SavedMember:
+    def from_json(cls, content: Mapping[str, Any]) -> "SavedMember":
         """The inverse of `to_json`; KeyError, TypeError or ValueError if the facts do not fit together."""
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
         values |= {"number": values.pop("member"), "classes": tuple(map(tuple, values["classes"]))}

@@ -1,7 +1,5 @@
 """Monitors: they are told what happens in a run, and do not change it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

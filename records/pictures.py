@@ -1,7 +1,5 @@
 """Heat maps as PNG files, fast enough (a millisecond) to draw some in every episode."""
 
-from __future__ import annotations
-
 import io
 from typing import NamedTuple
 

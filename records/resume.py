@@ -1,7 +1,5 @@
 """Resuming and extending a run with the options and the data that it was begun with."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import replace

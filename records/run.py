@@ -1,7 +1,5 @@
 """Run: the measurements, predictions and members of a run directory as Python objects."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +49,7 @@ class Run:
     places: Mapping[int, int]
 
     @classmethod
-    def load(cls, path: str | Path) -> Run:
+    def load(cls, path: str | Path) -> "Run":
         """Read a run directory; also one that a process is writing to.
 
         Raises:
@@ -71,7 +69,7 @@ class Run:
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
 
-    def renumbered(self) -> Run:
+    def renumbered(self) -> "Run":
         """The same run with its tasks numbered from 1 without gaps, which forget.py leaves."""
         places = {number: place for place, number in enumerate(sorted(self.places), 1)}
         return replace(
@@ -115,7 +113,7 @@ class Run:
         return list(self.summary["task_names"])
 
     @cached_property
-    def metrics(self) -> pd.DataFrame:
+    def metrics(self) -> "pd.DataFrame":
         """metrics.csv, a line a score; `slice` is "" for the whole split, `stderr` NaN where unknown."""
         import pandas as pd
 
@@ -180,7 +178,7 @@ class Run:
                 found.setdefault(task, {})[member.number] = values.astype(np.float64)
         return dict(sorted(found.items()))
 
-    def against(self, isolated: Sequence[float]) -> Run:
+    def against(self, isolated: Sequence[float]) -> "Run":
         """The same run with the figures that compare it with `isolated`, [tasks] (see the property)."""
         so_far = list(isolated)[: len(self.task_names)]
         found = summarize(self.rows, self.continual, so_far, self.config["higher_is_better"])

@@ -3,8 +3,6 @@
 Invocation -> Plan (what is to be run) -> Session (everything built and checked, the directory open and locked)
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import time

@@ -1,7 +1,5 @@
 """summary.json and the final table: the figures of a run, computed from its measurements."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

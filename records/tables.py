@@ -1,7 +1,5 @@
 """Reading and writing the two tables of a run: metrics.csv, a line a score, and episodes.csv, a line an episode."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence

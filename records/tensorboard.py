@@ -1,7 +1,5 @@
 """TensorBoard: a run's curves, pictures, hyperparameters and configuration. docs/tensorboard.md lists every tag."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

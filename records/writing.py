@@ -1,7 +1,5 @@
 """The contents of the files of a run: config.yaml, targets, members, a line of episodes.csv, summary.json."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

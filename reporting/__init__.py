@@ -1,7 +1,5 @@
 """From run directories: figures, tables, one HTML page."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Analyses of a finished run: pure functions of its measurements and predictions."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd

@@ -1,7 +1,5 @@
 """Parts that figures share: heat maps, labelled lines, colour bars."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The figures of one run: each has a caption that can be read alone and the data that it shows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm, Normalize

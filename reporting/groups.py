@@ -1,7 +1,5 @@
 """Sort runs into comparisons (same stream and network) and groups (same options but for the seed)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The report: one HTML page that needs no other file, and its figures as files for papers and slides."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Sequence

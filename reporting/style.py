@@ -1,7 +1,5 @@
 """The style of the figures: text sizes, colours that colour-blind readers can distinguish, light and dark."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Plan a benchmark: read the grid of config/benchmark/*.yaml, check it and list its runs."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

@@ -1,7 +1,5 @@
 """Run commands as processes, a few at a time."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """Statistics of a comparison over a few seeds: pure functions, NaN where undefined."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

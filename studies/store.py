@@ -1,7 +1,5 @@
 """The run directories of a benchmark: check them against the grid and collect their results."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

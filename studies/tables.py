@@ -1,7 +1,5 @@
 """Tables that compare methods over seeds, in Markdown, LaTeX and CSV."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

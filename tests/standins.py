@@ -1,7 +1,5 @@
 """Small stand-ins for the public data sets, written in the files' own formats; each writer returns what it wrote."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Batches of images: normalised, augmented and gathered as whole tensors, checked image by image."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -1,7 +1,5 @@
 """Readers of files: what was written is what is read, and what is damaged or hostile is one clear error."""
 
-from __future__ import annotations
-
 import gzip
 import importlib
 import io

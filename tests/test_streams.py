@@ -1,7 +1,5 @@
 """Every stream, from its YAML file to the examples of its tasks, against the data it is made of."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 What a stream of tokens or of numbers needs is here in its smallest form: an objective, a generator, a trunk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice

@@ -1,7 +1,5 @@
 """Batches: examples in random order or drawn from a replay memory, gathered and augmented many batches at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +31,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def halves(self) -> tuple[Batch, Batch]:
+    def halves(self) -> "tuple[Batch, Batch]":
         """The examples of the new task, and the replayed ones."""
         sizes = [len(self) - self.replayed, self.replayed]
         inputs, targets, task_ids = (part.split(sizes) for part in (self.inputs, self.targets, self.task_ids))

@@ -1,7 +1,5 @@
 """How training steps are launched: one operation at a time, or whole steps as CUDA graphs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from datasets.mixture import Mixture

@@ -1,7 +1,5 @@
 """Training one network, the same for every method: train sources -> Mixture -> batches -> GradientSteps."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +36,7 @@ class TrainingStats:
     seconds: float = 0.0  # inside the training loop only
     loss: float = math.nan  # mean over the last epoch
 
-    def __add__(self, other: TrainingStats) -> TrainingStats:
+    def __add__(self, other: "TrainingStats") -> "TrainingStats":
         if not self.examples:
             return other
         examples, images, gradients, steps, seconds, _ = map(sum, zip(astuple(self), astuple(other), strict=True))

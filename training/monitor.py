@@ -1,7 +1,5 @@
 """The interfaces through which training reports its progress, and saves its state and finds it again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from utils.trees import Tree

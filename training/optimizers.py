@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules. To add a schedule: one line in SCHEDULES."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

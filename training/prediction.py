@@ -1,7 +1,5 @@
 """Outputs and predictions of a network in test mode, on un-augmented examples."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The recipe by which one network is trained: length, batches, optimizer and learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -4,8 +4,6 @@ On a CUDA device a step on 16 small images takes as long as launching its hundre
 are captured into CUDA graphs and replayed, where that is possible.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """How many CPU threads a network is trained with."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -1,7 +1,5 @@
 """Avoid loading torch's compiler: it is not used here, but torch's optimizers import it (half a second to two)."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Device, precision and memory of a run, and the versions that it ran with."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.metadata
 import platform

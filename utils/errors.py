@@ -1,7 +1,5 @@
 """Errors that end a program, each shown to the user as one line and an exit code."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import signal

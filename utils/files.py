@@ -1,7 +1,5 @@
 """Write files so that they appear whole or not at all, in JSON, YAML, CSV and safetensors."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno

@@ -6,8 +6,6 @@ while they wait, which costs a third of the speed on a quiet machine. The choice
 be made before torch is loaded, so nothing here imports anything heavy.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import time

@@ -1,7 +1,5 @@
 """Command lines: options built from declared settings, and errors on one line."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import sys

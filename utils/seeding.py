@@ -4,8 +4,6 @@ A member is the same whatever ran before it: adding a method, an evaluation or a
 one zoo never share an initialisation.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -8,8 +8,6 @@ The command line, the checks of YAML files, config.yaml, what a resumed run may 
 TensorBoard's hyperparameters are derived from these declarations.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping

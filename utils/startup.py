@@ -1,7 +1,5 @@
 """The start of a program, before it loads torch (seconds): nothing here imports anything heavy."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

@@ -5,8 +5,6 @@ and `import torchvision` fails because it registers shape functions for two unde
 them, so their schemas are declared if the library is missing. Call this before importing torchvision or timm.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 from pathlib import Path

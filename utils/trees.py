@@ -1,7 +1,5 @@
 """Nested containers of tensors and plain values as one safetensors file; reading it runs no code."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

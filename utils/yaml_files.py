@@ -1,7 +1,5 @@
 """Read YAML files written by people; anything unreadable is refused in one line."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from typing import Any
 

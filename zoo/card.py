@@ -1,7 +1,5 @@
 """The model card of an exported zoo: what a stranger has to know before using it. The template is card.md."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ Parameters are fitted on training examples that no member was trained on (--hold
 few of these: so priors draw the parameters towards their values in the plain mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

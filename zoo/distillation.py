@@ -6,8 +6,6 @@ that stream -> Joint -> the student: one network with a head per task
 Source: Hinton, Vinyals & Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531 (2015).
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Mapping
@@ -99,7 +97,7 @@ def stored_inputs(examples: Examples) -> list[Tensor]:
     return [data.inputs(slice(start, start + _CHUNK)) for start in range(0, len(data), _CHUNK)]
 
 
-def compared(zoos: Mapping[str, Zoo], task: Task) -> pd.DataFrame:
+def compared(zoos: Mapping[str, Zoo], task: Task) -> "pd.DataFrame":
     """How accurate zoos of the same tasks are, and what they cost, a line a zoo.
 
     Columns: accuracy on the test examples, mean over tasks; parameters used to answer a task, mean over tasks (heads of
@@ -127,7 +125,7 @@ def compared(zoos: Mapping[str, Zoo], task: Task) -> pd.DataFrame:
     return pd.DataFrame.from_dict(found, orient="index", columns=list(COLUMNS))
 
 
-def table(figures: pd.DataFrame) -> str:
+def table(figures: "pd.DataFrame") -> str:
     """The comparison as text."""
     return figures.to_string(formatters={name: form.format for name, form in COLUMNS.items()}, col_space=18)
 

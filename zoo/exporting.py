@@ -5,8 +5,6 @@
 Nothing is written before the exported network has answered like the zoo.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import io

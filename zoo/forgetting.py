@@ -3,8 +3,6 @@
 RUN -> members that never saw the task (their files as they are) + retrained ones -> a new run directory
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Arrays and image files -> images as a stream stores them: [N, C, H, W], values from 0 to 255."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Options and checks that the programs for a saved zoo share."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 from collections.abc import Iterator, Sequence

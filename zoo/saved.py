@@ -3,8 +3,6 @@
 manifest.json + config.yaml + members/*.json -> Zoo; the weights of a member are read when it is first asked.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +103,7 @@ class Zoo:
         self.combined_as: tuple[str, str, int | None] = PLAIN
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Zoo:
+    def load(cls, path: str | Path, device: str = "auto") -> "Zoo":
         """The zoo of a run directory, which may be of an unfinished run. No weights are read yet.
 
         Args:
@@ -211,7 +209,7 @@ class Zoo:
         weights = combination.weights if combination.biases is None else (1.0,) * len(outputs)
         return Answer(combination(outputs), weighted_mean(energies, weights))
 
-    def combined(self, combine: str = "mean", temperature: str = "none", budget: int | None = None) -> Zoo:
+    def combined(self, combine: str = "mean", temperature: str = "none", budget: int | None = None) -> "Zoo":
         """The same zoo with another way to combine its members' answers, fitted on held-out examples.
 
         Args:

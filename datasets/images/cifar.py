@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100, from the pickles of their "python version"."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

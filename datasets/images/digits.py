@@ -1,7 +1,5 @@
 """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn: no download."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

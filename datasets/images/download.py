@@ -1,7 +1,5 @@
 """Download a data set, or say in one line which files go where."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ They are decoded in parallel into one array file under <data_dir>/cache, and dec
 added, removed or changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

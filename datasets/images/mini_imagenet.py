@@ -4,8 +4,6 @@
 480 images are for training and the last 120 for testing.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """MNIST: split, rotated and permuted, from the four IDX files, gzipped or not, where torchvision puts them."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from functools import partial

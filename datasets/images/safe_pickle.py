@@ -4,8 +4,6 @@ CIFAR and Mini-ImageNet come as pickles of arrays and plain containers; a pickle
 before the name is imported. Arrays are built by the stand-ins below: numpy's own functions crash on a damaged pickle.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Iterator
@@ -38,7 +36,7 @@ class _Dtype:
 class _Array(np.ndarray):
     """Stands for numpy.ndarray: empty until it is given a state, which is checked."""
 
-    def __new__(cls, *_: object) -> _Array:
+    def __new__(cls, *_: object) -> "_Array":
         return super().__new__(cls, (0,), np.uint8)
 
     def __setstate__(self, state: Any) -> None:

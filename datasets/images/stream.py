@@ -4,8 +4,6 @@ Every image lies on the device once, as uint8; tasks are row numbers. Crops, fli
 batches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256

@@ -3,8 +3,6 @@
 Label 10x + y of a task is class y seen through view x. No copy of the images is made.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

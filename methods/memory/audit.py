@@ -6,8 +6,6 @@ covers Examples and train sources, but not tensors that a method has taken out o
 to find such copies).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The replay memory: the training examples of past tasks that are kept."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

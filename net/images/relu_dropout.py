@@ -1,7 +1,5 @@
 """ReLU followed by dropout, as one operation on the CPU."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The small convolutional network of the paper: three 3x3 convolutions, by default of 80 channels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Any timm model as a trunk, without its classifier and without pretrained weights."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from net.config import DropoutSettings

@@ -1,7 +1,5 @@
 """The wide residual network (Zagoruyko & Komodakis 2016): pre-activation, dropout inside the blocks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """One case, run in this process, and what is wrong with how it ended."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """A case of the fuzzer: a command, the files that it finds, and what came of it."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

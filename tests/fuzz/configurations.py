@@ -1,7 +1,5 @@
 """Mutated YAML files and command lines, and inputs in which nothing is mutated."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Mutated files of a run: safetensors, JSON, CSV."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

@@ -1,7 +1,5 @@
 """Mutated IDX files, image files, and the array file of an image folder."""
 
-from __future__ import annotations
-
 import binascii
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Valid inputs, tiny, that are mutated."""
 
-from __future__ import annotations
-
 import gzip
 import io
 from typing import Any

@@ -1,7 +1,5 @@
 """The kinds of inputs: each takes a random generator and returns a case without kind and seed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 

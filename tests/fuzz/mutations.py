@@ -7,8 +7,6 @@ its kind and seed. Cases run in processes forked from one that has everything im
 fails is run again in a process of its own, and is printed so that it can be repeated.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Mutated and hostile pickles: CIFAR and Mini-ImageNet."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

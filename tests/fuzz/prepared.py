@@ -1,7 +1,5 @@
 """Runs that are prepared once, to be mutated: finished, interrupted, extended, distilled, with a task forgotten."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

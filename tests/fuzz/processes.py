@@ -1,7 +1,5 @@
 """Cases in processes forked from one that has everything imported."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib

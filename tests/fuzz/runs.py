@@ -1,7 +1,5 @@
 """Mutated run directories, given to modelzoo.py, benchmark.py and report.py."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

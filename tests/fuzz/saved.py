@@ -1,7 +1,5 @@
 """Mutated zoos, given to predict.py, export.py, distill.py, forget.py and modelzoo.py --extend."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Sequence

@@ -10,8 +10,6 @@ finished, and compared with a run that nothing interrupted: metrics.csv, members
 file may be left over. A case depends on its number only; a failure prints it, `--only` repeats it.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random

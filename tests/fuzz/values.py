@@ -1,7 +1,5 @@
 """Odd values, and trees, bytes and texts in which something is changed."""
 
-from __future__ import annotations
-
 import json
 import random
 import re
