@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from datasets.config import DataConfig
@@ -49,7 +50,7 @@ def _read_batch(path: Path, label_key: str, classes: int) -> Images:
     """One file: `data` uint8 [N, 3072], the three colour planes in turn, and a list of N labels."""
     content = load_pickle(path)
     with must_hold(path, f"'data', bytes of shape [N, 3072], and N labels below {classes} under {label_key!r}"):
-        pixels, labels = torch.from_numpy(content["data"].copy()), torch.tensor(content[label_key])
+        pixels, labels = torch.from_numpy(content["data"].copy()), torch.from_numpy(np.asarray(content[label_key]))
         counts = labels.bincount(minlength=classes)  # refuses negative labels
         if pixels.dtype != torch.uint8 or labels.shape != pixels.shape[:1] or len(counts) > classes:
             raise ValueError

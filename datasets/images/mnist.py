@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 _NAMES = tuple("0123456789")
 _SIDE = 28
+_LARGEST = 64 << 20  # bytes that are read: MNIST has 47 MB, but a small damaged .gz can unpack to gigabytes
 _CROP = ImagePreprocess(padding=4, flip=False)
 # Once the pixels are permuted, a shift is no longer a shift of the digit.
 _NO_CROP = ImagePreprocess(padding=0, flip=False)
@@ -71,7 +72,7 @@ def read_idx(path: Path) -> Tensor:
     source = path if path.exists() else _gzipped(path)
     try:
         with gzip.open(source) if source.suffix == ".gz" else open(source, "rb") as file:
-            content = file.read()
+            content = file.read(_LARGEST)
         # Two zeros, 8 for unsigned bytes, the number of dimensions; then each dimension as a big-endian int32.
         if content[:3] != b"\0\0\x08":
             raise ValueError("it is not an IDX file of bytes")
