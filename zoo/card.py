@@ -19,8 +19,9 @@ from evaluation.measurements import (
 )
 from methods import METHODS
 from records.configuration import hyperparameters
-from records.directory import read_config
-from records.tables import read_measurements
+from records.directory import CONFIG, read_config
+from records.manifest import reading
+from records.tables import METRICS, read_measurements
 from utils.errors import one_line
 from zoo.saved import PLAIN, SavedTask, Zoo
 
@@ -44,15 +45,18 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
     used = {member for number in numbers for member in zoo.combinations[number].members}
     trained = config if config.method in METHODS else replace(config, method="joint")  # as a student is
     recipe = {key: value for key, value in hyperparameters(trained).items() if key not in _ELSEWHERE}
-    recipe |= {"method": config.method, "precision": config.precision, "commit": raw["commit"] or "not known"}
-    if raw["uncommitted_changes"]:
-        recipe["commit"] = f"{recipe['commit']}, with changes"
-    recipe["versions"] = ", ".join(f"{name} {version}" for name, version in raw["versions"].items())
+    recipe |= {"method": config.method, "precision": config.precision}
+    with reading(zoo.path, CONFIG):
+        commit = raw["commit"] or "not known"
+        recipe["commit"] = f"{commit}, with changes" if raw["uncommitted_changes"] else commit
+        recipe["versions"] = ", ".join(f"{name} {version}" for name, version in raw["versions"].items())
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["text"] = plain_text
+    with reading(zoo.path, METRICS):
+        lines = _lines(zoo, outputs, rows)
     return environment.get_template("card.md").render(
-        zoo=zoo, config=config, lines=_lines(zoo, outputs, rows), files=files, parameters=parameters,
+        zoo=zoo, config=config, lines=lines, files=files, parameters=parameters,
         networks=len(used), recipe=recipe, name=zoo.path.absolute().name,
         dataset=" ".join([config.data.dataset, Path(getattr(config.data.settings, "root", "")).name]),
         channels=_CHANNELS.get(zoo.input_shape[0], "channels"), episode=rows[0].episode, mixed=MIXED_EXAMPLES,

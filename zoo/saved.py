@@ -21,7 +21,7 @@ from methods.config import RunConfig
 from net.multihead import MultiHead, TaskWeights
 from records.configuration import saved_config
 from records.directory import CONFIG
-from records.manifest import TARGETS, Manifest
+from records.manifest import TARGETS, Manifest, reading
 from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_network, read_tensors_of
 from records.run import opened
 from training.prediction import outputs_of_heads
@@ -261,11 +261,22 @@ class Zoo:
     @cached_property
     def targets(self) -> dict[tuple[int, str], Tensor]:
         """Targets, [N] by (task, split), of the examples whose predictions are saved."""
-        return self._by_task_and_split(TARGETS)
+        with reading(self.path, TARGETS):
+            found = self._by_task_and_split(TARGETS)
+            if any(values.dtype != torch.int64 or values.ndim != 1 for values in found.values()):
+                raise ValueError("targets must be whole numbers, [N]")
+        return found
 
     def predictions(self, member: SavedMember) -> dict[tuple[int, str], Tensor]:
         """Saved predictions of a member on examples of its tasks, probabilities [N, C] by (task, split), on the CPU."""
-        return self._by_task_and_split(PREDICTIONS_FILE.format(member.number))
+        name = PREDICTIONS_FILE.format(member.number)
+        with reading(self.path, name):
+            found = self._by_task_and_split(name)
+            for task, classes in zip(member.tasks, member.classes, strict=True):
+                for split in {split for _, split in self.targets}:
+                    if found[task, split].shape != (len(self.targets[task, split]), len(classes)):
+                        raise ValueError(f"task_{task}/{split} has shape {list(found[task, split].shape)}")
+        return found
 
     def _by_task_and_split(self, name: str) -> dict[tuple[int, str], Tensor]:
         """The tensors task_<number>/<split> of a file in predictions/."""
