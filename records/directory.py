@@ -242,11 +242,12 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         begun = {LOCK, CONFIG + PARTIAL}  # all that there is of a run that was killed before it had written config.yaml
         if not path.exists() or (path.is_dir() and begun.issuperset(entry.name for entry in path.iterdir())):
             return
+        is_run = _is_run(path)
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"--run_dir {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
     if not path.is_dir():
         raise UserError(f"--run_dir {path} is a file; name a directory")
-    if not _is_run(path):
+    if not is_run:
         raise UserError(f"--run_dir {path} is not empty and not a run; name another directory")
     if not overwrite:
         resume = "" if reads else "resume it with --resume, "
@@ -257,10 +258,7 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
 
 def _is_run(path: Path) -> bool:
     """Whether config.yaml is one of this program; many programs have one, and --overwrite removes files."""
-    try:
-        content = (path / CONFIG).read_bytes() if holds_run(path) else b""
-    except OSError:
-        return False
+    content = (path / CONFIG).read_bytes() if holds_run(path) else b""
     return len(set(re.findall(rb"(?m)^(?:stream|data|hp|method|seed):", content))) >= 3  # it may be damaged
 
 

@@ -141,7 +141,8 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     if plan.saved is not None or plan.base is not None:
         stack.enter_context(_fitting(path))
     if done:
-        _restore(method, evaluation, directory, episodes)
+        with enough_memory(f"the saved state on {device}", "try again when more is free"):
+            _restore(method, evaluation, directory, episodes)
     checkpoints = RunCheckpoints(
         directory, plan.invocation.command.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
     )
@@ -218,16 +219,14 @@ def finished_run(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """Turn any unexpected error of a resumed or extended run into a UserError: its saved state does not fit the run."""
+    """Turn an unexpected error of a resumed or extended run into a UserError: maybe its saved state does not fit."""
     try:
         yield
-    except (UserError, TrainingError, SignalError, OSError):
+    except (UserError, TrainingError, SignalError, OSError, MemoryError, ImportError):
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(
-            f"{path}: its saved state does not fit the run ({reason}); begin anew with --overwrite"
-        ) from None
+        raise UserError(f"{path} cannot continue from its saved state ({reason}); check it with --verify") from None
 
 
 def verify_run(path: Path) -> None:

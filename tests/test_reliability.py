@@ -1,6 +1,8 @@
 """One owner of a run directory, checksums that find every damage, and failures that end with one line."""
 
 import errno
+import io
+import itertools
 import json
 import os
 import re
@@ -287,6 +289,39 @@ def test_verify_names_every_damaged_file_and_what_is_not_of_the_run(capsys):
     assert "members/member_001.safetensors and the data give it again" in out
     assert "run/members/member_002.json is missing" in err
     assert "(and 1 more)" in err
+
+
+LACKS = [OSError(code, os.strerror(code)) for code in (errno.EACCES, errno.EMFILE, errno.EIO)] + [MemoryError()]
+
+
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(monkeypatch, capsys):
+    interrupted(monkeypatch)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    opened = io.open
+
+    def told(command, name, lack):
+        def failing(path, *how, **more):
+            if str(path).startswith(f"run/{name}"):
+                raise lack
+            return opened(path, *how, **more)
+
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr("builtins.open", failing)
+            patch.setattr("io.open", failing)
+            return main(command), capsys.readouterr().err
+
+    for name, lack in itertools.product(["manifest.json", "config.yaml", "members/member_000.", "state/"], LACKS):
+        for command in (["--verify", "run"], ["--resume", "--run_dir", "run"]):
+            code, error = told(command, name, lack)
+            assert code == (1 if isinstance(lack, MemoryError) else 2)
+            assert getattr(lack, "strerror", "not enough memory") in error
+            assert not re.search("damaged|overwrite", error)
+            assert error.count("\n") == 1
+    code, error = told([*options("zoo"), "--run_dir", "run"], "config.yaml", LACKS[0])
+    assert (code, error) == (2, "modelzoo.py: --run_dir run cannot be used: Permission denied\n")
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    assert main(["--verify", "run"]) == 0
 
 
 def test_a_manifest_cannot_name_a_file_outside_the_run(capsys):
