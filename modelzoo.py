@@ -30,7 +30,7 @@ from utils.trees import to_bytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 130 or 143 if stopped; one line on stderr."""
+    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 128 + n if signal n stopped it; one line on stderr."""
     stopped = "interrupted; what was saved before is in the run directory"
     return run_program("modelzoo.py", lambda: do(parse(argv)), stopped)
 

@@ -14,6 +14,8 @@ from training.monitor import Checkpoints
 from utils.errors import SignalError
 from utils.trees import Tree, from_bytes, to_bytes
 
+ENDING = (signal.SIGTERM, signal.SIGUSR1)  # what queues send before they end a job
+
 
 class RunCheckpoints(Checkpoints):
     """Checkpoints in the run directory.
@@ -61,8 +63,8 @@ class RunCheckpoints(Checkpoints):
             raise SignalError(self._signal)
 
     def catching(self) -> AbstractContextManager[None]:
-        """SIGINT and SIGTERM stop the run at the next place where it can be resumed; a second one stops at once."""
-        return _handling(self._ask, signal.SIGINT, signal.SIGTERM)
+        """A signal stops the run at the next place where it can be resumed; a second one stops it at once."""
+        return _handling(self._ask, signal.SIGINT, *ENDING)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
@@ -74,8 +76,8 @@ class RunCheckpoints(Checkpoints):
 
 
 def ending_on_sigterm() -> AbstractContextManager[None]:
-    """SIGTERM raises a SignalError, so that locks are released."""
-    return _handling(_end, signal.SIGTERM)
+    """SIGTERM and SIGUSR1 raise a SignalError, so that locks are released."""
+    return _handling(_end, *ENDING)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from records.configuration import (
     build,
     data_section,
     default_method_config,
+    keys_where,
     method_settings,
     net_sections,
     recipe_keys,
@@ -54,7 +55,8 @@ class Command:
         bool, "replace the run that is in --run_dir (default: refuse)", default=False, option="overwrite", group=_WHERE
     )
     resume: bool = setting(
-        bool, "resume the interrupted run in --run_dir, with its options; begin it if there is none (default: refuse)",
+        bool, "resume the interrupted run in --run_dir, with its options; begin it if there is none and other options "
+        "describe it (default: refuse)",
         default=False, option="resume", group=_WHERE,
     )  # fmt: skip
     extend: Path | None = setting(
@@ -103,6 +105,12 @@ class Invocation:
         if command.extend is not None:
             return beside(command.extend, "-extended")
         return Path("runs") / f"{config.stream}-{config.net.model.replace('/', '_')}-{config.method}-seed{config.seed}"
+
+    @property
+    def describes_run(self) -> bool:
+        """Whether an option says what is to be learned or how, not only where."""
+        where = declarations(Command).keys() - {"data_config", "hp_config", "method_config"}
+        return bool(self.given - where - keys_where("machine"))
 
     def settings_of(self, method: str) -> Any:
         """Settings of a method: from --method_config or its own file, changed by --set."""

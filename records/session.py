@@ -82,6 +82,10 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
             with writable(path):
                 RunDirectory.reopen(path)
         return Plan(invocation, saved, other_run(saved, "extended_from"), summary=summary)
+    if command.resume and not invocation.describes_run:
+        raise UserError(
+            f"--resume: {path} holds no run; check --run_dir, or add the options of the run that is to begin"
+        )
     if command.extend is not None:
         before = finished_run(command.extend)
         invocation = extended(invocation, before)

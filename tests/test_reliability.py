@@ -129,6 +129,16 @@ def test_other_data_are_refused(monkeypatch, capsys):
     assert "the data are not those that run was trained on" in capsys.readouterr().err
 
 
+def test_a_misspelt_run_is_not_begun(capsys):
+    more = ["--quiet", "--data_dir", "d", "--threads", "1", "--device", "cpu"]
+    assert start("runn", "--resume", *more) == 2
+    assert capsys.readouterr().err == (
+        "modelzoo.py: --resume: runn holds no run; check --run_dir, or add the options of the run that is to begin\n"
+    )
+    assert main(["--resume"]) == 2
+    assert {path.name for path in Path().iterdir()} == {"d.yaml", "h.yaml"}
+
+
 def test_options_that_contradict_each_other_are_refused_when_a_run_is_begun(capsys):
     assert start("run", "--resume", "--replay_frac", "0.5") == 2
     assert "add --continual" in capsys.readouterr().err
@@ -387,14 +397,50 @@ def test_the_lock_of_a_dead_process_is_taken_over():
         assert json.loads(Path("run", LOCK).read_text())["process"] == os.getpid()
 
 
-def test_the_lock_of_another_machine_is_not_taken_over():
-    Path("run").mkdir()
+def leave_lock(seconds_ago):
+    """A lock file of another host, touched so long ago."""
+    Path("run").mkdir(exist_ok=True)
     Path("run", LOCK).write_text('{"host": "elsewhere", "process": 7, "since": "2026-01-01 00:00:00"}')
+    os.utime(Path("run", LOCK), (time.time() - seconds_ago,) * 2)
+
+
+def test_the_lock_of_another_host_is_taken_over_when_its_owner_has_died(monkeypatch):
+    """Its owner touches it every 30 seconds, and loses it after ten minutes without."""
+    leave_lock(590)
     with (
-        pytest.raises(UserError, match=r"in use by host elsewhere, process 7, .*; if that has ended, remove run/.lock"),
+        pytest.raises(UserError, match=r"in use by host elsewhere, process 7, .* last seen 59\d s ago; .*run/.lock"),
         locked(Path("run")),
     ):
         pass
+    assert "elsewhere" in Path("run", LOCK).read_text()
+    leave_lock(610)
+    with locked(Path("run")):
+        assert json.loads(Path("run", LOCK).read_text())["process"] == os.getpid()
+    assert not Path("run", LOCK).exists()
+
+
+def test_the_owner_of_a_lock_keeps_it_alive(monkeypatch):
+    monkeypatch.setattr("records.lock.BEAT", 0.01)
+    with locked(Path("run")):
+        os.utime(Path("run", LOCK), (0, 0))
+        for _ in range(1000):
+            time.sleep(0.01)
+            if Path("run", LOCK).stat().st_mtime > 0:
+                return
+    pytest.fail("the lock file was not touched")
+
+
+def test_a_process_that_has_lost_its_lock_writes_no_more():
+    program = "import time\nimport records.lock\nfrom pathlib import Path\nrecords.lock.BEAT = 0.01\n"
+    program += "with records.lock.locked(Path('run')):\n    print('here', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as owner:  # fmt: skip
+        assert owner.stdout.readline() == "here\n"
+        leave_lock(0)
+        assert owner.wait(50) == 1
+        assert owner.stderr.read().startswith("run was taken over by host elsewhere, process 7")
     assert Path("run", LOCK).exists()
 
 
@@ -481,6 +527,17 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1e9)
     monkeypatch.setattr(time, "time_ns", lambda: 10**18)
     assert start("run", *options("zoo")) == 0
+    assert results("run") == results("whole")
+
+
+def test_the_signal_of_a_queue_stops_a_run_that_is_resumed_later(monkeypatch, capsys):
+    """Slurm sends SIGUSR1 if it is asked to warn a job before its end."""
+    assert start("whole", *options("zoo")) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 14, signal.SIGUSR1)
+        assert start("run", *options("zoo")) == 128 + signal.SIGUSR1
+    assert "stopped by SIGUSR1; resume with: " in capsys.readouterr().err
+    assert start("run", "--resume") == 0
     assert results("run") == results("whole")
 
 

@@ -73,14 +73,14 @@ def same_as(run, expected):
     assert main(["--verify", run]) == 0
 
 
-def stop_after(monkeypatch, steps):
+def stop_after(monkeypatch, steps, number=signal.SIGTERM):
     """A signal arrives in that step."""
     due, seen = RunCheckpoints.due, [0]
 
     def counted(self, *, epoch_ends=False):
         seen[0] += not epoch_ends
         if seen[0] == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return due(self, epoch_ends=epoch_ends)
 
     monkeypatch.setattr(RunCheckpoints, "due", counted)
