@@ -36,6 +36,7 @@ from records.monitor import EpisodeFacts
 from records.tables import EPISODES, METRICS, episode_line, header, metric_lines, read_measurements
 from utils.errors import UserError
 from utils.files import PARTIAL, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
+from utils.options import check_text
 from utils.yaml_files import load_yaml, parse_yaml
 
 CONFIG = "config.yaml"
@@ -159,10 +160,19 @@ class RunDirectory:
         with contextlib.suppress(OSError):  # it is not empty
             (self.path / "state").rmdir()
 
-    def adopting(self, other: Path, targets: Mapping[tuple[int, str], Tensor]) -> "RunDirectory":
-        """Copy the episodes, members, predictions and state of a finished run to extend it; `targets`: of all tasks."""
+    def adopting(self, other: Path, sha256: str, targets: Mapping[tuple[int, str], Tensor]) -> "RunDirectory":
+        """Copy the episodes, members, predictions and state of a finished run to extend it.
+
+        Args:
+            sha256: of its manifest; a UserError if another run is there now.
+            targets: of all tasks.
+        """
         manifest = read_manifest(other)
-        assert manifest is not None
+        if manifest is None or manifest.sha256 != sha256:
+            raise UserError(
+                f"{other} is not the run any more that {self.path} extends: put it back, or begin again with "
+                "--extend and --overwrite"
+            )
         for name in manifest.files:
             if name not in (CONFIG, TARGETS, SUMMARY):
                 self._write(name, checked(other, manifest, name))
@@ -237,6 +247,7 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         UserError: a run is there and `overwrite` is not set, or it is one of `reads`; or something else is there.
     """
     try:
+        check_text("the current folder", str(Path.cwd()))  # config.yaml names paths in it
         if os.path.realpath(path) in map(os.path.realpath, reads):
             raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
         begun = {LOCK, CONFIG + PARTIAL}  # all that there is of a run that was killed before it had written config.yaml

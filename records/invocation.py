@@ -187,9 +187,9 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
     for key, value in values.items():
         if key in declared:
             declared[key].check(value.where, value.value)
-    for key in ("data.data_dir", "run_dir"):
-        if key in values:
-            check_text(values[key].where, values[key].value)
+    for value in values.values():
+        if isinstance(value.value, str):
+            check_text(value.where, value.value)
     own = declarations(Command)
     command = Command(**{key: own[key].check(v.where, v.value) for key, v in values.items() if key in own})
     check_command(command, values)

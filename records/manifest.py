@@ -54,6 +54,7 @@ class Manifest:
     members: int = 0  # networks saved by then
     seconds: float = 0.0  # wall time by then, summed over the processes of the run
     files: Mapping[str, Entry] = field(default_factory=dict)
+    sha256: str = ""  # of the manifest that was read: no two runs have the same
 
     @property
     def finished(self) -> bool:
@@ -83,14 +84,14 @@ def read_manifest(run: Path) -> Manifest | None:
                 f"{path} is of a run of format {content.get('format', 1)!s:.20}; this version reads format {FORMAT} "
                 "only: make the run again, with --overwrite"
             )
-        if content.pop("sha256") != _own_sum(content):
+        if (own := content.pop("sha256")) != _own_sum(content):
             raise ValueError("its checksum is wrong")
         # TensorBoard files may be deleted to save room, which changes nothing else.
         files = {name: Entry(*entry) for name, entry in content["files"].items()
                  if not EVENTS.match(name) or (run / name).exists()}  # fmt: skip
         if outside := [name for name in files if not _NAME.fullmatch(name)]:
             raise ValueError(f"{outside[0]!r} is no file of a run")
-        return Manifest(content["episode"], content["members"], content["seconds"], files)
+        return Manifest(content["episode"], content["members"], content["seconds"], files, own)
 
 
 def checked(run: Path, manifest: Manifest, name: str) -> bytes:

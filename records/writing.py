@@ -1,6 +1,7 @@
 """The contents of the files of a run: config.yaml, targets, members, a line of episodes.csv, summary.json."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,16 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
 
 
 def resolve(
-    config: RunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None
+    config: RunConfig,
+    compute: Compute,
+    stream: TaskStream,
+    isolated: Path | None,
+    base: Path | None,
+    base_sha256: str | None = None,
 ) -> dict[str, Any]:
     """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any."""
     metric = main_metric(stream)
+    config = replace(config, data=replace(config.data, data_dir=config.data.data_dir.absolute()))  # found from anywhere
     return {
         "stream": config.stream,
         **plain_config(config),
@@ -124,6 +131,7 @@ def resolve(
         "threads": torch.get_num_threads(),
         "compared_with": None if isolated is None else str(isolated.absolute()),
         "extended_from": None if base is None else str(base.absolute()),
+        "extended_from_sha256": base_sha256,
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
         "data_sha256": stream.fingerprint(),

@@ -120,6 +120,20 @@ def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
     same_as("run", "whole")
 
 
+def test_a_run_is_resumed_from_another_folder(tmp_path, monkeypatch):
+    """config.yaml names the folder of the data so that it is found from anywhere."""
+    assert start("whole", *options("er")) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 20)
+        assert start("run", *options("er"), "--data_dir", "images/here") == 143
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["data"]["data_dir"] == str(tmp_path / "images/here")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert start("../run", "--resume") == 0
+    monkeypatch.chdir(tmp_path)
+    same_as("run", "whole")
+
+
 @pytest.mark.parametrize("kept", range(4))
 def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
     assert start("whole", *options("er")) == 0
