@@ -26,6 +26,8 @@ from datasets import build_stream
 from datasets.mixture import Mixture
 from evaluation.accuracy import Evaluation
 from modelzoo import main
+from records import Run
+from records.checkpoints import RunCheckpoints
 from records.lock import LOCK, locked
 from records.manifest import Manifest, read_manifest
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
@@ -78,7 +80,6 @@ def test_a_finished_run_is_told_again_and_not_touched(capsys):
         (["--data_config", "other_stream.yaml"], "data_config"),
         (["--no_augment"], "no_augment"),
         (["--precision", "bf16"], "precision"),
-        (["--threads", "2"], "threads"),
     ],
 )
 def test_changed_options_are_refused(changed, key, monkeypatch, capsys):
@@ -102,6 +103,38 @@ def test_what_cannot_change_the_result_may_change(monkeypatch):
     assert start("run", "--resume", *more) == 0
     assert start("whole", *options("zoo")) == 0
     assert results("run") == results("whole")
+
+
+def test_a_run_goes_on_with_another_number_of_threads(monkeypatch, capsys):
+    interrupted(monkeypatch)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["threads"] == 1
+    capsys.readouterr()
+    try:
+        assert start("run", "--resume", "--threads", "2") == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert capsys.readouterr().err == "begun with threads 1, resumed with 2: not the same to the bit\n"
+
+
+def test_times_are_those_of_the_whole_run(monkeypatch):
+    """The first process is slow, and ends late in its second or third episode."""
+
+    def slow(self, *, epoch_ends=False):
+        time.sleep(0.02)
+        return due(self, epoch_ends=epoch_ends)
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 20)
+        due = RunCheckpoints.due
+        patch.setattr(RunCheckpoints, "due", slow)
+        assert start("run", *options("zoo")) == 143
+    assert start("run", "--resume") == 0
+    run = Run.load("run")
+    for episode in run.episodes:
+        assert episode.seconds > episode.train_seconds
+    assert sum(episode.train_seconds for episode in run.episodes) == run.summary["train_seconds"] > 20 * 0.02
+    assert sum(episode.seconds for episode in run.episodes) < run.summary["total_seconds"]
 
 
 def test_a_reference_is_compared_with_after_the_interruption_too(monkeypatch):
