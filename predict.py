@@ -27,7 +27,7 @@ from tqdm import tqdm
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS
 from utils.errors import UserError, one_line, run_program
 from utils.files import written_whole
-from utils.options import IMAGES, Parser, check_choice, whole
+from utils.options import Parser, check_choice, whole
 from zoo import Prediction, Zoo
 from zoo.inputs import find_images, read_image
 from zoo.options import add_combination, add_machine, check_new
@@ -46,7 +46,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="predict.py", allow_abbrev=False, description="Ask a saved zoo about images.")
     add = parser.add_argument
     add("run", metavar="RUN", help="a run directory")
-    add("images", metavar=IMAGES, nargs="+", help="image files, and folders with all that is in them; of "
+    add("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="image files, and folders with all that is in them; of "
         "any size: the shorter side is scaled to what the networks were trained on and the middle cut out")  # fmt: skip
     add("--task", metavar="NAME", required=True,
         help="name or number of the task that the images are of; auto finds it (needed)")  # fmt: skip

@@ -54,7 +54,7 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
             ended.set()
             beat.join()
             with contextlib.suppress(OSError):
-                if _is_ours(lock):
+                if not _other_host(lock):
                     (folder / LOCK).unlink()
                 if made:
                     folder.rmdir()  # unless it is in use
@@ -66,8 +66,8 @@ def _beat(folder: Path, lock: int, ended: threading.Event) -> None:
     """Touch the lock file until `ended`; end the process if another host has taken the lock over meanwhile."""
     while not ended.wait(BEAT):
         with contextlib.suppress(OSError):
-            if not _is_ours(lock):
-                taken = f"{folder} was taken over by {_told(_holder(lock))}, as this process had stopped"
+            if other := _other_host(lock):
+                taken = f"{folder} was taken over by {other}, as this process had stopped"
                 print(one_line(taken), file=sys.stderr, flush=True)
                 os._exit(1)
             os.utime(lock)
@@ -96,14 +96,14 @@ def _opened(path: Path, option: str) -> int:
 
 def _check_silent(folder: Path, lock: int, option: str) -> None:
     """Raise a UserError if another host has touched the lock file in the last DEAD seconds."""
-    if _is_ours(lock):
+    if not (other := _other_host(lock)):
         return
     with tempfile.TemporaryFile(dir=folder) as file:  # the time of the disk: the clocks of two hosts may differ
         silent = max(0.0, os.fstat(file.fileno()).st_mtime - os.fstat(lock).st_mtime)
     if silent < DEAD:
         raise UserError(
-            f"{option}{folder} is in use by {_told(_holder(lock))}, last seen {silent:.0f} s ago; if that has ended, "
-            f"try again {DEAD / 60:.0f} minutes after it was last seen, or remove {folder / LOCK}"
+            f"{option}{folder} is in use by {other}, last seen {silent:.0f} s ago; if that has ended, try again "
+            f"{DEAD / 60:.0f} minutes after it was last seen, or remove {folder / LOCK}"
         )
 
 
@@ -115,9 +115,9 @@ def _holder(lock: int) -> dict[str, object]:
         return {}
 
 
-def _is_ours(lock: int) -> bool:
-    """Whether the lock file does not name another host."""
-    return _holder(lock).get("host", _HERE) == _HERE
+def _other_host(lock: int) -> str:
+    """The owner of a lock file, for people, if it is on another host, else an empty text."""
+    return "" if (holder := _holder(lock)).get("host", _HERE) == _HERE else _told(holder)
 
 
 def _told(holder: dict[str, object]) -> str:

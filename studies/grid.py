@@ -97,8 +97,7 @@ def _file(path: str, key: str, name: object) -> str:
     """The path of a file, relative to the current directory, else to the project."""
     if not isinstance(name, str) or not name:
         raise UserError(f"{path}: {key}: {name!r} is not the path of a YAML file")
-    name = expanded(name)
-    return str(PROJECT / name) if not Path(name).exists() and (PROJECT / name).exists() else name
+    return str(PROJECT / name) if not Path(expanded(name)).exists() and (PROJECT / name).exists() else name
 
 
 def _seeds(path: str, content: Mapping[str, Any]) -> list[int]:

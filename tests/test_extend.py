@@ -140,7 +140,7 @@ def test_an_extension_that_was_killed_refuses_another_base(capsys, base):
             shutil.rmtree("base")
         capsys.readouterr()
         assert start("killed", "--resume", "--quiet") == 2
-        assert "base is not the run any more that killed extends: put it back" in capsys.readouterr().err
+        assert "base is not the run that killed extends: put it back" in capsys.readouterr().err
         assert not list(Path("killed").glob("members/*"))
         shutil.rmtree("killed")
     shutil.move("original", "base")

@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 from utils.errors import UserError, expanded, unknown
 from utils.settings import Declaration, Range
 
-IMAGES = "IMAGE_OR_FOLDER"
-_PATHS = ("DIR", "RUN", "YAML", "CSV", IMAGES)  # what stands for the value of an option that is a path
+_PATHS = ("DIR", "RUN", "YAML", "CSV", "IMAGE_OR_FOLDER")  # what stands for the value of an option that is a path
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,12 +35,13 @@ class Parser(argparse.ArgumentParser):
             if key in keys:
                 raise UserError(f"unknown option {extra[0]}; {key} is a key of {of}")
             raise UserError(f"unknown option {extra[0]}" + (f"; did you mean {near[0]}?" if near else "; -h lists all"))
-        for action in self._actions:
-            if action.metavar in _PATHS and (value := getattr(options, action.dest)) is not None:
-                names = [expanded(name) for name in (value if isinstance(value, list) else [value])]
-                for name in names if action.metavar != IMAGES else ():
-                    check_text(action.option_strings[-1] if action.option_strings else str(action.metavar), name)
-                setattr(options, action.dest, names if isinstance(value, list) else names[0])
+        for action in (action for action in self._actions if action.metavar in _PATHS):
+            value = getattr(options, action.dest)
+            if isinstance(value, list):  # what is only read may have any name
+                setattr(options, action.dest, [*map(expanded, value)])
+            elif value is not None:
+                check_text((action.option_strings or ["RUN"])[0], value)
+                setattr(options, action.dest, expanded(value))
         return options
 
     def declare(self, declared: Iterable[Declaration]) -> None:
