@@ -13,6 +13,7 @@ import modelzoo
 import predict
 import report
 from records import Run
+from studies.grid import load_grid
 from tests.standins import write_image_folder
 from zoo import Zoo
 
@@ -43,10 +44,12 @@ def test_a_tilde_is_the_home_folder_in_every_option_and_yaml_file(home, capsys):
     assert distill.main(["~/run", "--run_dir=~/student", "--data_dir=~/data", "--epochs=1", "--device=cpu"]) == 0
     assert forget.main(["~/run", "--task=2", "--run_dir=~/less", "--device=cpu"]) == 0
     assert predict.main(["~/run", "~/pictures/test", "--task=1", "--out=~/answers.csv", "--device=cpu"]) == 0
-    assert export.main(["~/run", "--format=torch", "--out=~/exported"]) == 0
-    assert report.main(["~/run", "--out=~/page"]) == 0
-    assert benchmark.main(["--config=~/grid.yaml", "--store=~/store"]) == 0
-    made = {"run", "student", "less", "answers.csv", "exported", "page", "store", "data"}
+    assert report.main(["~/run", "--format=md"]) == 0
+    assert export.arguments(["~/run", "--out=~/exported"]).out == str(home / "exported")
+    assert benchmark.arguments(["--config=~/grid.yaml", "--store=~/store"]).store == str(home / "store")
+    (planned,) = load_grid("~/grid.yaml", home / "store").runs
+    assert planned.config.data.data_dir == home / "data"
+    made = {"run", "student", "less", "answers.csv", "data"}
     assert made <= {path.name for path in home.iterdir()}
     assert list(Path().iterdir()) == []
     assert Run.load("~/run").config["data"]["data_dir"] == str(home / "data")
