@@ -161,15 +161,15 @@ class RunDirectory:
             (self.path / "state").rmdir()
 
     def adopting(self, other: Path, sha256: str, targets: Mapping[tuple[int, str], Tensor]) -> "RunDirectory":
-        """Copy the episodes, members, predictions and state of a finished run to extend it; `targets`: of all tasks.
+        """Copy the episodes, members, predictions and state of a finished run to extend it.
 
-        UserError, if another run than that whose manifest has the checksum `sha256` is there now.
+        Args:
+            sha256: of its manifest; a UserError if another run is there now.
+            targets: of all tasks.
         """
         manifest = read_manifest(other)
         if manifest is None or manifest.sha256 != sha256:
-            raise UserError(
-                f"{other} is not the run that {self.path} extends: put it back, or --extend it with --overwrite"
-            )
+            raise UserError(f"{other} is not the run that {self.path} extends: put it back, or extend with --overwrite")
         for name in manifest.files:
             if name not in (CONFIG, TARGETS, SUMMARY):
                 self._write(name, checked(other, manifest, name))

@@ -12,7 +12,6 @@ from records.configuration import (
     build,
     data_section,
     default_method_config,
-    keys_where,
     method_settings,
     net_sections,
     recipe_keys,
@@ -109,8 +108,7 @@ class Invocation:
     @property
     def describes_run(self) -> bool:
         """Whether an option says what is to be learned or how, not only where."""
-        where = declarations(Command).keys() - {"data_config", "hp_config", "method_config"}
-        return bool(self.given - where - keys_where("machine"))
+        return bool(self.given - {key for key, of in options().items() if of.machine or of.group == _WHERE})
 
     def settings_of(self, method: str) -> Any:
         """Settings of a method: from --method_config or its own file, changed by --set."""

@@ -116,10 +116,7 @@ def _content(path: Path, size: int = -1) -> bytes:
 
 @contextlib.contextmanager
 def reading(run: Path, name: str) -> Iterator[None]:
-    """Turn whatever goes wrong in reading a file of a run into one line.
-
-    Only a file that was read, and whose content is wrong, is called damaged, with the advice how to make it again.
-    """
+    """Turn what goes wrong in reading a file into one line; only wrong content that was read is called damage."""
     try:
         with enough_memory(f"reading {run / name}", "the file may be well; try again when more is free"):
             yield

@@ -86,9 +86,7 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
         base = other_run(saved, "extended_from")
         return Plan(invocation, saved, base, saved.get("extended_from_sha256"), summary=summary)
     if command.resume and not invocation.describes_run:
-        raise UserError(
-            f"--resume: {path} holds no run; check --run_dir, or add the options of the run that is to begin"
-        )
+        raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
     if command.extend is not None:
         before, sha256 = finished_run(command.extend)
         invocation = extended(invocation, before)
@@ -133,7 +131,8 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
         if config.threads is None:
             use_threads(net.trunk, stream.spec.input_shape, config.hp.batch, device)
         reference = plan.invocation.command.isolated
-        resolved = resolve(config, compute, stream, reference, plan.base, plan.base_sha256)
+        resolved = resolve(config, compute, stream, reference, plan.base)
+        resolved["extended_from_sha256"] = plan.base_sha256
     check_data(plan, stream, resolved)
     isolated = load_isolated(reference, resolved) if reference else None
     with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):

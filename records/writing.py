@@ -113,12 +113,7 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
 
 
 def resolve(
-    config: RunConfig,
-    compute: Compute,
-    stream: TaskStream,
-    isolated: Path | None,
-    base: Path | None,
-    base_sha256: str | None = None,
+    config: RunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None
 ) -> dict[str, Any]:
     """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any."""
     metric = main_metric(stream)
@@ -131,7 +126,6 @@ def resolve(
         "threads": torch.get_num_threads(),
         "compared_with": None if isolated is None else str(isolated.absolute()),
         "extended_from": None if base is None else str(base.absolute()),
-        "extended_from_sha256": base_sha256,
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
         "data_sha256": stream.fingerprint(),

@@ -166,7 +166,7 @@ def test_a_misspelt_run_is_not_begun(capsys):
     more = ["--quiet", "--data_dir", "d", "--threads", "1", "--device", "cpu"]
     assert start("runn", "--resume", *more) == 2
     assert capsys.readouterr().err == (
-        "modelzoo.py: --resume: runn holds no run; check --run_dir, or add the options of the run that is to begin\n"
+        "modelzoo.py: --resume: runn holds no run; check --run_dir, or add the options of a run to begin\n"
     )
     assert main(["--resume"]) == 2
     assert {path.name for path in Path().iterdir()} == {"d.yaml", "h.yaml"}
