@@ -85,8 +85,6 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
                 RunDirectory.reopen(path)
         base = other_run(saved, "extended_from")
         return Plan(invocation, saved, base, saved.get("extended_from_sha256"), summary=summary)
-    if command.resume and not invocation.describes_run:
-        raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
     if command.extend is not None:
         before, sha256 = finished_run(command.extend)
         invocation = extended(invocation, before)
@@ -94,6 +92,8 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
         return Plan(invocation, base=command.extend, base_sha256=sha256, base_saved=before)
     invocation = replace(invocation, config=with_settings(invocation))
     check_free(path, command.overwrite)
+    if command.resume and not invocation.describes_run:
+        raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
     return Plan(invocation)
 
 
