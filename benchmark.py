@@ -23,6 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from methods import METHODS
+from records.checkpoints import ENDING
 from records.directory import read_config
 from records.lock import locked
 from records.manifest import read_manifest
@@ -215,5 +216,6 @@ def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: its runs end with it
+    for number in ENDING:
+        signal.signal(number, signal.default_int_handler)  # like Ctrl-C: its runs end with it
     sys.exit(main())

@@ -41,7 +41,7 @@ from training.threads import use_threads
 from utils.compute import Compute, describe_device, enough_memory
 from utils.errors import UserError, run_program
 from utils.files import beside
-from utils.options import Parser, check_text, whole
+from utils.options import Parser, whole
 from utils.settings import NoSettings, Range
 from zoo import Zoo
 from zoo.distillation import EPOCHS, STUDENT, compared, lesson, middle_task, table
@@ -73,9 +73,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "(default: that of the run)")  # fmt: skip
     add_machine(parser, "as many as the network is worth")
     add("--quiet", action="store_true", help="print only the table (default: progress)")
-    options = parser.parse_known(argv)
-    check_text("--data_dir", options.data_dir)
-    return options
+    return parser.parse_known(argv)
 
 
 def distill(options: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ from utils.startup import prepare
 prepare(__name__)  # before torch is loaded
 
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +29,7 @@ from utils.trees import to_bytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 130 or 143 if stopped; one line on stderr."""
+    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong; 128 + n after signal n; one line on stderr."""
     stopped = "interrupted; what was saved before is in the run directory"
     return run_program("modelzoo.py", lambda: do(parse(argv)), stopped)
 
@@ -88,13 +87,12 @@ def learn(session: Session, monitor: RunMonitor) -> None:
     for episode in session.episodes[done:]:
         checkpoints.episode_begins()
         monitor.episode_begins(episode.number, len(session.episodes))
-        start = time.perf_counter()
         learned = method.learn(episode, monitor)
         seen = stream.tasks[: episode.number] if config.continual else stream.tasks
         rows = evaluation.after(episode, learned, seen)
         before = evaluation.untrained() if episode.number == 1 else []
         save_members(directory, method, stream)
-        facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
+        facts = episode_facts(episode, learned, checkpoints.episode_seconds(), method.compute.device)
         directory.add_episode(facts, [*before, *rows])
         monitor.episode_ends(facts, rows)
         members = directory.manifest.members + len(method.new_members)

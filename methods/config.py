@@ -71,7 +71,7 @@ class RunConfig:
     )  # fmt: skip
     threads: int | None = setting(
         Range(1, 1024), "CPU threads (default: as many as the work of a training step is worth, at most the cores)",
-        default=None, option="threads", group=_WHERE, machine=True,
+        default=None, option="threads", group=_WHERE, free=True, machine=True,
     )  # fmt: skip
     settings: Any = field(default_factory=NoSettings)  # of the method, see config/method/
 

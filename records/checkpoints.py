@@ -14,6 +14,9 @@ from training.monitor import Checkpoints
 from utils.errors import SignalError
 from utils.trees import Tree, from_bytes, to_bytes
 
+ENDING = (signal.SIGTERM, signal.SIGUSR1)  # what queues send before they end a job
+_EPISODE = "episode"  # its part of what is saved
+
 
 class RunCheckpoints(Checkpoints):
     """Checkpoints in the run directory.
@@ -32,9 +35,15 @@ class RunCheckpoints(Checkpoints):
         self.episode_begins()
 
     def episode_begins(self) -> None:
-        """Forget the finished networks of the last episode."""
+        """Forget the finished networks of the last episode, and take the time."""
         self._finished: dict[str, Callable[[], Tree]] = {}
+        earlier = self.found(_EPISODE) or {"seconds": 0.0}
+        self._begun = self.seconds() - earlier["seconds"]
         self._wait()
+
+    def episode_seconds(self) -> float:
+        """Wall time of the episode so far, in all processes of the run."""
+        return self.seconds() - self._begun
 
     def found(self, name: str) -> Tree | None:
         content = self._directory.training(name)
@@ -46,7 +55,7 @@ class RunCheckpoints(Checkpoints):
         return self._minutes > 0 and time.monotonic() >= self._next
 
     def save(self, name: str, state: Callable[[], Tree]) -> None:
-        parts = {**self._finished, name: state}
+        parts = {**self._finished, name: state, _EPISODE: lambda: {"seconds": self.episode_seconds()}}
         self._directory.keep_training(self.seconds(), {part: to_bytes(tree()) for part, tree in parts.items()})
         self._finished = {}
         self._wait()
@@ -61,8 +70,8 @@ class RunCheckpoints(Checkpoints):
             raise SignalError(self._signal)
 
     def catching(self) -> AbstractContextManager[None]:
-        """SIGINT and SIGTERM stop the run at the next place where it can be resumed; a second one stops at once."""
-        return _handling(self._ask, signal.SIGINT, signal.SIGTERM)
+        """A signal stops the run at the next place where it can be resumed; a second one stops it at once."""
+        return _handling(self._ask, signal.SIGINT, *ENDING)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
@@ -74,8 +83,8 @@ class RunCheckpoints(Checkpoints):
 
 
 def ending_on_sigterm() -> AbstractContextManager[None]:
-    """SIGTERM raises a SignalError, so that locks are released."""
-    return _handling(_end, signal.SIGTERM)
+    """SIGTERM and SIGUSR1 raise a SignalError, so that locks are released."""
+    return _handling(_end, *ENDING)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

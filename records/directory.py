@@ -36,6 +36,7 @@ from records.monitor import EpisodeFacts
 from records.tables import EPISODES, METRICS, episode_line, header, metric_lines, read_measurements
 from utils.errors import UserError
 from utils.files import PARTIAL, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
+from utils.options import check_text
 from utils.yaml_files import load_yaml, parse_yaml
 
 CONFIG = "config.yaml"
@@ -159,10 +160,16 @@ class RunDirectory:
         with contextlib.suppress(OSError):  # it is not empty
             (self.path / "state").rmdir()
 
-    def adopting(self, other: Path, targets: Mapping[tuple[int, str], Tensor]) -> "RunDirectory":
-        """Copy the episodes, members, predictions and state of a finished run to extend it; `targets`: of all tasks."""
+    def adopting(self, other: Path, sha256: str, targets: Mapping[tuple[int, str], Tensor]) -> "RunDirectory":
+        """Copy the episodes, members, predictions and state of a finished run to extend it.
+
+        Args:
+            sha256: of its manifest; a UserError if another run is there now.
+            targets: of all tasks.
+        """
         manifest = read_manifest(other)
-        assert manifest is not None
+        if manifest is None or manifest.sha256 != sha256:
+            raise UserError(f"{other} is not the run that {self.path} extends: put it back, or extend with --overwrite")
         for name in manifest.files:
             if name not in (CONFIG, TARGETS, SUMMARY):
                 self._write(name, checked(other, manifest, name))
@@ -237,16 +244,18 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         UserError: a run is there and `overwrite` is not set, or it is one of `reads`; or something else is there.
     """
     try:
+        check_text("the current folder", str(Path.cwd()))  # config.yaml names paths in it
         if os.path.realpath(path) in map(os.path.realpath, reads):
             raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
         begun = {LOCK, CONFIG + PARTIAL}  # all that there is of a run that was killed before it had written config.yaml
         if not path.exists() or (path.is_dir() and begun.issuperset(entry.name for entry in path.iterdir())):
             return
+        is_run = _is_run(path)
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"--run_dir {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
     if not path.is_dir():
         raise UserError(f"--run_dir {path} is a file; name a directory")
-    if not _is_run(path):
+    if not is_run:
         raise UserError(f"--run_dir {path} is not empty and not a run; name another directory")
     if not overwrite:
         resume = "" if reads else "resume it with --resume, "
@@ -257,10 +266,7 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
 
 def _is_run(path: Path) -> bool:
     """Whether config.yaml is one of this program; many programs have one, and --overwrite removes files."""
-    try:
-        content = (path / CONFIG).read_bytes() if holds_run(path) else b""
-    except OSError:
-        return False
+    content = (path / CONFIG).read_bytes() if holds_run(path) else b""
     return len(set(re.findall(rb"(?m)^(?:stream|data|hp|method|seed):", content))) >= 3  # it may be damaged
 
 

@@ -54,7 +54,8 @@ class Command:
         bool, "replace the run that is in --run_dir (default: refuse)", default=False, option="overwrite", group=_WHERE
     )
     resume: bool = setting(
-        bool, "resume the interrupted run in --run_dir, with its options; begin it if there is none (default: refuse)",
+        bool, "resume the interrupted run in --run_dir, with its options; begin it if there is none and other options "
+        "describe it (default: refuse)",
         default=False, option="resume", group=_WHERE,
     )  # fmt: skip
     extend: Path | None = setting(
@@ -103,6 +104,11 @@ class Invocation:
         if command.extend is not None:
             return beside(command.extend, "-extended")
         return Path("runs") / f"{config.stream}-{config.net.model.replace('/', '_')}-{config.method}-seed{config.seed}"
+
+    @property
+    def describes_run(self) -> bool:
+        """Whether an option says what is to be learned or how, not only where."""
+        return bool(self.given - {key for key, of in options().items() if of.machine or of.group == _WHERE})
 
     def settings_of(self, method: str) -> Any:
         """Settings of a method: from --method_config or its own file, changed by --set."""
@@ -179,9 +185,9 @@ def _invocation(values: Mapping[str, Given]) -> Invocation:
     for key, value in values.items():
         if key in declared:
             declared[key].check(value.where, value.value)
-    for key in ("data.data_dir", "run_dir"):
-        if key in values:
-            check_text(values[key].where, values[key].value)
+    for value in values.values():
+        if isinstance(value.value, str):
+            check_text(value.where, value.value)
     own = declarations(Command)
     command = Command(**{key: own[key].check(v.where, v.value) for key, v in values.items() if key in own})
     check_command(command, values)

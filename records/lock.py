@@ -5,13 +5,19 @@ import fcntl
 import json
 import os
 import socket
+import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 LOCK = ".lock"
+_HERE = socket.gethostname()
+BEAT = 30.0  # seconds between two touches of the lock file by its owner
+DEAD = 600.0  # seconds without one, after which another host may take the lock over
 
 
 @contextlib.contextmanager
@@ -19,8 +25,8 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
     """Lock a folder, which is made if it does not exist; yields the descriptor of the lock file.
 
     The kernel releases the lock when the processes that have the descriptor end, however they end. The lock file names
-    its owner, and is removed at the end. A lock file of another machine is refused: its processes cannot be seen from
-    here, and not every shared disk shares its locks.
+    its owner, and is removed at the end. Not every shared disk shares its locks, and the processes of another host
+    cannot be seen from here: such a lock is refused until its owner has not touched the file for DEAD seconds.
 
     Args:
         option: opens error messages.
@@ -34,23 +40,37 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
         lock = _opened(folder / LOCK, option)
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"{option}{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    ended = threading.Event()
+    beat = threading.Thread(target=_beat, args=(folder, lock, ended), daemon=True)
     try:
-        left = _holder(lock)
-        if left.get("host", socket.gethostname()) != socket.gethostname():
-            raise UserError(f"{option}{folder} is in use by {_told(left)}; if that has ended, remove {folder / LOCK}")
         with contextlib.suppress(OSError):  # on a full disk the lock holds without naming its owner
             os.ftruncate(lock, 0)
-            me = {"host": socket.gethostname(), "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+            me = {"host": _HERE, "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
             os.pwrite(lock, json.dumps(me).encode(), 0)
+        beat.start()
         try:
             yield lock
         finally:
+            ended.set()
+            beat.join()
             with contextlib.suppress(OSError):
-                (folder / LOCK).unlink()
+                if not _other_host(lock):
+                    (folder / LOCK).unlink()
                 if made:
                     folder.rmdir()  # unless it is in use
     finally:
         os.close(lock)
+
+
+def _beat(folder: Path, lock: int, ended: threading.Event) -> None:
+    """Touch the lock file until `ended`; end the process if another host has taken the lock over meanwhile."""
+    while not ended.wait(BEAT):
+        with contextlib.suppress(OSError):
+            if other := _other_host(lock):
+                taken = f"{folder} was taken over by {other}, as this process had stopped"
+                print(one_line(taken), file=sys.stderr, flush=True)
+                os._exit(1)
+            os.utime(lock)
 
 
 def _opened(path: Path, option: str) -> int:
@@ -60,6 +80,7 @@ def _opened(path: Path, option: str) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+                _check_silent(path.parent, lock, option)
                 return lock
         except BlockingIOError:
             holder = _holder(lock)
@@ -67,10 +88,23 @@ def _opened(path: Path, option: str) -> int:
             raise UserError(
                 f"{option}{path.parent} is in use by {_told(holder)}; wait for it, or name another folder"
             ) from None
-        except OSError:
+        except (OSError, UserError):
             os.close(lock)
             raise
         os.close(lock)
+
+
+def _check_silent(folder: Path, lock: int, option: str) -> None:
+    """Raise a UserError if another host has touched the lock file in the last DEAD seconds."""
+    if not (other := _other_host(lock)):
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:  # the time of the disk: the clocks of two hosts may differ
+        silent = max(0.0, os.fstat(file.fileno()).st_mtime - os.fstat(lock).st_mtime)
+    if silent < DEAD:
+        raise UserError(
+            f"{option}{folder} is in use by {other}, last seen {silent:.0f} s ago; if that has ended, try again "
+            f"{DEAD / 60:.0f} minutes after it was last seen, or remove {folder / LOCK}"
+        )
 
 
 def _holder(lock: int) -> dict[str, object]:
@@ -79,6 +113,11 @@ def _holder(lock: int) -> dict[str, object]:
         return content if isinstance(content, dict) else {}
     except (ValueError, RecursionError):
         return {}
+
+
+def _other_host(lock: int) -> str:
+    """The owner of a lock file, for people, if it is on another host, else an empty text."""
+    return "" if (holder := _holder(lock)).get("host", _HERE) == _HERE else _told(holder)
 
 
 def _told(holder: dict[str, object]) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.lock import LOCK
-from utils.errors import SignalError, UserError
+from utils.compute import enough_memory
+from utils.errors import SignalError, TrainingError, UserError
 from utils.files import write_bytes
 
 MANIFEST = "manifest.json"
@@ -53,6 +54,7 @@ class Manifest:
     members: int = 0  # networks saved by then
     seconds: float = 0.0  # wall time by then, summed over the processes of the run
     files: Mapping[str, Entry] = field(default_factory=dict)
+    sha256: str = ""  # of the manifest that was read: no two runs have the same
 
     @property
     def finished(self) -> bool:
@@ -73,22 +75,23 @@ def read_manifest(run: Path) -> Manifest | None:
     """The manifest of a run directory; None if there is none, so that no episode is complete."""
     path = run / MANIFEST
     with reading(run, MANIFEST):
-        if not path.is_file():
+        try:
+            content = json.loads(_content(path))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        content = json.loads(path.read_bytes())
         if content.get("format") != FORMAT:
             raise UserError(
                 f"{path} is of a run of format {content.get('format', 1)!s:.20}; this version reads format {FORMAT} "
                 "only: make the run again, with --overwrite"
             )
-        if content.pop("sha256") != _own_sum(content):
+        if (own := content.pop("sha256")) != _own_sum(content):
             raise ValueError("its checksum is wrong")
         # TensorBoard files may be deleted to save room, which changes nothing else.
         files = {name: Entry(*entry) for name, entry in content["files"].items()
                  if not EVENTS.match(name) or (run / name).exists()}  # fmt: skip
         if outside := [name for name in files if not _NAME.fullmatch(name)]:
             raise ValueError(f"{outside[0]!r} is no file of a run")
-        return Manifest(content["episode"], content["members"], content["seconds"], files)
+        return Manifest(content["episode"], content["members"], content["seconds"], files, own)
 
 
 def checked(run: Path, manifest: Manifest, name: str) -> bytes:
@@ -98,26 +101,34 @@ def checked(run: Path, manifest: Manifest, name: str) -> bytes:
         raise UserError(f"{path} is not in {MANIFEST}: it does not belong to the run")
     grows = GROWING.fullmatch(name) and not manifest.finished
     with reading(run, name):
-        if not stat.S_ISREG(path.lstat().st_mode):  # a link would lead outside the run
-            raise ValueError("it is no ordinary file")
-        with open(path, "rb") as file:
-            content = file.read(entry.size if grows else -1)
+        content = _content(path, entry.size if grows else -1)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise ValueError("its checksum is wrong")
     return content
 
 
+def _content(path: Path, size: int = -1) -> bytes:
+    if not stat.S_ISREG(path.lstat().st_mode):  # a link would lead outside the run, a device may have no end
+        raise ValueError("it is no ordinary file")
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
 @contextlib.contextmanager
 def reading(run: Path, name: str) -> Iterator[None]:
-    """Turn whatever goes wrong in reading a file of a run into one line that says how it can be made again."""
+    """Turn what goes wrong in reading a file into one line; only wrong content that was read is called damage."""
     try:
-        yield
-    except (UserError, SignalError):
+        with enough_memory(f"reading {run / name}", "the file may be well; try again when more is free"):
+            yield
+    except (UserError, TrainingError, SignalError):
         raise
     except FileNotFoundError:
         raise UserError(f"{run / name} is missing; {_remedy(name)}") from None
+    except (OSError, ImportError) as error:  # a lazy import fails too when too many files are open
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{run / name} cannot be read ({reason}); try again when it can") from None
     except Exception as error:
-        raise damaged(run, name, getattr(error, "strerror", None) or error) from None
+        raise damaged(run, name, error) from None
 
 
 def damaged(run: Path, name: str, reason: object) -> UserError:

@@ -19,7 +19,7 @@ class EpisodeFacts:
     images: int  # examples trained on, summed over all epochs
     sample_gradients: int  # gradients of single examples: `images`, and replayed and reference examples
     steps: int
-    seconds: float  # the whole episode: training, evaluation, writing the members
+    seconds: float  # the whole episode, in all processes of the run: training, evaluation, writing the members
     train_seconds: float  # inside training loops only
     images_per_second: float  # images / train_seconds
     train_loss: float  # mean over the last epoch

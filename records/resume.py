@@ -61,8 +61,9 @@ def other_run(saved: Mapping[str, Any], key: str) -> Path | None:
 
 def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
     """The configuration with the values that this command gives to settings that a resumed run may change."""
-    asked = {key.partition(".")[2]: value_at(invocation.config, key) for key in keys_where("free") & invocation.given}
-    return replace(config, data=replace(config.data, **asked))
+    asked = {key: value_at(invocation.config, key) for key in keys_where("free") & invocation.given}
+    data = {key.removeprefix("data."): asked.pop(key) for key in list(asked) if key.startswith("data.")}
+    return replace(config, data=replace(config.data, **data), **asked)
 
 
 def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str]) -> list[str]:
@@ -98,9 +99,9 @@ def check_same_data(path: Path, saved: Mapping[str, Any], fingerprint: str, data
 
 
 def warn_of_versions(saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-    """Print a warning for each library with another version in config.yaml (`saved`) than now (`resolved`)."""
-    earlier = {**saved["versions"], "commit": saved["commit"]}
-    for name, version in {**resolved["versions"], "commit": resolved["commit"]}.items():
-        before = earlier.get(name)
-        if before != version:
-            print(f"begun with {name} {before}, resumed with {version}: not the same to the bit", file=sys.stderr)
+    """Print a warning if a version or the number of threads in config.yaml (`saved`) is another than now."""
+    before, now = ({**of["versions"], "commit": of["commit"], "threads": of["threads"]} for of in (saved, resolved))
+    for name, version in now.items():
+        if before.get(name) != version:
+            told = f"begun with {name} {before.get(name)}, resumed with {version}: not the same to the bit"
+            print(told, file=sys.stderr)

@@ -55,7 +55,7 @@ class Run:
         Raises:
             UserError: there is no run, no episode is complete yet, or a file is damaged.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         config, manifest = opened(path)
         rows, episodes = read_measurements(path, manifest)
         members = read_members(path, manifest)

@@ -58,6 +58,7 @@ class Plan:
     Attributes:
         saved: config.yaml of the interrupted run.
         base: the finished run that is extended.
+        base_sha256: of its manifest when the extension was begun.
         base_saved: config.yaml of the base, if the extension is new.
         summary: of the run, if it is already finished: there is nothing to run.
     """
@@ -65,6 +66,7 @@ class Plan:
     invocation: Invocation
     saved: Mapping[str, Any] | None = None
     base: Path | None = None
+    base_sha256: str | None = None
     base_saved: Mapping[str, Any] | None = None
     summary: Mapping[str, Any] | None = None
 
@@ -81,14 +83,17 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
                 raise UserError(f"--resume: {path} is finished, so that it cannot be compared any more")
             with writable(path):
                 RunDirectory.reopen(path)
-        return Plan(invocation, saved, other_run(saved, "extended_from"), summary=summary)
+        base = other_run(saved, "extended_from")
+        return Plan(invocation, saved, base, saved.get("extended_from_sha256"), summary=summary)
     if command.extend is not None:
-        before = finished_run(command.extend)
+        before, sha256 = finished_run(command.extend)
         invocation = extended(invocation, before)
         check_free(path, command.overwrite, [command.extend])
-        return Plan(invocation, base=command.extend, base_saved=before)
+        return Plan(invocation, base=command.extend, base_sha256=sha256, base_saved=before)
     invocation = replace(invocation, config=with_settings(invocation))
     check_free(path, command.overwrite)
+    if command.resume and not invocation.describes_run:
+        raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
     return Plan(invocation)
 
 
@@ -127,6 +132,7 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
             use_threads(net.trunk, stream.spec.input_shape, config.hp.batch, device)
         reference = plan.invocation.command.isolated
         resolved = resolve(config, compute, stream, reference, plan.base)
+        resolved["extended_from_sha256"] = plan.base_sha256
     check_data(plan, stream, resolved)
     isolated = load_isolated(reference, resolved) if reference else None
     with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
@@ -141,7 +147,8 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     if plan.saved is not None or plan.base is not None:
         stack.enter_context(_fitting(path))
     if done:
-        _restore(method, evaluation, directory, episodes)
+        with enough_memory(f"the saved state on {device}", "try again when more is free"):
+            _restore(method, evaluation, directory, episodes)
     checkpoints = RunCheckpoints(
         directory, plan.invocation.command.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
     )
@@ -168,10 +175,11 @@ def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> N
     data_dir = plan.invocation.config.data.data_dir
     if plan.saved is not None:
         check_same_data(plan.invocation.run_dir, plan.saved, resolved["data_sha256"], data_dir)
-        warn_of_versions(plan.saved, resolved)
     if plan.base is not None and plan.base_saved is not None:
         first = TaskStream(stream.spec, stream.tasks[: len(plan.base_saved["data"]["tasks"])])
         check_same_data(plan.base, plan.base_saved, first.fingerprint(), data_dir)
+    if before := plan.saved or plan.base_saved:
+        warn_of_versions(before, resolved)
 
 
 def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stack: ExitStack) -> RunDirectory:
@@ -183,7 +191,7 @@ def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stac
     stack.enter_context(writable(path))
     directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
     if plan.base is not None and not directory.manifest.episode:
-        directory = directory.adopting(plan.base, targets_of(stream))
+        directory = directory.adopting(plan.base, plan.base_sha256 or "", targets_of(stream))
     stack.callback(directory.close)
     return directory
 
@@ -204,8 +212,8 @@ def saved_networks(directory: RunDirectory, config: RunConfig, device: torch.dev
         yield Member(saved.number, saved.episode, saved.tasks, net, saved.weights, replaces=not place, task_weights=own)
 
 
-def finished_run(path: Path) -> dict[str, Any]:
-    """config.yaml of a run that is to be extended; checks that it is finished, has a state, and is undamaged."""
+def finished_run(path: Path) -> tuple[dict[str, Any], str]:
+    """config.yaml and the checksum of the manifest of a run to extend, which is finished, undamaged and has a state."""
     manifest = read_manifest(path) if holds_run(path) else None
     if manifest is None or not manifest.finished:
         raise UserError(f"--extend {path} is not the directory of a finished run")
@@ -213,21 +221,19 @@ def finished_run(path: Path) -> dict[str, Any]:
         raise UserError(f"--extend {path} has no state to continue from: it was derived from another run")
     for name in manifest.files:
         checked(path, manifest, name)
-    return read_config(path)
+    return read_config(path), manifest.sha256
 
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """Turn any unexpected error of a resumed or extended run into a UserError: its saved state does not fit the run."""
+    """Turn an unexpected error of a resumed or extended run into a UserError: maybe its saved state does not fit."""
     try:
         yield
-    except (UserError, TrainingError, SignalError, OSError):
+    except (UserError, TrainingError, SignalError, OSError, MemoryError, ImportError):
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(
-            f"{path}: its saved state does not fit the run ({reason}); begin anew with --overwrite"
-        ) from None
+        raise UserError(f"{path} cannot continue from its saved state ({reason}); check it with --verify") from None
 
 
 def verify_run(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The contents of the files of a run: config.yaml, targets, members, a line of episodes.csv, summary.json."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def resolve(
 ) -> dict[str, Any]:
     """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any."""
     metric = main_metric(stream)
+    config = replace(config, data=replace(config.data, data_dir=config.data.data_dir.absolute()))  # found from anywhere
     return {
         "stream": config.stream,
         **plain_config(config),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import TrainingError, UserError
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def reading(what: str, to: str | Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about numbers that no figure can show
             yield
-    except (UserError, MemoryError):
+    except (UserError, TrainingError, MemoryError):
         raise
     except OSError as error:
         raise UserError(f"{error.filename or to} cannot be written: {error.strerror or error}") from None

@@ -127,6 +127,26 @@ def test_an_extended_run_is_extended_and_resumed(base):
     same_bits("killed", "whole")
 
 
+def test_an_extension_that_was_killed_refuses_another_base(capsys, base):
+    """Killed before it has copied anything, and its base replaced by a run of another seed."""
+    assert extend("base", "longer") == 0
+    for changed in (True, False):
+        Path("killed").mkdir()
+        shutil.copy("longer/config.yaml", "killed/config.yaml")
+        if changed:
+            shutil.move("base", "original")
+            assert learn("first", "base", "--seed", "7") == 0
+        else:
+            shutil.rmtree("base")
+        capsys.readouterr()
+        assert start("killed", "--resume", "--quiet") == 2
+        assert "base is not the run that killed extends: put it back" in capsys.readouterr().err
+        assert not list(Path("killed").glob("members/*"))
+        shutil.rmtree("killed")
+    shutil.move("original", "base")
+    assert start("longer", "--resume", "--quiet") == 0
+
+
 def test_the_default_directory_is_beside_the_run(capsys, base):
     assert main(["--extend", "base", "--data_config", "more.yaml", "--quiet"]) == 0
     assert json.loads(Path("base-extended/summary.json").read_text())["tasks"] == 4

@@ -164,8 +164,8 @@ CASES = [
     using("distill", "--data_dir is no text", ZOOS, "run --run_dir made --data_dir=\udcff", {}, "--data_dir"),
     using("forget", "a null character in --run_dir", ZOOS, "run --task 3 --run_dir a\0b", {}, "--run_dir a"),
     # runs
-    resumed("a random state of ones", "interrupted er", {"run/state/training-": all_bytes(b"\xff")}, "does not fit"),
-    resumed("a random state of 127s", "interrupted joint", {"run/state/training-": all_bytes(b"\x7f")}, "does not fit"),
+    resumed("a random state of ones", "interrupted er", {"run/state/training-m": all_bytes(b"\xff")}, "continue"),
+    resumed("a random state of 127s", "interrupted joint", {"run/state/training-m": all_bytes(b"\x7f")}, "continue"),
     resumed("a pickle for a state", "interrupted er", {"run/state/method-": HOSTILE}, "run"),
     resumed("a manifest without metrics.csv", "interrupted", {"run/metrics.csv": Link("missing")}, "run"),
     resumed("an endless manifest", "interrupted", {"run/manifest.json": ZERO}, "manifest.json", checksums=False),

@@ -1,5 +1,6 @@
 """Readers of files: what was written is what is read, and what is damaged or hostile is one clear error."""
 
+import errno
 import gzip
 import importlib
 import io
@@ -532,6 +533,16 @@ def test_a_damaged_description_of_an_array_is_data_or_one_clear_error(tmp_path, 
     write_file(tmp_path / "data", b"\x80\x02" + array + b".")
     error = refusal(load_pickle, tmp_path / "data")
     assert error is None or str(tmp_path / "data") in error
+
+
+@pytest.mark.parametrize("read", [read_idx, load_pickle])
+def test_nobody_is_told_to_delete_a_file_that_cannot_be_read_now(read, tmp_path, monkeypatch):
+    def failing(*given: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    (tmp_path / "data").touch()
+    monkeypatch.setattr("builtins.open", failing)
+    assert refusal(read, tmp_path / "data") == f"{tmp_path}/data cannot be read: [Errno 24] Too many open files"
 
 
 def test_a_folder_or_nothing_in_place_of_a_pickle_is_one_clear_error(tmp_path):

@@ -1,6 +1,8 @@
 """One owner of a run directory, checksums that find every damage, and failures that end with one line."""
 
 import errno
+import io
+import itertools
 import json
 import os
 import re
@@ -24,6 +26,8 @@ from datasets import build_stream
 from datasets.mixture import Mixture
 from evaluation.accuracy import Evaluation
 from modelzoo import main
+from records import Run
+from records.checkpoints import RunCheckpoints
 from records.lock import LOCK, locked
 from records.manifest import Manifest, read_manifest
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
@@ -76,7 +80,6 @@ def test_a_finished_run_is_told_again_and_not_touched(capsys):
         (["--data_config", "other_stream.yaml"], "data_config"),
         (["--no_augment"], "no_augment"),
         (["--precision", "bf16"], "precision"),
-        (["--threads", "2"], "threads"),
     ],
 )
 def test_changed_options_are_refused(changed, key, monkeypatch, capsys):
@@ -102,6 +105,38 @@ def test_what_cannot_change_the_result_may_change(monkeypatch):
     assert results("run") == results("whole")
 
 
+def test_a_run_goes_on_with_another_number_of_threads(monkeypatch, capsys):
+    interrupted(monkeypatch)
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["threads"] == 1
+    capsys.readouterr()
+    try:
+        assert start("run", "--resume", "--threads", "2") == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert capsys.readouterr().err == "begun with threads 1, resumed with 2: not the same to the bit\n"
+
+
+def test_times_are_those_of_the_whole_run(monkeypatch):
+    """The first process is slow, and ends late in its second or third episode."""
+
+    def slow(self, *, epoch_ends=False):
+        time.sleep(0.02)
+        return due(self, epoch_ends=epoch_ends)
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 20)
+        due = RunCheckpoints.due
+        patch.setattr(RunCheckpoints, "due", slow)
+        assert start("run", *options("zoo")) == 143
+    assert start("run", "--resume") == 0
+    run = Run.load("run")
+    for episode in run.episodes:
+        assert episode.seconds > episode.train_seconds
+    assert sum(episode.train_seconds for episode in run.episodes) == run.summary["train_seconds"] > 20 * 0.02
+    assert sum(episode.seconds for episode in run.episodes) < run.summary["total_seconds"]
+
+
 def test_a_reference_is_compared_with_after_the_interruption_too(monkeypatch):
     assert start("alone", *options("isolated")) == 0
     with monkeypatch.context() as patch:
@@ -125,6 +160,16 @@ def test_other_data_are_refused(monkeypatch, capsys):
     capsys.readouterr()
     assert start("run", "--resume") == 2
     assert "the data are not those that run was trained on" in capsys.readouterr().err
+
+
+def test_a_misspelt_run_is_not_begun(capsys):
+    more = ["--quiet", "--data_dir", "d", "--threads", "1", "--device", "cpu"]
+    assert start("runn", "--resume", *more) == 2
+    assert capsys.readouterr().err == (
+        "modelzoo.py: --resume: runn holds no run; check --run_dir, or add the options of a run to begin\n"
+    )
+    assert main(["--resume"]) == 2
+    assert {path.name for path in Path().iterdir()} == {"d.yaml", "h.yaml"}
 
 
 def test_options_that_contradict_each_other_are_refused_when_a_run_is_begun(capsys):
@@ -289,6 +334,39 @@ def test_verify_names_every_damaged_file_and_what_is_not_of_the_run(capsys):
     assert "(and 1 more)" in err
 
 
+LACKS = [OSError(code, os.strerror(code)) for code in (errno.EACCES, errno.EMFILE, errno.EIO)] + [MemoryError()]
+
+
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(monkeypatch, capsys):
+    interrupted(monkeypatch)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    opened = io.open
+
+    def told(command, name, lack):
+        def failing(path, *how, **more):
+            if str(path).startswith(f"run/{name}"):
+                raise lack
+            return opened(path, *how, **more)
+
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr("builtins.open", failing)
+            patch.setattr("io.open", failing)
+            return main(command), capsys.readouterr().err
+
+    for name, lack in itertools.product(["manifest.json", "config.yaml", "members/member_000.", "state/"], LACKS):
+        for command in (["--verify", "run"], ["--resume", "--run_dir", "run"]):
+            code, error = told(command, name, lack)
+            assert code == (1 if isinstance(lack, MemoryError) else 2)
+            assert getattr(lack, "strerror", "not enough memory") in error
+            assert not re.search("damaged|overwrite", error)
+            assert error.count("\n") == 1
+    code, error = told([*options("zoo"), "--run_dir", "run"], "config.yaml", LACKS[0])
+    assert (code, error) == (2, "modelzoo.py: --run_dir run cannot be used: Permission denied\n")
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    assert main(["--verify", "run"]) == 0
+
+
 def test_a_manifest_cannot_name_a_file_outside_the_run(capsys):
     assert start("run", *options("zoo")) == 0
     manifest = read_manifest(Path("run"))
@@ -352,14 +430,50 @@ def test_the_lock_of_a_dead_process_is_taken_over():
         assert json.loads(Path("run", LOCK).read_text())["process"] == os.getpid()
 
 
-def test_the_lock_of_another_machine_is_not_taken_over():
-    Path("run").mkdir()
+def leave_lock(seconds_ago):
+    """A lock file of another host, touched so long ago."""
+    Path("run").mkdir(exist_ok=True)
     Path("run", LOCK).write_text('{"host": "elsewhere", "process": 7, "since": "2026-01-01 00:00:00"}')
+    os.utime(Path("run", LOCK), (time.time() - seconds_ago,) * 2)
+
+
+def test_the_lock_of_another_host_is_taken_over_when_its_owner_has_died(monkeypatch):
+    """Its owner touches it every 30 seconds, and loses it after ten minutes without."""
+    leave_lock(590)
     with (
-        pytest.raises(UserError, match=r"in use by host elsewhere, process 7, .*; if that has ended, remove run/.lock"),
+        pytest.raises(UserError, match=r"in use by host elsewhere, process 7, .* last seen 59\d s ago; .*run/.lock"),
         locked(Path("run")),
     ):
         pass
+    assert "elsewhere" in Path("run", LOCK).read_text()
+    leave_lock(610)
+    with locked(Path("run")):
+        assert json.loads(Path("run", LOCK).read_text())["process"] == os.getpid()
+    assert not Path("run", LOCK).exists()
+
+
+def test_the_owner_of_a_lock_keeps_it_alive(monkeypatch):
+    monkeypatch.setattr("records.lock.BEAT", 0.01)
+    with locked(Path("run")):
+        os.utime(Path("run", LOCK), (0, 0))
+        for _ in range(1000):
+            time.sleep(0.01)
+            if Path("run", LOCK).stat().st_mtime > 0:
+                return
+    pytest.fail("the lock file was not touched")
+
+
+def test_a_process_that_has_lost_its_lock_writes_no_more():
+    program = "import time\nimport records.lock\nfrom pathlib import Path\nrecords.lock.BEAT = 0.01\n"
+    program += "with records.lock.locked(Path('run')):\n    print('here', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as owner:  # fmt: skip
+        assert owner.stdout.readline() == "here\n"
+        leave_lock(0)
+        assert owner.wait(50) == 1
+        assert owner.stderr.read().startswith("run was taken over by host elsewhere, process 7")
     assert Path("run", LOCK).exists()
 
 
@@ -446,6 +560,17 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1e9)
     monkeypatch.setattr(time, "time_ns", lambda: 10**18)
     assert start("run", *options("zoo")) == 0
+    assert results("run") == results("whole")
+
+
+def test_the_signal_of_a_queue_stops_a_run_that_is_resumed_later(monkeypatch, capsys):
+    """Slurm sends SIGUSR1 if it is asked to warn a job before its end."""
+    assert start("whole", *options("zoo")) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 14, signal.SIGUSR1)
+        assert start("run", *options("zoo")) == 128 + signal.SIGUSR1
+    assert "stopped by SIGUSR1; resume with: " in capsys.readouterr().err
+    assert start("run", "--resume") == 0
     assert results("run") == results("whole")
 
 

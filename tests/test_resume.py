@@ -73,14 +73,14 @@ def same_as(run, expected):
     assert main(["--verify", run]) == 0
 
 
-def stop_after(monkeypatch, steps):
+def stop_after(monkeypatch, steps, number=signal.SIGTERM):
     """A signal arrives in that step."""
     due, seen = RunCheckpoints.due, [0]
 
     def counted(self, *, epoch_ends=False):
         seen[0] += not epoch_ends
         if seen[0] == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return due(self, epoch_ends=epoch_ends)
 
     monkeypatch.setattr(RunCheckpoints, "due", counted)
@@ -117,6 +117,20 @@ def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
         stops += 1
         assert "stopped by SIGTERM; resume with: python modelzoo.py --resume --run_dir run" in capsys.readouterr().err
     assert stops >= 3
+    same_as("run", "whole")
+
+
+def test_a_run_is_resumed_from_another_folder(tmp_path, monkeypatch):
+    """config.yaml names the folder of the data so that it is found from anywhere."""
+    assert start("whole", *options("er")) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 20)
+        assert start("run", *options("er"), "--data_dir", "images/here") == 143
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["data"]["data_dir"] == str(tmp_path / "images/here")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert start("../run", "--resume") == 0
+    monkeypatch.chdir(tmp_path)
     same_as("run", "whole")
 
 

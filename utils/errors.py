@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -50,6 +51,11 @@ def one_line(text: object) -> str:
     line = " ".join(str(text).split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} [...] {shown[-_LONGEST // 2 :]}"
+
+
+def expanded(path: str) -> str:
+    """The path with ~ replaced by the home folder."""
+    return os.path.expanduser(path)  # noqa: PTH111  # Path.expanduser raises for ~unknown
 
 
 def missing_file(path: str) -> str:

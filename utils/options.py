@@ -6,8 +6,10 @@ import sys
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NoReturn
 
-from utils.errors import UserError, unknown
+from utils.errors import UserError, expanded, unknown
 from utils.settings import Declaration, Range
+
+_PATHS = ("DIR", "RUN", "YAML", "CSV", "IMAGE_OR_FOLDER")  # what stands for the value of an option that is a path
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +35,13 @@ class Parser(argparse.ArgumentParser):
             if key in keys:
                 raise UserError(f"unknown option {extra[0]}; {key} is a key of {of}")
             raise UserError(f"unknown option {extra[0]}" + (f"; did you mean {near[0]}?" if near else "; -h lists all"))
+        for action in (action for action in self._actions if action.metavar in _PATHS):
+            value = getattr(options, action.dest)
+            if isinstance(value, list):  # what is only read may have any name
+                setattr(options, action.dest, [*map(expanded, value)])
+            elif value is not None:
+                check_text((action.option_strings or ["RUN"])[0], value)
+                setattr(options, action.dest, expanded(value))
         return options
 
     def declare(self, declared: Iterable[Declaration]) -> None:
@@ -63,10 +72,10 @@ def whole(option: str, text: str, accepted: Range = Range(1, 10**6)) -> int:
     return int(accepted.check(option, value_of(Declaration(accepted, ""), option, text)))
 
 
-def check_text(option: str, value: str | None) -> None:
+def check_text(option: str, value: str) -> None:
     """UserError if a path is not valid UTF-8 and so cannot be written to config.yaml."""
     try:
-        (value or "").encode()
+        value.encode()
     except UnicodeEncodeError:
         raise UserError(f"{option} {value} is no text, and could not be kept in config.yaml; rename it") from None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.errors import UserError, unknown
+from utils.errors import UserError, expanded, unknown
 
 _HUGE = 2**63
 Kind = type | tuple[str, ...]  # type of a hyperparameter in TensorBoard, or its possible words
@@ -88,7 +88,7 @@ class Declaration:
         if self.accepts is str or self.accepts is Path:
             if not isinstance(value, str) or not value:
                 raise UserError(f"{where} is {value!r}; it must be a text")
-            return Path(value) if self.accepts is Path else value
+            return Path(expanded(value)) if self.accepts is Path else value
         return (self.accepts.check if isinstance(self.accepts, Range) else self.accepts.read)(where, value)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import machine
-from utils.errors import missing_file, one_line
+from utils.errors import expanded, missing_file, one_line
 
 _FILES = ("--data_config", "--hp_config", "--method_config", "--config")
 _RUNS = ("--extend", "--isolated", "--verify")
@@ -42,9 +42,10 @@ def wrong_path(program: str, argv: Sequence[str]) -> str | None:
         if option in given and not os.path.lexists(given[option]):
             return missing_file(given[option]) if option in _FILES else f"{option} {given[option]} does not exist"
     if argv and not argv[0].startswith("-"):
-        if program in _RUN_COMES_FIRST and not os.path.lexists(Path(argv[0], "config.yaml")):
+        first = expanded(argv[0])
+        if program in _RUN_COMES_FIRST and not os.path.lexists(Path(first, "config.yaml")):
             return f"{argv[0]} is not the directory of a run (it has no config.yaml)"
-        if program == "report.py" and not os.path.lexists(argv[0]):
+        if program == "report.py" and not os.path.lexists(first):
             return f"{argv[0]} is not the directory of a run, and has no runs in it"
     return None
 
@@ -55,5 +56,5 @@ def _given(argv: Sequence[str]) -> dict[str, str]:
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         option, equals, value = argument.partition("=")
         if option in (*_FILES, *_RUNS) and (equals or following):
-            values[option] = value if equals else following
+            values[option] = expanded(value if equals else following)
     return values

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from utils.errors import UserError, missing_file
+from utils.errors import UserError, expanded, missing_file
 from utils.files import NUMBER
 
 _LARGEST_YAML = 16 << 20  # bytes
@@ -33,7 +33,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 def load_yaml(path: str) -> dict[str, Any]:
     """The keys and values of a YAML file; UserError names the file and, if known, the line."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(expanded(path), encoding="utf-8") as file:
             content = file.read(_LARGEST_YAML + 1)
         if len(content) > _LARGEST_YAML:
             raise UserError(f"{path} is larger than {_LARGEST_YAML >> 20} MiB, which no configuration is")

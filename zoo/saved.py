@@ -112,7 +112,7 @@ class Zoo:
         Raises:
             UserError: there is no run, no episode is complete yet, or a file is damaged.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         content, manifest = opened(path)
         config = saved_config(str(path / CONFIG), content)
         members = answering(read_members(path, manifest))

@@ -25,7 +25,7 @@ from torch import Tensor
 from datasets.config import DataConfig
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.task import TaskStream
-from utils.errors import UserError
+from utils.errors import UserError, expanded
 from utils.files import read_tensors, tensor_bytes, write_bytes
 from utils.settings import Range, setting
 
@@ -48,7 +48,7 @@ class FolderSettings:
 def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of class names (folder names); images become RGB squares of `image_size` pixels."""
     settings: FolderSettings = config.settings
-    root, size = config.data_dir / settings.root, settings.image_size
+    root, size = config.data_dir / expanded(settings.root), settings.image_size
     names, files = _list(config.path, root)
     train, test = _decoded(config.data_dir, root, size, files)
     padding = 0 if settings.augment == "none" else min(size // 8, 4)

@@ -80,4 +80,6 @@ def read_idx(path: Path) -> Tensor:
         shape = np.frombuffer(content, ">i4", dims, offset=4)
         return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape).copy())
     except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+        if getattr(error, "errno", None):  # it may be undamaged
+            raise UserError(f"{source} cannot be read: {error}") from None
         raise UserError(f"{source} is damaged or cut short ({error}); delete it and get it again") from None
