@@ -29,7 +29,6 @@ from methods import check_name
 from methods.base import Context
 from methods.bounds import Joint
 from methods.config import RunConfig
-from records.checkpoints import ending_on_sigterm
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
@@ -45,12 +44,12 @@ from utils.options import Parser, check_text, whole
 from utils.settings import NoSettings, Range
 from zoo import Zoo
 from zoo.distillation import EPOCHS, STUDENT, compared, lesson, middle_task, table
-from zoo.options import add_combination, add_machine, add_new_run, finished, new_run
+from zoo.options import REPEAT, add_combination, add_machine, add_new_run, finished, new_run, repeatable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training or writing cannot go on; 2 if the input is wrong; 130 or 143 if stopped."""
-    return run_program("distill.py", lambda: distill(arguments(argv)))
+    return run_program("distill.py", lambda: distill(arguments(argv)), f"interrupted; {REPEAT}")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -78,6 +77,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+@repeatable()
 def distill(options: argparse.Namespace) -> None:
     """Check everything that can be wrong, train, then write: until the student is done nothing is replaced.
 
@@ -87,7 +87,6 @@ def distill(options: argparse.Namespace) -> None:
     """
     begin = time.perf_counter()
     with ExitStack() as stack:
-        stack.enter_context(ending_on_sigterm())
         zoos = loaded(options)
         zoo = zoos["zoo"]
         out = Path(options.run_dir) if options.run_dir else beside(options.run, f"-{STUDENT}")

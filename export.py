@@ -16,7 +16,7 @@ from utils.errors import one_line, run_program
 from utils.options import Parser, check_choice
 from zoo import Zoo
 from zoo.exporting import FILES, check_formats, ship
-from zoo.options import add_combination, check_new
+from zoo.options import add_combination, check_new, repeatable
 
 BOTH = "both"
 
@@ -41,6 +41,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_known(argv)
 
 
+@repeatable()
 def export(options: argparse.Namespace) -> None:
     """Export, check, write.
 

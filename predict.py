@@ -30,7 +30,7 @@ from utils.files import written_whole
 from utils.options import Parser, check_choice, whole
 from zoo import Prediction, Zoo
 from zoo.inputs import find_images, read_image
-from zoo.options import add_combination, add_machine, check_new
+from zoo.options import add_combination, add_machine, check_new, repeatable
 from zoo.saved import AUTO
 
 _CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
@@ -61,6 +61,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_known(argv)
 
 
+@repeatable()
 def predict(options: argparse.Namespace) -> int:
     """Check everything that can be wrong, then read and classify the images.
 

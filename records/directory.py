@@ -234,7 +234,7 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         reads: runs that are read, and so cannot be replaced.
 
     Raises:
-        UserError: a run is there and `overwrite` is not set, or it is one of `reads`; or something else is there.
+        UserError: a whole run is there and `overwrite` is not set, or it is one of `reads`; or something else is there.
     """
     try:
         if os.path.realpath(path) in map(os.path.realpath, reads):
@@ -248,11 +248,24 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         raise UserError(f"--run_dir {path} is a file; name a directory")
     if not _is_run(path):
         raise UserError(f"--run_dir {path} is not empty and not a run; name another directory")
-    if not overwrite:
+    if not overwrite and not half_made(path):
         resume = "" if reads else "resume it with --resume, "
         raise UserError(
             f"--run_dir {path} already holds a run; {resume}replace it with --overwrite, or name another directory"
         )
+
+
+def half_made(path: Path) -> bool:
+    """Whether a program that makes a run from another one was stopped while it wrote this one."""
+    manifest = read_manifest(path)
+    return not (manifest and manifest.finished) and bool(read_config(path).get("derived"))
+
+
+def check_whole(path: Path) -> None:
+    """Check that a run is not `half_made`: it could not answer for what it was made from."""
+    if half_made(path):
+        made = read_config(path)["derived"]
+        raise UserError(f"{path} is half-made ({made}): repeat the command that was stopped")
 
 
 def _is_run(path: Path) -> bool:

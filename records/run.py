@@ -13,7 +13,7 @@ import numpy.typing as npt
 from datasets.objectives import ACCURACY
 from evaluation.measurements import Measurement
 from evaluation.metrics import Matrix
-from records.directory import CONFIG, holds_run, read_config
+from records.directory import CONFIG, check_whole, holds_run, read_config
 from records.manifest import TARGETS, Manifest, checked, read_manifest
 from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_tensors_of
 from records.monitor import EpisodeFacts
@@ -203,6 +203,7 @@ def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
     """config.yaml and the manifest of a run with at least one complete episode."""
     if not holds_run(path):
         raise UserError(f"{path} is not the directory of a run (it has no {CONFIG})")
+    check_whole(path)
     manifest = read_manifest(path)
     if manifest is None or not manifest.episode:
         raise UserError(f"{path}: no episode is complete yet")

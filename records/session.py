@@ -25,7 +25,7 @@ from net import count_parameters
 from net.multihead import MultiHead
 from records.checkpoints import RunCheckpoints
 from records.configuration import hyperparameters
-from records.directory import RunDirectory, check_free, holds_run, read_config
+from records.directory import RunDirectory, check_free, check_whole, holds_run, read_config
 from records.invocation import Invocation, with_settings
 from records.lock import locked
 from records.manifest import checked, read_manifest, verify
@@ -74,6 +74,7 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
     path, command = invocation.run_dir, invocation.command
     if command.resume and holds_run(path):
         stack.enter_context(locked(path, "--run_dir "))
+        check_whole(path)
         saved = read_config(path)
         invocation, summary = resumed(invocation, saved), read_summary(path)
         if summary:
