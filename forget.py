@@ -43,7 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="forget.py", allow_abbrev=False, description=about)
     add = parser.add_argument
     add("run", metavar="RUN", help="a finished run of the zoo or another ensemble")
-    add("--task", metavar="NAME", required=True, help="name or number of the task (needed)")
+    add("--task", metavar="NAME", required=True, help="number or name of the task, or number=N or name=NAME (needed)")
     add("--retrain", action="store_true", help="train a member in place of each dropped one, on its other tasks, with "
         "the examples that were kept of them; needs the data (default: only drop)")  # fmt: skip
     add_new_run(parser, "the new zoo", "RUN-without-<number of the task>")

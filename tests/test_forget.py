@@ -286,3 +286,15 @@ def test_what_was_not_measured_is_left_empty(run):
     assert np.isnan(Run.load("run-without-2").episodes[0].train_loss)
     assert report.main(["run-without-2"]) == 0
     assert "nothing was trained" in Path("run-without-2/report.html").read_text()
+
+
+def test_a_task_is_not_taken_for_another_one_of_that_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("d.yaml").write_text("dataset: digits\ntasks: [{name: '2', classes: [0, 1]}, {name: '1', classes: [2, 3]}]\n")
+    given = ["--data_config", "d.yaml", "--continual", "--samples", "4", "--epochs", "1", "--quiet", "--run_dir", "run"]
+    assert main([*given, "--tasks_per_round", "1"]) == 0
+    capsys.readouterr()
+    assert forget.main(["run", "--task", "1"]) == 2
+    assert "'1' may be several tasks; write number=1 for 1 '2' or number=2 for 2 '1'" in capsys.readouterr().err
+    assert forget.main(["run", "--task", "name=1"]) == 0
+    assert [(task.number, task.name) for task in Zoo.load("run-without-2").tasks] == [(1, "2")]

@@ -66,7 +66,8 @@ def test_without_the_task(pictures, capsys):
     assert header[4:] == [f"p({name})" for name in ("1 0/1: 0", "1 0/1: 1", "2 middle: 2", "2 middle: 3", "2 middle: 4",
                                                     "3 5/6: 5", "3 5/6: 6")]  # fmt: skip
     found = Zoo.load("run").predict(pictures, "auto", "energy")
-    assert [(row[1], row[2]) for row in rows] == [(t.name, c) for t, c in zip(found.tasks, found.labels, strict=True)]
+    expected = [(f"{t.number} {t.name}", c) for t, c in zip(found.tasks, found.labels, strict=True)]
+    assert [(row[1], row[2]) for row in rows] == expected
     np.testing.assert_allclose(np.array([row[4:] for row in rows], float), found.probabilities, atol=1e-5)
 
 

@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss
 from datasets.mixture import Mixture
 from methods import METHODS
 from modelzoo import main
-from records import members
+from records import Run, members
 from records.manifest import Entry, read_manifest
 from tests.test_scenarios import streamed
 from utils.errors import UserError
@@ -150,8 +150,32 @@ def test_tasks_go_by_name_or_number(runs):
         zoo.task("midle")
     twice = copy.copy(zoo)
     twice.tasks = (*zoo.tasks, saved.SavedTask(4, "middle", ("a", "b")))
-    with pytest.raises(UserError, match="'middle' is the name of several tasks; name one by its number: 2, 4"):
+    with pytest.raises(UserError, match="'middle' may be several tasks; write number=2 for 2 'middle' or number=4 for"):
         twice.task("middle")
+    assert twice.task("number=4").number == twice.task(4).number == 4
+
+
+def test_names_are_labels_and_a_number_stays_a_number(runs):
+    """Tasks 1, 2 and 3 are named 2, 1 and auto."""
+    zoo, ran = copy.copy(Zoo.load(runs(), "cpu")), Run.load(runs())
+    names = {1: "2", 2: "1", 3: "auto"}
+    zoo.tasks = tuple(replace(task, name=names[task.number]) for task in zoo.tasks)
+    ran = replace(ran, rows=[replace(row, task_name=names[row.task]) for row in ran.rows])
+    for asked, number in [(1, 1), ("number=1", 1), ("name=1", 2), ("name=2", 1), ("3", 3), ("auto", 3)]:
+        assert zoo.task(asked).number == number
+        np.testing.assert_array_equal(ran.targets_of(asked), ran.targets[number])
+    for asked in ("1", "2"):
+        with pytest.raises(
+            UserError, match=f"'{asked}' may be several tasks; write number=1 for 1 '2' or number=2 for 2"
+        ):
+            zoo.task(asked)
+        with pytest.raises(UserError, match="may be several tasks"):
+            ran.predictions(asked)
+    image = np.zeros((1, 8, 8), dtype=np.uint8)
+    with pytest.raises(UserError, match="has a task named auto; write name=auto for it, or number=auto to find it"):
+        zoo.predict(image, "auto")
+    assert len(zoo.predict(image, "name=auto").classes) == 2
+    assert len(zoo.predict(image, "number=auto").classes) == 7
 
 
 def test_a_foreign_or_damaged_directory_is_one_error(runs, tmp_path):

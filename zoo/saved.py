@@ -23,10 +23,10 @@ from records.configuration import saved_config
 from records.directory import CONFIG
 from records.manifest import TARGETS, Manifest
 from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_network, read_tensors_of
-from records.run import opened
+from records.run import opened, task_number
 from training.prediction import outputs_of_heads
 from utils.compute import Compute, pick_device
-from utils.errors import UserError, unknown
+from utils.errors import UserError
 from utils.options import check_choice
 from zoo.combine import COMBINE, TEMPERATURES, Combination, MemberPredictions, fitted, weighted_mean
 from zoo.inputs import Images, as_stored
@@ -131,15 +131,17 @@ class Zoo:
         return Compute(self.device, self.config.precision == "bf16" and self.device.type == "cuda")
 
     def task(self, task: str | int) -> SavedTask:
-        """A task by its name or its number; a UserError if there is none, or several."""
-        named = [known for known in self.tasks if known.name == task]
-        if len(named) > 1:
-            numbers = ", ".join(str(known.number) for known in named)
-            raise UserError(f"task {str(task)!r} is the name of several tasks; name one by its number: {numbers}")
-        found = named or [known for known in self.tasks if str(known.number) == str(task)]
-        if not found:
-            raise UserError(f"{self.path}: {unknown('task', task, [known.name for known in self.tasks])}")
-        return found[0]
+        """A task by its number or its name, see `task_number`; a UserError if there is none, or several."""
+        known = {known.number: known for known in self.tasks}
+        return known[task_number(self.path, task, {number: one.name for number, one in known.items()})]
+
+    def finds(self, task: str | int) -> bool:
+        """Whether the task is to be found ("auto"); a UserError if that is also the name of a task."""
+        if task == AUTO and any(known.name == AUTO for known in self.tasks):
+            raise UserError(
+                f"{self.path} has a task named {AUTO}; write name={AUTO} for it, or number={AUTO} to find it"
+            )
+        return task in (AUTO, f"number={AUTO}")
 
     def members_for(self, task: str | int) -> tuple[SavedMember, ...]:
         """The members that have learned a task, by its name or number."""
@@ -152,7 +154,7 @@ class Zoo:
         Args:
             images: uint8 from 0 to 255 or floats from 0 to 1: [N, C, H, W], [N, H, W, C], of one channel also
                 [N, H, W]; array or tensor, of the size that the networks were trained on, not normalised.
-            task: name or number; "auto" finds it, see evaluation/scenarios.py.
+            task: number or name, see `task_number`; "auto" finds it, see evaluation/scenarios.py.
             rule: how it is found: entropy, confidence or energy.
 
         Raises:
@@ -160,7 +162,7 @@ class Zoo:
         """
         stored = as_stored(images, self.input_shape)
         check_choice("--routing", "rule", rule, ROUTINGS)
-        if task == AUTO:
+        if self.finds(task):
             return self._routed(self.answers(stored, [known.number for known in self.tasks]), rule)
         known = self.task(task)
         probabilities = self.answers(stored, [known.number])[known.number].probabilities
