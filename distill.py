@@ -145,7 +145,7 @@ def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
             )
     for zoo in zoos.values():  # reads all files that are needed later
         zoo.saved_predictions("test")
-        zoo.answers(torch.zeros(1, *zoo.input_shape), [task.number for task in zoo.tasks])
+        zoo.answers(zoo.blank(1), [task.number for task in zoo.tasks])
     return zoos
 
 

@@ -73,6 +73,7 @@ def predict(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     zoo = Zoo.load(options.run, options.device).combined(options.combine, options.temperature, options.budget)
+    zoo.check_reads_files()
     check_choice("--routing", "rule", options.routing, ROUTINGS)
     task = options.task if zoo.finds(options.task) else zoo.task(options.task).number
     files = [file for given in options.images for file in find_images(Path(given))]
@@ -103,9 +104,7 @@ def predict(options: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def decoded(
-    files: Sequence[Path], shape: tuple[int, int, int], skipped: list[str]
-) -> Iterator[tuple[list[Path], Tensor]]:
+def decoded(files: Sequence[Path], shape: tuple[int, ...], skipped: list[str]) -> Iterator[tuple[list[Path], Tensor]]:
     """Names and images, [n, C, H, W] uint8, of the files that can be read, some at a time.
 
     Threads decode the next chunk while the networks work on this one: Pillow does not hold the interpreter's lock.

@@ -35,6 +35,7 @@ class SavedMember:
     net: Mapping[str, Any]  # model and settings
     input_shape: tuple[int, ...]
     parameters: int
+    heads: str = "task"  # one of net.multihead.HEADS
 
     def weight(self, task: int) -> float:
         """The weight of its predictions in the mean of a task."""
@@ -87,7 +88,7 @@ def read_network(
             task_weights.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(device)
         sizes = dict(zip(member.tasks, map(len, member.classes), strict=True))
         with torch.random.fork_rng(devices=[]):
-            net = build_net(config.net.model, member.input_shape, config.net.settings, sizes)
+            net = build_net(config.net.model, member.input_shape, config.net.settings, sizes, member.heads)
         net.load_state_dict(tensors)
     return net.to(device).eval(), task_weights
 

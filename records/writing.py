@@ -65,7 +65,7 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
             number=member.number, episode=member.episode, replaces_earlier=member.replaces, tasks=member.tasks,
             weights=member.weights, task_names=tuple(task.name for task in tasks),
             classes=tuple(task.output_names for task in tasks), net={"model": net.model, **plain(net.settings)},
-            input_shape=stream.spec.input_shape, parameters=count_parameters(member.net),
+            input_shape=stream.spec.input_shape, parameters=count_parameters(member.net), heads=stream.spec.heads,
         )  # fmt: skip
         # Trunk weights of a single task, see MultiHead.for_task.
         own = {f"task_{task}/{name}": value
@@ -126,6 +126,8 @@ def resolve(
         "extended_from": None if base is None else str(base.absolute()),
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
+        "objective": type(stream.spec.objective).__name__,
+        "preprocess": type(stream.spec.preprocess).__name__,
         "data_sha256": stream.fingerprint(),
         **provenance(),
     }

@@ -1,19 +1,23 @@
 """Arrays and image files -> images as a stream stores them: [N, C, H, W], values from 0 to 255."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datasets.images.image_folder import SUFFIXES, decode_image
 from utils.errors import UserError
 
-Images = Tensor | npt.NDArray[np.generic]
+Arrays = Tensor | npt.NDArray[np.generic]
+Picture = str | Path | Image.Image  # a file, or an image of Pillow
+Images = Arrays | Picture | Sequence[Picture]
 
 
-def as_stored(images: Images, shape: tuple[int, int, int]) -> Tensor:
+def as_stored(images: Arrays, shape: tuple[int, ...]) -> Tensor:
     """Images as uint8 or float32 [N, C, H, W], values from 0 to 255.
 
     Args:
@@ -50,17 +54,39 @@ def as_stored(images: Images, shape: tuple[int, int, int]) -> Tensor:
     return (pixels * 255).contiguous()
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """An image file of any size as uint8 [C, H, W]: the shorter side is scaled and the middle cut out.
+def as_values(inputs: Arrays, shape: tuple[int, ...]) -> Tensor:
+    """Inputs that are no images, [N, *shape] or one of them without N, with any numbers.
+
+    Raises:
+        UserError: another shape.
+    """
+    values = torch.as_tensor(inputs)
+    if tuple(values.shape) == shape:
+        values = values.unsqueeze(0)
+    if tuple(values.shape[1:]) != shape:
+        raise UserError(f"inputs of shape {list(values.shape)} do not fit: give [N, {', '.join(map(str, shape))}]")
+    return values
+
+
+def read_image(image: Picture, shape: tuple[int, ...]) -> Tensor:
+    """An image of any size as a square, uint8 [C, H, H]: the shorter side is scaled and the middle cut out.
 
     Raises:
         UserError: the file is not an image that can be read.
     """
-    channels, height, width = shape
-    if height != width or channels not in (1, 3):
-        raise UserError(f"images of {channels} x {height} x {width} cannot be read from files; use Zoo.predict")
-    pixels = torch.from_numpy(decode_image(path, height, grey=channels == 1).copy())
+    channels, side, _ = shape
+    source = image if isinstance(image, Image.Image) else Path(image)
+    pixels = torch.from_numpy(decode_image(source, side, grey=channels == 1).copy())
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def read_images(images: Picture | Sequence[Picture], shape: tuple[int, ...]) -> Tensor:
+    """Images of any size as uint8 [N, C, H, W], see read_image."""
+    several = [images] if isinstance(images, Picture) else images
+    pixels = torch.empty(len(several), *shape, dtype=torch.uint8)
+    for place, image in enumerate(several):
+        pixels[place] = read_image(image, shape)
+    return pixels
 
 
 def find_images(path: Path) -> list[Path]:

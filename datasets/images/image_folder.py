@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,14 +137,14 @@ def _decode_all(paths: Sequence[Path], size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def decode_image(path: Path, size: int, grey: bool = False) -> np.ndarray:
+def decode_image(path: Path | Image.Image, size: int, grey: bool = False) -> np.ndarray:
     """An image as uint8 [size, size, 3] (grey: [size, size]): the shorter side scaled to `size`, the middle cut out.
 
     Raises:
         UserError: the file is not an image that can be read; names it.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as file:
+        with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path, formats=_FORMATS) as file:
             if file.width * file.height > _MOST_PIXELS:  # a damaged size asks for gigabytes
                 raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
             # Pillow clips 16-bit grey instead of scaling it, which would turn nearly everything white.
