@@ -35,7 +35,7 @@ from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.resume import check_same_data
 from records.session import prepared, trial_network, try_network
 from records.summary import load_isolated, summarize
-from records.writing import episode_facts, facts_of, header_of, resolve, save_members, targets_of
+from records.writing import episode_facts, facts_of, header_of, names_of, resolve, save_members, targets_of
 from training.threads import use_threads
 from utils.compute import Compute, describe_device, enough_memory
 from utils.errors import UserError, run_program
@@ -145,7 +145,7 @@ def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
             )
     for zoo in zoos.values():  # reads all files that are needed later
         zoo.saved_predictions("test")
-        zoo.answers(zoo.blank(1), [task.number for task in zoo.tasks])
+        zoo.answers(torch.zeros(1, *zoo.input_shape), [task.number for task in zoo.tasks])
     return zoos
 
 
@@ -199,7 +199,7 @@ def write(
     """Write the student's run directory."""
     summary = {**facts_of(taught, student, [facts]), **summarize(rows, False, isolated), "total_seconds": seconds}
     directory = RunDirectory.begin(out, config)
-    directory.add_targets(targets_of(taught))
+    directory.add_targets(targets_of(taught), names_of(taught))
     save_members(directory, student, taught)
     directory.add_episode(facts, rows)
     directory.commit(1, len(student.new_members), seconds, {})

@@ -36,8 +36,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="where the files go: a folder that does not exist or is empty (needed)")  # fmt: skip
     add("--format", metavar="F", default=BOTH, help=f"{', '.join(FILES)} or {BOTH} (default: {BOTH})")
     add("--task", metavar="NAME", action="append", default=[], dest="tasks",
-        help="number or name of a task to export, or number=N or name=NAME; can be given several times "
-        "(default: all)")  # fmt: skip
+        help="number or name of a task to export (or number=N, name=NAME); can be repeated (default: all)")  # fmt: skip
     add_combination(parser)
     return parser.parse_known(argv)
 

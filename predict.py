@@ -147,13 +147,8 @@ def rows(files: Sequence[Path], prediction: Prediction, *, header: bool) -> Iter
     for file, chosen, p in zip(files, prediction.chosen.tolist(), prediction.probabilities.tolist(), strict=True):
         task, name = prediction.outputs[chosen]
         shown = str(file).encode("utf-8", "backslashreplace").decode()  # a file name may be bytes that are no text
-        yield [
-            shown,
-            f"{task.number} {task.name}" if several else task.name,
-            name,
-            f"{p[chosen]:.6g}",
-            *(f"{value:.6g}" for value in p),
-        ]
+        label = f"{task.number} {task.name}" if several else task.name
+        yield [shown, label, name, f"{p[chosen]:.6g}", *(f"{value:.6g}" for value in p)]
 
 
 def print_lines(files: Sequence[Path], prediction: Prediction, top: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
@@ -49,18 +49,13 @@ def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
     trunk.eval()
     try:
         with torch.inference_mode():
-            features = trunk(blank_inputs(trunk, 1, shape))
+            features = trunk(torch.zeros(1, *shape, dtype=input_dtype(trunk)))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model: {model} cannot take inputs of {'x'.join(map(str, shape))}: {reason}") from None
     finally:
         trunk.train()
     return int(features.shape[-1])
-
-
-def blank_inputs(trunk: nn.Module, count: int, shape: tuple[int, ...]) -> Tensor:
-    """Zeros [count, *shape] of the kind that a trunk takes."""
-    return torch.zeros(count, *shape, dtype=input_dtype(trunk))
 
 
 def input_dtype(trunk: nn.Module) -> torch.dtype:

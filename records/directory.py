@@ -23,6 +23,7 @@ from records.manifest import (
     DERIVED,
     GROWING,
     MANIFEST,
+    NAMES,
     SUMMARY,
     TARGETS,
     Entry,
@@ -42,7 +43,7 @@ CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
 _TRAINING = "training-"  # opens the names of files in state/ that belong to an episode under way
 _OWN = re.compile(
-    rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{GROWING.pattern}"
+    rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{re.escape(NAMES)}|{GROWING.pattern}"
     r"|(members|predictions)/member_\d{3,}\.(safetensors|json)|state/[A-Za-z0-9_-]+\.safetensors)"
     rf"({re.escape(PARTIAL)})?"
 )
@@ -118,9 +119,13 @@ class RunDirectory:
         self._write(FACTS_FILE.format(facts.number), json_bytes(facts.to_json()))
         self._write(PREDICTIONS_FILE.format(facts.number), tensor_bytes(by_name(predictions, torch.float32)))
 
-    def add_targets(self, targets: Mapping[tuple[int, str], Tensor]) -> None:
-        """Save targets, [N, ...], by task and split."""
+    def add_targets(
+        self, targets: Mapping[tuple[int, str], Tensor], names: Mapping[tuple[int, str], Sequence[str]]
+    ) -> None:
+        """Save targets, [N, ...], and names of examples, if they have some, by task and split."""
         self._write(TARGETS, tensor_bytes(by_name(targets)))
+        if names:
+            self._write(NAMES, json_bytes({f"task_{task}/{split}": found for (task, split), found in names.items()}))
 
     def add_document(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
@@ -159,14 +164,16 @@ class RunDirectory:
         with contextlib.suppress(OSError):  # it is not empty
             (self.path / "state").rmdir()
 
-    def adopting(self, other: Path, targets: Mapping[tuple[int, str], Tensor]) -> "RunDirectory":
-        """Copy the episodes, members, predictions and state of a finished run to extend it; `targets`: of all tasks."""
+    def adopting(
+        self, other: Path, targets: Mapping[tuple[int, str], Tensor], names: Mapping[tuple[int, str], Sequence[str]]
+    ) -> "RunDirectory":
+        """Copy a finished run to extend it; `targets` and `names` of the examples are those of all tasks."""
         manifest = read_manifest(other)
         assert manifest is not None
         for name in manifest.files:
             if name not in (CONFIG, TARGETS, SUMMARY):
                 self._write(name, checked(other, manifest, name))
-        self.add_targets(targets)
+        self.add_targets(targets, names)
         self._commit(manifest.episode, manifest.members, manifest.seconds)
         return RunDirectory(self.path, self.manifest)
 

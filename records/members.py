@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.config import RunConfig
 from net import build_net
 from net.multihead import MultiHead, TaskWeights
-from records.manifest import Manifest, checked, reading
+from records.manifest import NAMES, Manifest, checked, reading
 
 # Names of the files of a member, by its number.
 FACTS_FILE = "members/member_{:03d}.json"
@@ -97,6 +97,14 @@ def read_tensors_of(path: Path, manifest: Manifest, name: str) -> dict[str, Tens
     """The tensors of a safetensors file of a run, on the CPU."""
     with reading(path, name):
         return safetensors.torch.load(checked(path, manifest, name))
+
+
+def read_names(path: Path, manifest: Manifest) -> dict[tuple[int, str], list[str]]:
+    """The names of the examples whose predictions are saved, by task and split; none if they have no names."""
+    with reading(path, NAMES):
+        found = json.loads(checked(path, manifest, NAMES)) if NAMES in manifest.files else {}
+        places = {key: key.removeprefix("task_").partition("/") for key in found}
+        return {(int(task), split): found[key] for key, (task, _, split) in places.items()}
 
 
 def answering(members: Sequence[SavedMember]) -> Sequence[SavedMember]:

@@ -15,7 +15,7 @@ from evaluation.measurements import Measurement
 from evaluation.metrics import Matrix
 from records.directory import CONFIG, check_whole, holds_run, read_config
 from records.manifest import TARGETS, Manifest, checked, read_manifest
-from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_tensors_of
+from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_names, read_tensors_of
 from records.monitor import EpisodeFacts
 from records.summary import costs, figure, matrix_of, read_summary, summarize
 from records.tables import METRICS, read_measurements
@@ -158,6 +158,14 @@ class Run:
             raise UserError(f"{self.path} has no targets for task {task!r} on split {split!r}")
         return found[number]
 
+    def names_of(self, task: str | int, split: str = "test") -> list[str]:
+        """Names of the examples of a split in the order of the predictions: files; UserError if they have none."""
+        numbers = {place: number for number, place in self.places.items()}
+        found = read_names(self.path, self.manifest).get((numbers[self._number(task)], split))
+        if found is None:
+            raise UserError(f"{self.path} has no names for task {task!r} on split {split!r}")
+        return found
+
     @cached_property
     def targets(self) -> dict[int, npt.NDArray[Any]]:
         """Task -> targets of the test examples, [N, ...]."""
@@ -206,16 +214,15 @@ def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
 
 
 def task_number(path: Path, task: str | int, names: Mapping[int, str]) -> int:
-    """The number of the task that is asked for.
+    """The number of the task that is asked for by number or name, or by a text "number=..." or "name=...".
 
     Args:
-        task: number or name; a text can say which of them by "number=" or "name=" before it.
         names: of the tasks, by number.
 
     Raises:
         UserError: there is no such task, or several are meant.
     """
-    kind, equals, text = ("number", "=", str(task)) if isinstance(task, int) else task.partition("=")
+    kind, equals, text = (f"number={task}" if isinstance(task, int) else task).partition("=")
     if not equals or kind not in ("number", "name"):
         kind, text = "", str(task)
     found = [number for number, name in names.items()

@@ -33,7 +33,7 @@ from records.members import answering, read_members, read_network
 from records.monitor import RunStart
 from records.resume import check_same_data, extended, other_run, resumed, warn_of_versions
 from records.summary import load_isolated, read_summary
-from records.writing import header_of, resolve, targets_of
+from records.writing import header_of, names_of, resolve, targets_of
 from training.launch import choose_launch
 from training.loop import check_batch
 from training.threads import use_threads
@@ -184,7 +184,7 @@ def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stac
     stack.enter_context(writable(path))
     directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
     if plan.base is not None and not directory.manifest.episode:
-        directory = directory.adopting(plan.base, targets_of(stream))
+        directory = directory.adopting(plan.base, targets_of(stream), names_of(stream))
     stack.callback(directory.close)
     return directory
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datasets.objectives import ACCURACY, Metric
-from datasets.task import HELD_OUT, Episode, TaskStream
+from datasets.task import HELD_OUT, Episode, Examples, TaskStream
 from evaluation.accuracy import further_splits
 from evaluation.members import Learned
 from methods.base import Method
@@ -46,8 +46,18 @@ def header_of(
 
 def targets_of(stream: TaskStream) -> dict[tuple[int, str], Tensor]:
     """Targets of all splits whose predictions are saved, by task and split."""
+    return {place: examples.targets for place, examples in _predicted(stream).items()}
+
+
+def names_of(stream: TaskStream) -> dict[tuple[int, str], list[str]]:
+    """Names of the examples whose predictions are saved, such as files, by task and split; of those that have names."""
+    return {place: [examples.names[row] for row in examples.rows.tolist()]
+            for place, examples in _predicted(stream).items() if examples.names is not None}  # fmt: skip
+
+
+def _predicted(stream: TaskStream) -> dict[tuple[int, str], Examples]:
     splits = {task.id: {"test": task.test, HELD_OUT: task.held_out, **further_splits(task)} for task in stream.tasks}
-    return {(task, split): examples.targets
+    return {(task, split): examples
             for task, parts in splits.items() for split, examples in parts.items() if examples is not None}  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_a_zoo_of_classes_answers_whatever_its_inputs_are(kind, run, capsys):
         if name == "predict" or (name, kind) == ("export", "words"):
             assert (code, told.count("\n")) == (2, 1)
             assert (
-                "no square images: give arrays to Zoo.predict" if name == "predict" else "takes whole numbers"
+                "no square images; give [4] to Zoo.predict" if name == "predict" else "words cannot be exported"
             ) in told
         else:
             assert (name, code, told) == (name, 0, "")

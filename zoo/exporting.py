@@ -112,8 +112,6 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]
         UserError: a file of the run is damaged, the exported network does not answer like the zoo, or the folder cannot
             be written. Nothing has been written.
     """
-    if zoo.blank(1).dtype != torch.float32:
-        raise UserError(f"{zoo.path}: its network takes whole numbers; only networks of float32 inputs can be exported")
     shipped = Shipped(zoo, tasks)
     networks = exported(shipped, zoo, tasks, formats)
     for name, (_, differs) in networks.items():

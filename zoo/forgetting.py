@@ -26,7 +26,7 @@ from net import count_parameters
 from net.multihead import MultiHead
 from records.directory import RunDirectory, read_config
 from records.manifest import MANIFEST
-from records.members import SavedMember
+from records.members import SavedMember, read_names
 from records.monitor import EpisodeFacts, RunMonitor
 from records.summary import costs, read_summary, summarize
 from training.loop import TrainingStats
@@ -134,7 +134,8 @@ def write(
     remaining = [task for task in zoo.tasks if task != forgotten]
     targets = {key: values for key, values in zoo.targets.items() if key[0] != forgotten.number}
     directory = RunDirectory.begin(path, config)
-    directory.add_targets(targets)
+    names = {key: found for key, found in read_names(zoo.path, zoo.manifest).items() if key[0] != forgotten.number}
+    directory.add_targets(targets, names)
     for number, member in enumerate(after):
         new = replace(member.saved, number=number, replaces_earlier=not number)
         directory.add_member(new, member.net.state_dict(), member.predictions)

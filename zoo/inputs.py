@@ -17,28 +17,33 @@ Picture = str | Path | Image.Image  # a file, or an image of Pillow
 Images = Arrays | Picture | Sequence[Picture]
 
 
-def as_stored(images: Arrays, shape: tuple[int, ...]) -> Tensor:
-    """Images as uint8 or float32 [N, C, H, W], values from 0 to 255.
+def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) -> Tensor:
+    """Images as uint8 or float32 [N, C, H, W], values from 0 to 255; inputs that are no images as [N, *shape].
 
     Args:
         images: [N, C, H, W] or [N, H, W, C]; of one channel also [N, H, W]; one image without N. uint8 from 0 to 255,
             or floating point from 0 to 1.
-        shape: C, H, W of the images that the networks were trained on.
+        shape: C, H, W of the images that the networks were trained on, or the shape of other inputs.
+        pixels_only: whether inputs are images; others may have any values.
 
     Raises:
         UserError: another shape, another kind of numbers, or values out of range.
     """
     pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
-    channels, height, width = shape
-    layouts = [shape, (height, width, channels), *([(height, width)] if channels == 1 else [])]
+    layouts = [shape]
+    if pixels_only:
+        channels, height, width = shape
+        layouts += [(height, width, channels), *([(height, width)] if channels == 1 else [])]
     if tuple(pixels.shape) in layouts:
         pixels = pixels.unsqueeze(0)
     layout = tuple(pixels.shape[1:])
     if layout not in layouts:
         raise UserError(
-            f"images of shape {list(images.shape)} do not fit: the zoo was trained on images of {channels} x {height} "
-            f"x {width} (channels, height, width), so give [N, {channels}, {height}, {width}]"
+            f"inputs of shape {list(images.shape)} do not fit: the zoo was trained on {' x '.join(map(str, shape))}"
+            f"{' (channels, height, width)' * pixels_only}, so give [N, {', '.join(map(str, shape))}]"
         )
+    if not pixels_only:
+        return pixels
     if layout != shape:  # channels last, or none
         pixels = pixels.reshape(len(pixels), height, width, channels).permute(0, 3, 1, 2)
     if pixels.dtype == torch.uint8:
@@ -54,20 +59,6 @@ def as_stored(images: Arrays, shape: tuple[int, ...]) -> Tensor:
     return (pixels * 255).contiguous()
 
 
-def as_values(inputs: Arrays, shape: tuple[int, ...]) -> Tensor:
-    """Inputs that are no images, [N, *shape] or one of them without N, with any numbers.
-
-    Raises:
-        UserError: another shape.
-    """
-    values = torch.as_tensor(inputs)
-    if tuple(values.shape) == shape:
-        values = values.unsqueeze(0)
-    if tuple(values.shape[1:]) != shape:
-        raise UserError(f"inputs of shape {list(values.shape)} do not fit: give [N, {', '.join(map(str, shape))}]")
-    return values
-
-
 def read_image(image: Picture, shape: tuple[int, ...]) -> Tensor:
     """An image of any size as a square, uint8 [C, H, H]: the shorter side is scaled and the middle cut out.
 
@@ -81,12 +72,10 @@ def read_image(image: Picture, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_images(images: Picture | Sequence[Picture], shape: tuple[int, ...]) -> Tensor:
-    """Images of any size as uint8 [N, C, H, W], see read_image."""
+    """Images of any size as uint8 [N, C, H, H], see read_image."""
     several = [images] if isinstance(images, Picture) else images
-    pixels = torch.empty(len(several), *shape, dtype=torch.uint8)
-    for place, image in enumerate(several):
-        pixels[place] = read_image(image, shape)
-    return pixels
+    read = [read_image(image, shape) for image in several]
+    return torch.stack(read) if read else torch.empty(0, *shape, dtype=torch.uint8)
 
 
 def find_images(path: Path) -> list[Path]:

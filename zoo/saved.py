@@ -19,7 +19,7 @@ from datasets.objectives import CrossEntropy, Scores
 from datasets.task import HELD_OUT, Examples, Preprocess, StreamSpec
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS, Answer, answer_of, task_log_probabilities
 from methods.config import RunConfig
-from net import blank_inputs, input_dtype
+from net import input_dtype
 from net.multihead import MultiHead, TaskWeights
 from records.configuration import saved_config
 from records.directory import CONFIG
@@ -31,7 +31,7 @@ from utils.compute import Compute, pick_device
 from utils.errors import UserError
 from utils.options import check_choice
 from zoo.combine import COMBINE, TEMPERATURES, Combination, MemberPredictions, fitted, weighted_mean
-from zoo.inputs import Images, as_stored, as_values, read_images
+from zoo.inputs import Images, as_stored, read_images
 
 AUTO = "auto"
 PREPROCESS = {"ImagePreprocess": ImagePreprocess(0, flip=False), "Preprocess": Preprocess()}
@@ -91,7 +91,7 @@ class Zoo:
         device: on which members predict.
         combinations: by task number, how the answers of its members are combined.
         combined_as: the arguments of `combined` that made these.
-        images: whether inputs are images, which are normalised.
+        images, reads_files: whether inputs are images, and image files can be read as such.
     """
 
     def __init__(
@@ -102,6 +102,8 @@ class Zoo:
         self.tasks, self.members = tuple(tasks), tuple(members)
         self.input_shape, self.device = members[0].input_shape, device
         self.preprocess, self.images = preprocess, isinstance(preprocess, ImagePreprocess)
+        # Squares of grey or colour, as files become.
+        self.reads_files = self.images and self.input_shape[0] in (1, 3) and len({*self.input_shape[1:]}) == 1
         self._spec = StreamSpec(config.stream, self.input_shape, CrossEntropy(), preprocess)
         self._loaded: dict[int, tuple[MultiHead, Mapping[int, TaskWeights]]] = {}
         self.combinations: Mapping[int, Combination] = self._plain()
@@ -177,29 +179,19 @@ class Zoo:
         probabilities = self.answers(stored, [known.number])[known.number].probabilities
         return Prediction(probabilities, tuple((known, name) for name in known.classes), probabilities.argmax(-1))
 
-    @property
-    def reads_files(self) -> bool:
-        """Whether inputs are grey or colour squares, as image files can be made."""
-        return self.images and self.input_shape[0] in (1, 3) and self.input_shape[1] == self.input_shape[2]
-
     def check_reads_files(self) -> None:
         """UserError if inputs cannot be read from image files."""
         if not self.reads_files:
-            shape = list(self.input_shape)
             raise UserError(
-                f"{self.path} was trained on inputs of {shape}, no square images: give arrays to Zoo.predict"
+                f"{self.path} was trained on no square images; give {list(self.input_shape)} to Zoo.predict"
             )
 
-    def blank(self, count: int) -> Tensor:
-        """Inputs that are all zeros, as stored."""
-        return blank_inputs(self.net(self.members[0])[0].trunk, count, self.input_shape)
-
     def stored(self, inputs: Images) -> Tensor:
-        """Inputs as the stream of the run stores them, see read_images, as_stored and as_values."""
+        """Inputs as the stream of the run stores them, see read_images and as_stored."""
         if not isinstance(inputs, (Tensor, np.ndarray)):
             self.check_reads_files()
             return read_images(inputs, self.input_shape)
-        return (as_stored if self.images else as_values)(inputs, self.input_shape)
+        return as_stored(inputs, self.input_shape, self.images)
 
     def _routed(self, answers: Mapping[int, Answer], rule: str) -> Prediction:
         """The likeliest class of the likeliest task, from the answers of all tasks."""

@@ -105,7 +105,8 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(cache, tensor_bytes({"pixels": pixels, "labels": labels, "fingerprint": fingerprint}))
     parts = len(files["train"]), len(files["test"])
-    return [Images(*split) for split in zip(pixels.split(parts), labels.split(parts), strict=True)]
+    names = [[path.relative_to(root).as_posix() for path, _ in files[split]] for split in _SPLITS]
+    return [Images(*split) for split in zip(pixels.split(parts), labels.split(parts), names, strict=True)]
 
 
 def _stored(cache: Path, fingerprint: Tensor, shape: tuple[int, ...]) -> Tensor | None:
