@@ -21,7 +21,7 @@ from evaluation.members import Member
 from methods import METHODS, build_method
 from methods.base import Context, Method, check_requirements, new_network
 from methods.config import RunConfig
-from net import count_parameters
+from net import count_parameters, input_dtype
 from net.multihead import MultiHead
 from records.checkpoints import RunCheckpoints
 from records.configuration import hyperparameters
@@ -276,6 +276,9 @@ def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
         try:
             net = new_network(config, stream.spec, {task.id: task.num_outputs for task in tasks})
             check_batch(net, config.hp, len(tasks[0].train))
+            kind, takes = stream.spec.preprocess(tasks[0].test.store[:1]).dtype, input_dtype(net.trunk)
+            if kind != takes:
+                raise UserError(f"model: {config.net.model} takes numbers of {takes}; the inputs are {kind}")
         except UserError as error:
             raise UserError(f"{config.net.path}: {error}") from None
     return net
