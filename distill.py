@@ -29,14 +29,13 @@ from methods import check_name
 from methods.base import Context
 from methods.bounds import Joint
 from methods.config import RunConfig
-from records.checkpoints import ending_on_sigterm
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.resume import check_same_data
 from records.session import prepared, trial_network, try_network
 from records.summary import load_isolated, summarize
-from records.writing import episode_facts, facts_of, header_of, resolve, save_members, targets_of
+from records.writing import episode_facts, facts_of, header_of, names_of, resolve, save_members, targets_of
 from training.threads import use_threads
 from utils.compute import Compute, describe_device, enough_memory
 from utils.errors import UserError, run_program
@@ -45,12 +44,12 @@ from utils.options import Parser, whole
 from utils.settings import NoSettings, Range
 from zoo import Zoo
 from zoo.distillation import EPOCHS, STUDENT, compared, lesson, middle_task, table
-from zoo.options import add_combination, add_machine, add_new_run, finished, new_run
+from zoo.options import REPEAT, add_combination, add_machine, add_new_run, finished, new_run, repeatable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 if training or writing cannot go on; 2 if the input is wrong; 130 or 143 if stopped."""
-    return run_program("distill.py", lambda: distill(arguments(argv)))
+    return run_program("distill.py", lambda: distill(arguments(argv)), f"interrupted; {REPEAT}")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,6 +75,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_known(argv)
 
 
+@repeatable()
 def distill(options: argparse.Namespace) -> None:
     """Check everything that can be wrong, train, then write: until the student is done nothing is replaced.
 
@@ -85,7 +85,6 @@ def distill(options: argparse.Namespace) -> None:
     """
     begin = time.perf_counter()
     with ExitStack() as stack:
-        stack.enter_context(ending_on_sigterm())
         zoos = loaded(options)
         zoo = zoos["zoo"]
         out = Path(options.run_dir) if options.run_dir else beside(options.run, f"-{STUDENT}")
@@ -198,7 +197,7 @@ def write(
     """Write the student's run directory."""
     summary = {**facts_of(taught, student, [facts]), **summarize(rows, False, isolated), "total_seconds": seconds}
     directory = RunDirectory.begin(out, config)
-    directory.add_targets(targets_of(taught))
+    directory.add_targets(targets_of(taught), names_of(taught))
     save_members(directory, student, taught)
     directory.add_episode(facts, rows)
     directory.commit(1, len(student.new_members), seconds, {})

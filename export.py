@@ -16,7 +16,7 @@ from utils.errors import one_line, run_program
 from utils.options import Parser, check_choice
 from zoo import Zoo
 from zoo.exporting import FILES, check_formats, ship
-from zoo.options import add_combination, check_new
+from zoo.options import add_combination, check_new, repeatable
 
 BOTH = "both"
 
@@ -36,11 +36,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="where the files go: a folder that does not exist or is empty (needed)")  # fmt: skip
     add("--format", metavar="F", default=BOTH, help=f"{', '.join(FILES)} or {BOTH} (default: {BOTH})")
     add("--task", metavar="NAME", action="append", default=[], dest="tasks",
-        help="name or number of a task to export; can be given several times (default: all)")  # fmt: skip
+        help="number or name of a task to export (or number=N, name=NAME); can be repeated (default: all)")  # fmt: skip
     add_combination(parser)
     return parser.parse_known(argv)
 
 
+@repeatable()
 def export(options: argparse.Namespace) -> None:
     """Export, check, write.
 

@@ -11,6 +11,7 @@ prepare(__name__)  # before torch is loaded
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +29,12 @@ from utils.files import beside
 from utils.options import Parser
 from zoo import Zoo
 from zoo.forgetting import CERTIFICATE, LoadedMember, retrained, write
-from zoo.options import add_machine, add_new_run, finished, new_run
+from zoo.options import REPEAT, add_machine, add_new_run, finished, new_run, repeatable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 if training cannot go on; 2 if the input is wrong."""
-    return run_program("forget.py", lambda: forget(arguments(argv)), "interrupted; the zoo is as it was")
+    """Exit code 0; 1 if training or writing cannot go on; 2 if the input is wrong; 130 or 143 if stopped."""
+    return run_program("forget.py", lambda: forget(arguments(argv)), f"interrupted; {REPEAT}")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="forget.py", allow_abbrev=False, description=about)
     add = parser.add_argument
     add("run", metavar="RUN", help="a finished run of the zoo or another ensemble")
-    add("--task", metavar="NAME", required=True, help="name or number of the task (needed)")
+    add("--task", metavar="NAME", required=True, help="number or name of the task, or number=N or name=NAME (needed)")
     add("--retrain", action="store_true", help="train a member in place of each dropped one, on its other tasks, with "
         "the examples that were kept of them; needs the data (default: only drop)")  # fmt: skip
     add_new_run(parser, "the new zoo", "RUN-without-<number of the task>")
@@ -52,6 +53,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_known(argv)
 
 
+@repeatable()
 def forget(options: argparse.Namespace) -> None:
     """Check everything that can be wrong, then train and write.
 
@@ -59,7 +61,7 @@ def forget(options: argparse.Namespace) -> None:
         UserError: the run cannot be read, has no such task, or is no ensemble; or nothing can be written.
         TrainingError: training cannot go on, or the new zoo cannot be written.
     """
-    zoo = finished(options.run, options.device)
+    begin, zoo = time.perf_counter(), finished(options.run, options.device)
     prepared(replace(zoo.config, device=options.device, threads=options.threads))
     method = zoo.config.method
     check_name(method, f"{zoo.path / CONFIG}: method: ")
@@ -82,7 +84,7 @@ def forget(options: argparse.Namespace) -> None:
         if not after:
             raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
         facts = {**provenance(), "data_sha256": fingerprint}
-        write(zoo, task, before, after, stats, path, facts)
+        write(zoo, task, before, after, stats, path, facts, time.perf_counter() - begin)
     print_costs(zoo, Zoo.load(path, options.device))
     print(f"\n{len(before)} members before, {len(after)} now; which ever saw the task: {path / CERTIFICATE}")
     print(f"{zoo.path} still holds the task: remove it when it is not needed any more")

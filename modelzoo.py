@@ -22,7 +22,7 @@ from records.invocation import Invocation, parse
 from records.monitor import Monitors, RunMonitor
 from records.session import Session, opened, planned, resuming_command, verify_run
 from records.summary import final_table, summarize
-from records.writing import episode_facts, facts_of, main_metric, save_members, targets_of
+from records.writing import episode_facts, facts_of, main_metric, names_of, save_members, targets_of
 from utils.compute import enough_memory
 from utils.errors import SignalError, run_program
 from utils.trees import to_bytes
@@ -83,7 +83,7 @@ def learn(session: Session, monitor: RunMonitor) -> None:
     method, evaluation, checkpoints = session.method, session.evaluation, session.checkpoints
     done = directory.manifest.episode
     if not done:
-        directory.add_targets(targets_of(stream))
+        directory.add_targets(targets_of(stream), names_of(stream))
     for episode in session.episodes[done:]:
         checkpoints.episode_begins()
         monitor.episode_begins(episode.number, len(session.episodes))

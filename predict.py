@@ -30,8 +30,7 @@ from utils.files import written_whole
 from utils.options import Parser, check_choice, whole
 from zoo import Prediction, Zoo
 from zoo.inputs import find_images, read_image
-from zoo.options import add_combination, add_machine, check_new
-from zoo.saved import AUTO
+from zoo.options import add_combination, add_machine, check_new, repeatable
 
 _CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
 
@@ -49,7 +48,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="image files, and folders with all that is in them; of "
         "any size: the shorter side is scaled to what the networks were trained on and the middle cut out")  # fmt: skip
     add("--task", metavar="NAME", required=True,
-        help="name or number of the task that the images are of; auto finds it (needed)")  # fmt: skip
+        help="number or name of the task of the images, or number=N or name=NAME; auto finds it (needed)")  # fmt: skip
     add("--out", metavar="CSV",
         help="file, task, class, probability, and one column a class (default: lines on stdout)")  # fmt: skip
     add("--top", metavar="K", type=partial(whole, "--top"), default=3,
@@ -61,6 +60,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_known(argv)
 
 
+@repeatable()
 def predict(options: argparse.Namespace) -> int:
     """Check everything that can be wrong, then read and classify the images.
 
@@ -73,8 +73,9 @@ def predict(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     zoo = Zoo.load(options.run, options.device).combined(options.combine, options.temperature, options.budget)
+    zoo.check_reads_files()
     check_choice("--routing", "rule", options.routing, ROUTINGS)
-    task = options.task if options.task == AUTO else zoo.task(options.task).number
+    task = options.task if zoo.finds(options.task) else zoo.task(options.task).number
     files = [file for given in options.images for file in find_images(Path(given))]
     out = None if options.out is None else Path(options.out)
     if out is not None:
@@ -103,9 +104,7 @@ def predict(options: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def decoded(
-    files: Sequence[Path], shape: tuple[int, int, int], skipped: list[str]
-) -> Iterator[tuple[list[Path], Tensor]]:
+def decoded(files: Sequence[Path], shape: tuple[int, ...], skipped: list[str]) -> Iterator[tuple[list[Path], Tensor]]:
     """Names and images, [n, C, H, W] uint8, of the files that can be read, some at a time.
 
     Threads decode the next chunk while the networks work on this one: Pillow does not hold the interpreter's lock.
@@ -148,7 +147,8 @@ def rows(files: Sequence[Path], prediction: Prediction, *, header: bool) -> Iter
     for file, chosen, p in zip(files, prediction.chosen.tolist(), prediction.probabilities.tolist(), strict=True):
         task, name = prediction.outputs[chosen]
         shown = str(file).encode("utf-8", "backslashreplace").decode()  # a file name may be bytes that are no text
-        yield [shown, task.name, name, f"{p[chosen]:.6g}", *(f"{value:.6g}" for value in p)]
+        label = f"{task.number} {task.name}" if several else task.name
+        yield [shown, label, name, f"{p[chosen]:.6g}", *(f"{value:.6g}" for value in p)]
 
 
 def print_lines(files: Sequence[Path], prediction: Prediction, top: int) -> None:

@@ -9,7 +9,7 @@ gathered: no batch waits for Python to make its examples one by one.
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -34,6 +34,7 @@ class Examples:
     targets: Tensor  # [N, *target]
     view: Tensor | None = None  # [P] int64, P the number of values of one input
     slices: Mapping[str, Tensor] = field(default_factory=dict)  # by name: positions [K] that are scored on their own
+    names: Sequence[str] | None = None  # of the rows of the store, such as files
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,6 +19,7 @@ from utils.errors import UserError, unknown
 
 TRUNKS: dict[str, Any] = {"conv": SmallConv, "wrn16_4": WideResNet, "mlp": MLP}
 _TIMM = "timm/"
+_OF_IMAGES = (SmallConv, WideResNet, TimmTrunk)
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -31,13 +32,16 @@ def settings_class(model: str) -> Any:
 
 def build_trunk(model: str, shape: tuple[int, ...], settings: Any) -> nn.Module:
     """The trunk of a model for inputs of that shape, with settings of its class; UserError if it cannot take them."""
+    if len(shape) != 3 and TRUNKS.get(model, TimmTrunk) in _OF_IMAGES:
+        given = "x".join(map(str, shape))
+        raise UserError(f"model: {model} takes images, channels x height x width; the inputs are {given}: try mlp")
     if model.startswith(_TIMM):
         return TimmTrunk(model.removeprefix(_TIMM), shape, settings)  # type: ignore[arg-type]
     return TRUNKS[model](shape, settings)  # type: ignore[no-any-return]
 
 
 def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
-    """The number of features D, found with one blank input of the trunk's `input_dtype` (default: float32).
+    """The number of features D, found with one blank input.
 
     Raises:
         UserError: the trunk cannot take inputs of this shape.
@@ -45,13 +49,18 @@ def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
     trunk.eval()
     try:
         with torch.inference_mode():
-            features = trunk(torch.zeros(1, *shape, dtype=getattr(trunk, "input_dtype", torch.float32)))
+            features = trunk(torch.zeros(1, *shape, dtype=input_dtype(trunk)))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model: {model} cannot take inputs of {'x'.join(map(str, shape))}: {reason}") from None
     finally:
         trunk.train()
     return int(features.shape[-1])
+
+
+def input_dtype(trunk: nn.Module) -> torch.dtype:
+    """The kind of numbers that a trunk takes: its attribute `input_dtype`, by default float32."""
+    return getattr(trunk, "input_dtype", torch.float32)
 
 
 def build_net(

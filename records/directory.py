@@ -23,6 +23,7 @@ from records.manifest import (
     DERIVED,
     GROWING,
     MANIFEST,
+    NAMES,
     SUMMARY,
     TARGETS,
     Entry,
@@ -43,7 +44,7 @@ CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
 _TRAINING = "training-"  # opens the names of files in state/ that belong to an episode under way
 _OWN = re.compile(
-    rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{GROWING.pattern}"
+    rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{re.escape(NAMES)}|{GROWING.pattern}"
     r"|(members|predictions)/member_\d{3,}\.(safetensors|json)|state/[A-Za-z0-9_-]+\.safetensors)"
     rf"({re.escape(PARTIAL)})?"
 )
@@ -119,9 +120,13 @@ class RunDirectory:
         self._write(FACTS_FILE.format(facts.number), json_bytes(facts.to_json()))
         self._write(PREDICTIONS_FILE.format(facts.number), tensor_bytes(by_name(predictions, torch.float32)))
 
-    def add_targets(self, targets: Mapping[tuple[int, str], Tensor]) -> None:
-        """Save targets, [N, ...], by task and split."""
+    def add_targets(
+        self, targets: Mapping[tuple[int, str], Tensor], names: Mapping[tuple[int, str], Sequence[str]]
+    ) -> None:
+        """Save targets, [N, ...], and names of examples, if they have some, by task and split."""
         self._write(TARGETS, tensor_bytes(by_name(targets)))
+        if names:
+            self._write(NAMES, json_bytes({f"task_{task}/{split}": found for (task, split), found in names.items()}))
 
     def add_document(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
@@ -160,12 +165,15 @@ class RunDirectory:
         with contextlib.suppress(OSError):  # it is not empty
             (self.path / "state").rmdir()
 
-    def adopting(self, other: Path, sha256: str, targets: Mapping[tuple[int, str], Tensor]) -> "RunDirectory":
+    def adopting(
+        self, other: Path, sha256: str, targets: Mapping[tuple[int, str], Tensor],
+        names: Mapping[tuple[int, str], Sequence[str]],
+    ) -> "RunDirectory":  # fmt: skip
         """Copy the episodes, members, predictions and state of a finished run to extend it.
 
         Args:
             sha256: of its manifest; a UserError if another run is there now.
-            targets: of all tasks.
+            targets, names: of the examples of all tasks.
         """
         manifest = read_manifest(other)
         if manifest is None or manifest.sha256 != sha256:
@@ -173,7 +181,7 @@ class RunDirectory:
         for name in manifest.files:
             if name not in (CONFIG, TARGETS, SUMMARY):
                 self._write(name, checked(other, manifest, name))
-        self.add_targets(targets)
+        self.add_targets(targets, names)
         self._commit(manifest.episode, manifest.members, manifest.seconds)
         return RunDirectory(self.path, self.manifest)
 
@@ -241,7 +249,7 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         reads: runs that are read, and so cannot be replaced.
 
     Raises:
-        UserError: a run is there and `overwrite` is not set, or it is one of `reads`; or something else is there.
+        UserError: a whole run is there and `overwrite` is not set, or it is one of `reads`; or something else is there.
     """
     try:
         check_text("the current folder", str(Path.cwd()))  # config.yaml names paths in it
@@ -257,11 +265,24 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         raise UserError(f"--run_dir {path} is a file; name a directory")
     if not is_run:
         raise UserError(f"--run_dir {path} is not empty and not a run; name another directory")
-    if not overwrite:
+    if not overwrite and not half_made(path):
         resume = "" if reads else "resume it with --resume, "
         raise UserError(
             f"--run_dir {path} already holds a run; {resume}replace it with --overwrite, or name another directory"
         )
+
+
+def half_made(path: Path) -> bool:
+    """Whether a program that makes a run from another one was stopped while it wrote this one."""
+    manifest = read_manifest(path)
+    return not (manifest and manifest.finished) and bool(read_config(path).get("derived"))
+
+
+def check_whole(path: Path) -> None:
+    """Check that a run is not `half_made`: it could not answer for what it was made from."""
+    if half_made(path):
+        made = read_config(path)["derived"]
+        raise UserError(f"{path} is half-made ({made}): repeat the command that was stopped")
 
 
 def _is_run(path: Path) -> bool:

@@ -20,8 +20,9 @@ from utils.files import write_bytes
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
-FORMAT = 2  # of a run directory; others are refused
+FORMAT = 3  # of a run directory; others are refused
 TARGETS = "predictions/targets.safetensors"
+NAMES = "predictions/names.json"  # of the examples, such as files
 # Reports can be made from the other files at any time: they are not part of a run.
 DERIVED = re.compile(r"report\.html|figures/[a-z_]+\.(png|svg|csv)")
 _NAME = re.compile(r"(?:(?:members|predictions|state)/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -31,7 +32,7 @@ GROWING = re.compile(r"metrics\.csv|episodes\.csv|events\.out\.tfevents\..*")
 # How a file can be made again, by the beginning of its name.
 _REMEDIES = {
     MANIFEST: "the files it lists cannot be checked without it: run again with --overwrite",
-    TARGETS: "the data give it again",
+    **dict.fromkeys((TARGETS, NAMES), "the data give it again"),
     "predictions/": "{member} and the data give it again",
     SUMMARY: "metrics.csv and episodes.csv give all of its figures again",
     "metrics.csv": "predictions/ and the data give it again",

@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.config import RunConfig
 from net import build_net
 from net.multihead import MultiHead, TaskWeights
-from records.manifest import Manifest, checked, reading
+from records.manifest import NAMES, Manifest, checked, reading
 
 # Names of the files of a member, by its number.
 FACTS_FILE = "members/member_{:03d}.json"
@@ -35,6 +35,7 @@ class SavedMember:
     net: Mapping[str, Any]  # model and settings
     input_shape: tuple[int, ...]
     parameters: int
+    heads: str = "task"  # one of net.multihead.HEADS
 
     def weight(self, task: int) -> float:
         """The weight of its predictions in the mean of a task."""
@@ -87,7 +88,7 @@ def read_network(
             task_weights.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(device)
         sizes = dict(zip(member.tasks, map(len, member.classes), strict=True))
         with torch.random.fork_rng(devices=[]):
-            net = build_net(config.net.model, member.input_shape, config.net.settings, sizes)
+            net = build_net(config.net.model, member.input_shape, config.net.settings, sizes, member.heads)
         net.load_state_dict(tensors)
     return net.to(device).eval(), task_weights
 
@@ -96,6 +97,14 @@ def read_tensors_of(path: Path, manifest: Manifest, name: str) -> dict[str, Tens
     """The tensors of a safetensors file of a run, on the CPU."""
     with reading(path, name):
         return safetensors.torch.load(checked(path, manifest, name))
+
+
+def read_names(path: Path, manifest: Manifest) -> dict[tuple[int, str], list[str]]:
+    """The names of the examples whose predictions are saved, by task and split; none if they have no names."""
+    with reading(path, NAMES):
+        found = json.loads(checked(path, manifest, NAMES)) if NAMES in manifest.files else {}
+        places = {key: key.removeprefix("task_").partition("/") for key in found}
+        return {(int(task), split): found[key] for key, (task, _, split) in places.items()}
 
 
 def answering(members: Sequence[SavedMember]) -> Sequence[SavedMember]:

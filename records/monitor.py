@@ -21,8 +21,8 @@ class EpisodeFacts:
     steps: int
     seconds: float  # the whole episode, in all processes of the run: training, evaluation, writing the members
     train_seconds: float  # inside training loops only
-    images_per_second: float  # images / train_seconds
-    train_loss: float  # mean over the last epoch
+    images_per_second: float  # images / train_seconds; NaN where nothing was trained, in the file empty
+    train_loss: float  # mean over the last epoch; NaN where nothing was trained
     peak_memory_bytes: int
 
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from datasets.objectives import ACCURACY
 from evaluation.measurements import Measurement
 from evaluation.metrics import Matrix
-from records.directory import CONFIG, holds_run, read_config
+from records.directory import CONFIG, check_whole, holds_run, read_config
 from records.manifest import TARGETS, Manifest, checked, read_manifest
-from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_tensors_of
+from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_names, read_tensors_of
 from records.monitor import EpisodeFacts
 from records.summary import costs, figure, matrix_of, read_summary, summarize
 from records.tables import METRICS, read_measurements
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +136,7 @@ class Run:
         """Weighted mean of the predictions of the members that answer a task, [N, C].
 
         Args:
-            task: name or number.
+            task: number or name, see `task_number`.
             split: test, held_out, ... or train, which means the kept training examples.
             members: use only the first so many members, in the order of joining.
 
@@ -157,6 +157,14 @@ class Run:
         if number not in found:
             raise UserError(f"{self.path} has no targets for task {task!r} on split {split!r}")
         return found[number]
+
+    def names_of(self, task: str | int, split: str = "test") -> list[str]:
+        """Names of the examples of a split in the order of the predictions: files; UserError if they have none."""
+        numbers = {place: number for number, place in self.places.items()}
+        found = read_names(self.path, self.manifest).get((numbers[self._number(task)], split))
+        if found is None:
+            raise UserError(f"{self.path} has no names for task {task!r} on split {split!r}")
+        return found
 
     @cached_property
     def targets(self) -> dict[int, npt.NDArray[Any]]:
@@ -185,12 +193,7 @@ class Run:
         return replace(self, summary={**self.summary, **found})
 
     def _number(self, task: str | int) -> int:
-        if isinstance(task, int):
-            return task
-        numbers = {row.task for row in self.rows if row.task_name == task}
-        if len(numbers) != 1:
-            raise UserError(f"{self.path}: {len(numbers) or 'no'} tasks are named {task!r}; it has {self.task_names}")
-        return numbers.pop()
+        return task_number(self.path, task, {row.task: row.task_name for row in self.rows})
 
     def _tensors(self, name: str, split: str) -> dict[int, npt.NDArray[Any]]:
         """Task -> the tensor of one split in a file of predictions/."""
@@ -203,10 +206,33 @@ def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
     """config.yaml and the manifest of a run with at least one complete episode."""
     if not holds_run(path):
         raise UserError(f"{path} is not the directory of a run (it has no {CONFIG})")
+    check_whole(path)
     manifest = read_manifest(path)
     if manifest is None or not manifest.episode:
         raise UserError(f"{path}: no episode is complete yet")
     return read_config(path), manifest
+
+
+def task_number(path: Path, task: str | int, names: Mapping[int, str]) -> int:
+    """The number of the task that is asked for by number or name, or by a text "number=..." or "name=...".
+
+    Args:
+        names: of the tasks, by number.
+
+    Raises:
+        UserError: there is no such task, or several are meant.
+    """
+    kind, equals, text = (f"number={task}" if isinstance(task, int) else task).partition("=")
+    if not equals or kind not in ("number", "name"):
+        kind, text = "", str(task)
+    found = [number for number, name in names.items()
+             if (kind != "name" and str(number) == text) or (kind != "number" and name == text)]  # fmt: skip
+    if len(found) > 1:
+        ways = [f"number={number} for {number} {names[number]!r}" for number in found]
+        raise UserError(f"{path}: {text!r} may be several tasks; write {' or '.join(ways)}")
+    if not found:
+        raise UserError(f"{path}: {unknown('task', text, names.values())}")
+    return found[0]
 
 
 def find_runs(path: Path) -> list[Path]:

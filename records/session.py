@@ -21,11 +21,11 @@ from evaluation.members import Member
 from methods import METHODS, build_method
 from methods.base import Context, Method, check_requirements, new_network
 from methods.config import RunConfig
-from net import count_parameters
+from net import count_parameters, input_dtype
 from net.multihead import MultiHead
 from records.checkpoints import RunCheckpoints
 from records.configuration import hyperparameters
-from records.directory import RunDirectory, check_free, holds_run, read_config
+from records.directory import RunDirectory, check_free, check_whole, holds_run, read_config
 from records.invocation import Invocation, with_settings
 from records.lock import locked
 from records.manifest import checked, read_manifest, verify
@@ -33,7 +33,7 @@ from records.members import answering, read_members, read_network
 from records.monitor import RunStart
 from records.resume import check_same_data, extended, other_run, resumed, warn_of_versions
 from records.summary import load_isolated, read_summary
-from records.writing import header_of, resolve, targets_of
+from records.writing import header_of, names_of, resolve, targets_of
 from training.launch import choose_launch
 from training.loop import check_batch
 from training.threads import use_threads
@@ -76,6 +76,7 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
     path, command = invocation.run_dir, invocation.command
     if command.resume and holds_run(path):
         stack.enter_context(locked(path, "--run_dir "))
+        check_whole(path)
         saved = read_config(path)
         invocation, summary = resumed(invocation, saved), read_summary(path)
         if summary:
@@ -191,7 +192,7 @@ def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stac
     stack.enter_context(writable(path))
     directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
     if plan.base is not None and not directory.manifest.episode:
-        directory = directory.adopting(plan.base, plan.base_sha256 or "", targets_of(stream))
+        directory = directory.adopting(plan.base, plan.base_sha256 or "", targets_of(stream), names_of(stream))
     stack.callback(directory.close)
     return directory
 
@@ -281,6 +282,9 @@ def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
         try:
             net = new_network(config, stream.spec, {task.id: task.num_outputs for task in tasks})
             check_batch(net, config.hp, len(tasks[0].train))
+            kind, takes = stream.spec.preprocess(tasks[0].test.store[:1]).dtype, input_dtype(net.trunk)
+            if kind != takes:
+                raise UserError(f"model: {config.net.model} takes numbers of {takes}; the inputs are {kind}")
         except UserError as error:
             raise UserError(f"{config.net.path}: {error}") from None
     return net

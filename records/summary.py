@@ -101,7 +101,7 @@ def costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
         "images_trained": images,
         "sample_gradients": sum(facts.sample_gradients for facts in episodes),
         "train_seconds": seconds,
-        "images_per_second": images / seconds if seconds else 0.0,
+        "images_per_second": images / seconds if seconds else None,
     }
 
 

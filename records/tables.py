@@ -54,11 +54,11 @@ def read_metrics(text: str) -> list[Measurement]:
 
 
 def episode_line(facts: EpisodeFacts) -> bytes:
-    """A line of episodes.csv: tasks as "1 2", sampling weights as "1:0.5 2:0.5"."""
+    """A line of episodes.csv: tasks as "1 2", sampling weights as "1:0.5 2:0.5", NaN as nothing."""
     weights = " ".join(f"{task}:{weight:.6g}" for task, weight in facts.sampling_weights.items())
     values: list[object] = list(astuple(facts))
     values[1:3] = [" ".join(map(str, facts.tasks)), weights]
-    return csv_bytes([values])
+    return csv_bytes([["" if value != value else value for value in values]])
 
 
 def read_measurements(path: Path, manifest: Manifest) -> tuple[list[Measurement], list[EpisodeFacts]]:
@@ -81,4 +81,4 @@ def _facts(line: Mapping[str, str]) -> EpisodeFacts:
         "tasks": [int(task) for task in line["tasks"].split()],
         "sampling_weights": {int(task): float(weight) for task, weight in weights.items()},
     }
-    return EpisodeFacts(**own, **{name: _FACTS[name](text) for name, text in line.items() if name not in own})
+    return EpisodeFacts(**own, **{name: _FACTS[name](text or "nan") for name, text in line.items() if name not in own})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.objectives import ACCURACY, Metric
-from datasets.task import HELD_OUT, Episode, TaskStream
+from datasets.task import HELD_OUT, Episode, Examples, TaskStream
 from evaluation.accuracy import further_splits
 from evaluation.members import Learned
 from methods.base import Method
@@ -47,8 +47,18 @@ def header_of(
 
 def targets_of(stream: TaskStream) -> dict[tuple[int, str], Tensor]:
     """Targets of all splits whose predictions are saved, by task and split."""
+    return {place: examples.targets for place, examples in _predicted(stream).items()}
+
+
+def names_of(stream: TaskStream) -> dict[tuple[int, str], list[str]]:
+    """Names of the examples whose predictions are saved, such as files, by task and split; of those that have names."""
+    return {place: [examples.names[row] for row in examples.rows.tolist()]
+            for place, examples in _predicted(stream).items() if examples.names is not None}  # fmt: skip
+
+
+def _predicted(stream: TaskStream) -> dict[tuple[int, str], Examples]:
     splits = {task.id: {"test": task.test, HELD_OUT: task.held_out, **further_splits(task)} for task in stream.tasks}
-    return {(task, split): examples.targets
+    return {(task, split): examples
             for task, parts in splits.items() for split, examples in parts.items() if examples is not None}  # fmt: skip
 
 
@@ -66,7 +76,7 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
             number=member.number, episode=member.episode, replaces_earlier=member.replaces, tasks=member.tasks,
             weights=member.weights, task_names=tuple(task.name for task in tasks),
             classes=tuple(task.output_names for task in tasks), net={"model": net.model, **plain(net.settings)},
-            input_shape=stream.spec.input_shape, parameters=count_parameters(member.net),
+            input_shape=stream.spec.input_shape, parameters=count_parameters(member.net), heads=stream.spec.heads,
         )  # fmt: skip
         # Trunk weights of a single task, see MultiHead.for_task.
         own = {f"task_{task}/{name}": value
@@ -128,6 +138,8 @@ def resolve(
         "extended_from": None if base is None else str(base.absolute()),
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
+        "objective": type(stream.spec.objective).__name__,
+        "preprocess": type(stream.spec.preprocess).__name__,
         "data_sha256": stream.fingerprint(),
         **provenance(),
     }

@@ -269,7 +269,8 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
             tiles.append((title, f"{points:.1f}" if key == "avg_acc_final" else f"{points:+.1f}", note))
     parameters = sum(member.parameters for member in run.members[-1:])
     tiles.append(("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))
-    speed = f"{summary['images_per_second']:,.0f} images a second"
+    rate = summary["images_per_second"]
+    speed = "nothing was trained" if rate is None else f"{rate:,.0f} images a second"
     return [*tiles, ("training time", _duration(summary["train_seconds"]), speed)]
 
 

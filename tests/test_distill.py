@@ -400,21 +400,23 @@ def test_a_student_that_diverges_leaves_the_one_before(monkeypatch, capsys):
     assert modelzoo.main(["--verify", "old"]) == 0
 
 
-@pytest.mark.parametrize("moment", ["methods.ensemble.Training", "distill.save_members", "distill.facts_of"])
-def test_an_interrupted_student_is_not_taken_for_a_finished_one(moment, monkeypatch, capsys):
+@pytest.mark.parametrize("moment", ["methods.ensemble.Training", "distill.save_members", "distill.RunDirectory.finish"])
+def test_an_interrupted_student_answers_nothing_and_the_same_command_makes_it(moment, monkeypatch, capsys):
     def interrupted(*given, **named):
         raise KeyboardInterrupt
 
     shutil.rmtree("halfway", ignore_errors=True)
     with monkeypatch.context() as patch:
         patch.setattr(moment, interrupted)
-        assert teach("zoo", "--run_dir", "halfway", "--overwrite") == 130
-    assert capsys.readouterr().err == "distill.py: interrupted\n"
-    if moment != "distill.save_members":
+        assert teach("zoo", "--run_dir", "halfway") == 130
+    assert capsys.readouterr().err == "distill.py: interrupted; repeat the command\n"
+    if moment == "methods.ensemble.Training":
         assert not list(Path("halfway").glob("*"))
     else:
-        with pytest.raises(UserError, match="no episode is complete yet"):
+        told = "halfway is half-made (a student of zoo): repeat the command that was stopped"
+        with pytest.raises(UserError, match=re.escape(told)):
             Zoo.load("halfway")
-    assert not Path("halfway/summary.json").exists()
-    assert teach("zoo", "--run_dir", "halfway", "--overwrite") == 0
+        assert modelzoo.main(["--resume", "--run_dir", "halfway"]) == 2
+        assert told in capsys.readouterr().err
+    assert teach("zoo", "--run_dir", "halfway") == 0
     assert results("halfway") == results("zoo-student")

@@ -14,8 +14,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from datasets.images.digits import rotated_digits
+from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from export import main
 from net import build_net, settings_class
@@ -29,6 +31,7 @@ from utils.seeding import seeded
 from zoo import SavedMember, SavedTask, Zoo
 from zoo.card import plain_text
 from zoo.exporting import FILES, Shipped, difference, exported
+from zoo.inputs import read_image
 
 CPU = torch.device("cpu")
 STACKED = ["--combine", "stacked", "--temperature", "task", "--budget", "2"]
@@ -111,7 +114,7 @@ def test_tasks_are_told_to_programs(name, here):
 def test_the_lines_on_the_card_run_as_they_stand(here):
     folder = here / "fitted"
     snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
-    assert [file in snippet for snippet, file in zip(snippets, FILES.values(), strict=True)] == [True, True]
+    assert [file in snippet for snippet, file in zip(snippets[1:], FILES.values(), strict=True)] == [True, True]
     done = subprocess.run([sys.executable, "-c", "\n".join(snippets)], cwd=folder, capture_output=True, text=True)
     assert done.stderr == ""
     tasks = json.loads((folder / "tasks.json").read_text())["tasks"]
@@ -120,6 +123,18 @@ def test_the_lines_on_the_card_run_as_they_stand(here):
     for line, task in zip(lines, 2 * tasks, strict=True):
         label = "'(" + "|".join(task["classes"]) + ")'"
         assert re.fullmatch(re.escape(task["name"]) + rf" \[{label}, {label}, {label}\]", line)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (31, 20), (5, 40)])
+def test_the_lines_on_the_card_make_of_a_file_what_the_program_makes_of_it(size, here, tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    lines = re.search(r"```python\n(.*?)```", (here / "plain/README.md").read_text(), flags=re.DOTALL)[1]
+    found = {}
+    exec(lines, found)
+    image = found["image_of"](tmp_path / "a.png")
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(255 * image, read_image(tmp_path / "a.png", (1, 8, 8)), atol=1e-3)
 
 
 def table(card, title):
@@ -203,7 +218,7 @@ def random_zoo(model, shape):
     tasks = [SavedTask(1, "one", ("a", "b")), SavedTask(2, "two", ("a", "b", "c"))]
     names, classes = tuple(task.name for task in tasks), tuple(task.classes for task in tasks)
     member = SavedMember(0, 1, False, (1, 2), (1.0, 1.0), names, classes, {"model": model}, shape, 0)
-    zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], shape, CPU)
+    zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], ImagePreprocess(0, flip=False), CPU)
     with seeded(0, "net"), torch.no_grad():
         net = build_net(model, shape, settings_class(model)(dropout=0.2), {1: 2, 2: 3}).eval()
         features = net.trunk(torch.randn(32, *shape))

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,10 +20,12 @@ import predict
 import report
 from datasets import build_stream
 from modelzoo import main
+from records import Run
 from records.manifest import read_manifest
 from tests.tables import read_metrics
 from tests.test_saved import images_of, runs  # noqa: F401
 from tests.test_scenarios import streamed
+from utils.errors import UserError
 from zoo import Zoo
 
 TWO = ["--tasks_per_round", "2"]
@@ -236,3 +241,60 @@ def test_other_data_are_refused(run, monkeypatch, capsys):
     assert forget.main(["run", "--task", "2", "--retrain", "--quiet"]) == 2
     assert "the data are not those that run was trained on" in capsys.readouterr().err
     assert not Path("run-without-2").exists()
+
+
+# Killed or stopped while training, after config.yaml, and between the commit and the end.
+@pytest.mark.parametrize(
+    "moment",
+    ["methods.ensemble.Training", "zoo.forgetting.RunDirectory.add_member", "zoo.forgetting.RunDirectory.finish"],
+)
+def test_an_interrupted_zoo_answers_nothing_and_the_same_command_makes_it(moment, run, monkeypatch, capsys):
+    run("zoo", *TWO)
+    command = ["run", "--task", "middle", "--retrain", "--quiet"]
+    assert forget.main([*command, "--run_dir", "whole"]) == 0
+
+    def stopped(*given, **named):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, stopped)
+        assert forget.main(command) == 143
+    assert capsys.readouterr().err == "forget.py: stopped by SIGTERM; repeat the command\n"
+    if moment != "methods.ensemble.Training":
+        told = "run-without-2 is half-made (run without task 2, middle): repeat the command that was stopped"
+        with pytest.raises(UserError, match=re.escape(told)):
+            Zoo.load("run-without-2")
+        assert main(["--resume", "--run_dir", "run-without-2"]) == 2
+        assert told in capsys.readouterr().err
+    assert forget.main(command) == 0
+    for path in Path("whole").rglob("*.safetensors"):
+        assert (Path("run-without-2") / path.relative_to("whole")).read_bytes() == path.read_bytes()
+    assert main(["--verify", "run-without-2"]) == 0
+
+
+def test_what_was_not_measured_is_left_empty(run):
+    """Without --retrain nothing is trained: no loss and no speed, instead of zeros."""
+    run("zoo", *TWO)
+    assert forget.main(["run", "--task", "2", "--quiet"]) == 0
+    episode = pd.read_csv("run-without-2/episodes.csv").iloc[0]
+    assert np.isnan(episode.train_loss)
+    assert np.isnan(episode.images_per_second)
+    assert (episode.images, episode.steps, episode.train_seconds) == (0, 0, 0)
+    assert episode.seconds > 0
+    assert json.loads(Path("run-without-2/summary.json").read_text())["images_per_second"] is None
+    assert np.isnan(Run.load("run-without-2").episodes[0].train_loss)
+    assert report.main(["run-without-2"]) == 0
+    assert "nothing was trained" in Path("run-without-2/report.html").read_text()
+
+
+def test_a_task_is_not_taken_for_another_one_of_that_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("d.yaml").write_text("dataset: digits\ntasks: [{name: '2', classes: [0, 1]}, {name: '1', classes: [2, 3]}]\n")
+    given = ["--data_config", "d.yaml", "--continual", "--samples", "4", "--epochs", "1", "--quiet", "--run_dir", "run"]
+    assert main([*given, "--tasks_per_round", "1"]) == 0
+    capsys.readouterr()
+    assert forget.main(["run", "--task", "1"]) == 2
+    assert "'1' may be several tasks; write number=1 for 1 '2' or number=2 for 2 '1'" in capsys.readouterr().err
+    assert forget.main(["run", "--task", "name=1"]) == 0
+    assert [(task.number, task.name) for task in Zoo.load("run-without-2").tasks] == [(1, "2")]

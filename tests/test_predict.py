@@ -15,6 +15,7 @@ from PIL import Image
 import predict
 from tests.test_saved import images_of, runs  # noqa: F401
 from tests.test_scenarios import streamed
+from utils.errors import UserError
 from zoo import Zoo
 
 PROJECT = Path(__file__).parent.parent
@@ -66,7 +67,8 @@ def test_without_the_task(pictures, capsys):
     assert header[4:] == [f"p({name})" for name in ("1 0/1: 0", "1 0/1: 1", "2 middle: 2", "2 middle: 3", "2 middle: 4",
                                                     "3 5/6: 5", "3 5/6: 6")]  # fmt: skip
     found = Zoo.load("run").predict(pictures, "auto", "energy")
-    assert [(row[1], row[2]) for row in rows] == [(t.name, c) for t, c in zip(found.tasks, found.labels, strict=True)]
+    expected = [(f"{t.number} {t.name}", c) for t, c in zip(found.tasks, found.labels, strict=True)]
+    assert [(row[1], row[2]) for row in rows] == expected
     np.testing.assert_allclose(np.array([row[4:] for row in rows], float), found.probabilities, atol=1e-5)
 
 
@@ -109,6 +111,21 @@ def test_images_of_any_size_and_colour_are_fitted(pictures):
     p = np.array([row[4:] for row in read("p.csv")[1:]], float)
     np.testing.assert_allclose(p[[2, 3]], p[[0, 0]], atol=1e-6)
     np.testing.assert_allclose(p[1], p[0], atol=0.15)
+
+
+def test_the_zoo_reads_files_and_pictures_as_the_program_does(pictures):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(256, size=(30, 41, 3), dtype=np.uint8)).save("wide.png")
+    assert predict.main(["run", "--task", "2", "wide.png", "pictures/3.png", "--out", "p.csv"]) == 0
+    p, zoo = np.array([row[4:] for row in read("p.csv")[1:]], float), Zoo.load("run")
+    files = ["wide.png", Path("pictures/3.png")]
+    for given in (files, [Image.open(file) for file in files], [files[0], Image.open(files[1])]):
+        np.testing.assert_allclose(zoo.predict(given, 2).probabilities, p, atol=1e-5)
+    for given in (files[1], Image.open(files[1])):
+        np.testing.assert_allclose(zoo.predict(given, 2).probabilities, p[1:], atol=1e-5)
+    assert zoo.predict([], 2).labels == []
+    with pytest.raises(UserError, match=r"none\.png cannot be read as an image"):
+        zoo.predict("none.png", 2)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
+import forget
 from datasets.mixture import Mixture
 from methods import METHODS
 from modelzoo import main
-from records import members
+from records import Run, members
 from records.manifest import Entry, read_manifest
+from tests.standins import write_image_folder
 from tests.test_scenarios import streamed
 from utils.errors import UserError
 from zoo import Zoo, saved
@@ -108,7 +111,7 @@ def test_images_come_in_many_forms(runs):
     assert zoo.predict(images[:0], 1).probabilities.shape == (0, 2)
     assert zoo.predict(images[:0], "auto").probabilities.shape == (0, 7)
     for wrong, words in [
-        (plain[:, :7], r"shape \[5, 7, 8\] do not fit: .* images of 1 x 8 x 8"),
+        (plain[:, :7], r"shape \[5, 7, 8\] do not fit: .* trained on 1 x 8 x 8"),
         (images.int(), "torch.int32 do not fit"),
         (images.float(), "values from 0 to 255: give floats from 0 to 1"),
         (images / 255 - 0.1, "values from -0.1 to"),
@@ -150,8 +153,32 @@ def test_tasks_go_by_name_or_number(runs):
         zoo.task("midle")
     twice = copy.copy(zoo)
     twice.tasks = (*zoo.tasks, saved.SavedTask(4, "middle", ("a", "b")))
-    with pytest.raises(UserError, match="'middle' is the name of several tasks; name one by its number: 2, 4"):
+    with pytest.raises(UserError, match="'middle' may be several tasks; write number=2 for 2 'middle' or number=4 for"):
         twice.task("middle")
+    assert twice.task("number=4").number == twice.task(4).number == 4
+
+
+def test_names_are_labels_and_a_number_stays_a_number(runs):
+    """Tasks 1, 2 and 3 are named 2, 1 and auto."""
+    zoo, ran = copy.copy(Zoo.load(runs(), "cpu")), Run.load(runs())
+    names = {1: "2", 2: "1", 3: "auto"}
+    zoo.tasks = tuple(replace(task, name=names[task.number]) for task in zoo.tasks)
+    ran = replace(ran, rows=[replace(row, task_name=names[row.task]) for row in ran.rows])
+    for asked, number in [(1, 1), ("number=1", 1), ("name=1", 2), ("name=2", 1), ("3", 3), ("auto", 3)]:
+        assert zoo.task(asked).number == number
+        np.testing.assert_array_equal(ran.targets_of(asked), ran.targets[number])
+    for asked in ("1", "2"):
+        with pytest.raises(
+            UserError, match=f"'{asked}' may be several tasks; write number=1 for 1 '2' or number=2 for 2"
+        ):
+            zoo.task(asked)
+        with pytest.raises(UserError, match="may be several tasks"):
+            ran.predictions(asked)
+    image = np.zeros((1, 8, 8), dtype=np.uint8)
+    with pytest.raises(UserError, match="has a task named auto; write name=auto for it, or number=auto to find it"):
+        zoo.predict(image, "auto")
+    assert len(zoo.predict(image, "name=auto").classes) == 2
+    assert len(zoo.predict(image, "number=auto").classes) == 7
 
 
 def test_a_foreign_or_damaged_directory_is_one_error(runs, tmp_path):
@@ -188,15 +215,6 @@ def test_a_member_that_cannot_be_of_the_run_is_one_error(runs, tmp_path):
     del facts["episode"]
     rewritten(run, name, json.dumps(facts).encode())
     with pytest.raises(UserError, match=f"{re.escape(str(run / name))} is damaged .*'episode'"):
-        Zoo.load(run, "cpu")
-
-
-def test_a_run_without_images_is_refused(runs, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(runs(), run)
-    name = "members/member_000.json"
-    rewritten(run, name, json.dumps({**json.loads((run / name).read_text()), "input_shape": [8]}).encode())
-    with pytest.raises(UserError, match=r"trained on inputs of shape \[8\]; only images"):
         Zoo.load(run, "cpu")
 
 
@@ -320,3 +338,30 @@ def test_a_zoo_is_combined_from_its_held_out_examples_alone(runs):
             zoo.combined(**wrong)
     with pytest.raises(UserError, match=r"no held-out examples, on which this is fitted; train with --hold_out 0\.1"):
         Zoo.load(runs(), "cpu").combined("weighted")
+
+
+def test_saved_predictions_name_their_files(tmp_path, monkeypatch):
+    """Each row is what the zoo says to the file of that name; so it is after an extension and without a task."""
+    monkeypatch.chdir(tmp_path)
+    write_image_folder(Path("data/mine"), "abcdef", side=16)
+    settings = "dataset: image_folder\nroot: mine\nimage_size: 16\n"
+    Path("d.yaml").write_text(settings + "tasks: [[d, a], [b, c]]\n")
+    Path("more.yaml").write_text(settings + "tasks: [[f, e]]\n")
+    given = ["--data_config", "d.yaml", "--continual", "--tasks_per_round", "1", "--hold_out", "0.3"]
+    assert main([*given, "--epochs", "1", "--quiet", "--run_dir", "run"]) == 0
+    assert main(["--extend", "run", "--data_config", "more.yaml", "--quiet"]) == 0
+    assert forget.main(["run-extended", "--task", "1", "--quiet", "--run_dir", "less"]) == 0
+    for path, tasks in [("run", (1, 2)), ("run-extended", (1, 2, 3)), ("less", (2, 3))]:
+        assert main(["--verify", path]) == 0
+        run, zoo = Run.load(path), Zoo.load(path, "cpu")
+        names = json.loads(Path(path, "predictions/names.json").read_text())
+        assert set(names) == {f"task_{task}/{split}" for task in tasks for split in ("test", "held_out")}
+        for task in tasks:
+            for split in ("test", "held_out"):
+                files = run.names_of(task, split)
+                said = zoo.predict([Path("data/mine", file) for file in files], task).probabilities
+                np.testing.assert_allclose(said, run.predictions(task, split), atol=2e-6)
+                right = [zoo.task(task).classes[i] for i in run.targets_of(task, split)]
+                assert right == [Path(file).parent.name for file in files]
+    with pytest.raises(UserError, match="has no names for task 1 on split 'train'"):
+        Run.load("run").names_of(1, "train")

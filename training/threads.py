@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from net import input_dtype
 from utils.machine import threads_for
 
 MOST_THREADS = torch.get_num_threads()  # as many as there are cores, or as OMP_NUM_THREADS says
@@ -28,6 +29,6 @@ def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds in the forward pass of one example."""
     device, training = next(trunk.parameters()).device, trunk.training
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        trunk.eval()(torch.zeros(1, *shape, device=device))
+        trunk.eval()(torch.zeros(1, *shape, dtype=input_dtype(trunk), device=device))
     trunk.train(training)
     return counter.get_total_flops() // 2

@@ -53,6 +53,7 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["text"] = plain_text
+    environment.globals["thing"] = "image" if zoo.images else "input"
     with reading(zoo.path, METRICS):
         lines = _lines(zoo, outputs, rows)
     return environment.get_template("card.md").render(

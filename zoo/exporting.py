@@ -19,14 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from datasets.images.stream import ImagePreprocess
 from net import count_parameters
 from net.multihead import MultiHead, TaskWeights
 from utils.errors import UserError
 from utils.files import json_bytes, write_folder
 from utils.seeding import generator
 from zoo.card import model_card
-from zoo.inputs import as_stored
 from zoo.saved import SavedTask, Zoo
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -57,7 +55,9 @@ class Part(nn.Module):
         return [head(features) for head in self.heads]
 
 
-def _head(net: MultiHead, task: int) -> nn.Linear:
+def _head(net: MultiHead, task: int) -> nn.Module:
+    if net.kind == "identity":
+        return nn.Identity()
     rows = net.rows(task)
     head = nn.Linear(net.weight.shape[1], net.head_sizes[task])
     head.weight, head.bias = (nn.Parameter(part.detach()[rows].clone()) for part in (net.weight, net.bias))
@@ -74,7 +74,7 @@ class Shipped(nn.Module):
     def __init__(self, zoo: Zoo, tasks: Sequence[SavedTask]) -> None:
         super().__init__()
         self._combinations = {task.number: zoo.combinations[task.number] for task in tasks}
-        self._preprocess = ImagePreprocess(0, flip=False)
+        self._preprocess, self._scale = zoo.preprocess, 255 if zoo.images else 1
         self.parts = nn.ModuleList()
         for member in zoo.members:
             if wanted := [task for task, one in self._combinations.items() if member.number in one.members]:
@@ -84,7 +84,7 @@ class Shipped(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        inputs = self._preprocess(images * 255)
+        inputs = self._preprocess(images * self._scale)
         found: dict[int, dict[int, Tensor]] = {task: {} for task in self._combinations}
         for part in self.parts:
             assert isinstance(part, Part)
@@ -123,7 +123,8 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]
     files = {name: content for name, (content, _) in networks.items()}
     outputs = {output_of(task.number): task for task in tasks}
     files["tasks.json"] = json_bytes({
-        "input": {"name": INPUT, "dtype": "float32", "shape": ["N", *zoo.input_shape], "range": [0, 1]},
+        "input": {"name": INPUT, "dtype": "float32", "shape": ["N", *zoo.input_shape],
+                  "range": [0, 1] if zoo.images else None},
         "tasks": [{"number": task.number, "name": task.name, "output": output, "classes": list(task.classes)}
                   for output, task in outputs.items()],
     })  # fmt: skip
@@ -172,9 +173,10 @@ def difference(answers: Answers, zoo: Zoo, tasks: Sequence[SavedTask]) -> float:
     """The largest difference of a probability from the zoo's, for random images in batches of several sizes; or NaN."""
     rng, found = generator(0, "export"), []
     for count in _BATCHES:
-        images = torch.randint(256, (count, *zoo.input_shape), generator=rng, dtype=torch.uint8)
-        expected = zoo.answers(as_stored(images, zoo.input_shape), [task.number for task in tasks])
-        for task, given in zip(tasks, answers(images.float() / 255), strict=True):
+        pixels = torch.randint(256, (count, *zoo.input_shape), generator=rng, dtype=torch.uint8)
+        values = pixels.float() / 255
+        expected = zoo.answers(zoo.stored(pixels if zoo.images else values), [task.number for task in tasks])
+        for task, given in zip(tasks, answers(values), strict=True):
             right = expected[task.number].probabilities
             if given.shape != right.shape:
                 raise ValueError(f"{output_of(task.number)} has the shape {list(given.shape)}")
@@ -182,7 +184,7 @@ def difference(answers: Answers, zoo: Zoo, tasks: Sequence[SavedTask]) -> float:
     return float(torch.stack(found).max())
 
 
-def _program(shipped: Shipped, shape: tuple[int, int, int]) -> ExportedProgram:
+def _program(shipped: Shipped, shape: tuple[int, ...]) -> ExportedProgram:
     # Two images: torch.export would make a batch size of one a constant.
     program = torch.export.export(shipped, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("N")},))
     for node in program.graph.nodes:

@@ -4,6 +4,7 @@ RUN -> members that never saw the task (their files as they are) + retrained one
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -25,7 +26,7 @@ from net import count_parameters
 from net.multihead import MultiHead
 from records.directory import RunDirectory, read_config
 from records.manifest import MANIFEST
-from records.members import SavedMember
+from records.members import SavedMember, read_names
 from records.monitor import EpisodeFacts, RunMonitor
 from records.summary import costs, read_summary, summarize
 from training.loop import TrainingStats
@@ -114,13 +115,14 @@ def retrained(
 
 def write(
     zoo: Zoo, forgotten: SavedTask, before: Sequence[LoadedMember], after: Sequence[LoadedMember],
-    stats: TrainingStats, path: Path, facts: Mapping[str, Any],
+    stats: TrainingStats, path: Path, facts: Mapping[str, Any], seconds: float,
 ) -> None:  # fmt: skip
     """Write the run directory of the new zoo into a folder that is locked and free.
 
     Args:
         before, after: members of the old and the new zoo.
         facts: of this process, for config.yaml.
+        seconds: that forgetting has taken.
     """
     after = sorted(after, key=lambda member: member.saved.number)
     saved = read_config(zoo.path)
@@ -132,7 +134,8 @@ def write(
     remaining = [task for task in zoo.tasks if task != forgotten]
     targets = {key: values for key, values in zoo.targets.items() if key[0] != forgotten.number}
     directory = RunDirectory.begin(path, config)
-    directory.add_targets(targets)
+    names = {key: found for key, found in read_names(zoo.path, zoo.manifest).items() if key[0] != forgotten.number}
+    directory.add_targets(targets, names)
     for number, member in enumerate(after):
         new = replace(member.saved, number=number, replaces_earlier=not number)
         directory.add_member(new, member.net.state_dict(), member.predictions)
@@ -140,25 +143,24 @@ def write(
         Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL, scores)
         for task in remaining if (scores := _scores(after, task.number, targets))
     ]  # fmt: skip
-    rate = stats.images / (stats.seconds or 1e-9)
+    rate = stats.images / stats.seconds if stats.images else math.nan
     trained = sorted({task for member in after if member.retrained for task in member.saved.tasks})
-    loss = stats.loss if stats.images else 0.0
-    episode = EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, stats.seconds,
-                           stats.seconds, rate, loss, peak_memory(zoo.device))  # fmt: skip
+    episode = EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, seconds,
+                           stats.seconds, rate, stats.loss, peak_memory(zoo.device))  # fmt: skip
     directory.add_episode(episode, rows)
     directory.add_document(CERTIFICATE, certificate(zoo, forgotten, before, after))
     answering = [count_parameters(member.net.trunk) + member.net.head_parameters(task.number)
                  for task in remaining for member in after if task.number in member.saved.tasks]  # fmt: skip
     summary = {
         **(read_summary(zoo.path) or {}), **summarize(rows, False, None), "continual": False, "tasks": len(rows),
-        "episodes": 1, "derived": config["derived"], **costs([episode]), "total_seconds": stats.seconds,
+        "episodes": 1, "derived": config["derived"], **costs([episode]), "total_seconds": seconds,
         "held_out_examples": sum(len(values) for (_, split), values in targets.items() if split == HELD_OUT),
         "stored_examples": None, "stored_bytes": None,  # not known: the memory is not part of the new run
         "parameters_per_prediction": sum(answering) / max(1, len(remaining)),
         "parameters_total": sum(member.saved.parameters for member in after),
         "members_per_prediction": len(answering) / max(1, len(remaining)),
     }  # fmt: skip
-    directory.commit(1, len(after), stats.seconds, {})
+    directory.commit(1, len(after), seconds, {})
     directory.finish(summary, AVERAGES)
 
 

@@ -1,40 +1,49 @@
 """Arrays and image files -> images as a stream stores them: [N, C, H, W], values from 0 to 255."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datasets.images.image_folder import SUFFIXES, decode_image
 from utils.errors import UserError
 
-Images = Tensor | npt.NDArray[np.generic]
+Arrays = Tensor | npt.NDArray[np.generic]
+Picture = str | Path | Image.Image  # a file, or an image of Pillow
+Images = Arrays | Picture | Sequence[Picture]
 
 
-def as_stored(images: Images, shape: tuple[int, int, int]) -> Tensor:
-    """Images as uint8 or float32 [N, C, H, W], values from 0 to 255.
+def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) -> Tensor:
+    """Images as uint8 or float32 [N, C, H, W], values from 0 to 255; inputs that are no images as [N, *shape].
 
     Args:
         images: [N, C, H, W] or [N, H, W, C]; of one channel also [N, H, W]; one image without N. uint8 from 0 to 255,
             or floating point from 0 to 1.
-        shape: C, H, W of the images that the networks were trained on.
+        shape: C, H, W of the images that the networks were trained on, or the shape of other inputs.
+        pixels_only: whether inputs are images; others may have any values.
 
     Raises:
         UserError: another shape, another kind of numbers, or values out of range.
     """
     pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
-    channels, height, width = shape
-    layouts = [shape, (height, width, channels), *([(height, width)] if channels == 1 else [])]
+    layouts = [shape]
+    if pixels_only:
+        channels, height, width = shape
+        layouts += [(height, width, channels), *([(height, width)] if channels == 1 else [])]
     if tuple(pixels.shape) in layouts:
         pixels = pixels.unsqueeze(0)
     layout = tuple(pixels.shape[1:])
     if layout not in layouts:
         raise UserError(
-            f"images of shape {list(images.shape)} do not fit: the zoo was trained on images of {channels} x {height} "
-            f"x {width} (channels, height, width), so give [N, {channels}, {height}, {width}]"
+            f"inputs of shape {list(images.shape)} do not fit: the zoo was trained on {' x '.join(map(str, shape))}"
+            f"{' (channels, height, width)' * pixels_only}, so give [N, {', '.join(map(str, shape))}]"
         )
+    if not pixels_only:
+        return pixels
     if layout != shape:  # channels last, or none
         pixels = pixels.reshape(len(pixels), height, width, channels).permute(0, 3, 1, 2)
     if pixels.dtype == torch.uint8:
@@ -50,17 +59,23 @@ def as_stored(images: Images, shape: tuple[int, int, int]) -> Tensor:
     return (pixels * 255).contiguous()
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """An image file of any size as uint8 [C, H, W]: the shorter side is scaled and the middle cut out.
+def read_image(image: Picture, shape: tuple[int, ...]) -> Tensor:
+    """An image of any size as a square, uint8 [C, H, H]: the shorter side is scaled and the middle cut out.
 
     Raises:
         UserError: the file is not an image that can be read.
     """
-    channels, height, width = shape
-    if height != width or channels not in (1, 3):
-        raise UserError(f"images of {channels} x {height} x {width} cannot be read from files; use Zoo.predict")
-    pixels = torch.from_numpy(decode_image(path, height, grey=channels == 1).copy())
+    channels, side, _ = shape
+    source = image if isinstance(image, Image.Image) else Path(image)
+    pixels = torch.from_numpy(decode_image(source, side, grey=channels == 1).copy())
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def read_images(images: Picture | Sequence[Picture], shape: tuple[int, ...]) -> Tensor:
+    """Images of any size as uint8 [N, C, H, H], see read_image."""
+    several = [images] if isinstance(images, Picture) else images
+    read = [read_image(image, shape) for image in several]
+    return torch.stack(read) if read else torch.empty(0, *shape, dtype=torch.uint8)
 
 
 def find_images(path: Path) -> list[Path]:

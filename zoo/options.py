@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from records.checkpoints import ending_on_sigterm
 from records.directory import check_free
 from records.lock import locked
 from records.summary import read_summary
-from utils.errors import TrainingError, UserError
+from utils.errors import SignalError, TrainingError, UserError
 from utils.options import whole
 from utils.settings import Range
 from zoo.combine import COMBINE, TEMPERATURES
 from zoo.saved import Zoo
+
+REPEAT = "repeat the command"  # what to do when a program was stopped: RUN is as it was
 
 
 def add_machine(parser: argparse.ArgumentParser, threads: str) -> None:
@@ -56,8 +59,20 @@ def finished(path: str, device: str) -> Zoo:
 
 
 @contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """SIGTERM stops the program with a line that says what to do, and releases its locks."""
+    with ending_on_sigterm():
+        try:
+            yield
+        except SignalError as error:
+            raise SignalError(error.number, REPEAT) from None
+
+
+@contextlib.contextmanager
 def new_run(path: Path, overwrite: bool, reads: Sequence[Path]) -> Iterator[None]:
     """Lock a folder while a new run is made in it from the runs `reads`.
+
+    A run that is not written to its end is nobody's zoo (see `half_made`), and the same command makes it again.
 
     Raises:
         UserError: it cannot be used. TrainingError: it cannot be written.

@@ -9,29 +9,32 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy, Scores
-from datasets.task import HELD_OUT, Examples, StreamSpec
+from datasets.task import HELD_OUT, Examples, Preprocess, StreamSpec
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS, Answer, answer_of, task_log_probabilities
 from methods.config import RunConfig
+from net import input_dtype
 from net.multihead import MultiHead, TaskWeights
 from records.configuration import saved_config
 from records.directory import CONFIG
 from records.manifest import TARGETS, Manifest, reading
 from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_network, read_tensors_of
-from records.run import opened
+from records.run import opened, task_number
 from training.prediction import outputs_of_heads
 from utils.compute import Compute, pick_device
-from utils.errors import UserError, unknown
+from utils.errors import UserError
 from utils.options import check_choice
 from zoo.combine import COMBINE, TEMPERATURES, Combination, MemberPredictions, fitted, weighted_mean
-from zoo.inputs import Images, as_stored
+from zoo.inputs import Images, as_stored, read_images
 
 AUTO = "auto"
+PREPROCESS = {"ImagePreprocess": ImagePreprocess(0, flip=False), "Preprocess": Preprocess()}
 PLAIN = "mean", "none", None  # the mean with the weights of training
 
 
@@ -88,16 +91,20 @@ class Zoo:
         device: on which members predict.
         combinations: by task number, how the answers of its members are combined.
         combined_as: the arguments of `combined` that made these.
+        images, reads_files: whether inputs are images, and image files can be read as such.
     """
 
     def __init__(
         self, path: Path, config: RunConfig, manifest: Manifest, tasks: Sequence[SavedTask],
-        members: Sequence[SavedMember], input_shape: tuple[int, int, int], device: torch.device,
+        members: Sequence[SavedMember], preprocess: Preprocess, device: torch.device,
     ) -> None:  # fmt: skip
         self.path, self.config, self.manifest = path, config, manifest
         self.tasks, self.members = tuple(tasks), tuple(members)
-        self.input_shape, self.device = input_shape, device
-        self._spec = StreamSpec(config.stream, input_shape, CrossEntropy(), ImagePreprocess(0, flip=False))
+        self.input_shape, self.device = members[0].input_shape, device
+        self.preprocess, self.images = preprocess, isinstance(preprocess, ImagePreprocess)
+        # Squares of grey or colour, as files become.
+        self.reads_files = self.images and self.input_shape[0] in (1, 3) and len({*self.input_shape[1:]}) == 1
+        self._spec = StreamSpec(config.stream, self.input_shape, CrossEntropy(), preprocess)
         self._loaded: dict[int, tuple[MultiHead, Mapping[int, TaskWeights]]] = {}
         self.combinations: Mapping[int, Combination] = self._plain()
         self.combined_as: tuple[str, str, int | None] = PLAIN
@@ -110,20 +117,23 @@ class Zoo:
             device: auto, cpu, cuda, cuda:N or mps.
 
         Raises:
-            UserError: there is no run, no episode is complete yet, or a file is damaged.
+            UserError: there is no run, no episode is complete yet, a file is damaged, or answers are no classes.
         """
         path = Path(path).expanduser()
         content, manifest = opened(path)
+        objective, preprocess = content.get("objective"), content.get("preprocess")
+        if objective != CrossEntropy.__name__ or preprocess not in PREPROCESS:
+            raise UserError(
+                f"{path} was trained with {objective} on inputs made by {preprocess}; a saved zoo needs "
+                f"{CrossEntropy.__name__} and {' or '.join(PREPROCESS)}: read this run with Run.load"
+            )
         config = saved_config(str(path / CONFIG), content)
         members = answering(read_members(path, manifest))
         if not members:
             raise UserError(f"{path} has no members")
-        shape = members[0].input_shape
-        if len(shape) != 3:
-            raise UserError(f"{path} was trained on inputs of shape {list(shape)}; only images can be asked about")
         facts = [task for m in members for task in zip(m.tasks, m.task_names, m.classes, strict=True)]
         tasks = {number: SavedTask(number, name, classes) for number, name, classes in sorted(facts)}
-        return cls(path, config, manifest, [*tasks.values()], members, shape, pick_device(device))
+        return cls(path, config, manifest, [*tasks.values()], members, PREPROCESS[preprocess], pick_device(device))
 
     @property
     def as_trained(self) -> Compute:
@@ -131,15 +141,17 @@ class Zoo:
         return Compute(self.device, self.config.precision == "bf16" and self.device.type == "cuda")
 
     def task(self, task: str | int) -> SavedTask:
-        """A task by its name or its number; a UserError if there is none, or several."""
-        named = [known for known in self.tasks if known.name == task]
-        if len(named) > 1:
-            numbers = ", ".join(str(known.number) for known in named)
-            raise UserError(f"task {str(task)!r} is the name of several tasks; name one by its number: {numbers}")
-        found = named or [known for known in self.tasks if str(known.number) == str(task)]
-        if not found:
-            raise UserError(f"{self.path}: {unknown('task', task, [known.name for known in self.tasks])}")
-        return found[0]
+        """A task by its number or its name, see `task_number`; a UserError if there is none, or several."""
+        known = {known.number: known for known in self.tasks}
+        return known[task_number(self.path, task, {number: one.name for number, one in known.items()})]
+
+    def finds(self, task: str | int) -> bool:
+        """Whether the task is to be found ("auto"); a UserError if that is also the name of a task."""
+        if task == AUTO and any(known.name == AUTO for known in self.tasks):
+            raise UserError(
+                f"{self.path} has a task named {AUTO}; write name={AUTO} for it, or number={AUTO} to find it"
+            )
+        return task in (AUTO, f"number={AUTO}")
 
     def members_for(self, task: str | int) -> tuple[SavedMember, ...]:
         """The members that have learned a task, by its name or number."""
@@ -151,20 +163,35 @@ class Zoo:
 
         Args:
             images: uint8 from 0 to 255 or floats from 0 to 1: [N, C, H, W], [N, H, W, C], of one channel also
-                [N, H, W]; array or tensor, of the size that the networks were trained on, not normalised.
-            task: name or number; "auto" finds it, see evaluation/scenarios.py.
+                [N, H, W]; array or tensor, of the size that the networks were trained on, not normalised. Or image
+                files and images of Pillow, one or a list, of any size: they are read as in training.
+            task: number or name, see `task_number`; "auto" finds it, see evaluation/scenarios.py.
             rule: how it is found: entropy, confidence or energy.
 
         Raises:
             UserError: no such task or rule, or images that do not fit.
         """
-        stored = as_stored(images, self.input_shape)
+        stored = self.stored(images)
         check_choice("--routing", "rule", rule, ROUTINGS)
-        if task == AUTO:
+        if self.finds(task):
             return self._routed(self.answers(stored, [known.number for known in self.tasks]), rule)
         known = self.task(task)
         probabilities = self.answers(stored, [known.number])[known.number].probabilities
         return Prediction(probabilities, tuple((known, name) for name in known.classes), probabilities.argmax(-1))
+
+    def check_reads_files(self) -> None:
+        """UserError if inputs cannot be read from image files."""
+        if not self.reads_files:
+            raise UserError(
+                f"{self.path} was trained on no square images; give {list(self.input_shape)} to Zoo.predict"
+            )
+
+    def stored(self, inputs: Images) -> Tensor:
+        """Inputs as the stream of the run stores them, see read_images and as_stored."""
+        if not isinstance(inputs, (Tensor, np.ndarray)):
+            self.check_reads_files()
+            return read_images(inputs, self.input_shape)
+        return as_stored(inputs, self.input_shape, self.images)
 
     def _routed(self, answers: Mapping[int, Answer], rule: str) -> Prediction:
         """The likeliest class of the likeliest task, from the answers of all tasks."""
@@ -180,7 +207,7 @@ class Zoo:
         """The zoo's answers to inputs of any task, as if they were of each of `tasks`.
 
         Args:
-            stored: [N, C, H, W] from 0 to 255, see as_stored.
+            stored: [N, *input], images [N, C, H, W] from 0 to 255, see `stored`.
 
         Raises:
             UserError: an answer is not finite.
@@ -199,7 +226,8 @@ class Zoo:
         """Outputs of some heads of a member before softmax, [N, C] by task."""
         net, own = self.net(member)
         rows = torch.arange(len(stored), device=self.device)
-        data = Mixture([(0, Examples(stored.to(self.device), rows, torch.zeros_like(rows)))])
+        inputs = stored.to(self.device) if self.images else stored.to(self.device, input_dtype(net.trunk))
+        data = Mixture([(0, Examples(inputs, rows, torch.zeros_like(rows)))])
         return outputs_of_heads(net, tasks, data, self._spec, Compute(self.device), own)
 
     def _answer(self, combination: Combination, by_member: Mapping[int, Tensor]) -> Answer:

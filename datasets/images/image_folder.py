@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,8 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(cache, tensor_bytes({"pixels": pixels, "labels": labels, "fingerprint": fingerprint}))
     parts = len(files["train"]), len(files["test"])
-    return [Images(*split) for split in zip(pixels.split(parts), labels.split(parts), strict=True)]
+    names = [[path.relative_to(root).as_posix() for path, _ in files[split]] for split in _SPLITS]
+    return [Images(*split) for split in zip(pixels.split(parts), labels.split(parts), names, strict=True)]
 
 
 def _stored(cache: Path, fingerprint: Tensor, shape: tuple[int, ...]) -> Tensor | None:
@@ -136,14 +138,14 @@ def _decode_all(paths: Sequence[Path], size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def decode_image(path: Path, size: int, grey: bool = False) -> np.ndarray:
+def decode_image(path: Path | Image.Image, size: int, grey: bool = False) -> np.ndarray:
     """An image as uint8 [size, size, 3] (grey: [size, size]): the shorter side scaled to `size`, the middle cut out.
 
     Raises:
         UserError: the file is not an image that can be read; names it.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as file:
+        with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path, formats=_FORMATS) as file:
             if file.width * file.height > _MOST_PIXELS:  # a damaged size asks for gigabytes
                 raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
             # Pillow clips 16-bit grey instead of scaling it, which would turn nearly everything white.

@@ -65,6 +65,7 @@ class Images:
 
     pixels: Tensor  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N], class numbers
+    names: Sequence[str] | None = None  # of the images, such as files
 
 
 class Label(NamedTuple):
@@ -126,7 +127,8 @@ def _build_task(
 
     def examples(store: Tensor, rows: list[Tensor], targets: list[Tensor]) -> Examples:
         on_device = None if pixel_map is None else share(pixel_map)
-        return Examples(store, share(torch.cat(rows), store.device), share(torch.cat(targets)), on_device)
+        names = (data.train if store is stores[0] else data.test).names
+        return Examples(store, share(torch.cat(rows), store.device), share(torch.cat(targets)), on_device, names=names)
 
     rng = generator(seed, "samples", number)
     chosen: list[Tensor] = []  # of each class: the rows to train on, the rows held out
