@@ -23,7 +23,7 @@ from records.invocation import Invocation, parse
 from records.monitor import Monitors, RunMonitor
 from records.session import Session, opened, planned, resuming_command, verify_run
 from records.summary import final_table, summarize
-from records.writing import episode_facts, facts_of, main_metric, save_members, targets_of
+from records.writing import episode_facts, facts_of, main_metric, save_kept, save_members, targets_of
 from utils.compute import enough_memory
 from utils.errors import SignalError, run_program
 from utils.trees import to_bytes
@@ -94,6 +94,7 @@ def learn(session: Session, monitor: RunMonitor) -> None:
         rows = evaluation.after(episode, learned, seen)
         before = evaluation.untrained() if episode.number == 1 else []
         save_members(directory, method, stream)
+        save_kept(directory, method.memory, episode.number)
         facts = episode_facts(episode, learned, time.perf_counter() - start, method.compute.device)
         directory.add_episode(facts, [*before, *rows])
         monitor.episode_ends(facts, rows)

@@ -19,7 +19,7 @@ from utils.files import write_bytes
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
-FORMAT = 2  # of a run directory; others are refused
+FORMAT = 3  # of a run directory; others are refused
 TARGETS = "predictions/targets.safetensors"
 # Reports can be made from the other files at any time: they are not part of a run.
 DERIVED = re.compile(r"report\.html|figures/[a-z_]+\.(png|svg|csv)")
@@ -31,6 +31,7 @@ GROWING = re.compile(r"metrics\.csv|episodes\.csv|events\.out\.tfevents\..*")
 _REMEDIES = {
     MANIFEST: "the files it lists cannot be checked without it: run again with --overwrite",
     TARGETS: "the data give it again",
+    "predictions/kept_": "the data give it again",
     "predictions/": "{member} and the data give it again",
     SUMMARY: "metrics.csv and episodes.csv give all of its figures again",
     "metrics.csv": "predictions/ and the data give it again",

@@ -76,6 +76,19 @@ def test_a_loaded_zoo_says_what_the_run_said(method, runs):
         assert accuracy == pytest.approx(summary["per_task_acc"][task.id - 1], abs=1e-9)
 
 
+@pytest.mark.parametrize("method", ["zoo", "packnet"])
+def test_a_run_in_bf16_answers_in_bf16(method, runs):
+    """As its saved predictions, on which temperatures are fitted; in float32 answers differ."""
+    zoo = Zoo.load(runs(method, "--precision", "bf16", "--hold_out", "0.3"), "cpu")
+    task = streamed(zoo.path)[1]
+    saved = zoo.saved_predictions("held_out")[task.id]
+    images = Mixture([(task.id, task.held_out)]).inputs(slice(0, len(task.held_out)))
+    for one in (zoo, zoo.combined("mean", "task")):
+        expected = saved.of(one.combinations[task.id])
+        torch.testing.assert_close(one.predict(images, task.name).probabilities, expected, atol=2e-6, rtol=0)
+        assert (one.in_fp32().predict(images, task.name).probabilities - expected).abs().max() > 1e-4
+
+
 def test_only_the_members_that_are_asked_are_read(runs, monkeypatch):
     read, run = [], runs("zoo", "--tasks_per_round", "2")
     checked = members.checked
