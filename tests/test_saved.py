@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
@@ -22,6 +23,7 @@ from records import members
 from records.manifest import Entry, read_manifest
 from tests.test_scenarios import streamed
 from utils.errors import UserError
+from utils.files import tensor_bytes
 from zoo import Zoo, saved
 from zoo.combine import Combination, MemberPredictions, fitted, stacked, weighted, weighted_mean
 
@@ -87,6 +89,12 @@ def test_a_run_in_bf16_answers_in_bf16(method, runs):
         expected = saved.of(one.combinations[task.id])
         torch.testing.assert_close(one.predict(images, task.name).probabilities, expected, atol=2e-6, rtol=0)
         assert (one.in_fp32().predict(images, task.name).probabilities - expected).abs().max() > 1e-4
+
+
+def test_tensors_that_share_memory_can_be_saved():
+    weight = torch.rand(3)
+    made = safetensors.torch.load(tensor_bytes({"a": weight, "b": weight, "c": weight + 1}))
+    assert made["a"].equal(weight) and made["b"].equal(weight) and made["c"].equal(weight + 1)  # noqa: PT018
 
 
 def test_only_the_members_that_are_asked_are_read(runs, monkeypatch):
