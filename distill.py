@@ -102,7 +102,7 @@ def distill(options: argparse.Namespace) -> None:
             net = trial_network(joint, taught)
             if options.threads is None:
                 use_threads(net.trunk, taught.spec.input_shape, config.hp.batch, device)
-            parameters, compute, launch = try_network(net, joint, taught, zoo.as_trained)
+            parameters, compute, launch = try_network(net, joint, taught, zoo.compute)
             stack.enter_context(new_run(out, options.overwrite, reads))
             monitor = Console(options.quiet)
             stack.callback(monitor.close)

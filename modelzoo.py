@@ -22,7 +22,7 @@ from records.invocation import Invocation, parse
 from records.monitor import Monitors, RunMonitor
 from records.session import Session, opened, planned, resuming_command, verify_run
 from records.summary import final_table, summarize
-from records.writing import episode_facts, facts_of, main_metric, names_of, save_members, targets_of
+from records.writing import episode_facts, facts_of, main_metric, names_of, save_kept, save_members, targets_of
 from utils.compute import enough_memory
 from utils.errors import SignalError, run_program
 from utils.trees import to_bytes
@@ -92,6 +92,7 @@ def learn(session: Session, monitor: RunMonitor) -> None:
         rows = evaluation.after(episode, learned, seen)
         before = evaluation.untrained() if episode.number == 1 else []
         save_members(directory, method, stream)
+        save_kept(directory, method.memory, episode.number)
         facts = episode_facts(episode, learned, checkpoints.episode_seconds(), method.compute.device)
         directory.add_episode(facts, [*before, *rows])
         monitor.episode_ends(facts, rows)

@@ -20,7 +20,8 @@ from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from evaluation.members import Learned, Member, PredictionCache
 from evaluation.questions import EVALUATIONS, Subject
 from evaluation.scenarios import Answer, answer_of, score_without_task
-from training.prediction import outputs_of_heads, predict_examples
+from net.multihead import MultiHead
+from training.prediction import outputs_of_heads
 from utils.compute import Compute
 from utils.seeding import generator
 from utils.trees import Tree
@@ -43,6 +44,8 @@ class Learner(Protocol):
 
     def predict(self, task: Task) -> Tensor: ...
 
+    def ask(self, net: MultiHead, task_id: int, examples: Examples, where: str) -> Tensor: ...
+
 
 class Evaluation:
     """Measures a run.
@@ -64,7 +67,7 @@ class Evaluation:
             self._step, self._examples = row.step, row.examples
             if row.scenario == TASK_INCREMENTAL and row.split != "train":
                 self._scores.setdefault(row.task, {})[row.split, row.slice] = row.scores
-        self._cache = PredictionCache()
+        self._cache, self._alone = PredictionCache(), False
         classifies = method.spec.objective.energy(torch.zeros(1, 2)) is not None
         self._mixed = Mixture(mixed_examples(stream.tasks, seed)) if classifies else None
 
@@ -104,7 +107,13 @@ class Evaluation:
         return rows
 
     def state_dict(self) -> dict[str, Tree]:
-        """The running means; None for parts that have not changed since the last call."""
+        """The running means; None for parts that have not changed since the last call.
+
+        There are none while a single network answers: a resumed run asks it again. Files for every task in every
+        episode would cost more than that.
+        """
+        if self._alone:
+            return {}
         return {f"{AVERAGES}{part}": content for part, content in self._cache.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tree], members: Callable[[], Iterable[Member]]) -> None:
@@ -122,6 +131,7 @@ class Evaluation:
     def _add(self, member: Member) -> None:
         """Predict further splits, held-out examples and those of all tasks; all but the held-out ones are averaged."""
         spec, compute = self._method.spec, self._method.compute
+        self._alone = member.replaces
         if member.replaces:
             self._cache = PredictionCache()
         for number, weight in zip(member.tasks, member.weights, strict=True):
@@ -129,7 +139,8 @@ class Evaluation:
                 if split in (TRAIN, TEST):
                     continue
                 with member.net.for_task(member.task_weights.get(number, {})):
-                    predictions = predict_examples(member.net, number, examples, spec, compute)
+                    where = f"episode {member.episode}, task {number}, split {split}"
+                    predictions = self._method.ask(member.net, number, examples, where)
                 member.predictions[number, split] = predictions
                 if split != HELD_OUT:
                     self._cache.add(number, split, predictions, weight)

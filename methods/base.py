@@ -129,6 +129,7 @@ class Method(ABC):
     def reveal(self, episode: Episode) -> None:
         """Begin an episode: note its tasks' test inputs, and drop the networks of the last episode."""
         self.new_members = []
+        self.memory.changed.clear()
         self.test_inputs.update({task.id: blind(task.test) for task in episode.new})
 
     def revisit(self, episodes: Sequence[Episode]) -> None:

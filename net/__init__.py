@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
@@ -75,7 +75,17 @@ def build_net(
     """
     trunk = build_trunk(model, shape, settings)
     net = MultiHead(trunk, feature_size(trunk, model, shape), head_sizes, heads)
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) != module.stride and module.in_channels <= 4:
+            # The CPU library reads and writes beyond the memory of such a layer with the channels last.
+            module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
+            module.register_forward_pre_hook(_channels_first)
+    return net
+
+
+def _channels_first(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+    return (arguments[0].contiguous(),)
 
 
 def count_parameters(net: nn.Module) -> int:

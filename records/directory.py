@@ -32,7 +32,7 @@ from records.manifest import (
     read_manifest,
     reading,
 )  # fmt: skip
-from records.members import FACTS_FILE, PREDICTIONS_FILE, WEIGHTS_FILE, SavedMember
+from records.members import FACTS_FILE, KEPT_FILE, PREDICTIONS_FILE, WEIGHTS_FILE, SavedMember
 from records.monitor import EpisodeFacts
 from records.tables import EPISODES, METRICS, episode_line, header, metric_lines, read_measurements
 from utils.errors import UserError
@@ -45,7 +45,7 @@ _FOLDERS = ("members", "predictions", "state")
 _TRAINING = "training-"  # opens the names of files in state/ that belong to an episode under way
 _OWN = re.compile(
     rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{re.escape(NAMES)}|{GROWING.pattern}"
-    r"|(members|predictions)/member_\d{3,}\.(safetensors|json)|state/[A-Za-z0-9_-]+\.safetensors)"
+    r"|(members|predictions)/(member|kept)_\d{3,}\.(safetensors|json)|state/[A-Za-z0-9_-]+\.safetensors)"
     rf"({re.escape(PARTIAL)})?"
 )
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it exists
@@ -127,6 +127,10 @@ class RunDirectory:
         self._write(TARGETS, tensor_bytes(by_name(targets)))
         if names:
             self._write(NAMES, json_bytes({f"task_{task}/{split}": found for (task, split), found in names.items()}))
+
+    def add_kept(self, episode: int, kept: Mapping[tuple[int, str], Tensor]) -> None:
+        """Save which training examples are kept after an episode: by task, their "positions" [N] and "targets"."""
+        self._write(KEPT_FILE.format(episode), tensor_bytes(by_name(kept)))
 
     def add_document(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""

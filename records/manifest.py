@@ -32,7 +32,7 @@ GROWING = re.compile(r"metrics\.csv|episodes\.csv|events\.out\.tfevents\..*")
 # How a file can be made again, by the beginning of its name.
 _REMEDIES = {
     MANIFEST: "the files it lists cannot be checked without it: run again with --overwrite",
-    **dict.fromkeys((TARGETS, NAMES), "the data give it again"),
+    **dict.fromkeys((TARGETS, NAMES, "predictions/kept_"), "the data give it again"),
     "predictions/": "{member} and the data give it again",
     SUMMARY: "metrics.csv and episodes.csv give all of its figures again",
     "metrics.csv": "predictions/ and the data give it again",

@@ -15,7 +15,15 @@ from evaluation.measurements import Measurement
 from evaluation.metrics import Matrix
 from records.directory import CONFIG, check_whole, holds_run, read_config
 from records.manifest import TARGETS, Manifest, checked, read_manifest
-from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_names, read_tensors_of
+from records.members import (
+    KEPT_FILE,
+    PREDICTIONS_FILE,
+    SavedMember,
+    answering,
+    read_members,
+    read_names,
+    read_tensors_of,
+)
 from records.monitor import EpisodeFacts
 from records.summary import costs, figure, matrix_of, read_summary, summarize
 from records.tables import METRICS, read_measurements
@@ -165,6 +173,23 @@ class Run:
         if found is None:
             raise UserError(f"{self.path} has no names for task {task!r} on split {split!r}")
         return found
+
+    def kept(self, task: str | int, episode: int | None = None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Which training examples of a task are kept after an episode (None: the last one), and their targets.
+
+        Returns:
+            Their positions among the task's training examples, [N], in the order of the predictions on the split
+            train of that episode's member; and the targets that it was trained on, [N, ...].
+
+        Raises:
+            UserError: none are kept.
+        """
+        number, last = self._number(task), self.manifest.episode if episode is None else episode
+        names = map(KEPT_FILE.format, range(last, 0, -1))
+        for name in (name for name in names if name in self.manifest.files):
+            if number in (positions := self._tensors(name, "positions")):
+                return positions[number], self._tensors(name, "targets")[number]
+        raise UserError(f"{self.path} keeps no training examples of task {task!r} after episode {last}")
 
     @cached_property
     def targets(self) -> dict[int, npt.NDArray[Any]]:

@@ -7,15 +7,16 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from datasets import build_stream
-from datasets.task import Episode, TaskStream
+from datasets.task import TEST, TRAIN, Episode, Table, Task, TaskStream
 from evaluation.accuracy import Evaluation
 from evaluation.members import Member
 from methods import METHODS, build_method
@@ -36,6 +37,7 @@ from records.summary import load_isolated, read_summary
 from records.writing import header_of, names_of, resolve, targets_of
 from training.launch import choose_launch
 from training.loop import check_batch
+from training.monitor import Monitor
 from training.threads import use_threads
 from utils.compute import (
     Compute,
@@ -47,8 +49,11 @@ from utils.compute import (
     runs_in_bf16,
 )
 from utils.errors import SignalError, TrainingError, UserError, one_line
+from utils.files import tensor_bytes
 from utils.seeding import seeded
-from utils.trees import from_bytes
+from utils.trees import from_bytes, to_bytes
+
+_FEW = 4  # examples of a task: enough for every network and method to take a step
 
 
 @dataclass(frozen=True)
@@ -291,7 +296,7 @@ def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
 
 
 def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:
-    """Take a training step with a throw-away network; its trunk's parameters, and what choose_launch returns."""
+    """Rehearse the run, and find out how to launch steps; the trunk's parameters, and what choose_launch returns."""
     task, method = stream.tasks[0], METHODS[config.method]
     check_requirements(method, stream.spec, net, config.hp)
     with seeded(config.seed, "trial"):
@@ -300,4 +305,40 @@ def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: 
         compute, launch = choose_launch(
             net, task.id, task.train, stream.spec, config.hp, compute, method.no_graph_reason, rule
         )
+        rehearse(config, stream, compute)
     return count_parameters(net.trunk), compute, launch
+
+
+def rehearse(config: RunConfig, stream: TaskStream, compute: Compute) -> None:
+    """Learn a few examples of the first tasks in one step each, and save and load all that a run saves.
+
+    Raises:
+        UserError: the network cannot be trained, saved or loaded.
+    """
+    first = stream.tasks[:2] if config.continual else stream.tasks
+    tiny = TaskStream(stream.spec, tuple(map(_with_few_examples, first)))
+    recipe = replace(config.hp, epochs=None, examples=None, steps=1, augment=config.hp.augments)
+    context = Context(replace(config, hp=recipe, rounds=1, warm_start=False), stream.spec, compute)
+    method, episodes = build_method(context), schedule(context.config, tiny)
+    try:
+        with suppress(TrainingError):  # one step says little about whether training diverges
+            for episode in episodes:
+                method.learn(episode, Monitor())
+            state = {part: from_bytes(to_bytes(tree), compute.device) for part, tree in method.state_dict().items()}
+            build_method(context).load_state_dict(state, episodes)
+            member = method.new_members[-1]
+            again = new_network(config, stream.spec, member.net.head_sizes)
+            again.load_state_dict(safetensors.torch.load(tensor_bytes(member.net.state_dict())))
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+            raise
+        raise UserError(
+            f"{config.net.path}: model: {config.net.model} cannot be trained, saved and loaded with "
+            f"--method {config.method}: {one_line(error)[:300]}"
+        ) from None
+
+
+def _with_few_examples(task: Task) -> Task:
+    few = task.train_eval.subset(torch.arange(min(_FEW, len(task.train_eval))))
+    test = task.test.subset(torch.arange(min(_FEW, len(task.test))))
+    return replace(task, train=Table(few), splits={TRAIN: few, TEST: test})

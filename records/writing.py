@@ -14,6 +14,7 @@ from evaluation.accuracy import further_splits
 from evaluation.members import Learned
 from methods.base import Method
 from methods.config import RunConfig
+from methods.memory.replay import ReplayMemory
 from net import count_parameters
 from records.configuration import plain_config
 from records.directory import RunDirectory
@@ -65,6 +66,13 @@ def _predicted(stream: TaskStream) -> dict[tuple[int, str], Examples]:
 def main_metric(stream: TaskStream) -> Metric:
     """The main metric, which the matrix R holds."""
     return next(iter(stream.spec.objective.metrics.values()))
+
+
+def save_kept(directory: RunDirectory, memory: ReplayMemory, episode: int) -> None:
+    """Save which training examples are kept, and their targets, of the tasks where an episode has changed them."""
+    if memory.changed:
+        parts = {"positions": memory.positions, "targets": {t: memory.examples(t).targets for t in memory.changed}}
+        directory.add_kept(episode, {(t, name): part[t] for name, part in parts.items() for t in memory.changed})
 
 
 def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:

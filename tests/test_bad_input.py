@@ -9,18 +9,27 @@ import re
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from datasets import build_stream
+from evaluation.accuracy import Evaluation
+from methods import build_method
+from methods.base import Context
 from modelzoo import main
+from net import TRUNKS
 from records.invocation import parse
 from records.manifest import Entry, Manifest
+from tests.toys import CPU, toy_config, toy_stream
+from training.monitor import Monitor
+from utils.errors import TrainingError
+from utils.settings import NoSettings
 
 PROGRAM = Path(__file__).parent.parent / "modelzoo.py"
 # No GPU and no network, so that every machine gives the same answers.
@@ -397,3 +406,42 @@ def test_a_network_that_the_last_step_destroys_stops_the_run(method, epochs, tmp
     told = diverged(tmp_path, capsys, epochs, "--method", method)
     assert len(told.splitlines()) == 1
     assert all(word in told for word in ("episode", "member", "training", "not finite", "smaller lr"))
+
+
+def test_a_network_that_a_method_cannot_train_save_and_load_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    class Trunk(nn.Module):
+        Settings = NoSettings
+
+        def __init__(self, shape, settings):
+            super().__init__()
+            self.layer = self.same = nn.Linear(64, 4)  # one parameter under two names can be saved
+            self.tasks = 0
+
+        def forward(self, images):
+            self.tasks += self.training
+            if self.tasks > 1:  # in the step of the second task
+                raise RuntimeError("no second task")
+            return self.layer(images.flatten(1))
+
+    monkeypatch.setitem(TRUNKS, "once", Trunk)
+    (tmp_path / "hp.yaml").write_text("model: once\nepochs: 1\nbatch: 64\n")
+    given = ["--data_config", "config/dataset/split_digits.yaml", "--hp_config", str(tmp_path / "hp.yaml"), "--quiet"]
+    run = ["--samples", "8", "--continual", "--run_dir", str(tmp_path / "run")]
+    assert main([*given, *run, "--method", "finetune"]) == 2
+    line = capsys.readouterr().err
+    assert "hp.yaml: model: once cannot be trained, saved and loaded with --method finetune: no second task" in line
+    assert not (tmp_path / "run").exists()
+    assert main([*given, *run, "--method", "isolated"]) == 0  # a new network for every task
+
+
+def test_a_held_out_prediction_that_is_not_finite_ends_the_run():
+    (task,) = (stream := toy_stream(1)).tasks
+    store = torch.full(task.test.store.shape, torch.nan)
+    stream = replace(stream, tasks=(task.with_splits(held_out=replace(task.test, store=store)),))
+    method = build_method(Context(toy_config(), stream.spec, CPU))
+    episode = next(stream.continual())
+    learned = method.learn(episode, Monitor())
+    with pytest.raises(TrainingError, match="task 1, split held_out: the prediction is not finite"):
+        Evaluation(stream, method, 0).after(episode, learned, stream.tasks)

@@ -61,8 +61,10 @@ def test_the_blocks_of_a_page_run(page, place):
 def test_what_python_shows_is_what_the_files_hold(place):
     names = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        for _, note, code in blocks("python.md"):
-            if not (note or "").startswith("raises"):
+        for language, note, code in blocks("python.md"):
+            if language == "yaml":
+                (place / note.removeprefix("file ")).write_text(code)
+            elif not (note or "").startswith("raises"):
                 exec(compile(code, "python.md", "exec"), names)
     done, answer = names["done"], names["answer"]
     assert done.config["net"]["width"] == 40

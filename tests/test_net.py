@@ -98,6 +98,33 @@ def test_a_member_with_five_tasks_of_five_classes():
     assert count_parameters(net) == 125_865 - 160
 
 
+def test_strided_1x1_layers_on_few_channels_compute_with_the_channels_first():
+    """With the channels last torch's CPU library crashes in them, or reads what is not theirs; not in every process."""
+
+    class Trunk(nn.Module):
+        def __init__(self, shape, settings):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2), nn.Conv2d(8, 8, 1, stride=2), nn.Conv2d(8, 4, 3))
+
+        def forward(self, images):
+            return self.layers(images).mean((2, 3))
+
+    seen = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRUNKS, "strided", Trunk)
+        net = build_net("strided", (3, 32, 32), None, {1: 2})
+    for name, layer in net.trunk.layers.named_children():
+        layer.register_forward_hook(lambda layer, args, _, name=name: seen.update({name: (args[0], layer.weight)}))
+    images = torch.rand(4, 3, 32, 32).to(memory_format=torch.channels_last)
+    outputs = net(images, torch.ones(4, dtype=torch.long))
+    assert [tensor.stride()[1] > 1 for tensor in (*seen["0"], *seen["2"])] == [True, False, False, False]
+    assert seen["0"][1].stride() == (3, 1, 1, 1)
+    assert seen["1"][1].stride()[1] == seen["2"][1].stride()[1] == 1 == seen["2"][0].stride()[1]
+    plain = copy.deepcopy(net.trunk).to(memory_format=torch.contiguous_format)
+    expected = F.linear(plain(images.contiguous()), net.weight, net.bias)
+    torch.testing.assert_close(outputs, expected)
+
+
 @pytest.mark.parametrize("model", [*TRUNKS, "timm/resnet10t"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_parameter_is_trained(model, shape):
@@ -245,6 +272,8 @@ def test_a_transformer_takes_small_images():
 
 
 def test_a_model_that_does_not_fit_says_so():
+    with pytest.raises(UserError, match=r"pretrained weights cannot be given; name timm/resnet10t$"):
+        trunk_of("timm/resnet10t.c3_in1k", (3, 32, 32))
     trunk = trunk_of("timm/vgg11", (1, 8, 8), 0.0)
     with pytest.raises(UserError, match="timm/vgg11 cannot take inputs of 1x8x8"):
         feature_size(trunk, "timm/vgg11", (1, 8, 8))

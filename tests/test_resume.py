@@ -136,7 +136,7 @@ def test_a_run_is_resumed_from_another_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kept", range(4))
 def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
-    assert start("whole", *options("er")) == 0
+    assert start("whole", *options("zoo")) == 0
     unlink, seen = Path.unlink, [0]
 
     def counted(path, **how):
@@ -150,9 +150,9 @@ def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
         patch.setattr(Path, "unlink", counted)
         if kept < 3:
             with pytest.raises(Killed):
-                start("run", *options("er"))
+                start("run", *options("zoo"))
         else:
-            assert start("run", *options("er")) == 0
+            assert start("run", *options("zoo")) == 0
     assert start("run", "--resume") == 0
     same_as("run", "whole")
 

@@ -94,7 +94,8 @@ def test_the_run_directory_is_complete(runs):
     assert sorted(p.name for p in (folder / "zoo/members").iterdir()) == sorted(
         f"{m}{end}" for m in members for end in (".json", ".safetensors")
     )
-    assert sorted(p.stem for p in (folder / "zoo/predictions").iterdir()) == [*members, "targets"]
+    kept = [f"kept_{i:03d}" for i in range(1, 11)]
+    assert sorted(p.stem for p in (folder / "zoo/predictions").iterdir()) == [*kept, *members, "targets"]
 
 
 def test_the_summary_follows_from_the_measurements(runs):

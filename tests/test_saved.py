@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
@@ -25,6 +26,7 @@ from records.manifest import Entry, read_manifest
 from tests.standins import write_image_folder
 from tests.test_scenarios import streamed
 from utils.errors import UserError
+from utils.files import tensor_bytes
 from zoo import Zoo, saved
 from zoo.combine import Combination, MemberPredictions, fitted, stacked, weighted, weighted_mean
 
@@ -77,6 +79,25 @@ def test_a_loaded_zoo_says_what_the_run_said(method, runs):
         summary = json.loads((zoo.path / "summary.json").read_text())
         accuracy = np.mean(found.chosen.numpy() == task.test.targets.numpy())
         assert accuracy == pytest.approx(summary["per_task_acc"][task.id - 1], abs=1e-9)
+
+
+@pytest.mark.parametrize("method", ["zoo", "packnet"])
+def test_a_run_in_bf16_answers_in_bf16(method, runs):
+    """As its saved predictions, on which temperatures are fitted; in float32 answers differ."""
+    zoo = Zoo.load(runs(method, "--precision", "bf16", "--hold_out", "0.3"), "cpu")
+    task = streamed(zoo.path)[1]
+    saved = zoo.saved_predictions("held_out")[task.id]
+    images = Mixture([(task.id, task.held_out)]).inputs(slice(0, len(task.held_out)))
+    for one in (zoo, zoo.combined("mean", "task")):
+        expected = saved.of(one.combinations[task.id])
+        torch.testing.assert_close(one.predict(images, task.name).probabilities, expected, atol=2e-6, rtol=0)
+        assert (one.in_fp32().predict(images, task.name).probabilities - expected).abs().max() > 1e-4
+
+
+def test_tensors_that_share_memory_can_be_saved():
+    weight = torch.rand(3)
+    made = safetensors.torch.load(tensor_bytes({"a": weight, "b": weight, "c": weight + 1}))
+    assert made["a"].equal(weight) and made["b"].equal(weight) and made["c"].equal(weight + 1)  # noqa: PT018
 
 
 def test_only_the_members_that_are_asked_are_read(runs, monkeypatch):

@@ -114,6 +114,7 @@ class Training:
         self._steps = GradientSteps(net, spec, recipe, compute, self.length, self._rule)
         self.ended = 0
         self._batches: Iterator[Batch] | None = None  # the rest of this epoch
+        self._table: Mixture | None = None
         self._order = self._rng.get_state()  # at the start of this epoch
         self._gradients, self._seconds, self._loss = 0, 0.0, math.nan
         self._begin: float | None = None  # when `advance` was called, while it runs
@@ -216,7 +217,9 @@ class Training:
 
     def _epoch(self, taken: int = 0) -> Iterator[Batch]:
         """The batches of an epoch without the first `taken` ones."""
-        data = Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
+        data = self._table or Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
+        if all(isinstance(source, Table) for _, source in self._sources):
+            self._table = data  # the same in every epoch
         augment = self._recipe.augments
         new = islice(
             batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples), taken, None

@@ -46,9 +46,10 @@ def outputs_of_heads(
     shared = [task for task in tasks if not own.get(task)]
     for group in filter(None, [shared, *([task] for task in tasks if own.get(task))]):
         with net.for_task(own.get(group[0], {})):
+            numbers = torch.tensor(group, device=compute.device)
             for inputs, _ in evaluation_batches(net, data, spec, compute):
                 with compute.autocast():
-                    outputs = net.heads(net.trunk(inputs), torch.tensor(group, device=compute.device))
+                    outputs = net.heads(net.trunk(inputs), numbers)
                 for column, task in enumerate(group):
                     found[task].append(outputs[..., column, : net.head_sizes[task]])
     return {task: torch.cat(parts) for task, parts in found.items()}

@@ -129,7 +129,12 @@ class GrowingFile:
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """A safetensors file: any library opens it, and reading it runs no code."""
-    plain = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().to("cpu", copy=False).contiguous()
+        # Networks may use one parameter under several names; the format has no tensors that share memory.
+        shared = any(own.data_ptr() == other.data_ptr() for other in plain.values())
+        plain[name] = own.clone() if shared else own
     return safetensors.torch.save(plain)
 
 

@@ -112,6 +112,7 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]
         UserError: a file of the run is damaged, the exported network does not answer like the zoo, or the folder cannot
             be written. Nothing has been written.
     """
+    zoo = zoo.in_fp32()
     shipped = Shipped(zoo, tasks)
     networks = exported(shipped, zoo, tasks, formats)
     for name, (_, differs) in networks.items():

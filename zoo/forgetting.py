@@ -90,7 +90,7 @@ def retrained(
             f"{config.data.data_dir}: the data are not those that {zoo.path} was trained on; name their folder with "
             "--data_dir"
         )
-    method = build_method(Context(config, stream.spec, zoo.as_trained))
+    method = build_method(Context(config, stream.spec, zoo.compute))
     assert isinstance(method, Ensemble)
     method.revisit([Episode(task.id, (task,)) for task in stream.tasks])
     # Not the random numbers that the members had while they saw the task.

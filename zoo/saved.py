@@ -88,7 +88,7 @@ class Zoo:
         config, manifest: of the run.
         tasks: those that a member has learned, in order.
         members: those that answer, in the order of joining.
-        device: on which members predict.
+        compute: the device on which members predict, and the precision: as in the run, see `in_fp32`.
         combinations: by task number, how the answers of its members are combined.
         combined_as: the arguments of `combined` that made these.
         images, reads_files: whether inputs are images, and image files can be read as such.
@@ -100,7 +100,7 @@ class Zoo:
     ) -> None:  # fmt: skip
         self.path, self.config, self.manifest = path, config, manifest
         self.tasks, self.members = tuple(tasks), tuple(members)
-        self.input_shape, self.device = members[0].input_shape, device
+        self.input_shape, self.compute = members[0].input_shape, Compute(device, config.precision == "bf16")
         self.preprocess, self.images = preprocess, isinstance(preprocess, ImagePreprocess)
         # Squares of grey or colour, as files become.
         self.reads_files = self.images and self.input_shape[0] in (1, 3) and len({*self.input_shape[1:]}) == 1
@@ -136,9 +136,14 @@ class Zoo:
         return cls(path, config, manifest, [*tasks.values()], members, PREPROCESS[preprocess], pick_device(device))
 
     @property
-    def as_trained(self) -> Compute:
-        """The device with the precision in which the members were trained: bf16 is used on a GPU only."""
-        return Compute(self.device, self.config.precision == "bf16" and self.device.type == "cuda")
+    def device(self) -> torch.device:
+        return self.compute.device
+
+    def in_fp32(self) -> "Zoo":
+        """The same zoo, predicting in fp32 whatever the precision of the run, as exported networks do."""
+        other = copy.copy(self)
+        other.compute = Compute(self.device)
+        return other
 
     def task(self, task: str | int) -> SavedTask:
         """A task by its number or its name, see `task_number`; a UserError if there is none, or several."""
@@ -228,7 +233,7 @@ class Zoo:
         rows = torch.arange(len(stored), device=self.device)
         inputs = stored.to(self.device) if self.images else stored.to(self.device, input_dtype(net.trunk))
         data = Mixture([(0, Examples(inputs, rows, torch.zeros_like(rows)))])
-        return outputs_of_heads(net, tasks, data, self._spec, Compute(self.device), own)
+        return outputs_of_heads(net, tasks, data, self._spec, self.compute, own)
 
     def _answer(self, combination: Combination, by_member: Mapping[int, Tensor]) -> Answer:
         outputs = [by_member[member] for member in combination.members]

@@ -25,11 +25,15 @@ class ReplayMemory:
 
     Attributes:
         auditor: lends a method its training examples.
+        positions: by task, where its kept examples are among its training examples, [kept] int64.
+        changed: tasks of which other examples are kept than before this episode.
     """
 
     def __init__(self, budget: Budget, seed: int, reservoir: bool = False) -> None:
         self.budget, self.auditor = budget, Auditor(budget)
         self._seed, self._reservoir = seed, reservoir
+        self.positions: dict[int, Tensor] = {}
+        self.changed: set[int] = set()
         self._kept: dict[int, Examples] = {}
         self._whole: dict[int, int] = {}  # by task: how many examples it had
         self._sources: dict[int, TrainSource] = {}  # of tasks that are kept whole
@@ -57,6 +61,9 @@ class ReplayMemory:
         else:
             chosen = self._shares(task, rng)
         self._kept.update(self.auditor.keep(chosen))
+        self.changed.update(chosen)
+        for other, stay in chosen.items():
+            self.positions[other] = self.positions[other][stay] if other in self.positions else stay
         return {other: stay for other, stay in chosen.items() if other != task.id}
 
     def revisit(self, episodes: Sequence[Episode]) -> None:
