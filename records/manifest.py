@@ -19,7 +19,7 @@ from utils.files import write_bytes
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
-FORMAT = 2  # of a run directory; others are refused
+FORMAT = 3  # of a run directory; others are refused
 TARGETS = "predictions/targets.safetensors"
 # Reports can be made from the other files at any time: they are not part of a run.
 DERIVED = re.compile(r"report\.html|figures/[a-z_]+\.(png|svg|csv)")

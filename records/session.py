@@ -167,11 +167,10 @@ def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> N
     """Check that a resumed or extended run has the data it was begun with."""
     data_dir = plan.invocation.config.data.data_dir
     if plan.saved is not None:
-        check_same_data(plan.invocation.run_dir, plan.saved, resolved["data_sha256"], data_dir)
+        check_same_data(plan.invocation.run_dir, plan.saved, stream, data_dir)
         warn_of_versions(plan.saved, resolved)
     if plan.base is not None and plan.base_saved is not None:
-        first = TaskStream(stream.spec, stream.tasks[: len(plan.base_saved["data"]["tasks"])])
-        check_same_data(plan.base, plan.base_saved, first.fingerprint(), data_dir)
+        check_same_data(plan.base, plan.base_saved, stream, data_dir)
 
 
 def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stack: ExitStack) -> RunDirectory:

@@ -35,6 +35,7 @@ def header_of(
     return [
         ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
         ("data", ", ".join(held)),
+        *([("images", stream.notice)] if stream.notice else []),
         ("method", config.method),
         *([] if metric == ACCURACY else [("metric", better)]),
         ("network", f"{config.net.model}, {parameters:,} parameters and a head per task"),
@@ -126,6 +127,6 @@ def resolve(
         "extended_from": None if base is None else str(base.absolute()),
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
-        "data_sha256": stream.fingerprint(),
+        "data_sha256": stream.fingerprints(),
         **provenance(),
     }

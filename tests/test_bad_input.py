@@ -172,7 +172,6 @@ CASES = [
     option("--epochs 0", "--epochs is 0", "a whole number at least 1"),
     option("--epochs many", "--epochs is 'many'", "a whole number at least 1"),
     option("--samples 0", "--samples is 0", "a whole number at least 1"),
-    option("--samples 1000", "--samples is 1000", "class '0' of task 1 has 89 training images"),
     option("--continual --replay_frac 1.5", "--replay_frac is 1.5", "at least 0 and at most 1"),
     option("--tasks_per_round 0", "--tasks_per_round is 0", "a whole number at least 1"),
     option("--selection boost", "--selection", "'boost'", "did you mean 'boosting'?"),

@@ -135,6 +135,7 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
         return stream
 
     monkeypatch.setattr(zoo.forgetting, "build_stream", changed)
+    monkeypatch.setattr(zoo.forgetting, "check_same_data", lambda *given: None)  # it would see the change
     assert forget.main(["run", "--task", "middle", "--retrain", "--quiet", "--run_dir", "two"]) == 0
     files = sorted(path.relative_to("one") for path in Path("one").rglob("*.safetensors"))
     assert len(files) > 4

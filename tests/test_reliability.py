@@ -151,7 +151,7 @@ def test_a_run_of_another_format_is_refused_in_one_line(stated, capsys):
         capsys.readouterr()
         assert main(command) == 2
         assert re.fullmatch(
-            r"modelzoo.py: run/manifest.json is of a run of format [12]; this version reads format 2 only: .+\n",
+            r"modelzoo.py: run/manifest.json is of a run of format [12]; this version reads format 3 only: .+\n",
             capsys.readouterr().err,
         )
     assert start("run", *options("isolated"), "--overwrite") == 0
@@ -361,6 +361,13 @@ def test_the_lock_of_another_machine_is_not_taken_over():
     ):
         pass
     assert Path("run", LOCK).exists()
+    Path("run", LOCK).unlink()
+    os.mkfifo(Path("run", LOCK))
+    with (
+        pytest.raises(UserError, match=r"written: run/\.lock is not a file; remove"),
+        locked(Path("run")),
+    ):
+        pass
 
 
 # Failing well.
