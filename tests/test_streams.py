@@ -1,6 +1,5 @@
 """Every stream, from its YAML file to the examples of its tasks, against the data it is made of."""
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from tests.standins import (
     stream,
     write_cifar10,
     write_cifar100,
-    write_image,
     write_image_folder,
     write_mini_imagenet,
     write_mnist,
@@ -471,34 +469,6 @@ def test_a_data_set_that_ignores_an_option_is_refused(option, value, fresh, monk
     assert len(stream("digits", [[0, 1]]).tasks) == 3
     with pytest.raises(UserError, match=f"--{option} {value}: digits"):
         stream("digits", [[0, 1]], **{option: value})
-
-
-# Held-out images
-
-
-def test_what_is_held_out_of_a_class_does_not_depend_on_other_classes(tmp_path):
-    """With classes before, between and after them, and with another order of the tasks."""
-    folder = {"root": "mine", "image_size": 32}
-
-    def held(*names: str, tasks: list[list[str]]) -> dict[str, set[bytes]]:
-        shutil.rmtree(tmp_path / "mine", ignore_errors=True)
-        for name in names:
-            for number in range(10):
-                pixels = random_split(10, 1, (3, 32, 32), ord(name)).pixels[number]
-                write_image(tmp_path / "mine" / "train" / name / f"{number}.png", pixels)
-                write_image(tmp_path / "mine" / "test" / name / f"{number}.png", pixels)
-        found: dict[str, set[bytes]] = {}
-        for task in stream("image_folder", tasks, tmp_path, folder, hold_out=0.3, seed=1).tasks:
-            rows, targets = task.splits["held_out"].rows, task.splits["held_out"].targets
-            for target, name in enumerate(task.classes):
-                chosen = task.splits["held_out"].store[rows[targets == target]]
-                found[name] = {image.numpy().tobytes() for image in chosen}
-        return found
-
-    alone = held("d", "m", tasks=[["d", "m"]])
-    assert {name: len(images) for name, images in alone.items()} == {"d": 3, "m": 3}
-    more = held("a", "d", "e", "m", "z", tasks=[["z", "e"], ["m", "a"], ["a", "d"]])
-    assert {name: more[name] for name in "dm"} == alone
 
 
 @pytest.mark.parametrize("later", [[], [[2, 3]], [[8, 9, 0], [4, 5]]])
