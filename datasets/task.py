@@ -180,13 +180,6 @@ class TaskStream:
             held[tensor.device] += tensor.nbytes
         return dict(held)
 
-    def inputs(self) -> int:
-        """How many different inputs the tasks have."""
-        rows: dict[int, list[Tensor]] = {}
-        for examples in self._examples():
-            rows.setdefault(examples.store.data_ptr(), []).append(examples.rows)
-        return sum(torch.cat(parts).unique().numel() for parts in rows.values())
-
     def fingerprints(self) -> dict[int, str]:
         """SHA-256 of the examples of each task: tells whether another process has the same data."""
         sums: dict[tuple[tuple[int, torch.Size], ...], bytes] = {}  # tensors that tasks share are read once

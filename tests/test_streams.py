@@ -80,6 +80,8 @@ def from_yaml(path: Path, data_dir: Path, **options: object) -> TaskStream:
 def written_classes(path: Path) -> list[list[int | str]]:
     """The classes of each task as they stand in the file, in either of the two forms."""
     tasks = yaml.safe_load(path.read_text())["tasks"]
+    if isinstance(tasks, int):
+        return [[10 * x + y for y in range(10)] for x in range(tasks)]
     return [task["classes"] if isinstance(task, dict) else task for task in tasks]
 
 

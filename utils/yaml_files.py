@@ -44,9 +44,10 @@ def _keep_text(node: yaml.Node, seen: set[yaml.Node]) -> None:
     if isinstance(node, yaml.ScalarNode) or node in seen:  # aliases can be nested without end
         return
     seen.add(node)
-    for entry in node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in node.value]:
-        if isinstance(entry, yaml.ScalarNode) and isinstance(node, yaml.SequenceNode) and entry.value:
-            entry.tag = entry.tag if _WHOLE.fullmatch(entry.value) else "tag:yaml.org,2002:str"
+    listed = isinstance(node, yaml.SequenceNode)
+    for entry in node.value if listed else [value for _, value in node.value]:
+        if listed and isinstance(entry, yaml.ScalarNode) and entry.value and not _WHOLE.fullmatch(entry.value):
+            entry.tag = "tag:yaml.org,2002:str"
         _keep_text(entry, seen)
 
 

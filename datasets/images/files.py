@@ -36,17 +36,14 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     seen: set[str] = set()
     unreadable: list[OSError] = []
     for here, folders, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
-        known = os.path.realpath(here) in seen  # a link leads back
-        seen.add(os.path.realpath(here))
-        folders[:] = [] if known else sorted(folders)
-        for name in [] if known else [*folders, *files]:
-            if name.startswith("."):  # such as .thumbnails, and ._photo.jpg of macOS
-                skipped["hidden"] += 1
-            elif name not in folders and Path(name).suffix.lower() in SUFFIXES:
-                images.append(Path(here, name))
-            elif name not in folders:
-                skipped["without the suffix of an image"] += 1
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        place = os.path.realpath(here)
+        shown = [] if place in seen else [name for name in (*folders, *files) if not name.startswith(".")]
+        skipped["hidden"] += 0 if place in seen else len(folders) + len(files) - len(shown)
+        seen.add(place)  # a link may lead back here
+        folders[:] = sorted(set(shown).intersection(folders))
+        paths = [Path(here, name) for name in set(shown).difference(folders)]
+        images += [path for path in paths if path.suffix.lower() in SUFFIXES]
+        skipped["without the suffix of an image"] += sum(path.suffix.lower() not in SUFFIXES for path in paths)
     return sorted([*images, *(Path(error.filename) for error in unreadable)]), skipped
 
 
@@ -107,11 +104,9 @@ def _eight_bits(file: Image.Image) -> Image.Image:
 
 def _square(image: Image.Image, size: int) -> Image.Image:
     """Scale the shorter side to `size`, and cut the middle out."""
-    short, long = sorted(image.size)
-    if long > _THIN * short:  # to scale all of it could take gigabytes
-        cut = (long - _THIN * short) // 2
-        sides = (cut, 0, image.width - cut, short) if image.width == long else (0, cut, short, image.height - cut)
-        image = image.crop(sides)
+    width, height = image.size
+    x, y = (max(0, side - _THIN * min(image.size)) // 2 for side in image.size)
+    image = image.crop((x, y, width - x, height - y)) if x or y else image  # to scale all could take gigabytes
     width, height = image.size
     if (width, height) == (size, size):
         return image

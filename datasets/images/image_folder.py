@@ -22,7 +22,7 @@ from torch import Tensor
 from datasets.config import DataConfig, class_name
 from datasets.images.files import DECODER, SUFFIXES, decode_image, find_images, reasons
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
-from datasets.task import TaskStream
+from datasets.task import TEST, TaskStream
 from utils.errors import UserError
 from utils.files import read_tensors, tensor_bytes, write_bytes
 from utils.settings import Range, setting
@@ -46,13 +46,18 @@ def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStr
     """Tasks are sets of class names (folder names); images become RGB squares of `image_size` pixels."""
     settings: FolderSettings = config.settings
     root, size = config.data_dir / settings.root, settings.image_size
-    names, files, skipped = _list(config.path, root)
+    try:
+        names, files, skipped = _list(config.path, root)
+    except OSError as error:
+        raise UserError(f"{config.path}: root: {error.filename} cannot be read: {error.strerror}") from None
     train, test = _decoded(config.data_dir, root, size, files)
     train = replace(train, names=[path.relative_to(root).as_posix() for path, _ in files["train"]])
     padding = 0 if settings.augment == "none" else min(size // 8, 4)
     preprocess = ImagePreprocess(padding, flip=settings.augment == "crop_flip")
     stream = image_stream(config, ImageDataset(train, test, names, preprocess, decode=None), seed, device)
-    used = stream.inputs()
+    rows = [[part.rows for task in stream.tasks for name, part in task.splits.items() if (name == TEST) == test]
+            for test in (False, True)]  # fmt: skip
+    used = sum(len(torch.cat(parts).unique()) for parts in rows)
     skipped["that no task asks for"] = sum(map(len, files.values())) - used
     return replace(stream, notice=f"{used:,} used" + f"; not used: {reasons(skipped)}" * any(skipped.values()))
 
@@ -113,9 +118,9 @@ def _fingerprint(root: Path, files: Files) -> bytes:
     """A SHA-256 that changes when a file is added, removed, renamed or written, and with the decoder."""
     facts: list[object] = [DECODER]
     for path, number in files:
-        facts.append((path.relative_to(root).as_posix(), number))
         with contextlib.suppress(OSError):  # the decoder says what is wrong with it
-            facts.append((path.stat().st_size, path.stat().st_mtime_ns))
+            status = path.stat()
+            facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).digest()
 
 
