@@ -267,9 +267,9 @@ CASES = [
     option("--device cuda:one", "--device", "unknown device 'cuda:one'", "cuda:N"),
     option("--hp_config folder", "folder cannot be read", "directory", files={"folder/h.yaml": ""}),
     dataset("not UTF-8", b"dataset: \xff", "d.yaml cannot be read", "utf-8"),
-    dataset("no such date", "{dataset: digits, tasks: [[2020-13-45, 1]]}", "d.yaml is not valid YAML"),
-    dataset("no number", "{dataset: digits, tasks: [[!!int abc, 1]]}", "d.yaml is not valid YAML"),
-    dataset("no digits", "{dataset: digits, tasks: [[0x_, 1]]}", "d.yaml is not valid YAML"),
+    dataset("no such date", "{dataset: digits, tasks: 2020-13-45}", "d.yaml is not valid YAML"),
+    dataset("no number", "{dataset: digits, tasks: !!int abc}", "d.yaml is not valid YAML"),
+    dataset("no digits", "{dataset: digits, tasks: 0x_}", "d.yaml is not valid YAML"),
     dataset("key twice, in line 3", "dataset: digits\ntasks: [[0, 1]]\ndataset: mnist", "in line 3"),
     dataset("wrong type of dataset", "{dataset: 10, tasks: [[0, 1]]}", "d.yaml", "dataset is 10", "must be a text"),
     dataset(
@@ -279,7 +279,8 @@ CASES = [
         "known: data_dir, dataset",
     ),
     tasks("wrong type of tasks", "all", "at least one task", "[[0, 1], [2, 3]]"),
-    tasks("wrong type of class", "[[0.5, 1]]", "task 1 must be a list of classes", "[0, 1]"),
+    tasks("wrong type of class", "[[[0], 1]]", "task 1 must be a list of classes", "[0, 1]"),
+    tasks("fraction for a class", "[[0.5, 1]]", "task 1", "unknown class '0.5'"),
     tasks("class name", "[[zero, 1]]", "task 1", "unknown class 'zero'", "0, 1, 2"),
     tasks("class by number and name", "[[0, '0']]", "d.yaml: task 1", "same class twice"),
     tasks("negative class", "[[-1, 1]]", "task 1", "class -1", "classes 0 to 9"),
@@ -311,7 +312,7 @@ CASES = [
     images("no root", "image_size: 8, tasks: [[cat, dog]]", "d.yaml: key 'root' is missing"),
     images("no image size", "root: animals, tasks: [[cat, dog]]", "d.yaml: key 'image_size' is missing"),
     images("small images", "root: animals, image_size: 4, tasks: [[cat, dog]]", "image_size is 4", "at least 8"),
-    images("class number", "root: animals, image_size: 8, tasks: [[7, dog]]", "class 7", "there are cat, dog"),
+    images("class number", "root: animals, image_size: 8, tasks: [[7, dog]]", "unknown class '7'", "known: cat, dog"),
     damaged("truncated image", "image_folder", f"{FOLDER}/test/dog/1.png", png(64)[:-99], "cannot be read as an image"),
 ]
 

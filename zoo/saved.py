@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datasets.config import class_name
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy, Scores
@@ -132,7 +133,7 @@ class Zoo:
 
     def task(self, task: str | int) -> SavedTask:
         """A task by its name or its number; a UserError if there is none, or several."""
-        named = [known for known in self.tasks if known.name == task]
+        named = [known for known in self.tasks if class_name(known.name) == class_name(str(task))]
         if len(named) > 1:
             numbers = ", ".join(str(known.number) for known in named)
             raise UserError(f"task {str(task)!r} is the name of several tasks; name one by its number: {numbers}")
