@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.task import TaskStream
 from methods import METHODS, check_name
 from methods.config import RunConfig
 from records.configuration import keys_where, saved_config, value_at
@@ -91,9 +90,9 @@ def _differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
     return not (key in ("device", "precision") and value == "auto") and value != value_at(config, key)
 
 
-def check_same_data(path: Path, saved: Mapping[str, Any], stream: TaskStream, data_dir: Path) -> None:
-    """Check that the tasks of `stream` that the run at `path`, with config.yaml `saved`, learned have its data."""
-    before, now = saved["data_sha256"], stream.fingerprints()
+def check_same_data(path: Path, saved: Mapping[str, Any], now: Mapping[int, str], data_dir: Path) -> None:
+    """Check that tasks with the fingerprints `now` have the data of the run at `path`, with config.yaml `saved`."""
+    before = saved["data_sha256"]
     if not isinstance(before, dict) or any(before[task] != now[task] for task in before.keys() & now.keys()):
         reason = f"the data are not those that {path} was trained on (data_sha256 in its {CONFIG})"
         raise UserError(f"{data_dir}: {reason}; put them back")

@@ -127,7 +127,7 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
             use_threads(net.trunk, stream.spec.input_shape, config.hp.batch, device)
         reference = plan.invocation.command.isolated
         resolved = resolve(config, compute, stream, reference, plan.base)
-    check_data(plan, stream, resolved)
+    check_data(plan, resolved)
     isolated = load_isolated(reference, resolved) if reference else None
     with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
         parameters, compute, launch = try_network(net, config, stream, compute)
@@ -163,14 +163,14 @@ def prepared(config: RunConfig) -> torch.device:
     return device
 
 
-def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> None:
+def check_data(plan: Plan, resolved: Mapping[str, Any]) -> None:
     """Check that a resumed or extended run has the data it was begun with."""
     data_dir = plan.invocation.config.data.data_dir
     if plan.saved is not None:
-        check_same_data(plan.invocation.run_dir, plan.saved, stream, data_dir)
+        check_same_data(plan.invocation.run_dir, plan.saved, resolved["data_sha256"], data_dir)
         warn_of_versions(plan.saved, resolved)
     if plan.base is not None and plan.base_saved is not None:
-        check_same_data(plan.base, plan.base_saved, stream, data_dir)
+        check_same_data(plan.base, plan.base_saved, resolved["data_sha256"], data_dir)
 
 
 def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stack: ExitStack) -> RunDirectory:

@@ -84,7 +84,7 @@ def retrained(
             "forgotten one; leave --retrain out"
         )
     stream = build_stream(config.data, config.seed, zoo.device)
-    check_same_data(zoo.path, read_config(zoo.path), stream, config.data.data_dir)
+    check_same_data(zoo.path, read_config(zoo.path), stream.fingerprints(), config.data.data_dir)
     method = build_method(Context(config, stream.spec, zoo.as_trained))
     assert isinstance(method, Ensemble)
     method.revisit([Episode(task.id, (task,)) for task in stream.tasks])
