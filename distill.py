@@ -156,8 +156,7 @@ def stream_of(zoo: Zoo, config: RunConfig, saved: Mapping[str, Any], device: tor
     """
     with enough_memory(f"the data on {device}", "try --device cpu"):
         stream = build_stream(config.data, zoo.config.seed, device)
-    if saved["data_sha256"] is not None:  # it is not known where a task was forgotten
-        check_same_data(zoo.path, saved, stream.fingerprint(), config.data.data_dir)
+    check_same_data(zoo.path, saved, stream.fingerprints(), config.data.data_dir)
     return stream
 
 

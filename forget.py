@@ -72,19 +72,18 @@ def forget(options: argparse.Namespace) -> None:
     check_free(path, options.overwrite, [zoo.path])
     with new_run(path, options.overwrite, [zoo.path]):
         before = [LoadedMember(member, zoo.net(member)[0], zoo.predictions(member)) for member in zoo.members]
-        stats, fingerprint = TrainingStats(), None
+        stats = TrainingStats()
         after = [member for member in before if task.number not in member.saved.tasks]
         if options.retrain:
             with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
                 if options.threads is None:
                     trunk = zoo.net(zoo.members[0])[0].trunk
                     use_threads(trunk, zoo.input_shape, zoo.config.hp.batch, zoo.device)
-                more, stats, fingerprint = retrained(zoo, task, options.data_dir, Console(options.quiet))
+                more, stats = retrained(zoo, task, options.data_dir, Console(options.quiet))
                 after += more
         if not after:
             raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
-        facts = {**provenance(), "data_sha256": fingerprint}
-        write(zoo, task, before, after, stats, path, facts, time.perf_counter() - begin)
+        write(zoo, task, before, after, stats, path, provenance(), time.perf_counter() - begin)
     print_costs(zoo, Zoo.load(path, options.device))
     print(f"\n{len(before)} members before, {len(after)} now; which ever saw the task: {path / CERTIFICATE}")
     print(f"{zoo.path} still holds the task: remove it when it is not needed any more")

@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.images.files import reasons
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS
 from utils.errors import UserError, one_line, run_program
 from utils.files import written_whole
@@ -76,7 +78,8 @@ def predict(options: argparse.Namespace) -> int:
     zoo.check_reads_files()
     check_choice("--routing", "rule", options.routing, ROUTINGS)
     task = options.task if zoo.finds(options.task) else zoo.task(options.task).number
-    files = [file for given in options.images for file in find_images(Path(given))]
+    found = [find_images(Path(given)) for given in options.images]
+    files = [file for images, _ in found for file in images]
     out = None if options.out is None else Path(options.out)
     if out is not None:
         check_new(out, "file")
@@ -95,6 +98,8 @@ def predict(options: argparse.Namespace) -> int:
         return 1
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    if unused := reasons(sum((others for _, others in found), Counter())):
+        print(f"predict.py: not looked at: {unused}", file=sys.stderr)
     for line in skipped:
         print(one_line(f"predict.py: {line}"), file=sys.stderr)
     if out is not None:

@@ -2,6 +2,7 @@
 
 To add a data set: one file with a function (DataConfig, seed, device) -> TaskStream, and one line in STREAMS. Settings
 beside `dataset` and `tasks` are a frozen dataclass, the function's attribute `Settings` (see images/image_folder.py).
+Where `tasks` may be a number, the attribute `numbered` makes lists of classes of it (see images/views.py).
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from datasets.images.digits import rotated_digits, split_digits
 from datasets.images.image_folder import image_folder
 from datasets.images.mini_imagenet import mini_imagenet
 from datasets.images.mnist import permuted_mnist, rotated_mnist, split_mnist
-from datasets.task import TaskStream
+from datasets.task import HELD_OUT, TRAIN, Generator, TaskStream
 from utils.errors import UserError, unknown
 from utils.settings import NoSettings
 
@@ -42,6 +43,14 @@ def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStr
     """The stream that the dataset YAML describes; `seed` decides which examples are used and held out.
 
     Raises:
-        UserError: a class is unknown, a file missing or damaged; names the file and the key.
+        UserError: a class is unknown, a file missing or damaged, --samples or --hold_out without effect.
     """
-    return STREAMS[config.dataset](config, seed, device)
+    stream = STREAMS[config.dataset](config, seed, device)
+    for task in stream.tasks:
+        counts = [len(examples) for name, examples in task.splits.items() if name in (TRAIN, HELD_OUT)]
+        endless = isinstance(task.train, Generator)
+        if config.samples and (endless or sum(counts) > config.samples * task.num_outputs):
+            raise UserError(f"--samples {config.samples}: {config.dataset} does not limit its examples; leave it out")
+        if config.hold_out and not task.held_out:
+            raise UserError(f"--hold_out {config.hold_out:g}: {config.dataset} holds nothing out; leave it out")
+    return stream

@@ -1,5 +1,6 @@
 """The settings of a dataset YAML: its tasks, and which of their examples are used."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,11 @@ from utils.settings import NoSettings, Range, read, setting
 _GROUP = "what is learned"
 
 
+def class_name(written: str) -> str:
+    """A name in Unicode's composed form: systems and editors write the é of café in two ways."""
+    return unicodedata.normalize("NFC", written)
+
+
 class ClassList:
     """The classes of a task: at least two different whole numbers or texts."""
 
@@ -20,6 +26,7 @@ class ClassList:
         task = where.removesuffix(": classes")
         if not isinstance(value, list) or not all(type(entry) in (int, str) for entry in value):
             raise UserError(f"{task} must be a list of classes such as [0, 1], or a mapping with the key 'classes'")
+        value = [class_name(entry) if isinstance(entry, str) else entry for entry in value]
         if len(value) < 2:
             has = f"the single class {value[0]!r}" if value else "no classes"
             raise UserError(f"{task} has {has}; a task needs at least two classes, such as [0, 1]")
@@ -68,8 +75,9 @@ class DataConfig:
     dataset: str = setting(str, "name of the data set")
     tasks: tuple[TaskConfig, ...] = setting(TaskList, "classes of each task")
     samples: int | None = setting(
-        Range(1), "keep only N training examples per class (default: all)", default=None, option="samples", group=_GROUP
-    )
+        Range(1), "keep at most N training examples per class (default: all)", default=None, option="samples",
+        group=_GROUP,
+    )  # fmt: skip
     hold_out: float = setting(
         Range(0, 0.9, whole=False), "share of each class's training examples that nothing is trained on, 0 to 0.9: to "
         "calibrate and combine members on (default: 0)", default=0.0, option="hold_out", metavar="F", group=_GROUP,

@@ -167,6 +167,7 @@ class TaskStream:
 
     spec: StreamSpec
     tasks: tuple[Task, ...]
+    notice: str = ""  # how many of the files of the data set are used, for people
 
     def task(self, number: int) -> Task:
         """The task with that id; ids have gaps where tasks were forgotten."""
@@ -180,20 +181,23 @@ class TaskStream:
             held[tensor.device] += tensor.nbytes
         return dict(held)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of all examples: tells whether another process has the same data."""
+    def fingerprints(self) -> dict[int, str]:
+        """SHA-256 of the examples of each task: tells whether another process has the same data."""
         sums: dict[tuple[tuple[int, torch.Size], ...], bytes] = {}  # tensors that tasks share are read once
-        whole = hashlib.sha256()
-        for examples in self._examples():
-            views = () if examples.view is None else ((examples.view,),)
-            for parts in ((examples.store, examples.rows), (examples.targets,), *views):
-                key = tuple((part.data_ptr(), part.shape) for part in parts)
-                if key not in sums:
-                    content = parts[0][parts[1]] if len(parts) == 2 else parts[0]  # of the store only their rows
-                    values = content.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                    sums[key] = hashlib.sha256(values.data).digest()
-                whole.update(sums[key])
-        return whole.hexdigest()
+        found = {}
+        for task in self.tasks:
+            whole = hashlib.sha256()
+            for examples in task.splits.values():
+                views = () if examples.view is None else ((examples.view,),)
+                for parts in ((examples.store, examples.rows), (examples.targets,), *views):
+                    key = tuple((part.data_ptr(), part.shape) for part in parts)
+                    if key not in sums:
+                        content = parts[0][parts[1]] if len(parts) == 2 else parts[0]  # of the store only their rows
+                        values = content.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                        sums[key] = hashlib.sha256(values.data).digest()
+                    whole.update(sums[key])
+            found[task.id] = whole.hexdigest()
+        return found
 
     def _examples(self) -> Iterator[Examples]:
         for task in self.tasks:

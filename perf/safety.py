@@ -41,7 +41,7 @@ PROTECTION: list[tuple[object, str, Callable[..., object]]] = [
     (Method, "state_dict", lambda self: {}),
     (RunDirectory, "_commit", lambda self, *_: None),
     (RunCheckpoints, "due", lambda self, *, epoch_ends=False: False),
-    (TaskStream, "fingerprint", lambda self: ""),
+    (TaskStream, "fingerprints", lambda self: {}),
     (os, "fsync", lambda file: None),
     (records.directory, "_entry", lambda content: Entry(0, "")),
     (records.session, "locked", lambda path, option: contextlib.nullcontext()),

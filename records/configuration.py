@@ -169,7 +169,13 @@ def _given(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
 def _section(name: str, prefix: str, content: Mapping[str, Any]) -> Any:
     path = content.get("path")
     where = path.value if isinstance(path, Given) else f"{prefix}{name}"
-    return read(SECTIONS[name], where, content, _own(name, where, content))
+    own, tasks = _own(name, where, content), content.get("tasks")
+    if name == "data" and isinstance(tasks, Given) and type(tasks.value) is int:
+        numbered = getattr(STREAMS[content["dataset"].value], "numbered", None)
+        if numbered is not None:
+            lists = numbered(Range(1, 10**4).check(tasks.where, tasks.value))
+            content = {**content, "tasks": replace(tasks, value=lists)}
+    return read(SECTIONS[name], where, content, own)
 
 
 def _own(name: str, where: str, content: Mapping[str, Any]) -> type:

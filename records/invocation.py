@@ -241,6 +241,6 @@ def _change(text: str) -> tuple[str, Given]:
     if not equals or not key:
         raise UserError(f"--set {text}: write a key and a value, such as --set hp.lr=0.03")
     try:
-        return key, Given(parse_value(value), f"--set {key}", "--set")
+        return key, Given(parse_value(value, "tasks" if key == "data.tasks" else "value"), f"--set {key}", "--set")
     except UserError as error:
         raise UserError(f"--set {text}: {error}") from None

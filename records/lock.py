@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -78,6 +79,8 @@ def _opened(path: Path, option: str) -> int:
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
+            if not stat.S_ISREG(os.fstat(lock).st_mode):
+                raise OSError(f"{path} is not a file; remove it")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
                 _check_silent(path.parent, lock, option)

@@ -91,9 +91,10 @@ def _differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
     return not (key in ("device", "precision") and value == "auto") and value != value_at(config, key)
 
 
-def check_same_data(path: Path, saved: Mapping[str, Any], fingerprint: str, data_dir: Path) -> None:
-    """Check that the data are those that the run at `path`, with config.yaml `saved`, was trained on."""
-    if saved["data_sha256"] != fingerprint:
+def check_same_data(path: Path, saved: Mapping[str, Any], now: Mapping[int, str], data_dir: Path) -> None:
+    """Check that tasks with the fingerprints `now` have the data of the run at `path`, with config.yaml `saved`."""
+    before = saved["data_sha256"]
+    if not isinstance(before, dict) or any(before[task] != now[task] for task in before.keys() & now.keys()):
         reason = f"the data are not those that {path} was trained on (data_sha256 in its {CONFIG})"
         raise UserError(f"{data_dir}: {reason}; put them back")
 

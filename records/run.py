@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from datasets.config import class_name
 from datasets.objectives import ACCURACY
 from evaluation.measurements import Measurement
 from evaluation.metrics import Matrix
@@ -250,8 +251,9 @@ def task_number(path: Path, task: str | int, names: Mapping[int, str]) -> int:
     kind, equals, text = (f"number={task}" if isinstance(task, int) else task).partition("=")
     if not equals or kind not in ("number", "name"):
         kind, text = "", str(task)
+    text = class_name(text)
     found = [number for number, name in names.items()
-             if (kind != "name" and str(number) == text) or (kind != "number" and name == text)]  # fmt: skip
+             if (kind != "name" and str(number) == text) or (kind != "number" and class_name(name) == text)]  # fmt: skip
     if len(found) > 1:
         ways = [f"number={number} for {number} {names[number]!r}" for number in found]
         raise UserError(f"{path}: {text!r} may be several tasks; write {' or '.join(ways)}")

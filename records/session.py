@@ -139,7 +139,7 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
         reference = plan.invocation.command.isolated
         resolved = resolve(config, compute, stream, reference, plan.base)
         resolved["extended_from_sha256"] = plan.base_sha256
-    check_data(plan, stream, resolved)
+    check_data(plan, resolved)
     isolated = load_isolated(reference, resolved) if reference else None
     with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
         parameters, compute, launch = try_network(net, config, stream, compute)
@@ -176,14 +176,13 @@ def prepared(config: RunConfig) -> torch.device:
     return device
 
 
-def check_data(plan: Plan, stream: TaskStream, resolved: Mapping[str, Any]) -> None:
+def check_data(plan: Plan, resolved: Mapping[str, Any]) -> None:
     """Check that a resumed or extended run has the data it was begun with."""
     data_dir = plan.invocation.config.data.data_dir
     if plan.saved is not None:
         check_same_data(plan.invocation.run_dir, plan.saved, resolved["data_sha256"], data_dir)
     if plan.base is not None and plan.base_saved is not None:
-        first = TaskStream(stream.spec, stream.tasks[: len(plan.base_saved["data"]["tasks"])])
-        check_same_data(plan.base, plan.base_saved, first.fingerprint(), data_dir)
+        check_same_data(plan.base, plan.base_saved, resolved["data_sha256"], data_dir)
     if before := plan.saved or plan.base_saved:
         warn_of_versions(before, resolved)
 

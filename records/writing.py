@@ -37,6 +37,7 @@ def header_of(
     return [
         ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
         ("data", ", ".join(held)),
+        *([("images", stream.notice)] if stream.notice else []),
         ("method", config.method),
         *([] if metric == ACCURACY else [("metric", better)]),
         ("network", f"{config.net.model}, {parameters:,} parameters and a head per task"),
@@ -148,6 +149,6 @@ def resolve(
         "higher_is_better": metric.higher_is_better,
         "objective": type(stream.spec.objective).__name__,
         "preprocess": type(stream.spec.preprocess).__name__,
-        "data_sha256": stream.fingerprint(),
+        "data_sha256": stream.fingerprints(),
         **provenance(),
     }

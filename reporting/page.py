@@ -136,7 +136,7 @@ def in_words(run: Run) -> list[str]:
     net, tasks = config["net"], len(data["tasks"])
     settings = ", ".join(f"{key} {value:g}" for key, value in net.items() if key not in ("model", "path"))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
-    images = "" if data["samples"] is None else f", {data['samples']} training examples a class"
+    images = "" if data["samples"] is None else f", at most {data['samples']} training examples a class"
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     derived += "Tasks are renumbered here. " if data["forgotten"] else ""

@@ -187,7 +187,7 @@ def test_what_cannot_be_extended_is_refused(given, words, capsys, base):
     if "damaged" in given:
         next(Path("damaged/state").iterdir()).write_bytes(b"")
     if "other" in given:
-        content = Path("other/config.yaml").read_bytes().replace(b"data_sha256: ", b"data_sha256: 0")
+        content = Path("other/config.yaml").read_bytes().replace(b"data_sha256:\n  1: ", b"data_sha256:\n  1: 0")
         Path("other/config.yaml").write_bytes(content)
         files = {**manifest.files, "config.yaml": _entry(content)}
         type(manifest)(manifest.episode, manifest.members, manifest.seconds, files).write(Path("other"))

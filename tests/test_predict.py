@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -86,15 +87,21 @@ def test_what_cannot_be_read_is_listed_and_skipped(pictures, capsys):
     Path("pictures/bad.png").write_bytes(b"no image")
     Path("pictures/empty.jpg").write_bytes(b"")
     Path("pictures/notes.txt").write_text("no image by its name")
+    Path("pictures/._0.png").write_text("of macOS")
+    Path("pictures/.thumbnails").mkdir()
     assert predict.main(["run", "--task", "2", "pictures", "--out", "p.csv"]) == 1
     out, err = capsys.readouterr()
     assert out == "10 images of 12 files: p.csv\n"
     assert re.fullmatch(
+        r"predict.py: not looked at: 2 hidden, 1 without the suffix of an image\n"
         r"predict.py: pictures/bad.png cannot be read as an image .*\npredict.py: pictures/empty.jpg cannot .*\n"
         r"predict.py: 2 of 12 files were skipped\n", err
     )  # fmt: skip
     assert len(read("p.csv")) == 11
     assert predict.main(["run", "--task", "2", "pictures/bad.png"]) == 1
+    os.mkfifo("pipe.png")
+    assert predict.main(["run", "--task", "2", "pipe.png"]) == 1
+    assert "pipe.png cannot be read as an image (neither a file nor a folder)" in capsys.readouterr().err
 
 
 def test_images_of_any_size_and_colour_are_fitted(pictures):
@@ -137,7 +144,7 @@ def test_the_zoo_reads_files_and_pictures_as_the_program_does(pictures):
         (["run", "--task", "midle", "pictures"], "unknown task 'midle'; did you mean 'middle'?"),
         (["run", "--task", "7", "pictures"], "unknown task '7'"),
         (["run", "--task", "2", "nothing.png"], "nothing.png does not exist"),
-        (["run", "--task", "2", "run/members"], "run/members has no images (.bmp"),
+        (["run", "--task", "2", "run/members"], "run/members has no images (.apng, .bmp"),
         (["run", "--task", "2", "pictures", "--top", "none"], "--top is 'none'; it must be a whole number at least 1"),
         (["run", "--task", "2", "pictures", "--budget", "0"], "--budget is 0; it must be"),
         (["run", "--task", "2", "pictures", "--combine", "vote"], "--combine: unknown way to combine 'vote'"),

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import pickle
+import re
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.images.image_folder import decode_image
+from datasets import build_stream
+from datasets.images.files import SUFFIXES, decode_image
 from datasets.images.mnist import read_idx
 from datasets.images.safe_pickle import load_pickle
 from datasets.task import Examples, TaskStream
+from records.configuration import plain_config, saved_config
+from records.invocation import configure, parse
 from tests.standins import (
     Source,
     Split,
@@ -43,7 +47,9 @@ from tests.standins import (
     write_mnist,
 )
 from utils.errors import UserError
+from utils.files import yaml_bytes
 from utils.torchvision_ops import declare_missing_operators
+from utils.yaml_files import parse_yaml
 
 REAL_MNIST = Path(__file__).parent.parent / "data"  # where --data_dir looks unless told otherwise
 
@@ -564,11 +570,100 @@ def test_images_of_the_right_size_are_read_as_they_are_in_the_order_of_their_nam
     check_read(folder_stream(tmp_path, sorted(names)), source)
 
 
-def test_what_is_no_image_by_its_name_is_not_looked_at(tmp_path):
+def test_what_is_not_looked_at_is_counted_by_reason(tmp_path):
+    """Notes, hidden files and folders, images outside the folders of classes, and those of classes of no task."""
     source = write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
-    write_file(tmp_path / "mine" / "train" / "a" / "notes.txt", b"mine")
-    write_file(tmp_path / "mine" / "train" / "README", b"mine")
-    check_read(folder_stream(tmp_path, ["a", "b"]), source)
+    train = tmp_path / "mine" / "train"
+    for name in ("a/notes.txt", "README", "a/._0000.png", "b/.thumbnails/0000.png", ".checkpoints/0000.png", "0.png"):
+        write_file(train / name, b"no image")
+    for name in ("c/0.png", "c/1.png"):
+        write_image(train / name, source.train.pixels[0])
+    made = folder_stream(tmp_path, ["a", "b"])
+    check_split(made.tasks[0].test, source.test)
+    assert len(made.tasks[0].train_eval) == len(source.train.labels)
+    assert sorted(re.split("; not used: |, ", made.notice)) == [
+        "1 without the suffix of an image", "10 used", "2 hidden", "2 that no task asks for",
+        "3 outside the folders of classes",
+    ]  # fmt: skip
+
+
+def test_images_in_nested_and_linked_folders_are_used(tmp_path):
+    """In an order by path; a folder that is linked into itself is looked at once."""
+    source = write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
+    train = tmp_path / "mine" / "train"
+    (train / "a" / "2020" / "may").mkdir(parents=True)
+    (train / "a" / "0001.png").rename(train / "a" / "2020" / "may" / "1.png")
+    (train / "a" / "0002.png").rename(train / "a" / "2020" / "2.png")
+    (train / "a" / "2020" / "back").symlink_to(train / "a")
+    (train / "b").rename(tmp_path / "elsewhere")
+    (train / "b").symlink_to(tmp_path / "elsewhere")
+    check = Split(source.train.pixels[[0, 2, 1, 3, 4, 5]], source.train.labels)
+    check_read(folder_stream(tmp_path, ["a", "b"]), source._replace(train=check))
+
+
+def test_every_suffix_that_pillow_has_for_the_formats_is_looked_at():
+    formats = {"PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"}
+    Image.init()
+    assert {suffix for suffix, kind in Image.registered_extensions().items() if kind in formats} == SUFFIXES
+
+
+def test_all_that_cannot_be_read_is_listed_at_once(tmp_path, monkeypatch):
+    """A pipe, a damaged file, a link that leads nowhere, a folder that may not be read."""
+    write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
+    train = tmp_path / "mine" / "train"
+    os.mkfifo(train / "a" / "pipe.png")
+    write_file(train / "b" / "text.jpg", b"hello")
+    (train / "b" / "link.png").symlink_to(tmp_path / "nothing.png")
+    locked = train / "b" / "locked"
+    locked.mkdir()
+    scan = os.scandir
+
+    def refusing(path):  # permissions do not bind the tests' user everywhere
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=r"4 files: .*; repair or remove them") as error:
+        folder_stream(tmp_path, ["a", "b"])
+    for word in ("a/pipe.png cannot be read as an image (neither a file", "b/text.jpg", "b/link.png", "b/locked"):
+        assert word in str(error.value)
+
+
+def test_names_of_classes_are_the_same_in_either_form_of_unicode(tmp_path):
+    """A folder named in the decomposed form, as macOS writes it, and a YAML file in the composed one."""
+    source = write_image_folder(tmp_path / "mine", ["caf\u00e9", "tea"], side=16)
+    (tmp_path / "mine" / "train" / "caf\u00e9").rename(tmp_path / "mine" / "train" / "cafe\u0301")
+    check_read(configured(tmp_path, "[[cafe\u0301, tea]]"), source)
+    with pytest.raises(UserError, match="twice"):
+        configured(tmp_path, "[[caf\u00e9, cafe\u0301]]")
+
+
+def configured(data_dir: Path, tasks: str) -> TaskStream:
+    """The stream of a dataset YAML with these tasks."""
+    path = data_dir / "d.yaml"
+    path.write_text(f"dataset: image_folder\nroot: mine\nimage_size: 16\ntasks: {tasks}\n")
+    return build_stream(configure(data_config=str(path), data_dir=data_dir).config.data, 0, torch.device("cpu"))
+
+
+ODD = ["01", "1", "010", "8", "0_2", "2", "yes", "null", "1e3", "2020-01-01", "0x10", "12:30", "1.0", "~", "=", "-5"]
+
+
+def test_a_class_is_the_folder_that_is_written(tmp_path):
+    """YAML 1.1 would read 010 as 8, 0_2 as 2, 12:30 as 750 and yes as true."""
+    write_image_folder(tmp_path / "mine", ODD, side=16)
+    for made in (configured(tmp_path, f"[[{', '.join(ODD)}]]"),
+                 configured(tmp_path, f"[{{name: odd, label_noise: 0, classes: [{', '.join(ODD)}]}}]")):  # fmt: skip
+        (task,) = made.tasks
+        assert task.classes == tuple(ODD)
+        for target, name in enumerate(ODD):
+            shown = task.test.store[task.test.rows[task.test.targets == target]].permute(0, 2, 3, 1).numpy()
+            files = sorted((tmp_path / "mine" / "test" / name).iterdir())
+            assert np.array_equal(shown, [decode_image(file, 16) for file in files])
+    config = parse(["--data_config", str(tmp_path / "d.yaml"), "--set", "data.tasks=[[010, 8]]"]).config
+    assert config.data.tasks[0].classes == ("010", 8)
+    saved = yaml_bytes(plain_config(config)).decode()
+    assert saved_config("c.yaml", parse_yaml("c.yaml", saved)).data.tasks == config.data.tasks
 
 
 def test_folders_with_numbers_for_names_may_be_written_as_numbers(tmp_path):
@@ -636,12 +731,87 @@ def test_grey_images_have_three_equal_channels(tmp_path):
     assert np.array_equal(decode_image(tmp_path / "black and white.png", 16), as_grey((GREY > 100) * np.uint8(255)))
 
 
-def test_transparency_is_dropped(tmp_path):
+def test_transparent_pixels_show_a_white_page(tmp_path):
     colours = np.asarray(random_image(16, 16))
     Image.fromarray(np.dstack([colours, GREY])).save(tmp_path / "rgba.png")
     Image.fromarray(np.dstack([GREY, GREY[::-1]])).save(tmp_path / "grey.png")
-    assert np.array_equal(decode_image(tmp_path / "rgba.png", 16), colours)
-    assert np.array_equal(decode_image(tmp_path / "grey.png", 16), as_grey(GREY))
+    Image.fromarray(GREY).save(tmp_path / "one colour.png", transparency=7)
+
+    def on_white(colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+        return 255 + (colours - 255.0) * (opacity[..., None] / 255)
+
+    wanted = {"rgba": on_white(colours, GREY), "grey": on_white(as_grey(GREY), GREY[::-1]),
+              "one colour": on_white(as_grey(GREY), np.uint8(255) * (GREY != 7))}  # fmt: skip
+    for name, pixels in wanted.items():
+        np.testing.assert_allclose(decode_image(tmp_path / f"{name}.png", 16), pixels, atol=1)
+    np.testing.assert_allclose(decode_image(tmp_path / "grey.png", 16, grey=True), wanted["grey"][..., 0], atol=1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_photograph_is_turned_as_the_camera_says(suffix, tmp_path):
+    """The eight orientations of EXIF: where the top row and the left column of the stored image are seen."""
+    seen = np.zeros((16, 16, 3), np.uint8)
+    seen[:8, :8], seen[:8, 8:] = 255, 80  # all eight turns of it differ
+    stored = {
+        1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1], 5: seen.transpose(1, 0, 2),
+        6: np.rot90(seen), 7: np.rot90(seen, 2).transpose(1, 0, 2), 8: np.rot90(seen, -1),
+    }  # fmt: skip
+    for orientation, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{suffix}"
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path, exif=exif, quality=100)
+        np.testing.assert_allclose(decode_image(path, 16), seen, atol=6)
+
+
+def test_grey_of_more_than_eight_bits_is_scaled_not_clipped(tmp_path):
+    """Grey from black to white with 12 and 16 bits and as floats; white is the highest value that fits."""
+    grey = np.linspace(0, 1, 256).reshape(16, 16)
+    sixteen, twelve = (np.rint(grey * most).astype(np.uint16) for most in (65535, 4095))
+    for name in ("16.png", "16.tif"):
+        Image.fromarray(sixteen).save(tmp_path / name)
+    for name, values, most in (("16.pgm", sixteen, 65535), ("12.pgm", twelve, 4095)):
+        write_file(tmp_path / name, b"P5 16 16 %d\n" % most + values.astype(">u2").tobytes())
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(sixteen).save(tmp_path / "inverted.tif", tiffinfo={262: 0})
+    high, low = twelve.reshape(-1, 2).T  # two values of 12 bits in three bytes
+    packed = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], 1).astype(np.uint8).tobytes()
+    tags = [(256, 16), (257, 16), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 16), (279, len(packed))]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<I", 8 + len(packed))
+    write_file(tmp_path / "12.tif", header + packed + directory + bytes(4))
+    for path in tmp_path.iterdir():
+        wanted = 1 - grey if path.stem == "inverted" else grey
+        np.testing.assert_allclose(decode_image(path, 16, grey=True), 255 * wanted, atol=1, err_msg=path.name)
+
+
+@pytest.mark.parametrize(
+    "values", [np.array([[0, white]], kind) for white, kind in ((2, "f4"), (math.nan, "f4"), (255, "i4"))]
+)
+def test_grey_without_a_known_white_is_refused(values, tmp_path):
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    with pytest.raises(UserError, match=r"grey\.tif cannot be read as an image .*(floats must be|what is white)"):
+        decode_image(tmp_path / "grey.tif", 8)
+
+
+@pytest.mark.parametrize("shape", [(65_000, 1), (1, 4_000_000), (20_001, 4)])
+def test_of_a_long_thin_image_the_middle_is_cut_out_before_it_is_scaled(shape, tmp_path, monkeypatch):
+    """Black at the ends, white in the middle; nothing larger than a few squares may be made of it."""
+    width, height = shape
+    image = Image.new("L", shape)
+    image.paste(255, (width // 2 - 40, height // 2 - 40, width // 2 + 40, height // 2 + 40))
+    image.save(tmp_path / "thin.png")
+    resize, sizes = Image.Image.resize, []
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *how: sizes.append(size) or resize(self, size, *how))
+    assert (decode_image(tmp_path / "thin.png", 8) == 255).all()
+    assert max(map(max, sizes)) <= 5 * 8
+
+
+def test_an_image_that_needs_too_much_memory_is_named(tmp_path, monkeypatch):
+    random_image(20, 20).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image.Image, "resize", lambda *given: bytes(1 << 60))
+    with pytest.raises(UserError, match=r"image\.png cannot be read as an image \(not enough memory\)"):
+        decode_image(tmp_path / "image.png", 8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif"])
@@ -774,6 +944,12 @@ def test_two_folders_of_one_name_are_not_confused(tmp_path):
     assert len(cache_files(tmp_path)) == 2
 
 
+def test_another_version_of_the_decoder_decodes_anew(tmp_path, mine, decoded, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("datasets.images.image_folder"), "DECODER", "another")
+    check_read(folder_stream(tmp_path, ["a", "b"]), mine)
+    assert len(decoded) == 10
+
+
 @pytest.mark.parametrize("damage", ["cut short", "another file", "empty"])
 def test_a_damaged_array_file_is_made_anew(damage, tmp_path, mine, decoded):
     (cache,) = cache_files(tmp_path)
@@ -797,14 +973,6 @@ def test_the_image_fixtures_differ():
     """Tests that compare images would see nothing if these were alike."""
     images = [image.tobytes() for image in random_split(20, 10, (3, 16, 16), 0).pixels]
     assert all(one != other for one, other in pairwise(sorted(images)))
-
-
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
-    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    decoded = decode_image(tmp_path / "deep.png", 8)
-    for channel in range(3):
-        np.testing.assert_array_equal(decoded[:, :, channel], deep >> 8)
 
 
 def test_a_cifar10_label_beyond_nine_is_refused(tmp_path):

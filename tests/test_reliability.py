@@ -475,6 +475,13 @@ def test_a_process_that_has_lost_its_lock_writes_no_more():
         assert owner.wait(50) == 1
         assert owner.stderr.read().startswith("run was taken over by host elsewhere, process 7")
     assert Path("run", LOCK).exists()
+    Path("run", LOCK).unlink()
+    os.mkfifo(Path("run", LOCK))
+    with (
+        pytest.raises(UserError, match=r"written: run/\.lock is not a file; remove"),
+        locked(Path("run")),
+    ):
+        pass
 
 
 # Failing well.

@@ -27,6 +27,7 @@ from tests.standins import (
     write_mini_imagenet,
     write_mnist,
 )
+from tests.toys import toy_stream
 from utils.errors import UserError
 from utils.torchvision_ops import declare_missing_operators
 
@@ -79,6 +80,8 @@ def from_yaml(path: Path, data_dir: Path, **options: object) -> TaskStream:
 def written_classes(path: Path) -> list[list[int | str]]:
     """The classes of each task as they stand in the file, in either of the two forms."""
     tasks = yaml.safe_load(path.read_text())["tasks"]
+    if isinstance(tasks, int):
+        return [[10 * x + y for y in range(10)] for x in range(tasks)]
     return [task["classes"] if isinstance(task, dict) else task for task in tasks]
 
 
@@ -431,9 +434,43 @@ def test_samples_are_a_random_subset_that_the_seed_decides():
     assert len(often) > 35  # of 60 draws from 89 images, 44 differ on average
 
 
-def test_more_samples_than_images_are_refused(data_dir, sources):
-    with pytest.raises(UserError, match=r"--samples is 7, but class '3' of task 1 has 6 training images"):
-        stream("mnist", [[3, 4]], data_dir, samples=7)
+@pytest.mark.parametrize("hold_out", [0, 0.3])
+def test_of_a_class_with_fewer_images_samples_keeps_all(hold_out, data_dir, sources):
+    """Half the classes have fewer than a hundred training images, the others more."""
+    limited, full = (stream("digits", [range(10)], samples=n, hold_out=hold_out).tasks[0] for n in (90, None))
+    counts, every = (sum(split.targets.bincount() for name, split in task.splits.items() if name != "test")
+                     for task in (limited, full))  # fmt: skip
+    assert counts.tolist() == every.clamp(max=90).tolist()
+    assert 0 < (every < 90).sum() < 10
+
+
+@pytest.mark.parametrize("dataset", ["permuted_mnist", "rotated_mnist", "rotated_digits"])
+def test_a_number_of_tasks_is_that_many_views_of_all_classes(dataset, data_dir, sources, tmp_path):
+    number, lists = tmp_path / "number.yaml", tmp_path / "lists.yaml"
+    number.write_text(f"dataset: {dataset}\ntasks: 20\n")
+    lists.write_text(f"dataset: {dataset}\ntasks: {[[10 * x + y for y in range(10)] for x in range(20)]}\n")
+    one, other = (configure(data_config=str(path)).config.data for path in (number, lists))
+    assert one.tasks == other.tasks
+    check_against_source(dataset, sources[dataset], [list(task.classes) for task in one.tasks[:3]],
+                         stream(dataset, one.tasks[:3], data_dir))  # fmt: skip
+    assert configure(data_config=str(lists), set={"data.tasks": 2}).config.data.tasks == one.tasks[:2]
+
+
+@pytest.mark.parametrize("yaml", ["cifar100\ntasks: 20", "permuted_mnist\ntasks: 0", "permuted_mnist\ntasks: true"])
+def test_a_number_of_tasks_is_for_views_alone(yaml, tmp_path):
+    (tmp_path / "d.yaml").write_text(f"dataset: {yaml}\n")
+    with pytest.raises(UserError, match=r"d\.yaml: tasks (must be a list|is 0; it must be a whole number at least 1)"):
+        configure(data_config=str(tmp_path / "d.yaml"))
+
+
+@pytest.mark.parametrize(("option", "value"), [("samples", 8), ("hold_out", 0.2)])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_data_set_that_ignores_an_option_is_refused(option, value, fresh, monkeypatch):
+    """config.yaml would record the option as if it had acted."""
+    monkeypatch.setitem(STREAMS, "digits", lambda config, seed, device: toy_stream(fresh=fresh, count=24))
+    assert len(stream("digits", [[0, 1]]).tasks) == 3
+    with pytest.raises(UserError, match=f"--{option} {value}: digits"):
+        stream("digits", [[0, 1]], **{option: value})
 
 
 @pytest.mark.parametrize("later", [[], [[2, 3]], [[8, 9, 0], [4, 5]]])

@@ -14,7 +14,7 @@ import torch
 def derive_seed(seed: int, *name: object) -> int:
     """A 63-bit seed for the stream `name` of the run `seed`; different names are independent."""
     text = "/".join(map(str, (seed, *name)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *name: object) -> torch.Generator:

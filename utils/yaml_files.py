@@ -1,5 +1,6 @@
 """Read YAML files written by people; anything unreadable is refused in one line."""
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -9,10 +10,21 @@ from utils.errors import UserError, expanded, missing_file
 from utils.files import NUMBER
 
 _LARGEST_YAML = 16 << 20  # bytes
+_WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that also reads 1e-5 as a number and refuses duplicate keys and halves of characters."""
+    """PyYAML's safe loader that also reads 1e-5 as a number and refuses duplicate keys and halves of characters.
+
+    Entries of the lists below the key `tasks` are names of classes, which keep their written text.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        root = super().get_single_node()
+        for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+            if key.value == "tasks":
+                _keep_text(value, set())
+        return root
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
@@ -25,6 +37,18 @@ class _Loader(yaml.SafeLoader):
             if key.value in [earlier.value for earlier in keys[:i]]:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _keep_text(node: yaml.Node, seen: set[yaml.Node]) -> None:
+    """Make the entries of lists texts, but for 1 and -20, whose number has the same text: YAML reads 010 as 8."""
+    if isinstance(node, yaml.ScalarNode) or node in seen:  # aliases can be nested without end
+        return
+    seen.add(node)
+    listed = isinstance(node, yaml.SequenceNode)
+    for entry in node.value if listed else [value for _, value in node.value]:
+        if listed and isinstance(entry, yaml.ScalarNode) and entry.value and not _WHOLE.fullmatch(entry.value):
+            entry.tag = "tag:yaml.org,2002:str"
+        _keep_text(entry, seen)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
@@ -63,6 +87,6 @@ def parse_yaml(path: str, text: str, loader: Any = _Loader) -> dict[str, Any]:
     return content
 
 
-def parse_value(text: str) -> Any:
-    """Parse one YAML value, such as 0.1, true, [1, 2] or conv; UserError if it is not one."""
-    return parse_yaml("the value", f"value: {text}\n")["value"]
+def parse_value(text: str, key: str = "value") -> Any:
+    """Parse one YAML value, such as 0.1, true, [1, 2] or conv, of a key; UserError if it is not one."""
+    return parse_yaml("the value", f"{key}: {text}\n")[key]

@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from datasets import build_stream
@@ -28,6 +27,7 @@ from records.directory import RunDirectory, read_config
 from records.manifest import MANIFEST
 from records.members import SavedMember, read_names
 from records.monitor import EpisodeFacts, RunMonitor
+from records.resume import check_same_data
 from records.summary import costs, read_summary, summarize
 from training.loop import TrainingStats
 from utils.compute import peak_memory
@@ -64,14 +64,14 @@ class LoadedMember:
 
 def retrained(
     zoo: Zoo, forgotten: SavedTask, data_dir: str | None, monitor: RunMonitor
-) -> tuple[list[LoadedMember], TrainingStats, str]:
+) -> tuple[list[LoadedMember], TrainingStats]:
     """Members in place of those that saw the task, trained on their other tasks, on the examples kept of these.
 
     Args:
         data_dir: where the data lies; None: where the run had it.
 
     Returns:
-        The members, what training took, and the fingerprint of the data.
+        The members, and what training took.
 
     Raises:
         UserError: the data are not there, or which examples the method kept depends on the forgotten task.
@@ -85,11 +85,7 @@ def retrained(
             "forgotten one; leave --retrain out"
         )
     stream = build_stream(config.data, config.seed, zoo.device)
-    if not all(torch.equal(zoo.targets[task.id, "test"], task.test.targets.cpu()) for task in stream.tasks):
-        raise UserError(
-            f"{config.data.data_dir}: the data are not those that {zoo.path} was trained on; name their folder with "
-            "--data_dir"
-        )
+    check_same_data(zoo.path, read_config(zoo.path), stream.fingerprints(), config.data.data_dir)
     method = build_method(Context(config, stream.spec, zoo.compute))
     assert isinstance(method, Ensemble)
     method.revisit([Episode(task.id, (task,)) for task in stream.tasks])
@@ -110,7 +106,7 @@ def retrained(
                 new.predictions[number, HELD_OUT] = method.predictions_of(new, number, held)
         saved = replace(member.on(others), weights=new.weights, parameters=count_parameters(new.net))
         found.append(LoadedMember(saved, new.net, new.predictions, retrained=True))
-    return found, stats, stream.fingerprint()
+    return found, stats
 
 
 def write(
@@ -128,6 +124,7 @@ def write(
     saved = read_config(zoo.path)
     config = {
         **saved, **facts, "data": {**saved["data"], "forgotten": [*zoo.config.data.forgotten, forgotten.number]},
+        "data_sha256": {task: found for task, found in saved["data_sha256"].items() if task != forgotten.number},
         "compared_with": None, "extended_from": None, "retrained": any(member.retrained for member in after),
         "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
     }  # fmt: skip

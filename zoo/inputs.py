@@ -1,5 +1,6 @@
 """Arrays and image files -> images as a stream stores them: [N, C, H, W], values from 0 to 255."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.images.image_folder import SUFFIXES, decode_image
+from datasets.images import files
 from utils.errors import UserError
 
 Arrays = Tensor | npt.NDArray[np.generic]
@@ -67,7 +68,7 @@ def read_image(image: Picture, shape: tuple[int, ...]) -> Tensor:
     """
     channels, side, _ = shape
     source = image if isinstance(image, Image.Image) else Path(image)
-    pixels = torch.from_numpy(decode_image(source, side, grey=channels == 1).copy())
+    pixels = torch.from_numpy(files.decode_image(source, side, grey=channels == 1).copy())
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
 
@@ -78,8 +79,8 @@ def read_images(images: Picture | Sequence[Picture], shape: tuple[int, ...]) -> 
     return torch.stack(read) if read else torch.empty(0, *shape, dtype=torch.uint8)
 
 
-def find_images(path: Path) -> list[Path]:
-    """The image file at `path`, or all files below the folder `path` with the suffix of an image, sorted.
+def find_images(path: Path) -> tuple[list[Path], Counter[str]]:
+    """The file at `path`, or all images below the folder `path`; and how many files are not looked at, by reason.
 
     Raises:
         UserError: there is none.
@@ -88,10 +89,10 @@ def find_images(path: Path) -> list[Path]:
         if not path.exists():
             raise UserError(f"{path} does not exist; name image files, or folders of them")
         if not path.is_dir():
-            return [path]
-        found = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in SUFFIXES and not entry.is_dir())
+            return [path], Counter()
+        found, skipped = files.find_images(path)
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"{path} cannot be read: {error}") from None
     if not found:
-        raise UserError(f"{path} has no images ({', '.join(sorted(SUFFIXES))})")
-    return found
+        raise UserError(f"{path} has no images ({', '.join(sorted(files.SUFFIXES))})")
+    return found, skipped

@@ -7,34 +7,27 @@ added, removed or changed.
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from datasets.config import DataConfig
-from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
-from datasets.task import TaskStream
+from datasets.config import DataConfig, class_name
+from datasets.images.files import DECODER, SUFFIXES, decode_image, find_images, reasons
+from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
+from datasets.task import TEST, TaskStream
 from utils.errors import UserError, expanded
 from utils.files import read_tensors, tensor_bytes, write_bytes
 from utils.settings import Range, setting
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
-_MOST_PIXELS = 1 << 26
 _SPLITS = ("train", "test")
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would print its errors on stderr too
 
 
 @dataclass(frozen=True)
@@ -46,52 +39,54 @@ class FolderSettings:
     augment: str = setting(("crop_flip", "crop", "none"), "how images are changed in training", default="crop_flip")
 
 
+Files = list[tuple[Path, int]]  # image files with their class numbers
+
+
 def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of class names (folder names); images become RGB squares of `image_size` pixels."""
     settings: FolderSettings = config.settings
     root, size = config.data_dir / expanded(settings.root), settings.image_size
-    names, files = _list(config.path, root)
+    try:
+        names, files, skipped = _list(config.path, root)
+    except OSError as error:
+        raise UserError(f"{config.path}: root: {error.filename} cannot be read: {error.strerror}") from None
     train, test = _decoded(config.data_dir, root, size, files)
     padding = 0 if settings.augment == "none" else min(size // 8, 4)
     preprocess = ImagePreprocess(padding, flip=settings.augment == "crop_flip")
-    data = ImageDataset(train, test, names, preprocess, partial(_folder_number, names))
-    return image_stream(config, data, seed, device)
+    stream = image_stream(config, ImageDataset(train, test, names, preprocess, decode=None), seed, device)
+    rows = [[part.rows for task in stream.tasks for name, part in task.splits.items() if (name == TEST) == test]
+            for test in (False, True)]  # fmt: skip
+    used = sum(len(torch.cat(parts).unique()) for parts in rows)
+    skipped["that no task asks for"] = sum(map(len, files.values())) - used
+    return replace(stream, notice=f"{used:,} used" + f"; not used: {reasons(skipped)}" * any(skipped.values()))
 
 
 image_folder.Settings = FolderSettings  # type: ignore[attr-defined]
 
 
-def _folder_number(names: Sequence[str], entry: int) -> Label:
-    """The class of a folder whose name YAML has read as a number."""
-    if str(entry) not in names:
-        known = ", ".join(names[:10]) + "..." * (len(names) > 10)
-        raise ValueError(f"there is no folder of that name (there are {known})")
-    return Label(names.index(str(entry)))
-
-
-def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
-    """Class names, and the files of each split with their class numbers, all sorted."""
+def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, Files], Counter[str]]:
+    """Class names, the files of each split, both sorted, and how many files are not looked at, by reason."""
+    files: dict[str, list[tuple[Path, str]]] = {}
+    skipped: Counter[str] = Counter()
     for split in _SPLITS:
         if not (root / split).is_dir():
             where = f"{root}/train/<class>/ and {root}/test/<class>/ (root is relative to --data_dir)"
             raise UserError(f"{yaml_path}: root: {root / split} is not a folder; images go to {where}")
-    names = sorted({folder.name for split in _SPLITS for folder in (root / split).iterdir() if folder.is_dir()})
-    files = {
-        split: [
-            (path, number)
-            for number, name in enumerate(names)
-            for path in sorted((root / split / name).glob("*"))
-            if path.suffix.lower() in SUFFIXES
-        ]
-        for split in _SPLITS
-    }
-    for split, found in files.items():
-        if not found:
+        files[split] = []
+        for entry in sorted((root / split).iterdir()):
+            if entry.name.startswith(".") or not entry.is_dir():
+                skipped["outside the folders of classes"] += 1
+                continue
+            images, others = find_images(entry)
+            files[split] += [(path, class_name(entry.name)) for path in images]
+            skipped += others
+        if not files[split]:
             raise UserError(f"{yaml_path}: root: {root / split} has no images ({', '.join(sorted(SUFFIXES))})")
-    return names, files
+    numbers = {name: i for i, name in enumerate(sorted({name for found in files.values() for _, name in found}))}
+    return list(numbers), {split: [(path, numbers[name]) for path, name in files[split]] for split in files}, skipped
 
 
-def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, list[tuple[Path, int]]]) -> list[Images]:
+def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, Files]) -> list[Images]:
     """The images of the two splits, from the array file if it matches the folder."""
     everything = files["train"] + files["test"]
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
@@ -119,46 +114,35 @@ def _stored(cache: Path, fingerprint: Tensor, shape: tuple[int, ...]) -> Tensor 
     return pixels if same and pixels.shape == shape and pixels.dtype == torch.uint8 else None
 
 
-def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> bytes:
-    """A SHA-256 that changes when a file is added, removed, renamed or written."""
-    facts = []
+def _fingerprint(root: Path, files: Files) -> bytes:
+    """A SHA-256 that changes when a file is added, removed, renamed or written, and with the decoder."""
+    facts: list[object] = [DECODER]
     for path, number in files:
-        if not path.is_file():
-            raise UserError(f"{path} is not a file; remove it")
-        status = path.stat()
-        facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
+        with contextlib.suppress(OSError):  # the decoder says what is wrong with it
+            status = path.stat()
+            facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).digest()
 
 
 def _decode_all(paths: Sequence[Path], size: int) -> Tensor:
-    """All images, uint8 [N, 3, size, size]. Threads run in parallel: Pillow decodes without the interpreter's lock."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.simplefilter("ignore")  # Pillow warns of metadata that nothing here reads
-        pixels = np.stack(list(pool.map(partial(decode_image, size=size), paths)))
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-def decode_image(path: Path | Image.Image, size: int, grey: bool = False) -> np.ndarray:
-    """An image as uint8 [size, size, 3] (grey: [size, size]): the shorter side scaled to `size`, the middle cut out.
+    """All images, uint8 [N, 3, size, size]. Threads run in parallel: Pillow decodes without the interpreter's lock.
 
     Raises:
-        UserError: the file is not an image that can be read; names it.
+        UserError: some cannot be read; names them all.
     """
-    try:
-        with nullcontext(path) if isinstance(path, Image.Image) else Image.open(path, formats=_FORMATS) as file:
-            if file.width * file.height > _MOST_PIXELS:  # a damaged size asks for gigabytes
-                raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
-            # Pillow clips 16-bit grey instead of scaling it, which would turn nearly everything white.
-            deep = file.mode.startswith("I;16")
-            image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
-            image = image.convert("L" if grey else "RGB")
-    except (OSError, Image.DecompressionBombError, SyntaxError, TypeError, ValueError, MemoryError) as error:
-        reason = {UnidentifiedImageError: "not an image", MemoryError: "not enough memory"}.get(type(error), error)
-        raise UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None
-    width, height = image.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        width, height = max(size, round(width * scale)), max(size, round(height * scale))
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    return np.asarray(image)
+    pixels = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+
+    def decode(number: int) -> str | None:
+        try:
+            pixels[number] = torch.tensor(decode_image(paths[number], size)).permute(2, 0, 1)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # Pillow warns of metadata that nothing here reads
+        wrong = list(filter(None, pool.map(decode, range(len(paths)))))
+    if wrong:
+        count = "" if len(wrong) == 1 else f"{len(wrong):,} files: "
+        raise UserError(f"{count}{'; '.join(wrong)}; repair or remove {'them' if count else 'it'}")
+    return pixels

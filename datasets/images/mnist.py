@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.config import DataConfig
 from datasets.images.download import fetch
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
-from datasets.images.views import decode_view, permutation, rotation
+from datasets.images.views import decode_view, numbered, permutation, rotation
 from datasets.task import TaskStream
 from utils.errors import UserError
 
@@ -41,6 +41,9 @@ def permuted_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskS
     views = partial(permutation, _SIDE * _SIDE)
     data = ImageDataset(*_load(config.data_dir), _NAMES, _NO_CROP, decode_view, views, lambda x: f"permutation {x}")
     return image_stream(config, data, seed, device)
+
+
+rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
 
 
 def _load(data_dir: Path) -> tuple[Images, Images]:

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.config import DataConfig, TaskConfig
+from datasets.config import DataConfig, TaskConfig, class_name
 from datasets.objectives import CrossEntropy
 from datasets.task import HELD_OUT, TEST, TRAIN, Examples, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
 from utils.errors import UserError, unknown
-from utils.seeding import generator
+from utils.seeding import derive_seed, generator
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Images:
 
     pixels: Tensor  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N], class numbers
-    names: Sequence[str] | None = None  # of the images, such as files
+    names: Sequence[str] | None = None  # of the images, such as files, where these may be added and removed
 
 
 class Label(NamedTuple):
@@ -84,7 +84,7 @@ class ImageDataset:
     test: Images
     class_names: Sequence[str]
     preprocess: ImagePreprocess
-    decode: Callable[[int], Label] = Label
+    decode: Callable[[int], Label] | None = Label  # of a whole number; None: it is a name like others
     views: Callable[[int], Tensor | None] = lambda view: None  # pixel map of each view, see Examples.view
     view_name: Callable[[int], str] | None = None
 
@@ -132,8 +132,9 @@ def _build_task(
 
     rng = generator(seed, "samples", number)
     chosen: list[Tensor] = []  # of each class: the rows to train on, the rows held out
-    for label, class_name, rows in zip(labels, names, train_rows, strict=True):
-        chosen += _chosen(config, seed, f"class {class_name!r} of task {number}", label.number, rows, rng)
+    for label, written, rows in zip(labels, names, train_rows, strict=True):
+        order = _order(seed, data.train, label.number, rows)
+        chosen += _chosen(config, f"class {written!r} of task {number}", rows, order, rng)
     counts = [len(rows) for rows in chosen]
     class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
     parts = list(_noisy_targets(seed, number, task, labels, class_sizes).split(counts))
@@ -164,10 +165,10 @@ def _view(where: str, data: ImageDataset, labels: Sequence[Label]) -> tuple[int,
 
 def _decode(where: str, data: ImageDataset, entry: int | str) -> Label:
     names = data.class_names
-    if isinstance(entry, str):
-        if entry not in names:
+    if isinstance(entry, str) or data.decode is None:
+        if str(entry) not in names:
             raise UserError(f"{where}: {unknown('class', entry, names)}")
-        return Label(names.index(entry))
+        return Label(names.index(str(entry)))
     try:
         label = data.decode(entry)
     except ValueError as error:
@@ -186,16 +187,20 @@ def _class_rows(where: str, split: str, images: Images, labels: Sequence[Label],
     return rows
 
 
-def _chosen(
-    config: DataConfig, seed: int, name: str, number: int, rows: Tensor, rng: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _order(seed: int, images: Images, number: int, rows: Tensor) -> Tensor:
+    """The order in which images of a class are held out; names decide, so that it outlives other classes and images."""
+    if images.names is None:
+        return torch.randperm(len(rows), generator=generator(seed, "hold_out", number))
+    ranks = [derive_seed(seed, "hold_out", class_name(images.names[row])) for row in rows.tolist()]
+    return torch.tensor(ranks).argsort()
+
+
+def _chosen(config: DataConfig, name: str, rows: Tensor, order: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """The rows of one class that its task is trained on, and those that are held out: together `config.samples`.
 
-    The images held out depend on the seed and the class alone, so no task is trained on what another holds out.
+    No task is trained on what another holds out: `order` depends on the seed and the class alone.
     """
-    count = len(rows) if config.samples is None else config.samples
-    if count > len(rows):
-        raise UserError(f"--samples is {count}, but {name} has {len(rows)} training images")
+    count = len(rows) if config.samples is None else min(config.samples, len(rows))
     if config.hold_out and count < 2:
         leaves = f"--hold_out {config.hold_out:g} leaves no training image of {name}"
         raise UserError(f"{leaves}, which has one; leave it out")
@@ -203,7 +208,6 @@ def _chosen(
     def share(of: int) -> int:
         return min(of - 1, max(1, round(config.hold_out * of))) if config.hold_out else 0
 
-    order = torch.randperm(len(rows), generator=generator(seed, "hold_out", number))
     held, kept = (rows[part.sort().values] for part in order.tensor_split([share(len(rows))]))
     if config.samples is not None:
         held = held[torch.randperm(len(held), generator=rng)[: share(count)]]

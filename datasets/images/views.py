@@ -13,6 +13,11 @@ from torch import Tensor
 from datasets.images.stream import Label
 
 
+def numbered(count: int) -> list[list[int]]:
+    """The classes of `count` tasks: all ten, seen through the views 0, 1, ..."""
+    return [[10 * x + y for y in range(10)] for x in range(count)]
+
+
 def decode_view(entry: int) -> Label:
     """10x + y -> class y, view x."""
     return Label(entry % 10, entry // 10)
