@@ -14,7 +14,7 @@ import io
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -28,7 +28,6 @@ import torch
 import distill
 import modelzoo
 from datasets import build_stream
-from datasets.objectives import Scores
 from datasets.task import HELD_OUT, TEST, TaskStream
 from evaluation import measurements
 from evaluation.scenarios import ROUTINGS, Answer, confidence, entropy, score_without_task
@@ -51,14 +50,11 @@ SCENARIOS = {
 # Streams on which the rule that finds the task was chosen: data set, bounds of the classes, recipes, seeds.
 FEW, SHORT = ["--samples", "10", "--epochs", "20"], ["--samples", "50", "--epochs", "2"]
 DIGITS = [["--epochs", "1"], ["--epochs", "5"], ["--epochs", "15"], FEW]
-BOUNDS = ((0, 2, 5, 10), (0, 5, 8, 10), (0, 6, 8, 10), (0, 2, 10), (0, 8, 10), (0, 2, 4, 6, 8, 10))
-UNLIKE = [("digits", bounds, DIGITS, SEEDS) for bounds in BOUNDS]
-ALIKE = [
-    ("rotated_digits", range(0, 101, 10), [FEW], SEEDS),
-    ("rotated_mnist", range(0, 51, 10), [SHORT], (0, 1)),
-    ("permuted_mnist", range(0, 51, 10), [SHORT], (0, 1)),
-    ("permuted_mnist", range(0, 101, 10), [SHORT], (0,)),
-]
+UNLIKE = [("digits", bounds, DIGITS, SEEDS) for bounds in
+          ((0, 2, 5, 10), (0, 5, 8, 10), (0, 6, 8, 10), (0, 2, 10), (0, 8, 10), range(0, 11, 2))]  # fmt: skip
+ALIKE = [("rotated_digits", range(0, 101, 10), [FEW], SEEDS), ("rotated_mnist", range(0, 51, 10), [SHORT], (0, 1)),
+         ("permuted_mnist", range(0, 51, 10), [SHORT], (0, 1)),
+         ("permuted_mnist", range(0, 101, 10), [SHORT], (0,))]  # fmt: skip
 NOT_CHOSEN = {
     "entropy, not divided": lambda a, _: entropy(a, classes(a)),
     "log C less the entropy": lambda a, _: entropy(a, classes(a)) + math.log(classes(a)),
@@ -133,7 +129,8 @@ def without_task(zoo: Zoo, split: str) -> dict[str, list[float]]:
     answers, found = zoo.answers(as_stored(inputs, zoo.input_shape), list(parts)), {}
     for rule in ROUTINGS:
         scores = score_without_task(answers, tasks, targets, same_classes=same, rule=rule)
-        found[rule] = [mean_score(scores[name].values()) for name in SCENARIOS if name in scores]
+        of_tasks = [scores[name].values() for name in SCENARIOS if name in scores]
+        found[rule] = [float(np.mean([score["accuracy"].value for score in one])) for one in of_tasks]
     return found
 
 
@@ -167,11 +164,6 @@ def rules(zoos: Sequence[Zoo]) -> None:
                 found[rule, temperature].append(means)
     rows = [[*names, *map(shown, zip(*values, strict=True))] for names, values in found.items()]
     table(["rule", "temperature", *SCENARIOS.values()][: len(rows[0])], rows)
-
-
-def mean_score(scores: Iterable[Scores], name: str = "accuracy") -> float:
-    """Mean over tasks."""
-    return float(np.mean([score[name].value for score in scores]))
 
 
 def scores(zoo: Zoo) -> tuple[float, float, float]:
