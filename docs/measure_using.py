@@ -30,7 +30,7 @@ import modelzoo
 from datasets import build_stream
 from datasets.task import HELD_OUT, TEST, TaskStream
 from evaluation import measurements
-from evaluation.scenarios import ROUTINGS, Answer, confidence, entropy, score_without_task
+from evaluation.scenarios import ROUTINGS, confidence, entropy, score_without_task
 from records.monitor import RunMonitor
 from utils.compute import Compute
 from zoo import Zoo
@@ -56,10 +56,10 @@ ALIKE = [("rotated_digits", range(0, 101, 10), [FEW], SEEDS), ("rotated_mnist", 
          ("permuted_mnist", range(0, 51, 10), [SHORT], (0, 1)),
          ("permuted_mnist", range(0, 101, 10), [SHORT], (0,))]  # fmt: skip
 NOT_CHOSEN = {
-    "entropy, not divided": lambda a, _: entropy(a, classes(a)),
-    "log C less the entropy": lambda a, _: entropy(a, classes(a)) + math.log(classes(a)),
-    "confidence, not divided": lambda a, _: confidence(a, classes(a)),
-    "confidence above chance": lambda a, _: 1 - (1 - a.probabilities.amax(-1)) / (1 - 1 / classes(a)),
+    "entropy, not divided": lambda a, _: entropy(a, a.probabilities.shape[-1]),
+    "log C less the entropy": lambda a, _: entropy(a, a.probabilities.shape[-1]) + math.log(a.probabilities.shape[-1]),
+    "confidence, not divided": lambda a, _: confidence(a, a.probabilities.shape[-1]),
+    "confidence above chance": lambda a, _: 1 - (1 - a.probabilities.amax(-1)) / (1 - 1 / a.probabilities.shape[-1]),
     "energy of the sum": lambda a, _: a.energy,
 }
 BUDGETS = (1, 2, 3, 4, None)
@@ -111,11 +111,6 @@ def shown(values: Sequence[float], digits: int = 4) -> str:
 def stream_of(zoo: Zoo) -> TaskStream:
     """The data of a run."""
     return build_stream(zoo.config.data, zoo.config.seed, CPU)
-
-
-def classes(answer: Answer) -> int:
-    """Number of classes."""
-    return answer.probabilities.shape[-1]
 
 
 def without_task(zoo: Zoo, split: str) -> dict[str, list[float]]:

@@ -23,12 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.objectives import Objective, Scores, scores
-from evaluation.measurements import (
-    CLASS_INCREMENTAL,
-    DOMAIN_INCREMENTAL,
-    DOMAIN_INCREMENTAL_SUM,
-    TASK_IDENTIFICATION,
-)
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, DOMAIN_INCREMENTAL_SUM, TASK_IDENTIFICATION
 
 
 @dataclass(frozen=True)
@@ -62,9 +57,7 @@ def _unit(answer: Answer, widest: int) -> float:
 # The evidence for a task, from the answer of its C classes and the number of classes of the widest task. The uninformed
 # answer is worth the same with any C: with fewer classes every answer has a lower entropy, also to unfamiliar inputs.
 # docs/using.md compares the rules.
-ROUTINGS: dict[str, Callable[[Answer, int], Tensor]] = {
-    "entropy": entropy, "confidence": confidence, "energy": energy,
-}  # fmt: skip
+ROUTINGS: dict[str, Callable[[Answer, int], Tensor]] = {"entropy": entropy, "confidence": confidence, "energy": energy}
 DEFAULT_ROUTING = "entropy"
 
 
