@@ -68,7 +68,7 @@ class Objective(ABC):
         """Scores of averaged predictions, one for each of `metrics`."""
 
     def energy(self, outputs: Tensor) -> Tensor | None:
-        """log sum_c exp(output c), [N], of the outputs [N, C]: the head with the largest energy names the task.
+        """log sum_c exp(output c), [N], of the outputs [N, C], by which the task of an input can be told.
 
         None if outputs are not classes; then no scenario is defined in which the task must be inferred.
         """

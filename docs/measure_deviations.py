@@ -8,7 +8,6 @@ ours is paired over seeds, with a 95 % t-interval.
 
 import contextlib
 import io
-import json
 import math
 import sys
 import tempfile
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from scipy.stats import entropy
 from torch import Tensor
 
 import modelzoo
@@ -31,6 +31,7 @@ from datasets.task import Examples, Task
 from methods.memory.replay import ReplayMemory
 from methods.zoo import ModelZoo, draw_tasks
 from records.invocation import parse
+from records.run import Run
 from studies.statistics import mean_interval
 from utils.seeding import generator, seeded
 
@@ -100,15 +101,17 @@ VARIANTS: dict[str, tuple[str | None, list[str], Mapping[Any, Mapping[str, Any]]
 }  # fmt: skip
 
 
-def accuracy(name: str, seed: int) -> float:
-    """avg_acc_final of a variant."""
+def measured(name: str, seed: int) -> tuple[float, float]:
+    """avg_acc_final of a variant, and the relative entropy of its sampling weights: 1 if all tasks are as likely."""
     _, options, replaced = VARIANTS[name]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         for owner, functions in replaced.items():
             stack.enter_context(patch.multiple(owner, **functions))
         given = ["--continual", "--seed", str(seed), "--run_dir", f"{folder}/run", "--quiet", *STREAM, *options]
-        return float(json.loads((modelzoo.run(parse(given)) / "summary.json").read_text())["avg_acc_final"])
+        run = Run.load(modelzoo.run(parse(given)))
+    weights = [list(facts.sampling_weights.values()) for facts in run.episodes if len(facts.sampling_weights) > 1]
+    return run.summary["avg_acc_final"], float(np.mean([entropy(one, base=len(one)) for one in weights]))
 
 
 def interval(values: np.ndarray) -> str:
@@ -121,8 +124,9 @@ def main() -> None:
     found = {}
     with ProcessPoolExecutor(2) as pool:
         for name in VARIANTS:
-            found[name] = np.array(list(pool.map(partial(accuracy, name), SEEDS)))
+            found[name], evenness = np.array(list(pool.map(partial(measured, name), SEEDS))).T
             print(f"{name}: {found[name].round(4).tolist()}", file=sys.stderr, flush=True)
+            print(f"relative entropy of the sampling weights: {interval(evenness)}", file=sys.stderr, flush=True)
     print("| behaviour put back | accuracy at the end | change against ours |\n| --- | --- | --- |")
     for name, (reference, _, _) in VARIANTS.items():
         change = "" if reference is None else interval(found[name] - found[reference])

@@ -4,18 +4,21 @@
 
 Rotated digits (10 training images a class, 20 epochs) and Split-MNIST (500, 5 epochs), conv net, a fifth of the
 training images held out, three seeds: zoo, isolated networks and student. Then students of rotated digits with other
-weights of the true class, epochs and kept images. Finished runs in the store are reused; MNIST must be in
-DIR/MNIST/raw. Prints Markdown.
+weights of the true class, epochs and kept images, and the rules that find the task, on held-out images. Finished runs
+in the store are reused; MNIST must be in DIR/MNIST/raw. Prints Markdown.
 """
 
 import argparse
 import contextlib
 import io
+import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,10 +28,9 @@ import torch
 import distill
 import modelzoo
 from datasets import build_stream
-from datasets.objectives import Scores
-from datasets.task import TaskStream
-from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
-from evaluation.scenarios import ROUTINGS, score_without_task
+from datasets.task import HELD_OUT, TEST, TaskStream
+from evaluation import measurements
+from evaluation.scenarios import ROUTINGS, confidence, entropy, score_without_task
 from records.monitor import RunMonitor
 from utils.compute import Compute
 from zoo import Zoo
@@ -42,12 +44,28 @@ STREAMS = {
     "Split-MNIST": ["split_mnist", "--samples", "500", "--epochs", "5"],
 }
 SCENARIOS = {
-    TASK_IDENTIFICATION: "task identified", CLASS_INCREMENTAL: "class-incremental", DOMAIN_INCREMENTAL: "class alone",
+    measurements.TASK_IDENTIFICATION: "task identified", measurements.CLASS_INCREMENTAL: "class-incremental",
+    measurements.DOMAIN_INCREMENTAL: "class alone", measurements.DOMAIN_INCREMENTAL_SUM: "class alone, by the sum",
 }  # fmt: skip
+# Streams on which the rule that finds the task was chosen: data set, bounds of the classes, recipes, seeds.
+FEW, SHORT = ["--samples", "10", "--epochs", "20"], ["--samples", "50", "--epochs", "2"]
+DIGITS = [["--epochs", "1"], ["--epochs", "5"], ["--epochs", "15"], FEW]
+UNLIKE = [("digits", bounds, DIGITS, SEEDS) for bounds in
+          ((0, 2, 5, 10), (0, 5, 8, 10), (0, 6, 8, 10), (0, 2, 10), (0, 8, 10), range(0, 11, 2))]  # fmt: skip
+ALIKE = [("rotated_digits", range(0, 101, 10), [FEW], SEEDS), ("rotated_mnist", range(0, 51, 10), [SHORT], (0, 1)),
+         ("permuted_mnist", range(0, 51, 10), [SHORT], (0, 1)),
+         ("permuted_mnist", range(0, 101, 10), [SHORT], (0,))]  # fmt: skip
+NOT_CHOSEN = {
+    "entropy, not divided": lambda a, _: entropy(a, a.probabilities.shape[-1]),
+    "log C less the entropy": lambda a, _: entropy(a, a.probabilities.shape[-1]) + math.log(a.probabilities.shape[-1]),
+    "confidence, not divided": lambda a, _: confidence(a, a.probabilities.shape[-1]),
+    "confidence above chance": lambda a, _: 1 - (1 - a.probabilities.amax(-1)) / (1 - 1 / a.probabilities.shape[-1]),
+    "energy of the sum": lambda a, _: a.energy,
+}
 BUDGETS = (1, 2, 3, 4, None)
 TRIED = [(0.0, 4), (0.5, 1), (0.5, 4), (0.5, 8), (1.0, 4)]  # LABELS and EPOCHS of distill.py
 KEPT = {"all": [], "2 a class": ["--memory_per_class", "2"]}
-HELD_OUT, ISOLATED = ["--hold_out", "0.2"], ["--method", "isolated"]
+HOLD_OUT, ISOLATED = ["--hold_out", "0.2"], ["--method", "isolated"]
 
 
 def run(main: object, arguments: Sequence[str], directory: Path) -> Path:
@@ -69,11 +87,11 @@ def arguments(name: str, seed: int) -> list[str]:
 def runs_of(name: str, store: Path, data_dir: str, seed: int) -> dict[str, Path]:
     """Run directories of one seed."""
     given, stream = [*arguments(name, seed), "--data_dir", data_dir], STREAMS[name][0]
-    zoo = run(modelzoo.main, [*given, *HELD_OUT], store / f"{stream}-zoo-{seed}")
+    zoo = run(modelzoo.main, [*given, *HOLD_OUT], store / f"{stream}-zoo-{seed}")
     return {
         "zoo": zoo,
         "all": run(modelzoo.main, given, store / f"{stream}-all-{seed}"),
-        "isolated": run(modelzoo.main, [*given, *HELD_OUT, *ISOLATED], store / f"{stream}-isolated-{seed}"),
+        "isolated": run(modelzoo.main, [*given, *HOLD_OUT, *ISOLATED], store / f"{stream}-isolated-{seed}"),
         "student": run(distill.main, [str(zoo), "--data_dir", data_dir], store / f"{stream}-student-{seed}"),
     }
 
@@ -95,29 +113,52 @@ def stream_of(zoo: Zoo) -> TaskStream:
     return build_stream(zoo.config.data, zoo.config.seed, CPU)
 
 
+def without_task(zoo: Zoo, split: str) -> dict[str, list[float]]:
+    """By routing rule, the accuracy in each scenario on all images of a split, means over tasks."""
+    stream = stream_of(zoo)
+    parts = {task.id: task.splits[split] for task in stream.tasks}
+    inputs = torch.cat([image for part in parts.values() for image in stored_inputs(part)])
+    tasks = torch.cat([torch.full((len(part),), task) for task, part in parts.items()])
+    targets = torch.cat([part.targets for part in parts.values()])
+    same = len({task.classes for task in stream.tasks}) == 1
+    answers, found = zoo.answers(as_stored(inputs, zoo.input_shape), list(parts)), {}
+    for rule in ROUTINGS:
+        scores = score_without_task(answers, tasks, targets, same_classes=same, rule=rule)
+        of_tasks = [scores[name].values() for name in SCENARIOS if name in scores]
+        found[rule] = [float(np.mean([score["accuracy"].value for score in one])) for one in of_tasks]
+    return found
+
+
+def choice_of_rule(store: Path, data_dir: str) -> None:
+    """Accuracy without the task on held-out images: of more rules, and of both answers where the class alone counts."""
+    means = {}  # by stream and rule
+    for dataset, bounds, recipes, seeds in UNLIKE + ALIKE:
+        tasks = [list(range(*ends)) for ends in pairwise(bounds)]
+        sizes = " + ".join(str(len(task)) for task in tasks)
+        name = sizes if dataset == "digits" else f"{dataset}, {len(tasks)} tasks"
+        written, found = store / f"{dataset} {name}.yaml", []
+        written.write_text(f"dataset: {dataset}\ntasks: {tasks}\n")
+        for recipe, seed in product(recipes, seeds):
+            given = ["--data_config", str(written), *HOLD_OUT, *recipe, "--continual", "--seed", str(seed)]
+            path = store / f"{written.stem} {' '.join(recipe)} {seed}"
+            zoo = Zoo.load(run(modelzoo.main, [*given, "--data_dir", data_dir], path), "cpu")
+            with patch.dict(ROUTINGS, NOT_CHOSEN):
+                found.append(without_task(zoo, HELD_OUT))
+        means[name] = {rule: [f"{x:.4f}" for x in np.mean([one[rule] for one in found], 0)] for rule in found[0]}
+    names, alike = list(means)[: len(UNLIKE)], list(means)[len(UNLIKE) :]
+    table(["rule", *names], [[rule, *(means[name][rule][0] for name in names)] for rule in (*ROUTINGS, *NOT_CHOSEN)])
+    table(["stream", *SCENARIOS.values()], [[name, *means[name]["entropy"]] for name in alike])
+
+
 def rules(zoos: Sequence[Zoo]) -> None:
     """Accuracy without the task for each routing rule, before and after calibration, on all test images."""
     found = defaultdict(list)
     for zoo in zoos:
-        stream = stream_of(zoo)
-        inputs = torch.cat([part for task in stream.tasks for part in stored_inputs(task.test)])
-        tasks = torch.cat([torch.full((len(task.test),), task.id) for task in stream.tasks])
-        targets = torch.cat([task.test.targets for task in stream.tasks])
-        same = len({task.classes for task in stream.tasks}) == 1
         for temperature in ("none", "task"):
-            one = zoo.combined("mean", temperature)
-            answers = one.answers(as_stored(inputs, zoo.input_shape), [task.id for task in stream.tasks])
-            for rule in ROUTINGS:
-                scores = score_without_task(answers, tasks, targets, same_classes=same, rule=rule)
-                means = [mean_score(scores[name].values()) for name in SCENARIOS if name in scores]
+            for rule, means in without_task(zoo.combined("mean", temperature), TEST).items():
                 found[rule, temperature].append(means)
     rows = [[*names, *map(shown, zip(*values, strict=True))] for names, values in found.items()]
     table(["rule", "temperature", *SCENARIOS.values()][: len(rows[0])], rows)
-
-
-def mean_score(scores: Iterable[Scores], name: str = "accuracy") -> float:
-    """Mean over tasks."""
-    return float(np.mean([score[name].value for score in scores]))
 
 
 def scores(zoo: Zoo) -> tuple[float, float, float]:
@@ -186,7 +227,7 @@ def settings_of_students(store: Path) -> None:
     for kept, options in KEPT.items():
         zoos = []
         for seed in SEEDS:
-            given = [*arguments("Rotated digits", seed), *HELD_OUT, *options]
+            given = [*arguments("Rotated digits", seed), *HOLD_OUT, *options]
             zoos.append(Zoo.load(run(modelzoo.main, given, store / f"kept_{kept.replace(' ', '_')}-{seed}"), "cpu"))
         for labels, epochs in TRIED:
             of_zoo, of_student = zip(*(held_out_accuracies(zoo, labels, epochs) for zoo in zoos), strict=True)
@@ -213,6 +254,8 @@ def main() -> None:
         print(f"\nAccuracy without --hold_out {shown(whole)}, with --hold_out 0.2 {shown(held)}.")
     print("\n## Settings of students")
     settings_of_students(Path(options.store))
+    print("\n## Rules")
+    choice_of_rule(Path(options.store), options.data_dir)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from datasets.objectives import Scores
 
-# The scenarios of van de Ven et al. (2022), and task identification on its own.
+# The scenarios of van de Ven et al. (2022), with a second answer where only the class counts, and task identification.
 TASK_INCREMENTAL = "task-incremental"
 CLASS_INCREMENTAL = "class-incremental"
 DOMAIN_INCREMENTAL = "domain-incremental"
+DOMAIN_INCREMENTAL_SUM = "domain-incremental-sum"
 TASK_IDENTIFICATION = "task-identification"
-WITHOUT_TASK = (CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION)
+WITHOUT_TASK = (CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, DOMAIN_INCREMENTAL_SUM, TASK_IDENTIFICATION)
 
 
 @dataclass(frozen=True)

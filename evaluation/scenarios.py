@@ -8,8 +8,13 @@ The scenarios are those of van de Ven, Tuytelaars & Tolias, "Three types of incr
     class-incremental    the task is not given; which class of which task?
     domain-incremental   the task is not given, and all tasks have the same classes; which class?
     task-identification  the task is not given; which task? (part of the class-incremental scenario)
+
+The domain-incremental scenario has two answers: the likeliest class of the likeliest task, which is that of the
+class-incremental scenario with a wrong task forgiven, and (domain-incremental-sum) the likeliest class of
+sum_t p(t) p(class | t).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.objectives import Objective, Scores, scores
-from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION
+from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, DOMAIN_INCREMENTAL_SUM, TASK_IDENTIFICATION
 
 
 @dataclass(frozen=True)
@@ -29,29 +34,37 @@ class Answer:
     energy: Tensor  # [N] mean over members of log sum_c exp(output c)
 
 
-def confidence(answer: Answer) -> Tensor:
-    """log max_c p(c), [N]: chooses the most confident head (Hendrycks & Gimpel 2017)."""
-    return answer.probabilities.amax(-1).log()
+def confidence(answer: Answer, widest: int) -> Tensor:
+    """log max_c p(c), [N], as a share of log C: chooses the most confident head (Hendrycks & Gimpel 2017)."""
+    return answer.probabilities.amax(-1).log() * _unit(answer, widest)
 
 
-def entropy(answer: Answer) -> Tensor:
-    """sum_c p(c) log p(c), [N], nats: chooses the head with the lowest entropy."""
-    return torch.special.xlogy(answer.probabilities, answer.probabilities).sum(-1)
+def entropy(answer: Answer, widest: int) -> Tensor:
+    """sum_c p(c) log p(c), [N], as a share of log C: chooses the head with the lowest entropy."""
+    return torch.special.xlogy(answer.probabilities, answer.probabilities).sum(-1) * _unit(answer, widest)
 
 
-def energy(answer: Answer) -> Tensor:
-    """log sum_c exp(output c), [N], mean over members: chooses the largest outputs (Liu et al. 2020)."""
-    return answer.energy
+def energy(answer: Answer, widest: int) -> Tensor:
+    """log mean_c exp(output c), [N], mean over members: chooses the largest outputs (Liu et al. 2020)."""
+    return answer.energy - math.log(answer.probabilities.shape[-1])
 
 
-# The evidence for a task. docs/using.md compares the rules.
-ROUTINGS: dict[str, Callable[[Answer], Tensor]] = {"entropy": entropy, "confidence": confidence, "energy": energy}
+def _unit(answer: Answer, widest: int) -> float:
+    """1 / log C, times log C of the widest task, so that nothing changes where all tasks have as many classes."""
+    return math.log(max(2, widest)) / math.log(max(2, answer.probabilities.shape[-1]))
+
+
+# The evidence for a task, from the answer of its C classes and the number of classes of the widest task. The uninformed
+# answer is worth the same with any C: with fewer classes every answer has a lower entropy, also to unfamiliar inputs.
+# docs/using.md compares the rules.
+ROUTINGS: dict[str, Callable[[Answer, int], Tensor]] = {"entropy": entropy, "confidence": confidence, "energy": energy}
 DEFAULT_ROUTING = "entropy"
 
 
 def task_log_probabilities(answers: Sequence[Answer], rule: str = DEFAULT_ROUTING) -> Tensor:
     """log p(task), [N, T]: log-softmax over the tasks of the evidence for each of them."""
-    return torch.stack([ROUTINGS[rule](answer) for answer in answers], -1).double().log_softmax(-1)
+    widest = max(answer.probabilities.shape[-1] for answer in answers)
+    return torch.stack([ROUTINGS[rule](answer, widest) for answer in answers], -1).double().log_softmax(-1)
 
 
 def score_without_task(
@@ -59,9 +72,9 @@ def score_without_task(
 ) -> dict[str, dict[int, Scores]]:  # fmt: skip
     """Scores of the scenarios in which the task is not given, by scenario and task.
 
-    The prediction is the likeliest class of the likeliest task; in the domain-incremental scenario the likeliest one of
-    p(class) = sum_t p(t) p(class | t). `loss` is -log p of the correct answer. The rule has no temperature, so p(task)
-    is not calibrated, and `loss` and `ece` say less than the accuracy does.
+    The prediction is the likeliest class of the likeliest task; `loss` is -log p of the correct answer, and in the
+    domain-incremental scenario p is that of the likeliest task. The rule has no temperature, so p(task) is not
+    calibrated, and `loss` and `ece` say less than the accuracy does.
 
     Args:
         answers: of each candidate task, on the same N inputs.
@@ -89,9 +102,9 @@ def score_without_task(
         ),
     }  # fmt: skip
     if same_classes:
-        whatever = torch.einsum("nt,ntc->nc", of_task.to(of_class.dtype), of_class)
-        chosen = whatever.argmax(-1)
-        measured[DOMAIN_INCREMENTAL] = whatever[here, targets], whatever[here, chosen], chosen == targets
+        summed = torch.einsum("nt,ntc->nc", of_task.to(of_class.dtype), of_class)
+        for scenario, p in {DOMAIN_INCREMENTAL: of_class[here, task], DOMAIN_INCREMENTAL_SUM: summed}.items():
+            measured[scenario] = p[here, targets], p.amax(-1), p.argmax(-1) == targets
     return {
         scenario: {number: found for number, found in zip(answers, scores(right, len(answers), *parts), strict=True)
                    if found is not None}

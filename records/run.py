@@ -251,9 +251,9 @@ def task_number(path: Path, task: str | int, names: Mapping[int, str]) -> int:
     kind, equals, text = (f"number={task}" if isinstance(task, int) else task).partition("=")
     if not equals or kind not in ("number", "name"):
         kind, text = "", str(task)
-    text = class_name(text)
-    found = [number for number, name in names.items()
-             if (kind != "name" and str(number) == text) or (kind != "number" and class_name(name) == text)]  # fmt: skip
+    numbered = [number for number in names if kind != "name" and str(number) == text]
+    named = [number for number, name in names.items() if kind != "number" and class_name(name) == class_name(text)]
+    found = sorted({*numbered, *named})
     if len(found) > 1:
         ways = [f"number={number} for {number} {names[number]!r}" for number in found]
         raise UserError(f"{path}: {text!r} may be several tasks; write {' or '.join(ways)}")

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from datasets.objectives import BINS
-from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION, mean_over_tasks
+from evaluation.measurements import WITHOUT_TASK, mean_over_tasks
 from records.run import Run
 from records.summary import direction, figure
 from reporting import analysis, compared, figures, style
@@ -176,8 +176,7 @@ def task_table(run: Run) -> Sheet:
 
 def scenario_table(run: Run) -> Sheet | None:
     """Accuracy without being told the task, mean over tasks seen, after up to five episodes; None if not measured."""
-    asked = (CLASS_INCREMENTAL, TASK_IDENTIFICATION, DOMAIN_INCREMENTAL)
-    names = [name for name in asked if mean_over_tasks(run.rows, name) is not None]
+    names = [name for name in WITHOUT_TASK if mean_over_tasks(run.rows, name) is not None]
     if not names:
         return None
     episodes = [facts.episode for facts in run.episodes]
@@ -188,7 +187,8 @@ def scenario_table(run: Run) -> Sheet | None:
     counts = {row.task: row.n for row in run.rows if row.episode == episodes[-1] and row.scenario == names[0]}
     note = (
         f"Mean over the tasks seen; {sum(counts.values()):,} test examples after the last episode. All heads of all "
-        "networks are asked, and the task is the one whose answer has the lowest entropy."
+        "networks are asked, and the task is the one whose answer has the lowest entropy, as a share of the highest "
+        "possible."
     )
     header, title = ["after episode", *names], "Accuracy without being told the task"
     return Sheet("without_task", title, header, rows, pd.DataFrame(values, columns=header), notes=[note])

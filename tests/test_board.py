@@ -114,7 +114,7 @@ def test_the_numbers_are_those_of_the_run_directory(runs, name):
     for scenario, found in without_task.groupby("scenario"):
         averages = found.groupby("episode").accuracy.mean()
         assert values(run, f"without_task/{scenario}") == pytest.approx(averages.to_dict(), rel=1e-6)
-    assert without_task.scenario.nunique() == (3 if name == "alone" else 2)
+    assert without_task.scenario.nunique() == (4 if name == "alone" else 2)
     for row in rows.drop(without_task.index).itertuples():
         for figure in ("accuracy", "loss", "ece"):
             tag = f"{row.split}_{figure}/{row.task:03d} {row.task_name}"

@@ -15,36 +15,27 @@ from training.monitor import Monitor
 from training.prediction import predict_examples
 from utils.seeding import generator, seeded
 
-# How much is kept of a task of 24 examples: everything, a part, nothing; where a method can choose.
-LIMITS: dict[str, list[dict[str, float]]] = {
-    "zoo": [
-        *({"replay_frac": fraction} for fraction in (1.0, 0.25, 0.0)),
-        {"memory_per_class": 2},
-        {"memory": 7},
-        {"memory": 1},
-    ],
-    **{
-        name: [{"memory_per_class": 12}, {"memory_per_class": 2}, {"memory": 7}, {"memory": 1}]
-        for name in ("er", "der", "derpp", "gem", "agem", "mega")
-    },
-}
 CONTINUAL = [name for name, method in METHODS.items() if "continual" in method.modes]
+
+
+def limits(name):
+    """How much a method keeps of a task of 24 examples: everything, a part, nothing; where it can be told."""
+    fractions = [{"replay_frac": share} for share in (1.0, 0.25, 0.0)] if "replay_frac" in METHODS[name].options else []
+    counts = [{"memory_per_class": 12}, {"memory_per_class": 2}, {"memory": 7}, {"memory": 1}]
+    return fractions + [limit for limit in counts if METHODS[name].options.issuperset(limit)] or [{}]
+
+
 SETTINGS = [
-    (name, fresh, tuple(limit.items()))
-    for name in CONTINUAL
-    for fresh in (False, True)
-    for limit in LIMITS.get(name, [{}])
+    (name, fresh, tuple(limit.items())) for name in CONTINUAL for fresh in (False, True) for limit in limits(name)
 ]
 
 
-def allowed(name, limit, tasks):
-    """How many examples may be kept of so many tasks of 24."""
-    limit = dict(limit)
-    if name == "cumulative":
-        return 24 * tasks
+def allowed(learner, limit, tasks):
+    """How many examples may be kept of so many tasks of 24; by itself a method keeps all or nothing."""
+    limit = dict(limit) or {"replay_frac": learner.budget().fraction}
     if "replay_frac" in limit:
         return {1.0: 24, 0.25: 6, 0.0: 0}[limit["replay_frac"]] * tasks
-    return limit["memory"] if "memory" in limit else 3 * limit.get("memory_per_class", 0) * tasks
+    return limit["memory"] if "memory" in limit else 3 * limit["memory_per_class"] * tasks
 
 
 def same(one, other):
@@ -73,7 +64,7 @@ def test_every_method_learns_tables_and_generators_reproducibly(method, fresh, l
     for task, probabilities in once[-1].items():
         assert probabilities.shape == (40, 3 if task % 2 else 2)
         torch.testing.assert_close(probabilities.sum(1), torch.ones(40))
-    assert first.storage().examples <= allowed(method, limit, 3)
+    assert first.storage().examples <= allowed(first, limit, 3)
 
 
 def with_other_future(stream, known):

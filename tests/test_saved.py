@@ -150,8 +150,9 @@ def test_without_the_task_every_head_is_asked(runs):
     images = torch.cat([images_of(task)[:20] for task in streamed(zoo.path)])
     told = [zoo.predict(images, number).probabilities.double().numpy() for number in (1, 2, 3)]
     for rule, speaks in {
-        "entropy": [(p * np.log(p)).sum(1) for p in told],
-        "confidence": [np.log(p.max(1)) for p in told],
+        # Of 2, 3 and 2 classes: as shares of log 2 and log 3, in units of the larger one.
+        "entropy": [(p * np.log(p)).sum(1) * np.log(3) / np.log(p.shape[1]) for p in told],
+        "confidence": [np.log(p.max(1)) * np.log(3) / np.log(p.shape[1]) for p in told],
     }.items():
         found = zoo.predict(images, "auto", rule)
         task = np.argmax(speaks, 0)

@@ -10,13 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.accuracy import MIXED_EXAMPLES
-from evaluation.measurements import (
-    CLASS_INCREMENTAL,
-    DOMAIN_INCREMENTAL,
-    TASK_IDENTIFICATION,
-    Measurement,
-    mean_over_tasks,
-)
+from evaluation.measurements import WITHOUT_TASK, Measurement, mean_over_tasks
 from methods import METHODS
 from records.configuration import hyperparameters
 from records.directory import CONFIG, read_config
@@ -85,5 +79,4 @@ def _without_task(zoo: Zoo, numbers: Sequence[int], rows: Sequence[Measurement])
     """Mean accuracy by scenario in which the task is not given; empty unless the run measured what is exported."""
     if zoo.combined_as != PLAIN or len(numbers) < len(zoo.tasks) or len(numbers) == 1:
         return {}
-    scenarios = (CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, TASK_IDENTIFICATION)
-    return {name: value for name in scenarios if (value := mean_over_tasks(rows, name)) is not None}
+    return {name: value for name in WITHOUT_TASK if (value := mean_over_tasks(rows, name)) is not None}

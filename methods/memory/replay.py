@@ -79,20 +79,18 @@ class ReplayMemory:
 
     def share(self, task_id: int) -> float:
         """The share of a task's examples that is kept, in [0, 1]."""
-        if self.budget.fraction is not None:
-            return self.budget.fraction
         return len(self._kept[task_id]) / self._whole[task_id]
 
     def source(self, task_id: int, tasks_in_member: int) -> TrainSource:
         """The train source of a past task for a member of m tasks.
 
-        Where a share f < 1 is kept, its examples are repeated max(1, int(1 / ((m - 1) f))) times, so that past tasks
+        Where a share f < 1 was kept, its examples are repeated max(1, int(1 / ((m - 1) f))) times, so that past tasks
         together weigh about as much as the new one (Ramesh & Chaudhari 2022, authors' code).
         """
         if task_id in self._sources:
             return self._sources[task_id]
-        others = max(1, tasks_in_member - 1)
-        return Table(self._kept[task_id], max(1, int(1 / (others * self.share(task_id)))))
+        kept, others = self._kept[task_id], max(1, tasks_in_member - 1)
+        return Table(kept, max(1, self._whole[task_id] // (others * len(kept))))
 
     @property
     def tasks(self) -> tuple[int, ...]:
