@@ -62,7 +62,7 @@ def _opened(path: Path, option: str) -> int:
             if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
                 return lock
         except BlockingIOError:
-            holder = _holder(lock)
+            holder = _holder(lock) | _living(lock)
             os.close(lock)
             raise UserError(
                 f"{option}{path.parent} is in use by {_told(holder)}; wait for it, or name another folder"
@@ -79,6 +79,17 @@ def _holder(lock: int) -> dict[str, object]:
         return content if isinstance(content, dict) else {}
     except (ValueError, RecursionError):
         return {}
+
+
+def _living(lock: int) -> dict[str, object]:
+    """The processes that have the lock file open, as Linux tells: those that the named owner started may outlive it."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            if os.readlink(entry) == os.readlink(f"/proc/self/fd/{lock}"):  # noqa: PTH115
+                found.add(int(entry.parts[2]))
+    found -= {os.getpid()}
+    return {"process": ", ".join(map(str, sorted(found)))} if found else {}
 
 
 def _told(holder: dict[str, object]) -> str:

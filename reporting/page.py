@@ -20,7 +20,7 @@ from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison
 from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note, share
-from utils.files import write_bytes, yaml_bytes
+from utils.files import check_own, write_bytes, yaml_bytes
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Page:
             name, svg, csv = picture.name, style.svg(picture.drawn), picture.data.to_csv(index=False)
             files |= {f"{name}.png": style.png(picture.drawn), f"{name}.svg": svg.encode(), f"{name}.csv": csv.encode()}
             svgs[name] = Markup(style.inline(svg, name, picture.title, themed))  # matplotlib has escaped its texts
+        check_own(folder / "figures")
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_bytes(folder / "figures" / name, content)

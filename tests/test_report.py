@@ -439,6 +439,20 @@ def test_a_damaged_run_is_refused_in_one_line(name, runs, tmp_path, capsys):
     refused([str(tmp_path / "bad")], [f"{name} is damaged"], capsys)
 
 
+def test_a_report_does_not_follow_links_out_of_the_run(runs, tmp_path, capsys):
+    shutil.copytree(runs / "er0", tmp_path / "run")
+    (tmp_path / "mine").write_text("mine")
+    for name in ("report.html", "report.html.partial"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+        (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    assert main([str(tmp_path / "run")]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    shutil.move(tmp_path / "run/figures", tmp_path / "figures")
+    (tmp_path / "run/figures").symlink_to(tmp_path / "figures")
+    capsys.readouterr()
+    refused([str(tmp_path / "run")], ["run/figures is a link"], capsys)
+
+
 def refused(given, words, capsys):
     assert main(given) == 2
     captured = capsys.readouterr()

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,15 @@ import torch
 import yaml
 from torch import Tensor
 
-PARTIAL = ".partial"
+from utils.errors import UserError
+
+PARTIAL = r"\.[0-9a-f]{16}\.partial"  # ends the name of a temporary file, as a regular expression
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it to the disk and rename it: a reader sees the old file or the new one.
+
+    The temporary file is new and of this call alone, so that no link is followed and two writers do not meet.
 
     OSError, if the disk is full or read-only, names `path`; the temporary file is removed.
     """
@@ -33,9 +38,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
     """A text file to write to; it appears under its name when the block ends, and not at all after an exception."""
-    aside = path.with_name(path.name + PARTIAL)
+    aside = _aside(path)
     try:
-        with open(aside, "w", encoding="utf-8", newline="") as file:
+        with open(aside, "x", encoding="utf-8", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,7 +56,7 @@ def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder that appears with all its files or not at all; OSError if it exists and is not empty."""
     beside = next(folder for folder in path.parents if folder.is_dir())  # on the same disk, and it exists
-    aside = beside / f"{path.name}-{os.getpid()}{PARTIAL}"
+    aside = _aside(beside / path.name)
     aside.mkdir()
     try:
         for name, content in files.items():
@@ -61,6 +66,16 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+
+
+def check_own(folder: Path) -> None:
+    """UserError if a folder to write in is a link: it would lead to files of somebody else."""
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link; a run keeps its files in its own directory")
 
 
 def beside(run: str | Path, suffix: str) -> Path:
