@@ -88,10 +88,6 @@ def predict(options: argparse.Namespace) -> int:
                     print_lines(names, answer, options.top)
                 else:
                     csv.writer(file, lineterminator="\n").writerows(rows(names, answer, header=not first))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a flush at exit must not fail again
-        print("predict.py: nobody reads the output any more (broken pipe)", file=sys.stderr)
-        return 1
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
     for line in skipped:

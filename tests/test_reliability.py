@@ -206,16 +206,14 @@ def test_a_text_like_a_number_comes_back_as_a_text():
     assert parse_yaml("x", utils.files.yaml_bytes(values).decode()) == values
 
 
-def test_output_that_nobody_reads_ends_with_one_line():
+def test_output_that_nobody_reads_ends_without_a_word():
     given = [part for part in options("zoo") if part != "--quiet"]
     command = [sys.executable, str(PROJECT / "modelzoo.py"), *given, "--run_dir", "run"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()
-    told = process.stderr.read()
-    assert process.wait() in (0, 1)
-    assert "Traceback" not in told
-    assert len(told.splitlines()) == (process.returncode == 1)
+    assert process.stderr.read() == ""
+    assert process.wait() in (0, 141)
 
 
 # Integrity.
