@@ -310,9 +310,9 @@ def test_two_writers_of_a_file_do_not_meet_and_follow_no_link():
     Path("f.partial").symlink_to("precious")
     Path("f").symlink_to("precious")
     with utils.files.written_whole(Path("f")) as one:
-        one.write("one")
+        one.write(b"one")
         with utils.files.written_whole(Path("f")) as other:
-            other.write("other")
+            other.write(b"other")
         assert Path("f").read_text() == "other"
     assert Path("f").read_text() == "one"
     assert Path("precious").read_text() == "mine"

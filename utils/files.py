@@ -4,7 +4,6 @@ import contextlib
 import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -12,7 +11,8 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -32,15 +32,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     OSError, if the disk is full or read-only, names `path`; the temporary file is removed.
     """
     with written_whole(path) as file:
-        file.buffer.write(content)
+        file.write(content)
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
-    """A text file to write to; it appears under its name when the block ends, and not at all after an exception."""
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to; it appears under its name when the block ends, and not at all after an exception."""
     aside = _aside(path)
     try:
-        with open(aside, "x", encoding="utf-8", newline="") as file:
+        with open(aside, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -107,10 +107,26 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
 def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Rows as comma-separated values; floats keep all their digits."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    """Rows as comma-separated values; floats keep all their digits.
+
+    A text that a spreadsheet would run as a formula gets a ' before it, which `from_cell` takes away.
+    """
+    lines = list[str]()
+    # A carriage return in a field is quoted only if it may end a line.
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(map(_cell, row) for row in rows)
+    return "".join(line[:-2] + "\n" for line in lines).encode()
+
+
+_FORMULA = re.compile(r"'*([=@\t\r]|[+-](?![\d.]+(e[-+]?\d+)?$))", re.ASCII)  # -0.5 is a number
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def from_cell(text: str) -> str:
+    """The text that `csv_bytes` has written as this one."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 class GrowingFile:
