@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -512,6 +513,37 @@ def test_a_store_is_for_one_process_at_a_time(here, capsys):
                 capsys.readouterr().err,
             )
     assert not Path("started").exists()
+
+
+def test_failed_runs_are_listed_when_the_tables_cannot_be_written(here, capsys):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    order(grid.runs[0], "fail too few examples")
+    Path("store/results.csv").mkdir(parents=True)
+    assert command() == 2
+    failed, told = capsys.readouterr().err.splitlines()
+    assert failed == f"failed: {grid.runs[0].name}: exit code 2: modelzoo.py: too few examples"
+    assert told == "benchmark.py: store/results.csv cannot be written: Is a directory"
+
+
+def test_a_run_that_cannot_be_started_is_one_line_after_the_failed_ones(here, capsys, monkeypatch):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    order(grid.runs[0], "fail too few examples")
+    start, started = subprocess.Popen, []
+
+    def full(command, **how):
+        started.append(command)
+        if len(started) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return start(command, **how)
+
+    monkeypatch.setattr("studies.jobs.subprocess.Popen", full)
+    assert command() == 1
+    failed, told = capsys.readouterr().err.splitlines()
+    assert failed.startswith(f"failed: {grid.runs[0].name}: exit code 2")
+    assert told == "benchmark.py: Resource temporarily unavailable"
+    assert {line["status"] for line in results().values()} == {"failed", "missing"}
 
 
 def test_a_store_from_elsewhere_leads_to_no_other_file(here, capsys):
