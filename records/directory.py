@@ -239,7 +239,8 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
     try:
         if os.path.realpath(path) in map(os.path.realpath, reads):
             raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
-        if not path.exists() or (path.is_dir() and all(map(_is_begun, path.iterdir()))):
+        found = [entry.name for entry in path.iterdir()] if path.is_dir() else [CONFIG] if path.exists() else []
+        if CONFIG not in found and all(map(_BEGUN.fullmatch, found)):  # nothing, or killed before it wrote config.yaml
             return
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"--run_dir {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
@@ -252,11 +253,6 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         raise UserError(
             f"--run_dir {path} already holds a run; {resume}replace it with --overwrite, or name another directory"
         )
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether a run that was killed before it had written config.yaml leaves such a file."""
-    return path.name != CONFIG and _BEGUN.fullmatch(path.name) is not None
 
 
 def _is_run(path: Path) -> bool:

@@ -17,9 +17,13 @@ _LONGEST = 5000  # characters of a line; a path may have 4096
 class UserError(Exception):
     """Wrong input; the message names the file and key and what would be right. Exit code 2."""
 
+    code = 2
+
 
 class TrainingError(Exception):
     """Training failed; the message says where and what to try. Exit code 1."""
+
+    code = 1
 
 
 class SignalError(Exception):
@@ -27,7 +31,7 @@ class SignalError(Exception):
 
     def __init__(self, number: int, advice: str = "") -> None:
         super().__init__("; ".join(filter(None, [f"stopped by {signal.Signals(number).name}", advice])))
-        self.number = number
+        self.number, self.code = number, 128 + number
 
 
 class OutputError(BaseException):
@@ -91,18 +95,13 @@ def run_program(name: str, body: Callable[[], int | None], interrupted: str = "i
 
 def ending_of(error: BaseException, interrupted: str = "interrupted") -> tuple[str, int] | None:
     """What is said about an error that ends a program, and the exit code; None for an error in the program itself."""
-    match error:
-        case UserError():
-            return str(error), 2
-        case TrainingError():
-            return str(error), 1
-        case SignalError():
-            return str(error), 128 + error.number
-        case KeyboardInterrupt():
-            return interrupted, 128 + signal.SIGINT
-        case OutputError():
-            broken = error.args[0] == errno.EPIPE
-            return ("", 128 + signal.SIGPIPE) if broken else (f"stdout cannot be written: {error.args[1]}", 1)
+    if isinstance(error, (UserError, TrainingError, SignalError)):
+        return str(error), error.code
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted, 128 + signal.SIGINT
+    if isinstance(error, OutputError):
+        nobody_reads = error.args[0] == errno.EPIPE
+        return ("", 128 + signal.SIGPIPE) if nobody_reads else (f"stdout cannot be written: {error.args[1]}", 1)
     if lack := shortage(error):
         return lack, 1
     if isinstance(error, OSError):
@@ -129,11 +128,7 @@ def leave(number: int, frame: object) -> None:
 
 def printable(text: str) -> str:
     """The text with control characters, bidirectional marks and the like escaped, but for line ends and tabs."""
-    return re.sub(r"[^\n\t -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: object) -> str:

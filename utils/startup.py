@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from utils import machine
-from utils.errors import UserError, ending_of, leave, missing_file, one_line, run_program
+from utils.errors import ending_of, leave, missing_file, one_line
 
 _FILES = ("--data_config", "--hp_config", "--method_config", "--config")
 _RUNS = ("--extend", "--isolated", "--verify")
@@ -28,8 +28,9 @@ def prepare(name: str, *, computes: bool = True) -> None:
     if name == "__main__":
         _guard()
         program = Path(sys.argv[0]).name
-        if code := run_program(program, lambda: _check(program)):
-            sys.exit(code)
+        if wrong := wrong_path(program, sys.argv[1:]):
+            print(f"{program}: {one_line(wrong)}", file=sys.stderr)
+            sys.exit(2)
     gc.set_threshold(*_COLLECT)
     if computes and "torch" not in sys.modules:
         machine.choose_waiting()
@@ -53,15 +54,10 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
         print(f"{Path(sys.argv[0]).name}: {one_line(ending[0])}", file=sys.stderr)
 
 
-def _check(program: str) -> None:
-    if importlib.util.find_spec("fcntl") is None:
-        raise UserError("this system has no fcntl, which locks run directories: use Linux, macOS, or WSL on Windows")
-    if wrong := wrong_path(program, sys.argv[1:]):
-        raise UserError(wrong)
-
-
 def wrong_path(program: str, argv: Sequence[str]) -> str | None:
-    """An error message for the first path on the command line that does not exist, or None."""
+    """An error message for a system without locks or the first path on the command line that does not exist, or None."""
+    if importlib.util.find_spec("fcntl") is None:
+        return "this system has no fcntl, which locks run directories: use Linux, macOS, or WSL on Windows"
     if {"-h", "--help"} & set(argv):
         return None
     given = _given(argv)
