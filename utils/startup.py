@@ -55,7 +55,7 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 def wrong_path(program: str, argv: Sequence[str]) -> str | None:
-    """An error message for a system without locks or the first path on the command line that does not exist, or None."""
+    """An error message for a system without locks or for the first given path that does not exist, or None."""
     if importlib.util.find_spec("fcntl") is None:
         return "this system has no fcntl, which locks run directories: use Linux, macOS, or WSL on Windows"
     if {"-h", "--help"} & set(argv):
