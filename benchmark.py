@@ -34,7 +34,8 @@ from studies.jobs import Job, run_jobs
 from studies.store import PlannedRun, check_run, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
-from utils.errors import UserError, run_program
+from utils.errors import UserError, one_line, run_program
+from utils.files import check_own
 from utils.options import Parser, whole
 from utils.settings import Range
 
@@ -97,25 +98,22 @@ def benchmark(options: argparse.Namespace) -> int:
     command = shlex.join(["python", "benchmark.py", "--config", options.config, "--store", options.store])
     if options.tables_only and not store.is_dir():
         raise UserError(f"--store {store} does not exist; without --tables_only it is made")
-    if options.tables_only:
-        with reading(str(store), store):
-            write_tables(grid.runs, store, failures, grid.options, command)
-            make_report(grid.runs, store, command)
-        return 0
-    check_machine(grid, options.config)
+    if not options.tables_only:
+        check_machine(grid, options.config)
     with locked(store) as lock:
-        missing = [run for run in grid.runs if not run.finished]
-        print(f"{len(grid.runs)} runs, {len(missing)} of them to do", flush=True)
         try:
-            execute(missing, store, options.jobs, lock, failures)
+            if not options.tables_only:
+                missing = [run for run in grid.runs if not run.finished]
+                print(f"{len(grid.runs)} runs, {len(missing)} of them to do", flush=True)
+                execute(missing, store, options.jobs, lock, failures)
         finally:
+            for name, reason in failures.items():
+                print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
             with reading(str(store), store):
                 write_tables(grid.runs, store, failures, grid.options, command)
-            for name, reason in failures.items():
-                print(f"failed: {name}: {reason}", file=sys.stderr)
-    print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
-    with reading(str(store), store):
-        make_report(grid.runs, store, command)
+        print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
+        with reading(str(store), store):
+            make_report(grid.runs, store, command)
     return 1 if failures else 0
 
 
@@ -140,6 +138,7 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
     """Run them and print a line for each that has ended; `failures` receives name -> reason."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // at_a_time)
+    check_own(store / "logs")
     (store / "logs").mkdir(exist_ok=True)
     by_name = {run.name: run for run in runs}
     begin = time.perf_counter()

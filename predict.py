@@ -9,7 +9,6 @@ from utils.startup import prepare
 prepare(__name__)  # before torch is loaded
 
 import argparse
-import csv
 import math
 import os
 import sys
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from datasets.images.files import reasons
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS
 from utils.errors import UserError, one_line, run_program
-from utils.files import written_whole
+from utils.files import csv_bytes, written_whole
 from utils.options import Parser, check_choice, whole
 from zoo import Prediction, Zoo
 from zoo.inputs import find_images, read_image
@@ -91,11 +90,7 @@ def predict(options: argparse.Namespace) -> int:
                 if file is None:
                     print_lines(names, answer, options.top)
                 else:
-                    csv.writer(file, lineterminator="\n").writerows(rows(names, answer, header=not first))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a flush at exit must not fail again
-        print("predict.py: nobody reads the output any more (broken pipe)", file=sys.stderr)
-        return 1
+                    file.write(csv_bytes(rows(names, answer, header=not first)))
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
     if unused := reasons(sum((others for _, others in found), Counter())):

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from evaluation.measurements import Measurement
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
+from utils.errors import one_line
 
 
 class Console(RunMonitor):
@@ -24,7 +25,7 @@ class Console(RunMonitor):
     def run_begins(self, run: RunStart) -> None:
         width = max(len(name) for name, _ in run.header)
         for name, value in run.header:
-            self._say(f"{name:<{width}}  {value}")
+            self._say(f"{name:<{width}}  {one_line(value)}")
         self._say()
 
     def episode_begins(self, episode: int, episodes: int) -> None:

@@ -36,7 +36,7 @@ from records.members import FACTS_FILE, KEPT_FILE, PREDICTIONS_FILE, WEIGHTS_FIL
 from records.monitor import EpisodeFacts
 from records.tables import EPISODES, METRICS, episode_line, header, metric_lines, read_measurements
 from utils.errors import UserError
-from utils.files import PARTIAL, GrowingFile, json_bytes, tensor_bytes, write_bytes, yaml_bytes
+from utils.files import PARTIAL, GrowingFile, check_own, json_bytes, tensor_bytes, write_bytes, yaml_bytes
 from utils.options import check_text
 from utils.yaml_files import load_yaml, parse_yaml
 
@@ -46,8 +46,9 @@ _TRAINING = "training-"  # opens the names of files in state/ that belong to an 
 _OWN = re.compile(
     rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{re.escape(NAMES)}|{GROWING.pattern}"
     r"|(members|predictions)/(member|kept)_\d{3,}\.(safetensors|json)|state/[A-Za-z0-9_-]+\.safetensors)"
-    rf"({re.escape(PARTIAL)})?"
+    rf"({PARTIAL})?"
 )
+_BEGUN = re.compile(rf"{re.escape(LOCK)}|config\.yaml({PARTIAL})?|manifest\.json{PARTIAL}")  # before the first commit
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it exists
 _HASH = 16  # digits of the checksum in the name of a file in state/, so that the old and the new file can coexist
 
@@ -83,11 +84,10 @@ class RunDirectory:
     def reopen(cls, path: Path) -> "RunDirectory":
         """The run as it was last committed; the files of an interrupted commit are removed."""
         for folder in _FOLDERS:
-            if (path / folder).is_symlink():
-                raise UserError(f"{path / folder} is a link; a run keeps its files in its own directory")
+            check_own(path / folder)
         manifest, found = read_manifest(path), _files_in(path)
         if manifest is None:  # it was killed before its first commit
-            if others := found.keys() - {CONFIG, LOCK, CONFIG + PARTIAL, MANIFEST + PARTIAL}:
+            if others := [name for name in found if not _BEGUN.fullmatch(name)]:
                 raise UserError(
                     f"{path / MANIFEST} is missing; without it {path / min(others)} and other files cannot be checked: "
                     "run again with --overwrite"
@@ -259,8 +259,8 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         check_text("the current folder", str(Path.cwd()))  # config.yaml names paths in it
         if os.path.realpath(path) in map(os.path.realpath, reads):
             raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
-        begun = {LOCK, CONFIG + PARTIAL}  # all that there is of a run that was killed before it had written config.yaml
-        if not path.exists() or (path.is_dir() and begun.issuperset(entry.name for entry in path.iterdir())):
+        found = [entry.name for entry in path.iterdir()] if path.is_dir() else [CONFIG] if path.exists() else []
+        if CONFIG not in found and all(map(_BEGUN.fullmatch, found)):  # nothing, or killed before it wrote config.yaml
             return
         is_run = _is_run(path)
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path

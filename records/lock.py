@@ -86,7 +86,7 @@ def _opened(path: Path, option: str) -> int:
                 _check_silent(path.parent, lock, option)
                 return lock
         except BlockingIOError:
-            holder = _holder(lock)
+            holder = _holder(lock) | _living(lock)
             os.close(lock)
             raise UserError(
                 f"{option}{path.parent} is in use by {_told(holder)}; wait for it, or name another folder"
@@ -121,6 +121,17 @@ def _holder(lock: int) -> dict[str, object]:
 def _other_host(lock: int) -> str:
     """The owner of a lock file, for people, if it is on another host, else an empty text."""
     return "" if (holder := _holder(lock)).get("host", _HERE) == _HERE else _told(holder)
+
+
+def _living(lock: int) -> dict[str, object]:
+    """The processes that have the lock file open, as Linux tells: those that the named owner started may outlive it."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            if os.readlink(entry) == os.readlink(f"/proc/self/fd/{lock}"):  # noqa: PTH115
+                found.add(int(entry.parts[2]))
+    found -= {os.getpid()}
+    return {"process": ", ".join(map(str, sorted(found)))} if found else {}
 
 
 def _told(holder: dict[str, object]) -> str:

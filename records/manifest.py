@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from records.lock import LOCK
 from utils.compute import enough_memory
 from utils.errors import SignalError, TrainingError, UserError
-from utils.files import write_bytes
+from utils.files import PARTIAL, write_bytes
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
@@ -24,7 +24,7 @@ FORMAT = 3  # of a run directory; others are refused
 TARGETS = "predictions/targets.safetensors"
 NAMES = "predictions/names.json"  # of the examples, such as files
 # Reports can be made from the other files at any time: they are not part of a run.
-DERIVED = re.compile(r"report\.html|figures/[a-z_]+\.(png|svg|csv)")
+DERIVED = re.compile(rf"(report\.html|figures/[a-z_]+\.(png|svg|csv))({PARTIAL})?")
 _NAME = re.compile(r"(?:(?:members|predictions|state)/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 # Files that are appended to: they may be longer than their committed part.

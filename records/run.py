@@ -29,6 +29,7 @@ from records.monitor import EpisodeFacts
 from records.summary import costs, figure, matrix_of, read_summary, summarize
 from records.tables import METRICS, read_measurements
 from utils.errors import UserError, unknown
+from utils.files import from_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,7 +129,7 @@ class Run:
 
         content = checked(self.path, self.manifest, METRICS)
         frame = pd.read_csv(io.BytesIO(content), float_precision="round_trip", keep_default_na=False)
-        return frame.assign(stderr=pd.to_numeric(frame.stderr))
+        return frame.assign(stderr=pd.to_numeric(frame.stderr), task_name=frame.task_name.astype(str).map(from_cell))
 
     @cached_property
     def accuracy_matrix(self) -> Matrix:

@@ -3,7 +3,6 @@
 Invocation -> Plan (what is to be run) -> Session (everything built and checked, the directory open and locked)
 """
 
-import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -257,9 +256,6 @@ def writable(path: Path) -> Iterator[None]:
     command = resuming_command(path)
     try:
         yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails again when it flushes stdout at exit
-        raise TrainingError(f"nobody reads the output any more (broken pipe); resume with: {command}") from None
     except OSError as error:
         reason = f"{error.filename or path} cannot be written: {error.strerror or error}"
         raise TrainingError(f"{reason}; when it can, resume with: {command}") from None

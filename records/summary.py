@@ -23,7 +23,7 @@ from records.configuration import comparable
 from records.directory import holds_run, read_config
 from records.manifest import SUMMARY, checked, read_manifest, reading
 from records.monitor import EpisodeFacts
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.settings import first_difference
 
 
@@ -146,7 +146,8 @@ def final_table(summary: Mapping[str, Any]) -> str:
     """The main metric per task, right after learning it and at the end, its averages, and the transfer, for people."""
     shown = {"right after": "per_task_learning_acc", "at the end": "per_task_acc", "isolated": "per_task_isolated_acc"}
     columns = {title: values for title, key in shown.items() if (values := figure(summary, key)) is not None}
-    names = [f"{number} {name}" for number, name in zip(summary["task_numbers"], summary["task_names"], strict=True)]
+    pairs = zip(summary["task_numbers"], summary["task_names"], strict=True)
+    names = [one_line(f"{number} {name}") for number, name in pairs]
     width = max(len("task"), len("average"), *map(len, names))
     lines = [""]
     change, metric = "change", summary["metric"]

@@ -12,7 +12,7 @@ from datasets.objectives import Scored
 from evaluation.measurements import Measurement
 from records.manifest import Manifest, checked, reading
 from records.monitor import EpisodeFacts
-from utils.files import csv_bytes
+from utils.files import csv_bytes, from_cell
 
 METRICS, EPISODES = "metrics.csv", "episodes.csv"
 _WHERE = tuple(field.name for field in fields(Measurement) if field.name != "scores")
@@ -48,7 +48,7 @@ def read_metrics(text: str) -> list[Measurement]:
             )
             for line in lines
         }
-        values = {name: _PLACE[name](text) for name, text in zip(_WHERE, where, strict=True)}
+        values = {name: _PLACE[name](from_cell(text)) for name, text in zip(_WHERE, where, strict=True)}
         found.append(Measurement(**values, scores=scores))
     return found
 

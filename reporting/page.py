@@ -20,7 +20,8 @@ from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison
 from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note, share
-from utils.files import write_bytes, yaml_bytes
+from utils.errors import printable
+from utils.files import check_own, csv_bytes, write_bytes, yaml_bytes
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,15 @@ class Page:
         themed = [light for light, dark in self.palette if light != dark]
         files, svgs = dict[str, bytes](), dict[str, Markup]()
         for picture in chain(*(section.pictures for section in self.sections)):
-            name, svg, csv = picture.name, style.svg(picture.drawn), picture.data.to_csv(index=False)
-            files |= {f"{name}.png": style.png(picture.drawn), f"{name}.svg": svg.encode(), f"{name}.csv": csv.encode()}
+            name, svg, csv = picture.name, style.svg(picture.drawn), _csv(picture.data)
+            files |= {f"{name}.png": style.png(picture.drawn), f"{name}.svg": svg.encode(), f"{name}.csv": csv}
             svgs[name] = Markup(style.inline(svg, name, picture.title, themed))  # matplotlib has escaped its texts
+        check_own(folder / "figures")
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_bytes(folder / "figures" / name, content)
         page = environment.get_template("page.html").render(vars(self), svgs=svgs)
-        write_bytes(folder / "report.html", page.encode())
+        write_bytes(folder / "report.html", printable(page).encode())
         return folder / "report.html"
 
 
@@ -286,9 +288,12 @@ def _configuration(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return [(f"{run.path}/config.yaml", yaml_bytes(run.config).decode()) for run in runs]
 
 
+def _csv(data: pd.DataFrame) -> bytes:
+    return csv_bytes([list(data), *data.astype(object).where(data.notna(), "").itertuples(index=False, name=None)])
+
+
 def _link(data: pd.DataFrame) -> str:
-    csv = data.to_csv(index=False).encode()
-    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv).decode()
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(_csv(data)).decode()
 
 
 def _count(number: int, noun: str) -> str:

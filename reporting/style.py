@@ -12,6 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from utils.errors import printable
+
 WIDTH = 5.4  # inches
 INK, MUTED, RULE = "#1f2328", "#5a6370", "#d4dae1"
 # In the page these three become its own colours, so that a figure is readable on a dark ground too.
@@ -77,7 +79,7 @@ def svg(drawn: Figure) -> str:
     """The figure as SVG, for papers."""
     file = io.StringIO()
     drawn.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return file.getvalue()
+    return printable(file.getvalue())
 
 
 def inline(text: str, name: str, title: str, palette: Iterable[str] = ()) -> str:

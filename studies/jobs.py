@@ -46,7 +46,8 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 job = waiting.popleft()
-                with open(job.log, "wb") as log:
+                job.log.unlink(missing_ok=True)  # it may be a link
+                with open(job.log, "xb") as log:
                     child = subprocess.Popen(
                         job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                         env={**os.environ, **job.environment}, pass_fds=(lock,), start_new_session=True,

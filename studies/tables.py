@@ -9,6 +9,7 @@ from typing import Any
 from datasets.objectives import ACCURACY
 from records.summary import key_of
 from studies.statistics import level_with_best, mean_interval
+from utils.errors import one_line
 from utils.files import csv_bytes
 
 Values = Mapping[str, Any]  # figures by definition id, as in summary.json; None where undefined
@@ -134,12 +135,12 @@ def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str], command: s
             texts = [f"**{cell.text}**" if cell.bold else cell.text for cell in cells(column, table)]
             columns.append([f"{column.title} `{column.key}`", *texts])
         parts += [f"## {_markdown(table.title)}", _markdown_table(columns), _markdown(seeds_note(table))]
-    parts += ["\n".join(f"- {note}" for note in [*READING, *map(_markdown, notes), f"`{command}`"])]
+    parts += ["\n".join(f"- {note}" for note in [*READING, *map(_markdown, notes), f"`{one_line(command)}`"])]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*`<])", r"\\\1", text)
+    return re.sub(r"([\\|*`<])", r"\\\1", one_line(text))
 
 
 def _markdown_table(columns: Sequence[Sequence[str]]) -> str:
@@ -184,7 +185,7 @@ _LATEX = {
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def means(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -504,13 +505,60 @@ def test_ctrl_c_ends_the_runs_and_the_next_command_goes_on(here, capsys):
 def test_a_store_is_for_one_process_at_a_time(here, capsys):
     write_grid()
     with locked(Path("store")):
-        assert command() == 2
-    assert re.fullmatch(
-        rf"benchmark.py: store is in use by host \S+, process {os.getpid()}, since [-\d]+ [:\d]+; "
-        r"wait for it, or name another folder\n",
-        capsys.readouterr().err,
-    )
+        for more in ([], ["--tables_only"]):
+            assert command(*more) == 2
+            assert re.fullmatch(
+                rf"benchmark.py: store is in use by host \S+, process {os.getpid()}, since [-\d]+ [:\d]+; "
+                r"wait for it, or name another folder\n",
+                capsys.readouterr().err,
+            )
     assert not Path("started").exists()
+
+
+def test_failed_runs_are_listed_when_the_tables_cannot_be_written(here, capsys):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    order(grid.runs[0], "fail too few examples")
+    Path("store/results.csv").mkdir(parents=True)
+    assert command() == 2
+    failed, told = capsys.readouterr().err.splitlines()
+    assert failed == f"failed: {grid.runs[0].name}: exit code 2: modelzoo.py: too few examples"
+    assert told == "benchmark.py: store/results.csv cannot be written: Is a directory"
+
+
+def test_a_run_that_cannot_be_started_is_one_line_after_the_failed_ones(here, capsys, monkeypatch):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    order(grid.runs[0], "fail too few examples")
+    start, started = subprocess.Popen, []
+
+    def full(command, **how):
+        started.append(command)
+        if len(started) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return start(command, **how)
+
+    monkeypatch.setattr("studies.jobs.subprocess.Popen", full)
+    assert command() == 1
+    failed, told = capsys.readouterr().err.splitlines()
+    assert failed.startswith(f"failed: {grid.runs[0].name}: exit code 2")
+    assert told == "benchmark.py: Resource temporarily unavailable"
+    assert {line["status"] for line in results().values()} == {"failed", "missing"}
+
+
+def test_a_store_from_elsewhere_leads_to_no_other_file(here, capsys):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    Path("mine").write_text("mine")
+    Path("store/logs").mkdir(parents=True)
+    for name in ("results.csv", "results.csv.partial", f"logs/{grid.runs[0].name}.log"):
+        Path("store", name).symlink_to(Path("mine").resolve())
+    assert command() == 0
+    assert Path("mine").read_text() == "mine"
+    shutil.move("store/logs", "logs")
+    Path("store/logs").symlink_to(Path("logs").resolve())
+    assert command() == 2
+    assert "store/logs is a link" in capsys.readouterr().err
 
 
 def test_a_store_stays_locked_while_a_run_outlives_its_benchmark(tmp_path):
@@ -531,7 +579,7 @@ with locked(Path("store")) as lock:
     wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
     parent.kill()
     parent.wait()
-    with pytest.raises(UserError, match="is in use"), locked(tmp_path / "store"):
+    with pytest.raises(UserError, match=f"process {int(log.read_text())}, "), locked(tmp_path / "store"):
         pass
     os.kill(int(log.read_text()), signal.SIGKILL)
     for _ in range(500):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from records.configuration import plain_config
 from records.invocation import configure, options, parse, with_settings
 from utils.errors import UserError, unknown
 from utils.settings import Range, declarations, flat, plain
+from utils.yaml_files import parse_yaml
 
 PROJECT = Path(__file__).parent.parent
 
@@ -163,3 +165,13 @@ def test_a_stream_can_have_settings_of_its_own(tmp_path):
     assert plain(with_settings(parse(given)).settings) == {"bn": "shared", "strength": 5.0, "damping": 0.1}
     other = [*given, "--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml")]
     assert with_settings(parse(other)).settings.strength == 1.0
+
+
+def test_many_keys_take_time_in_proportion():
+    def seconds(count):
+        text = "".join(f"key{number}: 1\n" for number in range(count))
+        begin = time.process_time()
+        assert len(parse_yaml("x", text)) == count
+        return time.process_time() - begin
+
+    assert seconds(12_000) < 12 * seconds(3_000)  # 4 if it is linear, more than 16 with a comparison of all pairs

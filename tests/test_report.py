@@ -24,6 +24,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import modelzoo
 from records.checkpoints import RunCheckpoints
+from records.run import Run
 from report import main
 from reporting import style
 from studies.tables import METRICS
@@ -437,6 +438,43 @@ def test_a_damaged_run_is_refused_in_one_line(name, runs, tmp_path, capsys):
     content[-9] ^= 1
     path.write_bytes(content)
     refused([str(tmp_path / "bad")], [f"{name} is damaged"], capsys)
+
+
+def test_names_are_escaped_for_the_place_they_go_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = ["a\rb", "=1+1", "c\x1b[2J\u202ed", "'=2", "-3", "e\nf"]
+    tasks = [{"name": name, "classes": [0, 1]} for name in names]
+    Path("d.yaml").write_text(yaml.safe_dump({"dataset": "digits", "tasks": tasks}))
+    given = "--data_config d.yaml --samples 2 --epochs 1 --continual --method finetune --run_dir run"
+    assert modelzoo.main(given.split()) == 0
+    assert [*dict.fromkeys(Run.load("run").metrics.task_name)] == names
+    assert [*dict.fromkeys(row.task_name for row in Run.load("run").rows)] == names
+    for more in ([], ["--format", "md"], ["--format", "tex"], ["--format", "csv"]):
+        assert main(["run", *more]) == 0
+    shown = [capsys.readouterr().out, *(path.read_text() for path in Path("run").rglob("*.[sh][vt]*[gl]"))]
+    assert len(shown) > 3
+    for text in shown:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert any(r"c\x1b[2J\u202ed" in text for text in shown[1:])
+    for path in ("run/metrics.csv", "run/figures/transfer_curves.csv"):
+        lines = csv.reader(io.StringIO(Path(path).read_bytes().decode(), newline=""))
+        cells = set(itertools.chain(*lines))
+        assert {"'=1+1", "''=2", "-3", "a\rb"} <= cells
+        assert not any(cell.startswith("=") for cell in cells)
+
+
+def test_a_report_does_not_follow_links_out_of_the_run(runs, tmp_path, capsys):
+    shutil.copytree(runs / "er0", tmp_path / "run")
+    (tmp_path / "mine").write_text("mine")
+    for name in ("report.html", "report.html.partial"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+        (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    assert main([str(tmp_path / "run")]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    shutil.move(tmp_path / "run/figures", tmp_path / "figures")
+    (tmp_path / "run/figures").symlink_to(tmp_path / "figures")
+    capsys.readouterr()
+    refused([str(tmp_path / "run")], ["run/figures is a link"], capsys)
 
 
 def refused(given, words, capsys):

@@ -3,7 +3,6 @@
 import ctypes
 import importlib.metadata
 import platform
-import re
 import resource
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.errors import TrainingError, UserError, unknown
+from utils.errors import TrainingError, UserError, shortage, unknown
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
@@ -123,13 +122,9 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        # Allocation on the host raises a plain RuntimeError.
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not re.search("(?i)allocate.*memory", text):
+        if not (lack := shortage(error, f" for {what}")):
             raise
-        asked = re.search(r"(?i)allocate (\d[\d.,]* ?[A-Za-z]+)", text)
-        needed = f" (it asked for {asked[1]} more)" if asked else ""
-        raise TrainingError(f"not enough memory for {what}{needed}; {remedy}") from None
+        raise TrainingError(f"{lack}; {remedy}") from None
 
 
 def provenance() -> dict[str, object]:

@@ -2,11 +2,14 @@
 
 import contextlib
 import difflib
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 _LONGEST = 5000  # characters of a line; a path may have 4096
 
@@ -14,9 +17,13 @@ _LONGEST = 5000  # characters of a line; a path may have 4096
 class UserError(Exception):
     """Wrong input; the message names the file and key and what would be right. Exit code 2."""
 
+    code = 2
+
 
 class TrainingError(Exception):
     """Training failed; the message says where and what to try. Exit code 1."""
+
+    code = 1
 
 
 class SignalError(Exception):
@@ -24,32 +31,109 @@ class SignalError(Exception):
 
     def __init__(self, number: int, advice: str = "") -> None:
         super().__init__("; ".join(filter(None, [f"stopped by {signal.Signals(number).name}", advice])))
-        self.number = number
+        self.number, self.code = number, 128 + number
+
+
+class OutputError(BaseException):
+    """stdout cannot be written; no Exception, as it would be taken for an error of another file."""
+
+
+class _Output:
+    """stdout or stderr of a program: a failure ends the output, and for stdout is an OutputError."""
+
+    def __init__(self, stream: Any, results: bool) -> None:
+        self._stream, self._results = stream, results
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        # Progress bars on stderr move the cursor; what has names goes there through one_line.
+        self._try(self._stream.write, printable(text) if self._results else text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do: Callable[..., object], *given: str) -> None:
+        try:
+            do(*given)
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            with contextlib.suppress(OSError, ValueError):  # Python's own flush at exit must not fail again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if self._results:
+                raise OutputError(getattr(error, "errno", None), getattr(error, "strerror", None) or error) from None
 
 
 def run_program(name: str, body: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Run the body of a program and return its exit code (None is 0); an error becomes one line on stderr.
 
-    The line begins with the name of the program; `interrupted` is the text for Ctrl-C.
+    The line begins with the name of the program; `interrupted` is the text for Ctrl-C. If nobody reads stdout any more,
+    the program ends without a word, as other tools do.
     """
     with contextlib.suppress(AttributeError):  # stdout may be replaced, as in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
-    try:
-        return body() or 0
-    except (UserError, TrainingError) as error:
-        reason, code = str(error), 2 if isinstance(error, UserError) else 1
-    except SignalError as error:
-        reason, code = str(error), 128 + error.number
-    except KeyboardInterrupt:
-        reason, code = interrupted, 128 + signal.SIGINT
-    print(f"{name}: {one_line(reason)}", file=sys.stderr)
-    return code
+    leaves = signal.getsignal(signal.SIGINT) is leave
+    out, told = _Output(sys.stdout, results=True), _Output(sys.stderr, results=False)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):  # type: ignore[type-var]
+        try:
+            try:
+                if leaves:
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
+                return body() or 0
+            finally:
+                if leaves:
+                    signal.signal(signal.SIGINT, leave)
+                out.flush()
+        except BaseException as error:
+            if (ending := ending_of(error, interrupted)) is None:
+                raise
+        reason, code = ending
+        if reason:
+            print(f"{name}: {one_line(reason)}", file=sys.stderr)
+        return code
+
+
+def ending_of(error: BaseException, interrupted: str = "interrupted") -> tuple[str, int] | None:
+    """What is said about an error that ends a program, and the exit code; None for an error in the program itself."""
+    if isinstance(error, (UserError, TrainingError, SignalError)):
+        return str(error), error.code
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted, 128 + signal.SIGINT
+    if isinstance(error, OutputError):
+        nobody_reads = error.args[0] == errno.EPIPE
+        return ("", 128 + signal.SIGPIPE) if nobody_reads else (f"stdout cannot be written: {error.args[1]}", 1)
+    if lack := shortage(error):
+        return lack, 1
+    if isinstance(error, OSError):
+        return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None), 1
+    return None
+
+
+def shortage(error: BaseException, of: str = "") -> str:
+    """What the machine lacks if that is the reason of an error, and for what (`of`); else an empty text."""
+    text = " ".join(str(error).split())
+    # Allocation on the host raises a plain RuntimeError; libraries that do not fit into memory are not found.
+    if isinstance(error, MemoryError) or re.search("(?i)out of memory|allocate.*memory|failed to map segment", text):
+        asked = re.search(r"(?i)allocate (\d[\d.,]* ?[A-Za-z]+)", text)
+        return f"not enough memory{of}" + (f" (it asked for {asked[1]} more)" if asked else "")
+    return f"no more threads can be started{of}; ulimit -u limits them" if "start new thread" in text else ""
+
+
+def leave(number: int, frame: object) -> None:
+    """Handle Ctrl-C while a program loads its modules or has ended, when nothing can be lost: one line, and the end."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{Path(sys.argv[0]).name}: interrupted\n".encode())
+    os._exit(128 + number)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, bidirectional marks and the like escaped, but for line ends and tabs."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: object) -> str:
     """The text on one line, unprintable characters escaped: a file name may hold codes that clear the screen."""
-    line = " ".join(str(text).split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+    shown = printable(" ".join(str(text).split()))
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} [...] {shown[-_LONGEST // 2 :]}"
 
 

@@ -4,38 +4,43 @@ import contextlib
 import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 import yaml
 from torch import Tensor
 
-PARTIAL = ".partial"
+from utils.errors import UserError
+
+PARTIAL = r"\.[0-9a-f]{16}\.partial"  # ends the name of a temporary file, as a regular expression
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it to the disk and rename it: a reader sees the old file or the new one.
 
+    The temporary file is new and of this call alone, so that no link is followed and two writers do not meet.
+
     OSError, if the disk is full or read-only, names `path`; the temporary file is removed.
     """
     with written_whole(path) as file:
-        file.buffer.write(content)
+        file.write(content)
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
-    """A text file to write to; it appears under its name when the block ends, and not at all after an exception."""
-    aside = path.with_name(path.name + PARTIAL)
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to; it appears under its name when the block ends, and not at all after an exception."""
+    aside = _aside(path)
     try:
-        with open(aside, "w", encoding="utf-8", newline="") as file:
+        with open(aside, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,7 +56,7 @@ def written_whole(path: Path) -> Iterator[io.TextIOWrapper]:
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder that appears with all its files or not at all; OSError if it exists and is not empty."""
     beside = next(folder for folder in path.parents if folder.is_dir())  # on the same disk, and it exists
-    aside = beside / f"{path.name}-{os.getpid()}{PARTIAL}"
+    aside = _aside(beside / path.name)
     aside.mkdir()
     try:
         for name, content in files.items():
@@ -61,6 +66,16 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+
+
+def check_own(folder: Path) -> None:
+    """UserError if a folder to write in is a link: it would lead to files of somebody else."""
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link; a run keeps its files in its own directory")
 
 
 def beside(run: str | Path, suffix: str) -> Path:
@@ -92,10 +107,26 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
 def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Rows as comma-separated values; floats keep all their digits."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    """Rows as comma-separated values; floats keep all their digits.
+
+    A text that a spreadsheet would run as a formula gets a ' before it, which `from_cell` takes away.
+    """
+    lines = list[str]()
+    # A carriage return in a field is quoted only if it may end a line.
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(map(_cell, row) for row in rows)
+    return "".join(line[:-2] + "\n" for line in lines).encode()
+
+
+_FORMULA = re.compile(r"'*([=@\t\r]|[+-](?![\d.]+(e[-+]?\d+)?$))", re.ASCII)  # -0.5 is a number
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def from_cell(text: str) -> str:
+    """The text that `csv_bytes` has written as this one."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 class GrowingFile:

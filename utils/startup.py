@@ -1,13 +1,16 @@
 """The start of a program, before it loads torch (seconds): nothing here imports anything heavy."""
 
 import gc
+import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from utils import machine
-from utils.errors import expanded, missing_file, one_line
+from utils.errors import ending_of, expanded, leave, missing_file, one_line
 
 _FILES = ("--data_config", "--hp_config", "--method_config", "--config")
 _RUNS = ("--extend", "--isolated", "--verify")
@@ -18,14 +21,14 @@ _COLLECT = (700, 10, 1000)
 
 
 def prepare(name: str, *, computes: bool = True) -> None:
-    """Refuse a path that does not exist (one line, exit code 2) and choose how threads wait; call before loading torch.
+    """Refuse what cannot work (one line, exit code 2) and choose how threads wait; call before loading torch.
 
     The command line is read only if `name` is "__main__". A program that only starts others has `computes` false.
     """
     if name == "__main__":
+        _guard()
         program = Path(sys.argv[0]).name
-        wrong = wrong_path(program, sys.argv[1:])
-        if wrong:
+        if wrong := wrong_path(program, sys.argv[1:]):
             print(f"{program}: {one_line(wrong)}", file=sys.stderr)
             sys.exit(2)
     gc.set_threshold(*_COLLECT)
@@ -33,8 +36,28 @@ def prepare(name: str, *, computes: bool = True) -> None:
         machine.choose_waiting()
 
 
+def _guard() -> None:
+    """Let what goes wrong while modules load, or after the program, end it in one line too."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+    sys.excepthook = _tell
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if (ending := ending_of(error)) is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"{Path(sys.argv[0]).name}: {one_line(ending[0])}", file=sys.stderr)
+
+
 def wrong_path(program: str, argv: Sequence[str]) -> str | None:
-    """An error message for the first path on the command line that does not exist, or None."""
+    """An error message for a system without locks or for the first given path that does not exist, or None."""
+    if importlib.util.find_spec("fcntl") is None:
+        return "this system has no fcntl, which locks run directories: use Linux, macOS, or WSL on Windows"
     if {"-h", "--help"} & set(argv):
         return None
     given = _given(argv)
@@ -53,7 +76,7 @@ def wrong_path(program: str, argv: Sequence[str]) -> str | None:
 def _given(argv: Sequence[str]) -> dict[str, str]:
     """The values of the options that name a path; the last one counts."""
     values = {}
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):  # without arguments one longer
         option, equals, value = argument.partition("=")
         if option in (*_FILES, *_RUNS) and (equals or following):
             values[option] = expanded(value if equals else following)
