@@ -81,7 +81,7 @@ def report(options: argparse.Namespace, command: str) -> None:
         print(made.write(folder))
 
 
-def isolated_of(config: Mapping[str, Any], given: str | None) -> Sequence[float] | None:
+def isolated_of(config: Mapping[str, Any], given: str | None) -> Mapping[int, float] | None:
     """The main metric of the isolated networks to compare a run with: those given, or those its config.yaml names.
 
     Raises:
