@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from datasets.objectives import CrossEntropy, equal_bins
 from records.run import Array, Run
@@ -49,8 +49,7 @@ def confusion(run: Run) -> pd.DataFrame:
     lines = []
     for task in run.test_predictions:
         names, answers = run.class_names(task), run.predictions(task).argmax(1)
-        counts = np.zeros((len(names), len(names)), int)
-        np.add.at(counts, (run.targets[task], answers), 1)
+        counts = confusion_matrix(run.targets[task], answers, labels=range(len(names)))
         lines += [(run.task_labels[task - 1], names[i], names[j], n) for (i, j), n in np.ndenumerate(counts)]
     return pd.DataFrame(lines, columns=["task", "class", "answer", "n"])
 

@@ -184,8 +184,7 @@ def confusion(run: Run) -> DrawnFigure:
     for panel, task in zip_longest(axes, tasks):
         panel.set_axis_off()
         if task is not None:
-            label = run.task_labels[task - 1]
-            counts = data[data.task == label].n.to_numpy().reshape(len(run.class_names(task)), -1)
+            counts = data[data.task == run.task_labels[task - 1]].n.to_numpy().reshape(len(run.class_names(task)), -1)
             shares = counts / counts.sum(1, keepdims=True).clip(1)
             image = panel.imshow(shares, cmap=SHADES, norm=Normalize(0, 1), interpolation="nearest")
             panel.set_title(f"task {task}")

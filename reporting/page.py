@@ -4,7 +4,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -184,7 +184,7 @@ def task_table(run: Run) -> Sheet:
     foot = ["mean", *(share(sum(values) / len(values)) for values in columns.values())]
     header = ["task", *columns]
     if run.classifies:
-        for row, (low, high) in zip(rows, _intervals(run), strict=True):
+        for row, (low, high) in zip(rows, starmap(share_interval, _examples(run)), strict=True):
             row.append(f"{share(low)}–{share(high)}")
         header, foot = [*header, "95 % interval"], [*foot, f"± {share(_half_width(run))}"]
         notes.append("Interval: of the accuracy at the end, from the number of test examples (Wilson; mean: normal, "
@@ -197,10 +197,6 @@ def _examples(run: Run) -> list[tuple[float, int]]:
     """Accuracy at the end on each task, and the number of test examples behind it."""
     counts = {row.task: row.n for row in run.rows if row.is_test}
     return list(zip(figure(run.summary, "per_task_acc"), (counts[task] for task in sorted(counts)), strict=True))
-
-
-def _intervals(run: Run) -> list[tuple[float, float]]:
-    return [share_interval(accuracy, n) for accuracy, n in _examples(run)]
 
 
 def _half_width(run: Run) -> float:
