@@ -19,7 +19,7 @@ SMALL = "--epochs 1 --quiet"
 APPENDED = {
     "make demo": SMALL,
     # Stand-in images of the same format and the small net; the download has 169 MB.
-    "python modelzoo.py --data_config config/dataset/coarse_cifar100": f"--hp_config config/hyperparam/conv.yaml {SMALL}",
+    "python modelzoo.py --data_config config/dataset/coarse": f"--hp_config config/hyperparam/conv.yaml {SMALL}",
     "tensorboard": "--inspect",
 }
 SKIPPED = {"make test"}  # this is one of the tests that it runs
