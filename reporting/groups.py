@@ -15,6 +15,7 @@ from studies.statistics import against_best
 from studies.store import determining, titles
 from studies.tables import ComparisonTable
 from utils.errors import UserError
+from utils.settings import flat
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Comparison:
         found = {}
         for key in dict.fromkeys(chain(*options)):
             values = [own.get(key) for own in options]
-            found[key] = ["–" if value is None else str(value) for value in values]
+            found[key] = ["–" if value in (None, []) else _shown(value) for value in values]
         return {key: values for key, values in found.items() if len(set(values)) > 1}
 
     def behind_best(self) -> dict[str, tuple[int, float, float, float]]:
@@ -131,11 +132,11 @@ def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    more = {key: config[key] for key in ("retrained", "teacher") if key in config}
+    more = dict(flat({key: config[key] for key in ("retrained", "teacher") if key in config}))
     found = {**determining(config), **comparable(config, ["data"]), **more}
     return {key: value for key, value in found.items() if key != "seed"}
 
 
 def _shown(value: object) -> str:
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 40 else text[:39] + "…"

@@ -158,7 +158,8 @@ def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         keys = dict.fromkeys(chain(*found.values()))
         varied = [key for key in keys if len({json.dumps(data.get(key)) for data in found.values()}) > 1]
         for text, data in found.items():
-            shown = {"tasks": f"{len(data['data.tasks'])} tasks"}
+            without = ", ".join(map(str, data.get("data.forgotten", ())))
+            shown = {"tasks": f"{len(data['data.tasks'])} tasks", "forgotten": f"without task {without}"}
             words = [shown.get(key[5:], f"{key[5:]} {data[key]}") for key in varied if data.get(key)]
             title = ", ".join([name, *words])
             again = sum(other.partition(" (")[0] == title for other in made.values())

@@ -495,6 +495,7 @@ def test_only_runs_on_the_same_data_share_a_table(alike, capsys):
         tables.setdefault(line["comparison"], set()).add(line["method"])
     assert sorted(map(sorted, tables.values())) == [["isolated", "zoo"], *[["zoo"]] * 4]
     assert len([title for title in tables if "hold_out 0.5" in title]) == 1
+    assert len([title for title in tables if title.endswith("without task 1")]) == 1
     assert {line["gain_isolated"] for line in lines_of(capsys, alike / "held", alike / "iso")} == {"", "0.0"}
 
 
