@@ -191,7 +191,7 @@ def teach(
 
 def write(
     out: Path, config: Mapping[str, Any], taught: TaskStream, student: Joint, facts: EpisodeFacts,
-    rows: Sequence[Measurement], isolated: Sequence[float] | None, seconds: float,
+    rows: Sequence[Measurement], isolated: Mapping[int, float] | None, seconds: float,
 ) -> None:  # fmt: skip
     """Write the student's run directory."""
     summary = {**facts_of(taught, student, [facts]), **summarize(rows, False, isolated), "total_seconds": seconds}

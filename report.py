@@ -77,11 +77,13 @@ def report(options: argparse.Namespace, command: str) -> None:
                 print(WRITERS[options.format](tables, [], command), end="")
                 return
             made = page.of_several_runs(comparisons, command)
-            folder = Path(options.out or os.path.commonpath([path.absolute() for path in paths]))
+            several = len(options.runs) > 1
+            common = os.path.commonpath([path.absolute() for path in paths]) if several else options.runs[0]
+            folder = Path(options.out or common)
         print(made.write(folder))
 
 
-def isolated_of(config: Mapping[str, Any], given: str | None) -> Sequence[float] | None:
+def isolated_of(config: Mapping[str, Any], given: str | None) -> Mapping[int, float] | None:
     """The main metric of the isolated networks to compare a run with: those given, or those its config.yaml names.
 
     Raises:

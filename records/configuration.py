@@ -3,7 +3,7 @@
 YAML files, options and --set -> nested keys and values -> RunConfig -> config.yaml -> RunConfig
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,19 @@ from net import TRUNKS, settings_class
 from net.config import NetConfig
 from training.recipe import Recipe
 from utils.errors import UserError, unknown
-from utils.settings import Declaration, Given, Kind, NoSettings, Range, declarations, flat, plain, read, read_values
+from utils.settings import (
+    Declaration,
+    Given,
+    Kind,
+    NoSettings,
+    Range,
+    declarations,
+    first_difference,
+    flat,
+    plain,
+    read,
+    read_values,
+)
 from utils.yaml_files import load_yaml
 
 # Sections of a configuration, each with the class that declares its keys; those of a data set or network add to them.
@@ -105,11 +117,28 @@ def keys_where(flag: str) -> frozenset[str]:
     return frozenset(key for key, declaration in _declared() if getattr(declaration, flag))
 
 
-def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a config.yaml, by dotted key, the settings that must agree between runs that are compared task by task."""
+def comparable(content: Mapping[str, Any], sections: Iterable[str] = SECTIONS) -> dict[str, Any]:
+    """Of a config.yaml, by dotted key, the settings in these sections that must agree between runs that are compared.
+
+    Names of tasks, which are labels only, are left out.
+    """
     machine = keys_where("machine")
-    found = dict(flat({name: content[name] for name in SECTIONS}))
+    found = dict(flat({name: content[name] for name in sections}))
+    found["data.tasks"] = [{**task, "name": None} for task in found.get("data.tasks", ())]
     return {key: value for key, value in found.items() if key not in machine}
+
+
+def obstacle(reference: Mapping[str, Any], content: Mapping[str, Any]) -> str | None:
+    """The key in which two config.yaml differ so that the runs cannot be compared task by task; None: they can.
+
+    Tasks are matched by their numbers, so that tasks may be forgotten that the reference has.
+    """
+    both = reference, content
+    forgotten, kept = (frozenset(one["data"].get("forgotten", ())) for one in both)
+    one, other = ({**comparable(config), "data.forgotten": (), "seed": config.get("seed")} for config in both)
+    data = {config.get("data_sha256") for config in both} - {None}  # not known where tasks were forgotten
+    key = first_difference(one, other) or ("data.forgotten" if forgotten - kept else None)
+    return key or ("data_sha256" if len(data) > 1 and not kept else None)
 
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:

@@ -34,7 +34,7 @@ class RunStart:
     config: Mapping[str, Any]  # config.yaml
     hyperparameters: Mapping[str, bool | float | str]  # by dotted key
     tasks: int
-    isolated: Sequence[float] | None  # the main metric of a network trained on each task alone
+    isolated: Mapping[int, float] | None  # by task, the main metric of a network trained on it alone
     episodes: Sequence[EpisodeFacts]  # of earlier processes
     rows: Sequence[Measurement]  # of earlier processes
 

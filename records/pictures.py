@@ -1,10 +1,12 @@
 """Heat maps as PNG files, fast enough (a millisecond) to draw some in every episode."""
 
 import io
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.metrics import Matrix
 
@@ -15,7 +17,8 @@ _VIRIDIS = (
     (38, 130, 142), (33, 145, 140), (31, 160, 136), (40, 174, 128), (63, 188, 115), (94, 201, 98), (132, 212, 75),
     (173, 220, 48), (216, 226, 25), (253, 231, 37),
 )  # fmt: skip
-_SIDE, _CELL, _MOST = 480, 24, 960  # pixels of a picture with many cells; most pixels of a cell; most cells
+_SIDE, _CELL, _MOST = 480, 48, 960  # pixels of a picture with many cells; most pixels of a cell; most cells
+_NUMBERED = 20  # least pixels of a cell in which a number can be read
 
 
 class Picture(NamedTuple):
@@ -26,13 +29,14 @@ class Picture(NamedTuple):
     height: int
 
 
-def heat_map(values: Matrix, rows: int) -> Picture:
+def heat_map(values: Matrix, rows: int, percent: Matrix | None = None) -> Picture:
     """A matrix as squares from dark violet (0) over green to yellow (1); light grey where there is no value.
 
     Args:
         values: [so far, columns], NaN where there is no value; clipped to [0, 1].
         rows: of the finished matrix, so that the picture keeps its size. With more than 960 rows or columns, only
             every second, third, ... one is drawn.
+        percent: shares like `values`, which are written into the cells as whole percent where there is room.
     """
     columns = values.shape[1]
     step = -(-max(rows, columns) // _MOST)
@@ -42,12 +46,25 @@ def heat_map(values: Matrix, rows: int) -> Picture:
     cells[: len(drawn)] = np.where(np.isnan(drawn), 0, levels)
     size = max(1, min(_CELL, _SIDE // max(cells.shape)))
     pixels = cells.repeat(size, 0).repeat(size, 1)
+    if percent is not None and size >= _NUMBERED:
+        for row, column in zip(*np.nonzero(~np.isnan(percent) & ~np.isnan(values)), strict=True):
+            cell = pixels[row * size : (row + 1) * size, column * size : (column + 1) * size]
+            cell[_number(round(100 * percent[row, column]), size)] = 1 if cell[0, 0] > 128 else 255
     height, width = pixels.shape
     image = Image.frombytes("P", (width, height), pixels.tobytes())
     image.putpalette(_PALETTE)
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return Picture(file.getvalue(), width, height)
+
+
+@cache
+def _number(number: int, size: int) -> npt.NDArray[np.bool_]:
+    """The pixels of a number in the middle of a square."""
+    image = Image.new("1", (size, size))
+    font = ImageFont.load_default(0.55 * size if number < 100 else 0.42 * size)
+    ImageDraw.Draw(image).text((size / 2, size / 2), str(number), 1, font, anchor="mm")
+    return np.asarray(image)
 
 
 def _palette() -> bytes:

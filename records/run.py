@@ -26,7 +26,7 @@ from records.members import (
     read_tensors_of,
 )
 from records.monitor import EpisodeFacts
-from records.summary import costs, figure, matrix_of, read_summary, summarize
+from records.summary import by_task, costs, figure, matrix_of, read_summary, summarize
 from records.tables import METRICS, read_measurements
 from utils.errors import UserError, unknown
 from utils.files import from_cell
@@ -71,7 +71,7 @@ class Run:
         members = read_members(path, manifest)
         try:
             saved = read_summary(path) or {}
-            isolated = figure(saved, "per_task_isolated_acc") if saved else None
+            isolated = by_task(saved, "per_task_isolated_acc") if saved else None
             found = summarize(rows, _has_episodes(config), isolated, config["higher_is_better"])
             places = {row.task: row.task for row in rows}
             summary = {**costs(episodes), "total_seconds": sum(facts.seconds for facts in episodes), **saved, **found}
@@ -121,6 +121,17 @@ class Run:
     @property
     def task_names(self) -> list[str]:
         return list(self.summary["task_names"])
+
+    @property
+    def task_labels(self) -> list[str]:
+        """Number and name of each task; names alone need not differ."""
+        return [f"{number} {name}" for number, name in enumerate(self.task_names, 1)]
+
+    def class_names(self, task: int) -> list[str]:
+        """Names of the outputs of a task."""
+        member = next(member for member in self.members if task in member.tasks)
+        names = member.classes[member.tasks.index(task)]
+        return list(names) or [str(output) for output in range(self.predictions(task).shape[1])]
 
     @cached_property
     def metrics(self) -> "pd.DataFrame":
@@ -213,10 +224,10 @@ class Run:
                 found.setdefault(task, {})[member.number] = values.astype(np.float64)
         return dict(sorted(found.items()))
 
-    def against(self, isolated: Sequence[float]) -> "Run":
-        """The same run with the figures that compare it with `isolated`, [tasks] (see the property)."""
-        so_far = list(isolated)[: len(self.task_names)]
-        found = summarize(self.rows, self.continual, so_far, self.config["higher_is_better"])
+    def against(self, isolated: Mapping[int, float]) -> "Run":
+        """The same run with the figures that compare it with `isolated`, by the number that a task has in the files."""
+        here = {self.places[task]: value for task, value in isolated.items() if task in self.places}
+        found = summarize(self.rows, self.continual, here, self.config["higher_is_better"])
         return replace(self, summary={**self.summary, **found})
 
     def _number(self, task: str | int) -> int:

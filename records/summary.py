@@ -19,12 +19,11 @@ from evaluation.measurements import (
     Measurement,
     mean_over_tasks,
 )
-from records.configuration import comparable
+from records.configuration import obstacle
 from records.directory import holds_run, read_config
 from records.manifest import SUMMARY, checked, read_manifest, reading
 from records.monitor import EpisodeFacts
 from utils.errors import UserError, one_line
-from utils.settings import first_difference
 
 
 def key_of(key: str, metric: str) -> str:
@@ -37,13 +36,24 @@ def figure(summary: Mapping[str, Any], key: str) -> Any:
     return summary[key_of(key, summary["metric"])]
 
 
+def by_task(summary: Mapping[str, Any], key: str) -> dict[int, float] | None:
+    """The figure "per_task_acc" or another one by number of the task; None if the run does not have it."""
+    values = figure(summary, key)
+    return None if values is None else dict(zip(summary["task_numbers"], values, strict=True))
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A change with its sign; none before a zero but +."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def direction(summary: Mapping[str, Any]) -> str:
     """Which values of the main metric are better, for people."""
     return "higher is better" if summary["higher_is_better"] else "lower is better"
 
 
 def summarize(
-    rows: Sequence[Measurement], continual: bool, isolated: Sequence[float] | None, higher_is_better: bool = True
+    rows: Sequence[Measurement], continual: bool, isolated: Mapping[int, float] | None, higher_is_better: bool = True
 ) -> dict[str, Any]:
     """The metrics of a run, by definition id (evaluation/metrics.py); None where one is not defined.
 
@@ -55,7 +65,7 @@ def summarize(
     Args:
         rows: all measurements.
         continual: whether each task has its own episode; without, figures that refer to this episode are None.
-        isolated: the main metric of a network trained on each task alone.
+        isolated: the main metric of a network trained on each task alone, by number of the task.
     """
     test = [row for row in rows if row.is_test and row.episode > 0]
     last = [row for row in rows if row.episode == test[-1].episode]
@@ -65,7 +75,7 @@ def summarize(
     sign = 1.0 if higher_is_better else -1.0
     compared = sign * R
     first = sign * np.array([untrained.get(task, np.nan) for task in sorted(names)])
-    alone = None if isolated is None else sign * np.array(isolated)
+    alone = None if isolated is None else sign * np.array([isolated[task] for task in sorted(names)])
     named = {
         "avg_acc_final": metrics.avg_acc_final(R),
         "avg_incremental_acc": metrics.avg_incremental_acc(R),
@@ -78,7 +88,7 @@ def summarize(
         "per_task_acc": R[-1].tolist(),
         "per_task_learning_acc": R.diagonal().tolist() if continual else None,
         "per_task_untrained_acc": [untrained.get(task) for task in sorted(names)],
-        "per_task_isolated_acc": None if isolated is None else list(isolated),
+        "per_task_isolated_acc": None if alone is None else (sign * alone).tolist(),
     }
     metric = test[-1].metric
     return {
@@ -124,10 +134,10 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(checked(path, manifest, SUMMARY)))
 
 
-def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
-    """The final main metric per task of a finished run of --method isolated.
+def load_isolated(path: Path, config: Mapping[str, Any]) -> dict[int, float]:
+    """The final main metric of a finished run of --method isolated, by number of the task.
 
-    `config`, config.yaml of the run that is compared with it, must have the same stream and recipe.
+    `config`, config.yaml of the run that is compared with it, must have the same data, network, recipe and seed.
     """
     summary = read_summary(path) if holds_run(path) else None
     if not summary:
@@ -135,11 +145,11 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> list[float]:
     if summary["method"] != "isolated":
         method = summary["method"]
         raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")
-    if (key := first_difference(comparable(read_config(path)), comparable(config))) is not None:
+    if (key := obstacle(read_config(path), config)) is not None:
         raise UserError(
             f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
         )
-    return [float(value) for value in figure(summary, "per_task_acc")]
+    return by_task(summary, "per_task_acc") or {}
 
 
 def final_table(summary: Mapping[str, Any]) -> str:
@@ -165,9 +175,9 @@ def final_table(summary: Mapping[str, Any]) -> str:
         domain = "" if same is None else f", class alone {same:.4f}, by the sum over tasks {summed:.4f}"
         lines.append(f"without the task   {told:.4f}  class-incremental; task identified {identified:.4f}{domain}")
     if summary["bwt"] is not None:
-        lines.append(f"backward transfer  {summary['bwt']:+.4f}  {change} on a task from its own episode to the end")
+        lines.append(f"backward transfer  {signed(summary['bwt'])}  {change} on a task from its own episode to the end")
     if summary["fwt_isolated"] is not None:
-        lines.append(f"forward transfer   {summary['fwt_isolated']:+.4f}  right after its episode, against isolated")
+        lines.append(f"forward transfer   {signed(summary['fwt_isolated'])}  right after its episode, against isolated")
     return "\n".join(lines)
 
 

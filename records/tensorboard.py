@@ -55,10 +55,11 @@ _SUMMARY = (
 )  # fmt: skip
 # Tag of a picture -> its description.
 _PICTURES = {
-    "accuracy_matrix": "Test accuracy: dark violet is 0, yellow 1. A row is an episode, from above; a column a task.",
+    "accuracy_matrix": "Test accuracy in percent; dark violet is 0, green 75, yellow 100 (colours follow the root of "
+                       "the error). A row is an episode, from above; a column a task.",
     "members": "Yellow: the episode trained on the task. A row is an episode, from above; a column a task.",
-    "sampling_weights": "Probability of drawing the task, on a logarithmic scale: dark violet is 0.001 or less, "
-                        "yellow 1. A row is an episode, from above; a column a task.",
+    "sampling_weights": "Probability of drawing the task in percent, on a logarithmic scale: dark violet is 0.1 or "
+                        "less, yellow 100. A row is an episode, from above; a column a task.",
 }  # fmt: skip
 _LEAST_WEIGHT = 1e-3
 Value = dict[str, Any]  # one value of an event, as a plain dictionary
@@ -111,7 +112,7 @@ class TensorBoard(RunMonitor):
         first = self._isolated_accuracies(rows)
         self._history.add(facts, rows)
         scalars = {**first, **_of_episode(facts, rows), **_of_tasks(facts, rows), **self._of_matrix()}
-        pictures = [_picture(tag, values, self._episodes) for tag, values in self._history.pictures().items()]
+        pictures = [_picture(tag, *values, self._episodes) for tag, values in self._history.pictures().items()]
         self._write(facts.episode, [*_scalars(scalars), *pictures])
 
     def run_measured(self, summary: Mapping[str, Any]) -> None:
@@ -134,7 +135,7 @@ class TensorBoard(RunMonitor):
             return {}
         unknown = np.all(np.isnan(self._history.main), axis=0)
         new = [row for row in rows if row.is_test and unknown[row.task - 1]]
-        return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task - 1] for row in new}
+        return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task] for row in new}
 
     def _of_matrix(self) -> dict[str, float]:
         """Forgetting and backward transfer, which the multi-task mode does not define."""
@@ -169,13 +170,15 @@ class History:
         self.weights = _appended(self.weights, facts.sampling_weights, math.nan)
         self.trained = _appended(self.trained, dict.fromkeys(facts.tasks, 1.0), 0.0)
 
-    def pictures(self) -> dict[str, metrics.Matrix]:
-        """Tag -> the matrix to draw, [episodes so far, tasks], in [0, 1]."""
-        drawn = {"members": np.where(np.isnan(self.main), math.nan, self.trained)}
-        if self._shares:
-            drawn["accuracy_matrix"] = self.main
+    def pictures(self) -> dict[str, tuple[metrics.Matrix, metrics.Matrix | None]]:
+        """Tag -> the colours to draw, [episodes so far, tasks], in [0, 1], and the shares to write into the cells."""
+        drawn: dict[str, tuple[metrics.Matrix, metrics.Matrix | None]]
+        drawn = {"members": (np.where(np.isnan(self.main), math.nan, self.trained), None)}
+        if self._shares:  # the root separates 0.87 from 0.96, and is the same in all runs and episodes
+            drawn["accuracy_matrix"] = 1 - np.sqrt(1 - self.main), self.main
         if not np.isnan(self.weights).all():
-            drawn["sampling_weights"] = 1 - np.log(np.maximum(self.weights, _LEAST_WEIGHT)) / math.log(_LEAST_WEIGHT)
+            shares = np.log(np.maximum(self.weights, _LEAST_WEIGHT)) / math.log(_LEAST_WEIGHT)
+            drawn["sampling_weights"] = 1 - shares, self.weights
         return drawn
 
 
@@ -217,8 +220,8 @@ def _scalars(scalars: Mapping[str, float]) -> list[Value]:
     return [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
 
 
-def _picture(tag: str, values: metrics.Matrix, rows: int) -> Value:
-    png, width, height = heat_map(values, rows)
+def _picture(tag: str, values: metrics.Matrix, percent: metrics.Matrix | None, rows: int) -> Value:
+    png, width, height = heat_map(values, rows, percent)
     return {
         "tag": tag,
         "metadata": {"plugin_data": {"plugin_name": "images"}, "summary_description": _PICTURES[tag]},

@@ -1,5 +1,7 @@
 """The figures of one run: each has a caption that can be read alone and the data that it shows."""
 
+from itertools import zip_longest
+
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm, Normalize
@@ -8,11 +10,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from datasets.objectives import BINS
 from records.members import answering
 from records.run import Array, Run
-from records.summary import direction
+from records.summary import direction, signed
 from reporting import analysis
 from reporting.drawing import DrawnFigure, against_steps, count_from_one, heat_map, height, label_ends, measured
-from reporting.style import DIVERGING, MUTED, SHADES, colours, figure, marker, whole
+from reporting.style import DIVERGING, MUTED, SHADES, WIDTH, colours, figure, marker, whole
 from studies.tables import readable
+
+_PANELS = 20  # the most tasks whose confusion matrices are drawn
 
 
 def of_one_run(run: Run) -> list[DrawnFigure]:
@@ -21,13 +25,13 @@ def of_one_run(run: Run) -> list[DrawnFigure]:
     if run.classifies:
         several = any(len(members) > 1 for members in run.test_predictions.values())
         pictures += [added_by_members(run), task_affinity(run)] if several else []
-        pictures.append(reliability(run))
+        pictures += [confusion(run), reliability(run)]
     return [picture for picture in [*pictures, cost(run)] if picture is not None]
 
 
-def _by_episode(values: Array, names: list[str]) -> pd.DataFrame:
+def _by_episode(values: Array, run: Run) -> pd.DataFrame:
     index = pd.RangeIndex(1, len(values) + 1, name="episode")
-    return pd.DataFrame(values, index=index, columns=names).reset_index()
+    return pd.DataFrame(values, index=index, columns=run.task_labels).reset_index()
 
 
 def accuracy_matrix(run: Run) -> DrawnFigure | None:
@@ -44,32 +48,33 @@ def accuracy_matrix(run: Run) -> DrawnFigure | None:
     caption += ", in percent." if run.shows_accuracy else "."
     if run.continual and run.shows_accuracy:
         caption += " Down a column, a task is forgotten (darker) or improved by later episodes."
-    return DrawnFigure("accuracy_matrix", "Accuracy matrix", caption, drawn, _by_episode(R, run.task_names))
+    return DrawnFigure("accuracy_matrix", "Accuracy matrix", caption, drawn, _by_episode(R, run))
 
 
 def transfer_curves(run: Run) -> DrawnFigure | None:
     """A line for each task from its own episode on, and the accuracy of an isolated network; None of one episode."""
     if len(run.episodes) == 1:
         return None
-    names, R = run.task_names, run.accuracy_matrix
+    names, R = run.task_labels, run.accuracy_matrix
     drawn, (axes,) = figure(height(len(names), 3.6))
     palette = colours(len(names))
-    lines: list[tuple[str, int, float]] = []
+    lines: list[tuple[str, int, float, float]] = []
+    alone = np.full(len(names), np.nan) if run.isolated is None else run.isolated
     for task, name in enumerate(names):
         seen = np.flatnonzero(~np.isnan(R[:, task]))
         axes.plot(seen + 1, R[seen, task], color=palette[task], marker=marker(task), markersize=3)
         if run.isolated is not None:
-            axes.plot(seen[0] + 1, run.isolated[task], "x", color=palette[task], markersize=6, markeredgewidth=1.6)
-        lines += [(name, episode + 1, R[episode, task]) for episode in seen]
+            axes.plot(seen[0] + 1, alone[task], "x", color=palette[task], markersize=6, markeredgewidth=1.6)
+        lines += [(name, episode + 1, R[episode, task], alone[task]) for episode in seen]
     axes.set(ylabel=measured(run))
     against_steps(axes, "episode", run.shows_accuracy)
-    label_ends(axes, len(R), R[-1], [f"{number} {name}" for number, name in enumerate(names, 1)], palette)
-    data = pd.DataFrame(lines, columns=["task", "episode", run.metric])
+    label_ends(axes, len(R), R[-1], names, palette)
+    data = pd.DataFrame(lines, columns=["task", "episode", run.metric, "isolated"])
+    data = data if run.isolated is not None else data.drop(columns="isolated")
     caption = f"Test {run.metric} on each task, from the episode in which it arrives to the last one."
     if not run.continual:
         caption = f"Test {run.metric} on each task after each episode; all tasks are known from the start."
     if run.isolated is not None:
-        data["isolated"] = data.task.map(dict(zip(names, run.isolated, strict=True)))
         caption += " The cross is a network trained on that task alone."
     if not run.shows_accuracy:
         caption += f" {direction(run.summary).capitalize()}."
@@ -96,7 +101,7 @@ def training_grid(run: Run) -> DrawnFigure | None:
     count_from_one(axes, len(names), len(grid), offset=1)
     caption = "Which tasks the network of each episode was trained on."
     caption += " Filled: the new task. Open: past tasks, drawn for replay." if run.continual else ""
-    return DrawnFigure("members", "Who learned what", caption, drawn, _by_episode(grid, names))
+    return DrawnFigure("members", "Who learned what", caption, drawn, _by_episode(grid, run))
 
 
 def sampling_weights(run: Run) -> DrawnFigure | None:
@@ -120,12 +125,12 @@ def sampling_weights(run: Run) -> DrawnFigure | None:
         "How the tasks that are replayed were chosen: the share of each task in the sampling weights of the episode, "
         "in percent. The worse the ensemble still fits a task, the likelier it is drawn (brighter)."
     )
-    return DrawnFigure("sampling_weights", "Sampling weights", caption, drawn, _by_episode(weights, run.task_names))
+    return DrawnFigure("sampling_weights", "Sampling weights", caption, drawn, _by_episode(weights, run))
 
 
 def added_by_members(run: Run) -> DrawnFigure:
     """Accuracy on each task against the number of members that answer it."""
-    table, names = analysis.added_by_members(run), run.task_names
+    table, names = analysis.added_by_members(run), run.task_labels
     drawn, (axes,) = figure(height(len(names), 3.6))
     palette, ends, tasks = colours(len(names)), [], list(run.test_predictions)
     last = int(table.members.max())
@@ -137,7 +142,7 @@ def added_by_members(run: Run) -> DrawnFigure:
             axes.plot([line.members.iloc[-1], last], [ends[-1]] * 2, ":", color=colour, linewidth=0.9)
     axes.set(ylabel="test accuracy, %")
     against_steps(axes, "members that answer the task", as_percent=True)
-    label_ends(axes, last, ends, [f"{t} {names[t - 1]}" for t in tasks], [palette[t - 1] for t in tasks])
+    label_ends(axes, last, ends, [names[t - 1] for t in tasks], [palette[t - 1] for t in tasks])
     caption = (
         "What each member added: test accuracy on a task when its first m members answer, in the order in which they "
         "joined. Dotted: no more members were trained on the task."
@@ -151,10 +156,10 @@ def task_affinity(run: Run) -> DrawnFigure | None:
     difference, together = analysis.affinity(run)
     if not np.isfinite(difference).any():
         return None
-    names = run.task_names
+    names = run.task_labels
     drawn, (axes,) = figure(height(len(names)))
     bound = max(0.01, np.nanmax(np.abs(difference)))
-    bar = heat_map(axes, difference, DIVERGING, Normalize(-bound, bound), lambda value: f"{100 * value:+.0f}")
+    bar = heat_map(axes, difference, DIVERGING, Normalize(-bound, bound), lambda value: signed(100 * value, 0))
     bar.set_label("difference, points")
     axes.set(xlabel="trained together with task", ylabel="accuracy on task")
     rows = [
@@ -168,6 +173,27 @@ def task_affinity(run: Run) -> DrawnFigure | None:
     )
     data = pd.DataFrame(rows, columns=["task", "with", "difference", "members"])
     return DrawnFigure("task_affinity", "Task affinity", caption, drawn, data)
+
+
+def confusion(run: Run) -> DrawnFigure:
+    """How often each class is taken for each other one, a panel for each of the first tasks."""
+    data, tasks = analysis.confusion(run), list(run.test_predictions)[:_PANELS]
+    columns = min(4, len(tasks))
+    rows = -(-len(tasks) // columns)
+    drawn, axes = figure(0.4 + rows * (0.3 + WIDTH / (columns + 1)), rows, columns)
+    for panel, task in zip_longest(axes, tasks):
+        panel.set_axis_off()
+        if task is not None:
+            counts = data[data.task == run.task_labels[task - 1]].n.to_numpy().reshape(len(run.class_names(task)), -1)
+            shares = counts / counts.sum(1, keepdims=True).clip(1)
+            image = panel.imshow(shares, cmap=SHADES, norm=Normalize(0, 1), interpolation="nearest")
+            panel.set_title(f"task {task}")
+    bar = drawn.colorbar(image, ax=axes, shrink=0.6, format=lambda value, _: f"{100 * value:.0f}")
+    bar.set_label("share of the class, %")
+    caption = "Confusion matrices. Row: the right class, column: the answer, in the order of the classes of the task."
+    if len(run.test_predictions) > len(tasks):
+        caption += f" The first {len(tasks)} tasks; the CSV file has all."
+    return DrawnFigure("confusion", "Which classes are confused", caption, drawn, data)
 
 
 def reliability(run: Run) -> DrawnFigure:
@@ -204,7 +230,7 @@ def cost(run: Run) -> DrawnFigure:
     axes[0].bar(data.episode, rest, bottom=data.train_seconds, color="#e69f00", label="the rest")
     axes[0].set(title="time, seconds", ylim=(0, 1.28 * data.seconds.max()))
     axes[0].legend(ncols=2, loc="upper left", handlelength=1)
-    shown = {"examples": "training examples, in an epoch", "peak_memory_bytes": "peak memory, bytes",
+    shown = {"examples": "examples, in an epoch", "peak_memory_bytes": "peak memory, bytes",
              "parameters_stored": "parameters stored"}  # fmt: skip
     for panel, (name, title) in zip(axes[1:], shown.items(), strict=True):
         panel.bar(data.episode, data[name], color="#0072b2")

@@ -1,18 +1,21 @@
-"""Sort runs into comparisons (same stream and network) and groups (same options but for the seed)."""
+"""Sort runs into comparisons (same data and network) and groups (same options but for the seed)."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from records.configuration import comparable, obstacle
 from records.run import Run
-from records.summary import figure
+from records.summary import by_task, figure
 from studies.statistics import against_best
-from studies.store import determining, reference
+from studies.store import determining, titles
 from studies.tables import ComparisonTable
 from utils.errors import UserError
+from utils.settings import flat
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The groups of one stream and one network."""
+    """The groups with the same data and one network."""
 
     title: str
     groups: Sequence[Group]
@@ -58,7 +61,7 @@ class Comparison:
         found = {}
         for key in dict.fromkeys(chain(*options)):
             values = [own.get(key) for own in options]
-            found[key] = ["–" if value is None else str(value) for value in values]
+            found[key] = ["–" if value in (None, []) else _shown(value) for value in values]
         return {key: values for key, values in found.items() if len(set(values)) > 1}
 
     def behind_best(self) -> dict[str, tuple[int, float, float, float]]:
@@ -79,24 +82,23 @@ def compare(
     Args:
         isolated: further runs of --method isolated, which runs with the same stream, recipe and seed are compared with
             (as with those among `paths`).
-        labels: names of runs (default: the method, and the options in which runs of one method differ).
+        labels: of runs (default: the method, or the names of the runs where groups have the same method).
 
     Raises:
         UserError: a run cannot be read, two are the same run, or `isolated` matches none.
     """
-    runs = [Run.load(path).renumbered() for path in paths]
-    given = _references([Run.load(path).renumbered() for path in isolated])
-    if isolated and not any(reference(run.config) in given for run in runs):
+    runs = [Run.load(path) for path in paths]
+    given = [Run.load(path) for path in isolated]
+    if isolated and all(_isolated(run, given) is None for run in runs):
         raise UserError(
             f"--isolated {isolated[0]} holds no finished run of --method isolated with the stream, options and seed of "
             "any of the runs"
         )
-    references = _references(runs) | given
     comparisons: dict[str, dict[str, dict[int, Run]]] = {}
-    for run in runs:
-        if reference(run.config) in references:
-            run = run.against(references[reference(run.config)])
-        title = f"{run.config['stream']}, {run.config['net']['model']}"
+    headings = titles([(f"{run.config['stream']}, {run.config['net']['model']}", run.config) for run in runs])
+    for title, run in zip(headings, runs, strict=True):
+        alone = _isolated(run, [*given, *runs])
+        run = (run if alone is None else run.against(alone)).renumbered()
         seeds = comparisons.setdefault(title, {}).setdefault(json.dumps(_options(run.config)), {})
         seed = run.config["seed"]
         if seed in seeds:
@@ -105,33 +107,36 @@ def compare(
     return [Comparison(title, _labelled(list(found.values()), labels or {})) for title, found in comparisons.items()]
 
 
-def _references(runs: Sequence[Run]) -> dict[str, Sequence[float]]:
-    return {
-        reference(run.config): figure(run.summary, "per_task_acc") for run in runs
-        if run.config["method"] == "isolated" and run.finished
-    }  # fmt: skip
+def _isolated(run: Run, others: Sequence[Run]) -> dict[int, float] | None:
+    """By task, the main metric of the first finished run of --method isolated that `run` can be compared with."""
+    for other in others:
+        fits = other.config["method"] == "isolated" and other.finished
+        if fits and obstacle(other.config, run.config) is None:
+            return by_task(other.summary, "per_task_acc")
+    return None
 
 
 def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -> list[Group]:
-    """Label each group with its method and the options in which groups of that method differ."""
+    """Label each group with its method or, where groups have the same one, with the name of its first run."""
     firsts = [next(iter(runs.values())) for runs in groups]
-    options = [_options(run.config) for run in firsts]
-    found = []
-    for first, own, runs in zip(firsts, options, groups, strict=True):
-        others = [other for other in options if other["method"] == own["method"]]
-        texts = [
-            f"{key.rpartition('.')[2]} {_shown(value)}" for key, value in own.items()
-            if value is not None and any(other.get(key) != value for other in others)
-        ]  # fmt: skip
-        label = labels.get(first.path, ", ".join([own["method"], *texts]))
-        found.append(Group(label, dict(sorted(runs.items()))))
-    return found
+    methods = [run.config["method"] for run in firsts]
+    found: dict[str, Group] = {}
+    for first, runs in zip(firsts, groups, strict=True):
+        label = first.config["method"]
+        if methods.count(label) > 1:
+            label = first.name if len(runs) == 1 else re.sub(r"(?<=.)[-_ ]*(seed)?\d+$", "", first.name)
+        label = labels.get(first.path, label)
+        label = str(first.path) if label in found else label
+        found[label] = Group(label, dict(sorted(runs.items())))
+    return list(found.values())
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in determining(config).items() if key != "seed"}
+    more = dict(flat({key: config[key] for key in ("retrained", "teacher") if key in config}))
+    found = {**determining(config), **comparable(config, ["data"]), **more}
+    return {key: value for key, value in found.items() if key != "seed"}
 
 
 def _shown(value: object) -> str:
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 40 else text[:39] + "…"

@@ -4,7 +4,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -15,13 +15,16 @@ from markupsafe import Markup
 from datasets.objectives import BINS
 from evaluation.measurements import WITHOUT_TASK, mean_over_tasks
 from records.run import Run
-from records.summary import direction, figure
+from records.summary import direction, figure, signed
 from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison
+from studies.statistics import share_interval
 from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note, share
 from utils.errors import printable
 from utils.files import check_own, csv_bytes, write_bytes, yaml_bytes
+
+_CLASSES = 20  # the most classes in the table of the page
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def of_one_run(run: Run, command: str) -> Page:
         Section("How it was learned", (), named("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
     if "reliability" in drawn:
+        sections.append(Section("Classes", [class_table(run)], named("confusion")))
         sections.append(Section("Calibration", [calibration_table(run)], named("reliability")))
     sections.append(Section("Cost", (), named("cost")))
     return Page(
@@ -135,17 +139,21 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
 def in_words(run: Run) -> list[str]:
     """Two paragraphs: what the run learned and how, and where it ran."""
     config, recipe, data = run.config, run.config["hp"], run.config["data"]
-    net, tasks = config["net"], len(data["tasks"])
-    settings = ", ".join(f"{key} {value:g}" for key, value in net.items() if key not in ("model", "path"))
+    net, tasks = config["net"], len(data["tasks"]) - len(data["forgotten"])
+    settings = ", ".join(f"{key} {value}" for key, value in net.items() if key not in ("model", "path"))
+    length = next(_count(recipe[key], key[:-1]) for key in ("epochs", "steps", "examples") if recipe.get(key))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
-    images = "" if data["samples"] is None else f", at most {data['samples']} training examples a class"
+    images = (
+        "all training examples" if data["samples"] is None else f"at most {data['samples']} training examples a class"
+    )
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     derived += "Tasks are renumbered here. " if data["forgotten"] else ""
     learned = (
-        f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}{images}. "
-        f"Each network is a {net['model']} ({settings}), trained for {_count(recipe['epochs'], 'epoch')} with batches "
-        f"of {recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
+        f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}, "
+        f"from {images}. "
+        f"Each network is a {net['model']}{f' ({settings})' if settings else ''}, trained for {length} with batches of "
+        f"{recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
         f"seed {config['seed']}."
     )
     kept = run.summary.get("stored_examples") if run.continual else None
@@ -166,14 +174,54 @@ def task_table(run: Run) -> Sheet:
     columns["at the end" if run.finished else "now"] = figure(run.summary, "per_task_acc")
     if run.isolated is not None:
         columns["isolated network"] = run.isolated.tolist()
+    notes = []
+    if run.classifies:
+        sizes = analysis.confusion(run).groupby(["task", "class"], sort=False).n.sum().groupby("task", sort=False)
+        if (sizes.max() > 1.5 * sizes.min()).any() and len(sizes) == len(run.task_names):
+            columns["balanced accuracy"] = analysis.balanced_accuracy(run)
+            columns["majority rate"] = (sizes.max() / sizes.sum()).tolist()
+            notes.append("Classes differ in their number of test examples. Balanced accuracy: mean of the accuracies "
+                         "on each class. Majority rate: that of always answering the largest class.")  # fmt: skip
     rows = [
-        [f"{number} {name}", *(share(values[number - 1]) for values in columns.values())]
-        for number, name in enumerate(run.task_names, 1)
+        [label, *(share(values[place]) for values in columns.values())] for place, label in enumerate(run.task_labels)
     ]
     foot = ["mean", *(share(sum(values) / len(values)) for values in columns.values())]
     header = ["task", *columns]
+    if run.classifies:
+        for row, (low, high) in zip(rows, starmap(share_interval, _examples(run)), strict=True):
+            row.append(f"{share(low)}–{share(high)}")
+        header, foot = [*header, "95 % interval"], [*foot, f"± {share(_half_width(run))}"]
+        notes.append("Interval: of the accuracy at the end, from the number of test examples (Wilson; mean: normal, "
+                     "of independent tasks). It leaves out what another seed changes.")  # fmt: skip
     title = f"Test {run.metric} on each task" + ("" if run.shows_accuracy else f", {direction(run.summary)}")
-    return Sheet("tasks", title, header, rows, pd.DataFrame(rows, columns=header), foot)
+    return Sheet("tasks", title, header, rows, pd.DataFrame(rows, columns=header), foot, notes)
+
+
+def _examples(run: Run) -> list[tuple[float, int]]:
+    """Accuracy at the end on each task, and the number of test examples behind it."""
+    counts = {row.task: row.n for row in run.rows if row.is_test}
+    return list(zip(figure(run.summary, "per_task_acc"), (counts[task] for task in sorted(counts)), strict=True))
+
+
+def _half_width(run: Run) -> float:
+    """Half-width of the 95 % interval of the mean accuracy over tasks, from the standard errors of the tasks."""
+    found = _examples(run)
+    return 1.96 * math.sqrt(sum(accuracy * (1 - accuracy) / n for accuracy, n in found)) / len(found)
+
+
+def class_table(run: Run) -> Sheet:
+    """Accuracy on each class, and the class that it is most often taken for."""
+    data, rows = analysis.confusion(run), []
+    for (task, name), part in data.groupby(["task", "class"], sort=False):
+        right, wrong = part.n[part.answer == name].sum(), part[part.answer != name]
+        worst = wrong.loc[wrong.n.idxmax()]
+        mistaken = f"{worst.answer} ({worst.n})" if worst.n else ""
+        rows.append([task, name, str(part.n.sum()), share(right / part.n.sum()) if part.n.sum() else "n/a", mistaken])
+    header = ["task", "class", "test examples", "accuracy", "most often taken for (times)"]
+    few = len(rows) <= _CLASSES
+    title = "Accuracy on each class" + ("" if few else f": the lowest {_CLASSES}, the CSV file has all")
+    shown = rows if few else sorted(rows, key=lambda row: row[3])[:_CLASSES]
+    return Sheet("classes", title, header, shown, pd.DataFrame(rows, columns=header))
 
 
 def scenario_table(run: Run) -> Sheet | None:
@@ -192,6 +240,7 @@ def scenario_table(run: Run) -> Sheet | None:
         "networks are asked, and the task is the one whose answer has the lowest entropy, as a share of the highest "
         "possible."
     )
+    note += " A selection of the episodes; the CSV file has all." if len(rows) < len(episodes) else ""
     header, title = ["after episode", *names], "Accuracy without being told the task"
     return Sheet("without_task", title, header, rows, pd.DataFrame(values, columns=header), notes=[note])
 
@@ -234,7 +283,7 @@ def paired_table(comparison: Comparison, suffix: str) -> Sheet:
     """The difference of each group from the best."""
     lines = [(label, *found) for label, found in comparison.behind_best().items()]
     rows = [
-        [label, str(n), f"{mean:+.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}"),
+        [label, str(n), signed(mean) + ("" if math.isnan(half) else f" ± {half:.4f}"),
          "n/a" if math.isnan(p) else f"{p:.3g}"]
         for label, n, mean, half, p in lines if mean != 0 or not math.isclose(p, 1)
     ]  # fmt: skip
@@ -268,6 +317,8 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     ):
         if run.shows_accuracy and summary.get(key) is not None:
             points = round(100 * summary[key], 1) + 0.0  # + 0.0: no minus before a zero
+            if key == "avg_acc_final" and run.classifies:
+                note += f" ± {100 * _half_width(run):.1f} (test examples)"
             tiles.append((title, f"{points:.1f}" if key == "avg_acc_final" else f"{points:+.1f}", note))
     parameters = sum(member.parameters for member in run.members[-1:])
     tiles.append(("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))

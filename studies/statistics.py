@@ -21,6 +21,14 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean, float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
 
 
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's (1927) 95 % interval of a share that was measured on n examples."""
+    from scipy import stats  # slow to import
+
+    interval = stats.binomtest(round(share * n), n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
     """Two-sided p-value of the paired t-test that `one` and `other` have the same mean.
 
@@ -65,7 +73,9 @@ def level_with_best(
     """Names of the best mean and of every mean that a paired t-test over common seeds does not separate from it.
 
     Each is tested at `alpha`, uncorrected for the number of comparisons; names with fewer than two seeds are left out.
+    None if no mean is separated from the best: then nothing is known to be better than anything else.
     """
     several = {name: found for name, found in values.items() if len(found) >= 2}
     compared = against_best(several, higher_is_better)
-    return {name for name, (*_, p) in compared.items() if p >= alpha}  # not if p is NaN
+    level = {name for name, (*_, p) in compared.items() if p >= alpha}  # not if p is NaN
+    return level if any(p < alpha for *_, p in compared.values()) else set()

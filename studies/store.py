@@ -12,10 +12,10 @@ import numpy as np
 
 from evaluation import metrics
 from methods.config import RunConfig
-from records.configuration import SECTIONS, comparable, keys_where, plain_config
+from records.configuration import SECTIONS, comparable, keys_where, obstacle, plain_config
 from records.directory import check_free, holds_run, read_config
 from records.manifest import SUMMARY, read_manifest
-from records.summary import figure, key_of, read_summary
+from records.summary import by_task, figure, key_of, read_summary
 from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
 from utils.errors import UserError
 from utils.files import csv_bytes, write_bytes
@@ -92,14 +92,15 @@ def write_tables(
     columns = list(dict.fromkeys(chain(COLUMNS, *measured.values())))
     rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
     tables: dict[str, dict[str, dict[int, Values]]] = {}
-    for run in runs:
+    headings = titles([(run.table, plain_config(run.config)) for run in runs])
+    for run, heading in zip(runs, headings, strict=True):
         values = measured.get(run.name, {})
         status = "finished" if values else "failed" if run.name in failures else "missing"
         shown = [values.get(key) for key in columns]
         rows.append([
             run.label, run.config.method, run.config.stream, run.net, run.config.seed, status, *shown, run.name
         ])  # fmt: skip
-        finished = tables.setdefault(run.table, {}).setdefault(run.label, {})
+        finished = tables.setdefault(heading, {}).setdefault(run.label, {})
         if values:
             finished[run.config.seed] = values
     seeds = len({run.config.seed for run in runs})
@@ -117,13 +118,14 @@ def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
     gain_isolated and fwt_isolated (evaluation/metrics.py) are computed against the isolated run with the same data,
     recipe and seed.
     """
-    finished = [(run, reference(plain_config(run.config)), run.summary) for run in runs if run.finished]
-    isolated = {key: found for run, key, found in finished if run.config.method == "isolated"}
+    finished = [(run, read_config(run.directory), run.summary) for run in runs if run.finished]
+    isolated = [(config, found) for run, config, found in finished if run.config.method == "isolated"]
     measured: dict[str, dict[str, Any]] = {}
-    for run, key, found in finished:
+    for run, config, found in finished:
+        alone = next((found for reference, found in isolated if obstacle(reference, config) is None), None)
         columns = [key_of(column, found["metric"]) for column in COLUMNS]
         values = {name: found.get(name) for name in ("metric", "higher_is_better", *columns)}
-        measured[run.name] = values | _gains(found, isolated.get(key))
+        measured[run.name] = values | _gains(found, alone)
     return measured
 
 
@@ -131,16 +133,38 @@ def _gains(summary: Values, isolated: Values | None) -> dict[str, float | None]:
     if isolated is None:
         return {"gain_isolated": None, "fwt_isolated": None}
     sign = 1 if summary["higher_is_better"] else -1
-    alone, reached = (sign * np.array(figure(values, "per_task_acc")) for values in (isolated, summary))
+    single = by_task(isolated, "per_task_acc") or {}
+    alone = sign * np.array([single[task] for task in summary["task_numbers"]])
+    reached = sign * np.array(figure(summary, "per_task_acc"))
     gain, forward = metrics.gain_isolated(reached[None], alone), None  # it reads only the last row of R
     if (learned := figure(summary, "per_task_learning_acc")) is not None and len(alone) > 1:
         forward = metrics.fwt_isolated(np.diag(sign * np.array(learned)), alone)  # it reads only the diagonal
     return {"gain_isolated": gain, "fwt_isolated": forward}
 
 
-def reference(config: Mapping[str, Any]) -> str:
-    """A text that is equal for the configurations of runs that can be compared task by task."""
-    return json.dumps(comparable(config) | {"seed": config["seed"]}, sort_keys=True)
+def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """The title of the table in which each run stands, from a name and config.yaml: a table is of the same data.
+
+    Where tables have the same name, their titles say how their data differ.
+    """
+    kinds: dict[str, dict[str, dict[str, Any]]] = {}  # name -> text of the data -> the data
+    places = []
+    for name, config in runs:
+        data = json.loads(json.dumps(comparable(config, ["data"]), default=str))
+        places.append((name, json.dumps(data, sort_keys=True)))
+        kinds.setdefault(name, {})[places[-1][1]] = data
+    made: dict[tuple[str, str], str] = {}
+    for name, found in kinds.items():
+        keys = dict.fromkeys(chain(*found.values()))
+        varied = [key for key in keys if len({json.dumps(data.get(key)) for data in found.values()}) > 1]
+        for text, data in found.items():
+            without = ", ".join(map(str, data.get("data.forgotten", ())))
+            shown = {"tasks": f"{len(data['data.tasks'])} tasks", "forgotten": f"without task {without}"}
+            words = [shown.get(key[5:], f"{key[5:]} {data[key]}") for key in varied if data.get(key)]
+            title = ", ".join([name, *words])
+            again = sum(other.partition(" (")[0] == title for other in made.values())
+            made[name, text] = f"{title} ({again + 1})" if again else title
+    return [made[place] for place in places]
 
 
 def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:

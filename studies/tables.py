@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets.objectives import ACCURACY
-from records.summary import key_of
+from records.summary import key_of, signed
 from studies.statistics import level_with_best, mean_interval
 from utils.errors import one_line
 from utils.files import csv_bytes
@@ -66,18 +66,18 @@ def readable(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _change(value: float) -> str:
-    return f"{round(value, 4) + 0.0:+.4f}"  # + 0.0: no minus before a zero
+def share(value: float) -> str:
+    """Four digits, without a minus before a zero."""
+    return f"{round(value, 4) + 0.0:.4f}"
 
 
-share = "{:.4f}".format
 METRICS = (
     Column("avg_acc_final", "final accuracy", share),
-    Column("forgetting_chaudhry", "forgetting", _change, higher_is_better=False),
-    Column("bwt", "backward transfer", _change),
+    Column("forgetting_chaudhry", "forgetting", signed, higher_is_better=False),
+    Column("bwt", "backward transfer", signed),
     Column("learning_acc", "learning accuracy", share),
-    Column("fwt_isolated", "forward transfer", _change),
-    Column("gain_isolated", "gain over isolated", _change),
+    Column("fwt_isolated", "forward transfer", signed),
+    Column("gain_isolated", "gain over isolated", signed),
     Column("class_incremental_acc", "class-incremental accuracy", share),
 )
 LEDGER = (
@@ -90,11 +90,11 @@ LEDGER = (
 )
 READING = (
     "±: half-width of the 95 % t-interval of the mean over seeds; one seed has none.",
-    "Bold: the best mean of a column and all that do not differ from it significantly (paired two-sided t-test over "
-    "the seeds both have, 5 %, not corrected for multiple comparisons); with fewer than two seeds nothing is bold. "
-    "Lower is better for forgetting, higher for all others.",
-    "n/a: not defined for the method, or no finished run; forward transfer and gain need isolated runs of the same "
-    "stream, network, seed, samples and augmentation. (n = k): defined for only k of the finished seeds.",
+    "Bold, in columns where some mean differs significantly from the best one: the best and all that do not (paired "
+    "two-sided t-test over the seeds both have, 5 %, not corrected for multiple comparisons). Lower is better for "
+    "forgetting, higher for all others.",
+    "n/a: not defined for the method, or no finished run; forward transfer and gain need isolated runs with the same "
+    "data, network, recipe and seed. (n = k): defined for only k of the finished seeds.",
     "Storage, computation and time are means over seeds; with --jobs 2 or more, runs share the machine while they are "
     "timed.",
 )

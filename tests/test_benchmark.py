@@ -102,7 +102,8 @@ def finish(run, folder="store", final=(0.5, 0.75), learned=(0.75, 0.75), **summa
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(config | facts, sort_keys=False))
     values = {
-        "per_task_acc": list(final), "per_task_learning_acc": None if learned is None else list(learned),
+        "task_numbers": [1, 2], "per_task_acc": list(final),
+        "per_task_learning_acc": None if learned is None else list(learned),
         "avg_acc_final": float(np.mean(final)), "learning_acc": None if learned is None else float(np.mean(learned)),
         "bwt": None, "forgetting_chaudhry": None, "stored_examples": 0, "stored_bytes": 0, "parameters_total": 117050,
         "parameters_per_prediction": 116402.0, "sample_gradients": 20, "train_seconds": 12.5, "metric": "accuracy",

@@ -153,17 +153,23 @@ def test_pictures_show_the_run(runs):
     episodes = pd.read_csv(run / "episodes.csv", keep_default_na=False)
     shown = events.Images("accuracy_matrix")
     assert [event.step for event in shown] == [1, 2, 3]
+    colour = colormaps["viridis"](1 - np.sqrt(1 - np.array([0.87, 0.96])))[:, :3]
+    assert np.abs(colour[0] - colour[1]).max() > 0.2
     for event in shown:
         picture, cell = pixels(event), event.width // 3
         assert picture.shape == (3 * cell, 3 * cell, 3)
         seen = np.where(np.arange(3)[:, None] < event.step, R, np.nan)
-        expected = np.where(np.isnan(seen)[..., None], 224, 255 * colormaps["viridis"](np.nan_to_num(seen))[..., :3])
-        np.testing.assert_allclose(picture[cell // 2 :: cell, cell // 2 :: cell], expected, atol=6)
-        np.testing.assert_array_equal(picture, picture[::cell, ::cell].repeat(cell, 0).repeat(cell, 1))
-    members = pixels(events.Images("members")[-1])[::24, ::24]
+        expected = np.where(
+            np.isnan(seen)[..., None], 224, 255 * colormaps["viridis"](1 - np.sqrt(1 - np.nan_to_num(seen)))[..., :3]
+        )
+        np.testing.assert_allclose(picture[::cell, ::cell], expected, atol=6)
+        written = (picture != picture[::cell, ::cell].repeat(cell, 0).repeat(cell, 1)).any(2)
+        has_number = written.reshape(3, cell, 3, cell).any((1, 3))
+        np.testing.assert_array_equal(has_number, ~np.isnan(seen))
+    members = pixels(events.Images("members")[-1])[::48, ::48]
     for row, tasks in zip(members, episodes.tasks, strict=True):
         assert {t + 1 for t in range(3) if tuple(row[t]) == (253, 231, 37)} == set(map(int, str(tasks).split()))
-    weights = pixels(events.Images("sampling_weights")[-1])[::24, ::24]
+    weights = pixels(events.Images("sampling_weights")[-1])[::48, ::48]
     np.testing.assert_array_equal(weights[[0, 1, 1], [0, 1, 2]], 224)
     for pair in episodes.sampling_weights.iloc[2].split():
         task, weight = pair.split(":")

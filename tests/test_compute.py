@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from utils.compute import provenance
+
 PROJECT = Path(__file__).parent.parent
 # Page faults of thirty rounds in which two blocks of 8 MB are filled and freed, after a few to get going.
 COUNT = """
@@ -34,3 +36,19 @@ def test_freed_memory_is_not_mapped_in_again():
         )
         faults[how] = int(done.stdout)
     assert faults["kept"] < 100 < 1000 < faults["given back"]
+
+
+def test_only_changes_of_tracked_files_are_changes(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    monkeypatch.setattr("utils.compute._PROJECT", tmp_path)
+    (tmp_path / "code.py").write_text("1")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "begin")
+    (tmp_path / "more.yaml").write_text("made by a command of the README")
+    assert provenance()["uncommitted_changes"] is False
+    (tmp_path / "code.py").write_text("2")
+    assert provenance()["uncommitted_changes"] is True

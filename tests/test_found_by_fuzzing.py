@@ -191,7 +191,7 @@ CASES = [
     report("episodes.csv without a row", {"run/episodes.csv": no_rows}, "run"),
     report("a nested member", {"run/members/member_000.json": NESTED}, "run"),
     report("no stream", {"run/config.yaml": lambda old: old.replace(b"stream:", b"streem:", 1)}, "run"),
-    report("a list for a number", {"run/config.yaml": in_net(dropout=[[0]])}, "run"),
+    report("a list for a number, which is shown as it is", {"run/config.yaml": in_net(dropout=[[0]])}),
     report("targets out of range", {"run/predictions/targets.": all_bytes(b"\x7f")}, "run"),
     # zoos
     using("distill", "an isolated network that is damaged", BOTH, "run --run_dir made --isolated alone",

@@ -18,10 +18,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from safetensors.numpy import load_file
 from scipy import stats
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss
 
+import forget
 import modelzoo
 from records.checkpoints import RunCheckpoints
 from records.run import Run
@@ -33,6 +35,7 @@ from tests.tables import read_metrics
 PROJECT = Path(__file__).parent.parent
 # Names that a page, an SVG and TeX could take for something else.
 NAMES = ["zero & one", "<b>two</b> three", "$4_5$ ^", '"6" 7\\', "8 % 9"]
+LABELS = [f"{number} {name}" for number, name in enumerate(NAMES, 1)]
 TASKS = [{"name": name, "classes": [2 * i, 2 * i + 1]} for i, name in enumerate(NAMES)]
 
 
@@ -125,11 +128,17 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
     tables = Tables(page.read_text())
     R, isolated = measured(runs / "zoo0"), measured(runs / "isolated0")[-1]
     header, *rows, mean = tables.tables[0]
-    assert header == ["task", "right after its episode", "at the end", "isolated network"]
+    assert header == ["task", "right after its episode", "at the end", "isolated network", "95 % interval"]
+    counts = [len(answers(runs / "zoo0", task)[1]) for task in range(1, 6)]
     for task, row in enumerate(rows):
         shown = [R[task, task], R[-1, task], isolated[task]]
-        assert row == [f"{task + 1} {NAMES[task]}", *(f"{value:.4f}" for value in shown)]
-    assert mean == ["mean", *(f"{np.mean(v):.4f}" for v in (R.diagonal(), R[-1], isolated))]
+        assert row[:-1] == [f"{task + 1} {NAMES[task]}", *(f"{value:.4f}" for value in shown)]
+        hits = round(R[-1, task] * counts[task])
+        wilson = stats.binomtest(hits, counts[task]).proportion_ci(method="wilson")
+        assert row[-1] == f"{wilson.low:.4f}–{wilson.high:.4f}"
+    half = 1.96 * np.sqrt(np.sum(R[-1] * (1 - R[-1]) / counts)) / 5
+    assert mean == ["mean", *(f"{np.mean(v):.4f}" for v in (R.diagonal(), R[-1], isolated)), f"± {half:.4f}"]
+    assert f"± {100 * half:.1f} (test examples)" in page.read_text()
     expected = {
         "final accuracy": f"{100 * R[-1].mean():.1f}",
         "backward transfer": f"{100 * np.mean([R[-1, t] - R[t, t] for t in range(4)]):+.1f}",
@@ -138,9 +147,49 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
         "forward transfer": f"{100 * (R.diagonal() - isolated)[1:].mean():+.1f}",
         "networks saved": "5",
     }
-    assert {name: tables.tiles[name].replace("-0.0", "+0.0") for name in expected} == {
+    assert {name: tables.tiles[name] for name in expected} == {
         name: value.replace("-0.0", "+0.0") for name, value in expected.items()
     }
+    assert not re.search(r">-0(\.0+)?[<% ]", page.read_text())
+
+
+def test_accuracy_on_each_class_and_confusion_follow_from_the_predictions(runs, page):
+    header, *rows = Tables(page.read_text()).tables[2]
+    assert header[:4] == ["task", "class", "test examples", "accuracy"]
+    counts = figure(page, "confusion").n.to_numpy().reshape(5, 2, 2)
+    for task in range(1, 6):
+        members, targets = answers(runs / "zoo0", task)
+        truth = confusion_matrix(targets, np.mean(list(members.values()), 0).argmax(1))
+        np.testing.assert_array_equal(counts[task - 1], truth)
+        for output in range(2):
+            _, _, n, accuracy, mistaken = rows[2 * (task - 1) + output]
+            assert (int(n), float(accuracy)) == (
+                truth[output].sum(),
+                pytest.approx(truth[output, output] / int(n), abs=1e-4),
+            )
+            assert mistaken.endswith(f"({truth[output, 1 - output]})") or not truth[output, 1 - output]
+
+
+def test_unlike_classes_show_what_the_largest_one_gives(tmp_path, monkeypatch, capsys):
+    """Nine white and three black test images; a network asked to call all white has 75 %, balanced 50 %."""
+    monkeypatch.chdir(tmp_path)
+    for part, name, count in (("train", "a", 4), ("train", "b", 4), ("test", "a", 9), ("test", "b", 3)):
+        folder = Path("data/own", part, name)
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    Path("own.yaml").write_text("{dataset: image_folder, root: own, image_size: 8, tasks: [[a, b]]}")
+    assert (
+        modelzoo.main(["--data_config", "own.yaml", "--continual", "--epochs", "1", "--quiet", "--run_dir", "run"]) == 0
+    )
+    assert main(["run"]) == 0
+    header, row, _ = Tables(Path("run/report.html").read_text()).tables[0]
+    shown = dict(zip(header, row, strict=True))
+    members, targets = answers(Path("run"), 1)
+    answered = np.mean(list(members.values()), 0).argmax(1)
+    assert shown["majority rate"] == "0.7500"
+    assert float(shown["balanced accuracy"]) == pytest.approx(balanced_accuracy_score(targets, answered), abs=1e-4)
+    assert "one after another, from all training examples." in Path("run/report.html").read_text()
 
 
 def test_accuracy_without_the_task_follows_from_the_measurements(runs, page):
@@ -155,7 +204,7 @@ def test_accuracy_without_the_task_follows_from_the_measurements(runs, page):
 
 
 def test_calibration_follows_from_the_predictions(runs, page):
-    header, *rows, _ = Tables(page.read_text()).tables[2]
+    header, *rows, _ = Tables(page.read_text()).tables[3]
     assert header[:4] == ["task", "members", "accuracy, one member", "accuracy, ensemble"]
     last = (
         read_metrics(runs / "zoo0")
@@ -182,10 +231,11 @@ def test_calibration_follows_from_the_predictions(runs, page):
 def test_the_data_of_each_figure_follow_from_the_run(runs, page):
     run = runs / "zoo0"
     R, isolated = measured(run), measured(runs / "isolated0")[-1]
-    np.testing.assert_array_equal(figure(page, "accuracy_matrix")[NAMES].to_numpy(), R)
+    assert list(figure(page, "accuracy_matrix")) == ["episode", *LABELS]
+    np.testing.assert_array_equal(figure(page, "accuracy_matrix")[LABELS].to_numpy(), R)
     curves = figure(page, "transfer_curves")
     for line in curves.itertuples():
-        task = NAMES.index(line.task)
+        task = LABELS.index(line.task)
         assert line.accuracy == R[line.episode - 1, task]
         assert line.isolated == isolated[task]
     assert len(curves) == np.isfinite(R).sum()
@@ -193,9 +243,9 @@ def test_the_data_of_each_figure_follow_from_the_run(runs, page):
     grid, weights = figure(page, "members"), figure(page, "sampling_weights")
     for row, facts in enumerate(episodes.itertuples()):
         trained = {int(task) for task in str(facts.tasks).split()}
-        assert {task for task in range(1, 6) if grid[NAMES[task - 1]][row]} == trained
+        assert {task for task in range(1, 6) if grid[LABELS[task - 1]][row]} == trained
         pairs = [] if pd.isna(facts.sampling_weights) else facts.sampling_weights.split()
-        found = {task: weights[NAMES[task - 1]][row] for task in range(1, 6)}
+        found = {task: weights[LABELS[task - 1]][row] for task in range(1, 6)}
         assert {task: w for task, w in found.items() if not np.isnan(w)} == {
             int(task): float(weight) for task, weight in (pair.split(":") for pair in pairs)
         }
@@ -213,7 +263,7 @@ def test_what_members_added_and_which_tasks_went_together(runs, page):
     for task in range(1, 6):
         members, targets = answers(run, task)
         scores = {number: accuracy_score(targets, p.argmax(1)) for number, p in members.items()}
-        lines = added[added.task == NAMES[task - 1]]
+        lines = added[added.task == LABELS[task - 1]]
         assert lines.member.tolist() == list(members)
         for count, found in zip(lines.members, lines.accuracy, strict=True):
             mean = np.mean(list(members.values())[:count], 0)
@@ -221,7 +271,7 @@ def test_what_members_added_and_which_tasks_went_together(runs, page):
         for other in set(range(1, 6)) - {task}:
             both = [score for number, score in scores.items() if other in trained[number]]
             without = [score for number, score in scores.items() if other not in trained[number]]
-            line = together[(together.task == NAMES[task - 1]) & (together["with"] == NAMES[other - 1])].iloc[0]
+            line = together[(together.task == LABELS[task - 1]) & (together["with"] == LABELS[other - 1])].iloc[0]
             assert line.members == len(both)
             if both and without:
                 assert line.difference == pytest.approx(np.mean(both) - np.mean(without))
@@ -240,7 +290,7 @@ def test_the_page_needs_nothing_else(page):
         ("", n) for n in names
     }
     drawn = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
-    assert len(drawn) == len(list((page.parent / "figures").glob("*.svg"))) == 8
+    assert len(drawn) == len(list((page.parent / "figures").glob("*.svg"))) == 9
     for picture in drawn:
         shown = "".join(ElementTree.fromstring(picture.replace("xlink:href", "href")).itertext())
         assert "$4_5$" in shown or not any(name[:5] in shown for name in NAMES)
@@ -254,7 +304,7 @@ def test_the_page_needs_nothing_else(page):
 def test_the_figures_are_files_for_papers_and_slides(page):
     files = {path.name for path in (page.parent / "figures").iterdir()}
     names = {"accuracy_matrix", "transfer_curves", "members", "sampling_weights", "added_by_members", "task_affinity",
-             "reliability", "cost"}  # fmt: skip
+             "reliability", "confusion", "cost"}  # fmt: skip
     assert files == {f"{name}.{kind}" for name in names for kind in ("png", "svg", "csv")}
     assert modelzoo.main(["--verify", str(page.parent)]) == 0
 
@@ -268,7 +318,7 @@ def test_the_same_run_makes_the_same_report(runs, page, tmp_path, capsys):
 def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys):
     assert main([str(runs / "er0")]) == 0
     page = runs / "er0/report.html"
-    header, *rows, _ = Tables(page.read_text()).tables[2]
+    header, *rows, _ = Tables(page.read_text()).tables[3]
     assert header == ["task", "members", "accuracy", "NLL, nats", "Brier score", "ECE"]
     R = measured(runs / "er0")
     for task, row in enumerate(rows):
@@ -287,7 +337,7 @@ def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
     assert len(members) == 5
     mean = np.average(list(members.values()), axis=0, weights=[2, 1, 1, 1, 1])
     mean /= mean.sum(1, keepdims=True)
-    row = Tables(Path("zoo/report.html").read_text()).tables[2][1]
+    row = Tables(Path("zoo/report.html").read_text()).tables[3][1]
     assert float(row[5]) == pytest.approx(log_loss(targets, mean), abs=1e-4)
     plain = np.mean(list(members.values()), 0)
     assert float(row[5]) != pytest.approx(log_loss(targets, plain / plain.sum(1, keepdims=True)), abs=1e-4)
@@ -308,7 +358,7 @@ def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
     assert main(["joint"]) == 0
     assert not Path("joint/figures/transfer_curves.png").exists()
     header, *rows, _ = Tables(Path("joint/report.html").read_text()).tables[0]
-    assert header == ["task", "at the end"]
+    assert header == ["task", "at the end", "95 % interval"]
     assert [float(row[1]) for row in rows] == pytest.approx(measured(Path("joint"))[0], abs=1e-4)
     assert main(["zoo", "joint", "--out", "both"]) == 0
 
@@ -381,17 +431,92 @@ def test_runs_are_compared(runs, tmp_path, capsys):
     assert "memory_per_class 10" in options["er"][tables[3][0].index("settings") - 1]
 
 
-def test_runs_of_one_method_are_named_by_what_differs(runs, tmp_path, capsys):
+NAMED = [
+    {"name": "episode", "classes": [0, 1]},
+    {"name": "same", "classes": [2, 3]},
+    {"name": "same", "classes": [0, 1]},
+]
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Runs that are alike but for one thing: method, a forgotten task, held-out images, seed, other or fewer tasks."""
+    folder = tmp_path_factory.mktemp("alike")
+    for name, tasks in (("here", NAMED), ("there", [[4, 5], [6, 7], [8, 9]]), ("fewer", NAMED[:2])):
+        (folder / name).mkdir()
+        (folder / name / "stream.yaml").write_text(yaml.safe_dump({"dataset": "digits", "tasks": tasks}))
+    made = [("zoo", "here", ""), ("iso", "here", "--method isolated"), ("held", "here", "--hold_out 0.5"),
+            ("other", "there", ""), ("fewer", "fewer", ""),
+            ("seed1", "here", "--method isolated --seed 1")]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        for name, place, more in made:
+            given = f"--data_config {folder}/{place}/stream.yaml --continual --samples 4 --epochs 1 --quiet {more}"
+            assert modelzoo.main([*given.split(), "--run_dir", str(folder / "runs" / name)]) == 0
+        runs = folder / "runs"
+        assert (
+            forget.main([str(runs / "zoo"), "--task", "1", "--retrain", "--quiet", "--run_dir", str(runs / "without")])
+            == 0
+        )
+    return runs
+
+
+def lines_of(capsys, *given):
+    capsys.readouterr()
+    assert main([*map(str, given), "--format", "csv"]) == 0
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_tasks_are_matched_by_their_number(alike, capsys):
+    """Without task 1, tasks 2 and 3 are compared with the isolated networks of tasks 2 and 3."""
+    left = json.loads((alike / "without/summary.json").read_text())["per_task_acc"]
+    expected = np.mean(np.subtract(left, measured(alike / "iso")[-1, 1:]))
+    lines = {line["method"]: line for line in lines_of(capsys, alike / "without", "--isolated", alike / "iso")}
+    assert float(lines["zoo"]["gain_isolated"]) == pytest.approx(expected, abs=1e-12)
+    assert main([str(alike / "without"), "--isolated", str(alike / "iso")]) == 0
+    shown = Tables((alike / "without/report.html").read_text()).tables[0]
+    column = shown[0].index("isolated network")
+    assert [row[column] for row in shown[1:3]] == [f"{value:.4f}" for value in measured(alike / "iso")[-1, 1:]]
+
+
+def test_names_of_tasks_are_labels_only(alike, capsys):
+    """One is named as a column of the data, two have the same name."""
+    assert main([str(alike / "zoo"), "--isolated", str(alike / "iso")]) == 0
+    curves, isolated = figure(alike / "zoo/report.html", "transfer_curves"), measured(alike / "iso")[-1]
+    found = curves.groupby("task", sort=False).isolated.unique()
+    assert {task: values.tolist() for task, values in found.items()} == {
+        label: [value] for label, value in zip(["1 episode", "2 same", "3 same"], isolated, strict=True)
+    }
+    assert list(figure(alike / "zoo/report.html", "accuracy_matrix")) == ["episode", "1 episode", "2 same", "3 same"]
+
+
+def test_only_runs_on_the_same_data_share_a_table(alike, capsys):
+    """Other images held out, another stream file of the same name, fewer tasks, a forgotten task."""
+    tables = {}
+    for line in lines_of(capsys, alike):
+        tables.setdefault(line["comparison"], set()).add(line["method"])
+    assert sorted(map(sorted, tables.values())) == [["isolated", "zoo"], *[["zoo"]] * 4]
+    assert len([title for title in tables if "hold_out 0.5" in title]) == 1
+    assert len([title for title in tables if title.endswith("without task 1")]) == 1
+    assert {line["gain_isolated"] for line in lines_of(capsys, alike / "held", alike / "iso")} == {"", "0.0"}
+
+
+@pytest.mark.parametrize(("name", "key"), [("held", "data.hold_out"), ("other", "data.tasks"), ("fewer", "data.tasks")])
+def test_isolated_networks_of_other_data_are_refused(alike, name, key, capsys):
+    refused([str(alike / name), "--isolated", str(alike / "iso")], [f"another {key!r}"], capsys)
+
+
+def test_isolated_networks_of_another_seed_are_refused(alike, capsys):
+    refused([str(alike / "zoo"), "--isolated", str(alike / "seed1")], ["another 'seed'"], capsys)
+
+
+def test_groups_of_one_method_have_the_names_of_their_runs(runs, tmp_path, capsys):
     other = ["--samples", "4", "--epochs", "1", "--continual", "--quiet", "--tasks_per_round", "2"]
     config = str(runs.parent / "names.yaml")
     assert modelzoo.main([*other, "--data_config", config, "--run_dir", str(tmp_path / "less")]) == 0
     capsys.readouterr()
-    assert main([str(runs / "zoo0"), str(tmp_path / "less"), "--format", "csv"]) == 0
+    assert main([*(str(runs / f"zoo{seed}") for seed in "01"), str(tmp_path / "less"), "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [line["method"] for line in lines] == [
-        "zoo, epochs 2, augment True, tasks_per_round 3",
-        "zoo, epochs 1, augment False, tasks_per_round 2",
-    ]
+    assert [line["method"] for line in lines] == ["zoo", "less"]
 
 
 def test_tables_for_papers(runs, capsys):

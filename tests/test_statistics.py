@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from studies.statistics import level_with_best, mean_interval, paired_p
+from studies.statistics import level_with_best, mean_interval, paired_p, share_interval
 
 ACCURACIES = st.floats(0, 1).map(lambda value: round(value, 4))
 SAMPLES = st.lists(ACCURACIES, min_size=2, max_size=12)
@@ -91,17 +91,25 @@ def test_what_is_level_with_the_best():
     assert level_with_best(values, alpha=0.5) == {"best"}
 
 
-def test_equal_rows_are_level():
-    assert level_with_best({"a": seeds(0.5, 0.25), "b": seeds(0.5, 0.25)}) == {"a", "b"}
+def test_nothing_is_marked_where_no_difference_is_significant():
+    assert level_with_best({"a": seeds(0.5, 0.25), "b": seeds(0.5, 0.25)}) == set()
+    two = {"a": seeds(0.90, 0.80), "b": seeds(0.70, 0.75), "c": seeds(0.85, 0.60)}  # p = 0.34 and 0.34
+    assert level_with_best(two) == set()
+
+
+def test_the_interval_of_a_share_by_hand():
+    """Wilson: (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96; also at 100 % it has a width."""
+    assert share_interval(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert share_interval(1.0, 50) == pytest.approx((50 / (50 + 1.96**2), 1.0), abs=1e-4)
 
 
 def test_only_common_seeds_are_compared():
-    values = {"a": {0: 0.9, 1: 0.8, 2: 0.9}, "b": {2: 0.9, 3: 0.1}, "c": {0: 0.4, 1: 0.3, 7: 0.9}}
+    values = {"a": {0: 0.9, 1: 0.8, 2: 0.9}, "b": {2: 0.9, 3: 0.1}, "c": {0: 0.4, 1: 0.3, 7: 0.8}}
     assert level_with_best(values) == {"a"}
 
 
 def test_one_seed_decides_nothing():
-    assert level_with_best({"a": seeds(0.9), "b": seeds(0.5, 0.6)}) == {"b"}
+    assert level_with_best({"a": seeds(0.9), "b": seeds(0.5, 0.6)}) == set()
     assert level_with_best({"a": seeds(0.9), "b": seeds(0.5)}) == set()
     assert level_with_best({}) == set()
 

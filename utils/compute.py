@@ -130,7 +130,7 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
 def provenance() -> dict[str, object]:
     """Versions of the libraries that a result depends on, and the git commit (None outside a checkout)."""
     versions = {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
-    changed = bool(_git("status", "--porcelain"))
+    changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
     return {"versions": versions, "commit": _git("rev-parse", "HEAD"), "uncommitted_changes": changed}
 
 
