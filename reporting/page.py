@@ -143,7 +143,8 @@ def in_words(run: Run) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in net.items() if key not in ("model", "path"))
     length = next(_count(recipe[key], key[:-1]) for key in ("epochs", "steps", "examples") if recipe.get(key))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
-    images = (
+    kept = data["samples"]
+    images = "all training examples" if kept is None else f"at most {kept} training examples a class"
         "all training examples" if data["samples"] is None else f"at most {data['samples']} training examples a class"
     )
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
