@@ -151,7 +151,7 @@ def test_a_run_of_another_format_is_refused_in_one_line(stated, capsys):
         capsys.readouterr()
         assert main(command) == 2
         assert re.fullmatch(
-            r"modelzoo.py: run/manifest.json is of a run of format [12]; this version reads format 2 only: .+\n",
+            r"modelzoo.py: run/manifest.json is of a run of format [12]; this version reads format 3 only: .+\n",
             capsys.readouterr().err,
         )
     assert start("run", *options("isolated"), "--overwrite") == 0
