@@ -136,9 +136,10 @@ def obstacle(reference: Mapping[str, Any], content: Mapping[str, Any]) -> str | 
     both = reference, content
     forgotten, kept = (frozenset(one["data"].get("forgotten", ())) for one in both)
     one, other = ({**comparable(config), "data.forgotten": (), "seed": config.get("seed")} for config in both)
-    data = {config.get("data_sha256") for config in both} - {None}  # not known where tasks were forgotten
-    key = first_difference(one, other) or ("data.forgotten" if forgotten - kept else None)
-    return key or ("data_sha256" if len(data) > 1 and not kept else None)
+    if key := first_difference(one, other) or ("data.forgotten" if forgotten - kept else None):
+        return key
+    sums, others = (config.get("data_sha256") or {} for config in both)
+    return "data_sha256" if any(sums[task] != others[task] for task in sums.keys() & others.keys()) else None
 
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:

@@ -145,8 +145,6 @@ def in_words(run: Run) -> list[str]:
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
     kept = data["samples"]
     images = "all training examples" if kept is None else f"at most {kept} training examples a class"
-        "all training examples" if data["samples"] is None else f"at most {data['samples']} training examples a class"
-    )
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     derived += "Tasks are renumbered here. " if data["forgotten"] else ""
