@@ -334,6 +334,7 @@ def rehearse(config: RunConfig, stream: TaskStream, compute: Compute) -> None:
 
 
 def _with_few_examples(task: Task) -> Task:
-    few = task.train_eval.subset(torch.arange(min(_FEW, len(task.train_eval))))
-    test = task.test.subset(torch.arange(min(_FEW, len(task.test))))
-    return replace(task, train=Table(few), splits={TRAIN: few, TEST: test})
+    drawn = task.train.examples if isinstance(task.train, Table) else task.train_eval
+    parts = drawn, task.train_eval, task.test
+    train, train_eval, test = (part.subset(torch.arange(min(_FEW, len(part)))) for part in parts)
+    return replace(task, train=Table(train), splits={TRAIN: train_eval, TEST: test})

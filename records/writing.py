@@ -145,6 +145,7 @@ def resolve(
         "threads": torch.get_num_threads(),
         "compared_with": None if isolated is None else str(isolated.absolute()),
         "extended_from": None if base is None else str(base.absolute()),
+        "extended_from_sha256": None,
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
         "objective": type(stream.spec.objective).__name__,

@@ -92,7 +92,7 @@ def test_a_run_does_not_depend_on_how_threads_wait(tmp_path):
                       "--rounds", "1", "--run_dir", str(run), **{name: value})  # fmt: skip
         assert done.returncode == 0, done.stderr
         members.append([path.read_bytes() for path in sorted(run.glob("[mp]*/*.safetensors"))])
-    assert len(members[0]) == 3  # a member, its predictions, and the targets
+    assert len(members[0]) == 4  # a member, its predictions, the targets, and which examples were kept
     assert members[0] == members[1]
 
 
