@@ -125,7 +125,8 @@ def write(
     config = {
         **saved, **facts, "data": {**saved["data"], "forgotten": [*zoo.config.data.forgotten, forgotten.number]},
         "data_sha256": {task: found for task, found in saved["data_sha256"].items() if task != forgotten.number},
-        "compared_with": None, "extended_from": None, "extended_from_sha256": None, "retrained": any(member.retrained for member in after),
+        "compared_with": None, "extended_from": None, "extended_from_sha256": None,
+        "retrained": any(member.retrained for member in after),
         "derived": f"{zoo.path} without task {forgotten.number}, {forgotten.name}",
     }  # fmt: skip
     remaining = [task for task in zoo.tasks if task != forgotten]
