@@ -147,14 +147,16 @@ def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
     unread = METHOD_OPTIONS - METHODS[config.method].options
     every = {"stream": config.stream, **dict(flat(plain_config(config)))}
     shown = hyperparameter_kinds()
-    return {key: every[key] for key in shown if every.get(key) is not None and key not in unread}
+    given = {key: every[key] for key in shown if every.get(key) is not None and key not in unread}
+    return {key: str(value) if shown[key] is str else value for key, value in given.items()}
 
 
 def hyperparameter_kinds() -> dict[str, Kind]:
     """The kind of every key that `hyperparameters` can have, for any data set, network and method."""
     kinds: dict[str, Kind] = dict.fromkeys(_FIRST, str)
     for key, declaration in _declared():
-        simple = declaration.accepts in (bool, str) or isinstance(declaration.accepts, (Range, tuple))
+        accepts = declaration.accepts
+        simple = accepts in (bool, str) or isinstance(accepts, (Range, tuple)) or hasattr(accepts, "kind")
         if not simple or declaration.machine:
             continue
         before, kind = kinds.get(key), declaration.kind

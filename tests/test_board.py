@@ -244,6 +244,14 @@ def test_every_hyperparameter_has_the_kind_that_its_column_has(method):
             assert isinstance(value, bool) == (kind is bool)
 
 
+def test_batch_and_length_are_hyperparameters():
+    given = parse(
+        ["--set", "hp.batch=full", "--set", "hp.epochs=null", "--set", "hp.steps=2^6", "--set", "hp.warmup=0.1"]
+    )
+    found = hyperparameters(with_settings(given))
+    assert (found["hp.batch"], found["hp.steps"], found["hp.warmup"]) == ("full", 64, 0.1)
+
+
 def test_a_run_says_how_it_ended(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_configs()

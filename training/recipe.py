@@ -23,6 +23,7 @@ class Accepted:
 
     words: str
     parse: Callable[[Any], Any]  # returns the value as training uses it; UserError if it is not accepted
+    kind: type = float  # see Declaration.kind
 
     def describe(self) -> str:
         """The accepted values in words, for error messages."""
@@ -50,7 +51,7 @@ def _steps_or_share(value: Any) -> float:
 
 
 COUNT = Accepted(f"{_POSITIVE.describe()}, or a power such as 2^24", _count)
-BATCH_SIZE = Accepted(f"{_BATCH.describe()}, or {FULL}", _batch_size)
+BATCH_SIZE = Accepted(f"{_BATCH.describe()}, or {FULL}", _batch_size, str)
 STEPS_OR_SHARE = Accepted("a whole number of steps, or a share of all steps below 1", _steps_or_share)
 
 

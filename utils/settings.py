@@ -96,7 +96,7 @@ class Declaration:
         """Type of its column in TensorBoard's table of hyperparameters."""
         if self.accepts is bool or isinstance(self.accepts, tuple):
             return self.accepts  # type: ignore[no-any-return]
-        return float if isinstance(self.accepts, Range) else str
+        return float if isinstance(self.accepts, Range) else getattr(self.accepts, "kind", str)
 
 
 def setting(accepts: Any, help: str, *, default: Any = dataclasses.MISSING, **more: Any) -> Any:
