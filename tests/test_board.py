@@ -244,11 +244,9 @@ def test_every_hyperparameter_has_the_kind_that_its_column_has(method):
             assert isinstance(value, bool) == (kind is bool)
 
 
-def test_batch_and_length_are_hyperparameters():
-    given = parse(
-        ["--set", "hp.batch=full", "--set", "hp.epochs=null", "--set", "hp.steps=2^6", "--set", "hp.warmup=0.1"]
-    )
-    found = hyperparameters(with_settings(given))
+def test_batch_and_length_are_hyperparameters(tmp_path):
+    (tmp_path / "h.yaml").write_text("model: conv\nbatch: full\nsteps: 2^6\nwarmup: 0.1\n")
+    found = hyperparameters(with_settings(parse(["--hp_config", str(tmp_path / "h.yaml")])))
     assert (found["hp.batch"], found["hp.steps"], found["hp.warmup"]) == ("full", 64, 0.1)
 
 
