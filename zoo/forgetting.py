@@ -67,15 +67,8 @@ def retrained(
 ) -> tuple[list[LoadedMember], TrainingStats]:
     """Members in place of those that saw the task, trained on their other tasks, on the examples kept of these.
 
-    Args:
-        data_dir: where the data lies; None: where the run had it.
-
-    Returns:
-        The members, and what training took.
-
-    Raises:
-        UserError: the data are not there, or which examples the method kept depends on the forgotten task.
-        TrainingError: training diverged.
+    A UserError if the data are not in `data_dir` (None: where the run had them), or if which examples the method kept
+    depends on the forgotten task.
     """
     data = replace(zoo.config.data, forgotten=(*zoo.config.data.forgotten, forgotten.number))
     config = replace(zoo.config, data=data if data_dir is None else replace(data, data_dir=Path(data_dir)))
@@ -113,13 +106,7 @@ def write(
     zoo: Zoo, forgotten: SavedTask, before: Sequence[LoadedMember], after: Sequence[LoadedMember],
     stats: TrainingStats, path: Path, facts: Mapping[str, Any], seconds: float,
 ) -> None:  # fmt: skip
-    """Write the run directory of the new zoo into a folder that is locked and free.
-
-    Args:
-        before, after: members of the old and the new zoo.
-        facts: of this process, for config.yaml.
-        seconds: that forgetting has taken.
-    """
+    """Write the run directory of the new zoo into a folder that is locked and free; `facts` go into config.yaml."""
     after = sorted(after, key=lambda member: member.saved.number)
     saved = read_config(zoo.path)
     config = {

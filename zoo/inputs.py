@@ -42,7 +42,7 @@ def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) 
         pixels = pixels.reshape(len(pixels), height, width, channels).permute(0, 3, 1, 2)
     if pixels.dtype == torch.uint8:
         return pixels.contiguous()
-    advice = "give uint8 from 0 to 255 or floats from 0 to 1"
+    advice = "give floats from 0 to 1, or uint8 from 0 to 255"
     if not pixels.is_floating_point():
         raise UserError(f"images of {pixels.dtype} do not fit: {advice}")
     pixels = pixels.to(torch.float32)
