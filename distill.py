@@ -43,7 +43,7 @@ from utils.files import beside
 from utils.options import Parser, whole
 from utils.settings import NoSettings, Range
 from zoo import Zoo
-from zoo.distillation import EPOCHS, STUDENT, compared, lesson, middle_task, table
+from zoo.distillation import COLUMNS, EPOCHS, STUDENT, compared, lesson, middle_task
 from zoo.options import REPEAT, add_combination, add_machine, add_new_run, finished, new_run, repeatable
 
 
@@ -77,12 +77,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @repeatable()
 def distill(options: argparse.Namespace) -> None:
-    """Check everything that can be wrong, train, then write: until the student is done nothing is replaced.
-
-    Raises:
-        UserError: the run, its data or an option is wrong.
-        TrainingError: training cannot go on, or the student cannot be written.
-    """
+    """Check everything that can be wrong, train, then write: until the student is done nothing is replaced."""
     begin = time.perf_counter()
     with ExitStack() as stack:
         zoos = loaded(options)
@@ -120,16 +115,13 @@ def distill(options: argparse.Namespace) -> None:
         }
         write(out, described, taught, student, facts, rows, isolated, time.perf_counter() - begin)
         everything = {**zoos, STUDENT: Zoo.load(out, options.device)}
-        print(f"\n{table(compared(everything, stream.task(middle_task(zoo))))}", flush=True)
+        figures = compared(everything, stream.task(middle_task(zoo)))
+        formats = {name: form.format for name, form in COLUMNS.items()}
+        print(f"\n{figures.to_string(formatters=formats, col_space=18)}", flush=True)
 
 
 def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
-    """The zoos that the student is compared with, by their names in the table; the first one is its teacher.
-
-    Raises:
-        UserError: a run cannot be read or is not finished, nothing was held out to fit a combination on, or the
-            isolated networks are not of the zoo's tasks.
-    """
+    """The zoos that the student is compared with, by their names in the table; the first one is its teacher."""
     run = finished(options.run, options.device)
     check_name(run.config.method, f"{run.path / CONFIG}: method: ")
     zoos = {"zoo": run.combined(options.combine, options.temperature)}
@@ -148,12 +140,7 @@ def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
 
 
 def stream_of(zoo: Zoo, config: RunConfig, saved: Mapping[str, Any], device: torch.device) -> TaskStream:
-    """The stream that a run was trained on; a UserError if the data are not there, or others.
-
-    Args:
-        config: of the student, which says where the data lies.
-        saved: config.yaml of the run.
-    """
+    """The stream that a run was trained on; a UserError if the data are not where the student's config says."""
     with enough_memory(f"the data on {device}", "try --device cpu"):
         stream = build_stream(config.data, zoo.config.seed, device)
     check_same_data(zoo.path, saved, stream.fingerprints(), config.data.data_dir)

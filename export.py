@@ -43,11 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @repeatable()
 def export(options: argparse.Namespace) -> None:
-    """Export, check, write.
-
-    Raises:
-        UserError: the zoo cannot be read or exported, or nothing can be written.
-    """
+    """Export, check, write."""
     check_choice("--format", "format", options.format, (*FILES, BOTH))
     formats = tuple(FILES) if options.format == BOTH else (options.format,)
     out = Path(options.out)

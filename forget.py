@@ -55,12 +55,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @repeatable()
 def forget(options: argparse.Namespace) -> None:
-    """Check everything that can be wrong, then train and write.
-
-    Raises:
-        UserError: the run cannot be read, has no such task, or is no ensemble; or nothing can be written.
-        TrainingError: training cannot go on, or the new zoo cannot be written.
-    """
+    """Check everything that can be wrong, then train and write."""
     begin, zoo = time.perf_counter(), finished(options.run, options.device)
     prepared(replace(zoo.config, device=options.device, threads=options.threads))
     method = zoo.config.method

@@ -63,14 +63,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @repeatable()
 def predict(options: argparse.Namespace) -> int:
-    """Check everything that can be wrong, then read and classify the images.
-
-    Returns:
-        1 if some images could not be read, else 0.
-
-    Raises:
-        UserError: the zoo cannot be read, there is no such task or image, or nothing can be written.
-    """
+    """Check everything that can be wrong, then read and classify the images; 1 if some could not be read, else 0."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     zoo = Zoo.load(options.run, options.device).combined(options.combine, options.temperature, options.budget)
@@ -108,9 +101,7 @@ def decoded(files: Sequence[Path], shape: tuple[int, ...], skipped: list[str]) -
     """Names and images, [n, C, H, W] uint8, of the files that can be read, some at a time.
 
     Threads decode the next chunk while the networks work on this one: Pillow does not hold the interpreter's lock.
-
-    Args:
-        skipped: gets a line for each file that cannot be read.
+    `skipped` gets a line for each file that cannot be read.
     """
 
     def read(path: Path) -> Tensor | str:

@@ -5,12 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.accuracy import MIXED_EXAMPLES
-from evaluation.measurements import WITHOUT_TASK, Measurement, mean_over_tasks
+from evaluation.measurements import WITHOUT_TASK, mean_over_tasks
 from methods import METHODS
 from records.configuration import hyperparameters
 from records.directory import CONFIG, read_config
@@ -25,14 +24,7 @@ _PACKAGES = {"model.onnx": ("onnx", "onnxruntime"), "model.pt2": ("torch",)}
 
 
 def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, files: Sequence[str]) -> str:
-    """The model card in Markdown.
-
-    Args:
-        zoo: combined as it is exported.
-        outputs: the task of each output, by name.
-        parameters: number of parameters exported.
-        files: names of the files of the network.
-    """
+    """The model card in Markdown of a zoo combined as it is exported; `outputs`: the task of each output, by name."""
     config, raw = zoo.config, read_config(zoo.path)
     rows = [row for row in read_measurements(zoo.path, zoo.manifest)[0] if row.episode == zoo.manifest.episode]
     numbers = [task.number for task in outputs.values()]
@@ -48,8 +40,13 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["text"] = plain_text
     environment.globals["thing"] = "image" if zoo.images else "input"
+    as_trained = zoo.combined_as == PLAIN
     with reading(zoo.path, METRICS):
-        lines = _lines(zoo, outputs, rows)
+        # Figures of each task on its test images: as the run measured them, or of another combination than the run's.
+        found = {row.task: row.scores for row in rows if row.is_test} if as_trained else zoo.test_scores()
+        lines = [{"task": task, "output": output, "networks": len(zoo.combinations[task.number].members),
+                  **found[task.number]} for output, task in outputs.items()]  # fmt: skip
+    scenarios = WITHOUT_TASK if as_trained and len(numbers) == len(zoo.tasks) > 1 else ()  # else not measured
     return environment.get_template("card.md").render(
         zoo=zoo, config=config, lines=lines, files=files, parameters=parameters,
         networks=len(used), recipe=recipe, name=zoo.path.absolute().name,
@@ -57,26 +54,11 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
         channels=_CHANNELS.get(zoo.input_shape[0], "channels"), episode=rows[0].episode, mixed=MIXED_EXAMPLES,
         label_noise={number: config.data.tasks[number - 1].label_noise for number in numbers},
         versions={name: importlib.metadata.version(name) for file in files for name in _PACKAGES[file]},
-        recomputed=zoo.combined_as != PLAIN, task_not_given=_without_task(zoo, numbers, rows),
+        recomputed=not as_trained,
+        task_not_given={name: mean for name in scenarios if (mean := mean_over_tasks(rows, name)) is not None},
     )  # fmt: skip
 
 
 def plain_text(text: object) -> str:
     """Text on one line with Markdown's special characters escaped: names of tasks and classes are not trusted."""
     return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", one_line(text))
-
-
-def _lines(zoo: Zoo, outputs: Mapping[str, SavedTask], rows: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Figures of each task on its test images: as the run measured them, or of another combination than the run's."""
-    found = {row.task: row.scores for row in rows if row.is_test} if zoo.combined_as == PLAIN else zoo.test_scores()
-    return [
-        {"task": task, "output": output, "networks": len(zoo.combinations[task.number].members), **found[task.number]}
-        for output, task in outputs.items()
-    ]
-
-
-def _without_task(zoo: Zoo, numbers: Sequence[int], rows: Sequence[Measurement]) -> dict[str, float]:
-    """Mean accuracy by scenario in which the task is not given; empty unless the run measured what is exported."""
-    if zoo.combined_as != PLAIN or len(numbers) < len(zoo.tasks) or len(numbers) == 1:
-        return {}
-    return {name: value for name in WITHOUT_TASK if (value := mean_over_tasks(rows, name)) is not None}

@@ -87,13 +87,7 @@ def fitted(
     plain: Mapping[int, Combination], held: Mapping[int, MemberPredictions], combine: str, temperature: str,
     budget: int | None = None,
 ) -> dict[int, Combination]:  # fmt: skip
-    """Combinations of all tasks, fitted on held-out examples.
-
-    Args:
-        plain: by task, the mean with the weights of training.
-        combine: one of COMBINE. temperature: one of TEMPERATURES.
-        budget: at most so many members for each task.
-    """
+    """Combinations of all tasks, fitted on held-out examples; `plain`: the means with the weights of training."""
     made = dict(plain)
     if budget is not None:
         made = {task: with_budget(one, held[task], budget) for task, one in made.items()}

@@ -48,11 +48,7 @@ class Imitation(CrossEntropy):
 
 
 def kept_examples(zoo: Zoo, stream: TaskStream) -> dict[int, Examples]:
-    """By task, the examples in the replay memory at the end of a run, drawn again from its stream.
-
-    Raises:
-        UserError: there were none of some task.
-    """
+    """By task, the examples in the replay memory at the end of a run, drawn again from its stream (UserError: none)."""
     config = zoo.config
     if config.data.forgotten and config.memory is not None:
         raise UserError(
@@ -72,9 +68,6 @@ def lesson(zoo: Zoo, stream: TaskStream, labels: float = LABELS) -> TaskStream:
     """The run's stream with the examples that were kept, and soft targets for them.
 
     A target is (1 - labels) p + labels y: p the zoo's probabilities for the image un-augmented, y the true class.
-
-    Raises:
-        UserError: nothing was kept of some task, or no member has learned it.
     """
     kept = kept_examples(zoo, stream)
     if untaught := [task for task in stream.tasks if task.id not in zoo.combinations]:
@@ -123,11 +116,6 @@ def compared(zoos: Mapping[str, Zoo], task: Task) -> "pd.DataFrame":
         median = statistics.median(times[name][1:])  # the first time is for warming up
         found[name] = statistics.mean(accuracies), answering / len(asked), sum(sizes.values()), median
     return pd.DataFrame.from_dict(found, orient="index", columns=list(COLUMNS))
-
-
-def table(figures: "pd.DataFrame") -> str:
-    """The comparison as text."""
-    return figures.to_string(formatters={name: form.format for name, form in COLUMNS.items()}, col_space=18)
 
 
 def middle_task(zoo: Zoo) -> int:

@@ -11,8 +11,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,11 +36,7 @@ Answers = Callable[[Tensor], list[Tensor]]  # images -> probabilities of each ta
 
 
 class Part(nn.Module):
-    """A member's trunk and some of its heads: inputs [N, C, H, W] -> outputs [N, classes] of each of the tasks.
-
-    Args:
-        own: the trunk's weights for these tasks where they differ from the shared ones, see MultiHead.for_task.
-    """
+    """A member's trunk, with weights of its `own` for some tasks, and their heads: inputs -> [N, classes] by task."""
 
     def __init__(self, net: MultiHead, member: int, tasks: Sequence[int], own: TaskWeights) -> None:
         super().__init__()
@@ -102,26 +97,20 @@ def output_of(task: int) -> str:
 def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]) -> list[str]:
     """Export a zoo that is on the CPU, with its model card, into a folder that is new or empty.
 
-    Args:
-        formats: of FILES; see check_formats.
-
-    Returns:
-        A line about each file, for people.
-
-    Raises:
-        UserError: a file of the run is damaged, the exported network does not answer like the zoo, or the folder cannot
-            be written. Nothing has been written.
+    Returns a line about each file, for people. After a UserError nothing has been written: a file of the run is
+    damaged, the exported network does not answer like the zoo, or the folder cannot be written.
     """
     zoo = zoo.in_fp32()
     shipped = Shipped(zoo, tasks)
     networks = exported(shipped, zoo, tasks, formats)
-    for name, (_, differs) in networks.items():
+    files, notes = {}, {}
+    for name, (content, differs) in networks.items():
         if not differs <= TOLERANCE:  # NaN is not
             raise UserError(
                 f"{name} does not answer like the zoo: a probability differs by {differs:.1e}, more than "
                 f"{TOLERANCE:g}; nothing was written"
             )
-    files = {name: content for name, (content, _) in networks.items()}
+        files[name], notes[name] = content, f", at most {differs:.1e} from the zoo"
     outputs = {output_of(task.number): task for task in tasks}
     files["tasks.json"] = json_bytes({
         "input": {"name": INPUT, "dtype": "float32", "shape": ["N", *zoo.input_shape],
@@ -134,7 +123,6 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]
         write_folder(Path(os.path.realpath(out)), files)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
-    notes = {name: f", at most {differs:.1e} from the zoo" for name, (_, differs) in networks.items()}
     return [f"{out / name}: {len(content):,} bytes{notes.get(name, '')}" for name, content in files.items()]
 
 
@@ -155,9 +143,16 @@ def exported(
     if "onnx" in formats and sum(value.nbytes for value in shipped.state_dict().values()) > _LARGEST_ONNX:
         raise UserError("an ONNX file holds 2 GiB and the members have more; name fewer tasks, or use --format torch")
     made = {}
+    logs = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the exporters' logs and warnings concern authors of networks only
     try:
-        with _silence():
-            program = _program(shipped, zoo.input_shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Two images: torch.export would make a batch size of one a constant.
+            images = torch.zeros(2, *zoo.input_shape)
+            program = torch.export.export(shipped, (images,), dynamic_shapes=({0: torch.export.Dim("N")},))
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # would carry the paths of this machine
             for kind in formats:
                 content, answers = _FORMATS[kind](program, outputs)
                 made[FILES[kind]] = content, difference(answers, zoo, tasks)
@@ -166,6 +161,8 @@ def exported(
     except Exception as error:  # whatever exporters cannot do with some network
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{zoo.path}: the network {zoo.config.net.model} cannot be exported ({reason})") from None
+    finally:
+        logging.disable(logs)
     return made
 
 
@@ -183,14 +180,6 @@ def difference(answers: Answers, zoo: Zoo, tasks: Sequence[SavedTask]) -> float:
                 raise ValueError(f"{output_of(task.number)} has the shape {list(given.shape)}")
             found.append((given - right).abs().max())
     return float(torch.stack(found).max())
-
-
-def _program(shipped: Shipped, shape: tuple[int, ...]) -> ExportedProgram:
-    # Two images: torch.export would make a batch size of one a constant.
-    program = torch.export.export(shipped, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("N")},))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # would carry the paths of this machine
-    return program
 
 
 def _onnx(program: ExportedProgram, outputs: Sequence[str]) -> tuple[bytes, Answers]:
@@ -219,16 +208,3 @@ def _torch(program: ExportedProgram, outputs: Sequence[str]) -> tuple[bytes, Ans
 
 
 _FORMATS = {"onnx": _onnx, "torch": _torch}
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Hide the exporters' logs and warnings, which concern authors of networks only."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

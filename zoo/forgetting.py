@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from datasets import build_stream
-from datasets.objectives import CrossEntropy, Scores
+from datasets.objectives import CrossEntropy
 from datasets.task import HELD_OUT, Episode
 from evaluation.accuracy import AVERAGES
 from evaluation.measurements import TASK_INCREMENTAL, Measurement
@@ -67,15 +67,8 @@ def retrained(
 ) -> tuple[list[LoadedMember], TrainingStats]:
     """Members in place of those that saw the task, trained on their other tasks, on the examples kept of these.
 
-    Args:
-        data_dir: where the data lies; None: where the run had it.
-
-    Returns:
-        The members, and what training took.
-
-    Raises:
-        UserError: the data are not there, or which examples the method kept depends on the forgotten task.
-        TrainingError: training diverged.
+    A UserError if the data are not in `data_dir` (None: where the run had them), or if which examples the method kept
+    depends on the forgotten task.
     """
     data = replace(zoo.config.data, forgotten=(*zoo.config.data.forgotten, forgotten.number))
     config = replace(zoo.config, data=data if data_dir is None else replace(data, data_dir=Path(data_dir)))
@@ -113,13 +106,7 @@ def write(
     zoo: Zoo, forgotten: SavedTask, before: Sequence[LoadedMember], after: Sequence[LoadedMember],
     stats: TrainingStats, path: Path, facts: Mapping[str, Any], seconds: float,
 ) -> None:  # fmt: skip
-    """Write the run directory of the new zoo into a folder that is locked and free.
-
-    Args:
-        before, after: members of the old and the new zoo.
-        facts: of this process, for config.yaml.
-        seconds: that forgetting has taken.
-    """
+    """Write the run directory of the new zoo into a folder that is locked and free; `facts` go into config.yaml."""
     after = sorted(after, key=lambda member: member.saved.number)
     saved = read_config(zoo.path)
     config = {
@@ -137,18 +124,21 @@ def write(
     for number, member in enumerate(after):
         new = replace(member.saved, number=number, replaces_earlier=not number)
         directory.add_member(new, member.net.state_dict(), member.predictions)
-    rows = [
-        Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL, scores)
-        for task in remaining if (scores := _scores(after, task.number, targets))
-    ]  # fmt: skip
+    answering, rows = list[int](), []
+    for task in remaining:
+        if asked := [member for member in after if task.number in member.saved.tasks]:
+            answering += [count_parameters(m.net.trunk) + m.net.head_parameters(task.number) for m in asked]
+            predictions = [member.predictions[task.number, "test"].float().cpu() for member in asked]
+            mean = weighted_mean(predictions, [member.saved.weight(task.number) for member in asked])
+            scores = CrossEntropy().evaluate(mean, targets[task.number, "test"])
+            rows.append(Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL,
+                                    scores))  # fmt: skip
     rate = stats.images / stats.seconds if stats.images else math.nan
     trained = sorted({task for member in after if member.retrained for task in member.saved.tasks})
     episode = EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, seconds,
                            stats.seconds, rate, stats.loss, peak_memory(zoo.device))  # fmt: skip
     directory.add_episode(episode, rows)
     directory.add_document(CERTIFICATE, certificate(zoo, forgotten, before, after))
-    answering = [count_parameters(member.net.trunk) + member.net.head_parameters(task.number)
-                 for task in remaining for member in after if task.number in member.saved.tasks]  # fmt: skip
     summary = {
         **(read_summary(zoo.path) or {}), **summarize(rows, False, None), "continual": False, "tasks": len(rows),
         "episodes": 1, "derived": config["derived"], **costs([episode]), "total_seconds": seconds,
@@ -186,13 +176,3 @@ def certificate(
         "members": members,
         "limits": list(LIMITS),
     }
-
-
-def _scores(members: Sequence[LoadedMember], task: int, targets: Mapping[tuple[int, str], Tensor]) -> Scores | None:
-    """Scores of the weighted mean of members on the test examples of a task; None if no member has learned it."""
-    asked = [member for member in members if task in member.saved.tasks]
-    if not asked:
-        return None
-    predictions = [member.predictions[task, "test"].float().cpu() for member in asked]
-    mean = weighted_mean(predictions, [member.saved.weight(task) for member in asked])
-    return CrossEntropy().evaluate(mean, targets[task, "test"])

@@ -19,16 +19,9 @@ Images = Arrays | Picture | Sequence[Picture]
 
 
 def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) -> Tensor:
-    """Images as uint8 or float32 [N, C, H, W], values from 0 to 255; inputs that are no images as [N, *shape].
+    """Images, see Zoo.predict, as uint8 or float32 [N, C, H, W], values from 0 to 255; a UserError if they do not fit.
 
-    Args:
-        images: [N, C, H, W] or [N, H, W, C]; of one channel also [N, H, W]; one image without N. uint8 from 0 to 255,
-            or floating point from 0 to 1.
-        shape: C, H, W of the images that the networks were trained on, or the shape of other inputs.
-        pixels_only: whether inputs are images; others may have any values.
-
-    Raises:
-        UserError: another shape, another kind of numbers, or values out of range.
+    Inputs that are no images (`pixels_only` unset) become [N, *shape] and may have any values. One may come without N.
     """
     pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
     layouts = [shape]
@@ -49,23 +42,17 @@ def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) 
         pixels = pixels.reshape(len(pixels), height, width, channels).permute(0, 3, 1, 2)
     if pixels.dtype == torch.uint8:
         return pixels.contiguous()
+    advice = "give floats from 0 to 1, or uint8 from 0 to 255"
     if not pixels.is_floating_point():
-        raise UserError(f"images of {pixels.dtype} do not fit: give uint8 from 0 to 255 or floats from 0 to 1")
+        raise UserError(f"images of {pixels.dtype} do not fit: {advice}")
     pixels = pixels.to(torch.float32)
     if len(pixels) and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is neither
-        raise UserError(
-            f"images have values from {pixels.min():g} to {pixels.max():g}: give floats from 0 to 1, or uint8 from 0 "
-            "to 255"
-        )
+        raise UserError(f"images have values from {pixels.min():g} to {pixels.max():g}: {advice}")
     return (pixels * 255).contiguous()
 
 
 def read_image(image: Picture, shape: tuple[int, ...]) -> Tensor:
-    """An image of any size as a square, uint8 [C, H, H]: the shorter side is scaled and the middle cut out.
-
-    Raises:
-        UserError: the file is not an image that can be read.
-    """
+    """An image of any size as uint8 [C, H, H], see `decode_image`; a UserError if it cannot be read."""
     channels, side, _ = shape
     source = image if isinstance(image, Image.Image) else Path(image)
     pixels = torch.from_numpy(files.decode_image(source, side, grey=channels == 1).copy())
@@ -74,17 +61,12 @@ def read_image(image: Picture, shape: tuple[int, ...]) -> Tensor:
 
 def read_images(images: Picture | Sequence[Picture], shape: tuple[int, ...]) -> Tensor:
     """Images of any size as uint8 [N, C, H, H], see read_image."""
-    several = [images] if isinstance(images, Picture) else images
-    read = [read_image(image, shape) for image in several]
+    read = [read_image(image, shape) for image in ([images] if isinstance(images, Picture) else images)]
     return torch.stack(read) if read else torch.empty(0, *shape, dtype=torch.uint8)
 
 
 def find_images(path: Path) -> tuple[list[Path], Counter[str]]:
-    """The file at `path`, or all images below the folder `path`; and how many files are not looked at, by reason.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The file at `path`, or all images below it (UserError: none); how many files are not looked at, by reason."""
     try:
         if not path.exists():
             raise UserError(f"{path} does not exist; name image files, or folders of them")

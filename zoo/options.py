@@ -23,12 +23,8 @@ def add_machine(parser: argparse.ArgumentParser, threads: str) -> None:
     """--device and --threads; `threads`: how many without the option."""
     add = parser.add_argument
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add(
-        "--threads",
-        metavar="N",
-        type=partial(whole, "--threads", accepted=Range(1, 1024)),
-        help=f"CPU threads (default: {threads})",
-    )
+    count = partial(whole, "--threads", accepted=Range(1, 1024))
+    add("--threads", metavar="N", type=count, help=f"CPU threads (default: {threads})")
 
 
 def add_new_run(parser: argparse.ArgumentParser, what: str, default: str) -> None:
@@ -73,9 +69,6 @@ def new_run(path: Path, overwrite: bool, reads: Sequence[Path]) -> Iterator[None
     """Lock a folder while a new run is made in it from the runs `reads`.
 
     A run that is not written to its end is nobody's zoo (see `half_made`), and the same command makes it again.
-
-    Raises:
-        UserError: it cannot be used. TrainingError: it cannot be written.
     """
     with locked(path, "--run_dir "):
         check_free(path, overwrite, reads)  # another process may have begun a run there meanwhile

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,7 @@ class Zoo:
     Weights and predictions are read when they are first needed: a UserError names a file that is missing or damaged.
 
     Attributes:
-        path: the run directory.
-        config, manifest: of the run.
+        path, config, manifest: of the run.
         tasks: those that a member has learned, in order.
         members: those that answer, in the order of joining.
         compute: the device on which members predict, and the precision: as in the run, see `in_fp32`.
@@ -111,13 +111,9 @@ class Zoo:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> "Zoo":
-        """The zoo of a run directory, which may be of an unfinished run. No weights are read yet.
+        """The zoo of a run directory, on auto, cpu, cuda, cuda:N or mps; the run may be unfinished.
 
-        Args:
-            device: auto, cpu, cuda, cuda:N or mps.
-
-        Raises:
-            UserError: there is no run, no episode is complete yet, a file is damaged, or answers are no classes.
+        A UserError if no episode is complete, a file is damaged, or answers are no classes. No weights are read yet.
         """
         path = Path(path).expanduser()
         content, manifest = opened(path)
@@ -164,7 +160,7 @@ class Zoo:
         return tuple(member for member in self.members if number in member.tasks)
 
     def predict(self, images: Images, task: str | int, rule: str = DEFAULT_ROUTING) -> Prediction:
-        """Predict the classes of images.
+        """Predict the classes of images; a UserError if they do not fit, or there is no such task or rule.
 
         Args:
             images: uint8 from 0 to 255 or floats from 0 to 1: [N, C, H, W], [N, H, W, C], of one channel also
@@ -172,9 +168,6 @@ class Zoo:
                 files and images of Pillow, one or a list, of any size: they are read as in training.
             task: number or name, see `task_number`; "auto" finds it, see evaluation/scenarios.py.
             rule: how it is found: entropy, confidence or energy.
-
-        Raises:
-            UserError: no such task or rule, or images that do not fit.
         """
         stored = self.stored(images)
         check_choice("--routing", "rule", rule, ROUTINGS)
@@ -209,14 +202,7 @@ class Zoo:
         return Prediction(both.float(), tuple((task, name) for _, task, name in outputs), chosen)
 
     def answers(self, stored: Tensor, tasks: Sequence[int]) -> dict[int, Answer]:
-        """The zoo's answers to inputs of any task, as if they were of each of `tasks`.
-
-        Args:
-            stored: [N, *input], images [N, C, H, W] from 0 to 255, see `stored`.
-
-        Raises:
-            UserError: an answer is not finite.
-        """
+        """The zoo's answers to inputs (see `stored`) as if they were of each of `tasks`; a UserError if not finite."""
         outputs: dict[int, dict[int, Tensor]] = {task: {} for task in tasks}  # by task and member
         for member in self.members:
             wanted = [task for task in tasks if member.number in self.combinations[task].members]
@@ -243,14 +229,11 @@ class Zoo:
         return Answer(combination(outputs), weighted_mean(energies, weights))
 
     def combined(self, combine: str = "mean", temperature: str = "none", budget: int | None = None) -> "Zoo":
-        """The same zoo with another way to combine its members' answers, fitted on held-out examples.
+        """The same zoo with another way to combine its members' answers, fitted on held-out examples (UserError: none).
 
         Args:
             combine: mean, weighted or stacked. temperature: none, task or member; see Combination.
             budget: at most so many members answer a task.
-
-        Raises:
-            UserError: no examples were held out.
         """
         check_choice("--combine", "way to combine", combine, COMBINE)
         check_choice("--temperature", "temperature", temperature, TEMPERATURES)
@@ -298,24 +281,23 @@ class Zoo:
             found = self._by_task_and_split(TARGETS)
             if any(values.dtype != torch.int64 or values.ndim != 1 for values in found.values()):
                 raise ValueError("targets must be whole numbers, [N]")
-        return found
+            return found
 
     def predictions(self, member: SavedMember) -> dict[tuple[int, str], Tensor]:
         """Saved predictions of a member on examples of its tasks, probabilities [N, C] by (task, split), on the CPU."""
-        name = PREDICTIONS_FILE.format(member.number)
+        name, splits = PREDICTIONS_FILE.format(member.number), {split for _, split in self.targets}
         with reading(self.path, name):
             found = self._by_task_and_split(name)
-            for task, classes in zip(member.tasks, member.classes, strict=True):
-                for split in {split for _, split in self.targets}:
-                    if found[task, split].shape != (len(self.targets[task, split]), len(classes)):
-                        raise ValueError(f"task_{task}/{split} has shape {list(found[task, split].shape)}")
-        return found
+            for (task, classes), split in product(zip(member.tasks, member.classes, strict=True), splits):
+                if found[task, split].shape != (len(self.targets[task, split]), len(classes)):
+                    raise ValueError(f"task_{task}/{split} has shape {list(found[task, split].shape)}")
+            return found
 
     def _by_task_and_split(self, name: str) -> dict[tuple[int, str], Tensor]:
         """The tensors task_<number>/<split> of a file in predictions/."""
         found = read_tensors_of(self.path, self.manifest, name)
-        parts = [(key.removeprefix("task_").partition("/"), values) for key, values in found.items()]
-        return {(int(task), split): values for (task, _, split), values in parts}
+        parts = {key: key.removeprefix("task_").partition("/") for key in found}
+        return {(int(task), split): found[key] for key, (task, _, split) in parts.items()}
 
     def net(self, member: SavedMember) -> tuple[MultiHead, Mapping[int, TaskWeights]]:
         """The network of a member, and trunk weights that belong to single tasks; read from the disk once."""
