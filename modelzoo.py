@@ -45,11 +45,7 @@ def do(invocation: Invocation) -> None:
 
 
 def run(invocation: Invocation) -> Path:
-    """Check everything that can be wrong, then train and write; returns the run directory.
-
-    Raises:
-        UserError: the input is wrong. TrainingError: training cannot go on. SignalError: stopped, and saved.
-    """
+    """Check everything that can be wrong, then train and write; returns the run directory."""
     remedy = "a smaller batch or model in --hp_config needs less"
     with ExitStack() as stack:
         stack.enter_context(ending_on_sigterm())

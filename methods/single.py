@@ -157,11 +157,7 @@ class SingleNet(Method):
         return Storage(*self.memory.size(), parameters, 1.0, trunk + heads // len(self._heads))
 
     def network(self, tasks: Sequence[int], new: Mapping[int, int] | None = None) -> MultiHead:
-        """A network of the one trunk and the heads of some tasks.
-
-        Args:
-            new: by task that has no head yet, the width of its new head.
-        """
+        """A network of the one trunk, the heads of some tasks, and new heads of these widths by task."""
         sizes = {task: self._sizes[task] for task in tasks} | dict(new or {})
         if not self._sizes:
             net = self.new_network(sizes)

@@ -80,17 +80,12 @@ class Training:
         seed, name: of the random stream for data order and augmentation.
         rule: what the method changes in every step; plain supervised training without one.
         past: batches of replay memories; one of each follows a batch of the tasks trained on.
-        monitor: is told of steps and epochs.
-        checkpoints: save the state of training.
 
     Attributes:
         examples: training examples of an epoch.
         epochs: number of epochs, a last one that is cut short included.
         ended: how many of them have ended.
         length: gradient steps in all.
-
-    Raises:
-        UserError: see check_batch.
     """
 
     def __init__(
@@ -158,11 +153,7 @@ class Training:
         return self.stats
 
     def advance(self, to: int | None = None) -> None:
-        """Train until `to` steps have been taken in all; to the end if `to` is None.
-
-        Raises:
-            TrainingError: the loss is not finite; says where and what to try.
-        """
+        """Train until `to` steps have been taken in all, or to the end; TrainingError if the loss is not finite."""
         to = self.length if to is None else min(to, self.length)
         with self._under_way():
             while not self.done:

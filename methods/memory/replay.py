@@ -19,12 +19,10 @@ class ReplayMemory:
     Args:
         budget: how many. A fraction of 1 keeps everything (and a generator itself); a total is shared by all tasks,
             so that later tasks displace examples of earlier ones.
-        seed: of the run.
         reservoir: with a total, every example seen so far is kept with the same probability (Vitter 1985,
             algorithm R), instead of as many of each task and, within it, of each class.
 
     Attributes:
-        auditor: lends a method its training examples.
         positions: by task, where its kept examples are among its training examples, [kept] int64.
         changed: tasks of which other examples are kept than before this episode.
     """
@@ -40,11 +38,7 @@ class ReplayMemory:
         self._slots: dict[int, Tensor] = {}  # by task: the slots of the reservoir with its kept examples
 
     def add(self, task: Task) -> dict[int, Tensor]:
-        """Keep examples of a new task, which may displace some of earlier tasks.
-
-        Returns:
-            By task that lost examples: positions, among its examples kept before, of those that stay.
-        """
+        """Keep examples of a new task; by task that loses some to it, where those that stay are in what it had kept."""
         if self.budget.fraction == 0:
             return {}
         rng = generator(self._seed, "replay", task.id)
