@@ -19,7 +19,7 @@ from utils.trees import Tree
 
 
 class Packing(FixedWeights):
-    """Prunes to a `share` of each layer's free weights after two thirds of the steps; the schedule begins again then."""
+    """Prunes to a `share` of each layer's free weights after two thirds of the steps; then the schedule restarts."""
 
     def __init__(self, used: Masks, share: float) -> None:
         super().__init__(used)
