@@ -45,11 +45,7 @@ def do(invocation: Invocation) -> None:
 
 
 def run(invocation: Invocation) -> Path:
-    """Check everything that can be wrong, then train and write; returns the run directory.
-
-    Raises:
-        UserError: the input is wrong. TrainingError: training cannot go on. SignalError: stopped, and saved.
-    """
+    """Check everything that can be wrong, then train and write; returns the run directory."""
     remedy = "a smaller batch or model in --hp_config needs less"
     with ExitStack() as stack:
         stack.enter_context(ending_on_sigterm())
@@ -59,22 +55,17 @@ def run(invocation: Invocation) -> Path:
             return invocation.run_dir
         session = opened(plan, stack)
         with enough_memory(f"training on {session.method.compute.device}", remedy):
-            monitor = _watched(session, invocation.command.quiet)
+            from records.tensorboard import TensorBoard  # slow to import
+
+            directory = session.directory
+            epochs = directory.manifest.members * (session.config.hp.epochs or 0)
+            board = TensorBoard(directory.log, hyperparameter_kinds(), epochs)
+            monitor = Monitors([Console(invocation.command.quiet), board])
             stack.callback(monitor.close)
+            monitor.run_begins(session.start)
             with session.checkpoints.catching():
                 learn(session, monitor)
     return invocation.run_dir
-
-
-def _watched(session: Session, quiet: bool) -> RunMonitor:
-    """A monitor that shows the run, which begins, on the terminal and in TensorBoard."""
-    from records.tensorboard import TensorBoard  # slow to import
-
-    directory = session.directory
-    epochs = directory.manifest.members * (session.config.hp.epochs or 0)
-    monitor = Monitors([Console(quiet), TensorBoard(directory.log, hyperparameter_kinds(), epochs)])
-    monitor.run_begins(session.start)
-    return monitor
 
 
 def learn(session: Session, monitor: RunMonitor) -> None:

@@ -112,7 +112,6 @@ def write_down(path: Path, stream: str, settings: dict[str, Any], recipe: str) -
 
 
 def main() -> None:
-    """Try all settings in two processes of one thread each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data_config", required=True, help="the stream")
     parser.add_argument("--samples", type=int, help="training examples per class, as in the comparison (default: all)")
@@ -134,9 +133,8 @@ def main() -> None:
             numbers = [key for key in ranges if not isinstance(best[key], str)]
             at_edge = any(best[key] in (ranges[key][0], ranges[key][-1]) for key in numbers)
             for settings, mean in zip(tried, means, strict=True):
-                mark = "**" if settings is best else ""
-                edge = " (edge)" if settings is best and at_edge else ""
-                print(f"| {method} | {text_of(settings)} | {mark}{mean:.4f}{mark}{edge} |", flush=True)
+                shown = f"**{mean:.4f}**{' (edge)' * at_edge}" if settings is best else f"{mean:.4f}"
+                print(f"| {method} | {text_of(settings)} | {shown} |", flush=True)
             if not options.dry_run:
                 recipe = recipe_of(sys.argv[1:])
                 write_down(CONFIGS / f"{method}.yaml", Path(options.data_config).stem, best, recipe)

@@ -115,12 +115,10 @@ def measured(name: str, seed: int) -> tuple[float, float]:
 
 
 def interval(values: np.ndarray) -> str:
-    """Mean ± half-width of the 95 % t-interval."""
     return "{:.4f} ± {:.4f}".format(*mean_interval(list(values)))
 
 
 def main() -> None:
-    """Train all variants in two processes of one thread each and print a table."""
     found = {}
     with ProcessPoolExecutor(2) as pool:
         for name in VARIANTS:

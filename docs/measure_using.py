@@ -97,7 +97,7 @@ def runs_of(name: str, store: Path, data_dir: str, seed: int) -> dict[str, Path]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table."""
+    """Print it in Markdown."""
     print(f"\n| {' | '.join(header)} |\n| --- |{' ---: |' * (len(header) - 1)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
@@ -109,7 +109,6 @@ def shown(values: Sequence[float], digits: int = 4) -> str:
 
 
 def stream_of(zoo: Zoo) -> TaskStream:
-    """The data of a run."""
     return build_stream(zoo.config.data, zoo.config.seed, CPU)
 
 
@@ -163,17 +162,16 @@ def rules(zoos: Sequence[Zoo]) -> None:
 
 def scores(zoo: Zoo) -> tuple[float, float, float]:
     """Accuracy, NLL and ECE on test examples, means over tasks, from the saved predictions."""
-    of_tasks = list(zoo.test_scores().values())
-    return tuple(float(np.mean([scores[name].value for scores in of_tasks])) for name in ("accuracy", "loss", "ece"))  # type: ignore[return-value]
+    found = [[scored[name].value for name in ("accuracy", "loss", "ece")] for scored in zoo.test_scores().values()]
+    return tuple(np.mean(found, 0).tolist())  # type: ignore[return-value]
 
 
 def combinations(zoos: Sequence[Zoo]) -> None:
     """Scores for each way to combine members and each temperature."""
     rows = []
-    for combine in COMBINE:
-        for temperature in TEMPERATURES:
-            columns = zip(*(scores(zoo.combined(combine, temperature)) for zoo in zoos), strict=True)
-            rows.append([combine, temperature, *map(shown, columns)])
+    for how in product(COMBINE, TEMPERATURES):
+        columns = zip(*(scores(zoo.combined(*how)) for zoo in zoos), strict=True)
+        rows.append([*how, *map(shown, columns)])
     table(["--combine", "--temperature", "accuracy", "NLL, nats", "ECE"], rows)
 
 
@@ -211,14 +209,13 @@ def held_out_accuracies(zoo: Zoo, labels: float, epochs: int) -> tuple[float, fl
     config = replace(zoo.config, method=STUDENT, continual=False, hp=hp)
     student, _, _ = distill.teach(lesson(zoo, stream, labels), config, Compute(CPU), RunMonitor())
     (member,) = student.new_members
-    of_zoo, of_student = [], []
+    found = []
     for task in stream.tasks:
-        assert task.held_out is not None
-        by_zoo = zoo.predict(torch.cat(stored_inputs(task.held_out)), task.id).chosen
-        of_zoo.append((by_zoo == task.held_out.targets).double().mean().item())
-        by_student = member.predictions[task.id, "held_out"].argmax(-1)
-        of_student.append((by_student == task.held_out.targets).double().mean().item())
-    return float(np.mean(of_zoo)), float(np.mean(of_student))
+        part = task.splits[HELD_OUT]
+        by_zoo = zoo.predict(torch.cat(stored_inputs(part)), task.id).chosen
+        by_student = member.predictions[task.id, HELD_OUT].argmax(-1)
+        found.append([(chosen == part.targets).double().mean().item() for chosen in (by_zoo, by_student)])
+    return tuple(np.mean(found, 0).tolist())  # type: ignore[return-value]
 
 
 def settings_of_students(store: Path) -> None:
@@ -236,7 +233,6 @@ def settings_of_students(store: Path) -> None:
 
 
 def main() -> None:
-    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--store", default="runs/using")

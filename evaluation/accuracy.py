@@ -48,12 +48,7 @@ class Learner(Protocol):
 
 
 class Evaluation:
-    """Measures a run.
-
-    Args:
-        rows: those of the last complete episode, in a resumed run.
-        evaluations: names of what else is asked of every new network, see EVALUATIONS.
-    """
+    """Measures a run; a resumed one has `rows`, those of its last complete episode."""
 
     def __init__(
         self, stream: TaskStream, method: Learner, seed: int, rows: Iterable[Measurement] = (),
@@ -117,11 +112,7 @@ class Evaluation:
         return {f"{AVERAGES}{part}": content for part, content in self._cache.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tree], members: Callable[[], Iterable[Member]]) -> None:
-        """Continue from what `state_dict` returned; parts of other names are ignored.
-
-        Args:
-            members: returns the networks that answer, which are evaluated again if the state has no running means.
-        """
+        """Continue from what `state_dict` returned; without running means, `members` that answer are asked again."""
         mine = {part.removeprefix(AVERAGES): tree for part, tree in state.items() if part.startswith(AVERAGES)}
         self._cache.load_state_dict(mine)
         averaged = self._mixed is not None or any(further_splits(task) for task in self._stream.tasks)

@@ -54,10 +54,6 @@ class EvaluationNames:
 
     @staticmethod
     def read(where: str, value: object) -> tuple[str, ...]:
-        """
-        Raises:
-            UserError: there is no such evaluation.
-        """
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, (list, tuple)):
             raise UserError(f"{where} is {value!r}; it must be names of evaluations, such as {next(iter(EVALUATIONS))}")

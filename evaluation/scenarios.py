@@ -76,10 +76,8 @@ def score_without_task(
     domain-incremental scenario p is that of the likeliest task. The rule has no temperature, so p(task) is not
     calibrated, and `loss` and `ece` say less than the accuracy does.
 
-    Args:
-        answers: of each candidate task, on the same N inputs.
-        tasks, targets: the correct ones, [N]; inputs of tasks that are not candidates are not scored.
-        same_classes: whether all tasks of the stream have the same classes, for the domain-incremental scenario.
+    `answers` are those of the candidate tasks on the same N inputs, `tasks` and `targets` the correct ones, [N]; inputs
+    of other tasks are not scored.
     """
     candidates = torch.tensor(list(answers), device=tasks.device)
     known = torch.isin(tasks, candidates)

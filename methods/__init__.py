@@ -49,21 +49,13 @@ METHOD_OPTIONS = frozenset().union(*(method.options for method in METHODS.values
 
 
 def check_name(name: str, where: str = "--method: ") -> None:
-    """Check that a method exists.
-
-    Raises:
-        UserError: there is no such method; `where` opens the message.
-    """
+    """UserError, which `where` opens, if there is no such method."""
     if name not in METHODS:
         raise UserError(f"{where}{unknown('method', name, METHODS)}")
 
 
 def check_method(config: RunConfig, given: Iterable[str]) -> None:
-    """Check a method's name, its mode, and that it reads the method options that were given.
-
-    Raises:
-        UserError: there is no such method, it has no such mode, or an option belongs to another one.
-    """
+    """UserError if there is no such method, it has no such mode, or one of the given options belongs to another."""
     name = config.method
     check_name(name)
     for option in given:

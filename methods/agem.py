@@ -23,8 +23,6 @@ def dot(one: Gradient, other: Gradient) -> Tensor:
 def project(gradient: Gradient, reference: Gradient, *losses: Tensor) -> tuple[Tensor, Tensor]:
     """Factors a, b of the gradient a g + b g_ref: g where g.g_ref >= 0, else its part at right angles to g_ref.
 
-    The losses do not matter.
-
         g - (g.g_ref / g_ref.g_ref) g_ref   if g.g_ref < 0
 
     Chaudhry et al. (2019), "Efficient Lifelong Learning with A-GEM", eq. 11.

@@ -61,16 +61,12 @@ class Method(ABC):
     """A continual-learning algorithm. It sees a stream only through the episodes it is given.
 
     Attributes:
-        requires: the objectives, networks and optimizers that it can learn with.
         options: the fields of RunConfig that this method reads and others do not.
         Settings: a settings class with the keys of config/method/<name>.yaml.
         modes: continual, multi-task or both.
         no_graph_reason: why the steps of this method cannot be CUDA graphs; "" if they can.
         saved_attributes: names of the attributes that hold what it has learned: nested containers of tensors and
             plain values; each is an empty dict at first, unless `__init__` sets it.
-        recipe: how each network is trained.
-        memory: the training examples that are kept.
-        checkpoints: save the state of a network in training.
         untrained: by task id, predictions of the first network on the test inputs before training, [N, C].
         new_members: networks of the last episode, to be saved, with predictions on the test inputs of their tasks.
         train_scores: by task id, the scores of the method on the training examples that are kept.
@@ -102,11 +98,7 @@ class Method(ABC):
         return StepRule()
 
     def new_network(self, head_sizes: Mapping[int, int]) -> MultiHead:
-        """An untrained network on the device.
-
-        Raises:
-            UserError: the method cannot learn with it; see check_requirements.
-        """
+        """An untrained network on the device; UserError if the method cannot learn with it."""
         net = new_network(self.config, self.spec, head_sizes)
         check_requirements(type(self), self.spec, net, self.recipe)
         return net.to(self.compute.device)
@@ -116,12 +108,7 @@ class Method(ABC):
         return Budget(fraction=0.0)
 
     def learn(self, episode: Episode, monitor: Monitor) -> Learned:
-        """Train on the new tasks and on the examples kept of earlier ones.
-
-        Raises:
-            TrainingError: training diverged.
-            BudgetError: the method read or kept an example that it must not.
-        """
+        """Train on the new tasks and on the examples kept of earlier ones; TrainingError if training diverges."""
         self.reveal(episode)
         with self.memory.auditor.lending(episode) as lent:
             return self.train(lent, monitor)
@@ -166,14 +153,9 @@ class Method(ABC):
         return {"method": {name: getattr(self, name) for name in self.saved_attributes}, "train_scores": train_scores}
 
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
-        """Continue after `episodes`, as if they had just been learned.
+        """Continue after `episodes` from what `state_dict` returned then.
 
-        Args:
-            state: what `state_dict` returned after them.
-            episodes: are revealed once more, for the replay memory to find its examples.
-
-        Raises:
-            KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError: not such a state.
+        The episodes are revealed once more, for the replay memory to find its examples.
         """
         for name in self.saved_attributes:
             setattr(self, name, state["method"][name])
@@ -184,11 +166,9 @@ class Method(ABC):
         }
 
     def ask(self, net: MultiHead, task_id: int, examples: Examples, where: str) -> Tensor:
-        """Predictions of a network, [N, C].
+        """Predictions of a network, [N, C]; TrainingError, which `where` opens, if they are not finite.
 
-        Raises:
-            TrainingError: they are not finite: the last step can destroy a network whose losses were all finite.
-                `where` opens the message.
+        The last step can destroy a network whose losses were all finite.
         """
         predictions = predict_examples(net, task_id, examples, self.spec, self.compute)
         if not predictions.isfinite().all():
@@ -197,20 +177,12 @@ class Method(ABC):
 
 
 def new_network(config: RunConfig, spec: StreamSpec, head_sizes: Mapping[int, int]) -> MultiHead:
-    """A network of a run, on the CPU, initialised from torch's global generator.
-
-    Raises:
-        UserError: its architecture does not fit the inputs of the stream; see build_net.
-    """
+    """A network of a run, on the CPU; UserError if its architecture does not fit the inputs of the stream."""
     return build_net(config.net.model, spec.input_shape, config.net.settings, head_sizes, spec.heads)
 
 
 def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead, recipe: Recipe) -> None:
-    """Check that a method can learn with an objective, a network and an optimizer.
-
-    Raises:
-        UserError: it cannot; names the method and what does not fit.
-    """
+    """UserError if a method cannot learn with the objective, the network or the optimizer."""
     needs, trunk = method.requires, net.trunk
     if needs.classes and spec.objective.energy(torch.zeros(1, 2)) is None:
         lack = f"targets that are classes; {type(spec.objective).__name__} has none"

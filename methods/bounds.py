@@ -51,12 +51,13 @@ class Joint(Ensemble):
     modes = frozenset({"multi-task"})
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
-        return self.train_together({task.id: task.train for task in episode.new}, episode.number, monitor)
-
-    def train_together(self, sources: Mapping[int, TrainSource], episode: int, monitor: Monitor) -> Learned:
-        """Train one network on these sources, by task."""
-        stats = self.grow(episode, sources, dict.fromkeys(sources, 1.0), monitor)
+        sources = self.sources(episode)
+        stats = self.grow(episode.number, sources, dict.fromkeys(sources, 1.0), monitor)
         return Learned(tuple(sources), {}, stats, changed=tuple(sources))
+
+    def sources(self, episode: Episode) -> Mapping[int, TrainSource]:
+        """What the network is trained on, by task."""
+        return {task.id: task.train for task in episode.new}
 
 
 class Cumulative(Joint):
@@ -67,13 +68,11 @@ class Cumulative(Joint):
     def budget(self) -> Budget:
         return Budget(fraction=1.0)
 
-    def train(self, episode: Episode, monitor: Monitor) -> Learned:
+    def sources(self, episode: Episode) -> Mapping[int, TrainSource]:
         for task in episode.new:
             self.memory.add(task)
         self.forget()
-        tasks = self.memory.tasks
-        sources = {task: self.memory.source(task, len(tasks)) for task in tasks}
-        return self.train_together(sources, episode.number, monitor)
+        return {task: self.memory.source(task, len(self.memory.tasks)) for task in self.memory.tasks}
 
 
 class Finetune(SingleNet):

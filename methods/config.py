@@ -9,8 +9,7 @@ from net.config import NetConfig
 from training.recipe import Recipe
 from utils.settings import NoSettings, Range, setting
 
-_HOW = "how"
-_WHERE = "where to"
+_HOW, _WHERE = "how", "where to"
 
 
 @dataclass(frozen=True)

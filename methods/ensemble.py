@@ -52,12 +52,7 @@ class Ensemble(Method):
     def train_member_on(
         self, tasks: Sequence[int], number: int, episode: int, seed: int, monitor: Monitor
     ) -> tuple[Member, TrainingStats]:
-        """A network trained on the kept examples of some tasks, outside the ensemble.
-
-        Args:
-            number, episode: of the member that it is to replace.
-            seed: of its initialisation and the order of its data.
-        """
+        """A network to replace a member, trained on the kept examples of some tasks, outside the ensemble."""
         sources = {task: self.memory.source(task, len(tasks)) for task in tasks}
         shares = {task: self.memory.share(task) for task in tasks}
         return self._trained(number, episode, sources, shares, seed, monitor)

@@ -32,10 +32,7 @@ def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: 
         sample     one y per x, drawn from p(y|x)
         empirical  y is the target
 
-    Args:
-        net: is put in test mode: batch normalisation uses its running statistics.
-        inputs: [N, *input], preprocessed. targets: [N].
-        form: exact, sample or empirical.
+    `inputs` are preprocessed. The network is put in test mode: batch normalisation uses its running statistics.
 
     Source: Kirkpatrick et al. (2017), eq. 3; on the forms: van de Ven (2025), arXiv 2502.11756.
     """

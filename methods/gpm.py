@@ -51,14 +51,8 @@ def extended(basis: Tensor, gram: Tensor, threshold: float) -> Tensor:
 
         |B'R|^2 >= threshold |R|^2   (squared Frobenius norms)
 
-    Args:
-        basis: of earlier tasks, orthonormal [d, r'].
-        gram: R R', [d, d] float64, of the inputs R of the layer, see `columns`.
-
-    Returns:
-        An orthonormal basis, [d, r].
-
-    Source: Saha et al. (2021), eq. 5 and 9.
+    `basis` is that of earlier tasks, orthonormal [d, r']; `gram` is R R', [d, d] float64, of the inputs R of the layer,
+    see `columns`. Saha et al. (2021), eq. 5 and 9.
     """
     total = gram.trace()
     missing = threshold * total - (basis * (gram @ basis)).sum()

@@ -23,8 +23,7 @@ from utils.settings import Range, setting
 def distillation(outputs: Tensor, old_outputs: Tensor, temperature: float) -> Tensor:
     """T^2 KL( softmax(old / T) || softmax(new / T) ), mean over examples and over heads.
 
-    Args:
-        outputs, old_outputs: [B, tasks, C] logits of each head; -inf where a head is narrower than C.
+    Both outputs are logits, [B, tasks, C]; -inf where a head is narrower than C.
 
     Source: Li & Hoiem (2016), eq. 2-4; the mean over heads, so that the term does not grow with their number.
     """

@@ -19,11 +19,7 @@ from utils.trees import Tree
 
 
 class Packing(FixedWeights):
-    """Prunes after two thirds of the steps; the learning rate runs through its schedule before and again after it.
-
-    Args:
-        share: of the free weights of each layer that the task keeps, in [0, 1].
-    """
+    """Prunes to a `share` of each layer's free weights after two thirds of the steps; then the schedule restarts."""
 
     def __init__(self, used: Masks, share: float) -> None:
         super().__init__(used)

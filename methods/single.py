@@ -118,13 +118,10 @@ class SingleNet(Method):
             self._norms[task.id] = norm_state(net.trunk)
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
         seen = tuple(self.seen)
-        own = {task_id: self.task_weights(task_id) for task_id in seen}
-        member = Member(
-            episode.number - 1, episode.number, seen, self.network(seen), (1.0,) * len(seen), replaces=True,
-            task_weights=own,
-        )  # fmt: skip
-        for task_id in seen:
-            member.predictions[task_id, "test"] = self._asked(task_id, self.test_inputs[task_id], episode.number)
+        own = {other: self.task_weights(other) for other in seen}
+        tested = {(other, "test"): self._asked(other, self.test_inputs[other], episode.number) for other in seen}
+        weights = (1.0,) * len(seen)
+        member = Member(episode.number - 1, episode.number, seen, self.network(seen), weights, True, tested, own)
         self.new_members = [member]
         return Learned((task.id,), {}, stats, changed=seen)
 
@@ -157,11 +154,7 @@ class SingleNet(Method):
         return Storage(*self.memory.size(), parameters, 1.0, trunk + heads // len(self._heads))
 
     def network(self, tasks: Sequence[int], new: Mapping[int, int] | None = None) -> MultiHead:
-        """A network of the one trunk and the heads of some tasks.
-
-        Args:
-            new: by task that has no head yet, the width of its new head.
-        """
+        """A network of the one trunk, the heads of some tasks, and new heads of these widths by task."""
         sizes = {task: self._sizes[task] for task in tasks} | dict(new or {})
         if not self._sizes:
             net = self.new_network(sizes)

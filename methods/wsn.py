@@ -30,10 +30,6 @@ class Winning(FixedWeights):
 
     With g the gradient of the loss with respect to W m, that of W is g m, zero for weights of earlier tasks, and
     that of s is g W sign(s), as if m were |s| (straight-through; eq. 4-5 of the paper).
-
-    Args:
-        share: of the weights of each layer that the task uses.
-        score_rate: factor on the learning rate of the scores.
     """
 
     def __init__(self, used: Masks, share: float, score_rate: float) -> None:

@@ -22,11 +22,7 @@ def boosting_weights(losses: Tensor) -> Tensor:
 
         w_i = clip(exp((l_i - m) / m), 1e-4, 1e3) / sum,   m = mean of the losses
 
-    Args:
-        losses: [T] mean loss, in nats, of the zoo on the kept training examples of each task.
-
-    Returns:
-        [T] float64, sums to one. Equal losses, also all zero, give equal weights.
+    `losses`: [T] mean loss of the zoo on the kept training examples of each task. Equal ones give equal weights.
 
     Source: Ramesh & Chaudhari (2022); centring and clipping as in the authors' code.
     """

@@ -22,7 +22,6 @@ from datasets.mixture import Mixture
 from datasets.task import Examples
 from net import feature_size
 from net.multihead import MultiHead
-from utils.compute import keep_freed_memory, pick_device
 
 CHUNK = 20  # batches that are gathered and augmented together
 Operation = Callable[[], object]
@@ -98,10 +97,8 @@ def gather(device: torch.device) -> tuple[Operation, Operation]:
 
 
 def main() -> None:
-    """Print a table per network, and one of the preparation of batches."""
     options = common.options(__doc__, device="auto", repeats=5)
-    device = pick_device(options.device)
-    keep_freed_memory()
+    device = options.device
     print(f"What each change gave: images/s, bare loop, batch {BATCH}. {common.title(device)}")
     for case, variants in ((MNIST, conv), (CIFAR, conv), (CIFAR_WRN, residual)):
         steps = variants(case, device)

@@ -41,7 +41,7 @@ from net.multihead import MultiHead
 from records.invocation import parse
 from training.optimizers import make_optimizer
 from training.recipe import Recipe
-from utils.compute import Compute, describe_device
+from utils.compute import Compute, describe_device, keep_freed_memory, pick_device
 
 TASKS, CLASSES, BATCH, DROPOUT = 5, 2, 16, 0.2
 HEADS = dict.fromkeys(range(1, TASKS + 1), CLASSES)
@@ -68,11 +68,15 @@ CASES = [DIGITS, MNIST, CIFAR, CIFAR_WRN]
 
 
 def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
-    """The command line: an option for each name, with its default; the help is the docstring `doc` of the script."""
+    """The command line: an option for each name, with its default; a device is picked. `doc` is the help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"(default: {default})")
-    return parser.parse_args()
+    keep_freed_memory()
+    given = parser.parse_args()
+    if "device" in given:
+        given.device = pick_device(given.device)
+    return given
 
 
 def network(case: Case) -> MultiHead:

@@ -12,14 +12,14 @@ data once and trains one full member, plus the cached probabilities of the other
 """
 
 import itertools
-import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import common  # before torch: it decides how threads wait
@@ -47,10 +47,10 @@ class EpisodeRecorder(RunMonitor):
         self.marks.append((time.perf_counter(), facts.peak_memory_bytes, facts.train_seconds))
 
 
-def measure(tasks: int, device: str) -> None:
-    """Print the figures of a run as JSON; called in a new process, as peak memory never falls."""
+def measure(tasks: int, device: str) -> dict[str, Any]:
+    """The figures of a run; called in a new process, as peak memory never falls."""
     recorder, learn = EpisodeRecorder(), modelzoo.learn
-    figures = {}
+    figures: dict[str, Any] = {}
 
     def recorded(session: Session, monitor: RunMonitor) -> None:
         learn(session, Monitors([monitor, recorder]))
@@ -63,18 +63,17 @@ def measure(tasks: int, device: str) -> None:
         configs = use(Path(folder), CASE, [[10 * task + digit for digit in range(10)] for task in range(tasks)])
         modelzoo_run([*configs, "--continual", "--samples", str(SAMPLES), "--epochs", "1", "--device", device,
                       "--run_dir", f"{folder}/run"])  # fmt: skip
-    print(json.dumps({"before": before, "marks": recorder.marks, **figures}))
+    return {"before": before, "marks": recorder.marks, **figures}
 
 
 def main() -> None:
-    """Print two tables."""
-    options = common.options(__doc__, device="auto", tasks=100, measure=0)
-    device = str(pick_device(options.device))
-    if options.measure:
-        measure(options.measure, device)
-        return
-    few, many = (measured(tasks, device) for tasks in (5, options.tasks))
-    print(f"Growth: {options.tasks} tasks, members of 2,000 images. {common.title(torch.device(device))}")
+    options = common.options(__doc__, device="auto", tasks=100)
+    runs = []
+    for tasks in (5, options.tasks):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            runs.append(pool.submit(measure, tasks, str(options.device)).result())
+    few, many = runs
+    print(f"Growth: {options.tasks} tasks, members of 2,000 images. {common.title(options.device)}")
     ends, memory, training = zip(*many["marks"], strict=True)
     columns = [after - before for before, after in itertools.pairwise(ends)], training[1:]
     line("episode", "seconds", "ratio", "in training", "ratio", "corrected", "memory, MB")
@@ -92,12 +91,6 @@ def main() -> None:
     line("cached probabilities", f"{many['cached'] / 1e6:.1f} MB")
     line("data once, one member, cached", f"{allowed / 1e6:.1f} MB")
     line("highest memory of the run", f"{used / 1e6:.1f} MB", f"{used / allowed:.2f} of it")
-
-
-def measured(tasks: int, device: str) -> dict:
-    """The figures of a run, measured in a new process."""
-    command = [sys.executable, __file__, "--measure", str(tasks), "--device", device]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":

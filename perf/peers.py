@@ -111,7 +111,6 @@ def in_process(python: Path, name: str, workers: int) -> float:
 
 
 def main() -> None:
-    """Print one table."""
     from common import in_turn, line, options, ratio, title
 
     repeats = options(__doc__, repeats=3).repeats

@@ -25,7 +25,6 @@ from common import FIVE_TASKS, MNIST, in_turn, line, modelzoo_run, ratio, title,
 from PIL import Image
 
 import predict
-from utils.compute import keep_freed_memory, pick_device
 from zoo import Zoo
 
 _BATCH, _ROUNDS = 83, 3  # the batch size of evaluation for images of this size
@@ -66,10 +65,8 @@ def timed(function: Callable[..., object], *arguments: object) -> float:
 
 
 def main() -> None:
-    """Print a table."""
     count = common.options(__doc__, images=10_000).images
-    print(title(pick_device("cpu")))
-    keep_freed_memory()
+    print(title(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         configs = use(folder, MNIST, FIVE_TASKS)
@@ -89,9 +86,9 @@ def main() -> None:
             measures = [partial(timed, decode, files), partial(timed, forwards, zoo, task, inputs),
                         partial(timed, answer, given, folder / "answers.csv")]  # fmt: skip
             columns = in_turn(measures, _ROUNDS)
-            decoding, bare, whole = columns
-            parts = [sum(pair) for pair in zip(decoding, bare, strict=True)]
-            line(members, *(f"{statistics.median(column):.2f}" for column in columns), f"{ratio(whole, parts):.3f}")
+            parts = [decoding + bare for decoding, bare, _ in zip(*columns, strict=True)]
+            medians = [f"{statistics.median(column):.2f}" for column in columns]
+            line(members, *medians, f"{ratio(columns[2], parts):.3f}")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,8 @@ from methods.ensemble import Ensemble
 from records.checkpoints import RunCheckpoints
 from records.directory import RunDirectory
 from records.manifest import Entry
-from utils.compute import pick_device
 
 STREAM = [[10 * task + digit for digit in range(10)] for task in range(5)]
-
-
 # The parts of the protection: owner, name, and a replacement that does nothing.
 PROTECTION: list[tuple[object, str, Callable[..., object]]] = [
     (Ensemble, "state_dict", lambda self: {}),
@@ -85,17 +82,15 @@ def seconds(case: Case, options: list[str], minutes: str, watch: Stopwatch | Non
 
 
 def main() -> None:
-    """Print a table."""
     given = common.options(__doc__, device="auto", repeats=5)
-    device = pick_device(given.device)
-    print(f"A zoo of five tasks. {title(device)}")
+    print(f"A zoo of five tasks. {title(given.device)}")
     line("", "seconds", "with/without", "inside", "each second")
     for name, case, options in (
         ("digits, conv, 20 epochs", DIGITS, "--epochs 20 --samples 10"),
         ("CIFAR, WRN-16-4, 2 epochs", CIFAR_WRN, "--epochs 2 --samples 8 --tasks_per_round 2"),
     ):
         inside = Stopwatch()
-        a_run = partial(seconds, case, [*options.split(), "--device", str(device)])
+        a_run = partial(seconds, case, [*options.split(), "--device", str(given.device)])
         measures = [partial(a_run, "10", None), partial(a_run, "10", inside), partial(a_run, "0.0167", Stopwatch())]
         in_turn(measures, 1)
         inside.seconds = 0.0

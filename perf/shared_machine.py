@@ -23,7 +23,6 @@ import torch
 from common import BATCH, CASES, CIFAR_WRN, Case, in_turn, line, seconds_a_call, step_of, title
 
 from training.threads import use_threads
-from utils.compute import keep_freed_memory
 from utils.machine import WAITING
 
 CPU = torch.device("cpu")
@@ -36,7 +35,6 @@ BUSY = (0, 1, 2, 4)
 
 def loop(case: Case, way: str, seconds: float) -> tuple[float, float]:
     """Images per second of a bare loop in this process, and the number of cores that it used."""
-    keep_freed_memory()
     net = common.network(case)
     if way == "auto":
         use_threads(net.trunk, case.shape, BATCH, CPU)
@@ -89,7 +87,6 @@ def compare(name: str, seconds: float, repeats: int) -> None:
 
 
 def main() -> None:
-    """Print one table."""
     options = common.options(__doc__, repeats=3, seconds=3.0, loop="", way="auto")
     if options.loop:  # one measurement, in this process
         print(*loop(LOOPS[options.loop], options.way, options.seconds))

@@ -16,8 +16,6 @@ import torch
 from common import BATCH, CASES, CLASSES, TASKS, Case, captured, network, rate, ratio, step_of
 from plain import Plain
 
-from utils.compute import keep_freed_memory, pick_device
-
 EPOCHS = 20
 
 
@@ -53,14 +51,11 @@ def compare(case: Case, device: torch.device, repeats: int) -> None:
 
 
 def main() -> None:
-    """Print one table."""
     options = common.options(__doc__, device="auto", repeats=3)
-    device = pick_device(options.device)
-    keep_freed_memory()
-    print(f"Step efficiency: images/s, batch {BATCH}. {common.title(device)}")
+    print(f"Step efficiency: images/s, batch {BATCH}. {common.title(options.device)}")
     common.line("", "run", "bare", "run/bare", "outside", "naive", "bare/naive", "eager", "bare/eager")
     for case in CASES:
-        compare(case, device, options.repeats)
+        compare(case, options.device, options.repeats)
 
 
 if __name__ == "__main__":

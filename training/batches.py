@@ -68,11 +68,7 @@ def _batches_at_once(size: int, spec: StreamSpec) -> int:
 
 
 class Replays(Iterator[Batch]):
-    """Batches of `size` examples of a replay memory, drawn with replacement, without end.
-
-    Args:
-        recorded: earlier outputs for the examples, [len(data), C], to be handed out with them.
-    """
+    """Endless batches of `size` examples of a replay memory, drawn with replacement, with their `recorded` outputs."""
 
     def __init__(
         self, data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool,

@@ -16,15 +16,9 @@ def choose_launch(
     net: MultiHead, task_id: int, source: TrainSource, spec: StreamSpec, recipe: Recipe, compute: Compute,
     no_graph_reason: str = "", rule: StepRule | None = None,
 ) -> tuple[Compute, str]:  # fmt: skip
-    """Find out whether training steps on a CUDA device can be captured, with a few trial steps.
+    """The Compute to train with, and in words how steps are launched, "" where there is no choice.
 
-    Args:
-        net: a trial network on the device; its weights may be changed.
-        no_graph_reason: why the method's steps cannot be captured; "" if they can.
-        rule: the method's rule for its first task.
-
-    Returns:
-        The Compute to train with, and a description of how steps are launched; "" where there is no choice.
+    A few trial steps, which may change `net`, show whether steps on a CUDA device can be captured.
     """
     if compute.device.type != "cuda":
         return compute, ""

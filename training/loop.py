@@ -80,17 +80,6 @@ class Training:
         seed, name: of the random stream for data order and augmentation.
         rule: what the method changes in every step; plain supervised training without one.
         past: batches of replay memories; one of each follows a batch of the tasks trained on.
-        monitor: is told of steps and epochs.
-        checkpoints: save the state of training.
-
-    Attributes:
-        examples: training examples of an epoch.
-        epochs: number of epochs, a last one that is cut short included.
-        ended: how many of them have ended.
-        length: gradient steps in all.
-
-    Raises:
-        UserError: see check_batch.
     """
 
     def __init__(
@@ -105,16 +94,17 @@ class Training:
         drawn = sum(len(source) for _, source in sources)
         check_batch(net, recipe, drawn)
         self._size = recipe.batch_size(drawn)
-        self.examples = drawn - (has_batch_norm(net) and drawn % self._size == 1)
+        self.examples = drawn - (has_batch_norm(net) and drawn % self._size == 1)  # of an epoch
         self._per_epoch = math.ceil(self.examples / self._size)
-        self.length = recipe.length(self.examples, self._size)
-        self.epochs = math.ceil(self.length / self._per_epoch)
+        self.length = recipe.length(self.examples, self._size)  # gradient steps in all
+        self.epochs = math.ceil(self.length / self._per_epoch)  # one that is cut short included
         self._rule.begin(net.train())
         self._modes = [(module, module.training) for module in net.modules()]
         self._steps = GradientSteps(net, spec, recipe, compute, self.length, self._rule)
-        self.ended = 0
+        self.ended = 0  # epochs
         self._batches: Iterator[Batch] | None = None  # the rest of this epoch
-        self._table: Mixture | None = None
+        self._fixed = all(isinstance(source, Table) for _, source in sources)
+        self._table: Mixture | None = None  # all examples, where these are the same in every epoch
         self._order = self._rng.get_state()  # at the start of this epoch
         self._gradients, self._seconds, self._loss = 0, 0.0, math.nan
         self._begin: float | None = None  # when `advance` was called, while it runs
@@ -125,8 +115,7 @@ class Training:
         """The current time of training."""
         epochs, batch = divmod(self._steps.done, self._per_epoch)
         examples = epochs * self.examples + min(batch * self._size, self.examples)
-        derived = all(isinstance(source, Table) for _, source in self._sources)
-        return Clock(self._steps.done, examples, examples / self.examples if derived else None)
+        return Clock(self._steps.done, examples, examples / self.examples if self._fixed else None)
 
     @property
     def done(self) -> bool:
@@ -158,11 +147,7 @@ class Training:
         return self.stats
 
     def advance(self, to: int | None = None) -> None:
-        """Train until `to` steps have been taken in all; to the end if `to` is None.
-
-        Raises:
-            TrainingError: the loss is not finite; says where and what to try.
-        """
+        """Train until `to` steps have been taken in all, or to the end; TrainingError if the loss is not finite."""
         to = self.length if to is None else min(to, self.length)
         with self._under_way():
             while not self.done:
@@ -218,12 +203,11 @@ class Training:
     def _epoch(self, taken: int = 0) -> Iterator[Batch]:
         """The batches of an epoch without the first `taken` ones."""
         data = self._table or Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
-        if all(isinstance(source, Table) for _, source in self._sources):
-            self._table = data  # the same in every epoch
+        if self._fixed:
+            self._table = data
         augment = self._recipe.augments
-        new = islice(
-            batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples), taken, None
-        )
+        every = batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples)
+        new = islice(every, taken, None)
         return with_replay(new, self._past) if self._past else new
 
     def _take(self, count: int) -> None:

@@ -39,8 +39,7 @@ def outputs_of_heads(
 ) -> dict[int, Tensor]:  # fmt: skip
     """Outputs of the heads of `tasks` for all inputs, whatever task these belong to: by task, [N, ..., C].
 
-    Args:
-        own: by task, its weights of the trunk; each task that has some costs a forward pass of its own.
+    Each task with weights of the trunk of its `own` costs a forward pass of its own.
     """
     found: dict[int, list[Tensor]] = {task: [] for task in tasks}
     shared = [task for task in tasks if not own.get(task)]

@@ -78,10 +78,6 @@ class GradientSteps:
 
     No step waits for the device. With `compute.captured` the step of each batch size is launched as one CUDA graph
     after a short warm-up, with the same results.
-
-    Attributes:
-        done: number of steps taken.
-        rate: learning rate of the last step.
     """
 
     def __init__(
@@ -96,8 +92,8 @@ class GradientSteps:
         self._optimizer = rule.optimizer(net, recipe, recipe.lr if self._rate is None else self._rate)
         self._launched: Counter[tuple[int, int]] = Counter()  # steps by batch size, before one is captured
         self._captured: dict[tuple[int, int], tuple[Callable[[], None], Batch]] = {}
-        self.done = 0
-        self.rate = recipe.lr
+        self.done = 0  # steps taken
+        self.rate = recipe.lr  # of the last step
 
     def __call__(self, batch: Batch) -> None:
         """Take one step on a batch, [B, ...]; any B."""

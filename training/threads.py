@@ -14,11 +14,8 @@ def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int | str, devi
     """On a CPU, set the number of threads to what the work of a step is worth.
 
     Waking a second thread costs a small network more than it saves, on a busy machine. The last digits of a result
-    depend on the number of threads, so it follows from the network, its inputs and the batch size alone.
-
-    Args:
-        shape: of one input of the trunk.
-        batch: see Recipe; a full batch is worth all threads.
+    depend on the number of threads, so it follows from the network, its inputs, of this `shape`, and the batch size
+    alone; a full batch is worth all threads.
     """
     if device.type == "cpu":
         work = multiply_adds(trunk, shape)

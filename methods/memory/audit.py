@@ -144,11 +144,7 @@ class Auditor:
                 del self._held[task_id]
 
     def keep(self, positions: Mapping[int, Tensor]) -> dict[int, Examples]:
-        """Keep only these examples, by task: positions among those held so far; other tasks keep what they have.
-
-        Raises:
-            BudgetError: an example is named twice, or the budget is exceeded.
-        """
+        """Keep only these examples, by task: positions among those held so far; other tasks keep what they have."""
         for task_id, places in positions.items():
             if len(places.unique()) < len(places):
                 raise BudgetError(f"a training example of task {task_id} is kept twice")

@@ -16,35 +16,23 @@ class ReplayMemory:
 
     No other examples of past tasks are available, neither for training nor for boosting losses: see Auditor.
 
-    Args:
-        budget: how many. A fraction of 1 keeps everything (and a generator itself); a total is shared by all tasks,
-            so that later tasks displace examples of earlier ones.
-        seed: of the run.
-        reservoir: with a total, every example seen so far is kept with the same probability (Vitter 1985,
-            algorithm R), instead of as many of each task and, within it, of each class.
-
-    Attributes:
-        auditor: lends a method its training examples.
-        positions: by task, where its kept examples are among its training examples, [kept] int64.
-        changed: tasks of which other examples are kept than before this episode.
+    A budget with the fraction 1 keeps everything (and a generator itself); a total is shared by all tasks: later ones
+    displace examples of earlier ones. With a total and a `reservoir` every example seen so far is kept with the same
+    probability (Vitter 1985, algorithm R), instead of as many of each task and, within it, of each class.
     """
 
     def __init__(self, budget: Budget, seed: int, reservoir: bool = False) -> None:
         self.budget, self.auditor = budget, Auditor(budget)
         self._seed, self._reservoir = seed, reservoir
-        self.positions: dict[int, Tensor] = {}
-        self.changed: set[int] = set()
+        self.positions: dict[int, Tensor] = {}  # by task: of its kept examples among its training examples
+        self.changed: set[int] = set()  # tasks of which other examples are kept than before this episode
         self._kept: dict[int, Examples] = {}
         self._whole: dict[int, int] = {}  # by task: how many examples it had
         self._sources: dict[int, TrainSource] = {}  # of tasks that are kept whole
         self._slots: dict[int, Tensor] = {}  # by task: the slots of the reservoir with its kept examples
 
     def add(self, task: Task) -> dict[int, Tensor]:
-        """Keep examples of a new task, which may displace some of earlier tasks.
-
-        Returns:
-            By task that lost examples: positions, among its examples kept before, of those that stay.
-        """
+        """Keep examples of a new task; by task that loses some to it, where those that stay are in what it had kept."""
         if self.budget.fraction == 0:
             return {}
         rng = generator(self._seed, "replay", task.id)
