@@ -32,8 +32,7 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     images: list[Path] = []
     skipped: Counter[str] = Counter()
     seen: set[str] = set()
-    unreadable: list[OSError] = []
-    for here, *entries in os.walk(folder, onerror=unreadable.append, followlinks=True):
+    for here, *entries in os.walk(folder, onerror=lambda error: images.append(Path(error.filename)), followlinks=True):
         if (place := os.path.realpath(here)) in seen:  # a link has led back here
             entries[0].clear()
             continue
@@ -43,9 +42,9 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
             skipped["hidden"] += len(names) - len(shown)
             names[:] = shown
         found = [path for name in entries[1] if (path := Path(here, name)).suffix.lower() in SUFFIXES]
-        images += found
+        images.extend(found)
         skipped["without the suffix of an image"] += len(entries[1]) - len(found)
-    return sorted([*images, *(Path(error.filename) for error in unreadable)]), skipped
+    return sorted(images), skipped
 
 
 def reasons(skipped: Counter[str]) -> str:

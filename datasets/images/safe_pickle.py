@@ -70,10 +70,9 @@ def load_pickle(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             return _Unpickler(file, encoding="latin1").load()
-    except OSError as error:  # it may be undamaged
-        raise UserError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # a damaged pickle may fail in any way
-        raise UserError(f"{path} cannot be read: {error}; get the file again") from None
+        advice = "" if isinstance(error, OSError) else "; get the file again"  # it may be undamaged
+        raise UserError(f"{path} cannot be read: {error}{advice}") from None
 
 
 @contextmanager
