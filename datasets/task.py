@@ -195,9 +195,7 @@ class TaskStream:
 
         found = {}
         for task in self.tasks:
-            parts = [
-                digest(own.store, own.rows) + digest(own.targets) + digest(own.view) for own in task.splits.values()
-            ]
+            sums = [digest(s.store, s.rows) + digest(s.targets) + digest(s.view) for s in task.splits.values()]
             found[task.id] = hashlib.sha256(b"".join(sums)).hexdigest()
         return found
 
