@@ -140,14 +140,11 @@ class Tokens(_Probabilities):
 
 
 class Reconstruction(Objective):
-    """Vectors of real numbers: outputs, targets and predictions are [N, D].
+    """Vectors of real numbers: outputs, targets and predictions are [N, D], `importances` w [D] on their device.
 
         loss = 1/N sum_n sum_d w_d (output_nd - target_nd)^2
 
     The uninformed prediction is the mean of the training targets, or 0 if these are not known.
-
-    Args:
-        importances: w, [D], on the device of the outputs.
 
     Source: Elhage et al., "Toy Models of Superposition" (2022).
     """

@@ -1,7 +1,4 @@
-"""Image files: which files below a folder are images, and how one becomes an array.
-
-Training (image_folder.py) and predict.py share these rules.
-"""
+"""Image files, for training and predict.py: which files below a folder are images, and how one becomes an array."""
 
 import logging
 import os

@@ -102,11 +102,8 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
             known[key] = tensor.to(where)
         return known[key]
 
-    tasks = tuple(
-        _build_task(config, data, seed, share, number)
-        for number in range(1, len(config.tasks) + 1)
-        if number not in config.forgotten
-    )
+    numbers = set(range(1, len(config.tasks) + 1)).difference(config.forgotten)
+    tasks = tuple(_build_task(config, data, seed, share, number) for number in sorted(numbers))
     shape = tuple(data.train.pixels.shape[1:])
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 
