@@ -76,9 +76,10 @@ def load_pickle(path: Path) -> Any:
 
 
 @contextmanager
-def must_hold(path: Path, wanted: str) -> Iterator[None]:
-    """Turn whatever the wrong content of a file raises into one UserError that says what is wanted."""
+def loaded(path: Path, wanted: str) -> Iterator[Any]:
+    """The content of a pickle; turns whatever wrong content raises into one UserError that says what is wanted."""
+    content = load_pickle(path)
     try:
-        yield
+        yield content
     except Exception:
         raise UserError(f"{path} must hold {wanted}; get the file again") from None
