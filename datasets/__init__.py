@@ -15,7 +15,8 @@ from datasets.images.digits import rotated_digits, split_digits
 from datasets.images.image_folder import image_folder
 from datasets.images.mini_imagenet import mini_imagenet
 from datasets.images.mnist import permuted_mnist, rotated_mnist, split_mnist
-from datasets.task import HELD_OUT, TRAIN, Generator, TaskStream
+from datasets.images.views import numbered
+from datasets.task import Generator, TaskStream
 from utils.errors import UserError, unknown
 from utils.settings import NoSettings
 
@@ -30,6 +31,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "mini_imagenet": mini_imagenet,
     "image_folder": image_folder,
 }
+rotated_digits.numbered = rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
 
 
 def settings_of(dataset: str) -> type:
@@ -42,14 +44,12 @@ def settings_of(dataset: str) -> type:
 def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """The stream that the dataset YAML describes; `seed` decides which examples are used and held out.
 
-    Raises:
-        UserError: a class is unknown, a file missing or damaged, --samples or --hold_out without effect.
+    UserError if there is no such data or class, or if --samples or --hold_out has no effect.
     """
     stream = STREAMS[config.dataset](config, seed, device)
     for task in stream.tasks:
-        counts = [len(examples) for name, examples in task.splits.items() if name in (TRAIN, HELD_OUT)]
-        endless = isinstance(task.train, Generator)
-        if config.samples and (endless or sum(counts) > config.samples * task.num_outputs):
+        count = len(task.train_eval) + len(task.held_out or ())
+        if config.samples and (isinstance(task.train, Generator) or count > config.samples * task.num_outputs):
             raise UserError(f"--samples {config.samples}: {config.dataset} does not limit its examples; leave it out")
         if config.hold_out and not task.held_out:
             raise UserError(f"--hold_out {config.hold_out:g}: {config.dataset} holds nothing out; leave it out")

@@ -12,13 +12,8 @@ from datasets.task import Examples
 class Mixture:
     """The examples of several tasks as one table on the device.
 
-    A store that is too large for the device stays in the host's memory, and batches of it are copied over.
-
-    Args:
-        parts: task id and examples of each task; inputs have one shape.
-
-    Attributes:
-        device: where targets and task ids lie, and to where inputs are copied.
+    It is made of task ids and examples, whose inputs have one shape. A store that is too large for the device stays in
+    the host's memory, and batches of it are copied to `device`, where targets and task ids lie.
     """
 
     def __init__(self, parts: Sequence[tuple[int, Examples]]) -> None:

@@ -52,11 +52,9 @@ class Objective(ABC):
 
     @abstractmethod
     def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
-        """The best prediction that does not depend on the inputs, for N examples.
+        """The best prediction that does not depend on the inputs, for targets of a shape [N, ...].
 
-        Args:
-            shape: of the targets, [N, ...].
-            training: training targets of the task, [M, ...], if they are known.
+        `training` are training targets of the task, [M, ...], if they are known.
         """
 
     @abstractmethod
@@ -106,7 +104,9 @@ class CrossEntropy(_Probabilities):
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         right = predictions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return score(right, predictions.amax(-1), predictions.argmax(-1) == targets)
+        everything = torch.zeros(len(targets), dtype=torch.int64)
+        hits = predictions.argmax(-1) == targets
+        return scores(everything, 1, right, predictions.amax(-1), hits)[0]  # type: ignore[return-value]  # not empty
 
     def energy(self, outputs: Tensor) -> Tensor | None:
         return outputs.float().logsumexp(-1)
@@ -140,14 +140,11 @@ class Tokens(_Probabilities):
 
 
 class Reconstruction(Objective):
-    """Vectors of real numbers: outputs, targets and predictions are [N, D].
+    """Vectors of real numbers: outputs, targets and predictions are [N, D], `importances` w [D] on their device.
 
         loss = 1/N sum_n sum_d w_d (output_nd - target_nd)^2
 
     The uninformed prediction is the mean of the training targets, or 0 if these are not known.
-
-    Args:
-        importances: w, [D], on the device of the outputs.
 
     Source: Elhage et al., "Toy Models of Superposition" (2022).
     """
@@ -223,64 +220,41 @@ def _clustered(values: Tensor, scored: Tensor) -> Scored:
     return Scored(value, stderr, count)
 
 
-def score(right: Tensor, confidence: Tensor, hits: Tensor) -> dict[str, Scored]:
-    """Accuracy, loss and calibration error of N classifications; the last has no standard error.
-
-    Args:
-        right: [N] probability of the right class.
-        confidence: [N] probability of the predicted class.
-        hits: [N] whether the prediction is right.
-    """
-    losses, n = -right.clamp_min(_TINY).log().double(), len(right)
-    spread = losses.var() if n > 1 else losses.new_zeros(())
-    figures = [losses.mean(), hits.double().mean(), calibration_error(confidence, hits), spread]
-    return _scores(torch.stack(figures).tolist(), n)
-
-
-def _scores(figures: Sequence[float], n: int) -> dict[str, Scored]:
-    loss, accuracy, ece, variance = figures
-    stderr = math.sqrt(variance / n) if n > 1 else None
-    return {"accuracy": _share(accuracy, n), "loss": Scored(loss, stderr, n), "ece": Scored(ece, None, n)}
-
-
 def scores(
     groups: Tensor, count: int, right: Tensor, confidence: Tensor, hits: Tensor
 ) -> list[dict[str, Scored] | None]:
-    """`score` of each of `count` groups of classifications, all at once; None for an empty group.
-
-    Args:
-        groups: [N] int64, the group of each classification, from 0.
-    """
-    groups, right, confidence, hits = (part.cpu() for part in (groups, right, confidence.double(), hits.double()))
-    sizes = groups.bincount(minlength=count)
-    losses = -right.clamp_min(_TINY).log().double()
-    # As in calibration_error. A confidence is at most 1, so that sorted keys have one group after the other.
-    keys = 2 * groups + confidence
-    ranks = torch.searchsorted(keys.sort().values, keys) - (sizes.cumsum(0) - sizes)[groups]
-    places = groups * BINS + ranks * BINS // sizes[groups]
-    gaps = torch.zeros(count * BINS, dtype=torch.float64).index_add_(0, places, hits - confidence)
-    sums = (groups.bincount(losses, count), groups.bincount(hits, count), gaps.view(count, BINS).abs().sum(-1))
-    means = torch.stack(sums, -1) / sizes.unsqueeze(-1)
-    variances = groups.bincount((losses - means[groups, 0]).square(), count) / (sizes - 1)
-    figures = torch.cat([means, variances.unsqueeze(-1)], -1).tolist()
-    return [_scores(mean, size) if size else None for mean, size in zip(figures, sizes.tolist(), strict=True)]
-
-
-def calibration_error(confidence: Tensor, hits: Tensor) -> Tensor:
-    """Expected calibration error of the predicted class, with bins that hold equally many examples.
+    """Accuracy, loss and calibration error of each of `count` groups of classifications; None for an empty group.
 
         ECE = sum_b n_b/N |acc_b - conf_b| = 1/N sum_b |sum_{i in b} (hit_i - confidence_i)|
 
-    A float64 scalar on the device; for the arguments see `score`. It grows as bins get smaller: compare only values
-    with the same N.
+    Bins hold equally many examples. The ECE grows as they get smaller: compare only values with the same N.
+
+    Args:
+        groups: [N] int64, the group of each classification, from 0.
+        right, confidence: [N] probability of the right class, and of the predicted one.
+        hits: [N] whether the prediction is right.
 
     Source: Naeini et al. (2015); bins of equal mass as in the adaptive calibration error of Nixon et al. (2019), which
     is over all classes instead of the predicted one.
     """
-    gaps = hits.double() - confidence.double()
-    # Sums of rows are deterministic; adding into bins on a GPU is not.
-    inside = equal_bins(confidence) == torch.arange(BINS, device=gaps.device).unsqueeze(-1)
-    return torch.where(inside, gaps, 0.0).sum(-1).abs().sum() / len(gaps)
+    # On the CPU: adding into bins on a GPU is not deterministic.
+    groups, right, confidence, hits = (part.cpu() for part in (groups, right, confidence.double(), hits.double()))
+    sizes = groups.bincount(minlength=count)
+    losses = -right.clamp_min(_TINY).log().double()
+    # As in equal_bins. A confidence is at most 1, so that sorted keys have one group after the other.
+    keys = 2 * groups + confidence
+    ranks = torch.searchsorted(keys.sort().values, keys) - (sizes.cumsum(0) - sizes)[groups]
+    places = groups * BINS + (ranks * BINS // sizes[groups]).clamp_max(BINS - 1)  # NaN comes after all
+    gaps = torch.zeros(count * BINS, dtype=torch.float64).index_add_(0, places, hits - confidence)
+    sums = (groups.bincount(losses, count), groups.bincount(hits, count), gaps.view(count, BINS).abs().sum(-1))
+    means = torch.stack(sums, -1) / sizes.unsqueeze(-1)
+    variances = groups.bincount((losses - means[groups, 0]).square(), count) / (sizes - 1)
+    errors = (variances / sizes).sqrt().tolist()
+    return [
+        {"accuracy": _share(accuracy, n), "loss": Scored(loss, error if n > 1 else None, n),
+         "ece": Scored(ece, None, n)} if n else None
+        for (loss, accuracy, ece), error, n in zip(means.tolist(), errors, sizes.tolist(), strict=True)
+    ]  # fmt: skip
 
 
 def equal_bins(confidence: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -175,7 +176,8 @@ class TaskStream:
 
     def held(self) -> dict[torch.device, int]:
         """Bytes of all examples by device; tensors that tasks share count once."""
-        tensors = [part for own in self._examples() for part in (own.store, own.rows, own.targets, own.view)]
+        examples = [own for task in self.tasks for own in task.splits.values()]
+        tensors = [part for own in examples for part in (own.store, own.rows, own.targets, own.view)]
         held: Counter[torch.device] = Counter()
         for tensor in {tensor.data_ptr(): tensor for tensor in tensors if tensor is not None}.values():
             held[tensor.device] += tensor.nbytes
@@ -183,25 +185,19 @@ class TaskStream:
 
     def fingerprints(self) -> dict[int, str]:
         """SHA-256 of the examples of each task: tells whether another process has the same data."""
-        sums: dict[tuple[tuple[int, torch.Size], ...], bytes] = {}  # tensors that tasks share are read once
+
+        @cache  # tensors that tasks share are read once
+        def digest(tensor: Tensor | None, rows: Tensor | slice = slice(None)) -> bytes:
+            if tensor is None:
+                return b""
+            values = tensor[rows].cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            return hashlib.sha256(values.data).digest()
+
         found = {}
         for task in self.tasks:
-            whole = hashlib.sha256()
-            for examples in task.splits.values():
-                views = () if examples.view is None else ((examples.view,),)
-                for parts in ((examples.store, examples.rows), (examples.targets,), *views):
-                    key = tuple((part.data_ptr(), part.shape) for part in parts)
-                    if key not in sums:
-                        content = parts[0][parts[1]] if len(parts) == 2 else parts[0]  # of the store only their rows
-                        values = content.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                        sums[key] = hashlib.sha256(values.data).digest()
-                    whole.update(sums[key])
-            found[task.id] = whole.hexdigest()
+            sums = [digest(s.store, s.rows) + digest(s.targets) + digest(s.view) for s in task.splits.values()]
+            found[task.id] = hashlib.sha256(b"".join(sums)).hexdigest()
         return found
-
-    def _examples(self) -> Iterator[Examples]:
-        for task in self.tasks:
-            yield from task.splits.values()
 
     def continual(self) -> Iterator[Episode]:
         """An episode for each task."""

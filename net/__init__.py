@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
@@ -41,11 +41,7 @@ def build_trunk(model: str, shape: tuple[int, ...], settings: Any) -> nn.Module:
 
 
 def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
-    """The number of features D, found with one blank input.
-
-    Raises:
-        UserError: the trunk cannot take inputs of this shape.
-    """
+    """The number of features D, found with one blank input; UserError if the trunk cannot take it."""
     trunk.eval()
     try:
         with torch.inference_mode():
@@ -59,7 +55,7 @@ def feature_size(trunk: nn.Module, model: str, shape: tuple[int, ...]) -> int:
 
 
 def input_dtype(trunk: nn.Module) -> torch.dtype:
-    """The kind of numbers that a trunk takes: its attribute `input_dtype`, by default float32."""
+    """The kind of numbers that a trunk takes, by default float32."""
     return getattr(trunk, "input_dtype", torch.float32)
 
 
@@ -69,9 +65,6 @@ def build_net(
     """A network with heads, on the CPU, initialised from torch's global generator.
 
     Convolution weights have the channels last in memory, like the images: faster on a CPU and on a GPU.
-
-    Raises:
-        UserError: see build_trunk, feature_size and MultiHead.
     """
     trunk = build_trunk(model, shape, settings)
     net = MultiHead(trunk, feature_size(trunk, model, shape), head_sizes, heads)
@@ -80,12 +73,8 @@ def build_net(
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) != module.stride and module.in_channels <= 4:
             # The CPU library reads and writes beyond the memory of such a layer with the channels last.
             module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
-            module.register_forward_pre_hook(_channels_first)
+            module.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
     return net
-
-
-def _channels_first(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-    return (arguments[0].contiguous(),)
 
 
 def count_parameters(net: nn.Module) -> int:

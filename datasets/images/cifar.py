@@ -8,7 +8,7 @@ import torch
 
 from datasets.config import DataConfig
 from datasets.images.download import fetch
-from datasets.images.safe_pickle import load_pickle, must_hold
+from datasets.images.safe_pickle import loaded
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, Label, image_stream
 from datasets.task import TaskStream
 
@@ -48,8 +48,8 @@ def _load(name: str, folder: Path, files: Sequence[str], label_key: str, classes
 
 def _read_batch(path: Path, label_key: str, classes: int) -> Images:
     """One file: `data` uint8 [N, 3072], the three colour planes in turn, and a list of N labels."""
-    content = load_pickle(path)
-    with must_hold(path, f"'data', bytes of shape [N, 3072], and N labels below {classes} under {label_key!r}"):
+    wanted = f"'data', bytes of shape [N, 3072], and N labels below {classes} under {label_key!r}"
+    with loaded(path, wanted) as content:
         pixels, labels = torch.from_numpy(content["data"].copy()), torch.from_numpy(np.asarray(content[label_key]))
         counts = labels.bincount(minlength=classes)  # refuses negative labels
         if pixels.dtype != torch.uint8 or labels.shape != pixels.shape[:1] or len(counts) > classes:
@@ -60,8 +60,7 @@ def _read_batch(path: Path, label_key: str, classes: int) -> Images:
 def _class_names(path: Path, key: str, count: int) -> Sequence[str]:
     if not path.exists():
         return [str(i) for i in range(count)]
-    content = load_pickle(path)
-    with must_hold(path, f"{count} class names under {key!r}"):
+    with loaded(path, f"{count} class names under {key!r}") as content:
         names: list[str] = content[key]
         if len(names) != count or not all(isinstance(name, str) for name in names):
             raise ValueError

@@ -7,7 +7,7 @@ import torch
 
 from datasets.config import DataConfig
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
-from datasets.images.views import decode_view, numbered, rotation
+from datasets.images.views import decode_view, rotation
 from datasets.task import TaskStream
 
 _NAMES = tuple("0123456789")
@@ -25,9 +25,6 @@ def rotated_digits(config: DataConfig, seed: int, device: torch.device) -> TaskS
     views = partial(rotation, 8)
     data = ImageDataset(*_load(), _NAMES, _PREPROCESS, decode_view, views, lambda x: f"rotated by {10 * x}°")
     return image_stream(config, data, seed, device)
-
-
-rotated_digits.numbered = numbered  # type: ignore[attr-defined]
 
 
 def _load() -> tuple[Images, Images]:

@@ -10,11 +10,7 @@ from utils.torchvision_ops import declare_missing_operators
 
 
 def fetch(name: str, data_dir: Path, wanted: Sequence[Path], note: str = "") -> None:
-    """Let torchvision download the data set `name` ("MNIST", "CIFAR10", "CIFAR100") into `data_dir`.
-
-    Raises:
-        UserError: it cannot be downloaded; lists the files `wanted`, with a `note` about them.
-    """
+    """Let torchvision download a data set by its class there; a UserError lists the files `wanted`, with a `note`."""
     declare_missing_operators()
     from torchvision import datasets
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from datasets.config import DataConfig, class_name
 from datasets.images.files import DECODER, SUFFIXES, decode_image, find_images, reasons
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
-from datasets.task import TEST, TaskStream
+from datasets.task import TaskStream
 from utils.errors import UserError, expanded
 from utils.files import read_tensors, tensor_bytes, write_bytes
 from utils.settings import Range, setting
@@ -54,9 +54,8 @@ def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStr
     padding = 0 if settings.augment == "none" else min(size // 8, 4)
     preprocess = ImagePreprocess(padding, flip=settings.augment == "crop_flip")
     stream = image_stream(config, ImageDataset(train, test, names, preprocess, decode=None), seed, device)
-    rows = [[part.rows for task in stream.tasks for name, part in task.splits.items() if (name == TEST) == test]
-            for test in (False, True)]  # fmt: skip
-    used = sum(len(torch.cat(parts).unique()) for parts in rows)
+    used = len({(part.store.data_ptr(), row) for task in stream.tasks for part in task.splits.values()
+                for row in part.rows.tolist()})  # fmt: skip
     skipped["that no task asks for"] = sum(map(len, files.values())) - used
     return replace(stream, notice=f"{used:,} used" + f"; not used: {reasons(skipped)}" * any(skipped.values()))
 
@@ -87,48 +86,34 @@ def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, Files], Coun
 
 
 def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, Files]) -> list[Images]:
-    """The images of the two splits, from the array file if it matches the folder."""
+    """The images of the two splits, from the array file if it was made of these files by this decoder."""
     everything = files["train"] + files["test"]
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
     cache = data_dir / "cache" / f"{root.name}-{size}x{size}-{key}.safetensors"
-    fingerprint = torch.frombuffer(bytearray(_fingerprint(root, everything)), dtype=torch.uint8)
-    labels = torch.tensor([number for _, number in everything])
-    pixels = _stored(cache, fingerprint, (len(labels), 3, size, size))
+    names = [path.relative_to(root).as_posix() for path, _ in everything]
+    facts: list[object] = [DECODER, size]
+    for name, (path, number) in zip(names, everything, strict=True):
+        with contextlib.suppress(OSError):  # the decoder says what is wrong with it
+            status = path.stat()
+            facts.append((name, number, status.st_size, status.st_mtime_ns))
+    fingerprint = torch.frombuffer(bytearray(hashlib.sha256(json.dumps(facts).encode()).digest()), dtype=torch.uint8)
+    pixels = None
+    with contextlib.suppress(OSError, SafetensorError, KeyError, RuntimeError):  # it is damaged, or there is none
+        stored = read_tensors(cache)
+        pixels = stored["pixels"] if torch.equal(stored["fingerprint"], fingerprint) else None
     if pixels is None:
         pixels = _decode_all([path for path, _ in everything], size)
         with contextlib.suppress(OSError):  # a read-only --data_dir only costs decoding again next time
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(cache, tensor_bytes({"pixels": pixels, "labels": labels, "fingerprint": fingerprint}))
-    parts = len(files["train"]), len(files["test"])
-    names = [[path.relative_to(root).as_posix() for path, _ in files[split]] for split in _SPLITS]
-    return [Images(*split) for split in zip(pixels.split(parts), labels.split(parts), names, strict=True)]
-
-
-def _stored(cache: Path, fingerprint: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """The pixels in the array file; None if it is damaged or those of other images."""
-    try:
-        stored = read_tensors(cache) if cache.is_file() else {}
-        pixels, same = stored["pixels"], torch.equal(stored["fingerprint"], fingerprint)
-    except (OSError, SafetensorError, KeyError, RuntimeError):
-        return None
-    return pixels if same and pixels.shape == shape and pixels.dtype == torch.uint8 else None
-
-
-def _fingerprint(root: Path, files: Files) -> bytes:
-    """A SHA-256 that changes when a file is added, removed, renamed or written, and with the decoder."""
-    facts: list[object] = [DECODER]
-    for path, number in files:
-        with contextlib.suppress(OSError):  # the decoder says what is wrong with it
-            status = path.stat()
-            facts.append((path.relative_to(root).as_posix(), number, status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(json.dumps(facts).encode()).digest()
+            write_bytes(cache, tensor_bytes({"pixels": pixels, "fingerprint": fingerprint}))
+    labels, border = torch.tensor([number for _, number in everything]), len(files["train"])
+    return [Images(pixels[part], labels[part], names[part]) for part in (slice(border), slice(border, None))]
 
 
 def _decode_all(paths: Sequence[Path], size: int) -> Tensor:
-    """All images, uint8 [N, 3, size, size]. Threads run in parallel: Pillow decodes without the interpreter's lock.
+    """All images, uint8 [N, 3, size, size]; UserError names all that cannot be read.
 
-    Raises:
-        UserError: some cannot be read; names them all.
+    Threads run in parallel: Pillow decodes without the interpreter's lock.
     """
     pixels = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 

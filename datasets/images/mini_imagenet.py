@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datasets.config import DataConfig
-from datasets.images.safe_pickle import load_pickle, must_hold
+from datasets.images.safe_pickle import loaded
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.task import TaskStream
 from utils.errors import UserError
@@ -38,9 +38,8 @@ def mini_imagenet(config: DataConfig, seed: int, device: torch.device) -> TaskSt
 
 def _read(path: Path) -> list[tuple[str, np.ndarray]]:
     """Name and images, uint8 [n, 84, 84, 3], of each class of a file, in the order of their images."""
-    content = load_pickle(path)
     wanted = "'image_data', bytes of shape [N, 84, 84, 3], and 'class_dict', two or more image numbers for each class"
-    with must_hold(path, wanted):
+    with loaded(path, wanted) as content:
         images = content["image_data"]
         classes = {name: np.array(numbers) for name, numbers in content["class_dict"].items()}
         if images.dtype != np.uint8 or images.shape[1:] != (_SIDE, _SIDE, 3) or not classes:

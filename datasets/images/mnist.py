@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.config import DataConfig
 from datasets.images.download import fetch
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
-from datasets.images.views import decode_view, numbered, permutation, rotation
+from datasets.images.views import decode_view, permutation, rotation
 from datasets.task import TaskStream
 from utils.errors import UserError
 
@@ -43,9 +43,6 @@ def permuted_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskS
     return image_stream(config, data, seed, device)
 
 
-rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
-
-
 def _load(data_dir: Path) -> tuple[Images, Images]:
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
     files = [data_dir / "MNIST" / "raw" / f"{split}-{kind}" for split in ("train", "t10k") for kind in kinds]
@@ -67,11 +64,7 @@ def _gzipped(path: Path) -> Path:
 
 
 def read_idx(path: Path) -> Tensor:
-    """The uint8 array of an IDX file, from `path` or, if that does not exist, from `path`.gz.
-
-    Raises:
-        UserError: it is not an IDX file of bytes, or is shorter or longer than its header says.
-    """
+    """The uint8 array of an IDX file, from `path` or, if that does not exist, from `path`.gz; UserError if damaged."""
     source = path if path.exists() else _gzipped(path)
     try:
         with gzip.open(source) if source.suffix == ".gz" else open(source, "rb") as file:

@@ -70,16 +70,16 @@ def load_pickle(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             return _Unpickler(file, encoding="latin1").load()
-    except OSError as error:  # it may be undamaged
-        raise UserError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # a damaged pickle may fail in any way
-        raise UserError(f"{path} cannot be read: {error}; get the file again") from None
+        advice = "" if isinstance(error, OSError) else "; get the file again"  # it may be undamaged
+        raise UserError(f"{path} cannot be read: {error}{advice}") from None
 
 
 @contextmanager
-def must_hold(path: Path, wanted: str) -> Iterator[None]:
-    """Turn whatever the wrong content of a file raises into one UserError that says what is wanted."""
+def loaded(path: Path, wanted: str) -> Iterator[Any]:
+    """The content of a pickle; turns whatever wrong content raises into one UserError that says what is wanted."""
+    content = load_pickle(path)
     try:
-        yield
+        yield content
     except Exception:
         raise UserError(f"{path} must hold {wanted}; get the file again") from None

@@ -5,7 +5,7 @@ batches.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -90,12 +90,9 @@ class ImageDataset:
 
 
 def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torch.device) -> TaskStream:
-    """The stream whose tasks have the classes that the dataset YAML names.
-
-    Raises:
-        UserError: the data set lacks a class, or a class has fewer images than are asked for.
-    """
-    stores = place(data.train.pixels, device), place(data.test.pixels, device)
+    """The stream whose tasks have the classes that the dataset YAML names; UserError if the data set lacks one."""
+    train, test = (replace(images, pixels=place(images.pixels, device)) for images in (data.train, data.test))
+    data = replace(data, train=train, test=test)
     known: dict[tuple[bytes, torch.device], Tensor] = {}
 
     def share(tensor: Tensor, where: torch.device = device) -> Tensor:
@@ -105,19 +102,13 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
             known[key] = tensor.to(where)
         return known[key]
 
-    tasks = tuple(
-        _build_task(config, data, seed, stores, share, number)
-        for number in range(1, len(config.tasks) + 1)
-        if number not in config.forgotten
-    )
+    numbers = set(range(1, len(config.tasks) + 1)).difference(config.forgotten)
+    tasks = tuple(_build_task(config, data, seed, share, number) for number in sorted(numbers))
     shape = tuple(data.train.pixels.shape[1:])
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 
 
-def _build_task(
-    config: DataConfig, data: ImageDataset, seed: int, stores: tuple[Tensor, Tensor], share: Callable[..., Tensor],
-    number: int,
-) -> Task:  # fmt: skip
+def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callable[..., Tensor], number: int) -> Task:
     where, task = f"{config.path}: task {number}", config.tasks[number - 1]
     labels = [_decode(where, data, entry) for entry in task.classes]
     view, pixel_map = _view(where, data, labels)
@@ -125,10 +116,10 @@ def _build_task(
     train_rows = _class_rows(where, "training", data.train, labels, names)
     test_rows = _class_rows(where, "test", data.test, labels, names)
 
-    def examples(store: Tensor, rows: list[Tensor], targets: list[Tensor]) -> Examples:
-        on_device = None if pixel_map is None else share(pixel_map)
-        names = (data.train if store is stores[0] else data.test).names
-        return Examples(store, share(torch.cat(rows), store.device), share(torch.cat(targets)), on_device, names=names)
+    def examples(images: Images, rows: list[Tensor], targets: list[Tensor]) -> Examples:
+        store, on_device = images.pixels, None if pixel_map is None else share(pixel_map)
+        parts = share(torch.cat(rows), store.device), share(torch.cat(targets))
+        return Examples(store, *parts, on_device, names=images.names)
 
     rng = generator(seed, "samples", number)
     chosen: list[Tensor] = []  # of each class: the rows to train on, the rows held out
@@ -139,11 +130,11 @@ def _build_task(
     class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
     parts = list(_noisy_targets(seed, number, task, labels, class_sizes).split(counts))
     splits = {
-        TRAIN: examples(stores[0], chosen[::2], parts[::2]),
-        TEST: examples(stores[1], test_rows, [_targets([len(rows) for rows in test_rows])]),
+        TRAIN: examples(data.train, chosen[::2], parts[::2]),
+        TEST: examples(data.test, test_rows, [_targets([len(rows) for rows in test_rows])]),
     }
     if config.hold_out:
-        splits[HELD_OUT] = examples(stores[0], chosen[1::2], parts[1::2])
+        splits[HELD_OUT] = examples(data.train, chosen[1::2], parts[1::2])
     name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
     return Task(number, name, len(names), Table(splits[TRAIN]), splits, names)
 

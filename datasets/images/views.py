@@ -34,10 +34,7 @@ def rotation(side: int, x: int) -> Tensor | None:
     """View x turns a square image counter-clockwise by 10x degrees about its centre; nearest pixel, black outside.
 
     The same as torchvision's `rotate` with its default settings, which the paper's authors use, without the seconds
-    that torchvision takes to load.
-
-    Raises:
-        ValueError: 360 degrees or more, which would repeat a view.
+    that torchvision takes to load. ValueError from 360 degrees on, which would repeat a view.
     """
     if x == 0:
         return None

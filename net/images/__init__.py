@@ -1,4 +1,1 @@
-"""Trunks for images: images [B, C, H, W] -> features [B, D].
-
-Each file has one network. Heads are in net/multihead.py.
-"""
+"""Trunks for images: images [B, C, H, W] -> features [B, D]; each file has one network."""

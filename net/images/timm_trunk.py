@@ -10,9 +10,7 @@ from utils.torchvision_ops import declare_missing_operators
 class TimmTrunk(nn.Module):
     """images [B, C, H, W] -> pooled features [B, D] of the timm model `name`, after dropout.
 
-    Raises:
-        UserError: timm has no such model, the name has the tag of pretrained weights, or the model cannot take images
-            of this shape.
+    UserError if timm has no such model, or it cannot take images of this shape.
     """
 
     Settings = DropoutSettings
@@ -22,9 +20,8 @@ class TimmTrunk(nn.Module):
         declare_missing_operators()
         import timm
 
-        plain, _, tag = name.partition(".")
-        if tag:  # names pretrained weights, which cannot be given
-            raise UserError(f"model: timm/{name}: pretrained weights cannot be given; name timm/{plain}")
+        if "." in name:
+            raise UserError(f"model: timm/{name}: pretrained weights cannot be given; name timm/{name.split('.')[0]}")
         if not timm.is_model(name):
             raise UserError(f"model: timm/{name}: {unknown('timm model', name, timm.list_models())}")
         channels, height, width = shape
