@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import confusion_matrix
 
 from datasets.objectives import CrossEntropy, equal_bins
 from records.run import Array, Run
@@ -52,14 +52,6 @@ def confusion(run: Run) -> pd.DataFrame:
         counts = confusion_matrix(run.targets[task], answers, labels=range(len(names)))
         lines += [(run.task_labels[task - 1], names[i], names[j], n) for (i, j), n in np.ndenumerate(counts)]
     return pd.DataFrame(lines, columns=["task", "class", "answer", "n"])
-
-
-def balanced_accuracy(run: Run) -> list[float]:
-    """For each task the mean of the accuracies on its classes."""
-    return [
-        float(balanced_accuracy_score(run.targets[task], run.predictions(task).argmax(1)))
-        for task in run.test_predictions
-    ]
 
 
 def calibration(probabilities: Array, targets: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """The figures of one run: each has a caption that can be read alone and the data that it shows."""
 
-from itertools import zip_longest
-
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm, Normalize
@@ -69,8 +67,7 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
     axes.set(ylabel=measured(run))
     against_steps(axes, "episode", run.shows_accuracy)
     label_ends(axes, len(R), R[-1], names, palette)
-    data = pd.DataFrame(lines, columns=["task", "episode", run.metric, "isolated"])
-    data = data if run.isolated is not None else data.drop(columns="isolated")
+    data = pd.DataFrame(lines, columns=["task", "episode", run.metric, "isolated"]).dropna(axis=1, how="all")
     caption = f"Test {run.metric} on each task, from the episode in which it arrives to the last one."
     if not run.continual:
         caption = f"Test {run.metric} on each task after each episode; all tasks are known from the start."
@@ -181,13 +178,13 @@ def confusion(run: Run) -> DrawnFigure:
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
     drawn, axes = figure(0.4 + rows * (0.3 + WIDTH / (columns + 1)), rows, columns)
-    for panel, task in zip_longest(axes, tasks):
+    for panel in axes:
         panel.set_axis_off()
-        if task is not None:
-            counts = data[data.task == run.task_labels[task - 1]].n.to_numpy().reshape(len(run.class_names(task)), -1)
-            shares = counts / counts.sum(1, keepdims=True).clip(1)
-            image = panel.imshow(shares, cmap=SHADES, norm=Normalize(0, 1), interpolation="nearest")
-            panel.set_title(f"task {task}")
+    for panel, task in zip(axes, tasks, strict=False):
+        counts = data[data.task == run.task_labels[task - 1]].n.to_numpy().reshape(len(run.class_names(task)), -1)
+        shares = counts / counts.sum(1, keepdims=True).clip(1)
+        image = panel.imshow(shares, cmap=SHADES, norm=Normalize(0, 1), interpolation="nearest")
+        panel.set_title(f"task {task}")
     bar = drawn.colorbar(image, ax=axes, shrink=0.6, format=lambda value, _: f"{100 * value:.0f}")
     bar.set_label("share of the class, %")
     caption = "Confusion matrices. Row: the right class, column: the answer, in the order of the classes of the task."
@@ -223,7 +220,8 @@ def cost(run: Run) -> DrawnFigure:
     """Time, memory, parameters and examples of each episode."""
     names = ("episode", "seconds", "train_seconds", "peak_memory_bytes", "sample_gradients", "examples")
     data = pd.DataFrame({name: [getattr(facts, name) for facts in run.episodes] for name in names})
-    data.insert(4, "parameters_stored", [_stored(run, facts.episode) for facts in run.episodes])
+    kept = [answering([member for member in run.members if member.episode <= episode]) for episode in data.episode]
+    data.insert(4, "parameters_stored", [sum(member.parameters for member in members) for members in kept])
     drawn, axes = figure(3.8, 2, 2)
     rest = data.seconds - data.train_seconds
     axes[0].bar(data.episode, data.train_seconds, color="#0072b2", label="training")
@@ -246,9 +244,3 @@ def cost(run: Run) -> DrawnFigure:
         "process, or of the GPU; parameters of all networks kept after the episode."
     )
     return DrawnFigure("cost", "Cost", caption, drawn, data)
-
-
-def _stored(run: Run, episode: int) -> int:
-    """Parameters of the networks that answer after an episode."""
-    members = [member for member in run.members if member.episode <= episode]
-    return sum(member.parameters for member in answering(members))

@@ -147,24 +147,24 @@ def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
 
     Where tables have the same name, their titles say how their data differ.
     """
-    kinds: dict[str, dict[str, dict[str, Any]]] = {}  # name -> text of the data -> the data
-    places = []
+    kinds: dict[str, list[dict[str, Any]]] = {}  # name -> different data
+    found = []
     for name, config in runs:
-        data = json.loads(json.dumps(comparable(config, ["data"]), default=str))
-        places.append((name, json.dumps(data, sort_keys=True)))
-        kinds.setdefault(name, {})[places[-1][1]] = data
-    made: dict[tuple[str, str], str] = {}
-    for name, found in kinds.items():
-        keys = dict.fromkeys(chain(*found.values()))
-        varied = [key for key in keys if len({json.dumps(data.get(key)) for data in found.values()}) > 1]
-        for text, data in found.items():
-            without = ", ".join(map(str, data.get("data.forgotten", ())))
-            shown = {"tasks": f"{len(data['data.tasks'])} tasks", "forgotten": f"without task {without}"}
-            words = [shown.get(key[5:], f"{key[5:]} {data[key]}") for key in varied if data.get(key)]
-            title = ", ".join([name, *words])
-            again = sum(other.partition(" (")[0] == title for other in made.values())
-            made[name, text] = f"{title} ({again + 1})" if again else title
-    return [made[place] for place in places]
+        data, alike = comparable(config, ["data"]), kinds.setdefault(name, [])
+        if data not in alike:
+            alike.append(data)
+        found.append((name, data, alike))
+    titles = []
+    for name, data, alike in found:
+        without = ", ".join(map(str, data.get("data.forgotten", ())))
+        shown = {"data.tasks": f"{len(data['data.tasks'])} tasks", "data.forgotten": f"without task {without}"}
+        words = [
+            shown.get(key, f"{key.removeprefix('data.')} {value}") for key, value in data.items()
+            if value and any(other.get(key) != value for other in alike)
+        ]  # fmt: skip
+        place = [f"data {alike.index(data) + 1}"] if len(alike) > 1 else []
+        titles.append(", ".join([name, *place, *words]))
+    return titles
 
 
 def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:
