@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import matplotlib as mpl
 import numpy as np
+import scipy
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
@@ -99,10 +100,8 @@ def inline(text: str, name: str, title: str, palette: Iterable[str] = ()) -> str
 
 def spread(places: Sequence[float], distance: float) -> list[float]:
     """Positions moved apart to at least `distance`, in their order and with the least squared movement."""
-    from scipy.optimize import isotonic_regression  # slow to import
-
     order = np.argsort(places, kind="stable")
     least = distance * np.arange(len(order))
     result = np.empty(len(order))
-    result[order] = isotonic_regression(np.asarray(places, float)[order] - least).x + least
+    result[order] = scipy.optimize.isotonic_regression(np.asarray(places, float)[order] - least).x + least
     return result.tolist()
