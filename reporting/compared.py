@@ -43,8 +43,7 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
         return None
     data = pd.concat(lines)
     shown = "mean test accuracy on tasks seen, %" if first.shows_accuracy else f"mean {measured(first)}, on tasks seen"
-    axes.set(ylabel=shown)
-    against_steps(axes, "episode", first.shows_accuracy)
+    against_steps(axes, "episode", shown, first.shows_accuracy)
     label_ends(axes, data.episode.max(), *zip(*ends, strict=True))
     caption = f"Mean test {first.metric} on the tasks seen so far, after each episode: the mean over seeds" + (
         ", and the range from the lowest to the highest seed." if len(groups) <= _BANDS else "."

@@ -64,8 +64,7 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
         if run.isolated is not None:
             axes.plot(seen[0] + 1, alone[task], "x", color=palette[task], markersize=6, markeredgewidth=1.6)
         lines += [(name, episode + 1, R[episode, task], alone[task]) for episode in seen]
-    axes.set(ylabel=measured(run))
-    against_steps(axes, "episode", run.shows_accuracy)
+    against_steps(axes, "episode", measured(run), run.shows_accuracy)
     label_ends(axes, len(R), R[-1], names, palette)
     data = pd.DataFrame(lines, columns=["task", "episode", run.metric, "isolated"]).dropna(axis=1, how="all")
     caption = f"Test {run.metric} on each task, from the episode in which it arrives to the last one."
@@ -137,8 +136,7 @@ def added_by_members(run: Run) -> DrawnFigure:
         ends.append(line.accuracy.iloc[-1])
         if len(line) < last:
             axes.plot([line.members.iloc[-1], last], [ends[-1]] * 2, ":", color=colour, linewidth=0.9)
-    axes.set(ylabel="test accuracy, %")
-    against_steps(axes, "members that answer the task", as_percent=True)
+    against_steps(axes, "members that answer the task", "test accuracy, %", as_percent=True)
     label_ends(axes, last, ends, [names[t - 1] for t in tasks], [palette[t - 1] for t in tasks])
     caption = (
         "What each member added: test accuracy on a task when its first m members answer, in the order in which they "

@@ -10,8 +10,7 @@ from typing import Any
 
 from records.configuration import comparable, obstacle
 from records.run import Run
-from records.summary import by_task, figure
-from studies.statistics import against_best
+from records.summary import by_task
 from studies.store import determining, titles
 from studies.tables import ComparisonTable
 from utils.errors import UserError
@@ -60,15 +59,6 @@ class Comparison:
         keys = dict.fromkeys(chain(*options))
         found = {key: [_shown(own.get(key)) for own in options] for key in keys}
         return {key: values for key, values in found.items() if len(set(values)) > 1}
-
-    def behind_best(self) -> dict[str, tuple[int, float, float, float]]:
-        """`against_best` of studies/statistics.py on the final accuracy, by label."""
-        table = self.table()
-        scores = {
-            label: {seed: figure(values, "avg_acc_final") for seed, values in runs.items()}
-            for label, runs in table.rows.items()
-        }  # fmt: skip
-        return against_best(scores, table.first.get("higher_is_better", True))
 
 
 def compare(

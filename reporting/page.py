@@ -21,7 +21,7 @@ from records.summary import direction, figure, signed
 from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison
-from studies.statistics import share_interval
+from studies.statistics import against_best, share_interval
 from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note, share
 from utils.errors import printable
 from utils.files import check_own, csv_bytes, write_bytes, yaml_bytes
@@ -151,10 +151,9 @@ def in_words(run: Run) -> list[str]:
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     derived += "Tasks are renumbered here. " if data["forgotten"] else ""
     learned = (
-        f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}, "
-        f"from {images}. "
-        f"Each network is a {net['model']}{f' ({settings})' if settings else ''}, trained for {length} with batches of "
-        f"{recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
+        f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}, from {images}"
+        f". Each network is a {net['model']}{f' ({settings})' if settings else ''}, trained for {length} with batches "
+        f"of {recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
         f"seed {config['seed']}."
     )
     kept = run.summary.get("stored_examples") if run.continual else None
@@ -281,7 +280,13 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column], title: s
 
 def paired_table(comparison: Comparison, suffix: str) -> Sheet:
     """The difference of each group from the best."""
-    lines = [(label, *found) for label, found in comparison.behind_best().items()]
+    table = comparison.table()
+    scores = {
+        label: {seed: figure(values, "avg_acc_final") for seed, values in runs.items()}
+        for label, runs in table.rows.items()
+    }  # fmt: skip
+    differences = against_best(scores, table.first.get("higher_is_better", True))
+    lines = [(label, *found) for label, found in differences.items()]
     rows = [
         [label, str(n), signed(mean) + ("" if math.isnan(half) else f" ± {half:.4f}"),
          "n/a" if math.isnan(p) else f"{p:.3g}"]
@@ -316,10 +321,11 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         ("fwt_isolated", "forward transfer", "points, right after its episode"),
     ):
         if run.shows_accuracy and summary.get(key) is not None:
-            if key == "avg_acc_final" and run.classifies:
-                note += f" ± {100 * _half_width(run):.1f} (test examples)"
             points = signed(100 * summary[key], 1)
-            tiles.append((title, points.lstrip("+") if key == "avg_acc_final" else points, note))
+            if key == "avg_acc_final":
+                points = points.lstrip("+")
+                note += f" ± {100 * _half_width(run):.1f} (test examples)" if run.classifies else ""
+            tiles.append((title, points, note))
     parameters = sum(member.parameters for member in run.members[-1:])
     tiles.append(("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))
     rate = summary["images_per_second"]
