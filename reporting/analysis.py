@@ -69,20 +69,15 @@ def calibrations(run: Run) -> pd.DataFrame:
     """Calibration of the ensemble and mean of that of its members, a row each for every task."""
     lines = []
     for task, members in run.test_predictions.items():
-        targets = run.targets[task]
+        targets, shared = run.targets[task], {"task": task, "members": len(members)}
         single = pd.DataFrame([calibration(probabilities, targets) for probabilities in members.values()]).mean()
-        answers = {"one member": single.to_dict(), "ensemble": calibration(run.predictions(task), targets)}
-        lines += [
-            {"task": task, "answer": answer, "members": len(members), **scores} for answer, scores in answers.items()
-        ]
+        lines.append({**shared, "answer": "one member", **single})
+        lines.append({**shared, "answer": "ensemble", **calibration(run.predictions(task), targets)})
     return pd.DataFrame(lines)
 
 
 def reliability(run: Run) -> dict[str, pd.DataFrame]:
-    """Mean confidence, accuracy and n in each bin of the ECE, over the test examples of all tasks.
-
-    For "one member", each member on its own, and for the "ensemble".
-    """
+    """Mean confidence, accuracy and n in each bin of the ECE, for "one member" on its own and for the "ensemble"."""
     answers = []
     for task, members in run.test_predictions.items():
         every = [("ensemble", run.predictions(task)), *(("one member", found) for found in members.values())]

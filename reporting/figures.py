@@ -61,8 +61,7 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
     for task, name in enumerate(names):
         seen = np.flatnonzero(~np.isnan(R[:, task]))
         axes.plot(seen + 1, R[seen, task], color=palette[task], marker=marker(task), markersize=3)
-        if run.isolated is not None:
-            axes.plot(seen[0] + 1, alone[task], "x", color=palette[task], markersize=6, markeredgewidth=1.6)
+        axes.plot(seen[0] + 1, alone[task], "x", color=palette[task], markersize=6, markeredgewidth=1.6)
         lines += [(name, episode + 1, R[episode, task], alone[task]) for episode in seen]
     against_steps(axes, "episode", measured(run), run.shows_accuracy)
     label_ends(axes, len(R), R[-1], names, palette)

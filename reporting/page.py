@@ -121,10 +121,7 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
-        sections += [
-            Section(comparison.title, [results], pictures),
-            Section(f"{comparison.title}: details", details),
-        ]
+        sections += [Section(comparison.title, [results], pictures), Section(f"{comparison.title}: details", details)]
     runs = [run for comparison in comparisons for run in comparison.runs]
     groups = [group for comparison in comparisons for group in comparison.groups]
     lead = (

@@ -134,10 +134,7 @@ def _varied(path: str, content: object, entries: Sequence[MethodEntry]) -> list[
 
 
 def _option(where: str, key: str, value: object, others: Sequence[str] = ()) -> Any:
-    """The checked value of an option of modelzoo.py; dotted keys are checked later, with the whole configuration.
-
-    `others` are keys that may stand in the same place, for the message about an unknown one.
-    """
+    """The checked value of an option of modelzoo.py; dotted keys are checked later, with the whole configuration."""
     if key == "continual":
         if not isinstance(value, bool):
             raise UserError(f"{where}: {key} is {value!r}; it must be true or false")

@@ -67,10 +67,8 @@ def level_with_best(
 ) -> set[str]:
     """Names of the best mean and of every mean that a paired t-test over common seeds does not separate from it.
 
-    Each is tested at `alpha`, uncorrected for the number of comparisons; names with fewer than two seeds are left out.
-    None if no mean is separated from the best: then nothing is known to be better than anything else.
+    Each is tested at `alpha`, uncorrected for the number of comparisons; none if no mean is separated from the best.
     """
     several = {name: found for name, found in values.items() if len(found) >= 2}
-    compared = against_best(several, higher_is_better)
-    level = {name for name, (*_, p) in compared.items() if p >= alpha}  # not if p is NaN
-    return level if any(p < alpha for *_, p in compared.values()) else set()
+    tested = {name: p for name, (*_, p) in against_best(several, higher_is_better).items()}
+    return {name for name, p in tested.items() if p >= alpha} if any(p < alpha for p in tested.values()) else set()

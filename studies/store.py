@@ -84,10 +84,7 @@ def determining(config: Mapping[str, Any]) -> dict[str, Any]:
 def write_tables(
     runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
 ) -> None:
-    """Write results.csv, table.md and table.tex from the run directories.
-
-    `failures` maps names of failed runs to reasons; options and command appear in the notes below the tables.
-    """
+    """Write results.csv, table.md and table.tex; options and command appear in the notes below the tables."""
     measured = figures(runs)
     columns = list(dict.fromkeys(chain(COLUMNS, *measured.values())))
     rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
@@ -113,11 +110,7 @@ def write_tables(
 
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
-    """The figures of each finished run by name, from its summary.json.
-
-    gain_isolated and fwt_isolated (evaluation/metrics.py) are computed against the isolated run with the same data,
-    recipe and seed.
-    """
+    """The figures of each finished run by name; gains are over the isolated run with the same data, recipe and seed."""
     finished = [(run, read_config(run.directory), run.summary) for run in runs if run.finished]
     isolated = [(config, found) for run, config, found in finished if run.config.method == "isolated"]
     measured: dict[str, dict[str, Any]] = {}
@@ -143,17 +136,11 @@ def _gains(summary: Values, isolated: Values | None) -> dict[str, float | None]:
 
 
 def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """The title of the table in which each run stands, from a name and config.yaml: a table is of the same data.
-
-    Where tables have the same name, their titles say how their data differ.
-    """
+    """The title of the table of each run, from a name and config.yaml, which says how data of the same name differ."""
     kinds: dict[str, list[dict[str, Any]]] = {}  # name -> different data
-    found = []
-    for name, config in runs:
-        data, alike = comparable(config, ["data"]), kinds.setdefault(name, [])
-        if data not in alike:
-            alike.append(data)
-        found.append((name, data, alike))
+    found = [(name, comparable(config, ["data"]), kinds.setdefault(name, [])) for name, config in runs]
+    for _, data, alike in found:
+        alike += [data] if data not in alike else []
     titles = []
     for name, data, alike in found:
         without = ", ".join(map(str, data.get("data.forgotten", ())))
