@@ -101,10 +101,8 @@ def training_grid(run: Run) -> DrawnFigure | None:
 
 def sampling_weights(run: Run) -> DrawnFigure | None:
     """How likely each task was to be drawn; None if no tasks are drawn."""
-    weights = np.full((len(run.episodes), len(run.task_names)), np.nan)
-    for row, facts in enumerate(run.episodes):
-        for task, weight in facts.sampling_weights.items():
-            weights[row, task - 1] = weight
+    drawn_from, tasks = [facts.sampling_weights for facts in run.episodes], range(1, len(run.task_names) + 1)
+    weights = pd.DataFrame(drawn_from, columns=tasks).to_numpy(float)
     if not np.isfinite(weights).any():
         return None
     shares = weights / np.nansum(weights, 1, keepdims=True).clip(1e-300)

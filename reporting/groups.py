@@ -36,10 +36,6 @@ class Comparison:
     title: str
     groups: Sequence[Group]
 
-    @property
-    def runs(self) -> list[Run]:
-        return [run for group in self.groups for run in group.runs.values()]
-
     def table(self) -> ComparisonTable:
         """The results of the finished runs."""
         rows = {
@@ -112,8 +108,8 @@ def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    more = dict(flat({key: config[key] for key in ("retrained", "teacher") if key in config}))
-    found = {**determining(config), **comparable(config, ["data"]), **more}
+    more = flat({key: config[key] for key in ("retrained", "teacher") if key in config})
+    found = {**determining(config), **comparable(config, ["data"]), **dict(more)}
     return {key: value for key, value in found.items() if key != "seed"}
 
 

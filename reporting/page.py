@@ -94,12 +94,12 @@ def of_one_run(run: Run, command: str) -> Page:
     def named(*names: str) -> list[DrawnFigure]:
         return [drawn[name] for name in names if name in drawn]
 
-    learned = named("transfer_curves", "accuracy_matrix")
+    tables = [task_table(run), scenario_table(run)]
     sections = [
-        Section("What was learned", [task_table(run), scenario_table(run)], learned),
+        Section("What was learned", tables, named("transfer_curves", "accuracy_matrix")),
         Section("How it was learned", (), named("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
-    if "reliability" in drawn:
+    if run.classifies:
         sections.append(Section("Classes", [class_table(run)], named("confusion")))
         sections.append(Section("Calibration", [calibration_table(run)], named("reliability")))
     sections.append(Section("Cost", (), named("cost")))
@@ -122,8 +122,8 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
         sections += [Section(comparison.title, [results], pictures), Section(f"{comparison.title}: details", details)]
-    runs = [run for comparison in comparisons for run in comparison.runs]
     groups = [group for comparison in comparisons for group in comparison.groups]
+    runs = [run for group in groups for run in group.runs.values()]
     lead = (
         f"{len(runs)} runs in {len(groups)} groups; the runs of a group differ in their seed only. Tables show the "
         "mean over seeds ± the half-width of its 95 % t-interval."

@@ -24,8 +24,6 @@ _OWN = {
     "isolated", "continual",
 }  # fmt: skip
 _SECTIONS = ("data.", "net.", "hp.", "settings.")
-
-
 # The options of modelzoo.py that a grid can set, by name.
 OPTIONS = {declared.option: declared for declared in options().values() if declared.option not in _OWN}
 
