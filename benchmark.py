@@ -141,13 +141,12 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
     check_own(store / "logs")
     (store / "logs").mkdir(exist_ok=True)
     by_name = {run.name: run for run in runs}
-    begin = time.perf_counter()
     jobs = [
         Job(run.name, [sys.executable, str(PROGRAM), *run.arguments, "--quiet", "--resume"],
             {"OMP_NUM_THREADS": str(run.config.threads or share)}, store / "logs" / f"{run.name}.log")
         for run in runs
     ]  # fmt: skip
-    lines = ProgressLines(by_name, at_a_time, begin)
+    lines = ProgressLines(by_name, at_a_time)
     with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
         for number, end in enumerate(ended, 1):
             run, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
@@ -163,9 +162,8 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
 class ProgressLines:
     """Progress on a terminal: a line for each running job and one for the remaining time."""
 
-    def __init__(self, runs: Mapping[str, PlannedRun], at_a_time: int, begin: float) -> None:
-        self.ended = 0
-        self._runs, self._begin = runs, begin
+    def __init__(self, runs: Mapping[str, PlannedRun], at_a_time: int) -> None:
+        self.ended, self._runs, self._begin = 0, runs, time.perf_counter()
         lines = range(at_a_time + 1) if runs and sys.stderr.isatty() else ()
         self._bars = [tqdm(position=line, bar_format="{desc}", leave=False) for line in lines]
 

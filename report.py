@@ -51,11 +51,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def report(options: argparse.Namespace, command: str) -> None:
-    """Read the runs, draw and write; `command` is shown on the page.
-
-    Raises:
-        UserError: a run cannot be read, or nothing can be written.
-    """
+    """Read the runs, draw and write; `command` is shown on the page."""
     from records.run import Run, find_runs
     from reporting import page, reading
     from reporting.groups import compare
@@ -77,18 +73,13 @@ def report(options: argparse.Namespace, command: str) -> None:
                 print(WRITERS[options.format](tables, [], command), end="")
                 return
             made = page.of_several_runs(comparisons, command)
-            several = len(options.runs) > 1
-            common = os.path.commonpath([path.absolute() for path in paths]) if several else options.runs[0]
-            folder = Path(options.out or common)
+            common = os.path.commonpath([path.absolute() for path in paths])
+            folder = Path(options.out or (common if len(options.runs) > 1 else options.runs[0]))
         print(made.write(folder))
 
 
 def isolated_of(config: Mapping[str, Any], given: str | None) -> Mapping[int, float] | None:
-    """The main metric of the isolated networks to compare a run with: those given, or those its config.yaml names.
-
-    Raises:
-        UserError: the ones given do not fit the run.
-    """
+    """The main metric of the isolated networks to compare a run with: those given, or those its config.yaml names."""
     path = other_run(config, "compared_with") if given is None else Path(given)
     try:
         return None if path is None else load_isolated(path, config)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import TrainingError, UserError, shortage
+from utils.errors import UserError, ending_of
 
 
 @contextmanager
@@ -15,11 +15,9 @@ def reading(what: str, to: str | Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about numbers that no figure can show
             yield
-    except (UserError, TrainingError):
-        raise
     except OSError as error:
         raise UserError(f"{error.filename or to} cannot be written: {error.strerror or error}") from None
     except Exception as error:  # files with the right checksums but wrong content
-        if shortage(error):
+        if ending_of(error) is not None:
             raise
         raise UserError(f"{what}: what was saved cannot be shown ({type(error).__name__}: {error!s:.200})") from None

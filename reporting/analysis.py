@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import confusion_matrix
 
 from datasets.objectives import CrossEntropy, equal_bins
 from records.run import Array, Run
@@ -54,14 +54,6 @@ def confusion(run: Run) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["task", "class", "answer", "n"])
 
 
-def balanced_accuracy(run: Run) -> list[float]:
-    """For each task the mean of the accuracies on its classes."""
-    return [
-        float(balanced_accuracy_score(run.targets[task], run.predictions(task).argmax(1)))
-        for task in run.test_predictions
-    ]
-
-
 def calibration(probabilities: Array, targets: npt.NDArray[np.int64]) -> dict[str, float]:
     """Scores of probabilities [N, C] for targets [N]: accuracy, nll in nats and ece as in metrics.csv, brier.
 
@@ -77,20 +69,15 @@ def calibrations(run: Run) -> pd.DataFrame:
     """Calibration of the ensemble and mean of that of its members, a row each for every task."""
     lines = []
     for task, members in run.test_predictions.items():
-        targets = run.targets[task]
+        targets, shared = run.targets[task], {"task": task, "members": len(members)}
         single = pd.DataFrame([calibration(probabilities, targets) for probabilities in members.values()]).mean()
-        answers = {"one member": single.to_dict(), "ensemble": calibration(run.predictions(task), targets)}
-        lines += [
-            {"task": task, "answer": answer, "members": len(members), **scores} for answer, scores in answers.items()
-        ]
+        lines.append({**shared, "answer": "one member", **single})
+        lines.append({**shared, "answer": "ensemble", **calibration(run.predictions(task), targets)})
     return pd.DataFrame(lines)
 
 
 def reliability(run: Run) -> dict[str, pd.DataFrame]:
-    """Mean confidence, accuracy and n in each bin of the ECE, over the test examples of all tasks.
-
-    For "one member", each member on its own, and for the "ensemble".
-    """
+    """Mean confidence, accuracy and n in each bin of the ECE, for "one member" on its own and for the "ensemble"."""
     answers = []
     for task, members in run.test_predictions.items():
         every = [("ensemble", run.predictions(task)), *(("one member", found) for found in members.values())]

@@ -25,8 +25,7 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
     """Mean accuracy on the tasks seen so far, a line for each group; None if all runs learned all tasks at once."""
     drawn, (axes,) = figure(height(len(groups), 3.6))
     first, lines = groups[0].first, []
-    ends: dict[str, tuple[float, str]] = {}
-    last = 1
+    ends: list[tuple[float, str, str]] = []
     for number, group in enumerate(groups):
         runs = {seed: run for seed, run in group.runs.items() if run.continual}
         if not runs:
@@ -39,18 +38,17 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
             axes.fill_between(episodes, means.min(0), means.max(0), color=form["color"], alpha=0.15, linewidth=0)
         for seed, row in zip(runs, means, strict=True):
             lines.append(pd.DataFrame({"run": group.label, "seed": seed, "episode": episodes, first.metric: row}))
-        ends[group.label] = float(means.mean(0)[-1]), form["color"]
-        last = max(last, length)
+        ends.append((float(means.mean(0)[-1]), group.label, form["color"]))
     if not lines:
         return None
+    data = pd.concat(lines)
     shown = "mean test accuracy on tasks seen, %" if first.shows_accuracy else f"mean {measured(first)}, on tasks seen"
-    axes.set(ylabel=shown)
-    against_steps(axes, "episode", first.shows_accuracy)
-    label_ends(axes, last, [end for end, _ in ends.values()], list(ends), [colour for _, colour in ends.values()])
+    against_steps(axes, "episode", shown, first.shows_accuracy)
+    label_ends(axes, data.episode.max(), *zip(*ends, strict=True))
     caption = f"Mean test {first.metric} on the tasks seen so far, after each episode: the mean over seeds" + (
         ", and the range from the lowest to the highest seed." if len(groups) <= _BANDS else "."
     )
-    return DrawnFigure("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, pd.concat(lines))
+    return DrawnFigure("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, data)
 
 
 def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:

@@ -38,9 +38,9 @@ def measured(run: Run) -> str:
     return "test accuracy, %" if run.shows_accuracy else f"test {run.metric} ({direction(run.summary)})"
 
 
-def against_steps(axes: Axes, label: str, as_percent: bool) -> None:
-    """Whole numbers with this label on the x axis; percent on the y axis if it shows shares."""
-    axes.set(xlabel=label)
+def against_steps(axes: Axes, xlabel: str, ylabel: str, as_percent: bool) -> None:
+    """Label the axes, with whole numbers on the x axis, and percent on the y axis if it shows shares."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     whole(axes.xaxis)
     if as_percent:
         percent(axes.yaxis)

@@ -1,7 +1,5 @@
 """The figures of one run: each has a caption that can be read alone and the data that it shows."""
 
-from itertools import zip_longest
-
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm, Normalize
@@ -63,14 +61,11 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
     for task, name in enumerate(names):
         seen = np.flatnonzero(~np.isnan(R[:, task]))
         axes.plot(seen + 1, R[seen, task], color=palette[task], marker=marker(task), markersize=3)
-        if run.isolated is not None:
-            axes.plot(seen[0] + 1, alone[task], "x", color=palette[task], markersize=6, markeredgewidth=1.6)
+        axes.plot(seen[0] + 1, alone[task], "x", color=palette[task], markersize=6, markeredgewidth=1.6)
         lines += [(name, episode + 1, R[episode, task], alone[task]) for episode in seen]
-    axes.set(ylabel=measured(run))
-    against_steps(axes, "episode", run.shows_accuracy)
+    against_steps(axes, "episode", measured(run), run.shows_accuracy)
     label_ends(axes, len(R), R[-1], names, palette)
-    data = pd.DataFrame(lines, columns=["task", "episode", run.metric, "isolated"])
-    data = data if run.isolated is not None else data.drop(columns="isolated")
+    data = pd.DataFrame(lines, columns=["task", "episode", run.metric, "isolated"]).dropna(axis=1, how="all")
     caption = f"Test {run.metric} on each task, from the episode in which it arrives to the last one."
     if not run.continual:
         caption = f"Test {run.metric} on each task after each episode; all tasks are known from the start."
@@ -106,10 +101,8 @@ def training_grid(run: Run) -> DrawnFigure | None:
 
 def sampling_weights(run: Run) -> DrawnFigure | None:
     """How likely each task was to be drawn; None if no tasks are drawn."""
-    weights = np.full((len(run.episodes), len(run.task_names)), np.nan)
-    for row, facts in enumerate(run.episodes):
-        for task, weight in facts.sampling_weights.items():
-            weights[row, task - 1] = weight
+    drawn_from, tasks = [facts.sampling_weights for facts in run.episodes], range(1, len(run.task_names) + 1)
+    weights = pd.DataFrame(drawn_from, columns=tasks).to_numpy(float)
     if not np.isfinite(weights).any():
         return None
     shares = weights / np.nansum(weights, 1, keepdims=True).clip(1e-300)
@@ -140,8 +133,7 @@ def added_by_members(run: Run) -> DrawnFigure:
         ends.append(line.accuracy.iloc[-1])
         if len(line) < last:
             axes.plot([line.members.iloc[-1], last], [ends[-1]] * 2, ":", color=colour, linewidth=0.9)
-    axes.set(ylabel="test accuracy, %")
-    against_steps(axes, "members that answer the task", as_percent=True)
+    against_steps(axes, "members that answer the task", "test accuracy, %", as_percent=True)
     label_ends(axes, last, ends, [names[t - 1] for t in tasks], [palette[t - 1] for t in tasks])
     caption = (
         "What each member added: test accuracy on a task when its first m members answer, in the order in which they "
@@ -181,13 +173,13 @@ def confusion(run: Run) -> DrawnFigure:
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
     drawn, axes = figure(0.4 + rows * (0.3 + WIDTH / (columns + 1)), rows, columns)
-    for panel, task in zip_longest(axes, tasks):
+    for panel in axes:
         panel.set_axis_off()
-        if task is not None:
-            counts = data[data.task == run.task_labels[task - 1]].n.to_numpy().reshape(len(run.class_names(task)), -1)
-            shares = counts / counts.sum(1, keepdims=True).clip(1)
-            image = panel.imshow(shares, cmap=SHADES, norm=Normalize(0, 1), interpolation="nearest")
-            panel.set_title(f"task {task}")
+    for panel, task in zip(axes, tasks, strict=False):
+        counts = data[data.task == run.task_labels[task - 1]].n.to_numpy().reshape(len(run.class_names(task)), -1)
+        shares = counts / counts.sum(1, keepdims=True).clip(1)
+        image = panel.imshow(shares, cmap=SHADES, norm=Normalize(0, 1), interpolation="nearest")
+        panel.set_title(f"task {task}")
     bar = drawn.colorbar(image, ax=axes, shrink=0.6, format=lambda value, _: f"{100 * value:.0f}")
     bar.set_label("share of the class, %")
     caption = "Confusion matrices. Row: the right class, column: the answer, in the order of the classes of the task."
@@ -223,7 +215,8 @@ def cost(run: Run) -> DrawnFigure:
     """Time, memory, parameters and examples of each episode."""
     names = ("episode", "seconds", "train_seconds", "peak_memory_bytes", "sample_gradients", "examples")
     data = pd.DataFrame({name: [getattr(facts, name) for facts in run.episodes] for name in names})
-    data.insert(4, "parameters_stored", [_stored(run, facts.episode) for facts in run.episodes])
+    kept = [answering([member for member in run.members if member.episode <= episode]) for episode in data.episode]
+    data.insert(4, "parameters_stored", [sum(member.parameters for member in members) for members in kept])
     drawn, axes = figure(3.8, 2, 2)
     rest = data.seconds - data.train_seconds
     axes[0].bar(data.episode, data.train_seconds, color="#0072b2", label="training")
@@ -246,9 +239,3 @@ def cost(run: Run) -> DrawnFigure:
         "process, or of the GPU; parameters of all networks kept after the episode."
     )
     return DrawnFigure("cost", "Cost", caption, drawn, data)
-
-
-def _stored(run: Run, episode: int) -> int:
-    """Parameters of the networks that answer after an episode."""
-    members = [member for member in run.members if member.episode <= episode]
-    return sum(member.parameters for member in answering(members))

@@ -10,8 +10,7 @@ from typing import Any
 
 from records.configuration import comparable, obstacle
 from records.run import Run
-from records.summary import by_task, figure
-from studies.statistics import against_best
+from records.summary import by_task
 from studies.store import determining, titles
 from studies.tables import ComparisonTable
 from utils.errors import UserError
@@ -37,10 +36,6 @@ class Comparison:
     title: str
     groups: Sequence[Group]
 
-    @property
-    def runs(self) -> list[Run]:
-        return [run for group in self.groups for run in group.runs.values()]
-
     def table(self) -> ComparisonTable:
         """The results of the finished runs."""
         rows = {
@@ -53,39 +48,22 @@ class Comparison:
     def differing_options(self) -> dict[str, list[str]]:
         """Option -> its value in each group, where groups differ; `settings` are those of the method."""
         options = []
-        for group in self.groups:
-            config = group.first.config
+        for config in (group.first.config for group in self.groups):
             settings = ", ".join(f"{key} {_shown(value)}" for key, value in config["settings"].items())
             own = {key: value for key, value in config.items() if key not in ("method", "settings")}
-            options.append({**_options(own), "settings": settings or None})
-        found = {}
-        for key in dict.fromkeys(chain(*options)):
-            values = [own.get(key) for own in options]
-            found[key] = ["–" if value in (None, []) else _shown(value) for value in values]
+            options.append({**_options(own), "settings": settings})
+        keys = dict.fromkeys(chain(*options))
+        found = {key: [_shown(own.get(key)) for own in options] for key in keys}
         return {key: values for key, values in found.items() if len(set(values)) > 1}
-
-    def behind_best(self) -> dict[str, tuple[int, float, float, float]]:
-        """`against_best` of studies/statistics.py on the final accuracy, by label."""
-        table = self.table()
-        scores = {
-            label: {seed: figure(values, "avg_acc_final") for seed, values in runs.items()}
-            for label, runs in table.rows.items()
-        }  # fmt: skip
-        return against_best(scores, table.first.get("higher_is_better", True))
 
 
 def compare(
     paths: Sequence[Path], isolated: Sequence[Path] = (), labels: Mapping[Path, str] | None = None
 ) -> list[Comparison]:
-    """Read runs and sort them into comparisons and groups.
+    """Read runs and sort them into comparisons and groups; UserError if `isolated` matches none, or two are the same.
 
-    Args:
-        isolated: further runs of --method isolated, which runs with the same stream, recipe and seed are compared with
-            (as with those among `paths`).
-        labels: of runs (default: the method, or the names of the runs where groups have the same method).
-
-    Raises:
-        UserError: a run cannot be read, two are the same run, or `isolated` matches none.
+    Runs of --method isolated, among the runs or `isolated`, are what others with the same data, recipe and seed are
+    compared with. `labels` win over those of `_labelled`.
     """
     runs = [Run.load(path) for path in paths]
     given = [Run.load(path) for path in isolated]
@@ -121,22 +99,22 @@ def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -
     firsts = [next(iter(runs.values())) for runs in groups]
     methods = [run.config["method"] for run in firsts]
     found: dict[str, Group] = {}
-    for first, runs in zip(firsts, groups, strict=True):
-        label = first.config["method"]
-        if methods.count(label) > 1:
-            label = first.name if len(runs) == 1 else re.sub(r"(?<=.)[-_ ]*(seed)?\d+$", "", first.name)
-        label = labels.get(first.path, label)
+    for first, method, runs in zip(firsts, methods, groups, strict=True):
+        name = first.name if len(runs) == 1 else re.sub(r"(?<=.)[-_ ]*(seed)?\d+$", "", first.name)
+        label = labels.get(first.path, name if methods.count(method) > 1 else method)
         label = str(first.path) if label in found else label
         found[label] = Group(label, dict(sorted(runs.items())))
     return list(found.values())
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    more = dict(flat({key: config[key] for key in ("retrained", "teacher") if key in config}))
-    found = {**determining(config), **comparable(config, ["data"]), **more}
+    more = flat({key: config[key] for key in ("retrained", "teacher") if key in config})
+    found = {**determining(config), **comparable(config, ["data"]), **dict(more)}
     return {key: value for key, value in found.items() if key != "seed"}
 
 
 def _shown(value: object) -> str:
+    if value in (None, [], ""):
+        return "–"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 40 else text[:39] + "…"

@@ -4,13 +4,15 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, starmap
+from itertools import chain
 from pathlib import Path
 from string import ascii_lowercase
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from sklearn.metrics import balanced_accuracy_score
 
 from datasets.objectives import BINS
 from evaluation.measurements import WITHOUT_TASK, mean_over_tasks
@@ -19,7 +21,7 @@ from records.summary import direction, figure, signed
 from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison
-from studies.statistics import share_interval
+from studies.statistics import against_best, share_interval
 from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note, share
 from utils.errors import printable
 from utils.files import check_own, csv_bytes, write_bytes, yaml_bytes
@@ -70,15 +72,15 @@ class Page:
         )
         environment.filters["link"] = _link
         themed = [light for light, dark in self.palette if light != dark]
-        files, svgs = dict[str, bytes](), dict[str, Markup]()
-        for picture in chain(*(section.pictures for section in self.sections)):
-            name, svg, csv = picture.name, style.svg(picture.drawn), _csv(picture.data)
-            files |= {f"{name}.png": style.png(picture.drawn), f"{name}.svg": svg.encode(), f"{name}.csv": csv}
-            svgs[name] = Markup(style.inline(svg, name, picture.title, themed))  # matplotlib has escaped its texts
+        svgs = dict[str, Markup]()
         check_own(folder / "figures")
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_bytes(folder / "figures" / name, content)
+        for picture in chain(*(section.pictures for section in self.sections)):
+            name, svg = picture.name, style.svg(picture.drawn)
+            svgs[name] = Markup(style.inline(svg, name, picture.title, themed))  # matplotlib has escaped its texts
+            files = {"png": style.png(picture.drawn), "svg": svg.encode(), "csv": _csv(picture.data)}
+            for ending, content in files.items():
+                write_bytes(folder / "figures" / f"{name}.{ending}", content)
         page = environment.get_template("page.html").render(vars(self), svgs=svgs)
         write_bytes(folder / "report.html", printable(page).encode())
         return folder / "report.html"
@@ -92,12 +94,12 @@ def of_one_run(run: Run, command: str) -> Page:
     def named(*names: str) -> list[DrawnFigure]:
         return [drawn[name] for name in names if name in drawn]
 
-    learned = named("transfer_curves", "accuracy_matrix")
+    tables = [task_table(run), scenario_table(run)]
     sections = [
-        Section("What was learned", [task_table(run), scenario_table(run)], learned),
+        Section("What was learned", tables, named("transfer_curves", "accuracy_matrix")),
         Section("How it was learned", (), named("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
-    if "reliability" in drawn:
+    if run.classifies:
         sections.append(Section("Classes", [class_table(run)], named("confusion")))
         sections.append(Section("Calibration", [calibration_table(run)], named("reliability")))
     sections.append(Section("Cost", (), named("cost")))
@@ -119,12 +121,9 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
-        sections += [
-            Section(comparison.title, [results], pictures),
-            Section(f"{comparison.title}: details", details),
-        ]
-    runs = [run for comparison in comparisons for run in comparison.runs]
+        sections += [Section(comparison.title, [results], pictures), Section(f"{comparison.title}: details", details)]
     groups = [group for comparison in comparisons for group in comparison.groups]
+    runs = [run for group in groups for run in group.runs.values()]
     lead = (
         f"{len(runs)} runs in {len(groups)} groups; the runs of a group differ in their seed only. Tables show the "
         "mean over seeds ± the half-width of its 95 % t-interval."
@@ -149,10 +148,9 @@ def in_words(run: Run) -> list[str]:
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     derived += "Tasks are renumbered here. " if data["forgotten"] else ""
     learned = (
-        f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}, "
-        f"from {images}. "
-        f"Each network is a {net['model']}{f' ({settings})' if settings else ''}, trained for {length} with batches of "
-        f"{recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
+        f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}, from {images}"
+        f". Each network is a {net['model']}{f' ({settings})' if settings else ''}, trained for {length} with batches "
+        f"of {recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
         f"seed {config['seed']}."
     )
     kept = run.summary.get("stored_examples") if run.continual else None
@@ -175,20 +173,19 @@ def task_table(run: Run) -> Sheet:
         columns["isolated network"] = run.isolated.tolist()
     notes = []
     if run.classifies:
-        sizes = analysis.confusion(run).groupby(["task", "class"], sort=False).n.sum().groupby("task", sort=False)
-        if (sizes.max() > 1.5 * sizes.min()).any() and len(sizes) == len(run.task_names):
-            columns["balanced accuracy"] = analysis.balanced_accuracy(run)
-            columns["majority rate"] = (sizes.max() / sizes.sum()).tolist()
+        answered = [(run.targets[task], run.predictions(task).argmax(1)) for task in run.test_predictions]
+        sizes = [np.unique(targets, return_counts=True)[1] for targets, _ in answered]
+        if len(sizes) == len(run.task_names) and any(counts.max() > 1.5 * counts.min() for counts in sizes):
+            columns["balanced accuracy"] = [balanced_accuracy_score(*both) for both in answered]
+            columns["majority rate"] = [counts.max() / counts.sum() for counts in sizes]
             notes.append("Classes differ in their number of test examples. Balanced accuracy: mean of the accuracies "
                          "on each class. Majority rate: that of always answering the largest class.")  # fmt: skip
-    rows = [
-        [label, *(share(values[place]) for values in columns.values())] for place, label in enumerate(run.task_labels)
-    ]
+    rows = [[label, *map(share, values)] for label, *values in zip(run.task_labels, *columns.values(), strict=True)]
     foot = ["mean", *(share(sum(values) / len(values)) for values in columns.values())]
     header = ["task", *columns]
     if run.classifies:
-        for row, (low, high) in zip(rows, starmap(share_interval, _examples(run)), strict=True):
-            row.append(f"{share(low)}–{share(high)}")
+        for row, (accuracy, n) in zip(rows, _examples(run), strict=True):
+            row.append("–".join(map(share, share_interval(accuracy, n))))
         header, foot = [*header, "95 % interval"], [*foot, f"± {share(_half_width(run))}"]
         notes.append("Interval: of the accuracy at the end, from the number of test examples (Wilson; mean: normal, "
                      "of independent tasks). It leaves out what another seed changes.")  # fmt: skip
@@ -198,8 +195,7 @@ def task_table(run: Run) -> Sheet:
 
 def _examples(run: Run) -> list[tuple[float, int]]:
     """Accuracy at the end on each task, and the number of test examples behind it."""
-    counts = {row.task: row.n for row in run.rows if row.is_test}
-    return list(zip(figure(run.summary, "per_task_acc"), (counts[task] for task in sorted(counts)), strict=True))
+    return [(value, len(run.targets[task])) for task, value in enumerate(figure(run.summary, "per_task_acc"), 1)]
 
 
 def _half_width(run: Run) -> float:
@@ -210,16 +206,17 @@ def _half_width(run: Run) -> float:
 
 def class_table(run: Run) -> Sheet:
     """Accuracy on each class, and the class that it is most often taken for."""
-    data, rows = analysis.confusion(run), []
-    for (task, name), part in data.groupby(["task", "class"], sort=False):
-        right, wrong = part.n[part.answer == name].sum(), part[part.answer != name]
+    rows = []
+    for (task, name), part in analysis.confusion(run).groupby(["task", "class"], sort=False):
+        n, right, wrong = part.n.sum(), part.n[part.answer == name].sum(), part[part.answer != name]
         worst = wrong.loc[wrong.n.idxmax()]
         mistaken = f"{worst.answer} ({worst.n})" if worst.n else ""
-        rows.append([task, name, str(part.n.sum()), share(right / part.n.sum()) if part.n.sum() else "n/a", mistaken])
+        rows.append([task, name, str(n), share(right / n) if n else "n/a", mistaken])
     header = ["task", "class", "test examples", "accuracy", "most often taken for (times)"]
-    few = len(rows) <= _CLASSES
-    title = "Accuracy on each class" + ("" if few else f": the lowest {_CLASSES}, the CSV file has all")
-    shown = rows if few else sorted(rows, key=lambda row: row[3])[:_CLASSES]
+    title, shown = "Accuracy on each class", rows
+    if len(rows) > _CLASSES:
+        title += f": the lowest {_CLASSES}, the CSV file has all"
+        shown = sorted(rows, key=lambda row: row[3])[:_CLASSES]
     return Sheet("classes", title, header, shown, pd.DataFrame(rows, columns=header))
 
 
@@ -280,7 +277,13 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column], title: s
 
 def paired_table(comparison: Comparison, suffix: str) -> Sheet:
     """The difference of each group from the best."""
-    lines = [(label, *found) for label, found in comparison.behind_best().items()]
+    table = comparison.table()
+    scores = {
+        label: {seed: figure(values, "avg_acc_final") for seed, values in runs.items()}
+        for label, runs in table.rows.items()
+    }  # fmt: skip
+    differences = against_best(scores, table.first.get("higher_is_better", True))
+    lines = [(label, *found) for label, found in differences.items()]
     rows = [
         [label, str(n), signed(mean) + ("" if math.isnan(half) else f" ± {half:.4f}"),
          "n/a" if math.isnan(p) else f"{p:.3g}"]
@@ -315,10 +318,11 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         ("fwt_isolated", "forward transfer", "points, right after its episode"),
     ):
         if run.shows_accuracy and summary.get(key) is not None:
-            points = round(100 * summary[key], 1) + 0.0  # + 0.0: no minus before a zero
-            if key == "avg_acc_final" and run.classifies:
-                note += f" ± {100 * _half_width(run):.1f} (test examples)"
-            tiles.append((title, f"{points:.1f}" if key == "avg_acc_final" else f"{points:+.1f}", note))
+            points = signed(100 * summary[key], 1)
+            if key == "avg_acc_final":
+                points = points.lstrip("+")
+                note += f" ± {100 * _half_width(run):.1f} (test examples)" if run.classifies else ""
+            tiles.append((title, points, note))
     parameters = sum(member.parameters for member in run.members[-1:])
     tiles.append(("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))
     rate = summary["images_per_second"]

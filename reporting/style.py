@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import matplotlib as mpl
 import numpy as np
+import scipy
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
@@ -83,31 +84,24 @@ def svg(drawn: Figure) -> str:
 
 
 def inline(text: str, name: str, title: str, palette: Iterable[str] = ()) -> str:
-    """An SVG file as part of the page, with the page's colours.
+    """An SVG file as part of the page: ids begin with `name`, `title` is read by screen readers.
 
-    Args:
-        name: prefix of its ids, which must differ from those of other figures.
-        title: description for screen readers.
-        palette: colours that change on a dark ground, see page.html.
+    Colours of the palette change on a dark ground, see page.html.
     """
     text = text[text.index("<svg") :]
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
     for colour in palette:
         text = text.replace(colour, f"var(--c{colour[1:]})")
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'\bid="|href="#|url\(#', rf"\g<0>{name}-", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{title}">', text)
 
 
 def spread(places: Sequence[float], distance: float) -> list[float]:
     """Positions moved apart to at least `distance`, in their order and with the least squared movement."""
-    from scipy.optimize import isotonic_regression  # slow to import
-
     order = np.argsort(places, kind="stable")
     least = distance * np.arange(len(order))
     result = np.empty(len(order))
-    result[order] = isotonic_regression(np.asarray(places, float)[order] - least).x + least
+    result[order] = scipy.optimize.isotonic_regression(np.asarray(places, float)[order] - least).x + least
     return result.tolist()

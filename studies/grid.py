@@ -24,8 +24,6 @@ _OWN = {
     "isolated", "continual",
 }  # fmt: skip
 _SECTIONS = ("data.", "net.", "hp.", "settings.")
-
-
 # The options of modelzoo.py that a grid can set, by name.
 OPTIONS = {declared.option: declared for declared in options().values() if declared.option not in _OWN}
 
@@ -52,8 +50,7 @@ def load_grid(path: str, store: Path) -> Grid:
     common = {key: _option(path, key, value, AXES) for key, value in content.items() if key not in AXES}
     streams = _files(path, content, "streams", data_section)
     hyperparams = _files(path, content, "hyperparams", net_sections)
-    combinations = _combinations(path, content.get("vary", {}))
-    entries = [more for entry in _list(path, content, "methods") for more in _vary(_entry(path, entry), combinations)]
+    entries = _varied(path, content.get("vary", {}), [_entry(path, entry) for entry in _list(path, content, "methods")])
     seeds = _seeds(path, content)
     used = {option for entry in entries for option in METHODS[entry.method].options}
     for key in common:
@@ -122,28 +119,20 @@ def _entry(path: str, entry: object) -> MethodEntry:
     return MethodEntry(method, label, own)
 
 
-def _combinations(path: str, content: object) -> list[dict[str, Any]]:
-    """Every combination of the values below `vary`, which maps options and dotted settings to lists."""
+def _varied(path: str, content: object, entries: Sequence[MethodEntry]) -> list[MethodEntry]:
+    """Every entry with every combination of the values in `vary`, `content`; the label then names them."""
     if not isinstance(content, dict) or not all(isinstance(values, list) and values for values in content.values()):
         raise UserError(f"{path}: vary must map settings to lists of values, such as vary: {{hp.lr: [0.01, 0.1]}}")
     lists = [[(key, _option(f"{path}: vary", key, value)) for value in values] for key, values in content.items()]
-    return [dict(combination) for combination in itertools.product(*lists)]
-
-
-def _vary(entry: MethodEntry, combinations: Sequence[Mapping[str, Any]]) -> list[MethodEntry]:
-    """The entry with each combination of varied values, which its label then names."""
     found = []
-    for values in combinations:
-        label = ", ".join([entry.label, *(f"{key.rpartition('.')[2]} {value}" for key, value in values.items())])
-        found.append(MethodEntry(entry.method, label, {**values, **entry.options}))
+    for entry, values in itertools.product(entries, itertools.product(*lists)):
+        label = ", ".join([entry.label, *(f"{key.rpartition('.')[2]} {value}" for key, value in values)])
+        found.append(MethodEntry(entry.method, label, {**dict(values), **entry.options}))
     return found
 
 
 def _option(where: str, key: str, value: object, others: Sequence[str] = ()) -> Any:
-    """The checked value of an option of modelzoo.py; dotted keys are checked later, with the whole configuration.
-
-    `others` are keys that may stand in the same place, for the message about an unknown one.
-    """
+    """The checked value of an option of modelzoo.py; dotted keys are checked later, with the whole configuration."""
     if key == "continual":
         if not isinstance(value, bool):
             raise UserError(f"{where}: {key} is {value!r}; it must be true or false")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy  # loads scipy.stats, which is slow, when it is used
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -16,17 +17,13 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     mean = float(np.mean(values)) if len(values) else math.nan
     if len(values) < 2:
         return mean, math.nan
-    from scipy import stats  # slow to import
-
-    return mean, float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
+    return mean, float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1) * scipy.stats.sem(values))
 
 
 def share_interval(share: float, n: int) -> tuple[float, float]:
     """Wilson's (1927) 95 % interval of a share that was measured on n examples."""
-    from scipy import stats  # slow to import
-
-    interval = stats.binomtest(round(share * n), n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    low, high = scipy.stats.binomtest(round(share * n), n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
@@ -42,9 +39,7 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
         return math.nan
     if np.allclose(difference, difference[0], rtol=1e-12, atol=1e-12):  # equal but for rounding
         return float(abs(difference[0]) <= 1e-12)
-    from scipy import stats  # slow to import
-
-    return float(stats.ttest_rel(one, other).pvalue)
+    return float(scipy.stats.ttest_rel(one, other).pvalue)
 
 
 def against_best(
@@ -72,10 +67,8 @@ def level_with_best(
 ) -> set[str]:
     """Names of the best mean and of every mean that a paired t-test over common seeds does not separate from it.
 
-    Each is tested at `alpha`, uncorrected for the number of comparisons; names with fewer than two seeds are left out.
-    None if no mean is separated from the best: then nothing is known to be better than anything else.
+    Each is tested at `alpha`, uncorrected for the number of comparisons; none if no mean is separated from the best.
     """
     several = {name: found for name, found in values.items() if len(found) >= 2}
-    compared = against_best(several, higher_is_better)
-    level = {name for name, (*_, p) in compared.items() if p >= alpha}  # not if p is NaN
-    return level if any(p < alpha for *_, p in compared.values()) else set()
+    tested = {name: p for name, (*_, p) in against_best(several, higher_is_better).items()}
+    return {name for name, p in tested.items() if p >= alpha} if any(p < alpha for p in tested.values()) else set()

@@ -84,10 +84,7 @@ def determining(config: Mapping[str, Any]) -> dict[str, Any]:
 def write_tables(
     runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
 ) -> None:
-    """Write results.csv, table.md and table.tex from the run directories.
-
-    `failures` maps names of failed runs to reasons; options and command appear in the notes below the tables.
-    """
+    """Write results.csv, table.md and table.tex; options and command appear in the notes below the tables."""
     measured = figures(runs)
     columns = list(dict.fromkeys(chain(COLUMNS, *measured.values())))
     rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
@@ -113,11 +110,7 @@ def write_tables(
 
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
-    """The figures of each finished run by name, from its summary.json.
-
-    gain_isolated and fwt_isolated (evaluation/metrics.py) are computed against the isolated run with the same data,
-    recipe and seed.
-    """
+    """The figures of each finished run by name; gains are over the isolated run with the same data, recipe and seed."""
     finished = [(run, read_config(run.directory), run.summary) for run in runs if run.finished]
     isolated = [(config, found) for run, config, found in finished if run.config.method == "isolated"]
     measured: dict[str, dict[str, Any]] = {}
@@ -143,28 +136,22 @@ def _gains(summary: Values, isolated: Values | None) -> dict[str, float | None]:
 
 
 def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """The title of the table in which each run stands, from a name and config.yaml: a table is of the same data.
-
-    Where tables have the same name, their titles say how their data differ.
-    """
-    kinds: dict[str, dict[str, dict[str, Any]]] = {}  # name -> text of the data -> the data
-    places = []
-    for name, config in runs:
-        data = json.loads(json.dumps(comparable(config, ["data"]), default=str))
-        places.append((name, json.dumps(data, sort_keys=True)))
-        kinds.setdefault(name, {})[places[-1][1]] = data
-    made: dict[tuple[str, str], str] = {}
-    for name, found in kinds.items():
-        keys = dict.fromkeys(chain(*found.values()))
-        varied = [key for key in keys if len({json.dumps(data.get(key)) for data in found.values()}) > 1]
-        for text, data in found.items():
-            without = ", ".join(map(str, data.get("data.forgotten", ())))
-            shown = {"tasks": f"{len(data['data.tasks'])} tasks", "forgotten": f"without task {without}"}
-            words = [shown.get(key[5:], f"{key[5:]} {data[key]}") for key in varied if data.get(key)]
-            title = ", ".join([name, *words])
-            again = sum(other.partition(" (")[0] == title for other in made.values())
-            made[name, text] = f"{title} ({again + 1})" if again else title
-    return [made[place] for place in places]
+    """The title of the table of each run, from a name and config.yaml, which says how data of the same name differ."""
+    kinds: dict[str, list[dict[str, Any]]] = {}  # name -> different data
+    found = [(name, comparable(config, ["data"]), kinds.setdefault(name, [])) for name, config in runs]
+    for _, data, alike in found:
+        alike += [data] if data not in alike else []
+    titles = []
+    for name, data, alike in found:
+        without = ", ".join(map(str, data.get("data.forgotten", ())))
+        shown = {"data.tasks": f"{len(data['data.tasks'])} tasks", "data.forgotten": f"without task {without}"}
+        words = [
+            shown.get(key, f"{key.removeprefix('data.')} {value}") for key, value in data.items()
+            if value and any(other.get(key) != value for other in alike)
+        ]  # fmt: skip
+        place = [f"data {alike.index(data) + 1}"] if len(alike) > 1 else []
+        titles.append(", ".join([name, *place, *words]))
+    return titles
 
 
 def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:

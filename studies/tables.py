@@ -189,10 +189,7 @@ def _latex(text: str) -> str:
 
 
 def means(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str) -> str:
-    """A CSV file with a row for each method: mean over seeds, half-width of its 95 % t-interval and n of each figure.
-
-    It has no place for `notes` and `command`.
-    """
+    """A CSV file with a row for each method: mean over seeds, half-width of its 95 % t-interval and n of each."""
     columns = list(dict.fromkeys(column for table in tables for column in (*table.metrics, *LEDGER)))
     names = [f"{column.key}{part}" for column in columns for part in ("", "_half_width", "_n")]
     rows: list[list[object]] = [["comparison", "method", *names]]
