@@ -158,15 +158,15 @@ class GrowingFile:
         self._file.close()
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file: any library opens it, and reading it runs no code."""
-    plain: dict[str, Tensor] = {}
+    plain, places = dict[str, Tensor](), set[int]()
     for name, tensor in tensors.items():
-        own = tensor.detach().to("cpu", copy=False).contiguous()
-        # Networks may use one parameter under several names; the format has no tensors that share memory.
-        shared = any(own.data_ptr() == other.data_ptr() for other in plain.values())
-        plain[name] = own.clone() if shared else own
-    return safetensors.torch.save(plain)
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        plain[name] = own.clone() if place in places else own  # the format has no tensors that share memory
+        places.add(place)
+    return safetensors.torch.save(plain, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
