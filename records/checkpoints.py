@@ -1,9 +1,8 @@
 """RunCheckpoints: saves training under way in the run directory, every few minutes and when a signal stops the run."""
 
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import FrameType
 
@@ -11,7 +10,7 @@ import torch
 
 from records.directory import RunDirectory
 from training.monitor import Checkpoints
-from utils.errors import SignalError
+from utils.errors import SignalError, handling
 from utils.trees import Tree, from_bytes, to_bytes
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1)  # what queues send before they end a job
@@ -19,12 +18,9 @@ _EPISODE = "episode"  # its part of what is saved
 
 
 class RunCheckpoints(Checkpoints):
-    """Checkpoints in the run directory.
+    """Checkpoints in the run directory, every few `minutes` (0: after every epoch).
 
-    Args:
-        minutes: between two checkpoints; 0 saves after every epoch.
-        seconds: returns the wall time of the run so far.
-        device: of the tensors that were not on the CPU when they were saved.
+    `seconds` returns the wall time of the run so far; tensors that were not on the CPU come back on `device`.
     """
 
     def __init__(
@@ -71,7 +67,7 @@ class RunCheckpoints(Checkpoints):
 
     def catching(self) -> AbstractContextManager[None]:
         """A signal stops the run at the next place where it can be resumed; a second one stops it at once."""
-        return _handling(self._ask, signal.SIGINT, *ENDING)
+        return handling(self._ask, signal.SIGINT, *ENDING)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
@@ -84,18 +80,8 @@ class RunCheckpoints(Checkpoints):
 
 def ending_on_sigterm() -> AbstractContextManager[None]:
     """SIGTERM and SIGUSR1 raise a SignalError, so that locks are released."""
-    return _handling(_end, *ENDING)
+    return handling(_end, *ENDING)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise SignalError(number)
-
-
-@contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)

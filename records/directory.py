@@ -89,11 +89,9 @@ class RunDirectory:
             check_own(path / folder)
         manifest, found = read_manifest(path), _files_in(path)
         if manifest is None:  # it was killed before its first commit
-            if others := [name for name in found if not _BEGUN.fullmatch(name)]:
-                raise UserError(
-                    f"{path / MANIFEST} is missing; without it {path / min(others)} and other files cannot be checked: "
-                    "run again with --overwrite"
-                )
+            if not all(map(_BEGUN.fullmatch, found)):
+                with reading(path, MANIFEST):
+                    raise FileNotFoundError
             manifest = _first_manifest(path)
         for name in manifest.files:
             checked(path, manifest, name)

@@ -19,8 +19,6 @@ from utils.errors import TrainingError, UserError, shortage, unknown
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
-# malloc.h of glibc.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD in malloc.h
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def describe_device(device: torch.device) -> str:

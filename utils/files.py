@@ -27,9 +27,7 @@ PARTIAL = r"\.[0-9a-f]{16}\.partial"  # ends the name of a temporary file, as a 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it to the disk and rename it: a reader sees the old file or the new one.
 
-    The temporary file is new and of this call alone, so that no link is followed and two writers do not meet.
-
-    OSError, if the disk is full or read-only, names `path`; the temporary file is removed.
+    The temporary file is of this call alone, so that no link is followed and two writers do not meet.
     """
     with written_whole(path) as file:
         file.write(content)
@@ -37,7 +35,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to; it appears under its name when the block ends, and not at all after an exception."""
+    """A file to write to; it appears when the block ends, and not at all after an exception. OSError names `path`."""
     aside = _aside(path)
     try:
         with open(aside, "xb") as file:
@@ -107,10 +105,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
 def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Rows as comma-separated values; floats keep all their digits.
-
-    A text that a spreadsheet would run as a formula gets a ' before it, which `from_cell` takes away.
-    """
+    """Comma-separated values; a text that a spreadsheet would run gets a ' before it, which `from_cell` takes away."""
     lines = list[str]()
     # A carriage return in a field is quoted only if it may end a line.
     csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(map(_cell, row) for row in rows)
