@@ -35,7 +35,7 @@ class RunCheckpoints(Checkpoints):
         self._finished: dict[str, Callable[[], Tree]] = {}
         earlier = self.found(_EPISODE) or {"seconds": 0.0}
         self._begun = self.seconds() - earlier["seconds"]
-        self._wait()
+        self._last = time.monotonic()
 
     def episode_seconds(self) -> float:
         """Wall time of the episode so far, in all processes of the run."""
@@ -48,13 +48,13 @@ class RunCheckpoints(Checkpoints):
     def due(self, *, epoch_ends: bool = False) -> bool:
         if self._signal or (epoch_ends and not self._minutes):
             return True
-        return self._minutes > 0 and time.monotonic() >= self._next
+        return self._minutes > 0 and time.monotonic() >= self._last + 60 * self._minutes
 
     def save(self, name: str, state: Callable[[], Tree]) -> None:
         parts = {**self._finished, name: state, _EPISODE: lambda: {"seconds": self.episode_seconds()}}
         self._directory.keep_training(self.seconds(), {part: to_bytes(tree()) for part, tree in parts.items()})
         self._finished = {}
-        self._wait()
+        self._last = time.monotonic()
         self.stop_if_asked()
 
     def finished(self, name: str, state: Callable[[], Tree]) -> None:
@@ -73,9 +73,6 @@ class RunCheckpoints(Checkpoints):
         if self._signal:
             raise SignalError(number)
         self._signal = number
-
-    def _wait(self) -> None:
-        self._next = time.monotonic() + 60 * self._minutes
 
 
 def ending_on_sigterm() -> AbstractContextManager[None]:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -116,17 +115,18 @@ class RunDirectory:
         """Save a network: its description, its tensors, and its predictions [N, C]."""
         self._write(WEIGHTS_FILE.format(facts.number), tensor_bytes(weights))
         self._write(FACTS_FILE.format(facts.number), json_bytes(facts.to_json()))
-        self._write(PREDICTIONS_FILE.format(facts.number), tensor_bytes(by_name(predictions, torch.float32)))
+        answers = {name: part.float() for name, part in _by_name(predictions).items()}
+        self._write(PREDICTIONS_FILE.format(facts.number), tensor_bytes(answers))
 
     def add_targets(self, targets: _ByTask, names: _Names) -> None:
         """Save targets, [N, ...], and names of examples, if they have some."""
-        self._write(TARGETS, tensor_bytes(by_name(targets)))
+        self._write(TARGETS, tensor_bytes(_by_name(targets)))
         if names:
-            self._write(NAMES, json_bytes({f"task_{task}/{split}": found for (task, split), found in names.items()}))
+            self._write(NAMES, json_bytes(_by_name(names)))
 
     def add_kept(self, episode: int, kept: _ByTask) -> None:
         """Save which training examples are kept after an episode: by task, their "positions" [N] and "targets"."""
-        self._write(KEPT_FILE.format(episode), tensor_bytes(by_name(kept)))
+        self._write(KEPT_FILE.format(episode), tensor_bytes(_by_name(kept)))
 
     def add_document(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
@@ -252,16 +252,16 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         )
 
 
-def half_made(path: Path) -> bool:
-    """Whether a program that makes a run from another one was stopped while it wrote this one."""
+def half_made(path: Path) -> Any:
+    """What the program did that was stopped while it made this run from another one, if so."""
     manifest = read_manifest(path)
-    return not (manifest and manifest.finished) and bool(read_config(path).get("derived"))
+    return None if manifest and manifest.finished else read_config(path).get("derived")
 
 
 def check_whole(path: Path) -> None:
     """Check that a run is not `half_made`: it could not answer for what it was made from."""
-    if half_made(path):
-        raise UserError(f"{path} is half-made ({read_config(path)['derived']}): repeat the command that was stopped")
+    if made := half_made(path):
+        raise UserError(f"{path} is half-made ({made}): repeat the command that was stopped")
 
 
 def _files_in(path: Path) -> dict[str, Path]:
@@ -295,6 +295,6 @@ def _entry(content: bytes) -> Entry:
     return Entry(len(content), hashlib.sha256(content).hexdigest())
 
 
-def by_name(tensors: _ByTask, kind: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of a file in predictions/, named task_<id>/<split>."""
-    return {f"task_{task}/{split}": tensor.to(kind or tensor.dtype) for (task, split), tensor in tensors.items()}
+def _by_name(content: Mapping[tuple[int, str], Any]) -> dict[str, Any]:
+    """The content of a file in predictions/."""
+    return {f"task_{task}/{split}": part for (task, split), part in content.items()}

@@ -116,6 +116,5 @@ def _living(lock: int) -> dict[str, object]:
 
 def _told(holder: dict[str, object]) -> str:
     """The owner of a lock, for people."""
-    if not holder:
-        return "another process"
-    return ", ".join(f"{key} {holder.get(key, '?')}" for key in ("host", "process", "since"))
+    known = [f"{key} {holder[key]}" for key in ("host", "process", "since") if key in holder]
+    return ", ".join(known) or "another process"

@@ -85,14 +85,10 @@ def make_reproducible() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let each training step reuse the memory of the step before.
-
-    glibc returns large freed blocks to the system, so the activations of every step are mapped and cleared again page
-    by page: a tenth of a step. Does nothing where the C library has no mallopt (musl, macOS, Windows).
-    """
+    """Let each training step reuse the memory of the last one: glibc would return it, which takes a tenth of a step."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+    except (AttributeError, OSError, TypeError):  # a C library without mallopt: musl, macOS
         return
     mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD in malloc.h
     mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

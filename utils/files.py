@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import safetensors.torch
-import torch
 import yaml
 from torch import Tensor
 
@@ -125,10 +124,7 @@ def from_cell(text: str) -> str:
 
 
 class GrowingFile:
-    """A file that is only appended to, with the SHA-256 of its content.
-
-    `begun` are the first bytes of an existing file, after which it is cut off; None creates the file.
-    """
+    """A file that is only appended to, after the bytes `begun` that it has (None creates it), with its SHA-256."""
 
     def __init__(self, path: Path, begun: bytes | None = None) -> None:
         self._file = open(path, "xb" if begun is None else "r+b", buffering=0)  # noqa: SIM115
@@ -164,6 +160,6 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None 
     return safetensors.torch.save(plain, metadata)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU."""
     return safetensors.torch.load_file(path)
