@@ -1,9 +1,8 @@
 """RunCheckpoints: saves training under way in the run directory, every few minutes and when a signal stops the run."""
 
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import FrameType
 
@@ -11,7 +10,7 @@ import torch
 
 from records.directory import RunDirectory
 from training.monitor import Checkpoints
-from utils.errors import SignalError
+from utils.errors import SignalError, handling
 from utils.trees import Tree, from_bytes, to_bytes
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1)  # what queues send before they end a job
@@ -19,12 +18,9 @@ _EPISODE = "episode"  # its part of what is saved
 
 
 class RunCheckpoints(Checkpoints):
-    """Checkpoints in the run directory.
+    """Checkpoints in the run directory, every few `minutes` (0: after every epoch).
 
-    Args:
-        minutes: between two checkpoints; 0 saves after every epoch.
-        seconds: returns the wall time of the run so far.
-        device: of the tensors that were not on the CPU when they were saved.
+    `seconds` returns the wall time of the run so far; tensors that were not on the CPU come back on `device`.
     """
 
     def __init__(
@@ -39,7 +35,7 @@ class RunCheckpoints(Checkpoints):
         self._finished: dict[str, Callable[[], Tree]] = {}
         earlier = self.found(_EPISODE) or {"seconds": 0.0}
         self._begun = self.seconds() - earlier["seconds"]
-        self._wait()
+        self._last = time.monotonic()
 
     def episode_seconds(self) -> float:
         """Wall time of the episode so far, in all processes of the run."""
@@ -52,13 +48,13 @@ class RunCheckpoints(Checkpoints):
     def due(self, *, epoch_ends: bool = False) -> bool:
         if self._signal or (epoch_ends and not self._minutes):
             return True
-        return self._minutes > 0 and time.monotonic() >= self._next
+        return self._minutes > 0 and time.monotonic() >= self._last + 60 * self._minutes
 
     def save(self, name: str, state: Callable[[], Tree]) -> None:
         parts = {**self._finished, name: state, _EPISODE: lambda: {"seconds": self.episode_seconds()}}
         self._directory.keep_training(self.seconds(), {part: to_bytes(tree()) for part, tree in parts.items()})
         self._finished = {}
-        self._wait()
+        self._last = time.monotonic()
         self.stop_if_asked()
 
     def finished(self, name: str, state: Callable[[], Tree]) -> None:
@@ -71,31 +67,18 @@ class RunCheckpoints(Checkpoints):
 
     def catching(self) -> AbstractContextManager[None]:
         """A signal stops the run at the next place where it can be resumed; a second one stops it at once."""
-        return _handling(self._ask, signal.SIGINT, *ENDING)
+        return handling(self._ask, signal.SIGINT, *ENDING)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
             raise SignalError(number)
         self._signal = number
 
-    def _wait(self) -> None:
-        self._next = time.monotonic() + 60 * self._minutes
-
 
 def ending_on_sigterm() -> AbstractContextManager[None]:
     """SIGTERM and SIGUSR1 raise a SignalError, so that locks are released."""
-    return _handling(_end, *ENDING)
+    return handling(_end, *ENDING)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise SignalError(number)
-
-
-@contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -53,12 +52,14 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast whe
 _HASH = 16  # digits of the checksum in the name of a file in state/, so that the old and the new file can coexist
 
 
+_ByTask = Mapping[tuple[int, str], Tensor]  # by task and split
+_Names = Mapping[tuple[int, str], Sequence[str]]
+
+
 class RunDirectory:
     """config.yaml, episodes.csv, metrics.csv, summary.json, members/, predictions/, state/, manifest.json.
 
-    Attributes:
-        manifest: the committed one.
-        rows, episodes: all measurements and episodes so far.
+    `manifest` is the committed one, `rows` and `episodes` are all measurements and episodes so far.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -87,11 +88,9 @@ class RunDirectory:
             check_own(path / folder)
         manifest, found = read_manifest(path), _files_in(path)
         if manifest is None:  # it was killed before its first commit
-            if others := [name for name in found if not _BEGUN.fullmatch(name)]:
-                raise UserError(
-                    f"{path / MANIFEST} is missing; without it {path / min(others)} and other files cannot be checked: "
-                    "run again with --overwrite"
-                )
+            if not all(map(_BEGUN.fullmatch, found)):
+                with reading(path, MANIFEST):
+                    raise FileNotFoundError
             manifest = _first_manifest(path)
         for name in manifest.files:
             checked(path, manifest, name)
@@ -112,25 +111,22 @@ class RunDirectory:
                 self._logs[name].write(begin)
         return self._logs[name]
 
-    def add_member(
-        self, facts: SavedMember, weights: Mapping[str, Tensor], predictions: Mapping[tuple[int, str], Tensor]
-    ) -> None:
-        """Save a network: its description, its tensors, and its predictions [N, C] by task and split."""
+    def add_member(self, facts: SavedMember, weights: Mapping[str, Tensor], predictions: _ByTask) -> None:
+        """Save a network: its description, its tensors, and its predictions [N, C]."""
         self._write(WEIGHTS_FILE.format(facts.number), tensor_bytes(weights))
         self._write(FACTS_FILE.format(facts.number), json_bytes(facts.to_json()))
-        self._write(PREDICTIONS_FILE.format(facts.number), tensor_bytes(by_name(predictions, torch.float32)))
+        answers = {name: part.float() for name, part in _by_name(predictions).items()}
+        self._write(PREDICTIONS_FILE.format(facts.number), tensor_bytes(answers))
 
-    def add_targets(
-        self, targets: Mapping[tuple[int, str], Tensor], names: Mapping[tuple[int, str], Sequence[str]]
-    ) -> None:
-        """Save targets, [N, ...], and names of examples, if they have some, by task and split."""
-        self._write(TARGETS, tensor_bytes(by_name(targets)))
+    def add_targets(self, targets: _ByTask, names: _Names) -> None:
+        """Save targets, [N, ...], and names of examples, if they have some."""
+        self._write(TARGETS, tensor_bytes(_by_name(targets)))
         if names:
-            self._write(NAMES, json_bytes({f"task_{task}/{split}": found for (task, split), found in names.items()}))
+            self._write(NAMES, json_bytes(_by_name(names)))
 
-    def add_kept(self, episode: int, kept: Mapping[tuple[int, str], Tensor]) -> None:
+    def add_kept(self, episode: int, kept: _ByTask) -> None:
         """Save which training examples are kept after an episode: by task, their "positions" [N] and "targets"."""
-        self._write(KEPT_FILE.format(episode), tensor_bytes(by_name(kept)))
+        self._write(KEPT_FILE.format(episode), tensor_bytes(_by_name(kept)))
 
     def add_document(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
@@ -145,13 +141,7 @@ class RunDirectory:
         self.log(METRICS, header(METRICS)).write(metric_lines(new))
 
     def commit(self, episode: int, members: int, seconds: float, state: Mapping[str, bytes | None]) -> None:
-        """Commit a complete episode with all files written so far.
-
-        Args:
-            members: number of networks saved so far.
-            seconds: wall time of the run so far.
-            state: part -> state to resume from; None for parts that have not changed.
-        """
+        """Commit a complete episode with all files written so far; `state`: by part, None if it has not changed."""
         self._replace_state({f"state/{part}-": content for part, content in state.items()}, "state/")
         self._commit(episode, members, seconds)
 
@@ -169,16 +159,8 @@ class RunDirectory:
         with contextlib.suppress(OSError):  # it is not empty
             (self.path / "state").rmdir()
 
-    def adopting(
-        self, other: Path, sha256: str, targets: Mapping[tuple[int, str], Tensor],
-        names: Mapping[tuple[int, str], Sequence[str]],
-    ) -> "RunDirectory":  # fmt: skip
-        """Copy the episodes, members, predictions and state of a finished run to extend it.
-
-        Args:
-            sha256: of its manifest; a UserError if another run is there now.
-            targets, names: of the examples of all tasks.
-        """
+    def adopting(self, other: Path, sha256: str, targets: _ByTask, names: _Names) -> "RunDirectory":
+        """Copy the episodes, members, predictions and state of a finished run, whose manifest has this sum."""
         manifest = read_manifest(other)
         if manifest is None or manifest.sha256 != sha256:
             raise UserError(f"{other} is not the run that {self.path} extends: put it back, or extend with --overwrite")
@@ -247,27 +229,21 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
-    """Check that a run may be put at `path`; to be called before anything is loaded or written.
-
-    Args:
-        reads: runs that are read, and so cannot be replaced.
-
-    Raises:
-        UserError: a whole run is there and `overwrite` is not set, or it is one of `reads`; or something else is there.
-    """
+    """Check that a run may be put at `path`, before anything is written; the runs in `reads` cannot be replaced."""
     try:
         check_text("the current folder", str(Path.cwd()))  # config.yaml names paths in it
         if os.path.realpath(path) in map(os.path.realpath, reads):
             raise UserError(f"--run_dir {path} is a run that is read here; name another directory")
-        found = [entry.name for entry in path.iterdir()] if path.is_dir() else [CONFIG] if path.exists() else []
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--run_dir {path} is a file; name a directory")
+        found = [entry.name for entry in path.iterdir()] if path.exists() else []
         if CONFIG not in found and all(map(_BEGUN.fullmatch, found)):  # nothing, or killed before it wrote config.yaml
             return
-        is_run = _is_run(path)
+        config = (path / CONFIG).read_bytes() if holds_run(path) else b""
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"--run_dir {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
-    if not path.is_dir():
-        raise UserError(f"--run_dir {path} is a file; name a directory")
-    if not is_run:
+    # Many programs have a config.yaml, and --overwrite removes files; that of a run may be damaged.
+    if len(set(re.findall(rb"(?m)^(?:stream|data|hp|method|seed):", config))) < 3:
         raise UserError(f"--run_dir {path} is not empty and not a run; name another directory")
     if not overwrite and not half_made(path):
         resume = "" if reads else "resume it with --resume, "
@@ -276,23 +252,16 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
         )
 
 
-def half_made(path: Path) -> bool:
-    """Whether a program that makes a run from another one was stopped while it wrote this one."""
+def half_made(path: Path) -> Any:
+    """What the program did that was stopped while it made this run from another one, if so."""
     manifest = read_manifest(path)
-    return not (manifest and manifest.finished) and bool(read_config(path).get("derived"))
+    return None if manifest and manifest.finished else read_config(path).get("derived")
 
 
 def check_whole(path: Path) -> None:
     """Check that a run is not `half_made`: it could not answer for what it was made from."""
-    if half_made(path):
-        made = read_config(path)["derived"]
+    if made := half_made(path):
         raise UserError(f"{path} is half-made ({made}): repeat the command that was stopped")
-
-
-def _is_run(path: Path) -> bool:
-    """Whether config.yaml is one of this program; many programs have one, and --overwrite removes files."""
-    content = (path / CONFIG).read_bytes() if holds_run(path) else b""
-    return len(set(re.findall(rb"(?m)^(?:stream|data|hp|method|seed):", content))) >= 3  # it may be damaged
 
 
 def _files_in(path: Path) -> dict[str, Path]:
@@ -326,7 +295,6 @@ def _entry(content: bytes) -> Entry:
     return Entry(len(content), hashlib.sha256(content).hexdigest())
 
 
-def by_name(tensors: Mapping[tuple[int, str], Tensor], kind: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of a file in predictions/, named task_<id>/<split>."""
-    return {f"task_{task}/{split}": tensor.to(kind or tensor.dtype, copy=True)
-            for (task, split), tensor in tensors.items()}  # fmt: skip
+def _by_name(content: Mapping[tuple[int, str], Any]) -> dict[str, Any]:
+    """The content of a file in predictions/."""
+    return {f"task_{task}/{split}": part for (task, split), part in content.items()}

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import socket
-import stat
 import sys
 import tempfile
 import threading
@@ -23,31 +22,26 @@ DEAD = 600.0  # seconds without one, after which another host may take the lock 
 
 @contextlib.contextmanager
 def locked(folder: Path, option: str = "") -> Iterator[int]:
-    """Lock a folder, which is made if it does not exist; yields the descriptor of the lock file.
+    """Lock a folder, which is made if it does not exist; yields the descriptor of the lock file, which names its owner.
 
-    The kernel releases the lock when the processes that have the descriptor end, however they end. The lock file names
-    its owner, and is removed at the end. Not every shared disk shares its locks, and the processes of another host
-    cannot be seen from here: such a lock is refused until its owner has not touched the file for DEAD seconds.
-
-    Args:
-        option: opens error messages.
-
-    Raises:
-        UserError: another process has the folder, or it cannot be written.
+    The kernel releases the lock when the processes that have the descriptor end, however they end. Not every shared
+    disk shares its locks, and the processes of another host cannot be seen from here: such a lock is refused until its
+    owner has not touched the file for DEAD seconds. Error messages begin with `option`.
     """
-    try:
-        made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _opened(folder / LOCK, option)
-    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
-        raise UserError(f"{option}{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(folder, lock, ended), daemon=True)
-    try:
+    with contextlib.ExitStack() as closing:
+        try:
+            made = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _opened(folder / LOCK, option, closing)
+        except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{option}{folder} cannot be written: {reason}") from None
         with contextlib.suppress(OSError):  # on a full disk the lock holds without naming its owner
             os.ftruncate(lock, 0)
             me = {"host": _HERE, "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
             os.pwrite(lock, json.dumps(me).encode(), 0)
+        beat = threading.Thread(target=_beat, args=(folder, lock, ended), daemon=True)
         beat.start()
         try:
             yield lock
@@ -59,8 +53,6 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
                     (folder / LOCK).unlink()
                 if made:
                     folder.rmdir()  # unless it is in use
-    finally:
-        os.close(lock)
 
 
 def _beat(folder: Path, lock: int, ended: threading.Event) -> None:
@@ -74,40 +66,28 @@ def _beat(folder: Path, lock: int, ended: threading.Event) -> None:
             os.utime(lock)
 
 
-def _opened(path: Path, option: str) -> int:
+def _opened(path: Path, option: str, closing: contextlib.ExitStack) -> int:
     """The lock file, locked; again if its last owner has removed it between the opening and the locking."""
+    used = f"{option}{path.parent} is in use by"
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        closing.callback(os.close, lock)
         try:
-            if not stat.S_ISREG(os.fstat(lock).st_mode):
-                raise OSError(f"{path} is not a file; remove it")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
-                _check_silent(path.parent, lock, option)
-                return lock
         except BlockingIOError:
-            holder = _holder(lock) | _living(lock)
-            os.close(lock)
+            holder = _told(_holder(lock) | _living(lock))
+            raise UserError(f"{used} {holder}; wait for it, or name another folder") from None
+        if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+            break
+    if other := _other_host(lock):
+        with tempfile.TemporaryFile(dir=path.parent) as file:  # the time of the disk: clocks of two hosts may differ
+            silent = max(0.0, os.fstat(file.fileno()).st_mtime - os.fstat(lock).st_mtime)
+        if silent < DEAD:
             raise UserError(
-                f"{option}{path.parent} is in use by {_told(holder)}; wait for it, or name another folder"
-            ) from None
-        except (OSError, UserError):
-            os.close(lock)
-            raise
-        os.close(lock)
-
-
-def _check_silent(folder: Path, lock: int, option: str) -> None:
-    """Raise a UserError if another host has touched the lock file in the last DEAD seconds."""
-    if not (other := _other_host(lock)):
-        return
-    with tempfile.TemporaryFile(dir=folder) as file:  # the time of the disk: the clocks of two hosts may differ
-        silent = max(0.0, os.fstat(file.fileno()).st_mtime - os.fstat(lock).st_mtime)
-    if silent < DEAD:
-        raise UserError(
-            f"{option}{folder} is in use by {other}, last seen {silent:.0f} s ago; if that has ended, try again "
-            f"{DEAD / 60:.0f} minutes after it was last seen, or remove {folder / LOCK}"
-        )
+                f"{used} {other}, last seen {silent:.0f} s ago; if that has ended, try again {DEAD / 60:.0f} minutes "
+                f"after it was last seen, or remove {path}"
+            )
+    return lock
 
 
 def _holder(lock: int) -> dict[str, object]:
@@ -136,6 +116,5 @@ def _living(lock: int) -> dict[str, object]:
 
 def _told(holder: dict[str, object]) -> str:
     """The owner of a lock, for people."""
-    if not holder:
-        return "another process"
-    return ", ".join(f"{key} {holder.get(key, '?')}" for key in ("host", "process", "since"))
+    known = [f"{key} {holder[key]}" for key in ("host", "process", "since") if key in holder]
+    return ", ".join(known) or "another process"

@@ -28,7 +28,7 @@ DERIVED = re.compile(rf"(report\.html|figures/[a-z_]+\.(png|svg|csv))({PARTIAL})
 _NAME = re.compile(r"(?:(?:members|predictions|state)/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 # Files that are appended to: they may be longer than their committed part.
-GROWING = re.compile(r"metrics\.csv|episodes\.csv|events\.out\.tfevents\..*")
+GROWING = re.compile(rf"metrics\.csv|episodes\.csv|{EVENTS.pattern}")
 # How a file can be made again, by the beginning of its name.
 _REMEDIES = {
     MANIFEST: "the files it lists cannot be checked without it: run again with --overwrite",
@@ -129,12 +129,8 @@ def reading(run: Path, name: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{run / name} cannot be read ({reason}); try again when it can") from None
     except Exception as error:
-        raise damaged(run, name, error) from None
-
-
-def damaged(run: Path, name: str, reason: object) -> UserError:
-    """The error for a file of a run with unexpected content."""
-    return UserError(f"{run / name} is damaged ({' '.join(str(reason).split())[:200]}); {_remedy(name)}")
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{run / name} is damaged ({reason}); {_remedy(name)}") from None
 
 
 def _remedy(name: str) -> str:

@@ -45,11 +45,9 @@ class SavedMember:
     def on(self, tasks: Sequence[int]) -> "SavedMember":
         """The same network, restricted to some of its tasks."""
         places = [self.tasks.index(task) for task in tasks]
-        return replace(
-            self, tasks=tuple(tasks), weights=tuple(self.weights[place] for place in places),
-            task_names=tuple(self.task_names[place] for place in places),
-            classes=tuple(self.classes[place] for place in places),
-        )  # fmt: skip
+        lists = ("tasks", "weights", "task_names", "classes")
+        parts: dict[str, Any] = {key: tuple(getattr(self, key)[place] for place in places) for key in lists}
+        return replace(self, **parts)
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file."""

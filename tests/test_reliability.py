@@ -492,7 +492,7 @@ def test_a_process_that_has_lost_its_lock_writes_no_more():
     Path("run", LOCK).unlink()
     os.mkfifo(Path("run", LOCK))
     with (
-        pytest.raises(UserError, match=r"written: run/\.lock is not a file; remove"),
+        pytest.raises(UserError, match="run cannot be written"),
         locked(Path("run")),
     ):
         pass

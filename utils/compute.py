@@ -19,8 +19,6 @@ from utils.errors import TrainingError, UserError, shortage, unknown
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
-# malloc.h of glibc.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,13 @@ def make_reproducible() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let each training step reuse the memory of the step before.
-
-    glibc returns large freed blocks to the system, so the activations of every step are mapped and cleared again page
-    by page: a tenth of a step. Does nothing where the C library has no mallopt (musl, macOS, Windows).
-    """
+    """Let each training step reuse the memory of the last one: glibc would return it, which takes a tenth of a step."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+    except (AttributeError, OSError, TypeError):  # a C library without mallopt: musl, macOS
         return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD in malloc.h
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def describe_device(device: torch.device) -> str:

@@ -2,13 +2,13 @@
 
 import contextlib
 import difflib
-import errno
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _LONGEST = 5000  # characters of a line; a path may have 4096
@@ -61,36 +61,29 @@ class _Output:
             with contextlib.suppress(OSError, ValueError):  # Python's own flush at exit must not fail again
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             if self._results:
-                raise OutputError(getattr(error, "errno", None), getattr(error, "strerror", None) or error) from None
+                raise OutputError(error) from None
 
 
 def run_program(name: str, body: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Run the body of a program and return its exit code (None is 0); an error becomes one line on stderr.
 
-    The line begins with the name of the program; `interrupted` is the text for Ctrl-C. If nobody reads stdout any more,
-    the program ends without a word, as other tools do.
+    If nobody reads stdout any more, the program ends without a word, as other tools do.
     """
     with contextlib.suppress(AttributeError):  # stdout may be replaced, as in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
-    leaves = signal.getsignal(signal.SIGINT) is leave
+    leaves = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is leave else []
     out, told = _Output(sys.stdout, results=True), _Output(sys.stderr, results=False)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):  # type: ignore[type-var]
         try:
-            try:
-                if leaves:
-                    signal.signal(signal.SIGINT, signal.default_int_handler)
+            with handling(signal.default_int_handler, *leaves), contextlib.ExitStack() as at_end:
+                at_end.callback(out.flush)
                 return body() or 0
-            finally:
-                if leaves:
-                    signal.signal(signal.SIGINT, leave)
-                out.flush()
         except BaseException as error:
             if (ending := ending_of(error, interrupted)) is None:
                 raise
-        reason, code = ending
-        if reason:
-            print(f"{name}: {one_line(reason)}", file=sys.stderr)
-        return code
+        if ending[0]:
+            print(f"{name}: {one_line(ending[0])}", file=sys.stderr)
+        return ending[1]
 
 
 def ending_of(error: BaseException, interrupted: str = "interrupted") -> tuple[str, int] | None:
@@ -100,8 +93,9 @@ def ending_of(error: BaseException, interrupted: str = "interrupted") -> tuple[s
     if isinstance(error, KeyboardInterrupt):
         return interrupted, 128 + signal.SIGINT
     if isinstance(error, OutputError):
-        nobody_reads = error.args[0] == errno.EPIPE
-        return ("", 128 + signal.SIGPIPE) if nobody_reads else (f"stdout cannot be written: {error.args[1]}", 1)
+        if isinstance(error.args[0], BrokenPipeError):  # nobody reads it any more
+            return "", 128 + signal.SIGPIPE
+        return f"stdout cannot be written: {getattr(error.args[0], 'strerror', None) or error}", 1
     if lack := shortage(error):
         return lack, 1
     if isinstance(error, OSError):
@@ -117,6 +111,17 @@ def shortage(error: BaseException, of: str = "") -> str:
         asked = re.search(r"(?i)allocate (\d[\d.,]* ?[A-Za-z]+)", text)
         return f"not enough memory{of}" + (f" (it asked for {asked[1]} more)" if asked else "")
     return f"no more threads can be started{of}; ulimit -u limits them" if "start new thread" in text else ""
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], object], *numbers: int) -> Iterator[None]:
+    """Handle signals by `handler` for a while."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def leave(number: int, frame: object) -> None:

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import safetensors.torch
-import torch
 import yaml
 from torch import Tensor
 
@@ -27,9 +26,7 @@ PARTIAL = r"\.[0-9a-f]{16}\.partial"  # ends the name of a temporary file, as a 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it to the disk and rename it: a reader sees the old file or the new one.
 
-    The temporary file is new and of this call alone, so that no link is followed and two writers do not meet.
-
-    OSError, if the disk is full or read-only, names `path`; the temporary file is removed.
+    The temporary file is of this call alone, so that no link is followed and two writers do not meet.
     """
     with written_whole(path) as file:
         file.write(content)
@@ -37,7 +34,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to; it appears under its name when the block ends, and not at all after an exception."""
+    """A file to write to; it appears when the block ends, and not at all after an exception. OSError names `path`."""
     aside = _aside(path)
     try:
         with open(aside, "xb") as file:
@@ -107,10 +104,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", *NUMBER)
 
 
 def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Rows as comma-separated values; floats keep all their digits.
-
-    A text that a spreadsheet would run as a formula gets a ' before it, which `from_cell` takes away.
-    """
+    """Comma-separated values; a text that a spreadsheet would run gets a ' before it, which `from_cell` takes away."""
     lines = list[str]()
     # A carriage return in a field is quoted only if it may end a line.
     csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(map(_cell, row) for row in rows)
@@ -130,10 +124,7 @@ def from_cell(text: str) -> str:
 
 
 class GrowingFile:
-    """A file that is only appended to, with the SHA-256 of its content.
-
-    `begun` are the first bytes of an existing file, after which it is cut off; None creates the file.
-    """
+    """A file that is only appended to, after the bytes `begun` that it has (None creates it), with its SHA-256."""
 
     def __init__(self, path: Path, begun: bytes | None = None) -> None:
         self._file = open(path, "xb" if begun is None else "r+b", buffering=0)  # noqa: SIM115
@@ -158,17 +149,17 @@ class GrowingFile:
         self._file.close()
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file: any library opens it, and reading it runs no code."""
-    plain: dict[str, Tensor] = {}
+    plain, places = dict[str, Tensor](), set[int]()
     for name, tensor in tensors.items():
-        own = tensor.detach().to("cpu", copy=False).contiguous()
-        # Networks may use one parameter under several names; the format has no tensors that share memory.
-        shared = any(own.data_ptr() == other.data_ptr() for other in plain.values())
-        plain[name] = own.clone() if shared else own
-    return safetensors.torch.save(plain)
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        plain[name] = own.clone() if place in places else own  # the format has no tensors that share memory
+        places.add(place)
+    return safetensors.torch.save(plain, metadata)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU."""
     return safetensors.torch.load_file(path)

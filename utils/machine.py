@@ -39,10 +39,7 @@ _notice: str | None = None  # set if the machine was busy when the program start
 
 
 def choose_waiting(environment: MutableMapping[str, str] | None = None) -> None:
-    """Let threads sleep while they wait if the machine is busy, unless the user has chosen; call before loading torch.
-
-    The choice is written to `environment` (default: that of this process).
-    """
+    """Let threads sleep while they wait if the machine is busy, unless the user has chosen; before torch is loaded."""
     global _notice
     environment = os.environ if environment is None else environment
     load = look(environment)
@@ -73,15 +70,12 @@ def look(environment: MutableMapping[str, str]) -> Load:
 
 
 def cores_in_use(before: str, after: str, cores: Collection[int]) -> float:
-    """How many of `cores` were in use between two readings of /proc/stat, see proc_stat(5).
-
-    Time that the host of a virtual machine gave to others (steal) counts as used.
-    """
+    """How many of `cores` were in use between two readings of /proc/stat, see proc_stat(5)."""
     first, last = _times(before), _times(after)
     used = 0.0
     for core in first.keys() & last.keys() & set(cores):
         spent = [late - early for early, late in zip(first[core], last[core], strict=True)]
-        user, nice, system, idle, iowait, irq, softirq, steal = spent
+        user, nice, system, idle, iowait, irq, softirq, steal = spent  # steal: by others on the host of this machine
         worked = user + nice + system + irq + softirq + steal
         used += worked / max(1, worked + idle + iowait)
     return used
@@ -94,8 +88,5 @@ def _times(stat: str) -> dict[int, list[int]]:
 
 
 def threads_for(work: int, most: int) -> int:
-    """Threads of a training step: they depend on its work alone, so that results do not depend on the load.
-
-    `work` is the number of multiply-adds of the forward pass of one batch, `most` the limit, such as the cores.
-    """
+    """Threads of a training step, by the multiply-adds of its forward pass alone: results do not depend on the load."""
     return max(1, min(most, work // WORK_OF_A_THREAD))

@@ -19,11 +19,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse_known(self, argv: Sequence[str] | None, keys: Container[str] = (), of: str = "") -> argparse.Namespace:
-        """Parse; UserError if an option is unknown or lacks its value.
-
-        Args:
-            keys: names that are not options but keys of the file `of`; the error message says so.
-        """
+        """Parse; the UserError for an unknown option says whether it is one of the `keys` of the file `of`."""
         for given in sys.argv[1:] if argv is None else argv:
             if given.startswith("--") and given.endswith("=--"):  # argparse would return a list
                 raise UserError(f"argument {given[:-3]}: expected one argument")
@@ -81,9 +77,6 @@ def check_text(option: str, value: str) -> None:
 
 
 def check_choice(option: str, kind: str, value: str, known: Iterable[str]) -> None:
-    """
-    Raises:
-        UserError: the value of an option is an unknown word; names the nearest known one.
-    """
+    """UserError if the value of an option is an unknown word."""
     if value not in (known := list(known)):
         raise UserError(f"{option}: {unknown(kind, value, known)}")

@@ -54,25 +54,15 @@ class Range:
 
 @dataclass(frozen=True)
 class Declaration:
-    """The declaration of one setting.
+    """The declaration of one setting."""
 
-    Attributes:
-        accepts: a Range, a tuple of words, bool, str, Path, or a class with `read(where, value)`, which returns the
-            checked value or raises UserError, and `describe()`.
-        help: one line for the command line and the documentation.
-        option: command-line option without dashes; "" if only --set changes it; "no_..." sets a bool to false.
-        group, metavar: title of the option's group and placeholder of its value in the help.
-        free: a resumed run may change it.
-        machine: it changes where or how fast a run computes, not its result: runs that differ in it are comparable.
-    """
-
-    accepts: Any
-    help: str
-    option: str = ""
-    group: str = ""
+    accepts: Any  # a Range, a tuple of words, bool, str, Path, or a class with read(where, value) and describe()
+    help: str  # one line for the command line and the documentation
+    option: str = ""  # without dashes; "" if only --set changes it; "no_..." sets a bool to false
+    group: str = ""  # title of the option's group in the help
     metavar: str = "N"
-    free: bool = False
-    machine: bool = False
+    free: bool = False  # a resumed run may change it
+    machine: bool = False  # it changes where or how fast a run computes: runs that differ in it are comparable
 
     def check(self, where: str, value: object) -> Any:
         """The value if the setting accepts it, else UserError; the message begins with `where`."""
@@ -119,14 +109,9 @@ def declarations(kind: type) -> dict[str, Declaration]:
 
 
 def read(kind: type[T], where: str, content: Mapping[str, Any], own: type = NoSettings) -> T:
-    """An instance of a settings class from keys and values.
+    """An instance of a settings class from keys and values; a UserError begins with `where`, unless they are Given.
 
-    Args:
-        where: beginning of error messages, such as the path of a YAML file; values from elsewhere are Given.
-        own: a second settings class whose keys stand among the others; its instance becomes the field `settings`.
-
-    Raises:
-        UserError: an unknown or missing key, or a value that a setting does not accept.
+    The keys of a second settings class, `own`, stand among the others; its instance becomes the field `settings`.
     """
     more = declarations(own)
     values = read_values(kind, where, {key: value for key, value in content.items() if key not in more}, more)
@@ -159,16 +144,11 @@ def _value(kind: type, where: str, key: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Given:
-    """A value and its origin.
-
-    Attributes:
-        where: beginning of error messages about the value, such as "--lr" or "h.yaml: lr".
-        source: beginning of error messages about its key, such as "--set" or "h.yaml".
-    """
+    """A value and its origin, with which error messages begin."""
 
     value: Any
-    where: str
-    source: str
+    where: str  # for messages about the value, such as "--lr" or "h.yaml: lr"
+    source: str  # for messages about its key, such as "--set" or "h.yaml"
 
 
 def plain(settings: Any) -> dict[str, Any]:

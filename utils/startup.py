@@ -15,9 +15,6 @@ from utils.errors import ending_of, expanded, leave, missing_file, one_line
 _FILES = ("--data_config", "--hp_config", "--method_config", "--config")
 _RUNS = ("--extend", "--isolated", "--verify")
 _RUN_COMES_FIRST = ("predict.py", "distill.py", "export.py", "forget.py")
-# Loading torch creates half a million permanent objects. Full garbage collections meanwhile would take a tenth of that
-# time and find nothing, so they are made rarer; those of young objects stay as they are.
-_COLLECT = (700, 10, 1000)
 
 
 def prepare(name: str, *, computes: bool = True) -> None:
@@ -31,7 +28,8 @@ def prepare(name: str, *, computes: bool = True) -> None:
         if wrong := wrong_path(program, sys.argv[1:]):
             print(f"{program}: {one_line(wrong)}", file=sys.stderr)
             sys.exit(2)
-    gc.set_threshold(*_COLLECT)
+    # Loading torch creates half a million permanent objects: full garbage collections would take a tenth of that time.
+    gc.set_threshold(700, 10, 1000)
     if computes and "torch" not in sys.modules:
         machine.choose_waiting()
 

@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from utils.files import tensor_bytes
+
 Tree = Any  # None, bool, int, float, str, Tensor; list, tuple and dict of them
 
 
@@ -15,7 +17,7 @@ def to_bytes(tree: Tree) -> bytes:
     """A safetensors file whose metadata hold the tree; TypeError if the tree has a value of another type."""
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_described(tree, tensors), separators=(",", ":"))
-    return safetensors.torch.save(tensors, {"tree": skeleton})
+    return tensor_bytes(tensors, {"tree": skeleton})
 
 
 def from_bytes(content: bytes, device: torch.device) -> Tree:
@@ -40,9 +42,7 @@ def _described(tree: Tree, tensors: dict[str, Tensor]) -> Any:
         # Fused optimizers need a momentum with the strides of its parameter; empty_like closes gaps in memory.
         strides = torch.empty_like(tree, device="meta").stride()
         usual = torch.empty(tree.shape, device="meta").stride()
-        tensors[name] = tree.detach().cpu().contiguous()
-        if tree.device.type == "cpu" and tensors[name].data_ptr() == tree.data_ptr():
-            tensors[name] = tensors[name].clone()  # safetensors refuses tensors that share memory
+        tensors[name] = tree
         return {"tensor": name, "strides": None if strides == usual else strides, "host": tree.device.type == "cpu"}
     if isinstance(tree, (list, tuple)):
         return {type(tree).__name__: [_described(value, tensors) for value in tree]}

@@ -14,17 +14,7 @@ _WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that also reads 1e-5 as a number and refuses duplicate keys and halves of characters.
-
-    Entries of the lists below the key `tasks` are names of classes, which keep their written text.
-    """
-
-    def get_single_node(self) -> yaml.Node | None:
-        root = super().get_single_node()
-        for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
-            if key.value == "tasks":
-                _keep_text(value, set())
-        return root
+    """PyYAML's safe loader that also reads 1e-5 as a number and refuses duplicate keys and halves of characters."""
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
@@ -33,10 +23,12 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set[str]()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        for key, value in ((key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
+            if key.value == "tasks":  # names of classes keep their written text
+                _keep_text(value, set())
         return super().construct_mapping(node, deep)
 
 
@@ -70,10 +62,7 @@ def load_yaml(path: str) -> dict[str, Any]:
 
 
 def parse_yaml(path: str, text: str, loader: Any = _Loader) -> dict[str, Any]:
-    """The keys and values of a YAML text; UserError names the file `path` and, if known, the line.
-
-    `loader`: one of PyYAML's safe loaders.
-    """
+    """The keys and values of a YAML text, by a safe loader; UserError names the file and, if known, the line."""
     try:
         content = yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
