@@ -63,7 +63,6 @@ def summarize(
     from -R, so that positive transfer and gain are good, and positive forgetting is bad, for any metric.
 
     Args:
-        rows: all measurements.
         continual: whether each task has its own episode; without, figures that refer to this episode are None.
         isolated: the main metric of a network trained on each task alone, by number of the task.
     """
