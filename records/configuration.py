@@ -23,8 +23,6 @@ from utils.yaml_files import load_yaml
 # Sections of a configuration, each with the class that declares its keys; those of a data set or network add to them.
 SECTIONS: Mapping[str, type] = {"data": DataConfig, "net": NetConfig, "hp": Recipe}
 _PROJECT = Path(__file__).resolve().parent.parent
-# The first columns of a table of runs.
-_FIRST = ("method", "stream", "net.model", "seed", "hp.epochs")
 
 
 def data_section(path: str) -> dict[str, Any]:
@@ -67,11 +65,9 @@ def default_method_config(method: str) -> str:
 
 
 def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> RunConfig:
-    """A configuration from nested keys and values.
+    """A configuration from nested keys and values, without the settings of the method if they are None.
 
-    Args:
-        where: opens error messages about values that do not name their own source (see Given).
-        settings: of the method; None leaves them out.
+    `where` opens error messages about values that do not name their own source (see Given).
     """
     prefix = f"{where}: " if where else ""
     parts = {name: _section(name, prefix, content.get(name, {})) for name in SECTIONS}
@@ -137,7 +133,7 @@ def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
 
 def hyperparameter_kinds() -> dict[str, Kind]:
     """The kind of every key that `hyperparameters` can have, for any data set, network and method."""
-    kinds: dict[str, Kind] = dict.fromkeys(_FIRST, str)
+    kinds: dict[str, Kind] = dict.fromkeys(("method", "stream", "net.model", "seed", "hp.epochs"), str)  # come first
     for key, declaration in _declared():
         before, kind = kinds.get(key), declaration.kind
         if declaration.machine or (kind is str and declaration.accepts is not str):  # it is no simple value

@@ -68,8 +68,8 @@ def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
 
 def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str]) -> list[str]:
     """Options and dotted keys on this command line that contradict the configuration."""
-    found = [key for key in given if _differs(key, invocation, config)]
-    return sorted(options()[key].option if key in options() else key for key in found)
+    names = {key: declared.option for key, declared in options().items()}
+    return sorted(names.get(key, key) for key in given if _differs(key, invocation, config))
 
 
 def _differs(key: str, invocation: Invocation, config: RunConfig) -> bool:

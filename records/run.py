@@ -194,10 +194,7 @@ class Run:
 
     @cached_property
     def test_predictions(self) -> dict[int, dict[int, Array]]:
-        """Task -> member -> its predictions on the test examples, [N, C], for the members that answer at the end.
-
-        Tasks that no member has learned yet (in the multi-task mode) are missing.
-        """
+        """Task that is learned -> member that answers at the end -> its predictions on the test examples, [N, C]."""
         return self._member_predictions("test")
 
     def _member_predictions(self, split: str) -> dict[int, dict[int, Array]]:

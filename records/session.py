@@ -104,11 +104,7 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
 
 @dataclass(frozen=True)
 class Session:
-    """The objects of a run under way.
-
-    Attributes:
-        episodes: of the whole run; `directory.manifest.episode` of them are complete.
-    """
+    """The objects of a run under way; `directory.manifest.episode` of its episodes are complete."""
 
     config: RunConfig
     stream: TaskStream
@@ -150,7 +146,9 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
         stack.enter_context(_fitting(path))
     if done:
         with enough_memory(f"the saved state on {device}", "try again when more is free"):
-            _restore(method, evaluation, directory, episodes)
+            state = {part: from_bytes(content, device) for part, content in directory.state().items()}
+            method.load_state_dict(state, episodes[:done])
+            evaluation.load_state_dict(state, lambda: saved_networks(directory, config, device))
     checkpoints = RunCheckpoints(
         directory, plan.invocation.command.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
     )
@@ -184,14 +182,6 @@ def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stac
         directory = directory.adopting(plan.base, plan.base_sha256 or "", targets_of(stream), names_of(stream))
     stack.callback(directory.close)
     return directory
-
-
-def _restore(method: Method, evaluation: Evaluation, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
-    """Bring a method and its evaluation to the state after the last complete episode."""
-    device, done = method.compute.device, directory.manifest.episode
-    state = {part: from_bytes(content, device) for part, content in directory.state().items()}
-    method.load_state_dict(state, episodes[:done])
-    evaluation.load_state_dict(state, lambda: saved_networks(directory, method.config, device))
 
 
 def saved_networks(directory: RunDirectory, config: RunConfig, device: torch.device) -> Iterator[Member]:

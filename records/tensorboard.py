@@ -87,7 +87,7 @@ class TensorBoard(RunMonitor):
         rows = {episode: list(group) for episode, group in groupby(run.rows, lambda row: row.episode)}
         for facts in run.episodes:
             self._history.add(facts, rows[facts.episode])
-        self._continual, self._isolated = run.config["continual"], run.isolated
+        self._continual, self._isolated = run.config["continual"], run.isolated or {}
         session = {"start_time_secs": time.time(), "hparams": run.hyperparameters}
         self._write(len(run.episodes), [
             _text("config", "text", textwrap.indent(yaml_bytes(run.config).decode(), "    ").encode()),
@@ -130,10 +130,8 @@ class TensorBoard(RunMonitor):
 
     def _isolated_accuracies(self, rows: Sequence[Measurement]) -> dict[str, float]:
         """For tasks measured for the first time: one point beside the beginning of each curve."""
-        if self._isolated is None:
-            return {}
         unknown = np.all(np.isnan(self._history.main), axis=0)
-        new = [row for row in rows if row.is_test and unknown[row.task - 1]]
+        new = [row for row in rows if row.is_test and row.task in self._isolated and unknown[row.task - 1]]
         return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task] for row in new}
 
     def _of_matrix(self) -> dict[str, float]:
