@@ -39,24 +39,16 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not. Per-task values are in the order in which the tasks were revealed.
-
-    Attributes:
-        config: config.yaml.
-        rows, episodes: metrics.csv and episodes.csv.
-        members: all saved networks, in the order of joining.
-        summary: summary.json; for an unfinished run, the figures so far.
-        places: maps task numbers in the files to those used here; they differ in `renumbered` runs only.
-    """
+    """A run, finished or not. Per-task values are in the order in which the tasks were revealed."""
 
     path: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # config.yaml
     manifest: Manifest
-    rows: Sequence[Measurement]
-    episodes: Sequence[EpisodeFacts]
-    members: Sequence[SavedMember]
-    summary: Mapping[str, Any]
-    places: Mapping[int, int]
+    rows: Sequence[Measurement]  # metrics.csv
+    episodes: Sequence[EpisodeFacts]  # episodes.csv
+    members: Sequence[SavedMember]  # all saved networks, in the order of joining
+    summary: Mapping[str, Any]  # summary.json; for an unfinished run, the figures so far
+    places: Mapping[int, int]  # task numbers in the files -> those used here; they differ in `renumbered` runs only
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":

@@ -57,22 +57,14 @@ _FEW = 4  # examples of a task: enough for every network and method to take a st
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run: a new run, an interrupted one, or the extension of a finished one.
-
-    Attributes:
-        saved: config.yaml of the interrupted run.
-        base: the finished run that is extended.
-        base_sha256: of its manifest when the extension was begun.
-        base_saved: config.yaml of the base, if the extension is new.
-        summary: of the run, if it is already finished: there is nothing to run.
-    """
+    """What is to be run: a new run, an interrupted one, or the extension of a finished one."""
 
     invocation: Invocation
-    saved: Mapping[str, Any] | None = None
-    base: Path | None = None
-    base_sha256: str | None = None
-    base_saved: Mapping[str, Any] | None = None
-    summary: Mapping[str, Any] | None = None
+    saved: Mapping[str, Any] | None = None  # config.yaml of the interrupted run
+    base: Path | None = None  # the finished run that is extended
+    base_sha256: str | None = None  # of its manifest when the extension was begun
+    base_saved: Mapping[str, Any] | None = None  # config.yaml of the base, if the extension is new
+    summary: Mapping[str, Any] | None = None  # of the run, if it is already finished: there is nothing to run
 
 
 def planned(invocation: Invocation, stack: ExitStack) -> Plan:

@@ -148,17 +148,12 @@ class TensorBoard(RunMonitor):
 
 
 class History:
-    """The data of the pictures, [episodes so far, tasks], NaN where there is no value.
-
-    Attributes:
-        main: the main metric on the test data.
-        weights: probability of drawing each task.
-        trained: 1 for tasks that were trained on, 0 for others.
-    """
+    """The data of the pictures, [episodes so far, tasks], NaN where there is no value."""
 
     def __init__(self, tasks: int) -> None:
-        self.main: metrics.Matrix = np.empty((0, tasks))
-        self.weights, self.trained = self.main, self.main
+        self.main: metrics.Matrix = np.empty((0, tasks))  # the main metric on the test data
+        self.weights = self.main  # probability of drawing each task
+        self.trained = self.main  # 1 for tasks that were trained on, 0 for others
 
     def add(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         """Append an episode."""
