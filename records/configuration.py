@@ -17,26 +17,12 @@ from net import TRUNKS, settings_class
 from net.config import NetConfig
 from training.recipe import Recipe
 from utils.errors import UserError, unknown
-from utils.settings import (
-    Declaration,
-    Given,
-    Kind,
-    NoSettings,
-    Range,
-    declarations,
-    first_difference,
-    flat,
-    plain,
-    read,
-    read_values,
-)
+from utils.settings import Declaration, Given, Kind, NoSettings, Range, declarations, flat, plain, read, read_values
 from utils.yaml_files import load_yaml
 
 # Sections of a configuration, each with the class that declares its keys; those of a data set or network add to them.
 SECTIONS: Mapping[str, type] = {"data": DataConfig, "net": NetConfig, "hp": Recipe}
 _PROJECT = Path(__file__).resolve().parent.parent
-# The first columns of a table of runs.
-_FIRST = ("method", "stream", "net.model", "seed", "hp.epochs")
 
 
 def data_section(path: str) -> dict[str, Any]:
@@ -79,11 +65,9 @@ def default_method_config(method: str) -> str:
 
 
 def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> RunConfig:
-    """A configuration from nested keys and values.
+    """A configuration from nested keys and values, without the settings of the method if they are None.
 
-    Args:
-        where: opens error messages about values that do not name their own source (see Given).
-        settings: of the method; None leaves them out.
+    `where` opens error messages about values that do not name their own source (see Given).
     """
     prefix = f"{where}: " if where else ""
     parts = {name: _section(name, prefix, content.get(name, {})) for name in SECTIONS}
@@ -118,10 +102,7 @@ def keys_where(flag: str) -> frozenset[str]:
 
 
 def comparable(content: Mapping[str, Any], sections: Iterable[str] = SECTIONS) -> dict[str, Any]:
-    """Of a config.yaml, by dotted key, the settings in these sections that must agree between runs that are compared.
-
-    Names of tasks, which are labels only, are left out.
-    """
+    """By dotted key, settings of a config.yaml that must agree between runs that are compared; no names of tasks."""
     machine = keys_where("machine")
     found = dict(flat({name: content[name] for name in sections}))
     found["data.tasks"] = [{**task, "name": None} for task in found.get("data.tasks", ())]
@@ -134,12 +115,12 @@ def obstacle(reference: Mapping[str, Any], content: Mapping[str, Any]) -> str | 
     Tasks are matched by their numbers, so that tasks may be forgotten that the reference has.
     """
     both = reference, content
-    forgotten, kept = (frozenset(one["data"].get("forgotten", ())) for one in both)
-    one, other = ({**comparable(config), "data.forgotten": (), "seed": config.get("seed")} for config in both)
-    if key := first_difference(one, other) or ("data.forgotten" if forgotten - kept else None):
-        return key
+    one, other = ({**comparable(config), "seed": config.get("seed")} for config in both)
+    forgotten, also = (set(config["data"].get("forgotten", ())) for config in both)
+    one["data.forgotten"], other["data.forgotten"] = forgotten, forgotten & also
     sums, others = (config.get("data_sha256") or {} for config in both)
-    return "data_sha256" if any(sums[task] != others[task] for task in sums.keys() & others.keys()) else None
+    one["data_sha256"], other["data_sha256"] = sums | others, others | sums
+    return next((key for key in one | other if one.get(key) != other.get(key)), None)
 
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
@@ -153,13 +134,13 @@ def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
 
 def hyperparameter_kinds() -> dict[str, Kind]:
     """The kind of every key that `hyperparameters` can have, for any data set, network and method."""
-    kinds: dict[str, Kind] = dict.fromkeys(_FIRST, str)
+    kinds: dict[str, Kind] = dict.fromkeys(("method", "stream", "net.model", "seed", "hp.epochs"), str)  # come first
     for key, declaration in _declared():
         accepts = declaration.accepts
-        simple = accepts in (bool, str) or isinstance(accepts, (Range, tuple)) or hasattr(accepts, "kind")
-        if not simple or declaration.machine:
-            continue
         before, kind = kinds.get(key), declaration.kind
+        simple = kind is not str or accepts is str or hasattr(accepts, "kind")
+        if declaration.machine or not simple:
+            continue
         if isinstance(before, tuple) and isinstance(kind, tuple):
             kind = tuple(dict.fromkeys((*before, *kind)))
         kinds[key] = kind

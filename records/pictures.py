@@ -10,13 +10,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.metrics import Matrix
 
-_UNMEASURED = (224, 224, 224)
 # Viridis at 0, 1/16, ... 1: perceptually uniform, also for the colour-blind.
 _VIRIDIS = (
     (68, 1, 84), (72, 24, 106), (71, 45, 123), (66, 64, 134), (59, 82, 139), (51, 99, 141), (44, 114, 142),
     (38, 130, 142), (33, 145, 140), (31, 160, 136), (40, 174, 128), (63, 188, 115), (94, 201, 98), (132, 212, 75),
     (173, 220, 48), (216, 226, 25), (253, 231, 37),
 )  # fmt: skip
+# Index 0 stands for no value, 1 to 255 for 0 to 1.
+_AT, _ANCHORS = np.linspace(0, 1, 255), np.linspace(0, 1, len(_VIRIDIS))
+_COLOURS = [np.interp(_AT, _ANCHORS, channel) for channel in zip(*_VIRIDIS, strict=True)]
+_PALETTE = bytes((224, 224, 224)) + np.rint(np.stack(_COLOURS, 1)).astype(np.uint8).tobytes()
 _SIDE, _CELL, _MOST = 480, 48, 960  # pixels of a picture with many cells; most pixels of a cell; most cells
 _NUMBERED = 20  # least pixels of a cell in which a number can be read
 
@@ -30,13 +33,10 @@ class Picture(NamedTuple):
 
 
 def heat_map(values: Matrix, rows: int, percent: Matrix | None = None) -> Picture:
-    """A matrix as squares from dark violet (0) over green to yellow (1); light grey where there is no value.
+    """A matrix [so far, columns] as squares from dark violet (0) over green to yellow (1); light grey for NaN.
 
-    Args:
-        values: [so far, columns], NaN where there is no value; clipped to [0, 1].
-        rows: of the finished matrix, so that the picture keeps its size. With more than 960 rows or columns, only
-            every second, third, ... one is drawn.
-        percent: shares like `values`, which are written into the cells as whole percent where there is room.
+    The picture has room for `rows`; of more than 960 rows or columns, only every second, third, ... one is drawn.
+    Shares in `percent` are written into the cells where there is room.
     """
     columns = values.shape[1]
     step = -(-max(rows, columns) // _MOST)
@@ -65,13 +65,3 @@ def _number(number: int, size: int) -> npt.NDArray[np.bool_]:
     font = ImageFont.load_default(0.55 * size if number < 100 else 0.42 * size)
     ImageDraw.Draw(image).text((size / 2, size / 2), str(number), 1, font, anchor="mm")
     return np.asarray(image)
-
-
-def _palette() -> bytes:
-    """The palette: index 0 stands for no value, 1 to 255 for 0 to 1."""
-    at, anchors = np.linspace(0, 1, 255), np.linspace(0, 1, len(_VIRIDIS))
-    colours = np.stack([np.interp(at, anchors, channel) for channel in zip(*_VIRIDIS, strict=True)], 1)
-    return bytes(_UNMEASURED) + np.rint(colours).astype(np.uint8).tobytes()
-
-
-_PALETTE = _palette()

@@ -68,8 +68,8 @@ def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
 
 def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str]) -> list[str]:
     """Options and dotted keys on this command line that contradict the configuration."""
-    found = [key for key in given if _differs(key, invocation, config)]
-    return sorted(options()[key].option if key in options() else key for key in found)
+    names = {key: declared.option for key, declared in options().items()}
+    return sorted(names.get(key, key) for key in given if _differs(key, invocation, config))
 
 
 def _differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
@@ -93,8 +93,7 @@ def _differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
 
 def check_same_data(path: Path, saved: Mapping[str, Any], now: Mapping[int, str], data_dir: Path) -> None:
     """Check that tasks with the fingerprints `now` have the data of the run at `path`, with config.yaml `saved`."""
-    before = saved["data_sha256"]
-    if not isinstance(before, dict) or any(before[task] != now[task] for task in before.keys() & now.keys()):
+    if saved["data_sha256"] | now != now | saved["data_sha256"]:
         reason = f"the data are not those that {path} was trained on (data_sha256 in its {CONFIG})"
         raise UserError(f"{data_dir}: {reason}; put them back")
 
@@ -103,6 +102,5 @@ def warn_of_versions(saved: Mapping[str, Any], resolved: Mapping[str, Any]) -> N
     """Print a warning if a version or the number of threads in config.yaml (`saved`) is another than now."""
     before, now = ({**of["versions"], "commit": of["commit"], "threads": of["threads"]} for of in (saved, resolved))
     for name, version in now.items():
-        if before.get(name) != version:
-            told = f"begun with {name} {before.get(name)}, resumed with {version}: not the same to the bit"
-            print(told, file=sys.stderr)
+        if (was := before.get(name)) != version:
+            print(f"begun with {name} {was}, resumed with {version}: not the same to the bit", file=sys.stderr)

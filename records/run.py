@@ -39,43 +39,30 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not. Per-task values are in the order in which the tasks were revealed.
-
-    Attributes:
-        config: config.yaml.
-        rows, episodes: metrics.csv and episodes.csv.
-        members: all saved networks, in the order of joining.
-        summary: summary.json; for an unfinished run, the figures so far.
-        places: maps task numbers in the files to those used here; they differ in `renumbered` runs only.
-    """
+    """A run, finished or not. Per-task values are in the order in which the tasks were revealed."""
 
     path: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # config.yaml
     manifest: Manifest
-    rows: Sequence[Measurement]
-    episodes: Sequence[EpisodeFacts]
-    members: Sequence[SavedMember]
-    summary: Mapping[str, Any]
-    places: Mapping[int, int]
+    rows: Sequence[Measurement]  # metrics.csv
+    episodes: Sequence[EpisodeFacts]  # episodes.csv
+    members: Sequence[SavedMember]  # all saved networks, in the order of joining
+    summary: Mapping[str, Any]  # summary.json; for an unfinished run, the figures so far
+    places: Mapping[int, int]  # task numbers in the files -> those used here; they differ in `renumbered` runs only
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
-        """Read a run directory; also one that a process is writing to.
-
-        Raises:
-            UserError: there is no run, no episode is complete yet, or a file is damaged.
-        """
+        """Read a run directory, also one that a process is writing to; UserError without a complete episode."""
         path = Path(path).expanduser()
         config, manifest = opened(path)
         rows, episodes = read_measurements(path, manifest)
         members = read_members(path, manifest)
         try:
             saved = read_summary(path) or {}
-            isolated = by_task(saved, "per_task_isolated_acc") if saved else None
-            found = summarize(rows, _has_episodes(config), isolated, config["higher_is_better"])
             places = {row.task: row.task for row in rows}
-            summary = {**costs(episodes), "total_seconds": sum(facts.seconds for facts in episodes), **saved, **found}
-            return cls(path, config, manifest, rows, episodes, members, summary, places)
+            summary = {**costs(episodes), "total_seconds": sum(facts.seconds for facts in episodes), **saved}
+            run = cls(path, config, manifest, rows, episodes, members, summary, places)
+            return run.against(by_task(saved, "per_task_isolated_acc") if saved else None)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
 
@@ -101,7 +88,7 @@ class Run:
     @property
     def continual(self) -> bool:
         """Whether each task has its own episode."""
-        return _has_episodes(self.config)
+        return bool(self.config["continual"]) and not self.config.get("derived")
 
     @property
     def metric(self) -> str:
@@ -154,15 +141,9 @@ class Run:
         return None if found is None else np.array(found)
 
     def predictions(self, task: str | int, split: str = "test", members: int | None = None) -> Array:
-        """Weighted mean of the predictions of the members that answer a task, [N, C].
+        """Weighted mean of the predictions of the members that answer a task, see `task_number`, [N, C].
 
-        Args:
-            task: number or name, see `task_number`.
-            split: test, held_out, ... or train, which means the kept training examples.
-            members: use only the first so many members, in the order of joining.
-
-        Raises:
-            UserError: there are no such predictions, or a file is damaged.
+        The split train means the kept training examples; `members`: only of the first so many, in the order of joining.
         """
         number = self._number(task)
         by_task = self.test_predictions if split == "test" else self._member_predictions(split)
@@ -188,19 +169,13 @@ class Run:
         return found
 
     def kept(self, task: str | int, episode: int | None = None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Which training examples of a task are kept after an episode (None: the last one), and their targets.
+        """Positions among a task's training examples of those kept after an episode (None: the last), and the targets.
 
-        Returns:
-            Their positions among the task's training examples, [N], in the order of the predictions on the split
-            train of that episode's member; and the targets that it was trained on, [N, ...].
-
-        Raises:
-            UserError: none are kept.
+        [N] and [N, ...], in the order of the predictions on the split train of that episode's member.
         """
         number, last = self._number(task), self.manifest.episode if episode is None else episode
-        names = map(KEPT_FILE.format, range(last, 0, -1))
-        for name in (name for name in names if name in self.manifest.files):
-            if number in (positions := self._tensors(name, "positions")):
+        for name in map(KEPT_FILE.format, range(last, 0, -1)):
+            if name in self.manifest.files and number in (positions := self._tensors(name, "positions")):
                 return positions[number], self._tensors(name, "targets")[number]
         raise UserError(f"{self.path} keeps no training examples of task {task!r} after episode {last}")
 
@@ -211,10 +186,7 @@ class Run:
 
     @cached_property
     def test_predictions(self) -> dict[int, dict[int, Array]]:
-        """Task -> member -> its predictions on the test examples, [N, C], for the members that answer at the end.
-
-        Tasks that no member has learned yet (in the multi-task mode) are missing.
-        """
+        """Task that is learned -> member that answers at the end -> its predictions on the test examples, [N, C]."""
         return self._member_predictions("test")
 
     def _member_predictions(self, split: str) -> dict[int, dict[int, Array]]:
@@ -224,9 +196,9 @@ class Run:
                 found.setdefault(task, {})[member.number] = values.astype(np.float64)
         return dict(sorted(found.items()))
 
-    def against(self, isolated: Mapping[int, float]) -> "Run":
+    def against(self, isolated: Mapping[int, float] | None) -> "Run":
         """The same run with the figures that compare it with `isolated`, by the number that a task has in the files."""
-        here = {self.places[task]: value for task, value in isolated.items() if task in self.places}
+        here = isolated and {self.places[task]: value for task, value in isolated.items() if task in self.places}
         found = summarize(self.rows, self.continual, here, self.config["higher_is_better"])
         return replace(self, summary={**self.summary, **found})
 
@@ -252,25 +224,15 @@ def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
 
 
 def task_number(path: Path, task: str | int, names: Mapping[int, str]) -> int:
-    """The number of the task that is asked for by number or name, or by a text "number=..." or "name=...".
-
-    Args:
-        names: of the tasks, by number.
-
-    Raises:
-        UserError: there is no such task, or several are meant.
-    """
-    kind, equals, text = (f"number={task}" if isinstance(task, int) else task).partition("=")
-    if not equals or kind not in ("number", "name"):
-        kind, text = "", str(task)
-    numbered = [number for number in names if kind != "name" and str(number) == text]
-    named = [number for number, name in names.items() if kind != "number" and class_name(name) == class_name(text)]
-    found = sorted({*numbered, *named})
+    """The number of the one task that has a number or name, also as "number=..." or "name=..."; `names`: by number."""
+    asked = f"number={task}" if isinstance(task, int) else class_name(task)
+    spelt = {n: (str(n), f"number={n}", class_name(name), f"name={class_name(name)}") for n, name in names.items()}
+    found = sorted(number for number, ways in spelt.items() if asked in ways)
     if len(found) > 1:
-        ways = [f"number={number} for {number} {names[number]!r}" for number in found]
-        raise UserError(f"{path}: {text!r} may be several tasks; write {' or '.join(ways)}")
+        ways = " or ".join(f"number={number} for {number} {names[number]!r}" for number in found)
+        raise UserError(f"{path}: {task!r} may be several tasks; write {ways}")
     if not found:
-        raise UserError(f"{path}: {unknown('task', text, names.values())}")
+        raise UserError(f"{path}: {unknown('task', task, names.values())}")
     return found[0]
 
 
@@ -282,7 +244,3 @@ def find_runs(path: Path) -> list[Path]:
     if not found:
         raise UserError(f"{path} is not the directory of a run, and has no runs in it")
     return found
-
-
-def _has_episodes(config: Mapping[str, Any]) -> bool:
-    return bool(config["continual"]) and not config.get("derived")

@@ -47,7 +47,7 @@ from utils.compute import (
     pick_device,
     runs_in_bf16,
 )
-from utils.errors import SignalError, TrainingError, UserError, one_line
+from utils.errors import SignalError, TrainingError, UserError, one_line, shortage
 from utils.files import tensor_bytes
 from utils.seeding import seeded
 from utils.trees import from_bytes, to_bytes
@@ -57,22 +57,14 @@ _FEW = 4  # examples of a task: enough for every network and method to take a st
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run: a new run, an interrupted one, or the extension of a finished one.
-
-    Attributes:
-        saved: config.yaml of the interrupted run.
-        base: the finished run that is extended.
-        base_sha256: of its manifest when the extension was begun.
-        base_saved: config.yaml of the base, if the extension is new.
-        summary: of the run, if it is already finished: there is nothing to run.
-    """
+    """What is to be run: a new run, an interrupted one, or the extension of a finished one."""
 
     invocation: Invocation
-    saved: Mapping[str, Any] | None = None
-    base: Path | None = None
-    base_sha256: str | None = None
-    base_saved: Mapping[str, Any] | None = None
-    summary: Mapping[str, Any] | None = None
+    saved: Mapping[str, Any] | None = None  # config.yaml of the interrupted run
+    base: Path | None = None  # the finished run that is extended
+    base_sha256: str | None = None  # of its manifest when the extension was begun
+    base_saved: Mapping[str, Any] | None = None  # config.yaml of the base, if the extension is new
+    summary: Mapping[str, Any] | None = None  # of the run, if it is already finished: there is nothing to run
 
 
 def planned(invocation: Invocation, stack: ExitStack) -> Plan:
@@ -104,11 +96,7 @@ def planned(invocation: Invocation, stack: ExitStack) -> Plan:
 
 @dataclass(frozen=True)
 class Session:
-    """The objects of a run under way.
-
-    Attributes:
-        episodes: of the whole run; `directory.manifest.episode` of them are complete.
-    """
+    """The objects of a run under way; `directory.manifest.episode` of its episodes are complete."""
 
     config: RunConfig
     stream: TaskStream
@@ -121,12 +109,7 @@ class Session:
 
 
 def opened(plan: Plan, stack: ExitStack) -> Session:
-    """Build and check everything, then open the run directory, which is closed with `stack`.
-
-    Raises:
-        UserError: the data, the network or the saved state does not fit.
-        TrainingError: there is not enough memory, or the directory cannot be written.
-    """
+    """Build and check everything, then open the run directory, which is closed with `stack`."""
     begin, config, path = time.perf_counter(), plan.invocation.config, plan.invocation.run_dir
     device = prepared(config)
     compute = Compute(device, runs_in_bf16(config.precision, device))
@@ -136,9 +119,11 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
         if config.threads is None:
             use_threads(net.trunk, stream.spec.input_shape, config.hp.batch, device)
         reference = plan.invocation.command.isolated
-        resolved = resolve(config, compute, stream, reference, plan.base)
-        resolved["extended_from_sha256"] = plan.base_sha256
-    check_data(plan, resolved)
+        resolved = resolve(config, compute, stream, reference, plan.base, plan.base_sha256)
+    if before := plan.saved or plan.base_saved:
+        begun = path if plan.saved or plan.base is None else plan.base
+        check_same_data(begun, before, resolved["data_sha256"], config.data.data_dir)
+        warn_of_versions(before, resolved)
     isolated = load_isolated(reference, resolved) if reference else None
     with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
         parameters, compute, launch = try_network(net, config, stream, compute)
@@ -153,7 +138,9 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
         stack.enter_context(_fitting(path))
     if done:
         with enough_memory(f"the saved state on {device}", "try again when more is free"):
-            _restore(method, evaluation, directory, episodes)
+            state = {part: from_bytes(content, device) for part, content in directory.state().items()}
+            method.load_state_dict(state, episodes[:done])
+            evaluation.load_state_dict(state, lambda: saved_networks(directory, config, device))
     checkpoints = RunCheckpoints(
         directory, plan.invocation.command.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
     )
@@ -175,17 +162,6 @@ def prepared(config: RunConfig) -> torch.device:
     return device
 
 
-def check_data(plan: Plan, resolved: Mapping[str, Any]) -> None:
-    """Check that a resumed or extended run has the data it was begun with."""
-    data_dir = plan.invocation.config.data.data_dir
-    if plan.saved is not None:
-        check_same_data(plan.invocation.run_dir, plan.saved, resolved["data_sha256"], data_dir)
-    if plan.base is not None and plan.base_saved is not None:
-        check_same_data(plan.base, plan.base_saved, resolved["data_sha256"], data_dir)
-    if before := plan.saved or plan.base_saved:
-        warn_of_versions(before, resolved)
-
-
 def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stack: ExitStack) -> RunDirectory:
     """The run directory: new, as it was last committed, or with the files of the finished run that is extended."""
     path = plan.invocation.run_dir
@@ -198,14 +174,6 @@ def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stac
         directory = directory.adopting(plan.base, plan.base_sha256 or "", targets_of(stream), names_of(stream))
     stack.callback(directory.close)
     return directory
-
-
-def _restore(method: Method, evaluation: Evaluation, directory: RunDirectory, episodes: Sequence[Episode]) -> None:
-    """Bring a method and its evaluation to the state after the last complete episode."""
-    device, done = method.compute.device, directory.manifest.episode
-    state = {part: from_bytes(content, device) for part, content in directory.state().items()}
-    method.load_state_dict(state, episodes[:done])
-    evaluation.load_state_dict(state, lambda: saved_networks(directory, method.config, device))
 
 
 def saved_networks(directory: RunDirectory, config: RunConfig, device: torch.device) -> Iterator[Member]:
@@ -305,14 +273,10 @@ def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: 
 
 
 def rehearse(config: RunConfig, stream: TaskStream, compute: Compute) -> None:
-    """Learn a few examples of the first tasks in one step each, and save and load all that a run saves.
-
-    Raises:
-        UserError: the network cannot be trained, saved or loaded.
-    """
+    """Learn a few examples of the first tasks in one step each, and save and load all that a run saves."""
     first = stream.tasks[:2] if config.continual else stream.tasks
     tiny = TaskStream(stream.spec, tuple(map(_with_few_examples, first)))
-    recipe = replace(config.hp, epochs=None, examples=None, steps=1, augment=config.hp.augments)
+    recipe = replace(config.hp, epochs=None, examples=None, steps=1)
     context = Context(replace(config, hp=recipe, rounds=1, warm_start=False), stream.spec, compute)
     method, episodes = build_method(context), schedule(context.config, tiny)
     try:
@@ -325,16 +289,13 @@ def rehearse(config: RunConfig, stream: TaskStream, compute: Compute) -> None:
             again = new_network(config, stream.spec, member.net.head_sizes)
             again.load_state_dict(safetensors.torch.load(tensor_bytes(member.net.state_dict())))
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+        if shortage(error):
             raise
-        raise UserError(
-            f"{config.net.path}: model: {config.net.model} cannot be trained, saved and loaded with "
-            f"--method {config.method}: {one_line(error)[:300]}"
-        ) from None
+        what = f"{config.net.model} cannot be trained, saved and loaded with --method {config.method}"
+        raise UserError(f"{config.net.path}: model: {what}: {one_line(error)[:300]}") from None
 
 
 def _with_few_examples(task: Task) -> Task:
-    drawn = task.train.examples if isinstance(task.train, Table) else task.train_eval
-    parts = drawn, task.train_eval, task.test
+    parts = task.train.examples if isinstance(task.train, Table) else task.train_eval, task.train_eval, task.test
     train, train_eval, test = (part.subset(torch.arange(min(_FEW, len(part)))) for part in parts)
     return replace(task, train=Table(train), splits={TRAIN: train_eval, TEST: test})

@@ -63,7 +63,6 @@ def summarize(
     from -R, so that positive transfer and gain are good, and positive forgetting is bad, for any metric.
 
     Args:
-        rows: all measurements.
         continual: whether each task has its own episode; without, figures that refer to this episode are None.
         isolated: the main metric of a network trained on each task alone, by number of the task.
     """
@@ -142,8 +141,7 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> dict[int, float]:
     summary = read_summary(path) if holds_run(path) else None
     if not summary:
         raise UserError(f"--isolated {path} is not the directory of a finished run")
-    if summary["method"] != "isolated":
-        method = summary["method"]
+    if (method := summary["method"]) != "isolated":
         raise UserError(f"--isolated {path} is a run of --method {method}; it must be one of --method isolated")
     if (key := obstacle(read_config(path), config)) is not None:
         raise UserError(

@@ -79,7 +79,6 @@ class TensorBoard(RunMonitor):
         # TensorBoard finds files by this name and reads them in its order; a process may write several.
         self._records = RecordWriter(open_log(f"events.out.tfevents.{time.time_ns() // 1000:016d}.{os.getpid()}"))
         self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        self._history = History(0)
         self._begun = False
 
     def run_begins(self, run: RunStart) -> None:
@@ -88,7 +87,7 @@ class TensorBoard(RunMonitor):
         rows = {episode: list(group) for episode, group in groupby(run.rows, lambda row: row.episode)}
         for facts in run.episodes:
             self._history.add(facts, rows[facts.episode])
-        self._continual, self._isolated = run.config["continual"], run.isolated
+        self._continual, self._isolated = run.config["continual"], run.isolated or {}
         session = {"start_time_secs": time.time(), "hparams": run.hyperparameters}
         self._write(len(run.episodes), [
             _text("config", "text", textwrap.indent(yaml_bytes(run.config).decode(), "    ").encode()),
@@ -112,7 +111,7 @@ class TensorBoard(RunMonitor):
         first = self._isolated_accuracies(rows)
         self._history.add(facts, rows)
         scalars = {**first, **_of_episode(facts, rows), **_of_tasks(facts, rows), **self._of_matrix()}
-        pictures = [_picture(tag, *values, self._episodes) for tag, values in self._history.pictures().items()]
+        pictures = [_picture(tag, self._episodes, *drawn) for tag, drawn in self._history.pictures().items()]
         self._write(facts.episode, [*_scalars(scalars), *pictures])
 
     def run_measured(self, summary: Mapping[str, Any]) -> None:
@@ -131,10 +130,8 @@ class TensorBoard(RunMonitor):
 
     def _isolated_accuracies(self, rows: Sequence[Measurement]) -> dict[str, float]:
         """For tasks measured for the first time: one point beside the beginning of each curve."""
-        if self._isolated is None:
-            return {}
         unknown = np.all(np.isnan(self._history.main), axis=0)
-        new = [row for row in rows if row.is_test and unknown[row.task - 1]]
+        new = [row for row in rows if row.is_test and row.task in self._isolated and unknown[row.task - 1]]
         return {f"isolated_{row.metric}/{_tag(row)}": self._isolated[row.task] for row in new}
 
     def _of_matrix(self) -> dict[str, float]:
@@ -151,17 +148,12 @@ class TensorBoard(RunMonitor):
 
 
 class History:
-    """The data of the pictures, [episodes so far, tasks], NaN where there is no value.
-
-    Attributes:
-        main: the main metric on the test data.
-        weights: probability of drawing each task.
-        trained: 1 for tasks that were trained on, 0 for others.
-    """
+    """The data of the pictures, [episodes so far, tasks], NaN where there is no value."""
 
     def __init__(self, tasks: int) -> None:
-        self.main: metrics.Matrix = np.empty((0, tasks))
-        self.weights, self.trained = self.main, self.main
+        self.main: metrics.Matrix = np.empty((0, tasks))  # the main metric on the test data
+        self.weights = self.main  # probability of drawing each task
+        self.trained = self.main  # 1 for tasks that were trained on, 0 for others
 
     def add(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         """Append an episode."""
@@ -170,15 +162,14 @@ class History:
         self.weights = _appended(self.weights, facts.sampling_weights, math.nan)
         self.trained = _appended(self.trained, dict.fromkeys(facts.tasks, 1.0), 0.0)
 
-    def pictures(self) -> dict[str, tuple[metrics.Matrix, metrics.Matrix | None]]:
-        """Tag -> the colours to draw, [episodes so far, tasks], in [0, 1], and the shares to write into the cells."""
-        drawn: dict[str, tuple[metrics.Matrix, metrics.Matrix | None]]
-        drawn = {"members": (np.where(np.isnan(self.main), math.nan, self.trained), None)}
+    def pictures(self) -> dict[str, list[metrics.Matrix]]:
+        """Tag -> the colours to draw, [episodes so far, tasks], in [0, 1], and maybe the shares to write into cells."""
+        drawn = {"members": [np.where(np.isnan(self.main), math.nan, self.trained)]}
         if self._shares:  # the root separates 0.87 from 0.96, and is the same in all runs and episodes
-            drawn["accuracy_matrix"] = 1 - np.sqrt(1 - self.main), self.main
+            drawn["accuracy_matrix"] = [1 - np.sqrt(1 - self.main), self.main]
         if not np.isnan(self.weights).all():
             shares = np.log(np.maximum(self.weights, _LEAST_WEIGHT)) / math.log(_LEAST_WEIGHT)
-            drawn["sampling_weights"] = 1 - shares, self.weights
+            drawn["sampling_weights"] = [1 - shares, self.weights]
         return drawn
 
 
@@ -220,7 +211,7 @@ def _scalars(scalars: Mapping[str, float]) -> list[Value]:
     return [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
 
 
-def _picture(tag: str, values: metrics.Matrix, percent: metrics.Matrix | None, rows: int) -> Value:
+def _picture(tag: str, rows: int, values: metrics.Matrix, percent: metrics.Matrix | None = None) -> Value:
     png, width, height = heat_map(values, rows, percent)
     return {
         "tag": tag,

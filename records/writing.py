@@ -132,8 +132,9 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
 
 
 def resolve(
-    config: RunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None
-) -> dict[str, Any]:
+    config: RunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None,
+    base_sha256: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any."""
     metric = main_metric(stream)
     config = replace(config, data=replace(config.data, data_dir=config.data.data_dir.absolute()))  # found from anywhere
@@ -145,7 +146,7 @@ def resolve(
         "threads": torch.get_num_threads(),
         "compared_with": None if isolated is None else str(isolated.absolute()),
         "extended_from": None if base is None else str(base.absolute()),
-        "extended_from_sha256": None,
+        "extended_from_sha256": base_sha256,
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
         "objective": type(stream.spec.objective).__name__,
