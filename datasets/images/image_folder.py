@@ -100,7 +100,8 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, Files]) -> 
     pixels = None
     with contextlib.suppress(OSError, SafetensorError, KeyError, RuntimeError):  # it is damaged, or there is none
         stored = read_tensors(cache)
-        pixels = stored["pixels"] if torch.equal(stored["fingerprint"], fingerprint) else None
+        whole = stored["pixels"].shape == (len(everything), 3, size, size)
+        pixels = stored["pixels"] if whole and torch.equal(stored["fingerprint"], fingerprint) else None
     if pixels is None:
         pixels = _decode_all([path for path, _ in everything], size)
         with contextlib.suppress(OSError):  # a read-only --data_dir only costs decoding again next time
