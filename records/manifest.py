@@ -88,7 +88,7 @@ def read_manifest(run: Path) -> Manifest | None:
         if (own := content.pop("sha256")) != _own_sum(content):
             raise ValueError("its checksum is wrong")
         # TensorBoard files may be deleted to save room, which changes nothing else.
-        files = {name: Entry(*entry) for name, entry in content["files"].items()
+        files = {name: Entry(int(size), checksum) for name, (size, checksum) in content["files"].items()
                  if not EVENTS.match(name) or (run / name).exists()}  # fmt: skip
         if outside := [name for name in files if not _NAME.fullmatch(name)]:
             raise ValueError(f"{outside[0]!r} is no file of a run")
