@@ -541,6 +541,12 @@ def test_a_damaged_description_of_an_array_is_data_or_one_clear_error(tmp_path, 
     assert error is None or str(tmp_path / "data") in error
 
 
+def test_nobody_is_told_to_get_a_pickle_again_that_memory_is_too_short_for(tmp_path, monkeypatch):
+    (tmp_path / "data").write_bytes(pickle.dumps(GOOD_PICKLE))
+    monkeypatch.setattr(np, "frombuffer", lambda *given: bytes(1 << 60))
+    assert refusal(load_pickle, tmp_path / "data") == f"{tmp_path}/data cannot be read: not enough memory"
+
+
 @pytest.mark.parametrize("read", [read_idx, load_pickle])
 def test_nobody_is_told_to_delete_a_file_that_cannot_be_read_now(read, tmp_path, monkeypatch):
     def failing(*given: Any) -> None:
@@ -582,7 +588,7 @@ def test_what_is_not_looked_at_is_counted_by_reason(tmp_path):
     check_split(made.tasks[0].test, source.test)
     assert len(made.tasks[0].train_eval) == len(source.train.labels)
     assert sorted(re.split("; not used: |, ", made.notice)) == [
-        "1 without the suffix of an image", "10 used", "2 hidden", "2 that no task asks for",
+        "1 without the suffix of an image", "10 used", "2 hidden", "2 that no task uses",
         "3 outside the folders of classes",
     ]  # fmt: skip
 
@@ -624,7 +630,7 @@ def test_all_that_cannot_be_read_is_listed_at_once(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(UserError, match=r"4 files: .*; repair or remove them") as error:
+    with pytest.raises(UserError, match=r"4 files: .*; repair or remove what") as error:
         folder_stream(tmp_path, ["a", "b"])
     for word in ("a/pipe.png cannot be read as an image (neither a file", "b/text.jpg", "b/link.png", "b/locked"):
         assert word in str(error.value)
@@ -762,6 +768,24 @@ def test_a_photograph_is_turned_as_the_camera_says(suffix, tmp_path):
         path = tmp_path / f"{orientation}.{suffix}"
         Image.fromarray(np.ascontiguousarray(pixels)).save(path, exif=exif, quality=100)
         np.testing.assert_allclose(decode_image(path, 16), seen, atol=6)
+        with Image.open(path) as opened:
+            for _ in range(2):  # a user's own image stays as it is
+                np.testing.assert_allclose(decode_image(opened, 16), seen, atol=6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_photograph_with_damaged_metadata_is_read(suffix, tmp_path):
+    exif, image, rng = Image.Exif(), random_image(16, 16), np.random.default_rng(0)
+    exif[0x0112], exif[0x010F] = 1, "a camera"
+    image.save(tmp_path / f"plain.{suffix}")
+    for _ in range(60):
+        damaged = bytearray(exif.tobytes())
+        for position in rng.integers(6, len(damaged), 3):
+            damaged[position] = rng.integers(256)
+        image.save(tmp_path / f"damaged.{suffix}", exif=bytes(damaged))
+        decoded, wanted = (decode_image(tmp_path / f"{name}.{suffix}", 16) for name in ("damaged", "plain"))
+        assert sorted(decoded.ravel()) == sorted(wanted.ravel())  # it may say that it is turned
 
 
 def test_grey_of_more_than_eight_bits_is_scaled_not_clipped(tmp_path):
@@ -782,7 +806,8 @@ def test_grey_of_more_than_eight_bits_is_scaled_not_clipped(tmp_path):
     write_file(tmp_path / "12.tif", header + packed + directory + bytes(4))
     for path in tmp_path.iterdir():
         wanted = 1 - grey if path.stem == "inverted" else grey
-        np.testing.assert_allclose(decode_image(path, 16, grey=True), 255 * wanted, atol=1, err_msg=path.name)
+        for source in (path, Image.open(path)):
+            np.testing.assert_allclose(decode_image(source, 16, grey=True), 255 * wanted, atol=1, err_msg=path.name)
 
 
 @pytest.mark.parametrize(
@@ -790,8 +815,9 @@ def test_grey_of_more_than_eight_bits_is_scaled_not_clipped(tmp_path):
 )
 def test_grey_without_a_known_white_is_refused(values, tmp_path):
     Image.fromarray(values).save(tmp_path / "grey.tif")
-    with pytest.raises(UserError, match=r"grey\.tif cannot be read as an image .*(floats must be|what is white)"):
-        decode_image(tmp_path / "grey.tif", 8)
+    for source in (tmp_path / "grey.tif", Image.fromarray(values)):
+        with pytest.raises(UserError, match=r"cannot be read as an image .*(floats must be|what is white)"):
+            decode_image(source, 8)
 
 
 @pytest.mark.parametrize("shape", [(65_000, 1), (1, 4_000_000), (20_001, 4)])
@@ -834,7 +860,7 @@ def test_an_image_that_cannot_be_read_is_named(content, suffix, tmp_path):
     random_image(64, 64).save(file, "PNG" if suffix == "png" else "JPEG")
     path = tmp_path / "mine" / "train" / "b" / f"broken.{suffix}"
     write_file(path, file.getvalue()[:-400] if content is None else content)
-    with pytest.raises(UserError, match=f"{path} cannot be read as an image.*repair or remove it"):
+    with pytest.raises(UserError, match=f"{path} cannot be read as an image.*repair or remove what"):
         folder_stream(tmp_path, ["a", "b"])
 
 

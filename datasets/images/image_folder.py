@@ -54,9 +54,11 @@ def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStr
     padding = 0 if settings.augment == "none" else min(size // 8, 4)
     preprocess = ImagePreprocess(padding, flip=settings.augment == "crop_flip")
     stream = image_stream(config, ImageDataset(train, test, names, preprocess, decode=None), seed, device)
-    used = len({(part.store.data_ptr(), row) for task in stream.tasks for part in task.splits.values()
-                for row in part.rows.tolist()})  # fmt: skip
-    skipped["that no task asks for"] = sum(map(len, files.values())) - used
+    stores: dict[int, list[Tensor]] = {}
+    for examples in (part for task in stream.tasks for part in task.splits.values()):
+        stores.setdefault(examples.store.data_ptr(), []).append(examples.rows)
+    used = sum(len(torch.cat(rows).unique()) for rows in stores.values())
+    skipped["that no task uses"] = sum(map(len, files.values())) - used
     return replace(stream, notice=f"{used:,} used" + f"; not used: {reasons(skipped)}" * any(skipped.values()))
 
 
@@ -130,5 +132,5 @@ def _decode_all(paths: Sequence[Path], size: int) -> Tensor:
         wrong = list(filter(None, pool.map(decode, range(len(paths)))))
     if wrong:
         count = "" if len(wrong) == 1 else f"{len(wrong):,} files: "
-        raise UserError(f"{count}{'; '.join(wrong)}; repair or remove {'them' if count else 'it'}")
+        raise UserError(f"{count}{'; '.join(wrong)}; repair or remove what is damaged")
     return pixels

@@ -124,7 +124,7 @@ def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callab
     rng = generator(seed, "samples", number)
     chosen: list[Tensor] = []  # of each class: the rows to train on, the rows held out
     for label, written, rows in zip(labels, names, train_rows, strict=True):
-        order = _order(seed, data.train, label.number, rows)
+        order = _order(seed, data.train, label.number, rows) if config.hold_out else torch.arange(len(rows))
         chosen += _chosen(config, f"class {written!r} of task {number}", rows, order, rng)
     counts = [len(rows) for rows in chosen]
     class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
