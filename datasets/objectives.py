@@ -244,7 +244,7 @@ def scores(
     # As in equal_bins. A confidence is at most 1, so that sorted keys have one group after the other.
     keys = 2 * groups + confidence
     ranks = torch.searchsorted(keys.sort().values, keys) - (sizes.cumsum(0) - sizes)[groups]
-    places = groups * BINS + (ranks * BINS // sizes[groups]).clamp_max(BINS - 1)  # NaN comes after all
+    places = groups * BINS + (ranks * BINS // sizes[groups]).clamp_max(BINS - 1)  # the rank of NaN is N
     gaps = torch.zeros(count * BINS, dtype=torch.float64).index_add_(0, places, hits - confidence)
     sums = (groups.bincount(losses, count), groups.bincount(hits, count), gaps.view(count, BINS).abs().sum(-1))
     means = torch.stack(sums, -1) / sizes.unsqueeze(-1)

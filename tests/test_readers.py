@@ -27,6 +27,7 @@ from datasets.images.files import SUFFIXES, decode_image
 from datasets.images.mnist import read_idx
 from datasets.images.safe_pickle import load_pickle
 from datasets.task import Examples, TaskStream
+from modelzoo import main
 from records.configuration import plain_config, saved_config
 from records.invocation import configure, parse
 from tests.standins import (
@@ -593,12 +594,23 @@ def test_what_is_not_looked_at_is_counted_by_reason(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_run_says_how_many_images_it_uses(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_image_folder(Path("data/mine"), ["a", "b", "c"], side=16)
+    write_file(Path("data/mine/train/a/.hidden.png"), b"no image")
+    Path("d.yaml").write_text("{dataset: image_folder, root: mine, image_size: 16, tasks: [[a, b]]}")
+    assert main(["--data_config", "d.yaml", "--continual", "--samples", "1", "--epochs", "1", "--run_dir", "run"]) == 0
+    assert re.search(r"images +6 used; not used: 1 hidden, 9 that no task uses\n", capsys.readouterr().out)
+
+
 def test_images_in_nested_and_linked_folders_are_used(tmp_path):
     """In an order by path; a folder that is linked into itself is looked at once."""
     source = write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
     train = tmp_path / "mine" / "train"
-    (train / "a" / "2020" / "may").mkdir(parents=True)
-    (train / "a" / "0001.png").rename(train / "a" / "2020" / "may" / "1.png")
+    (train / "a" / "2020").mkdir()
+    (tmp_path / "may").mkdir()
+    (train / "a" / "0001.png").rename(tmp_path / "may" / "1.png")
+    (train / "a" / "2020" / "may").symlink_to(tmp_path / "may")
     (train / "a" / "0002.png").rename(train / "a" / "2020" / "2.png")
     (train / "a" / "2020" / "back").symlink_to(train / "a")
     (train / "b").rename(tmp_path / "elsewhere")
@@ -639,17 +651,25 @@ def test_all_that_cannot_be_read_is_listed_at_once(tmp_path, monkeypatch):
 def test_names_of_classes_are_the_same_in_either_form_of_unicode(tmp_path):
     """A folder named in the decomposed form, as macOS writes it, and a YAML file in the composed one."""
     source = write_image_folder(tmp_path / "mine", ["caf\u00e9", "tea"], side=16)
+
+    def held_out():
+        (task,) = configured(tmp_path, "[[caf\u00e9, tea]]", hold_out=0.4).tasks
+        return task.held_out.rows.tolist()
+
+    before = held_out()
     (tmp_path / "mine" / "train" / "caf\u00e9").rename(tmp_path / "mine" / "train" / "cafe\u0301")
     check_read(configured(tmp_path, "[[cafe\u0301, tea]]"), source)
+    assert held_out() == before
     with pytest.raises(UserError, match="twice"):
         configured(tmp_path, "[[caf\u00e9, cafe\u0301]]")
 
 
-def configured(data_dir: Path, tasks: str) -> TaskStream:
+def configured(data_dir: Path, tasks: str, **options: Any) -> TaskStream:
     """The stream of a dataset YAML with these tasks."""
     path = data_dir / "d.yaml"
     path.write_text(f"dataset: image_folder\nroot: mine\nimage_size: 16\ntasks: {tasks}\n")
-    return build_stream(configure(data_config=str(path), data_dir=data_dir).config.data, 0, torch.device("cpu"))
+    config = configure(data_config=str(path), data_dir=data_dir, **options).config
+    return build_stream(config.data, 0, torch.device("cpu"))
 
 
 ODD = ["01", "1", "010", "8", "0_2", "2", "yes", "null", "1e3", "2020-01-01", "0x10", "12:30", "1.0", "~", "=", "-5"]

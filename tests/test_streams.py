@@ -463,8 +463,10 @@ def test_a_number_of_tasks_is_for_views_alone(yaml, tmp_path):
         configure(data_config=str(tmp_path / "d.yaml"))
 
 
-@pytest.mark.parametrize(("option", "value"), [("samples", 8), ("hold_out", 0.2)])
-@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    ("option", "value", "fresh"),
+    [("samples", 8, False), ("samples", 100, True), ("hold_out", 0.2, False), ("hold_out", 0.2, True)],
+)
 def test_a_data_set_that_ignores_an_option_is_refused(option, value, fresh, monkeypatch):
     """config.yaml would record the option as if it had acted."""
     monkeypatch.setitem(STREAMS, "digits", lambda config, seed, device: toy_stream(fresh=fresh, count=24))

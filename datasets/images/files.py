@@ -15,10 +15,10 @@ from utils.errors import UserError, shortage
 
 SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm",
             ".pgm", ".ppm", ".pnm", ".pfm"}  # fmt: skip
-DECODER = f"2, Pillow {PIL.__version__}"  # changes when decode_image makes other pixels of a file
+DECODER = f"2, Pillow {PIL.__version__}"  # count up when decode_image makes other pixels of a file
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
 _MOST_PIXELS = 1 << 26
-_THIN = 4  # of an image whose sides differ more, only the middle is scaled
+_THIN = 4  # of an image that is more times as long as wide, only the middle is scaled
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would print its errors on stderr too
 
 
@@ -31,7 +31,7 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     skipped: Counter[str] = Counter()
     seen: set[str] = set()
     for here, *entries in os.walk(folder, onerror=lambda error: images.append(Path(error.filename)), followlinks=True):
-        if (place := os.path.realpath(here)) in seen:  # a link has led back here
+        if (place := os.path.realpath(here)) in seen:  # reached before, through a link
             entries[0].clear()
             continue
         seen.add(place)
