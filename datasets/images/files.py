@@ -76,14 +76,13 @@ def decode_image(source: Path | Image.Image, size: int, grey: bool = False) -> n
 
 
 def _turn(image: Image.Image) -> None:
-    """Turn an image as its metadata say."""
+    """Turn an image as its metadata say; damaged ones say nothing."""
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except (MemoryError, OSError):
-        raise
-    except Exception:  # whatever damaged metadata lead Pillow to; the pixels are whole
-        return
+    except Exception as error:  # Pillow raises whatever damaged metadata lead it to
+        if shortage(error):
+            raise
 
 
 def _eight_bits(image: Image.Image, file: Image.Image) -> Image.Image:

@@ -71,9 +71,8 @@ def load_pickle(path: Path) -> Any:
         with open(path, "rb") as file:
             return _Unpickler(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle may fail in any way
-        lack = shortage(error)
-        advice = "" if lack or isinstance(error, OSError) else "; get the file again"  # it may be undamaged
-        raise UserError(f"{path} cannot be read: {lack or error}{advice}") from None
+        undamaged = shortage(error) or (isinstance(error, OSError) and error)
+        raise UserError(f"{path} cannot be read: {undamaged or f'{error}; get the file again'}") from None
 
 
 @contextmanager

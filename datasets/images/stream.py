@@ -102,8 +102,8 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
             known[key] = tensor.to(where)
         return known[key]
 
-    numbers = set(range(1, len(config.tasks) + 1)).difference(config.forgotten)
-    tasks = tuple(_build_task(config, data, seed, share, number) for number in sorted(numbers))
+    numbers = [number for number in range(1, len(config.tasks) + 1) if number not in config.forgotten]
+    tasks = tuple(_build_task(config, data, seed, share, number) for number in numbers)
     shape = tuple(data.train.pixels.shape[1:])
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 
@@ -143,9 +143,7 @@ def _view(where: str, data: ImageDataset, labels: Sequence[Label]) -> tuple[int,
     """Number and pixel map of the one view of a task."""
     view = labels[0].view
     if any(label.view != view for label in labels):
-        raise UserError(
-            f"{where} mixes several permutations or rotations; a task has one, so all its labels are 10x + y of one x"
-        )
+        raise UserError(f"{where} mixes several permutations or rotations; its labels must be 10x + y of one x")
     if len({label.number for label in labels}) < len(labels):
         raise UserError(f"{where} names the same class twice, in two ways; name each class of a task once")
     try:
@@ -193,8 +191,7 @@ def _chosen(config: DataConfig, name: str, rows: Tensor, order: Tensor, rng: tor
     """
     count = len(rows) if config.samples is None else min(config.samples, len(rows))
     if config.hold_out and count < 2:
-        leaves = f"--hold_out {config.hold_out:g} leaves no training image of {name}"
-        raise UserError(f"{leaves}, which has one; leave it out")
+        raise UserError(f"--hold_out {config.hold_out:g} leaves no training image of {name}, of one; leave it out")
 
     def share(of: int) -> int:
         return min(of - 1, max(1, round(config.hold_out * of))) if config.hold_out else 0
