@@ -244,6 +244,7 @@ WRONG_BATCHES: dict[str, Any] = {
     "labels of CIFAR-100": {"data": IMAGES, "fine_labels": [0, 1]},
     "fewer labels than images": {"data": IMAGES, "labels": [0]},
     "images of another size": {"data": IMAGES[:, 1:], "labels": [0, 1]},
+    "two images in a row": {"data": np.zeros((2, 6144), np.uint8), "labels": [0, 1]},
     "images that are no bytes": {"data": IMAGES.astype(np.float32), "labels": [0, 1]},
     "labels that are texts": {"data": IMAGES, "labels": ["cat", "dog"]},
     "labels beyond any integer": {"data": IMAGES, "labels": [0, 2**70]},
@@ -546,6 +547,13 @@ def test_nobody_is_told_to_get_a_pickle_again_that_memory_is_too_short_for(tmp_p
     (tmp_path / "data").write_bytes(pickle.dumps(GOOD_PICKLE))
     monkeypatch.setattr(np, "frombuffer", lambda *given: bytes(1 << 60))
     assert refusal(load_pickle, tmp_path / "data") == f"{tmp_path}/data cannot be read: not enough memory"
+
+
+def test_content_that_memory_is_too_short_for_is_not_called_wrong(tmp_path, monkeypatch):
+    write_cifar10(tmp_path)
+    monkeypatch.setattr(np, "asarray", lambda *given: bytes(1 << 60))
+    with pytest.raises(MemoryError):
+        stream("cifar10", [range(10)], tmp_path)
 
 
 @pytest.mark.parametrize("read", [read_idx, load_pickle])

@@ -81,7 +81,5 @@ def loaded(path: Path, wanted: str) -> Iterator[Any]:
     content = load_pickle(path)
     try:
         yield content
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if shortage(error):
-            raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         raise UserError(f"{path} must hold {wanted}; get the file again") from None
