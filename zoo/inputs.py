@@ -21,7 +21,7 @@ Images = Arrays | Picture | Sequence[Picture]
 def as_stored(images: Arrays, shape: tuple[int, ...], of_images: bool = True) -> Tensor:
     """Images, see Zoo.predict, as uint8 or float32 [N, C, H, W], values from 0 to 255; a UserError if they do not fit.
 
-    Inputs that are no images (`of_images` unset) become [N, *shape] and may have any values. One may come without N.
+    Inputs that are no images (`of_images` unset) become [N, *shape], of any values. A single input may come without N.
     """
     pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
     layouts = [shape]

@@ -18,7 +18,7 @@ SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", "
 DECODER = f"2, Pillow {PIL.__version__}"  # count up when decode_image makes other pixels of a file
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
 _MOST_PIXELS = 1 << 26
-_THIN = 4  # of an image that is more times as long as wide, only the middle is scaled
+_THIN = 4  # only the middle of an image is scaled if the ratio of its sides is larger
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would print its errors on stderr too
 
 
@@ -64,8 +64,7 @@ def decode_image(source: Path | Image.Image, size: int, grey: bool = False) -> n
                 raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
             image = file.copy() if file is source else file
             _turn(image)
-            if image.mode.startswith(("I", "F")):
-                image = _eight_bits(image, file)
+            image = _eight_bits(image, file) if image.mode.startswith(("I", "F")) else image
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(_square(image.convert("L" if grey else "RGB"), size))
@@ -86,7 +85,7 @@ def _turn(image: Image.Image) -> None:
 
 
 def _eight_bits(image: Image.Image, file: Image.Image) -> Image.Image:
-    """Grey of 9 to 16 bits, or floats from 0 to 1, as 8 bits; Pillow would clip them. `file` has what copies lack."""
+    """Grey of 9 to 16 bits, or floats from 0 to 1, as 8 bits; Pillow would clip them. `file` has the tags of a TIFF."""
     tags = getattr(file, "tag_v2", {})  # of a TIFF file
     values = np.asarray(image)
     if image.mode == "F":

@@ -84,7 +84,7 @@ class ImageDataset:
     test: Images
     class_names: Sequence[str]
     preprocess: ImagePreprocess
-    decode: Callable[[int], Label] | None = Label  # of a whole number; None: it is a name like others
+    decode: Callable[[int], Label] | None = Label  # meaning of a whole number; None: it names a class, as a text does
     views: Callable[[int], Tensor | None] = lambda view: None  # pixel map of each view, see Examples.view
     view_name: Callable[[int], str] | None = None
 
@@ -96,7 +96,7 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
     known: dict[tuple[bytes, torch.device], Tensor] = {}
 
     def share(tensor: Tensor, where: torch.device = device) -> Tensor:
-        """The tensor on a device, and equal ones once: a hundred permutations have the same rows and targets."""
+        """The tensor on a device, where equal ones are held once: all permutations have the same rows and targets."""
         key = sha256(tensor.numpy().tobytes()).digest(), where
         if key not in known:
             known[key] = tensor.to(where)
@@ -177,7 +177,7 @@ def _class_rows(where: str, split: str, images: Images, labels: Sequence[Label],
 
 
 def _order(seed: int, images: Images, number: int, rows: Tensor) -> Tensor:
-    """The order in which images of a class are held out; names decide, so that it outlives other classes and images."""
+    """The order in which images of a class are held out; if they have names, it does not depend on other images."""
     if images.names is None:
         return torch.randperm(len(rows), generator=generator(seed, "hold_out", number))
     ranks = [derive_seed(seed, "hold_out", class_name(images.names[row])) for row in rows.tolist()]
