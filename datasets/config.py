@@ -75,9 +75,8 @@ class DataConfig:
     dataset: str = setting(str, "name of the data set")
     tasks: tuple[TaskConfig, ...] = setting(TaskList, "classes of each task")
     samples: int | None = setting(
-        Range(1), "keep at most N training examples per class (default: all)", default=None, option="samples",
-        group=_GROUP,
-    )  # fmt: skip
+        Range(1), "use up to N training examples per class (default: all)", default=None, option="samples", group=_GROUP
+    )
     hold_out: float = setting(
         Range(0, 0.9, whole=False), "share of each class's training examples that nothing is trained on, 0 to 0.9: to "
         "calibrate and combine members on (default: 0)", default=0.0, option="hold_out", metavar="F", group=_GROUP,

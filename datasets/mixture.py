@@ -12,7 +12,7 @@ from datasets.task import Examples
 class Mixture:
     """The examples of several tasks as one table on the device.
 
-    It is made of task ids and examples, whose inputs have one shape. A store that is too large for the device stays in
+    `parts` are task ids and their examples; inputs have one shape. A store that is too large for the device stays in
     the host's memory, and batches of it are copied to `device`, where targets and task ids lie.
     """
 

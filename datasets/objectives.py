@@ -15,13 +15,10 @@ _TINY = torch.finfo(torch.float32).tiny  # stands for a probability that rounded
 
 @dataclass(frozen=True)
 class Metric:
-    """A kind of score: its name in files, its direction, its unit ("" if it has none), the range of its values."""
+    """A kind of score: its name in files, and its direction."""
 
     name: str
     higher_is_better: bool = False
-    unit: str = ""
-    low: float = 0.0
-    high: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def _named(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-ACCURACY = Metric("accuracy", higher_is_better=True, high=1.0)
+ACCURACY = Metric("accuracy", higher_is_better=True)
 
 
 class _Probabilities(Objective):
@@ -96,7 +93,7 @@ class _Probabilities(Objective):
 class CrossEntropy(_Probabilities):
     """Classification: outputs are logits [N, C], targets class indices [N], predictions probabilities [N, C]."""
 
-    metrics = _named(ACCURACY, Metric("loss", unit="nats"), Metric("ece", high=1.0))
+    metrics = _named(ACCURACY, Metric("loss"), Metric("ece"))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         # In float32 also under autocast: bf16 has two to three digits.
@@ -118,7 +115,7 @@ class Tokens(_Probabilities):
     Positions whose target is `ignored` are not scored.
     """
 
-    metrics = _named(ACCURACY, Metric("loss", unit="nats"), Metric("exact_match", higher_is_better=True, high=1.0))
+    metrics = _named(ACCURACY, Metric("loss"), Metric("exact_match", higher_is_better=True))
 
     def __init__(self, ignored: int = -1) -> None:
         self.ignored = ignored
@@ -244,7 +241,7 @@ def scores(
     # As in equal_bins. A confidence is at most 1, so that sorted keys have one group after the other.
     keys = 2 * groups + confidence
     ranks = torch.searchsorted(keys.sort().values, keys) - (sizes.cumsum(0) - sizes)[groups]
-    places = groups * BINS + (ranks * BINS // sizes[groups]).clamp_max(BINS - 1)  # NaN comes after all
+    places = groups * BINS + (ranks * BINS // sizes[groups]).clamp_max(BINS - 1)  # the rank of NaN is N
     gaps = torch.zeros(count * BINS, dtype=torch.float64).index_add_(0, places, hits - confidence)
     sums = (groups.bincount(losses, count), groups.bincount(hits, count), gaps.view(count, BINS).abs().sum(-1))
     means = torch.stack(sums, -1) / sizes.unsqueeze(-1)

@@ -62,18 +62,19 @@ def input_dtype(trunk: nn.Module) -> torch.dtype:
 def build_net(
     model: str, shape: tuple[int, ...], settings: Any, head_sizes: Mapping[int, int], heads: str = "task"
 ) -> MultiHead:
-    """A network with heads, on the CPU, initialised from torch's global generator.
+    """A network with heads (see MultiHead), on the CPU, initialised from torch's global generator.
 
-    Convolution weights have the channels last in memory, like the images: faster on a CPU and on a GPU.
+    `shape` is that of one input as the trunk receives it, `settings` are of `settings_class(model)`. UserError if the
+    parts do not fit. Convolution weights have the channels last in memory, like the images: this is faster.
     """
     trunk = build_trunk(model, shape, settings)
     net = MultiHead(trunk, feature_size(trunk, model, shape), head_sizes, heads)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) != module.stride and module.in_channels <= 4:
+    for layer in (module for module in net.modules() if isinstance(module, nn.Conv2d)):
+        if layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels <= 4:
             # The CPU library reads and writes beyond the memory of such a layer with the channels last.
-            module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
-            module.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
+            layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)
+            layer.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
     return net
 
 

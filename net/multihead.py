@@ -21,8 +21,9 @@ class MultiHead(nn.Module):
 
     Heads act on the last axis of the features. Their rows are stacked in one weight [sum of widths, D]: the outputs of
     a mixed batch are one matrix product and one gather, without a loop over tasks or a wait for the device. The outputs
-    of a narrower head are filled up with -inf, which softmax turns into probability 0. `head_sizes` are widths by task
-    id; UserError if tasks of different widths share a head, or without a head the features do not fit the outputs.
+    of a narrower head are filled up with -inf, which softmax turns into probability 0. The trunk returns `features` D;
+    `head_sizes` are the widths by task id, `heads` is one of HEADS. UserError if tasks of different widths share a
+    head, or without a head the features do not fit the outputs.
     """
 
     def __init__(self, trunk: nn.Module, features: int, head_sizes: Mapping[int, int], heads: str = "task") -> None:

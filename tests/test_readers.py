@@ -27,6 +27,7 @@ from datasets.images.files import SUFFIXES, decode_image
 from datasets.images.mnist import read_idx
 from datasets.images.safe_pickle import load_pickle
 from datasets.task import Examples, TaskStream
+from modelzoo import main
 from records.configuration import plain_config, saved_config
 from records.invocation import configure, parse
 from tests.standins import (
@@ -47,7 +48,7 @@ from tests.standins import (
     write_mnist,
 )
 from utils.errors import UserError
-from utils.files import yaml_bytes
+from utils.files import read_tensors, tensor_bytes, yaml_bytes
 from utils.torchvision_ops import declare_missing_operators
 from utils.yaml_files import parse_yaml
 
@@ -243,6 +244,7 @@ WRONG_BATCHES: dict[str, Any] = {
     "labels of CIFAR-100": {"data": IMAGES, "fine_labels": [0, 1]},
     "fewer labels than images": {"data": IMAGES, "labels": [0]},
     "images of another size": {"data": IMAGES[:, 1:], "labels": [0, 1]},
+    "two images in a row": {"data": np.zeros((2, 6144), np.uint8), "labels": [0, 1]},
     "images that are no bytes": {"data": IMAGES.astype(np.float32), "labels": [0, 1]},
     "labels that are texts": {"data": IMAGES, "labels": ["cat", "dog"]},
     "labels beyond any integer": {"data": IMAGES, "labels": [0, 2**70]},
@@ -541,6 +543,19 @@ def test_a_damaged_description_of_an_array_is_data_or_one_clear_error(tmp_path, 
     assert error is None or str(tmp_path / "data") in error
 
 
+def test_nobody_is_told_to_get_a_pickle_again_that_memory_is_too_short_for(tmp_path, monkeypatch):
+    (tmp_path / "data").write_bytes(pickle.dumps(GOOD_PICKLE))
+    monkeypatch.setattr(np, "frombuffer", lambda *given: bytes(1 << 60))
+    assert refusal(load_pickle, tmp_path / "data") == f"{tmp_path}/data cannot be read: not enough memory"
+
+
+def test_content_that_memory_is_too_short_for_is_not_called_wrong(tmp_path, monkeypatch):
+    write_cifar10(tmp_path)
+    monkeypatch.setattr(np, "asarray", lambda *given: bytes(1 << 60))
+    with pytest.raises(MemoryError):
+        stream("cifar10", [range(10)], tmp_path)
+
+
 @pytest.mark.parametrize("read", [read_idx, load_pickle])
 def test_nobody_is_told_to_delete_a_file_that_cannot_be_read_now(read, tmp_path, monkeypatch):
     def failing(*given: Any) -> None:
@@ -578,21 +593,32 @@ def test_what_is_not_looked_at_is_counted_by_reason(tmp_path):
         write_file(train / name, b"no image")
     for name in ("c/0.png", "c/1.png"):
         write_image(train / name, source.train.pixels[0])
-    made = folder_stream(tmp_path, ["a", "b"])
+    made = stream("image_folder", [["a", "b"], ["b", "a"]], tmp_path, folder={"root": "mine", "image_size": 16})
     check_split(made.tasks[0].test, source.test)
     assert len(made.tasks[0].train_eval) == len(source.train.labels)
     assert sorted(re.split("; not used: |, ", made.notice)) == [
-        "1 without the suffix of an image", "10 used", "2 hidden", "2 that no task asks for",
+        "1 without the suffix of an image", "10 used", "2 hidden", "2 that no task uses",
         "3 outside the folders of classes",
     ]  # fmt: skip
+
+
+def test_a_run_says_how_many_images_it_uses(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_image_folder(Path("data/mine"), ["a", "b", "c"], side=16)
+    write_file(Path("data/mine/train/a/.hidden.png"), b"no image")
+    Path("d.yaml").write_text("{dataset: image_folder, root: mine, image_size: 16, tasks: [[a, b]]}")
+    assert main(["--data_config", "d.yaml", "--continual", "--samples", "1", "--epochs", "1", "--run_dir", "run"]) == 0
+    assert re.search(r"images +6 used; not used: 1 hidden, 9 that no task uses\n", capsys.readouterr().out)
 
 
 def test_images_in_nested_and_linked_folders_are_used(tmp_path):
     """In an order by path; a folder that is linked into itself is looked at once."""
     source = write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
     train = tmp_path / "mine" / "train"
-    (train / "a" / "2020" / "may").mkdir(parents=True)
-    (train / "a" / "0001.png").rename(train / "a" / "2020" / "may" / "1.png")
+    (train / "a" / "2020").mkdir()
+    (tmp_path / "may").mkdir()
+    (train / "a" / "0001.png").rename(tmp_path / "may" / "1.png")
+    (train / "a" / "2020" / "may").symlink_to(tmp_path / "may")
     (train / "a" / "0002.png").rename(train / "a" / "2020" / "2.png")
     (train / "a" / "2020" / "back").symlink_to(train / "a")
     (train / "b").rename(tmp_path / "elsewhere")
@@ -624,7 +650,7 @@ def test_all_that_cannot_be_read_is_listed_at_once(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(UserError, match=r"4 files: .*; repair or remove them") as error:
+    with pytest.raises(UserError, match=r"4 files: .*; repair or remove what") as error:
         folder_stream(tmp_path, ["a", "b"])
     for word in ("a/pipe.png cannot be read as an image (neither a file", "b/text.jpg", "b/link.png", "b/locked"):
         assert word in str(error.value)
@@ -633,17 +659,25 @@ def test_all_that_cannot_be_read_is_listed_at_once(tmp_path, monkeypatch):
 def test_names_of_classes_are_the_same_in_either_form_of_unicode(tmp_path):
     """A folder named in the decomposed form, as macOS writes it, and a YAML file in the composed one."""
     source = write_image_folder(tmp_path / "mine", ["caf\u00e9", "tea"], side=16)
+
+    def held_out():
+        (task,) = configured(tmp_path, "[[caf\u00e9, tea]]", hold_out=0.4).tasks
+        return task.held_out.rows.tolist()
+
+    before = held_out()
     (tmp_path / "mine" / "train" / "caf\u00e9").rename(tmp_path / "mine" / "train" / "cafe\u0301")
     check_read(configured(tmp_path, "[[cafe\u0301, tea]]"), source)
+    assert held_out() == before
     with pytest.raises(UserError, match="twice"):
         configured(tmp_path, "[[caf\u00e9, cafe\u0301]]")
 
 
-def configured(data_dir: Path, tasks: str) -> TaskStream:
+def configured(data_dir: Path, tasks: str, **options: Any) -> TaskStream:
     """The stream of a dataset YAML with these tasks."""
     path = data_dir / "d.yaml"
     path.write_text(f"dataset: image_folder\nroot: mine\nimage_size: 16\ntasks: {tasks}\n")
-    return build_stream(configure(data_config=str(path), data_dir=data_dir).config.data, 0, torch.device("cpu"))
+    config = configure(data_config=str(path), data_dir=data_dir, **options).config
+    return build_stream(config.data, 0, torch.device("cpu"))
 
 
 ODD = ["01", "1", "010", "8", "0_2", "2", "yes", "null", "1e3", "2020-01-01", "0x10", "12:30", "1.0", "~", "=", "-5"]
@@ -762,6 +796,25 @@ def test_a_photograph_is_turned_as_the_camera_says(suffix, tmp_path):
         path = tmp_path / f"{orientation}.{suffix}"
         Image.fromarray(np.ascontiguousarray(pixels)).save(path, exif=exif, quality=100)
         np.testing.assert_allclose(decode_image(path, 16), seen, atol=6)
+        with Image.open(path) as opened:
+            before = opened.tobytes()
+            np.testing.assert_allclose(decode_image(opened, 16), seen, atol=6)
+            assert opened.tobytes() == before  # a user's own image stays as it is
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_photograph_with_damaged_metadata_is_read(suffix, tmp_path):
+    exif, image, rng = Image.Exif(), random_image(16, 16), np.random.default_rng(0)
+    exif[0x0112], exif[0x010F] = 1, "a camera"
+    image.save(tmp_path / f"plain.{suffix}")
+    for _ in range(60):
+        damaged = bytearray(exif.tobytes())
+        for position in rng.integers(6, len(damaged), 3):
+            damaged[position] = rng.integers(256)
+        image.save(tmp_path / f"damaged.{suffix}", exif=bytes(damaged))
+        decoded, wanted = (decode_image(tmp_path / f"{name}.{suffix}", 16) for name in ("damaged", "plain"))
+        assert sorted(decoded.ravel()) == sorted(wanted.ravel())  # it may say that it is turned
 
 
 def test_grey_of_more_than_eight_bits_is_scaled_not_clipped(tmp_path):
@@ -782,7 +835,8 @@ def test_grey_of_more_than_eight_bits_is_scaled_not_clipped(tmp_path):
     write_file(tmp_path / "12.tif", header + packed + directory + bytes(4))
     for path in tmp_path.iterdir():
         wanted = 1 - grey if path.stem == "inverted" else grey
-        np.testing.assert_allclose(decode_image(path, 16, grey=True), 255 * wanted, atol=1, err_msg=path.name)
+        for source in (path, Image.open(path)):
+            np.testing.assert_allclose(decode_image(source, 16, grey=True), 255 * wanted, atol=1, err_msg=path.name)
 
 
 @pytest.mark.parametrize(
@@ -790,8 +844,9 @@ def test_grey_of_more_than_eight_bits_is_scaled_not_clipped(tmp_path):
 )
 def test_grey_without_a_known_white_is_refused(values, tmp_path):
     Image.fromarray(values).save(tmp_path / "grey.tif")
-    with pytest.raises(UserError, match=r"grey\.tif cannot be read as an image .*(floats must be|what is white)"):
-        decode_image(tmp_path / "grey.tif", 8)
+    for source in (tmp_path / "grey.tif", Image.fromarray(values)):
+        with pytest.raises(UserError, match=r"cannot be read as an image .*(floats must be|what is white)"):
+            decode_image(source, 8)
 
 
 @pytest.mark.parametrize("shape", [(65_000, 1), (1, 4_000_000), (20_001, 4)])
@@ -834,7 +889,7 @@ def test_an_image_that_cannot_be_read_is_named(content, suffix, tmp_path):
     random_image(64, 64).save(file, "PNG" if suffix == "png" else "JPEG")
     path = tmp_path / "mine" / "train" / "b" / f"broken.{suffix}"
     write_file(path, file.getvalue()[:-400] if content is None else content)
-    with pytest.raises(UserError, match=f"{path} cannot be read as an image.*repair or remove it"):
+    with pytest.raises(UserError, match=f"{path} cannot be read as an image.*repair or remove what"):
         folder_stream(tmp_path, ["a", "b"])
 
 
@@ -950,10 +1005,12 @@ def test_another_version_of_the_decoder_decodes_anew(tmp_path, mine, decoded, mo
     assert len(decoded) == 10
 
 
-@pytest.mark.parametrize("damage", ["cut short", "another file", "empty"])
+@pytest.mark.parametrize("damage", ["cut short", "another file", "empty", "of fewer images"])
 def test_a_damaged_array_file_is_made_anew(damage, tmp_path, mine, decoded):
     (cache,) = cache_files(tmp_path)
-    content = {"cut short": cache.read_bytes()[:-1], "another file": b"hello", "empty": b""}[damage]
+    fewer = {name: tensor[:5] if name == "pixels" else tensor for name, tensor in read_tensors(cache).items()}
+    content = {"cut short": cache.read_bytes()[:-1], "another file": b"hello", "empty": b"",
+               "of fewer images": tensor_bytes(fewer)}[damage]  # fmt: skip
     cache.write_bytes(content)
     check_read(folder_stream(tmp_path, ["a", "b"]), mine)
     assert len(decoded) == 10

@@ -1,6 +1,7 @@
 """Every stream, from its YAML file to the examples of its tasks, against the data it is made of."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,27 @@ def test_every_episode_reveals_one_task_or_the_first_reveals_all():
     made = stream("digits", [[0, 1], [2, 3], [4, 5]])
     assert [(e.number, [task.id for task in e.new]) for e in made.continual()] == [(1, [1]), (2, [2]), (3, [3])]
     assert [(e.number, [task.id for task in e.new]) for e in made.multitask(2)] == [(1, [1, 2, 3]), (2, [])]
+
+
+def test_fingerprints_tell_what_a_task_shows_and_not_where_it_is_stored():
+    made = stream("digits", [[0, 1], [2, 3]])
+    first, second = made.tasks
+    test = first.test
+
+    def marks(**changes: torch.Tensor) -> dict[int, str]:
+        changed = first.with_splits(test=replace(test, **changes))
+        return replace(made, tasks=(changed, second)).fingerprints()
+
+    known = made.fingerprints()
+    assert known[1] != known[2]
+    assert marks(store=test.store.flip(0), rows=len(test.store) - 1 - test.rows) == known
+    for change in (
+        {"store": 255 - test.store}, {"rows": test.rows.flip(0)}, {"targets": 1 - test.targets},
+        {"view": torch.arange(64).flip(0)},
+    ):  # fmt: skip
+        found = marks(**change)
+        assert found[1] != known[1]
+        assert found[2] == known[2]
 
 
 # The embedded digits
@@ -463,8 +485,10 @@ def test_a_number_of_tasks_is_for_views_alone(yaml, tmp_path):
         configure(data_config=str(tmp_path / "d.yaml"))
 
 
-@pytest.mark.parametrize(("option", "value"), [("samples", 8), ("hold_out", 0.2)])
-@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    ("option", "value", "fresh"),
+    [("samples", 8, False), ("samples", 100, True), ("hold_out", 0.2, False), ("hold_out", 0.2, True)],
+)
 def test_a_data_set_that_ignores_an_option_is_refused(option, value, fresh, monkeypatch):
     """config.yaml would record the option as if it had acted."""
     monkeypatch.setitem(STREAMS, "digits", lambda config, seed, device: toy_stream(fresh=fresh, count=24))

@@ -18,14 +18,14 @@ Picture = str | Path | Image.Image  # a file, or an image of Pillow
 Images = Arrays | Picture | Sequence[Picture]
 
 
-def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) -> Tensor:
+def as_stored(images: Arrays, shape: tuple[int, ...], of_images: bool = True) -> Tensor:
     """Images, see Zoo.predict, as uint8 or float32 [N, C, H, W], values from 0 to 255; a UserError if they do not fit.
 
-    Inputs that are no images (`pixels_only` unset) become [N, *shape] and may have any values. One may come without N.
+    Inputs that are no images (`of_images` unset) become [N, *shape], of any values. A single input may come without N.
     """
     pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
     layouts = [shape]
-    if pixels_only:
+    if of_images:
         channels, height, width = shape
         layouts += [(height, width, channels), *([(height, width)] if channels == 1 else [])]
     if tuple(pixels.shape) in layouts:
@@ -34,9 +34,9 @@ def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) 
     if layout not in layouts:
         raise UserError(
             f"inputs of shape {list(images.shape)} do not fit: the zoo was trained on {' x '.join(map(str, shape))}"
-            f"{' (channels, height, width)' * pixels_only}, so give [N, {', '.join(map(str, shape))}]"
+            f"{' (channels, height, width)' * of_images}, so give [N, {', '.join(map(str, shape))}]"
         )
-    if not pixels_only:
+    if not of_images:
         return pixels
     if layout != shape:  # channels last, or none
         pixels = pixels.reshape(len(pixels), height, width, channels).permute(0, 3, 1, 2)

@@ -54,7 +54,7 @@ def _read_batch(path: Path, label_key: str, classes: int) -> Images:
         counts = labels.bincount(minlength=classes)  # refuses negative labels
         if pixels.dtype != torch.uint8 or labels.shape != pixels.shape[:1] or len(counts) > classes:
             raise ValueError
-        return Images(pixels.view(-1, 3, 32, 32), labels)
+        return Images(pixels.view(len(labels), 3, 32, 32), labels)
 
 
 def _class_names(path: Path, key: str, count: int) -> Sequence[str]:

@@ -10,7 +10,7 @@ from utils.torchvision_ops import declare_missing_operators
 
 
 def fetch(name: str, data_dir: Path, wanted: Sequence[Path], note: str = "") -> None:
-    """Let torchvision download a data set by its class there; a UserError lists the files `wanted`, with a `note`."""
+    """Let torchvision's class `name` download its data set; a UserError lists the files `wanted`, with a `note`."""
     declare_missing_operators()
     from torchvision import datasets
 

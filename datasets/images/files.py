@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,14 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-from utils.errors import UserError
+from utils.errors import UserError, shortage
 
 SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm",
             ".pgm", ".ppm", ".pnm", ".pfm"}  # fmt: skip
-DECODER = f"2, Pillow {PIL.__version__}"  # changes when decode_image makes other pixels of a file
+DECODER = f"2, Pillow {PIL.__version__}"  # count up when decode_image makes other pixels of a file
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
 _MOST_PIXELS = 1 << 26
-_THIN = 4  # of an image whose sides differ more, only the middle is scaled
+_THIN = 4  # only the middle of an image is scaled if the ratio of its sides is larger
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it would print its errors on stderr too
 
 
@@ -30,7 +31,7 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     skipped: Counter[str] = Counter()
     seen: set[str] = set()
     for here, *entries in os.walk(folder, onerror=lambda error: images.append(Path(error.filename)), followlinks=True):
-        if (place := os.path.realpath(here)) in seen:  # a link has led back here
+        if (place := os.path.realpath(here)) in seen:  # reached before, through a link
             entries[0].clear()
             continue
         seen.add(place)
@@ -49,38 +50,49 @@ def reasons(skipped: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in skipped.items() if count)
 
 
-def decode_image(path: Path | Image.Image, size: int, grey: bool = False) -> np.ndarray:
+def decode_image(source: Path | Image.Image, size: int, grey: bool = False) -> np.ndarray:
     """An image as uint8 [size, size, 3] (grey: [size, size]): the shorter side scaled to `size`, the middle cut out.
 
     It is as people see it: turned as its metadata say, on white where it is transparent; of several images the first.
     UserError if it cannot be read.
     """
     try:
-        if isinstance(path, Path) and path.is_fifo():  # to open it would wait for ever
+        if isinstance(source, Path) and source.is_fifo():  # to open it would wait for ever
             raise ValueError("neither a file nor a folder")
-        with path.copy() if isinstance(path, Image.Image) else Image.open(path, formats=_FORMATS) as file:
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=_FORMATS) as file:
             if file.width * file.height > _MOST_PIXELS:  # a damaged size asks for gigabytes
                 raise ValueError(f"{file.width}x{file.height} pixels are too many: make it smaller")
-            ImageOps.exif_transpose(file, in_place=True)
-            image = _eight_bits(file) if file.mode.startswith(("I", "F")) else file
+            image = file.copy() if file is source else file
+            _turn(image)
+            image = _eight_bits(image, file) if image.mode.startswith(("I", "F")) else image
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(_square(image.convert("L" if grey else "RGB"), size))
     except Exception as error:  # Pillow raises whatever a damaged file leads it to
-        told = getattr(error, "strerror", None) or error
-        reason = {UnidentifiedImageError: "not an image", MemoryError: "not enough memory"}.get(type(error), told)
-        raise UserError(f"{path} cannot be read as an image ({reason})") from None
+        told = shortage(error) or getattr(error, "strerror", None) or error
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else told
+        raise UserError(f"{source} cannot be read as an image ({reason})") from None
 
 
-def _eight_bits(file: Image.Image) -> Image.Image:
-    """Grey of 9 to 16 bits, or floats from 0 to 1, as 8 bits; Pillow would clip them."""
+def _turn(image: Image.Image) -> None:
+    """Turn an image as its metadata say; damaged ones say nothing."""
+    image.load()
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # Pillow raises whatever damaged metadata lead it to
+        if shortage(error):
+            raise
+
+
+def _eight_bits(image: Image.Image, file: Image.Image) -> Image.Image:
+    """Grey of 9 to 16 bits, or floats from 0 to 1, as 8 bits; Pillow would clip them. `file` has the tags of a TIFF."""
     tags = getattr(file, "tag_v2", {})  # of a TIFF file
-    values = np.asarray(file)
-    if file.mode == "F":
+    values = np.asarray(image)
+    if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
             raise ValueError(f"grey from {values.min():g} to {values.max():g}: floats must be from 0 to 1")
         values = np.rint(values * 255)
-    elif tags and file.mode == "I":
+    elif image.mode == "I" and file.format not in ("PNG", "PPM"):  # whose white is 65535
         raise ValueError("signed or 32-bit grey, of which nothing says what is white: save it with 8 or 16 bits")
     else:
         values = values >> (tags[BITSPERSAMPLE][0] - 8 if tags else 8)

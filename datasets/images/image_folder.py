@@ -22,7 +22,7 @@ from torch import Tensor
 from datasets.config import DataConfig, class_name
 from datasets.images.files import DECODER, SUFFIXES, decode_image, find_images, reasons
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
-from datasets.task import TaskStream
+from datasets.task import TEST, TaskStream
 from utils.errors import UserError, expanded
 from utils.files import read_tensors, tensor_bytes, write_bytes
 from utils.settings import Range, setting
@@ -54,9 +54,9 @@ def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStr
     padding = 0 if settings.augment == "none" else min(size // 8, 4)
     preprocess = ImagePreprocess(padding, flip=settings.augment == "crop_flip")
     stream = image_stream(config, ImageDataset(train, test, names, preprocess, decode=None), seed, device)
-    used = len({(part.store.data_ptr(), row) for task in stream.tasks for part in task.splits.values()
-                for row in part.rows.tolist()})  # fmt: skip
-    skipped["that no task asks for"] = sum(map(len, files.values())) - used
+    parts = [(part.rows.cpu(), split == TEST) for task in stream.tasks for split, part in task.splits.items()]
+    used = len(torch.cat([rows + len(train.labels) * of_test for rows, of_test in parts]).unique())
+    skipped["that no task uses"] = sum(map(len, files.values())) - used
     return replace(stream, notice=f"{used:,} used" + f"; not used: {reasons(skipped)}" * any(skipped.values()))
 
 
@@ -130,5 +130,5 @@ def _decode_all(paths: Sequence[Path], size: int) -> Tensor:
         wrong = list(filter(None, pool.map(decode, range(len(paths)))))
     if wrong:
         count = "" if len(wrong) == 1 else f"{len(wrong):,} files: "
-        raise UserError(f"{count}{'; '.join(wrong)}; repair or remove {'them' if count else 'it'}")
+        raise UserError(f"{count}{'; '.join(wrong)}; repair or remove what is damaged")
     return pixels

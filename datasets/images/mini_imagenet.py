@@ -25,10 +25,8 @@ def mini_imagenet(config: DataConfig, seed: int, device: torch.device) -> TaskSt
     paths = [folder / f"mini-imagenet-cache-{part}.pkl" for part in ("train", "val", "test")]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        raise UserError(
-            f"Mini-ImageNet is not in {folder}; put {', '.join(missing)} there (the three pickles from Kaggle), "
-            "or use dataset: image_folder with your own copy of the images"
-        )
+        put = f"put {', '.join(missing)} there (the three pickles from Kaggle)"
+        raise UserError(f"Mini-ImageNet is not in {folder}; {put}, or use dataset: image_folder with your own images")
     classes = [entry for path in paths for entry in _read(path)]
     train = _join([images[: int(_TRAIN_SHARE * len(images))] for _, images in classes])
     test = _join([images[int(_TRAIN_SHARE * len(images)) :] for _, images in classes])
@@ -51,10 +49,8 @@ def _read(path: Path) -> list[tuple[str, np.ndarray]]:
 
 def _join(classes: list[np.ndarray]) -> Images:
     """The images of all classes as one tensor, filled class by class so that only one class is in memory twice."""
-    pixels = torch.empty(sum(map(len, classes)), 3, _SIDE, _SIDE, dtype=torch.uint8)
-    start = 0
-    for images in classes:
-        pixels[start : start + len(images)] = torch.from_numpy(images).permute(0, 3, 1, 2)
-        start += len(images)
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(images) for images in classes]))
-    return Images(pixels, labels)
+    sizes = [len(images) for images in classes]
+    pixels = torch.empty(sum(sizes), 3, _SIDE, _SIDE, dtype=torch.uint8)
+    for part, images in zip(pixels.split(sizes), classes, strict=True):
+        part.copy_(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return Images(pixels, torch.arange(len(classes)).repeat_interleave(torch.tensor(sizes)))

@@ -54,8 +54,7 @@ def _load(data_dir: Path) -> tuple[Images, Images]:
 def _split(images: Path, labels: Path) -> Images:
     pixels, targets = read_idx(images), read_idx(labels)
     if pixels.shape[1:] != (_SIDE, _SIDE) or targets.shape != pixels.shape[:1] or not len(targets) or targets.max() > 9:
-        wanted = "must hold as many images of 28x28 as labels from 0 to 9"
-        raise UserError(f"{images} and {labels.name} {wanted}; get them again")
+        raise UserError(f"{images} and {labels.name} must hold as many images of 28x28 as labels 0-9; get them again")
     return Images(pixels.unsqueeze(1), targets.long())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, shortage
 
 
 class _Dtype:
@@ -71,8 +71,8 @@ def load_pickle(path: Path) -> Any:
         with open(path, "rb") as file:
             return _Unpickler(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle may fail in any way
-        advice = "" if isinstance(error, OSError) else "; get the file again"  # it may be undamaged
-        raise UserError(f"{path} cannot be read: {error}{advice}") from None
+        undamaged = shortage(error) or (isinstance(error, OSError) and error)
+        raise UserError(f"{path} cannot be read: {undamaged or f'{error}; get the file again'}") from None
 
 
 @contextmanager
@@ -81,5 +81,5 @@ def loaded(path: Path, wanted: str) -> Iterator[Any]:
     content = load_pickle(path)
     try:
         yield content
-    except Exception:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         raise UserError(f"{path} must hold {wanted}; get the file again") from None

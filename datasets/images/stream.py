@@ -84,7 +84,7 @@ class ImageDataset:
     test: Images
     class_names: Sequence[str]
     preprocess: ImagePreprocess
-    decode: Callable[[int], Label] | None = Label  # of a whole number; None: it is a name like others
+    decode: Callable[[int], Label] | None = Label  # meaning of a whole number; None: it names a class, as a text does
     views: Callable[[int], Tensor | None] = lambda view: None  # pixel map of each view, see Examples.view
     view_name: Callable[[int], str] | None = None
 
@@ -96,14 +96,14 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
     known: dict[tuple[bytes, torch.device], Tensor] = {}
 
     def share(tensor: Tensor, where: torch.device = device) -> Tensor:
-        """The tensor on a device, and equal ones once: a hundred permutations have the same rows and targets."""
+        """The tensor on a device, where equal ones are held once: all permutations have the same rows and targets."""
         key = sha256(tensor.numpy().tobytes()).digest(), where
         if key not in known:
             known[key] = tensor.to(where)
         return known[key]
 
-    numbers = set(range(1, len(config.tasks) + 1)).difference(config.forgotten)
-    tasks = tuple(_build_task(config, data, seed, share, number) for number in sorted(numbers))
+    numbers = [number for number in range(1, len(config.tasks) + 1) if number not in config.forgotten]
+    tasks = tuple(_build_task(config, data, seed, share, number) for number in numbers)
     shape = tuple(data.train.pixels.shape[1:])
     return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
 
@@ -124,7 +124,7 @@ def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callab
     rng = generator(seed, "samples", number)
     chosen: list[Tensor] = []  # of each class: the rows to train on, the rows held out
     for label, written, rows in zip(labels, names, train_rows, strict=True):
-        order = _order(seed, data.train, label.number, rows)
+        order = _order(seed, data.train, label.number, rows) if config.hold_out else torch.arange(len(rows))
         chosen += _chosen(config, f"class {written!r} of task {number}", rows, order, rng)
     counts = [len(rows) for rows in chosen]
     class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
@@ -143,9 +143,7 @@ def _view(where: str, data: ImageDataset, labels: Sequence[Label]) -> tuple[int,
     """Number and pixel map of the one view of a task."""
     view = labels[0].view
     if any(label.view != view for label in labels):
-        raise UserError(
-            f"{where} mixes several permutations or rotations; a task has one, so all its labels are 10x + y of one x"
-        )
+        raise UserError(f"{where} mixes several permutations or rotations; its labels must be 10x + y of one x")
     if len({label.number for label in labels}) < len(labels):
         raise UserError(f"{where} names the same class twice, in two ways; name each class of a task once")
     try:
@@ -179,7 +177,7 @@ def _class_rows(where: str, split: str, images: Images, labels: Sequence[Label],
 
 
 def _order(seed: int, images: Images, number: int, rows: Tensor) -> Tensor:
-    """The order in which images of a class are held out; names decide, so that it outlives other classes and images."""
+    """The order in which images of a class are held out; if they have names, it does not depend on other images."""
     if images.names is None:
         return torch.randperm(len(rows), generator=generator(seed, "hold_out", number))
     ranks = [derive_seed(seed, "hold_out", class_name(images.names[row])) for row in rows.tolist()]
@@ -193,8 +191,7 @@ def _chosen(config: DataConfig, name: str, rows: Tensor, order: Tensor, rng: tor
     """
     count = len(rows) if config.samples is None else min(config.samples, len(rows))
     if config.hold_out and count < 2:
-        leaves = f"--hold_out {config.hold_out:g} leaves no training image of {name}"
-        raise UserError(f"{leaves}, which has one; leave it out")
+        raise UserError(f"--hold_out {config.hold_out:g} leaves no training image of {name}, of one; leave it out")
 
     def share(of: int) -> int:
         return min(of - 1, max(1, round(config.hold_out * of))) if config.hold_out else 0

@@ -25,12 +25,10 @@ class TimmTrunk(nn.Module):
         if not timm.is_model(name):
             raise UserError(f"model: timm/{name}: {unknown('timm model', name, timm.list_models())}")
         channels, height, width = shape
-        options: dict[str, object] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
         try:
             facts = timm.get_pretrained_cfg(name)
-            if facts is not None and facts.fixed_input_size:
-                options["img_size"] = (height, width)
-            self.model = timm.create_model(name, **options)
+            size = {"img_size": (height, width)} if facts is not None and facts.fixed_input_size else {}
+            self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **size)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise UserError(f"model: timm/{name} cannot be built for images of {height}x{width}: {error}") from None
         self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from training.monitor import Checkpoints
 SECONDS = 10  # a case may take
 BYTES = 2 << 30  # a case may need, all in all
 STEPS = 40  # of training; who has come so far was accepted
+PROGRAMS: dict[str, Any] = {
+    module.__name__: module for module in (modelzoo, benchmark, report, predict, export, distill, forget)
+}
 
 
 class Enough(BaseException):
@@ -65,85 +69,110 @@ def outside(before: dict[str, tuple], after: dict[str, tuple], case: Case) -> li
     return sorted(path for path in differing if not admitted(path))
 
 
-def attempt(case: Case, root: Path) -> Answer:
-    """Run a case in this process; the folder `root` is new."""
-    home, work = root / "home", root.with_name(root.name + ".out")
-    home.mkdir(parents=True)
-    os.chdir(home)
-    write({path: content for path, content in case.files.items() if path != CACHE})
-    out = os.open(str(work) + "1", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    err = os.open(str(work) + "2", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    kept = os.dup(1), os.dup(2), sys.stdout, sys.stderr
-    os.dup2(out, 1)
-    os.dup2(err, 2)
+@contextlib.contextmanager
+def output_to(*files: Path) -> Iterator[None]:
+    """What is written to stdout and stderr, also by libraries in C, goes to two files."""
+    opened = [os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for file in files]
+    kept, streams = [os.dup(1), os.dup(2)], (sys.stdout, sys.stderr)
+    for number, descriptor in enumerate(opened, 1):
+        os.dup2(descriptor, number)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    warnings.simplefilter("default", UserWarning)  # also makes Python forget which ones were shown
-    torch.set_num_threads(1)
-    steps = 0
+    try:
+        yield
+    finally:
+        for number, descriptor in enumerate(kept, 1):
+            os.dup2(descriptor, number)
+        sys.stdout, sys.stderr = streams
+        for descriptor in (*opened, *kept):
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def at_most(steps: int) -> Iterator[None]:
+    """Training that goes on for longer raises Enough."""
     asked: dict[Any, Any] = {kind: kind.due for kind in (Checkpoints, RunCheckpoints)}
+    taken = 0
 
     def counted(self: Checkpoints, *, epoch_ends: bool = False) -> bool:
-        nonlocal steps
-        steps += 1
-        if steps > STEPS:
+        nonlocal taken
+        taken += 1
+        if taken > steps:
             raise Enough
         return asked[type(self)](self, epoch_ends=epoch_ends)
 
-    code: Any = None
-    wrong = ""
-    programs = (modelzoo, benchmark, report, predict, export, distill, forget)
-    program: Any = next(module for module in programs if module.__name__ == case.program)
+    for kind in asked:
+        kind.due = counted
     try:
+        yield
+    finally:
+        for kind, due in asked.items():
+            kind.due = due
+
+
+def ending(case: Case) -> tuple[Any, str]:
+    """The exit code of the command, or "accepted"; and the exception that it should not have ended with, if any."""
+    try:
+        with at_most(STEPS):
+            return PROGRAMS[case.program].main(case.arguments), ""
+    except Enough:
+        return "accepted", ""
+    except SystemExit as end:
+        return end.code, ""
+    except BaseException as error:
+        calls = traceback.extract_tb(error.__traceback__)[:0:-1]
+        where = " <- ".join(f"{Path(call.filename).name}:{call.lineno}" for call in calls)
+        return None, f"{type(error).__name__}: {error!s:.200} in {where:.200}"
+
+
+def flushed() -> str:
+    """Why stdout or stderr cannot be written; "" if they can."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def attempt(case: Case, root: Path) -> Answer:
+    """Run a case in this process; the folder `root` is new."""
+    home, out, err = root / "home", *(root.with_name(f"{root.name}.out{number}") for number in (1, 2))
+    home.mkdir(parents=True)
+    os.chdir(home)
+    write({path: content for path, content in case.files.items() if path != CACHE})
+    warnings.simplefilter("default", UserWarning)  # also makes Python forget which ones were shown
+    torch.set_num_threads(1)
+    with output_to(out, err):
         if CACHE in case.files:
             damage_cache(case)
         before = seen(root)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         begin = time.perf_counter()
-        for checkpoints in asked:
-            checkpoints.due = counted
-        try:
-            code = program.main(case.arguments)
-        except Enough:
-            code = "accepted"
-        except SystemExit as end:
-            code = end.code
-        except BaseException as error:
-            where = " <- ".join(
-                f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[:0:-1]
-            )
-            wrong = f"{type(error).__name__}: {error!s:.200} in {where:.200}"
-        finally:
-            for checkpoints, due in asked.items():
-                checkpoints.due = due
+        code, wrong = ending(case)
         seconds = time.perf_counter() - begin
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except (OSError, ValueError) as error:
-            wrong = wrong or f"{error}"
-    finally:
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        sys.stdout, sys.stderr = kept[2:]
-        for number in (out, err, *kept[:2]):
-            os.close(number)
-    stderr = Path(str(work) + "2").read_text(errors="replace")
+        wrong = wrong or flushed()
+    stderr = err.read_text(errors="replace")
     peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
-    wrong = wrong or wrong_answer(case, code, stderr, seconds, peak)
     os.chdir(root)
-    after = seen(root)
-    if not wrong and any(CANARY in path for path in after if path not in before):
-        wrong = "code was run"
-    if not wrong and (moved := outside(before, after, case)):
-        wrong = f"outside of the run: {moved[:5]}"
-    new = {path for path in after if path not in before}
-    if not wrong and code not in ("accepted",) and (left := [p for p in new if p.endswith(".partial")]):
-        wrong = f"left behind: {left[:5]}"
-    if not wrong and code == 2 and case.program in ("predict", "export", "distill", "forget") and new:
-        wrong = f"refused, but written: {sorted(new)[:5]}"
+    wrong = wrong or wrong_answer(case, code, stderr, seconds, peak) or wrong_files(case, code, before, seen(root))
     return Answer(case.kind, case.seed, code, wrong, seconds, peak, stderr.strip()[:300])
+
+
+def wrong_files(case: Case, code: Any, before: dict[str, tuple], after: dict[str, tuple]) -> str:
+    """What is wrong with what it left behind; "" if nothing is."""
+    new = sorted(after.keys() - before.keys())
+    if any(CANARY in path for path in new):
+        return "code was run"
+    if moved := outside(before, after, case):
+        return f"outside of the run: {moved[:5]}"
+    left = [path for path in new if path.endswith(".partial")]
+    if left and code != "accepted":
+        return f"left behind: {left[:5]}"
+    if new and code == 2 and case.program in ("predict", "export", "distill", "forget"):
+        return f"refused, but written: {new[:5]}"
+    return ""
 
 
 def wrong_answer(case: Case, code: Any, stderr: str, seconds: float, peak: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 import modelzoo
-from tests.fuzz.cases import Case, Folder, Link
+from tests.fuzz.cases import Case, Files, Folder, Link
 from tests.fuzz.files import joined_safetensors, mutated_tensors, split_safetensors
 from tests.fuzz.inputs import CONTINUAL, TINY, YAML, idx_files, image, image_files, pixels
 from tests.fuzz.values import damaged
@@ -107,66 +107,61 @@ def large_image(rng: random.Random) -> tuple[bytes, str]:
     return bytes(content), f"{how} {width}x{height}"
 
 
+def damaged_image(rng: random.Random) -> tuple[bytes, str]:
+    suffix = rng.choice(["png", "png", "jpg", "bmp", "gif", "webp", "tif", "ppm"])
+    content, told = damaged(image(suffix, rng.choice([1, 8, 64]), "L" if suffix == "gif" else "RGB"), rng)
+    return content, f"{suffix} {told}"
+
+
+def image_of_odd_mode(rng: random.Random) -> tuple[bytes, str]:
+    """An image that is not plain colour, often damaged too."""
+    mode, kind = rng.choice([("1", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("I;16", "PNG"),
+                             ("CMYK", "TIFF"), ("F", "TIFF"), ("LAB", "TIFF"), ("YCbCr", "JPEG"),
+                             ("I", "TIFF")])  # fmt: skip
+    colours, file = Image.fromarray(pixels(9, 9, 3)), io.BytesIO()
+    if mode == "I;16":
+        made = Image.fromarray(pixels(9, 9).astype("<u2") * 200)
+    elif mode == "LAB":
+        made = Image.merge(mode, colours.split())
+    else:
+        made = colours.convert("L" if mode in ("F", "I") else mode).convert(mode)
+    made.save(file, kind)
+    if rng.random() < 0.3:
+        return file.getvalue(), f"mode {mode}"
+    content, told = damaged(file.getvalue(), rng)
+    return content, f"mode {mode}, {told}"
+
+
+def misnamed(files: Files, path: str, rng: random.Random) -> str:
+    """Gives an image, or the folder of a class, an odd name; what was done."""
+    odd = rng.choice([b"\xff.png", b"\xc3\xa9.png", b"a\nb.png", b"\x1b[31m.png", b"x" * 250 + b".png", b".png",
+                      b"a.PNG", b"-.png"])  # fmt: skip
+    del files[path]
+    where = rng.choice([os.fsencode(Path(path).parent) + b"/" + odd, f"{FOLDER}/train/".encode() + odd + b"/1.png"])
+    files[where] = rng.choice([image(), b"no image"])
+    return f"name {odd!r:.30}"
+
+
+def misplaced(files: Files, path: str, rng: random.Random) -> str:
+    """Puts something else in the place of an image; what was done."""
+    what = rng.choice(
+        ["/dev/zero", "/dev/null", "missing", "/etc", "../../../../../d.yaml", Path(path).name, "folder", "cycle"]
+    )
+    if what == "cycle":
+        files[f"{FOLDER}/train/loop"] = Link("..")
+    else:
+        files[path] = Folder() if what == "folder" else Link(what)
+    return f"place {what}"
+
+
 def image_file(rng: random.Random) -> Case:
+    """One file of an image folder with other content, under another name, or something else in its place."""
     files = {**TINY, "d.yaml": YAML["images"], **image_files()}
     path = rng.choice([path for path in files if FOLDER in path])
-    suffix = rng.choice(["png", "png", "jpg", "bmp", "gif", "webp", "tif", "ppm"])
-    how = rng.choice(["damage", "damage", "damage", "damage", "large", "large", "mode", "name", "place", "place"])
-    told = how
-    if how == "mode":
-        mode, suffix = rng.choice([("1", "png"), ("LA", "png"), ("RGBA", "png"), ("P", "gif"), ("I;16", "png"),
-                                   ("CMYK", "tif"), ("F", "tif"), ("LAB", "tif"), ("YCbCr", "jpg"),
-                                   ("I", "tif")])  # fmt: skip
-        raw = io.BytesIO()
-        source = Image.fromarray(pixels(9, 9, 3))
-        made = (
-            Image.fromarray(pixels(9, 9).astype("<u2") * 200)
-            if mode == "I;16"
-            else source.convert("L" if mode in ("F", "I") else mode if mode != "LAB" else "RGB").convert(
-                mode if mode != "LAB" else "RGB"
-            )
-        )
-        made.save(raw, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
-        content, told = raw.getvalue(), f"mode {mode}"
-        if rng.random() < 0.7:
-            content, more = damaged(content, rng)
-            told += f", {more}"
-    elif how == "large":
-        content, told = large_image(rng)
+    if rng.random() < 0.3:
+        told = rng.choice([misnamed, misplaced, misplaced])(files, path, rng)
     else:
-        content = image(suffix, side=rng.choice([1, 8, 64]), mode="L" if suffix == "gif" else "RGB")
-        if how == "damage":
-            content, told = damaged(content, rng)
-            told = f"{suffix} {told}"
-    files[path] = content
-    if how == "name":
-        folder, odd = (
-            Path(path).parent,
-            rng.choice(
-                [
-                    b"\xff.png",
-                    b"\xc3\xa9.png",
-                    b"a\nb.png",
-                    b"\x1b[31m.png",
-                    b"x" * 250 + b".png",
-                    b".png",
-                    b"a.PNG",
-                    b"-.png",
-                ]
-            ),
-        )
-        del files[path]
-        where = rng.choice([os.fsencode(folder) + b"/" + odd, f"{FOLDER}/train/".encode() + odd + b"/1.png"])
-        files[where], told = rng.choice([content, b"no image"]), f"name {odd!r:.30}"
-    elif how == "place":
-        what = rng.choice(
-            ["/dev/zero", "/dev/null", "missing", "/etc", "../../../../../d.yaml", Path(path).name, "folder", "cycle"]
-        )
-        files[path] = Folder() if what == "folder" else Link("/dev/zero" if what == "cycle" else what)
-        if what == "cycle":
-            files[f"{FOLDER}/train/loop"] = Link("..")
-            files[path] = content
-        told = f"place {what}"
+        files[path], told = rng.choice([*[damaged_image] * 4, *[large_image] * 2, image_of_odd_mode])(rng)
     return Case("", 0, [*CONTINUAL, "--samples", "1"], files, told=f"{path}: {told}")
 
 

@@ -132,7 +132,7 @@ def pickled(value: Any, rng: random.Random) -> bytes:
     """In some protocol; what cannot be pickled becomes something hostile."""
     try:
         return pickle.dumps(value, protocol=rng.randrange(6))
-    except Exception:
+    except (pickle.PicklingError, AttributeError, RecursionError, TypeError, ValueError):
         return HOSTILE
 
 
