@@ -1,8 +1,8 @@
 """Evaluation: measures a method after every episode, in rows of metrics.csv. No data read here reach the method.
 
-method.predict on the tasks seen                  -> task-incremental scores of the test split
-each new network on further splits                -> running means, by task -> scores of these splits
-each new network on test examples of all tasks    -> running means, by task -> scores without the task
+method.predict on the tasks seen                   -> task-incremental scores of the test split
+each new network on further splits                 -> running means, by task -> scores of these splits
+each new network on test examples of all tasks     -> running means, by task -> scores without the task
 each new network on held-out examples of its tasks -> saved, to calibrate and combine members
 """
 

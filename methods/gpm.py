@@ -114,12 +114,12 @@ class GPM(SingleNet):
 
     # Adam scales each value by itself, which turns the step out of the right angle.
     requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True, optimizers=("sgd",))
-    saved_attributes = (*SingleNet.saved_attributes, "_bases")
+    saved_attributes = (*SingleNet.saved_attributes, "bases")
 
-    _bases: dict[str, Tensor]  # [d, r], by name of the weight
+    bases: dict[str, Tensor]  # [d, r], by name of the weight
 
     def rule(self) -> NormRule:
-        return Projected(self._bases, self.recipe.l2_reg) if self._bases else NormRule()
+        return Projected(self.bases, self.recipe.l2_reg) if self.bases else NormRule()
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "basis", task.id)
@@ -140,10 +140,10 @@ class GPM(SingleNet):
         for hook in hooks:
             hook.remove()
         for name, gram in grams.items():
-            basis = self._bases.get(name, gram.new_zeros(len(gram), 0))
-            self._bases[name] = extended(basis.double(), gram, threshold).to(layers[name].weight.dtype)
+            basis = self.bases.get(name, gram.new_zeros(len(gram), 0))
+            self.bases[name] = extended(basis.double(), gram, threshold).to(layers[name].weight.dtype)
         return 0
 
     def extra_parameters(self) -> int:
         """The bases."""
-        return sum(basis.numel() for basis in self._bases.values())
+        return sum(basis.numel() for basis in self.bases.values())

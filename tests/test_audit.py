@@ -90,6 +90,16 @@ def test_examples_that_had_to_make_room_cannot_be_read(reservoir):
         Mixture([(1, before)])
 
 
+@pytest.mark.parametrize("reservoir", [False, True])
+@pytest.mark.parametrize("budget", [Budget(fraction=0.25), Budget(per_class=2), Budget(total=10)], ids=str)
+def test_positions_say_which_examples_are_kept(budget, reservoir):
+    stream = toy_stream(3)
+    memory = filled(budget, stream.tasks, reservoir=reservoir)
+    for task in stream.tasks:
+        assert torch.equal(task.train_eval.rows[memory.positions[task.id]], memory.examples(task.id).rows)
+    assert sum(map(len, memory.positions.values())) == memory.size()[0] < 3 * 24
+
+
 def test_an_example_is_kept_once():
     (task,) = toy_stream(1).tasks
     auditor = Auditor(Budget(total=10))

@@ -144,7 +144,10 @@ class Auditor:
                 del self._held[task_id]
 
     def keep(self, positions: Mapping[int, Tensor]) -> dict[int, Examples]:
-        """Keep only these examples, by task: positions among those held so far; other tasks keep what they have."""
+        """Keep only these examples, by task: positions among those held so far; other tasks keep what they have.
+
+        BudgetError if an example is named twice, or if more are kept than the budget allows.
+        """
         for task_id, places in positions.items():
             if len(places.unique()) < len(places):
                 raise BudgetError(f"a training example of task {task_id} is kept twice")
@@ -154,14 +157,14 @@ class Auditor:
             if task_id in self._kept:
                 before.loan.ended = "some had to make room"
             self._kept.add(task_id)
-        kept = {task_id: self._held[task_id] for task_id in self._kept}
-        count = sum(map(len, kept.values()))
+        count = sum(len(self._held[task_id]) for task_id in self._kept)
         if self.budget.total is not None and count > self.budget.total:
             raise BudgetError(f"{count} training examples are kept; the memory is of {self.budget.total}")
+        kept: dict[int, Examples] = {task_id: self._held[task_id] for task_id in positions}
         for task_id, examples in kept.items():
             allowed, (classes, _) = self._allowed[task_id], by_class(examples.targets)
             if allowed is not None and (classes.bincount(minlength=len(allowed)) > allowed).any():
                 raise BudgetError(
                     f"{len(examples)} training examples of task {task_id} are kept, too many: {self.budget}"
                 )
-        return {task_id: kept[task_id] for task_id in positions}
+        return kept
