@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from datasets.mixture import Mixture
 from datasets.task import Episode
-from methods import METHODS
+from methods import METHODS, build_method
+from methods.base import Context
 from methods.memory.audit import Auditor, Budget, BudgetError, to_predict
 from methods.memory.replay import ReplayMemory, balanced_subset
-from tests.toys import filled, run_toy, toy_config, toy_stream
+from tests.toys import CPU, filled, run_toy, toy_config, toy_stream
+from training.monitor import Monitor
 from utils.seeding import generator
 
 # Cumulative declares that it keeps everything.
@@ -98,6 +100,16 @@ def test_positions_say_which_examples_are_kept(budget, reservoir):
     for task in stream.tasks:
         assert torch.equal(task.train_eval.rows[memory.positions[task.id]], memory.examples(task.id).rows)
     assert sum(map(len, memory.positions.values())) == memory.size()[0] < 3 * 24
+
+
+@pytest.mark.parametrize(("limit", "earlier"), [({"replay_frac": 0.25}, False), ({"memory": 10}, True)])
+def test_the_memory_has_changed_where_an_episode_keeps_other_examples(limit, earlier):
+    """Only these tasks are saved again: the others have the same examples as before."""
+    stream = toy_stream(3)
+    method = build_method(Context(toy_config(**limit), stream.spec, CPU))
+    for episode in stream.continual():
+        method.learn(episode, Monitor())
+        assert method.memory.changed == set(range(1 if earlier else episode.number, episode.number + 1))
 
 
 def test_an_example_is_kept_once():
