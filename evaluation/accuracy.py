@@ -166,10 +166,8 @@ class Evaluation:
         answers = {task.id: self._answer(task) for task in seen}
         same = len({task.output_names for task in self._stream.tasks}) == 1
         scores = score_without_task(answers, self._mixed.task_ids, self._mixed.targets, same_classes=same)
-        return [
-            self._row(episode, task, "test", "", scenario, of_task[task.id])
-            for scenario, of_task in scores.items() for task in seen
-        ]  # fmt: skip
+        return [self._row(episode, task, "test", "", scenario, of_task[task.id])
+                for scenario, of_task in scores.items() for task in seen]  # fmt: skip
 
     def _answer(self, task: Task) -> Answer:
         assert self._mixed is not None

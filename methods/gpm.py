@@ -19,7 +19,7 @@ from methods.subnets import freeze_others
 from net.multihead import MultiHead
 from training.batches import Batch
 from training.optimizers import trained_parameters
-from training.prediction import outputs_on
+from training.prediction import predict_examples
 from training.recipe import Recipe
 from utils.seeding import generator
 from utils.settings import Range, setting
@@ -135,8 +135,7 @@ class GPM(SingleNet):
                 grams[name] = grams.get(name, 0) + R @ R.T
 
         hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
-        for _ in outputs_on(net, task.id, task.train_eval.subset(chosen), self.spec, self.compute):
-            pass
+        predict_examples(net, task.id, task.train_eval.subset(chosen), self.spec, self.compute)  # `add` sees the inputs
         for hook in hooks:
             hook.remove()
         for name, gram in grams.items():

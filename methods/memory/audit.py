@@ -144,10 +144,7 @@ class Auditor:
                 del self._held[task_id]
 
     def keep(self, positions: Mapping[int, Tensor]) -> dict[int, Examples]:
-        """Keep only these examples, by task: positions among those held so far; other tasks keep what they have.
-
-        BudgetError if an example is named twice, or if more are kept than the budget allows.
-        """
+        """Keep only these examples, by task: positions among those held so far; other tasks keep what they have."""
         for task_id, places in positions.items():
             if len(places.unique()) < len(places):
                 raise BudgetError(f"a training example of task {task_id} is kept twice")
@@ -164,7 +161,5 @@ class Auditor:
         for task_id, examples in kept.items():
             allowed, (classes, _) = self._allowed[task_id], by_class(examples.targets)
             if allowed is not None and (classes.bincount(minlength=len(allowed)) > allowed).any():
-                raise BudgetError(
-                    f"{len(examples)} training examples of task {task_id} are kept, too many: {self.budget}"
-                )
+                raise BudgetError(f"{len(examples)} training examples of task {task_id} are too many: {self.budget}")
         return kept
