@@ -119,7 +119,7 @@ def without_task(zoo: Zoo, split: str) -> dict[str, list[float]]:
     inputs = torch.cat([image for part in parts.values() for image in stored_inputs(part)])
     tasks = torch.cat([torch.full((len(part),), task) for task, part in parts.items()])
     targets = torch.cat([part.targets for part in parts.values()])
-    same = len({task.classes for task in stream.tasks}) == 1
+    same = len({task.output_names for task in stream.tasks}) == 1
     answers, found = zoo.answers(as_stored(inputs, zoo.input_shape), list(parts)), {}
     for rule in ROUTINGS:
         scores = score_without_task(answers, tasks, targets, same_classes=same, rule=rule)

@@ -1,8 +1,8 @@
 """Evaluation: measures a method after every episode, in rows of metrics.csv. No data read here reach the method.
 
-method.predict on the tasks seen                  -> task-incremental scores of the test split
-each new network on further splits                -> running means, by task -> scores of these splits
-each new network on test examples of all tasks    -> running means, by task -> scores without the task
+method.predict on the tasks seen                   -> task-incremental scores of the test split
+each new network on further splits                 -> running means, by task -> scores of these splits
+each new network on test examples of all tasks     -> running means, by task -> scores without the task
 each new network on held-out examples of its tasks -> saved, to calibrate and combine members
 """
 
@@ -166,10 +166,8 @@ class Evaluation:
         answers = {task.id: self._answer(task) for task in seen}
         same = len({task.output_names for task in self._stream.tasks}) == 1
         scores = score_without_task(answers, self._mixed.task_ids, self._mixed.targets, same_classes=same)
-        return [
-            self._row(episode, task, "test", "", scenario, of_task[task.id])
-            for scenario, of_task in scores.items() for task in seen
-        ]  # fmt: skip
+        return [self._row(episode, task, "test", "", scenario, of_task[task.id])
+                for scenario, of_task in scores.items() for task in seen]  # fmt: skip
 
     def _answer(self, task: Task) -> Answer:
         assert self._mixed is not None

@@ -38,19 +38,19 @@ class PredictionCache:
     """Running weighted means of predictions, by task and split, so that no member is ever evaluated twice."""
 
     def __init__(self) -> None:
-        self._means: dict[tuple[int, str], tuple[Tensor, float, int]] = {}
+        self._means: dict[tuple[int, str], tuple[Tensor, float]] = {}  # and the sum of the weights
         self._changed: set[tuple[int, str]] = set()  # since the last state_dict
 
     def add(self, task_id: int, split: str, probabilities: Tensor, weight: float) -> None:
         """Add the predictions, [N, C], of one more member on the examples of a split."""
         self._changed.add((task_id, split))
         if (task_id, split) not in self._means:
-            self._means[task_id, split] = probabilities.clone(), weight, 1
+            self._means[task_id, split] = probabilities.clone(), weight
             return
-        mean, weights, members = self._means[task_id, split]
+        mean, weights = self._means[task_id, split]
         weights += weight
         # lerp_ keeps the mean of a single member exact to the bit, whatever its weight.
-        self._means[task_id, split] = mean.lerp_(probabilities, weight / weights), weights, members + 1
+        self._means[task_id, split] = mean.lerp_(probabilities, weight / weights), weights
 
     def average(self, task_id: int, split: str) -> Tensor:
         """Weighted mean over the members added so far, [N, C]."""
@@ -59,8 +59,8 @@ class PredictionCache:
     def restrict(self, task_id: int, split: str, positions: Tensor) -> None:
         """Keep only the examples at `positions`."""
         self._changed.add((task_id, split))
-        mean, weights, members = self._means[task_id, split]
-        self._means[task_id, split] = mean[positions.to(mean.device)], weights, members
+        mean, weights = self._means[task_id, split]
+        self._means[task_id, split] = mean[positions.to(mean.device)], weights
 
     def state_dict(self) -> dict[str, Tree]:
         """A part for each task and split; None for those that have not changed since the last call."""

@@ -52,7 +52,7 @@ def rotate(gradient: Gradient, reference: Gradient, loss: Tensor, reference_loss
 
 
 class NewTaskLoss(NormRule):
-    """The loss is that of the new task; the replayed examples only have a say in the gradient, see `adjust`."""
+    """The loss is that of the new task; replayed examples only change the gradient, see `adjust`."""
 
     def loss(self, net: MultiHead, batch: Batch, objective: Objective) -> Tensor:
         new, _ = batch.halves()

@@ -108,7 +108,10 @@ class Method(ABC):
         return Budget(fraction=0.0)
 
     def learn(self, episode: Episode, monitor: Monitor) -> Learned:
-        """Train on the new tasks and on the examples kept of earlier ones; TrainingError if training diverges."""
+        """Train on the new tasks and on the examples kept of earlier ones.
+
+        TrainingError if training diverges, BudgetError if other training examples are read or too many are kept.
+        """
         self.reveal(episode)
         with self.memory.auditor.lending(episode) as lent:
             return self.train(lent, monitor)

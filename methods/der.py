@@ -59,33 +59,33 @@ class DER(ReplayNet):
         alpha: float = setting(Range(0, whole=False), "weight of the recorded outputs")
 
     requires = Requirements(classes=True)  # it records the logits of classes, [kept, C]
-    saved_attributes = (*ReplayNet.saved_attributes, "_recorded")
+    saved_attributes = (*ReplayNet.saved_attributes, "recorded")
 
     draws: ClassVar[int] = 1  # batches of past tasks in a step
 
-    _recorded: dict[int, Tensor]  # by task: outputs on its kept examples, [kept, C]
+    recorded: dict[int, Tensor]  # by task: outputs on its kept examples, [kept, C]
 
     def rule(self) -> NormRule:
         beta = getattr(self.settings, "beta", None)  # a setting of DER++
         return DarkLoss(self.settings.alpha, beta) if self.memory.tasks else NormRule()
 
     def past(self, task: Task) -> Sequence[Replays]:
-        outputs = [self._recorded[other] for other in self.memory.tasks]
+        outputs = [self.recorded[other] for other in self.memory.tasks]
         widest = max(task.num_outputs, *(part.shape[1] for part in outputs))
         recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])
         return [self.replays(self.memory.mixture(), self.draws * self.settings.replay_batch, recorded=recorded)]
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         for other, stay in self.memory.add(task).items():
-            self._recorded[other] = self._recorded[other][stay.to(self.compute.device)]
-        parts = list(outputs_on(net, task.id, self.memory.examples(task.id), self.spec, self.compute))
-        self._recorded[task.id] = torch.cat(parts).float() if parts else torch.zeros(0, task.num_outputs)
+            self.recorded[other] = self.recorded[other][stay.to(self.compute.device)]
+        parts = outputs_on(net, task.id, self.memory.examples(task.id), self.spec, self.compute)
+        self.recorded[task.id] = torch.cat(list(parts)).float()
         return 0
 
     def storage(self) -> Storage:
         """The network, and the examples with their recorded outputs."""
         stored = super().storage()
-        return replace(stored, bytes=stored.bytes + sum(outputs.nbytes for outputs in self._recorded.values()))
+        return replace(stored, bytes=stored.bytes + sum(outputs.nbytes for outputs in self.recorded.values()))
 
 
 class DERpp(DER):

@@ -32,7 +32,8 @@ def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: 
         sample     one y per x, drawn from p(y|x)
         empirical  y is the target
 
-    `inputs` are preprocessed. The network is put in test mode: batch normalisation uses its running statistics.
+    `inputs`, [N, *input], are preprocessed; `targets`, [N], are class numbers. The network is put in test mode: batch
+    normalisation uses its running statistics.
 
     Source: Kirkpatrick et al. (2017), eq. 3; on the forms: van de Ven (2025), arXiv 2502.11756.
     """
@@ -107,13 +108,13 @@ class EWC(SingleNet):
 
     # The Fisher information is that of a distribution over classes; Springs assumes steps of SGD with momentum.
     requires = Requirements(classes=True, optimizers=("sgd",))
-    saved_attributes = (*SingleNet.saved_attributes, "_stiffness", "_pull")
+    saved_attributes = (*SingleNet.saved_attributes, "importance", "_pull")
 
-    _stiffness: Values
+    importance: Values  # of the trunk's parameters, summed over tasks
     _pull: Values
 
     def rule(self) -> NormRule:
-        return Springs(self.settings.strength, self.common(self._stiffness), self.common(self._pull))
+        return Springs(self.settings.strength, self.common(self.importance), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "fisher", task.id)
@@ -127,12 +128,12 @@ class EWC(SingleNet):
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
         """Add the springs of a task with Fisher information `found`, at rest at the parameters `place`."""
         for name, value in found.items():
-            self._stiffness[name] = self._stiffness.get(name, 0) + value
+            self.importance[name] = self.importance.get(name, 0) + value
             self._pull[name] = self._pull.get(name, 0) + value * place[name]
 
     def extra_parameters(self) -> int:
-        """Stiffness and pull: two values a parameter."""
-        return sum(value.numel() for value in [*self._stiffness.values(), *self._pull.values()])
+        """Importance and pull: two values a parameter."""
+        return sum(value.numel() for value in [*self.importance.values(), *self._pull.values()])
 
 
 class OnlineEWC(EWC):
@@ -147,5 +148,5 @@ class OnlineEWC(EWC):
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
         for name, value in found.items():
-            self._stiffness[name] = self.settings.decay * self._stiffness.get(name, 0) + value
-            self._pull[name] = self._stiffness[name] * place[name]
+            self.importance[name] = self.settings.decay * self.importance.get(name, 0) + value
+            self._pull[name] = self.importance[name] * place[name]

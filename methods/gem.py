@@ -55,8 +55,7 @@ class Constrained(NewTaskLoss):
         G = torch.stack(references)
         own = [parameter.grad for parameter in trained_parameters(net) if parameter.grad is not None]
         g = torch.cat([gradient.flatten() for gradient in own])
-        violations = G @ g
-        products = G @ G.T
+        violations, products = G @ g, G @ G.T
         # Where training has diverged there is no projection; the check of the loss will report it.
         if bool((violations < 0).any() and products.isfinite().all() and violations.isfinite().all()):
             weights = dual(products, violations, self.margin).to(g)

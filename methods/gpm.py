@@ -19,7 +19,7 @@ from methods.subnets import freeze_others
 from net.multihead import MultiHead
 from training.batches import Batch
 from training.optimizers import trained_parameters
-from training.prediction import outputs_on
+from training.prediction import predict_examples
 from training.recipe import Recipe
 from utils.seeding import generator
 from utils.settings import Range, setting
@@ -114,12 +114,12 @@ class GPM(SingleNet):
 
     # Adam scales each value by itself, which turns the step out of the right angle.
     requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True, optimizers=("sgd",))
-    saved_attributes = (*SingleNet.saved_attributes, "_bases")
+    saved_attributes = (*SingleNet.saved_attributes, "bases")
 
-    _bases: dict[str, Tensor]  # [d, r], by name of the weight
+    bases: dict[str, Tensor]  # [d, r], by name of the weight
 
     def rule(self) -> NormRule:
-        return Projected(self._bases, self.recipe.l2_reg) if self._bases else NormRule()
+        return Projected(self.bases, self.recipe.l2_reg) if self.bases else NormRule()
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "basis", task.id)
@@ -135,15 +135,14 @@ class GPM(SingleNet):
                 grams[name] = grams.get(name, 0) + R @ R.T
 
         hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
-        for _ in outputs_on(net, task.id, task.train_eval.subset(chosen), self.spec, self.compute):
-            pass
+        predict_examples(net, task.id, task.train_eval.subset(chosen), self.spec, self.compute)  # `add` sees the inputs
         for hook in hooks:
             hook.remove()
         for name, gram in grams.items():
-            basis = self._bases.get(name, gram.new_zeros(len(gram), 0))
-            self._bases[name] = extended(basis.double(), gram, threshold).to(layers[name].weight.dtype)
+            basis = self.bases.get(name, gram.new_zeros(len(gram), 0))
+            self.bases[name] = extended(basis.double(), gram, threshold).to(layers[name].weight.dtype)
         return 0
 
     def extra_parameters(self) -> int:
         """The bases."""
-        return sum(basis.numel() for basis in self._bases.values())
+        return sum(basis.numel() for basis in self.bases.values())

@@ -57,7 +57,9 @@ class LwF(SingleNet):
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
-        bn: str = setting(("shared", "freeze_after_first"), "per task, the copy would answer unlike the network")
+        bn: str = setting(
+            ("shared", "freeze_after_first"), "with per_task the copy would answer otherwise than the network"
+        )
         strength: float = setting(Range(0, whole=False), "weight of the distillation")
         temperature: float = setting(Range(0, whole=False, open_low=True), "of the distillation")
 

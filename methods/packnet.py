@@ -37,9 +37,8 @@ class Packing(FixedWeights):
             return
         for weight, taken, free in zip(self.weights, self.taken, self.free, strict=True):
             size = torch.where(taken, -1.0, weight.abs()).flatten()
-            count = round(self.share * int((~taken).sum()))
-            kept = torch.zeros_like(size, dtype=torch.bool).index_fill_(0, size.topk(count).indices, True)
-            kept = kept.view_as(weight)
+            chosen = size.topk(round(self.share * int((~taken).sum()))).indices
+            kept = torch.zeros_like(size, dtype=torch.bool).index_fill_(0, chosen, True).view_as(weight)
             # In place: a captured step reads these tensors.
             free.copy_(kept)
             weight.mul_(kept | taken)

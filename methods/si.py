@@ -62,23 +62,23 @@ class SI(SingleNet):
         damping: float = setting(Range(0, whole=False, open_low=True), "xi of the paper")
 
     requires = Requirements(optimizers=("sgd",))  # see Springs
-    saved_attributes = (*SingleNet.saved_attributes, "_importance", "_pull")
+    saved_attributes = (*SingleNet.saved_attributes, "importance", "_pull")
 
-    _importance: Values
+    importance: Values
     _pull: Values
 
     def rule(self) -> PathIntegral:
         # Springs has a factor 1/2 that this penalty has not.
-        return PathIntegral(2 * self.settings.strength, self.common(self._importance), self.common(self._pull))
+        return PathIntegral(2 * self.settings.strength, self.common(self.importance), self.common(self._pull))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         assert isinstance(rule, PathIntegral)
         for name, value in rule.importance(self.settings.damping).items():
-            self._importance[name] = self._importance.get(name, 0) + value
+            self.importance[name] = self.importance.get(name, 0) + value
         place = net.trunk.state_dict()
-        self._pull = {name: value * place[name] for name, value in self._importance.items()}
+        self._pull = {name: value * place[name] for name, value in self.importance.items()}
         return 0
 
     def extra_parameters(self) -> int:
         """Importance and pull: two values a parameter."""
-        return sum(value.numel() for value in [*self._importance.values(), *self._pull.values()])
+        return sum(value.numel() for value in [*self.importance.values(), *self._pull.values()])

@@ -81,24 +81,24 @@ class Subnets(SingleNet):
 
     # A shared head would be changed by later tasks.
     requires = Requirements(layers=MASKED, own_heads=True)
-    saved_attributes = (*SingleNet.saved_attributes, "_masks")
+    saved_attributes = (*SingleNet.saved_attributes, "masks")
 
-    _masks: dict[int, Masks]  # by task
+    masks: dict[int, Masks]  # by task
 
     @property
     def used(self) -> Masks:
         """The weights that any task uses."""
-        names = next(iter(self._masks.values()), {})
-        return {name: torch.stack([masks[name] for masks in self._masks.values()]).any(0) for name in names}
+        names = next(iter(self.masks.values()), {})
+        return {name: torch.stack([masks[name] for masks in self.masks.values()]).any(0) for name in names}
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         assert isinstance(rule, FixedWeights)
-        self._masks[task.id] = rule.masks()
+        self.masks[task.id] = rule.masks()
         return 0
 
     def task_weights(self, task_id: int) -> TaskWeights:
-        return {**super().task_weights(task_id), **self._masks[task_id]}
+        return {**super().task_weights(task_id), **self.masks[task_id]}
 
     def extra_parameters(self) -> int:
         """The masks: a bit per weight and task, 32 bits to a parameter."""
-        return -(-sum(mask.numel() for masks in self._masks.values() for mask in masks.values()) // 32)
+        return -(-sum(mask.numel() for masks in self.masks.values() for mask in masks.values()) // 32)

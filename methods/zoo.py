@@ -22,7 +22,7 @@ def boosting_weights(losses: Tensor) -> Tensor:
 
         w_i = clip(exp((l_i - m) / m), 1e-4, 1e3) / sum,   m = mean of the losses
 
-    `losses`: [T] mean loss of the zoo on the kept training examples of each task. Equal ones give equal weights.
+    `losses`: [T], of the zoo on the kept training examples of each task; equal ones, also all zero, give equal weights.
 
     Source: Ramesh & Chaudhari (2022); centring and clipping as in the authors' code.
     """

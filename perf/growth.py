@@ -55,7 +55,7 @@ def measure(tasks: int, device: str) -> dict[str, Any]:
     def recorded(session: Session, monitor: RunMonitor) -> None:
         learn(session, Monitors([monitor, recorder]))
         figures["data"] = sum(session.stream.held().values())
-        figures["cached"] = sum(mean.nbytes for mean, _, _ in session.method.cache._means.values())  # type: ignore[attr-defined]
+        figures["cached"] = sum(mean.nbytes for mean, _ in session.method.cache._means.values())  # type: ignore[attr-defined]
 
     torch.zeros(1, device=device)
     before = peak_memory(pick_device(device))

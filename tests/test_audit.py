@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from datasets.mixture import Mixture
 from datasets.task import Episode
-from methods import METHODS
+from methods import METHODS, build_method
+from methods.base import Context
 from methods.memory.audit import Auditor, Budget, BudgetError, to_predict
 from methods.memory.replay import ReplayMemory, balanced_subset
-from tests.toys import filled, run_toy, toy_config, toy_stream
+from tests.toys import CPU, filled, run_toy, toy_config, toy_stream
+from training.monitor import Monitor
 from utils.seeding import generator
 
 # Cumulative declares that it keeps everything.
@@ -88,6 +90,26 @@ def test_examples_that_had_to_make_room_cannot_be_read(reservoir):
     assert len(memory.examples(1).targets) < 10
     with pytest.raises(BudgetError, match="kept of task 1 were read after some had to make room"):
         Mixture([(1, before)])
+
+
+@pytest.mark.parametrize("reservoir", [False, True])
+@pytest.mark.parametrize("budget", [Budget(fraction=0.25), Budget(per_class=2), Budget(total=10)], ids=str)
+def test_positions_say_which_examples_are_kept(budget, reservoir):
+    stream = toy_stream(3)
+    memory = filled(budget, stream.tasks, reservoir=reservoir)
+    for task in stream.tasks:
+        assert torch.equal(task.train_eval.rows[memory.positions[task.id]], memory.examples(task.id).rows)
+    assert sum(map(len, memory.positions.values())) == memory.size()[0] < 3 * 24
+
+
+@pytest.mark.parametrize(("limit", "earlier"), [({"replay_frac": 0.25}, False), ({"memory": 10}, True)])
+def test_the_memory_has_changed_where_an_episode_keeps_other_examples(limit, earlier):
+    """Only these tasks are saved again: the others have the same examples as before."""
+    stream = toy_stream(3)
+    method = build_method(Context(toy_config(**limit), stream.spec, CPU))
+    for episode in stream.continual():
+        method.learn(episode, Monitor())
+        assert method.memory.changed == set(range(1 if earlier else episode.number, episode.number + 1))
 
 
 def test_an_example_is_kept_once():

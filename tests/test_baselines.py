@@ -14,7 +14,9 @@ from scipy.stats import chisquare
 from torch import nn
 
 from datasets.objectives import CrossEntropy
+from methods import build_method
 from methods.agem import dot, project, rotate
+from methods.base import Context
 from methods.ewc import fisher
 from methods.gem import Constrained, dual
 from methods.lwf import distillation
@@ -25,7 +27,7 @@ from methods.stable_sgd import StableRate
 from net.multihead import MultiHead
 from records.invocation import configure, with_settings
 from tests.test_training import new_net
-from tests.toys import filled, run_toy, toy_config, toy_stream
+from tests.toys import CPU, filled, run_toy, toy_config, toy_stream
 from training.batches import Batch
 from training.loop import Training
 from training.recipe import Recipe
@@ -40,6 +42,11 @@ def rule_of(method, **changed):
     """What a method does in a step of its second task."""
     learner, _, _ = run_toy(toy_config(method=method, settings=changed), toy_stream(1))
     return learner.rule()
+
+
+def trunk_of(learner):
+    """The trunk of a method with a single network, as the last task has left it."""
+    return learner.network(learner.seen).trunk
 
 
 class Linear(nn.Module):
@@ -121,8 +128,7 @@ def assert_stationary(energy, found, start):
 
 def softmax_regression_trunk(method, **settings):
     """A learner of that method without springs, and a network of one matrix for it."""
-    learner, _, _ = run_toy(toy_config(method=method, settings=settings), toy_stream(1))
-    learner._stiffness, learner._pull = {}, {}
+    learner = build_method(Context(toy_config(method=method, settings=settings), toy_stream(1).spec, CPU))
     return learner, MultiHead(Linear(3, 2), 2, {1: 2})
 
 
@@ -182,10 +188,9 @@ def test_springs_hold_at_any_strength(method):
     config = toy_config(method=method, settings={"strength": 1e12})
     first, _, _ = run_toy(config, toy_stream(1))
     learner, _, answers = run_toy(config, toy_stream(3))
-    important = first._importance if method == "si" else first._stiffness
-    for name, parameter in learner._trunk.named_parameters():
-        before = dict(first._trunk.named_parameters())[name]
-        stiff = important[name] > 1e-4
+    for name, parameter in trunk_of(learner).named_parameters():
+        before = dict(trunk_of(first).named_parameters())[name]
+        stiff = first.importance[name] > 1e-4
         torch.testing.assert_close(parameter[stiff], before[stiff], rtol=1e-3, atol=1e-4)
     assert all(probabilities.isfinite().all() for probabilities in answers[-1].values())
 
@@ -205,9 +210,11 @@ def test_penalties_are_positive_after_a_perturbation_and_zero_where_the_task_end
     back = pulled(rule, net)
     # The springs pull back towards where the task ended, which lowers their energy.
     assert sum(((ended[name] + moved[name] - back[name]) * moved[name]).sum() for name in back) > 0
-    stiffness = learner._importance if method == "si" else learner._stiffness
-    energy = sum((value * moved[name] ** 2).sum() for name, value in stiffness.items())
-    assert energy > sum((value * (back[name] - ended[name]) ** 2).sum() for name, value in stiffness.items()) > 0
+    far, near = (
+        sum((value * distance[name] ** 2).sum() for name, value in learner.importance.items())
+        for distance in (moved, {name: back[name] - ended[name] for name in back})
+    )
+    assert far > near > 0
 
 
 def test_springs_hold_the_trunk_where_it_was():
@@ -216,12 +223,10 @@ def test_springs_hold_the_trunk_where_it_was():
         config = replace(toy_config(method="ewc", settings={"strength": strength}), hp=LONGER)
         learners.append(run_toy(config, stream)[0])
     first, _, _ = run_toy(config, toy_stream(1))
+    start, free, held = (dict(trunk_of(learner).named_parameters()) for learner in (first, *learners))
     free, held = (
-        sum(
-            float((stiffness * (dict(learner._trunk.named_parameters())[name] - place) ** 2).detach().sum())
-            for (name, place), stiffness in zip(first._trunk.named_parameters(), first._stiffness.values(), strict=True)
-        )
-        for learner in learners
+        sum(float((first.importance[name] * (end[name] - value) ** 2).detach().sum()) for name, value in start.items())
+        for end in (free, held)
     )
     assert held < 0.5 * free
 
@@ -314,7 +319,7 @@ def test_what_der_records_is_what_the_network_said_and_follows_its_example():
         method, _, _ = run_toy(toy_config(method="der", memory=20, settings={"buffer": form}), stream)
         kept = method.memory.examples(1)
         assert 0 < len(kept) < 20
-        torch.testing.assert_close(method._recorded[1], said[kept.rows].detach())
+        torch.testing.assert_close(method.recorded[1], said[kept.rows].detach())
 
 
 def test_ders_loss_is_its_equation():
@@ -543,21 +548,21 @@ def test_batch_normalisation_of_each_task(method):
         states[bn] = learner
     first, _, _ = run_toy(toy_config(method=method, settings={"bn": "shared"}), toy_stream(1))
     name = "norm2.running_mean"
-    assert torch.equal(states["per_task"]._norms[1][name], first._trunk.norm2.running_mean)
-    assert torch.equal(states["freeze_after_first"]._trunk.norm2.running_mean, first._trunk.norm2.running_mean)
-    assert torch.equal(states["freeze_after_first"]._trunk.norm2.weight, first._trunk.norm2.weight)
-    assert not torch.equal(states["shared"]._trunk.norm2.running_mean, first._trunk.norm2.running_mean)
+    norm, norms = trunk_of(first).norm2, {bn: trunk_of(learner).norm2 for bn, learner in states.items()}
+    assert torch.equal(states["per_task"].task_weights(1)[name], norm.running_mean)
+    assert torch.equal(norms["freeze_after_first"].running_mean, norm.running_mean)
+    assert torch.equal(norms["freeze_after_first"].weight, norm.weight)
+    assert not torch.equal(norms["shared"].running_mean, norm.running_mean)
     # Asking about an old task does not disturb the newest one.
-    newest = states["per_task"]._trunk.norm2.running_mean.clone()
+    newest = norms["per_task"].running_mean.clone()
     states["per_task"].predict(stream.tasks[0])
-    assert torch.equal(states["per_task"]._trunk.norm2.running_mean, newest)
+    assert torch.equal(norms["per_task"].running_mean, newest)
 
 
 def test_heads_of_other_tasks_are_not_touched():
-    method, _, _ = run_toy(toy_config(method="finetune"), toy_stream(1))
-    before = [value.clone() for value in method._heads[1]]
-    method, _, _ = run_toy(toy_config(method="finetune"), toy_stream(3))
-    assert all(torch.equal(a, b) for a, b in zip(before, method._heads[1], strict=True))
+    before, after = (run_toy(toy_config(method="finetune"), toy_stream(tasks))[0].network([1]) for tasks in (1, 3))
+    assert torch.equal(before.weight, after.weight)
+    assert torch.equal(before.bias, after.bias)
 
 
 def test_an_isolated_ensemble_spends_what_the_zoo_spends():
@@ -598,7 +603,7 @@ def test_what_is_recorded_comes_with_its_example():
     stream = toy_stream(2)
     method, _, _ = run_toy(toy_config(method="der", memory_per_class=4), toy_stream(1))
     kept = method.memory.examples(1)
-    method._recorded[1] = kept.rows.float()[:, None].expand(-1, 3)
+    method.recorded[1] = kept.rows.float()[:, None].expand(-1, 3)
     batch = next(method.past(stream.tasks[1])[0])
     shown = {tuple(image.flatten().tolist()): row for row, image in enumerate(stream.spec.preprocess(kept.store))}
     method.recipe = replace(method.recipe, augment=False)

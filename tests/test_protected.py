@@ -17,6 +17,7 @@ from methods.gpm import columns, extended, projectable
 from methods.packnet import pruning_step
 from methods.subnets import layer_weights
 from methods.wsn import Winning, largest
+from tests.test_baselines import trunk_of
 from tests.test_training import new_net
 from tests.toys import CPU, configured, run_toy, toy_config, toy_stream
 from training.batches import Batch
@@ -51,10 +52,10 @@ def test_outputs_for_an_old_task_are_the_same_bits_after_every_later_episode(met
     learner = build_method(Context(config, stream.spec, CPU))
     right_after = {}
     for episode in stream.continual():
-        before = {name: value.clone() for name, value in learner._trunk.state_dict().items()} if right_after else {}
+        before = {name: value.clone() for name, value in trunk_of(learner).state_dict().items()} if right_after else {}
         learner.learn(episode, Monitor())
         if before:  # the network has gone on learning
-            assert any(not torch.equal(before[name], value) for name, value in learner._trunk.state_dict().items())
+            assert any(not torch.equal(before[name], value) for name, value in trunk_of(learner).state_dict().items())
         for task in stream.tasks[: episode.number]:
             said = outputs(learner, task)
             assert torch.equal(said, right_after.setdefault(task.id, said))
@@ -67,10 +68,10 @@ def test_outputs_for_an_old_task_are_the_same_bits_after_every_later_episode(met
 def test_packnet_gives_every_task_the_same_share_of_each_layer():
     config = toy_config(method="packnet", settings={"tasks": 4})
     method, _, _ = run_toy(config, toy_stream(4))
-    for name, weight in layer_weights(method._trunk).items():
+    for name, weight in layer_weights(trunk_of(method)).items():
         before = torch.zeros_like(weight, dtype=torch.bool)
         for task in (1, 2, 3, 4):
-            mask = method._masks[task][name]
+            mask = method.masks[task][name]
             assert (mask | before).equal(mask)
             assert int((mask & ~before).sum()) == pytest.approx(weight.numel() / 4, abs=2)
             before = mask
@@ -87,7 +88,7 @@ def test_packnet_keeps_the_largest_of_the_free_weights_and_frees_the_rest():
         rule.before(step, 9)
         assert bool(rule.kept) == (step >= 6 == pruning_step(9))
     for name, weight in layer_weights(net.trunk).items():
-        taken, kept = method._masks[1][name], rule.masks()[name]
+        taken, kept = method.masks[1][name], rule.masks()[name]
         free = before[name][~taken].abs().sort(descending=True).values
         count = round(len(free) / 2)
         assert int((kept & ~taken).sum()) == count
@@ -206,13 +207,13 @@ def test_gpm_leaves_what_it_has_seen_and_changes_the_rest():
     inputs = [stream.spec.preprocess(task.train_eval.store) for task in stream.tasks]
     first, second = stream.continual()
     learner.learn(first, Monitor())
-    before = [learner._trunk.eval()(x).detach() for x in inputs]
+    before = [trunk_of(learner).eval()(x).detach() for x in inputs]
     learner.learn(second, Monitor())
-    after = [learner._trunk.eval()(x).detach() for x in inputs]
+    after = [trunk_of(learner).eval()(x).detach() for x in inputs]
     torch.testing.assert_close(after[0], before[0], rtol=1e-3, atol=1e-4)
     assert (after[1] - before[1]).abs().max() > 0.05
     finetuned, _, _ = run_toy(with_model(toy_config(method="finetune"), "conv", lr=0.05, l2_reg=0.1, epochs=6), stream)
-    assert (finetuned._trunk.eval()(inputs[0]) - before[0]).abs().max() > 0.05
+    assert (trunk_of(finetuned).eval()(inputs[0]) - before[0]).abs().max() > 0.05
 
 
 # No bfloat16 with the timm network: torch's CPU gradient of a 3x3 convolution over a single pixel, which these images
@@ -225,13 +226,13 @@ def test_gpms_step_has_no_part_in_its_basis(model, bf16):
     config = with_model(config, model, l2_reg=0.1, lr=0.1 if model == "conv" else 0.01)
     learner = build_method(Context(config, stream.spec, replace(CPU, bf16=bf16)))
     learner.learn(next(iter(stream.continual())), Monitor())
-    before = {name: layer.weight.detach().clone() for name, layer in projectable(learner._trunk).items()}
-    bases = {name: basis.clone() for name, basis in learner._bases.items()}
+    before = {name: layer.weight.detach().clone() for name, layer in projectable(trunk_of(learner)).items()}
+    bases = {name: basis.clone() for name, basis in learner.bases.items()}
     _, second = stream.continual()
     learner.learn(second, Monitor())
     assert set(bases) == set(before)
     distances = []
-    for name, layer in projectable(learner._trunk).items():
+    for name, layer in projectable(trunk_of(learner)).items():
         moved = (layer.weight.detach() - before[name]).flatten(1)
         distances.append(float(moved.norm()))
         assert float((moved @ bases[name]).norm()) < 1e-4 * max(1.0, distances[-1])

@@ -29,6 +29,7 @@ from evaluation.measurements import TASK_INCREMENTAL, Measurement
 from methods import build_method
 from methods.base import Context
 from records import Run
+from records.invocation import configure
 from records.members import SavedMember
 from records.summary import figure, final_table, summarize
 from records.tables import header, metric_lines, read_metrics
@@ -213,6 +214,20 @@ def test_further_splits_and_slices_are_measured_as_the_members_answer():
         assert scored["loss"].value == pytest.approx(expected["loss"].value, rel=1e-6)
         assert scored["accuracy"].n == len(part)
     assert (1, "test", "odd") not in found
+
+
+def test_a_run_says_which_examples_it_kept_and_their_targets(tmp_path):
+    """With noisy labels and a memory in which later tasks displace examples of earlier ones."""
+    path = tmp_path / "noisy.yaml"
+    path.write_text("dataset: digits\ntasks: [{classes: [0, 1], label_noise: 0.4}, [2, 3], [4, 5]]\n")
+    given = configure(data_config=str(path), continual=True, memory=24, epochs=1, samples=20, quiet=True, seed=1,
+                      run_dir=str(tmp_path / "run"))  # fmt: skip
+    run, stream = Run.load(modelzoo.run(given)), datasets.build_stream(given.config.data, 1, torch.device("cpu"))
+    for task in stream.tasks:
+        for episode in range(task.id, 4):
+            positions, targets = run.kept(task.id, episode)
+            assert len(np.unique(positions)) == len(positions) == 24 // episode
+            assert targets.tolist() == task.train_eval.targets[positions].tolist()
 
 
 def test_the_clock_counts_steps_and_examples_of_the_whole_run(runs):

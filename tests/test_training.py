@@ -13,12 +13,12 @@ from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.task import Table
 from net import build_net, settings_class
-from tests.toys import CPU, SHAPE, table, toy_stream
+from tests.toys import CPU, SHAPE, run_toy, table, toy_config, toy_stream
 from training.batches import batches
 from training.loop import Training, TrainingStats
 from training.monitor import Monitor
 from training.optimizers import SCHEDULES
-from training.prediction import predict_examples
+from training.prediction import outputs_of_heads, predict_examples
 from training.recipe import Recipe
 from utils.errors import TrainingError
 from utils.seeding import generator, seeded
@@ -188,3 +188,39 @@ def test_a_repeated_table_repeats_every_row():
     examples = toy_stream(1).tasks[0].train_eval
     repeated = Table(examples, 3).epoch(generator(0, "e"))
     assert sorted(repeated.rows.tolist()) == sorted(examples.rows.tolist() * 3)
+
+
+def test_the_table_of_all_tasks_is_made_once(monkeypatch):
+    """Tasks with stores of their own are copied for it."""
+    made = []
+    monkeypatch.setattr("training.loop.Mixture", lambda parts: made.append(Mixture(parts)) or made[-1])
+    stream = toy_stream(2)
+    Training(new_net(stream), sources(stream), stream.spec, Recipe(epochs=3, batch=8), CPU, 0, ("m",)).complete()
+    assert len(made) == 1
+    fresh = toy_stream(2, fresh=True)
+    Training(new_net(fresh), sources(fresh), fresh.spec, Recipe(epochs=3, batch=8), CPU, 0, ("m",)).complete()
+    assert len(made) == 1 + 3
+
+
+def calls_of_tensor(monkeypatch, function, *given):
+    """How often a function makes a tensor of Python numbers; on a GPU each waits for the device."""
+    calls, made = [], torch.tensor
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "tensor", lambda *given, **options: calls.append(given) or made(*given, **options))
+        function(*given)
+    return len(calls)
+
+
+def test_no_batch_waits_for_the_device_to_predict(monkeypatch):
+    stream = toy_stream(2)
+    net, task = new_net(stream), stream.tasks[0]
+    for times in (1, 60):  # of 40 examples: one batch, five batches
+        given = net, [1, 2], Mixture([(1, task.test)] * times), stream.spec, CPU, {}
+        assert calls_of_tensor(monkeypatch, outputs_of_heads, *given) == 1
+
+
+@pytest.mark.parametrize("method", ["zoo", "er", "lwf"])
+def test_no_batch_waits_for_the_device_to_train(method, monkeypatch):
+    short, long = (toy_config(method=method, hp={"epochs": epochs}) for epochs in (2, 4))
+    counts = [calls_of_tensor(monkeypatch, run_toy, config, toy_stream(2)) for config in (short, long)]
+    assert counts[0] == counts[1]

@@ -68,11 +68,11 @@ def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
 
 
 class Training:
-    """The training of one network, which can be advanced to any step and be asked between.
+    """The training of one network, which can be advanced to any step, and the network evaluated in between.
 
-    Advancing in pieces gives the same bits as in one go, whatever the network is asked and whatever random numbers
-    are drawn between. Where the network has batch normalisation, which cannot normalise a single example, an epoch's
-    last batch is left out if it has one example.
+    Advancing in pieces gives the same bits as in one go, whatever is evaluated and drawn in between. With batch
+    normalisation, which cannot normalise a single example, an epoch's last batch is left out if it has one example;
+    UserError if all batches have one.
 
     Args:
         net: on the device; is changed in place.

@@ -39,7 +39,7 @@ def outputs_of_heads(
 ) -> dict[int, Tensor]:  # fmt: skip
     """Outputs of the heads of `tasks` for all inputs, whatever task these belong to: by task, [N, ..., C].
 
-    Each task with weights of the trunk of its `own` costs a forward pass of its own.
+    `own`: by task, weights of the trunk that it alone has; each task with some costs a forward pass of its own.
     """
     found: dict[int, list[Tensor]] = {task: [] for task in tasks}
     shared = [task for task in tasks if not own.get(task)]

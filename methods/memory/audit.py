@@ -154,14 +154,12 @@ class Auditor:
             if task_id in self._kept:
                 before.loan.ended = "some had to make room"
             self._kept.add(task_id)
-        kept = {task_id: self._held[task_id] for task_id in self._kept}
-        count = sum(map(len, kept.values()))
+        count = sum(len(self._held[task_id]) for task_id in self._kept)
         if self.budget.total is not None and count > self.budget.total:
             raise BudgetError(f"{count} training examples are kept; the memory is of {self.budget.total}")
+        kept: dict[int, Examples] = {task_id: self._held[task_id] for task_id in positions}
         for task_id, examples in kept.items():
             allowed, (classes, _) = self._allowed[task_id], by_class(examples.targets)
             if allowed is not None and (classes.bincount(minlength=len(allowed)) > allowed).any():
-                raise BudgetError(
-                    f"{len(examples)} training examples of task {task_id} are kept, too many: {self.budget}"
-                )
-        return {task_id: kept[task_id] for task_id in positions}
+                raise BudgetError(f"{len(examples)} training examples of task {task_id} are too many: {self.budget}")
+        return kept
