@@ -444,11 +444,12 @@ def test_the_lock_of_a_dead_process_is_taken_over():
         assert json.loads(Path("run", LOCK).read_text())["process"] == os.getpid()
 
 
-def leave_lock(seconds_ago):
-    """A lock file of another host, touched so long ago."""
+def leave_lock(seconds_ago, host="elsewhere"):
+    """A new lock file of another process, touched so long ago."""
     Path("run").mkdir(exist_ok=True)
-    Path("run", LOCK).write_text('{"host": "elsewhere", "process": 7, "since": "2026-01-01 00:00:00"}')
-    os.utime(Path("run", LOCK), (time.time() - seconds_ago,) * 2)
+    Path("new").write_text(json.dumps({"host": host, "process": 7, "since": "2026-01-01 00:00:00"}))
+    os.utime("new", (time.time() - seconds_ago,) * 2)
+    Path("new").replace(Path("run", LOCK))
 
 
 def test_the_lock_of_another_host_is_taken_over_when_its_owner_has_died(monkeypatch):
@@ -477,24 +478,39 @@ def test_the_owner_of_a_lock_keeps_it_alive(monkeypatch):
     pytest.fail("the lock file was not touched")
 
 
-def test_a_process_that_has_lost_its_lock_writes_no_more():
-    program = "import time\nimport records.lock\nfrom pathlib import Path\nrecords.lock.BEAT = 0.01\n"
-    program += "with records.lock.locked(Path('run')):\n    print('here', flush=True)\n    time.sleep(60)"
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda: leave_lock(0), "was taken over by host elsewhere, process 7"),
+        (lambda: Path("run", LOCK).unlink(), "is not locked any more"),
+        (lambda: leave_lock(0, socket.gethostname()), "was taken over by host"),
+    ],
+)
+def test_a_process_that_has_lost_its_lock_writes_no_more(change, words):
+    """Another host takes over the lock file of a process that was suspended, or people remove it."""
+    program = "import os, time\nimport records.lock\nfrom pathlib import Path\nrecords.lock.BEAT = 0.01\n"
+    program += "with records.lock.locked(Path('run')):\n    os.chdir('/')\n    print('here', flush=True)\n"
+    program += "    time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as owner:  # fmt: skip
         assert owner.stdout.readline() == "here\n"
-        leave_lock(0)
+        change()
         assert owner.wait(50) == 1
-        assert owner.stderr.read().startswith("run was taken over by host elsewhere, process 7")
-    assert Path("run", LOCK).exists()
-    Path("run", LOCK).unlink()
+        assert f"run {words}" in owner.stderr.read()
+
+
+def test_the_lock_of_somebody_else_is_not_removed():
+    with locked(Path("run")):
+        leave_lock(0, socket.gethostname())
+    assert "process" in Path("run", LOCK).read_text()
+
+
+def test_a_pipe_in_place_of_the_lock_file_is_one_error():
+    Path("run").mkdir()
     os.mkfifo(Path("run", LOCK))
-    with (
-        pytest.raises(UserError, match="run cannot be written"),
-        locked(Path("run")),
-    ):
+    with pytest.raises(UserError, match="run cannot be written"), locked(Path("run")):
         pass
 
 
