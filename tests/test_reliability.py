@@ -611,6 +611,16 @@ def test_the_signal_of_a_queue_stops_a_run_that_is_resumed_later(monkeypatch, ca
     assert results("run") == results("whole")
 
 
+def test_a_run_that_is_stopped_before_it_begins_is_not_to_be_resumed(monkeypatch, capsys):
+    def stopped(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("records.session.build_stream", stopped)
+    assert start("run", *options("zoo")) == 143
+    assert capsys.readouterr().err == "modelzoo.py: stopped by SIGTERM; repeat the command\n"
+    assert not Path("run").exists()
+
+
 def test_the_second_signal_stops_at_once(monkeypatch, capsys):
     def twice(self, *, epoch_ends=False):
         os.kill(os.getpid(), signal.SIGINT)
