@@ -42,9 +42,8 @@ def do(invocation: Invocation) -> None:
     try:
         run(invocation)
     except SignalError as error:
-        path = invocation.run_dir
-        advice = f"resume with: {resuming_command(path)}" if holds_run(path) else "repeat the command"
-        raise SignalError(error.number, advice) from None
+        resume = f"resume with: {resuming_command(invocation.run_dir)}"
+        raise SignalError(error.number, resume if holds_run(invocation.run_dir) else "repeat the command") from None
 
 
 def run(invocation: Invocation) -> Path:

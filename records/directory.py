@@ -51,7 +51,6 @@ _BEGUN = re.compile(rf"{re.escape(LOCK)}|config\.yaml({PARTIAL})?|manifest\.json
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it exists
 _HASH = 16  # digits of the checksum in the name of a file in state/, so that the old and the new file can coexist
 
-
 _ByTask = Mapping[tuple[int, str], Tensor]  # by task and split
 _Names = Mapping[tuple[int, str], Sequence[str]]
 
@@ -253,7 +252,7 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
 
 
 def half_made(path: Path) -> Any:
-    """What the program did that was stopped while it made this run from another one, if so."""
+    """If this run is the unfinished work of a program that derives runs: from which one, and how; else None."""
     manifest = read_manifest(path)
     return None if manifest and manifest.finished else read_config(path).get("derived")
 

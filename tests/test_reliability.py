@@ -146,20 +146,28 @@ def test_a_reference_is_compared_with_after_the_interruption_too(monkeypatch):
     assert json.loads(Path("run/summary.json").read_text())["fwt_isolated"] is not None
 
 
+def changed_stream(config, seed, device):
+    """The stream of a run with another pixel in a test image."""
+    stream = build_stream(config, seed, device)
+    test = stream.tasks[1].test
+    test.store[test.rows[3], 0, 4, 4] += 1
+    return stream
+
+
 def test_other_data_are_refused(monkeypatch, capsys):
     interrupted(monkeypatch)
-    build = build_stream
-
-    def changed(config, seed, device):
-        stream = build(config, seed, device)
-        test = stream.tasks[1].test
-        test.store[test.rows[3], 0, 4, 4] += 1
-        return stream
-
-    monkeypatch.setattr("records.session.build_stream", changed)
+    monkeypatch.setattr("records.session.build_stream", changed_stream)
     capsys.readouterr()
     assert start("run", "--resume") == 2
     assert "the data are not those that run was trained on" in capsys.readouterr().err
+
+
+def test_a_reference_of_other_data_is_refused(monkeypatch, capsys):
+    assert start("alone", *options("isolated")) == 0
+    monkeypatch.setattr("records.session.build_stream", changed_stream)
+    capsys.readouterr()
+    assert start("run", *options("zoo"), "--isolated", "alone") == 2
+    assert "--isolated alone was run with another 'data_sha256'" in capsys.readouterr().err
 
 
 def test_a_misspelt_run_is_not_begun(capsys):

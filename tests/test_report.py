@@ -486,6 +486,7 @@ def test_names_of_tasks_are_labels_only(alike, tmp_path, capsys):
     )
     assert modelzoo.main([*given.split(), "--isolated", str(alike / "iso")]) == 0
     assert len({line["comparison"] for line in lines_of(capsys, tmp_path / "renamed", alike / "iso")}) == 1
+    refused([str(tmp_path / "renamed"), str(alike / "zoo")], ["are the same run with the same seed"], capsys)
     assert main([str(alike / "zoo"), "--isolated", str(alike / "iso")]) == 0
     curves, isolated = figure(alike / "zoo/report.html", "transfer_curves"), measured(alike / "iso")[-1]
     found = curves.groupby("task", sort=False).isolated.unique()
