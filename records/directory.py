@@ -159,7 +159,7 @@ class RunDirectory:
             (self.path / "state").rmdir()
 
     def adopting(self, other: Path, sha256: str, targets: _ByTask, names: _Names) -> "RunDirectory":
-        """Copy the episodes, members, predictions and state of a finished run, whose manifest has this sum."""
+        """Copy the files of a finished run that hold what it learned; UserError if its manifest has another sum."""
         manifest = read_manifest(other)
         if manifest is None or manifest.sha256 != sha256:
             raise UserError(f"{other} is not the run that {self.path} extends: put it back, or extend with --overwrite")
