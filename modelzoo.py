@@ -18,6 +18,7 @@ from evaluation.accuracy import AVERAGES
 from records.checkpoints import ending_on_sigterm
 from records.configuration import hyperparameter_kinds
 from records.console import Console
+from records.directory import holds_run
 from records.invocation import Invocation, parse
 from records.monitor import Monitors, RunMonitor
 from records.session import Session, opened, planned, resuming_command, verify_run
@@ -41,7 +42,8 @@ def do(invocation: Invocation) -> None:
     try:
         run(invocation)
     except SignalError as error:
-        raise SignalError(error.number, f"resume with: {resuming_command(invocation.run_dir)}") from None
+        resume = f"resume with: {resuming_command(invocation.run_dir)}"
+        raise SignalError(error.number, resume if holds_run(invocation.run_dir) else "repeat the command") from None
 
 
 def run(invocation: Invocation) -> Path:

@@ -14,7 +14,7 @@ from utils.errors import SignalError, handling
 from utils.trees import Tree, from_bytes, to_bytes
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1)  # what queues send before they end a job
-_EPISODE = "episode"  # its part of what is saved
+_EPISODE = "episode"  # names the saved duration of the episode so far
 
 
 class RunCheckpoints(Checkpoints):

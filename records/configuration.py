@@ -112,7 +112,7 @@ def comparable(content: Mapping[str, Any], sections: Iterable[str] = SECTIONS) -
 def obstacle(reference: Mapping[str, Any], content: Mapping[str, Any]) -> str | None:
     """The key in which two config.yaml differ so that the runs cannot be compared task by task; None: they can.
 
-    Tasks are matched by their numbers, so that tasks may be forgotten that the reference has.
+    Tasks are matched by their numbers: the second run may have forgotten tasks that the reference still has.
     """
     both = reference, content
     one, other = ({**comparable(config), "seed": config.get("seed")} for config in both)

@@ -51,7 +51,6 @@ _BEGUN = re.compile(rf"{re.escape(LOCK)}|config\.yaml({PARTIAL})?|manifest\.json
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it exists
 _HASH = 16  # digits of the checksum in the name of a file in state/, so that the old and the new file can coexist
 
-
 _ByTask = Mapping[tuple[int, str], Tensor]  # by task and split
 _Names = Mapping[tuple[int, str], Sequence[str]]
 
@@ -160,7 +159,7 @@ class RunDirectory:
             (self.path / "state").rmdir()
 
     def adopting(self, other: Path, sha256: str, targets: _ByTask, names: _Names) -> "RunDirectory":
-        """Copy the episodes, members, predictions and state of a finished run, whose manifest has this sum."""
+        """Copy the files of a finished run that hold what it learned; UserError if its manifest has another sum."""
         manifest = read_manifest(other)
         if manifest is None or manifest.sha256 != sha256:
             raise UserError(f"{other} is not the run that {self.path} extends: put it back, or extend with --overwrite")
@@ -253,7 +252,7 @@ def check_free(path: Path, overwrite: bool, reads: Sequence[Path] = ()) -> None:
 
 
 def half_made(path: Path) -> Any:
-    """What the program did that was stopped while it made this run from another one, if so."""
+    """If this run is the unfinished work of a program that derives runs: from which one, and how; else None."""
     manifest = read_manifest(path)
     return None if manifest and manifest.finished else read_config(path).get("derived")
 

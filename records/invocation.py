@@ -122,7 +122,7 @@ class Invocation:
 
 
 def with_settings(invocation: Invocation) -> RunConfig:
-    """The configuration of a new run, with the settings of its method; mode and options must be ones it has."""
+    """The configuration of a new run with its method's settings; UserError if that lacks the mode or an option."""
     config = invocation.config
     _check_new(invocation.given)
     check_method(config, invocation.given)

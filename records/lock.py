@@ -33,37 +33,50 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
         try:
             made = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _opened(folder / LOCK, option, closing)
+            lock, path = _opened(folder / LOCK, option, closing), (folder / LOCK).absolute()
         except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{option}{folder} cannot be written: {reason}") from None
+        me = {"host": _HERE, "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         with contextlib.suppress(OSError):  # on a full disk the lock holds without naming its owner
             os.ftruncate(lock, 0)
-            me = {"host": _HERE, "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
             os.pwrite(lock, json.dumps(me).encode(), 0)
-        beat = threading.Thread(target=_beat, args=(folder, lock, ended), daemon=True)
-        beat.start()
+        beat = threading.Thread(target=_beat, args=(path, lock, me, ended), daemon=True)
         try:
+            beat.start()
             yield lock
         finally:
             ended.set()
-            beat.join()
+            if beat.is_alive():
+                beat.join()
             with contextlib.suppress(OSError):
-                if not _other_host(lock):
-                    (folder / LOCK).unlink()
+                if not _taken(path, me):
+                    path.unlink()
                 if made:
                     folder.rmdir()  # unless it is in use
 
 
-def _beat(folder: Path, lock: int, ended: threading.Event) -> None:
-    """Touch the lock file until `ended`; end the process if another host has taken the lock over meanwhile."""
+def _beat(path: Path, lock: int, me: dict[str, object], ended: threading.Event) -> None:
+    """Touch the lock file until `ended`; end the process if the lock is no longer that of `me`."""
     while not ended.wait(BEAT):
-        with contextlib.suppress(OSError):
-            if other := _other_host(lock):
-                taken = f"{folder} was taken over by {other}, as this process had stopped"
-                print(one_line(taken), file=sys.stderr, flush=True)
-                os._exit(1)
+        with contextlib.suppress(OSError):  # the disk may answer again
+            if taken := _taken(path, me):
+                try:
+                    print(one_line(f"{path.parent} {taken}"), file=sys.stderr, flush=True)
+                finally:
+                    os._exit(1)
             os.utime(lock)
+
+
+def _taken(path: Path, me: dict[str, object]) -> str:
+    """What has become of the lock file, for people, if it is no longer that of `me`: a host may have slept for long."""
+    try:
+        # By its name: it may have been removed and made again, and a network disk then shows the old content.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            holder = _holder(file.fileno())
+    except FileNotFoundError:
+        return f"is not locked any more, as {path} was removed"
+    return "" if holder in ({}, me) else f"was taken over by {_told(holder)}, as this process had stopped"
 
 
 def _opened(path: Path, option: str, closing: contextlib.ExitStack) -> int:
@@ -75,18 +88,17 @@ def _opened(path: Path, option: str, closing: contextlib.ExitStack) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _told(_holder(lock) | _living(lock))
-            raise UserError(f"{used} {holder}; wait for it, or name another folder") from None
-        if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
-            break
-    if other := _other_host(lock):
+            owner = _told(_holder(lock) | _living(lock))
+            raise UserError(f"{used} {owner}; wait for it, or name another folder") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                break
+    if (holder := _holder(lock)).get("host", _HERE) != _HERE:
         with tempfile.TemporaryFile(dir=path.parent) as file:  # the time of the disk: clocks of two hosts may differ
             silent = max(0.0, os.fstat(file.fileno()).st_mtime - os.fstat(lock).st_mtime)
         if silent < DEAD:
-            raise UserError(
-                f"{used} {other}, last seen {silent:.0f} s ago; if that has ended, try again {DEAD / 60:.0f} minutes "
-                f"after it was last seen, or remove {path}"
-            )
+            advice = f"if that has ended, try again {DEAD / 60:.0f} minutes after it was last seen, or remove {path}"
+            raise UserError(f"{used} {_told(holder)}, last seen {silent:.0f} s ago; {advice}")
     return lock
 
 
@@ -98,18 +110,13 @@ def _holder(lock: int) -> dict[str, object]:
         return {}
 
 
-def _other_host(lock: int) -> str:
-    """The owner of a lock file, for people, if it is on another host, else an empty text."""
-    return "" if (holder := _holder(lock)).get("host", _HERE) == _HERE else _told(holder)
-
-
 def _living(lock: int) -> dict[str, object]:
     """The processes that have the lock file open, as Linux tells: those that the named owner started may outlive it."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+    found, path = set(), os.path.realpath(f"/proc/self/fd/{lock}")
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or belongs to another user
-            if os.readlink(entry) == os.readlink(f"/proc/self/fd/{lock}"):  # noqa: PTH115
-                found.add(int(entry.parts[2]))
+            if path in map(os.path.realpath, (process / "fd").iterdir()):
+                found.add(int(process.name))
     found -= {os.getpid()}
     return {"process": ", ".join(map(str, sorted(found)))} if found else {}
 

@@ -2,7 +2,6 @@
 
 import io
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +23,11 @@ _SIDE, _CELL, _MOST = 480, 48, 960  # pixels of a picture with many cells; most 
 _NUMBERED = 20  # least pixels of a cell in which a number can be read
 
 
-class Picture(NamedTuple):
-    """A PNG file and its size in pixels."""
-
-    png: bytes
-    width: int
-    height: int
-
-
-def heat_map(values: Matrix, rows: int, percent: Matrix | None = None) -> Picture:
+def heat_map(values: Matrix, rows: int, percent: Matrix | None = None) -> tuple[bytes, int, int]:
     """A matrix [so far, columns] as squares from dark violet (0) over green to yellow (1); light grey for NaN.
 
     The picture has room for `rows`; of more than 960 rows or columns, only every second, third, ... one is drawn.
-    Shares in `percent` are written into the cells where there is room.
+    Shares in `percent` are written into the cells where there is room. Returns a PNG file, its width and its height.
     """
     columns = values.shape[1]
     step = -(-max(rows, columns) // _MOST)
@@ -55,7 +46,7 @@ def heat_map(values: Matrix, rows: int, percent: Matrix | None = None) -> Pictur
     image.putpalette(_PALETTE)
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
-    return Picture(file.getvalue(), width, height)
+    return file.getvalue(), width, height
 
 
 @cache

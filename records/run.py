@@ -206,10 +206,10 @@ class Run:
         return task_number(self.path, task, {row.task: row.task_name for row in self.rows})
 
     def _tensors(self, name: str, split: str) -> dict[int, npt.NDArray[Any]]:
-        """Task -> the tensor of one split in a file of predictions/."""
+        """Task that was measured -> the tensor of one split in a file of predictions/."""
         found = read_tensors_of(self.path, self.manifest, name)
-        parts = [(key.removeprefix("task_").partition("/"), values) for key, values in found.items()]
-        return {self.places.get(int(n), int(n)): values.numpy() for (n, _, of), values in parts if of == split}
+        named = {f"task_{number}/{split}": place for number, place in self.places.items()}
+        return {named[key]: values.numpy() for key, values in found.items() if key in named}
 
 
 def opened(path: Path) -> tuple[dict[str, Any], Manifest]:

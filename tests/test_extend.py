@@ -1,6 +1,7 @@
 """Tasks that join a finished run: as if the run had had them from the start."""
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from modelzoo import main
-from records.directory import _entry
-from records.manifest import read_manifest
+from records.manifest import Entry, read_manifest
 from tests.tables import read_metrics
 from tests.test_resume import start
 from zoo import Zoo
@@ -189,7 +189,7 @@ def test_what_cannot_be_extended_is_refused(given, words, capsys, base):
     if "other" in given:
         content = Path("other/config.yaml").read_bytes().replace(b"data_sha256:\n  1: ", b"data_sha256:\n  1: 0")
         Path("other/config.yaml").write_bytes(content)
-        files = {**manifest.files, "config.yaml": _entry(content)}
+        files = {**manifest.files, "config.yaml": Entry(len(content), hashlib.sha256(content).hexdigest())}
         type(manifest)(manifest.episode, manifest.members, manifest.seconds, files).write(Path("other"))
     if "atonce" in given:
         assert start("atonce", "--data_config", "first.yaml", *RECIPE[:-1]) == 0

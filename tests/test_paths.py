@@ -12,9 +12,10 @@ import forget
 import modelzoo
 import predict
 import report
-from records import Run
+from records import Run, configure
 from studies.grid import load_grid
 from tests.standins import write_image_folder
+from utils.errors import UserError
 from zoo import Zoo
 
 
@@ -79,6 +80,12 @@ def test_a_path_that_is_not_utf8_is_refused_at_once(program, given, home, capsys
     assert "is no text" in error
     assert error.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [{"run_dir": NO_TEXT}, {"isolated": Path(NO_TEXT)}, {"set": {"data.root": NO_TEXT}}])
+def test_a_path_that_is_not_utf8_is_refused_from_python(given, home):
+    with pytest.raises(UserError, match="is no text"):
+        configure(data_config="~/d.yaml", hp_config="~/h.yaml", **given)
 
 
 def test_a_folder_that_is_not_utf8_is_refused_at_once(home, monkeypatch, capsys):

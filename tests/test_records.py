@@ -1,6 +1,7 @@
 """A run directory as an object, and runs whose scores are not accuracies."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -112,6 +113,14 @@ def test_predictions_are_the_weighted_mean_of_the_members(split, runs):
     if split == "test":
         found = accuracy_score(run.targets_of(1), run.predictions(1).argmax(1))
         assert found == run.summary["per_task_acc"][0]
+
+
+def test_a_renumbered_run_has_only_the_tasks_that_were_measured(runs):
+    """Tasks 1 and 2 have no member left, task 3 is called 1."""
+    run = Run.load(runs / "digits")
+    left = dataclasses.replace(run, places={3: 1})
+    assert left.targets.keys() == left.test_predictions.keys() == {1}
+    np.testing.assert_array_equal(left.targets[1], run.targets[3])
 
 
 def test_a_run_of_one_network_is_answered_by_the_newest(runs):

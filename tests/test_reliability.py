@@ -146,20 +146,28 @@ def test_a_reference_is_compared_with_after_the_interruption_too(monkeypatch):
     assert json.loads(Path("run/summary.json").read_text())["fwt_isolated"] is not None
 
 
+def changed_stream(config, seed, device):
+    """The stream of a run with another pixel in a test image."""
+    stream = build_stream(config, seed, device)
+    test = stream.tasks[1].test
+    test.store[test.rows[3], 0, 4, 4] += 1
+    return stream
+
+
 def test_other_data_are_refused(monkeypatch, capsys):
     interrupted(monkeypatch)
-    build = build_stream
-
-    def changed(config, seed, device):
-        stream = build(config, seed, device)
-        test = stream.tasks[1].test
-        test.store[test.rows[3], 0, 4, 4] += 1
-        return stream
-
-    monkeypatch.setattr("records.session.build_stream", changed)
+    monkeypatch.setattr("records.session.build_stream", changed_stream)
     capsys.readouterr()
     assert start("run", "--resume") == 2
     assert "the data are not those that run was trained on" in capsys.readouterr().err
+
+
+def test_a_reference_of_other_data_is_refused(monkeypatch, capsys):
+    assert start("alone", *options("isolated")) == 0
+    monkeypatch.setattr("records.session.build_stream", changed_stream)
+    capsys.readouterr()
+    assert start("run", *options("zoo"), "--isolated", "alone") == 2
+    assert "--isolated alone was run with another 'data_sha256'" in capsys.readouterr().err
 
 
 def test_a_misspelt_run_is_not_begun(capsys):
@@ -444,11 +452,12 @@ def test_the_lock_of_a_dead_process_is_taken_over():
         assert json.loads(Path("run", LOCK).read_text())["process"] == os.getpid()
 
 
-def leave_lock(seconds_ago):
-    """A lock file of another host, touched so long ago."""
+def leave_lock(seconds_ago, host="elsewhere"):
+    """A new lock file of another process, touched so long ago."""
     Path("run").mkdir(exist_ok=True)
-    Path("run", LOCK).write_text('{"host": "elsewhere", "process": 7, "since": "2026-01-01 00:00:00"}')
-    os.utime(Path("run", LOCK), (time.time() - seconds_ago,) * 2)
+    Path("new").write_text(json.dumps({"host": host, "process": 7, "since": "2026-01-01 00:00:00"}))
+    os.utime("new", (time.time() - seconds_ago,) * 2)
+    Path("new").replace(Path("run", LOCK))
 
 
 def test_the_lock_of_another_host_is_taken_over_when_its_owner_has_died(monkeypatch):
@@ -477,24 +486,39 @@ def test_the_owner_of_a_lock_keeps_it_alive(monkeypatch):
     pytest.fail("the lock file was not touched")
 
 
-def test_a_process_that_has_lost_its_lock_writes_no_more():
-    program = "import time\nimport records.lock\nfrom pathlib import Path\nrecords.lock.BEAT = 0.01\n"
-    program += "with records.lock.locked(Path('run')):\n    print('here', flush=True)\n    time.sleep(60)"
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda: leave_lock(0), "was taken over by host elsewhere, process 7"),
+        (lambda: Path("run", LOCK).unlink(), "is not locked any more"),
+        (lambda: leave_lock(0, socket.gethostname()), "was taken over by host"),
+    ],
+)
+def test_a_process_that_has_lost_its_lock_writes_no_more(change, words):
+    """Another host takes over the lock file of a process that was suspended, or people remove it."""
+    program = "import os, time\nimport records.lock\nfrom pathlib import Path\nrecords.lock.BEAT = 0.01\n"
+    program += "with records.lock.locked(Path('run')):\n    os.chdir('/')\n    print('here', flush=True)\n"
+    program += "    time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as owner:  # fmt: skip
         assert owner.stdout.readline() == "here\n"
-        leave_lock(0)
+        change()
         assert owner.wait(50) == 1
-        assert owner.stderr.read().startswith("run was taken over by host elsewhere, process 7")
-    assert Path("run", LOCK).exists()
-    Path("run", LOCK).unlink()
+        assert f"run {words}" in owner.stderr.read()
+
+
+def test_the_lock_of_somebody_else_is_not_removed():
+    with locked(Path("run")):
+        leave_lock(0, socket.gethostname())
+    assert "process" in Path("run", LOCK).read_text()
+
+
+def test_a_pipe_in_place_of_the_lock_file_is_one_error():
+    Path("run").mkdir()
     os.mkfifo(Path("run", LOCK))
-    with (
-        pytest.raises(UserError, match="run cannot be written"),
-        locked(Path("run")),
-    ):
+    with pytest.raises(UserError, match="run cannot be written"), locked(Path("run")):
         pass
 
 
@@ -593,6 +617,16 @@ def test_the_signal_of_a_queue_stops_a_run_that_is_resumed_later(monkeypatch, ca
     assert "stopped by SIGUSR1; resume with: " in capsys.readouterr().err
     assert start("run", "--resume") == 0
     assert results("run") == results("whole")
+
+
+def test_a_run_that_is_stopped_before_it_begins_is_not_to_be_resumed(monkeypatch, capsys):
+    def stopped(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("records.session.build_stream", stopped)
+    assert start("run", *options("zoo")) == 143
+    assert capsys.readouterr().err == "modelzoo.py: stopped by SIGTERM; repeat the command\n"
+    assert not Path("run").exists()
 
 
 def test_the_second_signal_stops_at_once(monkeypatch, capsys):

@@ -478,8 +478,15 @@ def test_tasks_are_matched_by_their_number(alike, capsys):
     assert [row[column] for row in shown[1:3]] == [f"{value:.4f}" for value in measured(alike / "iso")[-1, 1:]]
 
 
-def test_names_of_tasks_are_labels_only(alike, capsys):
-    """One is named as a column of the data, two have the same name."""
+def test_names_of_tasks_are_labels_only(alike, tmp_path, capsys):
+    """One is named as a column of the data, two have the same name; under other names they are the same tasks."""
+    (tmp_path / "stream.yaml").write_text(yaml.safe_dump({"dataset": "digits", "tasks": [t["classes"] for t in NAMED]}))
+    given = (
+        f"--data_config {tmp_path}/stream.yaml --continual --samples 4 --epochs 1 --quiet --run_dir {tmp_path}/renamed"
+    )
+    assert modelzoo.main([*given.split(), "--isolated", str(alike / "iso")]) == 0
+    assert len({line["comparison"] for line in lines_of(capsys, tmp_path / "renamed", alike / "iso")}) == 1
+    refused([str(tmp_path / "renamed"), str(alike / "zoo")], ["are the same run with the same seed"], capsys)
     assert main([str(alike / "zoo"), "--isolated", str(alike / "iso")]) == 0
     curves, isolated = figure(alike / "zoo/report.html", "transfer_curves"), measured(alike / "iso")[-1]
     found = curves.groupby("task", sort=False).isolated.unique()
