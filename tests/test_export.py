@@ -5,7 +5,9 @@ import errno
 import importlib.util
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +127,7 @@ def test_the_lines_on_the_card_run_as_they_stand(here):
         assert re.fullmatch(re.escape(task["name"]) + rf" \[{label}, {label}, {label}\]", line)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (31, 20), (5, 40)])
+@pytest.mark.parametrize("size", [(8, 8), (31, 20), (5, 40), (9, 100)])
 def test_the_lines_on_the_card_make_of_a_file_what_the_program_makes_of_it(size, here, tmp_path):
     pixels = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -221,7 +223,7 @@ def random_zoo(model, shape):
         net = build_net(model, shape, settings_class(model)(dropout=0.2), {1: 2, 2: 3}).eval()
         features = net.trunk(torch.randn(32, *shape))
         net.weight *= 3 / (features @ net.weight.T).std()
-    zoo._loaded[0] = net, {}
+    zoo.net = lambda member: (net, {})
     return zoo
 
 
@@ -276,6 +278,24 @@ def test_a_network_that_answers_otherwise_is_not_written(answer, here, tmp_path,
             "nothing was written",
         ]
     refused([str(here / "packnet"), "--out", str(tmp_path / "a/b"), "--format", "torch", "--task", "1"], words, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("happens", "code", "told"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped by SIGTERM; repeat the command"),
+        (lambda: torch.empty(2**60), 1, "not enough memory"),
+    ],
+)
+def test_a_signal_or_a_lack_of_memory_is_not_blamed_on_the_network(
+    happens, code, told, here, tmp_path, monkeypatch, capsys
+):
+    """At the place where exporters fail in any way with a network that they cannot export."""
+    monkeypatch.setattr("torch.export.export", lambda *given, **named: happens())
+    given = [str(here / "packnet"), "--out", str(tmp_path / "out"), "--format", "torch", "--task", "1"]
+    assert main(given) == code
+    assert capsys.readouterr().err.startswith(f"export.py: {told}")
     assert list(tmp_path.iterdir()) == []
 
 

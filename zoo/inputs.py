@@ -23,7 +23,8 @@ def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) 
 
     Inputs that are no images (`pixels_only` unset) become [N, *shape] and may have any values. One may come without N.
     """
-    pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
+    # The copy: torch warns of arrays that are read-only, as NumPy's views of images are.
+    pixels = torch.from_numpy(np.array(images, order="C")) if isinstance(images, np.ndarray) else images
     layouts = [shape]
     if pixels_only:
         channels, height, width = shape
