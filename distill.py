@@ -116,8 +116,7 @@ def distill(options: argparse.Namespace) -> None:
         write(out, described, taught, student, facts, rows, isolated, time.perf_counter() - begin)
         everything = {**zoos, STUDENT: Zoo.load(out, options.device)}
         figures = compared(everything, stream.task(middle_task(zoo)))
-        formats = {name: form.format for name, form in COLUMNS.items()}
-        print(f"\n{figures.to_string(formatters=formats, col_space=18)}", flush=True)
+        print(f"\n{figures.to_string(formatters=dict(COLUMNS), col_space=18)}", flush=True)
 
 
 def loaded(options: argparse.Namespace) -> dict[str, Zoo]:

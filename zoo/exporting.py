@@ -156,10 +156,8 @@ def exported(
             for kind in formats:
                 content, answers = _FORMATS[kind](program, outputs)
                 made[FILES[kind]] = content, difference(answers, zoo, tasks)
-    except UserError:
-        raise
     except Exception as error:  # whatever exporters cannot do with some network
-        if shortage(error):
+        if isinstance(error, UserError) or shortage(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{zoo.path}: the network {zoo.config.net.model} cannot be exported ({reason})") from None

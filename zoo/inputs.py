@@ -21,7 +21,7 @@ Images = Arrays | Picture | Sequence[Picture]
 def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) -> Tensor:
     """Images, see Zoo.predict, as uint8 or float32 [N, C, H, W], values from 0 to 255; a UserError if they do not fit.
 
-    Inputs that are no images (`pixels_only` unset) become [N, *shape] and may have any values. One may come without N.
+    Inputs that are no images (`pixels_only` unset) become [N, *shape] of any finite values. One may come without N.
     """
     # The copy: torch warns of arrays that are read-only, as NumPy's views of images are.
     pixels = torch.from_numpy(np.array(images, order="C")) if isinstance(images, np.ndarray) else images
@@ -38,6 +38,8 @@ def as_stored(images: Arrays, shape: tuple[int, ...], pixels_only: bool = True) 
             f"{' (channels, height, width)' * pixels_only}, so give [N, {', '.join(map(str, shape))}]"
         )
     if not pixels_only:
+        if not pixels.isfinite().all():
+            raise UserError("inputs have values that are not finite")
         return pixels
     if layout != shape:  # channels last, or none
         pixels = pixels.reshape(len(pixels), height, width, channels).permute(0, 3, 1, 2)
