@@ -206,6 +206,19 @@ def test_a_run_that_is_not_finished_says_so(tmp_path, monkeypatch, capsys):
     assert [row[3] for row in table(card, "after episode 2 (")[:-1]] == [f"{x:.4f}" for x in measured.accuracy]
 
 
+def test_a_run_in_bf16_is_exported_in_fp32_and_the_card_says_so(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_configs()
+    assert start("run", *options("zoo"), "--precision", "bf16") == 0
+    assert main(["run", "--out", "out", "--format", "torch"]) == 0
+    assert "trained in bf16; here they compute in fp32" in Path("out/README.md").read_text()
+    assert "bf16" not in (here / "plain/README.md").read_text()
+    zoo, images = Zoo.load("run", "cpu"), of_test(here)[1][0]
+    answer = by_torch(Path("out"))(images.numpy().astype(np.float32) / 255)["task_1"]
+    np.testing.assert_allclose(answer, zoo.in_fp32().predict(images, 1).probabilities, rtol=0, atol=1e-6)
+    assert np.abs(answer - zoo.predict(images, 1).probabilities.numpy()).max() > 1e-4
+
+
 def test_no_path_of_this_machine_is_in_the_files(here):
     for file in (here / "plain").iterdir():
         content = file.read_bytes()

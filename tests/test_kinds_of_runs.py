@@ -111,7 +111,7 @@ def test_a_zoo_of_classes_answers_whatever_its_inputs_are(kind, run, capsys):
         if name == "predict" or (name, kind) == ("export", "words"):
             assert (code, told.count("\n")) == (2, 1)
             expected = {
-                "predict": "takes no grey or RGB squares; give Zoo.predict arrays of [4]",
+                "predict": "takes inputs of shape [4], no files: give arrays to Zoo.predict",
                 "export": "words cannot be exported",
             }
             assert expected[name] in told
