@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from datasets.images.digits import rotated_digits
 from datasets.images.stream import ImagePreprocess
@@ -129,8 +129,11 @@ def test_the_lines_on_the_card_run_as_they_stand(here):
 
 @pytest.mark.parametrize("size", [(8, 8), (31, 20), (5, 40), (9, 100)])
 def test_the_lines_on_the_card_make_of_a_file_what_the_program_makes_of_it(size, here, tmp_path):
-    pixels = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
+    """A photograph that is transparent in places, of a camera that was turned."""
+    pixels = np.random.default_rng(0).integers(256, size=(*size, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=turned)
     lines = re.search(r"```python\n(.*?)```", (here / "plain/README.md").read_text(), flags=re.DOTALL)[1]
     found = {}
     exec(lines, found)
