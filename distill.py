@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -116,8 +116,7 @@ def distill(options: argparse.Namespace) -> None:
         write(out, described, taught, student, facts, rows, isolated, time.perf_counter() - begin)
         everything = {**zoos, STUDENT: Zoo.load(out, options.device)}
         figures = compared(everything, stream.task(middle_task(zoo)))
-        formats = {name: form.format for name, form in COLUMNS.items()}
-        print(f"\n{figures.to_string(formatters=formats, col_space=18)}", flush=True)
+        print(f"\n{figures.to_string(formatters=dict(COLUMNS), col_space=18)}", flush=True)
 
 
 def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
@@ -182,12 +181,12 @@ def write(
 ) -> None:  # fmt: skip
     """Write the student's run directory."""
     summary = {**facts_of(taught, student, [facts]), **summarize(rows, False, isolated), "total_seconds": seconds}
-    directory = RunDirectory.begin(out, config)
-    directory.add_targets(targets_of(taught), names_of(taught))
-    save_members(directory, student, taught)
-    directory.add_episode(facts, rows)
-    directory.commit(1, len(student.new_members), seconds, {})
-    directory.finish(summary, AVERAGES)
+    with closing(RunDirectory.begin(out, config)) as directory:
+        directory.add_targets(targets_of(taught), names_of(taught))
+        save_members(directory, student, taught)
+        directory.add_episode(facts, rows)
+        directory.commit(1, len(student.new_members), seconds, {})
+        directory.finish(summary, AVERAGES)
 
 
 if __name__ == "__main__":

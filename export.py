@@ -22,7 +22,7 @@ BOTH = "both"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 if the input is wrong, or the exported network does not answer like the zoo."""
+    """Exit code 0; 2 if the input is wrong, or what is exported does not answer like the zoo; 130 or 143 if stopped."""
     return run_program("export.py", lambda: export(arguments(argv)), "interrupted; nothing was written")
 
 

@@ -37,7 +37,7 @@ _CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 if some files could not be read; 2 if the input is wrong."""
+    """Exit code 0; 1 if some files could not be read; 2 if the input is wrong; 130 or 143 if stopped."""
     return run_program("predict.py", lambda: predict(arguments(argv)), "interrupted; nothing was written")
 
 

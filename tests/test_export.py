@@ -5,7 +5,9 @@ import errno
 import importlib.util
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from datasets.images.digits import rotated_digits
 from datasets.images.stream import ImagePreprocess
@@ -125,10 +127,13 @@ def test_the_lines_on_the_card_run_as_they_stand(here):
         assert re.fullmatch(re.escape(task["name"]) + rf" \[{label}, {label}, {label}\]", line)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (31, 20), (5, 40)])
+@pytest.mark.parametrize("size", [(8, 8), (31, 20), (5, 40), (9, 100)])
 def test_the_lines_on_the_card_make_of_a_file_what_the_program_makes_of_it(size, here, tmp_path):
-    pixels = np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
+    """A photograph that is transparent in places, of a camera that was turned."""
+    pixels = np.random.default_rng(0).integers(256, size=(*size, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=turned)
     lines = re.search(r"```python\n(.*?)```", (here / "plain/README.md").read_text(), flags=re.DOTALL)[1]
     found = {}
     exec(lines, found)
@@ -204,6 +209,19 @@ def test_a_run_that_is_not_finished_says_so(tmp_path, monkeypatch, capsys):
     assert [row[3] for row in table(card, "after episode 2 (")[:-1]] == [f"{x:.4f}" for x in measured.accuracy]
 
 
+def test_a_run_in_bf16_is_exported_in_fp32_and_the_card_says_so(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_configs()
+    assert start("run", *options("zoo"), "--precision", "bf16") == 0
+    assert main(["run", "--out", "out", "--format", "torch"]) == 0
+    assert "trained in bf16; here they compute in fp32" in Path("out/README.md").read_text()
+    assert "bf16" not in (here / "plain/README.md").read_text()
+    zoo, images = Zoo.load("run", "cpu"), of_test(here)[1][0]
+    answer = by_torch(Path("out"))(images.numpy().astype(np.float32) / 255)["task_1"]
+    np.testing.assert_allclose(answer, zoo.in_fp32().predict(images, 1).probabilities, rtol=0, atol=1e-6)
+    assert np.abs(answer - zoo.predict(images, 1).probabilities.numpy()).max() > 1e-4
+
+
 def test_no_path_of_this_machine_is_in_the_files(here):
     for file in (here / "plain").iterdir():
         content = file.read_bytes()
@@ -221,7 +239,7 @@ def random_zoo(model, shape):
         net = build_net(model, shape, settings_class(model)(dropout=0.2), {1: 2, 2: 3}).eval()
         features = net.trunk(torch.randn(32, *shape))
         net.weight *= 3 / (features @ net.weight.T).std()
-    zoo._loaded[0] = net, {}
+    zoo.net = lambda member: (net, {})
     return zoo
 
 
@@ -276,6 +294,24 @@ def test_a_network_that_answers_otherwise_is_not_written(answer, here, tmp_path,
             "nothing was written",
         ]
     refused([str(here / "packnet"), "--out", str(tmp_path / "a/b"), "--format", "torch", "--task", "1"], words, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("happens", "code", "told"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped by SIGTERM; repeat the command"),
+        (lambda: torch.empty(2**60), 1, "not enough memory"),
+    ],
+)
+def test_a_signal_or_a_lack_of_memory_is_not_blamed_on_the_network(
+    happens, code, told, here, tmp_path, monkeypatch, capsys
+):
+    """At the place where exporters fail in any way with a network that they cannot export."""
+    monkeypatch.setattr("torch.export.export", lambda *given, **named: happens())
+    given = [str(here / "packnet"), "--out", str(tmp_path / "out"), "--format", "torch", "--task", "1"]
+    assert main(given) == code
+    assert capsys.readouterr().err.startswith(f"export.py: {told}")
     assert list(tmp_path.iterdir()) == []
 
 

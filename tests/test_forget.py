@@ -72,6 +72,7 @@ def test_members_that_saw_the_task_are_dropped(run, capsys):
         f"task_{task}/{split}" for task in (1, 3) for split in ("test", "held_out")
     }
     assert 2 not in read_metrics("run-without-2").task.tolist()
+    assert list(Run.load("run-without-2").config["data_sha256"]) == [1, 3]
     for task in streamed("run"):
         if task.id != 2:
             members = [m.number for m in keep if task.id in m.tasks]
@@ -147,6 +148,9 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
     assert len(files) > 4
     for file in files:
         assert (Path("one") / file).read_bytes() == (Path("two") / file).read_bytes(), file
+    monkeypatch.setattr(zoo.forgetting, "derive_seed", lambda seed, *names: seed)  # as when the task was learned
+    assert forget.main(["run", "--task", "middle", "--retrain", "--quiet", "--run_dir", "three"]) == 0
+    assert any((Path("one") / file).read_bytes() != (Path("three") / file).read_bytes() for file in files)
 
 
 def distill_kept(path):

@@ -19,6 +19,7 @@ from datasets.objectives import CrossEntropy
 from datasets.task import Preprocess, StreamSpec, Table, Task, TaskStream
 from net import TRUNKS
 from tests.toys import TOKENS, TokenTrunk, number_stream, table, token_stream
+from utils.errors import UserError
 from utils.seeding import generator
 from zoo import Zoo
 
@@ -102,14 +103,18 @@ def test_a_zoo_of_classes_answers_whatever_its_inputs_are(kind, run, capsys):
             found = zoo.predict(given, task.id).probabilities
             np.testing.assert_allclose(found, torch.stack(saved).double().mean(0), atol=2e-6)
         assert len(zoo.predict(inputs[0], "auto").labels) == 1
+    with pytest.raises(UserError, match="inputs have values that are not finite"):
+        zoo.predict(torch.full((1, 4), torch.nan), 1)
     capsys.readouterr()
     for name, program in PROGRAMS.items():
         code, told = program("run"), capsys.readouterr().err
         if name == "predict" or (name, kind) == ("export", "words"):
             assert (code, told.count("\n")) == (2, 1)
-            assert (
-                "no square images; give [4] to Zoo.predict" if name == "predict" else "words cannot be exported"
-            ) in told
+            expected = {
+                "predict": "takes inputs of shape [4], no files: give arrays to Zoo.predict",
+                "export": "words cannot be exported",
+            }
+            assert expected[name] in told
         else:
             assert (name, code, told) == (name, 0, "")
     assert [task.number for task in Zoo.load("less").tasks] == [2]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,12 @@ def test_images_come_in_many_forms(runs):
         torch.testing.assert_close(zoo.predict(form, 1).probabilities, expected, atol=tolerance, rtol=0)
     for one in (images[0], plain[0], plain[0][..., None]):
         torch.testing.assert_close(zoo.predict(one, 1).probabilities, expected[:1])
+    plain.flags.writeable = False  # as numpy.asarray gives an image of Pillow
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(zoo.predict(plain, 1).probabilities, expected)
+    torch.set_warn_always(False)
     assert zoo.predict(images[:0], 1).probabilities.shape == (0, 2)
     assert zoo.predict(images[:0], "auto").probabilities.shape == (0, 7)
     for wrong, words in [

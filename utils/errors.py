@@ -26,8 +26,8 @@ class TrainingError(Exception):
     code = 1
 
 
-class SignalError(Exception):
-    """A signal stopped the run, and its state is saved. Exit code 128 + the number of the signal."""
+class SignalError(BaseException):
+    """A signal stopped the program; no Exception, as it would be taken for an error of a library. Exit code 128 + n."""
 
     def __init__(self, number: int, advice: str = "") -> None:
         super().__init__("; ".join(filter(None, [f"stopped by {signal.Signals(number).name}", advice])))

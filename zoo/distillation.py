@@ -36,7 +36,8 @@ LABELS = 0.5  # weight of the true class in a target; the zoo's prediction has t
 _CHUNK = 1024  # images that the zoo predicts at once
 _TIMED_IMAGES, _TIMES = 1000, 11
 # Of a comparison of zoos, with their format.
-COLUMNS = {"accuracy": "{:.4f}", "parameters a task": "{:,.0f}", "parameters": "{:,}", "ms an image": "{:.4f}"}
+COLUMNS = {"accuracy": "{:.4f}".format, "parameters a task": "{:,.0f}".format, "parameters": "{:,}".format,
+           "ms an image": "{:.4f}".format}  # fmt: skip
 
 
 class Imitation(CrossEntropy):

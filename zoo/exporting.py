@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from net import count_parameters
 from net.multihead import MultiHead, TaskWeights
-from utils.errors import UserError
+from utils.errors import UserError, shortage
 from utils.files import json_bytes, write_folder
 from utils.seeding import generator
 from zoo.card import model_card
@@ -156,9 +156,9 @@ def exported(
             for kind in formats:
                 content, answers = _FORMATS[kind](program, outputs)
                 made[FILES[kind]] = content, difference(answers, zoo, tasks)
-    except UserError:
-        raise
     except Exception as error:  # whatever exporters cannot do with some network
+        if isinstance(error, UserError) or shortage(error):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{zoo.path}: the network {zoo.config.net.model} cannot be exported ({reason})") from None
     finally:

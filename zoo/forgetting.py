@@ -6,6 +6,7 @@ RUN -> members that never saw the task (their files as they are) + retrained one
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -118,12 +119,7 @@ def write(
     }  # fmt: skip
     remaining = [task for task in zoo.tasks if task != forgotten]
     targets = {key: values for key, values in zoo.targets.items() if key[0] != forgotten.number}
-    directory = RunDirectory.begin(path, config)
     names = {key: found for key, found in read_names(zoo.path, zoo.manifest).items() if key[0] != forgotten.number}
-    directory.add_targets(targets, names)
-    for number, member in enumerate(after):
-        new = replace(member.saved, number=number, replaces_earlier=not number)
-        directory.add_member(new, member.net.state_dict(), member.predictions)
     answering, rows = list[int](), []
     for task in remaining:
         if asked := [member for member in after if task.number in member.saved.tasks]:
@@ -137,8 +133,6 @@ def write(
     trained = sorted({task for member in after if member.retrained for task in member.saved.tasks})
     episode = EpisodeFacts(1, trained, {}, stats.examples, stats.images, stats.gradients, stats.steps, seconds,
                            stats.seconds, rate, stats.loss, peak_memory(zoo.device))  # fmt: skip
-    directory.add_episode(episode, rows)
-    directory.add_document(CERTIFICATE, certificate(zoo, forgotten, before, after))
     summary = {
         **(read_summary(zoo.path) or {}), **summarize(rows, False, None), "continual": False, "tasks": len(rows),
         "episodes": 1, "derived": config["derived"], **costs([episode]), "total_seconds": seconds,
@@ -148,8 +142,15 @@ def write(
         "parameters_total": sum(member.saved.parameters for member in after),
         "members_per_prediction": len(answering) / max(1, len(remaining)),
     }  # fmt: skip
-    directory.commit(1, len(after), seconds, {})
-    directory.finish(summary, AVERAGES)
+    with closing(RunDirectory.begin(path, config)) as directory:
+        directory.add_targets(targets, names)
+        for number, member in enumerate(after):
+            new = replace(member.saved, number=number, replaces_earlier=not number)
+            directory.add_member(new, member.net.state_dict(), member.predictions)
+        directory.add_episode(episode, rows)
+        directory.add_document(CERTIFICATE, certificate(zoo, forgotten, before, after))
+        directory.commit(1, len(after), seconds, {})
+        directory.finish(summary, AVERAGES)
 
 
 def certificate(

@@ -21,9 +21,10 @@ Images = Arrays | Picture | Sequence[Picture]
 def as_stored(images: Arrays, shape: tuple[int, ...], of_images: bool = True) -> Tensor:
     """Images, see Zoo.predict, as uint8 or float32 [N, C, H, W], values from 0 to 255; a UserError if they do not fit.
 
-    Inputs that are no images (`of_images` unset) become [N, *shape], of any values. A single input may come without N.
+    Inputs that are no images (`of_images` unset) become [N, *shape] of any finite values. One may come without N.
     """
-    pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
+    # The copy: torch warns of arrays that are read-only, as NumPy's views of images are.
+    pixels = torch.from_numpy(np.array(images, order="C")) if isinstance(images, np.ndarray) else images
     layouts = [shape]
     if of_images:
         channels, height, width = shape
@@ -37,6 +38,8 @@ def as_stored(images: Arrays, shape: tuple[int, ...], of_images: bool = True) ->
             f"{' (channels, height, width)' * of_images}, so give [N, {', '.join(map(str, shape))}]"
         )
     if not of_images:
+        if not pixels.isfinite().all():
+            raise UserError("inputs have values that are not finite")
         return pixels
     if layout != shape:  # channels last, or none
         pixels = pixels.reshape(len(pixels), height, width, channels).permute(0, 3, 1, 2)

@@ -181,7 +181,7 @@ class Zoo:
         """UserError if inputs cannot be read from image files."""
         if not self.reads_files:
             raise UserError(
-                f"{self.path} was trained on no square images; give {list(self.input_shape)} to Zoo.predict"
+                f"{self.path} takes inputs of shape {list(self.input_shape)}, no files: give arrays to Zoo.predict"
             )
 
     def stored(self, inputs: Images) -> Tensor:
