@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reporting import reading
-from utils.errors import run_program
+from reporting import one_line_errors
+from utils.errors import UserError, run_program
 
 PROJECT = Path(__file__).parent.parent
 PROGRAM = """
@@ -112,8 +112,22 @@ def test_a_lack_of_memory_or_threads_ends_any_program_with_one_line(action, word
     assert run_program("p.py", action) == 1
     assert capsys.readouterr().err == f"p.py: {words}\n"
     if "not" in words.split() or "threads" in words:
-        with pytest.raises((MemoryError, RuntimeError)), reading("run", "run"):  # it does not blame the run
+        with pytest.raises((MemoryError, RuntimeError)), one_line_errors("run", "run"):  # it does not blame the run
             action()
+
+
+def test_a_report_does_not_blame_writing_for_what_cannot_be_read():
+    refused = PermissionError(13, "Permission denied", "secret")
+    with pytest.raises(UserError, match=r"^secret cannot be read or"), one_line_errors("secret", "page"):
+        raise refused
+
+
+def test_a_program_in_a_notebook_leaves_its_signals_and_errors_alone():
+    body = "print(signal.getsignal(2) is signal.default_int_handler, sys.excepthook is sys.__excepthook__)"
+    Path("sitecustomize.py").write_text("import sys; sys.ps1 = '>>> '")
+    with open("told", "wb") as told:
+        assert program("pass", body, stdout=told) == (0, "")
+    assert Path("told").read_text() == "True True\n"
 
 
 def test_an_error_in_a_program_keeps_its_traceback():
