@@ -202,7 +202,7 @@ def reliability(run: Run) -> DrawnFigure:
     low = max(0, float(data[["confidence", "accuracy"]].min().min()) - 0.05)
     axes.set(xlabel="probability of the predicted class", ylabel="share that is right")
     axes.set(xlim=(low, 1.01), ylim=(low, 1.02))
-    axes.legend(loc="upper left")
+    axes.legend()
     caption = (
         f"Reliability. The test predictions of all tasks, sorted by the probability of the predicted class into "
         f"{BINS} bins of equal size: how often they are right against how confident they are. On the dashed line "

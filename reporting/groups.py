@@ -102,7 +102,7 @@ def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -
     for first, method, runs in zip(firsts, methods, groups, strict=True):
         name = first.name if len(runs) == 1 else re.sub(r"(?<=.)[-_ ]*(seed)?\d+$", "", first.name)
         label = labels.get(first.path, name if methods.count(method) > 1 else method)
-        label = str(first.path) if label in found else label
+        label = next(text for text in (label, name, str(first.path)) if text not in found)
         found[label] = Group(label, dict(sorted(runs.items())))
     return list(found.values())
 

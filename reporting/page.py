@@ -285,9 +285,9 @@ def paired_table(comparison: Comparison, suffix: str) -> Sheet:
     differences = against_best(scores, table.first.get("higher_is_better", True))
     lines = [(label, *found) for label, found in differences.items()]
     rows = [
-        [label, str(n), signed(mean) + ("" if math.isnan(half) else f" ± {half:.4f}"),
-         "n/a" if math.isnan(p) else f"{p:.3g}"]
-        for label, n, mean, half, p in lines if mean != 0 or not math.isclose(p, 1)
+        [label, str(n), (signed(mean) if n else "n/a") + (f" ± {half:.4f}" if n > 1 else ""),
+         f"{p:.3g}" if n > 1 else "n/a"]
+        for label, n, mean, half, p in lines if len(lines) > 1
     ]  # fmt: skip
     notes = ["Final accuracy minus that of the best method with the same seed, mean ± half-width of the 95 % "
              "t-interval; p of the paired two-sided t-test, not corrected for multiple comparisons."]  # fmt: skip

@@ -29,6 +29,7 @@ from records.checkpoints import RunCheckpoints
 from records.run import Run
 from report import main
 from reporting import style
+from reporting.groups import compare
 from studies.tables import METRICS
 from tests.tables import read_metrics
 
@@ -422,7 +423,8 @@ def test_runs_are_compared(runs, tmp_path, capsys):
     final = {name: [measured(runs / f"{name}{seed}")[-1].mean() for seed in "01"] for name in accuracy}
     best = max(final, key=lambda name: np.mean(final[name]))
     paired = {row[0]: row[1:] for row in tables[2][1:]}
-    assert paired.keys() == accuracy.keys() - {best}
+    assert paired.keys() == accuracy.keys()
+    assert paired.pop(best) == ["2", "+0.0000 ± 0.0000", "1"]
     for name, (common, difference, p) in paired.items():
         assert common == "2"
         assert difference.startswith(f"{np.subtract(final[name], final[best]).mean():+.4f} ± ")
@@ -517,6 +519,14 @@ def test_groups_of_one_method_have_the_names_of_their_runs(runs, tmp_path, capsy
     assert main([*(str(runs / f"zoo{seed}") for seed in "01"), str(tmp_path / "less"), "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [line["method"] for line in lines] == ["zoo", "less"]
+    (comparison,) = compare(both := [runs / "zoo0", tmp_path / "less"], labels=dict.fromkeys(both, "a"))
+    assert [group.label for group in comparison.groups] == ["a", "less"]
+
+
+def test_groups_without_common_seeds_have_no_difference(runs, tmp_path, capsys):
+    assert main([str(runs / "zoo0"), str(runs / "isolated1"), "--out", str(tmp_path)]) == 0
+    paired = {row[0]: row[1:] for row in Tables((tmp_path / "report.html").read_text()).tables[2][1:]}
+    assert sorted(paired.values()) == [["0", "n/a", "n/a"], ["1", "+0.0000", "n/a"]]
 
 
 def test_tables_for_papers(runs, capsys):
@@ -546,7 +556,7 @@ def test_tables_for_papers(runs, capsys):
         ("{runs}/zoo0 {runs}/zoo0", ["are the same run", "leave one out"]),
         ("{runs}/zoo0 --isolated {runs}/er0", ["must be one of --method isolated"]),
         ("{runs}/zoo0 {runs}/er0 --isolated {runs}/isolated1", ["holds no finished run of --method isolated"]),
-        ("{runs}/zoo0 --out {runs}/zoo0/config.yaml", ["config.yaml", "cannot be written"]),
+        ("{runs}/zoo0 --out {runs}/zoo0/config.yaml", ["config.yaml", "cannot be read or written"]),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(given, words, runs, tmp_path, capsys):
