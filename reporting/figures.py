@@ -32,7 +32,7 @@ def _by_episode(values: Array, run: Run) -> pd.DataFrame:
     return pd.DataFrame(values, index=index, columns=run.task_labels).reset_index()
 
 
-def accuracy_matrix(run: Run) -> DrawnFigure | None:
+def accuracy_matrix(run: Run) -> DrawnFigure:
     """The accuracy matrix R[k, t], a row for each episode."""
     R = run.accuracy_matrix
     drawn, (axes,) = figure(height(len(R)))
@@ -80,7 +80,7 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
     return DrawnFigure("transfer_curves", "Transfer between tasks", caption, drawn, data)
 
 
-def training_grid(run: Run) -> DrawnFigure | None:
+def training_grid(run: Run) -> DrawnFigure:
     """The tasks that the network of each episode was trained on."""
     names = run.task_names
     grid = np.zeros((len(run.episodes), len(names)), int)

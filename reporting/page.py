@@ -4,7 +4,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -91,18 +91,17 @@ def of_one_run(run: Run, command: str) -> Page:
     drawn = {picture.name: picture for picture in figures.of_one_run(run)}
     light, dark = (style.colours(len(run.task_names), dark) for dark in (False, True))
 
-    def named(*names: str) -> list[DrawnFigure]:
+    def pick(*names: str) -> list[DrawnFigure]:
         return [drawn[name] for name in names if name in drawn]
 
-    tables = [task_table(run), scenario_table(run)]
     sections = [
-        Section("What was learned", tables, named("transfer_curves", "accuracy_matrix")),
-        Section("How it was learned", (), named("members", "sampling_weights", "added_by_members", "task_affinity")),
+        Section("What was learned", [task_table(run), scenario_table(run)], pick("transfer_curves", "accuracy_matrix")),
+        Section("How it was learned", (), pick("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
     if run.classifies:
-        sections.append(Section("Classes", [class_table(run)], named("confusion")))
-        sections.append(Section("Calibration", [calibration_table(run)], named("reliability")))
-    sections.append(Section("Cost", (), named("cost")))
+        sections.append(Section("Classes", [class_table(run)], pick("confusion")))
+        sections.append(Section("Calibration", [calibration_table(run)], pick("reliability")))
+    sections.append(Section("Cost", (), pick("cost")))
     return Page(
         title=f"{run.config['method']} on {run.config['stream']}", lead=in_words(run), sections=sections,
         command=command, warnings=_warnings([run]), configuration=_configuration([run]), tiles=_tiles(run),
@@ -116,8 +115,7 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     for number, comparison in enumerate(comparisons):
         turn, place = divmod(number, 26)  # names of files consist of letters and underscores: _a, _b, ..., _z, _aa
         suffix = "_" + (turn + 1) * ascii_lowercase[place] if len(comparisons) > 1 else ""
-        drawn = compared.of_several_runs(comparison.groups)
-        pictures = [replace(picture, name=picture.name + suffix) for picture in drawn]
+        pictures = [replace(drawn, name=drawn.name + suffix) for drawn in compared.of_several_runs(comparison.groups)]
         results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
@@ -187,8 +185,8 @@ def task_table(run: Run) -> Sheet:
         for row, (accuracy, n) in zip(rows, _examples(run), strict=True):
             row.append("–".join(map(share, share_interval(accuracy, n))))
         header, foot = [*header, "95 % interval"], [*foot, f"± {share(_half_width(run))}"]
-        notes.append("Interval: of the accuracy at the end, from the number of test examples (Wilson; mean: normal, "
-                     "of independent tasks). It leaves out what another seed changes.")  # fmt: skip
+        notes.append("Interval: of the accuracy at the end, from the number of test examples (Wilson; mean: from the "
+                     "widths of the tasks, as independent). It leaves out what another seed changes.")  # fmt: skip
     title = f"Test {run.metric} on each task" + ("" if run.shows_accuracy else f", {direction(run.summary)}")
     return Sheet("tasks", title, header, rows, pd.DataFrame(rows, columns=header), foot, notes)
 
@@ -199,9 +197,9 @@ def _examples(run: Run) -> list[tuple[float, int]]:
 
 
 def _half_width(run: Run) -> float:
-    """Half-width of the 95 % interval of the mean accuracy over tasks, from the standard errors of the tasks."""
-    found = _examples(run)
-    return 1.96 * math.sqrt(sum(accuracy * (1 - accuracy) / n for accuracy, n in found)) / len(found)
+    """Half-width of the 95 % interval of the mean accuracy over independent tasks, from the intervals of the tasks."""
+    widths = [high - low for low, high in starmap(share_interval, _examples(run))]
+    return math.hypot(*widths) / 2 / len(widths)
 
 
 def class_table(run: Run) -> Sheet:

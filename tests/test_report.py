@@ -131,13 +131,14 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
     header, *rows, mean = tables.tables[0]
     assert header == ["task", "right after its episode", "at the end", "isolated network", "95 % interval"]
     counts = [len(answers(runs / "zoo0", task)[1]) for task in range(1, 6)]
+    half = 0.0
     for task, row in enumerate(rows):
         shown = [R[task, task], R[-1, task], isolated[task]]
         assert row[:-1] == [f"{task + 1} {NAMES[task]}", *(f"{value:.4f}" for value in shown)]
         hits = round(R[-1, task] * counts[task])
         wilson = stats.binomtest(hits, counts[task]).proportion_ci(method="wilson")
         assert row[-1] == f"{wilson.low:.4f}–{wilson.high:.4f}"
-    half = 1.96 * np.sqrt(np.sum(R[-1] * (1 - R[-1]) / counts)) / 5
+        half = np.hypot(half, (wilson.high - wilson.low) / 2 / 5)
     assert mean == ["mean", *(f"{np.mean(v):.4f}" for v in (R.diagonal(), R[-1], isolated)), f"± {half:.4f}"]
     assert f"± {100 * half:.1f} (test examples)" in page.read_text()
     expected = {
