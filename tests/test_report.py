@@ -510,6 +510,10 @@ def test_isolated_networks_of_other_data_are_refused(alike, name, key, capsys):
 
 def test_isolated_networks_of_another_seed_are_refused(alike, capsys):
     refused([str(alike / "zoo"), "--isolated", str(alike / "seed1")], ["another 'seed'"], capsys)
+    assert {line["method"]: line["gain_isolated"] for line in lines_of(capsys, alike / "zoo", alike / "seed1")} == {
+        "zoo": "",
+        "isolated": "0.0",
+    }
 
 
 def test_groups_of_one_method_have_the_names_of_their_runs(runs, tmp_path, capsys):
@@ -517,9 +521,11 @@ def test_groups_of_one_method_have_the_names_of_their_runs(runs, tmp_path, capsy
     config = str(runs.parent / "names.yaml")
     assert modelzoo.main([*other, "--data_config", config, "--run_dir", str(tmp_path / "less")]) == 0
     capsys.readouterr()
-    assert main([*(str(runs / f"zoo{seed}") for seed in "01"), str(tmp_path / "less"), "--format", "csv"]) == 0
+    for seed in "01":
+        shutil.copytree(runs / f"zoo{seed}", tmp_path / f"more_seed{seed}")
+    assert main([*(str(tmp_path / name) for name in ("more_seed0", "more_seed1", "less")), "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [line["method"] for line in lines] == ["zoo", "less"]
+    assert [line["method"] for line in lines] == ["more", "less"]
     (comparison,) = compare(both := [runs / "zoo0", tmp_path / "less"], labels=dict.fromkeys(both, "a"))
     assert [group.label for group in comparison.groups] == ["a", "less"]
 
