@@ -152,6 +152,7 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
     assert {name: tables.tiles[name] for name in expected} == {
         name: value.replace("-0.0", "+0.0") for name, value in expected.items()
     }
+    assert "A selection of the episodes" not in page.read_text()
     assert not re.search(r">-0(\.0+)?[<% ]", page.read_text())
 
 
@@ -309,6 +310,15 @@ def test_the_figures_are_files_for_papers_and_slides(page):
              "reliability", "confusion", "cost"}  # fmt: skip
     assert files == {f"{name}.{kind}" for name in names for kind in ("png", "svg", "csv")}
     assert modelzoo.main(["--verify", str(page.parent)]) == 0
+
+
+def test_figures_are_readable_on_a_page_of_400_pixels(page):
+    """320 pixels are left for a figure beside the margins of the page and of the frame."""
+    for picture in re.findall(r"<svg .*?</svg>", page.read_text(), flags=re.DOTALL):
+        width = float(re.search(r'viewBox="0 0 (\S+)', picture)[1])
+        sizes = {float(size) for size in re.findall(r"font(?:-size)?:[^;\"]*?([\d.]+)px", picture)}
+        assert sizes
+        assert min(sizes) * 320 / width > 7
 
 
 def test_the_same_run_makes_the_same_report(runs, page, tmp_path, capsys):
@@ -593,6 +603,7 @@ def test_names_are_escaped_for_the_place_they_go_to(tmp_path, monkeypatch, capsy
     assert [*dict.fromkeys(row.task_name for row in Run.load("run").rows)] == names
     for more in ([], ["--format", "md"], ["--format", "tex"], ["--format", "csv"]):
         assert main(["run", *more]) == 0
+    assert "A selection of the episodes; the CSV file has all." in Path("run/report.html").read_text()
     shown = [capsys.readouterr().out, *(path.read_text() for path in Path("run").rglob("*.[sh][vt]*[gl]"))]
     assert len(shown) > 3
     for text in shown:
