@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured
 from reporting.groups import Group
-from reporting.style import figure, line_style, percent
+from reporting.style import empty_figure, line_style, percent
 from studies.tables import readable
 
 _BANDS = 7  # the most groups that have a band around their lines
@@ -23,7 +23,7 @@ def of_several_runs(groups: Sequence[Group]) -> list[DrawnFigure]:
 
 def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
     """Mean accuracy on the tasks seen so far, a line for each group; None if all runs learned all tasks at once."""
-    drawn, (axes,) = figure(height(len(groups), 3.6))
+    drawn, (axes,) = empty_figure(height(len(groups), 3.6))
     first, lines = groups[0].first, []
     ends: list[tuple[float, str, str]] = []
     for number, group in enumerate(groups):
@@ -68,7 +68,7 @@ def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:
     forms = {group.label: {**line_style(number), "linestyle": "none"} for number, group in enumerate(groups)}
     labels = list(dict.fromkeys(data.run))
     rows = -(-len(labels) // 3)
-    drawn, axes = figure(6.2 + 0.17 * rows, len(_COSTS), 1)
+    drawn, axes = empty_figure(6.2 + 0.17 * rows, len(_COSTS), 1)
     for panel, (key, title) in zip(axes, _COSTS.items(), strict=True):
         for label in labels:
             part = data[data.run == label]

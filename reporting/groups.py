@@ -1,4 +1,4 @@
-"""Sort runs into comparisons (same data and network) and groups (same options but for the seed)."""
+"""Sort runs into comparisons (same data and model) and groups (same options but for the seed)."""
 
 import json
 import re
@@ -31,7 +31,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The groups with the same data and one network."""
+    """The groups with the same data and the same model of network, whose settings may differ."""
 
     title: str
     groups: Sequence[Group]
@@ -60,10 +60,10 @@ class Comparison:
 def compare(
     paths: Sequence[Path], isolated: Sequence[Path] = (), labels: Mapping[Path, str] | None = None
 ) -> list[Comparison]:
-    """Read runs and sort them into comparisons and groups; UserError if `isolated` matches none, or two are the same.
+    """Read runs and sort them into comparisons and groups; UserError if `isolated` fits none, or two are the same.
 
     Runs of --method isolated, among the runs or `isolated`, are what others with the same data, recipe and seed are
-    compared with. `labels` win over those of `_labelled`.
+    compared with. `labels`, by run directory, replace the usual labels of groups.
     """
     runs = [Run.load(path) for path in paths]
     given = [Run.load(path) for path in isolated]

@@ -52,7 +52,7 @@ def marker(number: int) -> str:
     return "osD^v"[number % 5]
 
 
-def figure(height: float = 3.4, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def empty_figure(height: float = 3.4, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure and its axes, row by row."""
     drawn = Figure(figsize=(WIDTH, height), layout="constrained")
     return drawn, list(drawn.subplots(rows, columns, squeeze=False).flat)

@@ -35,7 +35,7 @@ class SignalError(Exception):
 
 
 class OutputError(BaseException):
-    """stdout cannot be written; no Exception, as it would be taken for an error of another file."""
+    """stdout cannot be written; not an Exception, so that nothing takes it for an error of another file."""
 
 
 class _Output:
