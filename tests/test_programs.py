@@ -122,6 +122,12 @@ def test_a_report_does_not_blame_writing_for_what_cannot_be_read():
         raise refused
 
 
+def test_a_program_runs_in_a_process_without_output(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    assert run_program("p.py", lambda: print("a")) == 0
+
+
 def test_a_program_in_a_notebook_leaves_its_signals_and_errors_alone():
     body = "print(signal.getsignal(2) is signal.default_int_handler, sys.excepthook is sys.__excepthook__)"
     Path("sitecustomize.py").write_text("import sys; sys.ps1 = '>>> '")

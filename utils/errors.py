@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import io
 import os
 import re
 import signal
@@ -42,7 +43,7 @@ class _Output:
     """stdout or stderr of a program: a failure ends the output, and for stdout is an OutputError."""
 
     def __init__(self, stream: Any, results: bool) -> None:
-        self._stream, self._results = stream, results
+        self._stream, self._results = stream or io.StringIO(), results  # None if the process was started without one
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

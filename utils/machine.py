@@ -38,10 +38,9 @@ class Load:
 _notice: str | None = None  # set if the machine was busy when the program started
 
 
-def choose_waiting(environment: MutableMapping[str, str] | None = None) -> None:
+def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let threads sleep while they wait if the machine is busy, unless the user has chosen; before torch is loaded."""
     global _notice
-    environment = os.environ if environment is None else environment
     load = measured_load(environment)
     if load.busy:
         how = "as the environment says"
