@@ -826,6 +826,12 @@ def test_a_latex_table_has_the_same_cells():
     assert r"\texttt{python --store c\_d}" in text
 
 
+@pytest.mark.parametrize("write", [latex, markdown])
+def test_tables_in_files_have_no_control_characters(write):
+    text = write([ComparisonTable("title\x1b[2J", 1, {"label\u202e": {}})], ["note\r"], "command\x9b")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+
+
 def test_latex_escapes():
     label = r"\a{b}$#_^~<>[x]*%&"
     text = latex([ComparisonTable("t", 1, {label: {}})], [], "c")
