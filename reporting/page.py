@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sklearn.metrics import balanced_accuracy_score
 
 from datasets.objectives import BINS
-from evaluation.measurements import WITHOUT_TASK, mean_over_tasks
+from evaluation.measurements import WITHOUT_TASK
 from records.run import Run
 from records.summary import direction, figure, signed
 from reporting import analysis, compared, figures, style
@@ -220,23 +220,23 @@ def class_table(run: Run) -> Sheet:
 
 def scenario_table(run: Run) -> Sheet | None:
     """Accuracy without being told the task, mean over tasks seen, after up to five episodes; None if not measured."""
-    names = [name for name in WITHOUT_TASK if mean_over_tasks(run.rows, name) is not None]
-    if not names:
+    whole = run.metrics.query("split == 'test' and slice == '' and episode > 0 and metric == @run.metric")
+    measured = whole[whole.scenario.isin(WITHOUT_TASK)].rename(columns={"episode": "after episode"})
+    if measured.empty:
         return None
-    episodes = [facts.episode for facts in run.episodes]
-    values = [[episode, *(mean_over_tasks([row for row in run.rows if row.episode == episode], name) for name in names)]
-              for episode in episodes]  # fmt: skip
-    some = [values[i] for i in sorted({round(quarter * (len(episodes) - 1) / 4) for quarter in range(5)})]
-    rows = [[str(episode), *(share(value) for value in line if value is not None)] for episode, *line in some]
-    counts = {row.task: row.n for row in run.rows if row.episode == episodes[-1] and row.scenario == names[0]}
+    found = measured.groupby(["after episode", "scenario"])
+    means = found.value.mean().unstack()
+    means = means[[name for name in WITHOUT_TASK if name in means]]
+    some = means.iloc[sorted({round(quarter * (len(means) - 1) / 4) for quarter in range(5)})]
+    rows = [[str(episode), *map(share, line)] for episode, *line in some.itertuples()]
     note = (
-        f"Mean over the tasks seen; {sum(counts.values()):,} test examples after the last episode. All heads of all "
+        f"Mean over the tasks seen; {found.n.sum().iloc[-1]:,} test examples after the last episode. All heads of all "
         "networks are asked, and the task is the one whose answer has the lowest entropy, as a share of the highest "
-        "possible."
+        "possible. Domain-incremental: only its class must be right; -sum: the class with the largest sum over tasks."
     )
-    note += " A selection of the episodes; the CSV file has all." if len(rows) < len(episodes) else ""
-    header, title = ["after episode", *names], "Accuracy without being told the task"
-    return Sheet("without_task", title, header, rows, pd.DataFrame(values, columns=header), notes=[note])
+    note += " A selection of the episodes; the CSV file has all." if len(some) < len(means) else ""
+    title, data = "Accuracy without being told the task", means.reset_index()
+    return Sheet("without_task", title, [*data], rows, data, notes=[note])
 
 
 def calibration_table(run: Run) -> Sheet:
