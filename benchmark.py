@@ -28,7 +28,7 @@ from records.directory import read_config
 from records.lock import locked
 from records.manifest import read_manifest
 from records.summary import figure
-from reporting import reading
+from reporting import one_line_errors
 from studies.grid import AXES, OPTIONS, PROJECT, Grid, load_grid, undashed
 from studies.jobs import Job, run_jobs
 from studies.store import PlannedRun, check_run, write_tables
@@ -109,10 +109,10 @@ def benchmark(options: argparse.Namespace) -> int:
         finally:
             for name, reason in failures.items():
                 print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
-            with reading(str(store), store):
+            with one_line_errors(str(store), store):
                 write_tables(grid.runs, store, failures, grid.options, command)
         print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
-        with reading(str(store), store):
+        with one_line_errors(str(store), store):
             make_report(grid.runs, store, command)
     return 1 if failures else 0
 
@@ -147,7 +147,7 @@ def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, 
         for run in runs
     ]  # fmt: skip
     lines = ProgressLines(by_name, at_a_time)
-    with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.look)) as ended:
+    with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.show)) as ended:
         for number, end in enumerate(ended, 1):
             run, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
             if not end.failure and run.finished:
@@ -172,7 +172,7 @@ class ProgressLines:
         for bar in self._bars:
             bar.close()
 
-    def look(self, names: Sequence[str]) -> None:
+    def show(self, names: Sequence[str]) -> None:
         """Show the running jobs."""
         if not self._bars:
             return
@@ -182,7 +182,7 @@ class ProgressLines:
         left = f", about {tqdm.format_interval(self.left(parts))}" if parts else ""
         texts.append(f"{self.ended} of {len(self._runs)} runs ended{left} left")
         for bar, text in zip(self._bars, [*texts, *[""] * len(self._bars)], strict=False):
-            bar.set_description_str(text)
+            bar.set_description_str(one_line(text))
 
     def left(self, ended: float) -> float:
         """Remaining seconds, at the mean time of the runs that have ended (a number with parts of runs)."""

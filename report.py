@@ -53,10 +53,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def report(options: argparse.Namespace, command: str) -> None:
     """Read the runs, draw and write; `command` is shown on the page."""
     from records.run import Run, find_runs
-    from reporting import page, reading
+    from reporting import one_line_errors, page
     from reporting.groups import compare
 
-    with reading(", ".join(options.runs), options.out or options.runs[0]):
+    with one_line_errors(", ".join(options.runs), options.out or options.runs[0]):
         paths = [path for given in options.runs for path in find_runs(Path(given))]
         if len(paths) == 1 and options.format == "html":
             run = Run.load(paths[0]).renumbered()

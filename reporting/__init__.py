@@ -9,14 +9,14 @@ from utils.errors import UserError, ending_of
 
 
 @contextmanager
-def reading(what: str, to: str | Path) -> Iterator[None]:
+def one_line_errors(what: str, to: str | Path) -> Iterator[None]:
     """Turn errors while a report of the runs `what` is written to `to` into a UserError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about numbers that no figure can show
             yield
     except OSError as error:
-        raise UserError(f"{error.filename or to} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{error.filename or to} cannot be read or written: {error.strerror or error}") from None
     except Exception as error:  # files with the right checksums but wrong content
         if ending_of(error) is not None:
             raise

@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured
 from reporting.groups import Group
-from reporting.style import figure, look, percent
+from reporting.style import empty_figure, line_style, percent
 from studies.tables import readable
 
 _BANDS = 7  # the most groups that have a band around their lines
@@ -23,7 +23,7 @@ def of_several_runs(groups: Sequence[Group]) -> list[DrawnFigure]:
 
 def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
     """Mean accuracy on the tasks seen so far, a line for each group; None if all runs learned all tasks at once."""
-    drawn, (axes,) = figure(height(len(groups), 3.6))
+    drawn, (axes,) = empty_figure(height(len(groups), 3.6))
     first, lines = groups[0].first, []
     ends: list[tuple[float, str, str]] = []
     for number, group in enumerate(groups):
@@ -32,7 +32,7 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
             continue
         length = min(len(run.episodes) for run in runs.values())
         means = np.array([np.nanmean(run.accuracy_matrix[:length], 1) for run in runs.values()])
-        episodes, form = np.arange(1, length + 1), look(number)
+        episodes, form = np.arange(1, length + 1), line_style(number)
         axes.plot(episodes, means.mean(0), markersize=3, **form)  # type: ignore[arg-type]
         if len(groups) <= _BANDS:
             axes.fill_between(episodes, means.min(0), means.max(0), color=form["color"], alpha=0.15, linewidth=0)
@@ -65,10 +65,10 @@ def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:
     if not lines:
         return None
     data = pd.DataFrame(lines, columns=["run", "seed", "accuracy", *_COSTS])
-    forms = {group.label: {**look(number), "linestyle": "none"} for number, group in enumerate(groups)}
+    forms = {group.label: {**line_style(number), "linestyle": "none"} for number, group in enumerate(groups)}
     labels = list(dict.fromkeys(data.run))
     rows = -(-len(labels) // 3)
-    drawn, axes = figure(6.2 + 0.17 * rows, len(_COSTS), 1)
+    drawn, axes = empty_figure(6.2 + 0.17 * rows, len(_COSTS), 1)
     for panel, (key, title) in zip(axes, _COSTS.items(), strict=True):
         for label in labels:
             part = data[data.run == label]

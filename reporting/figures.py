@@ -11,7 +11,7 @@ from records.run import Array, Run
 from records.summary import direction, signed
 from reporting import analysis
 from reporting.drawing import DrawnFigure, against_steps, count_from_one, heat_map, height, label_ends, measured
-from reporting.style import DIVERGING, MUTED, SHADES, WIDTH, colours, figure, marker, whole
+from reporting.style import DIVERGING, MUTED, SHADES, WIDTH, colours, empty_figure, marker, whole
 from studies.tables import readable
 
 _PANELS = 20  # the most tasks whose confusion matrices are drawn
@@ -32,10 +32,10 @@ def _by_episode(values: Array, run: Run) -> pd.DataFrame:
     return pd.DataFrame(values, index=index, columns=run.task_labels).reset_index()
 
 
-def accuracy_matrix(run: Run) -> DrawnFigure | None:
+def accuracy_matrix(run: Run) -> DrawnFigure:
     """The accuracy matrix R[k, t], a row for each episode."""
     R = run.accuracy_matrix
-    drawn, (axes,) = figure(height(len(R)))
+    drawn, (axes,) = empty_figure(height(len(R)))
     low = np.floor(20 * np.nanmin(R)) / 20
     norm = Normalize(min(low, 0.95), 1.0) if run.shows_accuracy else Normalize(np.nanmin(R), np.nanmax(R))
     text = (lambda value: f"{100 * value:.0f}") if run.shows_accuracy else (lambda value: f"{value:.3g}")
@@ -54,7 +54,7 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
     if len(run.episodes) == 1:
         return None
     names, R = run.task_labels, run.accuracy_matrix
-    drawn, (axes,) = figure(height(len(names), 3.6))
+    drawn, (axes,) = empty_figure(height(len(names), 3.6))
     palette = colours(len(names))
     lines: list[tuple[str, int, float, float]] = []
     alone = np.full(len(names), np.nan) if run.isolated is None else run.isolated
@@ -80,11 +80,11 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
     return DrawnFigure("transfer_curves", "Transfer between tasks", caption, drawn, data)
 
 
-def training_grid(run: Run) -> DrawnFigure | None:
+def training_grid(run: Run) -> DrawnFigure:
     """The tasks that the network of each episode was trained on."""
     names = run.task_names
     grid = np.zeros((len(run.episodes), len(names)), int)
-    drawn, (axes,) = figure(height(len(grid)))
+    drawn, (axes,) = empty_figure(height(len(grid)))
     palette = colours(len(names))
     for row, facts in enumerate(run.episodes):
         for task in sorted(facts.tasks):
@@ -106,7 +106,7 @@ def sampling_weights(run: Run) -> DrawnFigure | None:
     if not np.isfinite(weights).any():
         return None
     shares = weights / np.nansum(weights, 1, keepdims=True).clip(1e-300)
-    drawn, (axes,) = figure(height(len(weights)))
+    drawn, (axes,) = empty_figure(height(len(weights)))
     norm = LogNorm(float(np.clip(np.nanmin(shares), 1e-3, 0.5)), 1.0)
     bar = heat_map(axes, shares, SHADES, norm, lambda value: f"{100 * value:.0f}" if value >= 0.005 else "")
     axes.set(xlabel="task", ylabel="episode")
@@ -124,7 +124,7 @@ def sampling_weights(run: Run) -> DrawnFigure | None:
 def added_by_members(run: Run) -> DrawnFigure:
     """Accuracy on each task against the number of members that answer it."""
     table, names = analysis.added_by_members(run), run.task_labels
-    drawn, (axes,) = figure(height(len(names), 3.6))
+    drawn, (axes,) = empty_figure(height(len(names), 3.6))
     palette, ends, tasks = colours(len(names)), [], list(run.test_predictions)
     last = int(table.members.max())
     for task in tasks:
@@ -149,7 +149,7 @@ def task_affinity(run: Run) -> DrawnFigure | None:
     if not np.isfinite(difference).any():
         return None
     names = run.task_labels
-    drawn, (axes,) = figure(height(len(names)))
+    drawn, (axes,) = empty_figure(height(len(names)))
     bound = max(0.01, np.nanmax(np.abs(difference)))
     bar = heat_map(axes, difference, DIVERGING, Normalize(-bound, bound), lambda value: signed(100 * value, 0))
     bar.set_label("difference, points")
@@ -172,7 +172,7 @@ def confusion(run: Run) -> DrawnFigure:
     data, tasks = analysis.confusion(run), list(run.test_predictions)[:_PANELS]
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
-    drawn, axes = figure(0.4 + rows * (0.3 + WIDTH / (columns + 1)), rows, columns)
+    drawn, axes = empty_figure(0.4 + rows * (0.3 + WIDTH / (columns + 1)), rows, columns)
     for panel in axes:
         panel.set_axis_off()
     for panel, task in zip(axes, tasks, strict=False):
@@ -193,7 +193,7 @@ def reliability(run: Run) -> DrawnFigure:
     bins, names = analysis.reliability(run), {"one member": "single members", "ensemble": "ensemble"}
     if all(len(members) == 1 for members in run.test_predictions.values()):
         names = {"ensemble": "the network"}
-    drawn, (axes,) = figure(3.6)
+    drawn, (axes,) = empty_figure(3.6)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle="--")
     for answer, label in names.items():
         colour = "#0072b2" if answer == "ensemble" else "#e69f00"
@@ -202,7 +202,7 @@ def reliability(run: Run) -> DrawnFigure:
     low = max(0, float(data[["confidence", "accuracy"]].min().min()) - 0.05)
     axes.set(xlabel="probability of the predicted class", ylabel="share that is right")
     axes.set(xlim=(low, 1.01), ylim=(low, 1.02))
-    axes.legend(loc="upper left")
+    axes.legend()
     caption = (
         f"Reliability. The test predictions of all tasks, sorted by the probability of the predicted class into "
         f"{BINS} bins of equal size: how often they are right against how confident they are. On the dashed line "
@@ -217,7 +217,7 @@ def cost(run: Run) -> DrawnFigure:
     data = pd.DataFrame({name: [getattr(facts, name) for facts in run.episodes] for name in names})
     kept = [answering([member for member in run.members if member.episode <= episode]) for episode in data.episode]
     data.insert(4, "parameters_stored", [sum(member.parameters for member in members) for members in kept])
-    drawn, axes = figure(3.8, 2, 2)
+    drawn, axes = empty_figure(3.8, 2, 2)
     rest = data.seconds - data.train_seconds
     axes[0].bar(data.episode, data.train_seconds, color="#0072b2", label="training")
     axes[0].bar(data.episode, rest, bottom=data.train_seconds, color="#e69f00", label="the rest")

@@ -1,4 +1,4 @@
-"""Sort runs into comparisons (same data and network) and groups (same options but for the seed)."""
+"""Sort runs into comparisons (same data and model) and groups (same options but for the seed)."""
 
 import json
 import re
@@ -31,7 +31,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The groups with the same data and one network."""
+    """The groups with the same data and the same model of network, whose settings may differ."""
 
     title: str
     groups: Sequence[Group]
@@ -60,10 +60,10 @@ class Comparison:
 def compare(
     paths: Sequence[Path], isolated: Sequence[Path] = (), labels: Mapping[Path, str] | None = None
 ) -> list[Comparison]:
-    """Read runs and sort them into comparisons and groups; UserError if `isolated` matches none, or two are the same.
+    """Read runs and sort them into comparisons and groups; UserError if `isolated` fits none, or two are the same.
 
     Runs of --method isolated, among the runs or `isolated`, are what others with the same data, recipe and seed are
-    compared with. `labels` win over those of `_labelled`.
+    compared with. `labels`, by run directory, replace the usual labels of groups.
     """
     runs = [Run.load(path) for path in paths]
     given = [Run.load(path) for path in isolated]
@@ -102,7 +102,7 @@ def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -
     for first, method, runs in zip(firsts, methods, groups, strict=True):
         name = first.name if len(runs) == 1 else re.sub(r"(?<=.)[-_ ]*(seed)?\d+$", "", first.name)
         label = labels.get(first.path, name if methods.count(method) > 1 else method)
-        label = str(first.path) if label in found else label
+        label = next(text for text in (label, name, str(first.path)) if text not in found)
         found[label] = Group(label, dict(sorted(runs.items())))
     return list(found.values())
 

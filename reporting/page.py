@@ -4,7 +4,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sklearn.metrics import balanced_accuracy_score
 
 from datasets.objectives import BINS
-from evaluation.measurements import WITHOUT_TASK, mean_over_tasks
+from evaluation.measurements import WITHOUT_TASK
 from records.run import Run
 from records.summary import direction, figure, signed
 from reporting import analysis, compared, figures, style
@@ -91,18 +91,17 @@ def of_one_run(run: Run, command: str) -> Page:
     drawn = {picture.name: picture for picture in figures.of_one_run(run)}
     light, dark = (style.colours(len(run.task_names), dark) for dark in (False, True))
 
-    def named(*names: str) -> list[DrawnFigure]:
+    def pick(*names: str) -> list[DrawnFigure]:
         return [drawn[name] for name in names if name in drawn]
 
-    tables = [task_table(run), scenario_table(run)]
     sections = [
-        Section("What was learned", tables, named("transfer_curves", "accuracy_matrix")),
-        Section("How it was learned", (), named("members", "sampling_weights", "added_by_members", "task_affinity")),
+        Section("What was learned", [task_table(run), scenario_table(run)], pick("transfer_curves", "accuracy_matrix")),
+        Section("How it was learned", (), pick("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
     if run.classifies:
-        sections.append(Section("Classes", [class_table(run)], named("confusion")))
-        sections.append(Section("Calibration", [calibration_table(run)], named("reliability")))
-    sections.append(Section("Cost", (), named("cost")))
+        sections.append(Section("Classes", [class_table(run)], pick("confusion")))
+        sections.append(Section("Calibration", [calibration_table(run)], pick("reliability")))
+    sections.append(Section("Cost", (), pick("cost")))
     return Page(
         title=f"{run.config['method']} on {run.config['stream']}", lead=in_words(run), sections=sections,
         command=command, warnings=_warnings([run]), configuration=_configuration([run]), tiles=_tiles(run),
@@ -116,8 +115,7 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     for number, comparison in enumerate(comparisons):
         turn, place = divmod(number, 26)  # names of files consist of letters and underscores: _a, _b, ..., _z, _aa
         suffix = "_" + (turn + 1) * ascii_lowercase[place] if len(comparisons) > 1 else ""
-        drawn = compared.of_several_runs(comparison.groups)
-        pictures = [replace(picture, name=picture.name + suffix) for picture in drawn]
+        pictures = [replace(drawn, name=drawn.name + suffix) for drawn in compared.of_several_runs(comparison.groups)]
         results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
@@ -187,8 +185,8 @@ def task_table(run: Run) -> Sheet:
         for row, (accuracy, n) in zip(rows, _examples(run), strict=True):
             row.append("–".join(map(share, share_interval(accuracy, n))))
         header, foot = [*header, "95 % interval"], [*foot, f"± {share(_half_width(run))}"]
-        notes.append("Interval: of the accuracy at the end, from the number of test examples (Wilson; mean: normal, "
-                     "of independent tasks). It leaves out what another seed changes.")  # fmt: skip
+        notes.append("Interval: of the accuracy at the end, from the number of test examples (Wilson; mean: from the "
+                     "widths of the tasks, as independent). It leaves out what another seed changes.")  # fmt: skip
     title = f"Test {run.metric} on each task" + ("" if run.shows_accuracy else f", {direction(run.summary)}")
     return Sheet("tasks", title, header, rows, pd.DataFrame(rows, columns=header), foot, notes)
 
@@ -199,9 +197,9 @@ def _examples(run: Run) -> list[tuple[float, int]]:
 
 
 def _half_width(run: Run) -> float:
-    """Half-width of the 95 % interval of the mean accuracy over tasks, from the standard errors of the tasks."""
-    found = _examples(run)
-    return 1.96 * math.sqrt(sum(accuracy * (1 - accuracy) / n for accuracy, n in found)) / len(found)
+    """Half-width of the 95 % interval of the mean accuracy over independent tasks, from the intervals of the tasks."""
+    widths = [high - low for low, high in starmap(share_interval, _examples(run))]
+    return math.hypot(*widths) / 2 / len(widths)
 
 
 def class_table(run: Run) -> Sheet:
@@ -222,23 +220,23 @@ def class_table(run: Run) -> Sheet:
 
 def scenario_table(run: Run) -> Sheet | None:
     """Accuracy without being told the task, mean over tasks seen, after up to five episodes; None if not measured."""
-    names = [name for name in WITHOUT_TASK if mean_over_tasks(run.rows, name) is not None]
-    if not names:
+    whole = run.metrics.query("split == 'test' and slice == '' and episode > 0 and metric == @run.metric")
+    measured = whole[whole.scenario.isin(WITHOUT_TASK)].rename(columns={"episode": "after episode"})
+    if measured.empty:
         return None
-    episodes = [facts.episode for facts in run.episodes]
-    values = [[episode, *(mean_over_tasks([row for row in run.rows if row.episode == episode], name) for name in names)]
-              for episode in episodes]  # fmt: skip
-    some = [values[i] for i in sorted({round(quarter * (len(episodes) - 1) / 4) for quarter in range(5)})]
-    rows = [[str(episode), *(share(value) for value in line if value is not None)] for episode, *line in some]
-    counts = {row.task: row.n for row in run.rows if row.episode == episodes[-1] and row.scenario == names[0]}
+    found = measured.groupby(["after episode", "scenario"])
+    means = found.value.mean().unstack()
+    means = means[[name for name in WITHOUT_TASK if name in means]]
+    some = means.iloc[sorted({round(quarter * (len(means) - 1) / 4) for quarter in range(5)})]
+    rows = [[str(episode), *map(share, line)] for episode, *line in some.itertuples()]
     note = (
-        f"Mean over the tasks seen; {sum(counts.values()):,} test examples after the last episode. All heads of all "
+        f"Mean over the tasks seen; {found.n.sum().iloc[-1]:,} test examples after the last episode. All heads of all "
         "networks are asked, and the task is the one whose answer has the lowest entropy, as a share of the highest "
-        "possible."
+        "possible. Domain-incremental: only its class must be right; -sum: the class with the largest sum over tasks."
     )
-    note += " A selection of the episodes; the CSV file has all." if len(rows) < len(episodes) else ""
-    header, title = ["after episode", *names], "Accuracy without being told the task"
-    return Sheet("without_task", title, header, rows, pd.DataFrame(values, columns=header), notes=[note])
+    note += " A selection of the episodes; the CSV file has all." if len(some) < len(means) else ""
+    title, data = "Accuracy without being told the task", means.reset_index()
+    return Sheet("without_task", title, [*data], rows, data, notes=[note])
 
 
 def calibration_table(run: Run) -> Sheet:
@@ -285,9 +283,9 @@ def paired_table(comparison: Comparison, suffix: str) -> Sheet:
     differences = against_best(scores, table.first.get("higher_is_better", True))
     lines = [(label, *found) for label, found in differences.items()]
     rows = [
-        [label, str(n), signed(mean) + ("" if math.isnan(half) else f" ± {half:.4f}"),
-         "n/a" if math.isnan(p) else f"{p:.3g}"]
-        for label, n, mean, half, p in lines if mean != 0 or not math.isclose(p, 1)
+        [label, str(n), (signed(mean) if n else "n/a") + (f" ± {half:.4f}" if n > 1 else ""),
+         f"{p:.3g}" if n > 1 else "n/a"]
+        for label, n, mean, half, p in lines if len(lines) > 1
     ]  # fmt: skip
     notes = ["Final accuracy minus that of the best method with the same seed, mean ± half-width of the 95 % "
              "t-interval; p of the paired two-sided t-test, not corrected for multiple comparisons."]  # fmt: skip

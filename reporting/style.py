@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.errors import printable
 
-WIDTH = 4.6  # inches: at 400 pixels, text is still 9 pixels high
+WIDTH = 4.6  # inches: on a page of 400 pixels, text is still 7 to 9 pixels high
 INK, MUTED, RULE = "#1f2328", "#5a6370", "#d4dae1"
 # In the page these three become its own colours, so that a figure is readable on a dark ground too.
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}
@@ -40,7 +40,7 @@ def colours(count: int, dark: bool = False) -> list[str]:
     return [to_hex(mpl.colormaps["plasma"](place)) for place in places]
 
 
-def look(number: int) -> dict[str, str]:
+def line_style(number: int) -> dict[str, str]:
     """Colour, dashes and marker of the line of a group; 7 x 5 lines can be distinguished."""
     turn = number // len(_FEW) % 5
     dashes = ("-", "--", ":", "-.", (0, (5, 1)))[turn]
@@ -52,7 +52,7 @@ def marker(number: int) -> str:
     return "osD^v"[number % 5]
 
 
-def figure(height: float = 3.4, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def empty_figure(height: float = 3.4, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure and its axes, row by row."""
     drawn = Figure(figsize=(WIDTH, height), layout="constrained")
     return drawn, list(drawn.subplots(rows, columns, squeeze=False).flat)

@@ -33,14 +33,14 @@ class Ended:
 
 
 def run_jobs(
-    jobs: Iterable[Job], at_a_time: int, lock: int, look: Callable[[Sequence[str]], None] = lambda names: None
+    jobs: Iterable[Job], at_a_time: int, lock: int, show: Callable[[Sequence[str]], None] = lambda names: None
 ) -> Generator[Ended, None, None]:
     """Run the jobs in this order and yield each when it has ended; closing the iterator ends the running ones.
 
     The jobs inherit `lock`, a descriptor of `locked` (records/lock.py), so that the folder stays locked until they have
-    ended even if this process is killed. `look` is called once a second with the names of the running jobs.
+    ended even if this process is killed. `show` is called once a second with the names of the running jobs.
     """
-    waiting, looked = deque(jobs), 0.0
+    waiting, shown = deque(jobs), 0.0
     running: list[tuple[Job, subprocess.Popen[bytes], float]] = []
     try:
         while waiting or running:
@@ -57,9 +57,9 @@ def run_jobs(
             running = [entry for entry in running if entry not in ended]
             for job, child, begin in ended:
                 yield Ended(job.name, time.perf_counter() - begin, _failure(child.returncode, job.log))
-            if time.monotonic() - looked >= 1:
-                looked = time.monotonic()
-                look([job.name for job, _, _ in running])
+            if time.monotonic() - shown >= 1:
+                shown = time.monotonic()
+                show([job.name for job, _, _ in running])
             if not ended:
                 time.sleep(0.05)
     finally:

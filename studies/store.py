@@ -141,7 +141,7 @@ def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     found = [(name, comparable(config, ["data"]), kinds.setdefault(name, [])) for name, config in runs]
     for _, data, alike in found:
         alike += [data] if data not in alike else []
-    titles = []
+    headings = []
     for name, data, alike in found:
         without = ", ".join(map(str, data.get("data.forgotten", ())))
         shown = {"data.tasks": f"{len(data['data.tasks'])} tasks", "data.forgotten": f"without task {without}"}
@@ -150,8 +150,8 @@ def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
             if value and any(other.get(key) != value for other in alike)
         ]  # fmt: skip
         place = [f"data {alike.index(data) + 1}"] if len(alike) > 1 else []
-        titles.append(", ".join([name, *place, *words]))
-    return titles
+        headings.append(", ".join([name, *place, *words]))
+    return headings
 
 
 def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:

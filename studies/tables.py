@@ -90,9 +90,9 @@ LEDGER = (
 )
 READING = (
     "±: half-width of the 95 % t-interval of the mean over seeds; one seed has none.",
-    "Bold, in columns where some mean differs significantly from the best one: the best and all that do not (paired "
-    "two-sided t-test over the seeds both have, 5 %, not corrected for multiple comparisons). Lower is better for "
-    "forgetting, higher for all others.",
+    "Bold: the best mean and every mean that a paired two-sided t-test does not separate from it (over the seeds both "
+    "have, 5 %, not corrected for multiple comparisons); nothing in a column where the test separates none. Lower is "
+    "better for forgetting, higher for all others.",
     "n/a: not defined for the method, or no finished run; forward transfer and gain need isolated runs with the same "
     "data, network, recipe and seed. (n = k): defined for only k of the finished seeds.",
     "Storage, computation and time are means over seeds; with --jobs 2 or more, runs share the machine while they are "

@@ -230,6 +230,15 @@ def test_settings_are_varied_by_their_dotted_keys(here):
     assert {run.config.hp.lr for run in write_grid(**{"hp.lr": 0.5}).runs} == {0.5}
 
 
+def test_classes_in_a_grid_keep_their_written_text(here):
+    """YAML 1.1 reads 010 as 8 and 0_2 as 2."""
+    write_grid()
+    with Path("grid.yaml").open("a") as file:
+        file.write("vary: {data.tasks: [[[01, 010]], [[0_2, 3]]]}\n")
+    runs = load_grid("grid.yaml", Path("store")).runs
+    assert {run.config.data.tasks[0].classes for run in runs} == {("01", "010"), ("0_2", 3)}
+
+
 def test_everything_in_the_multitask_mode(here):
     assert not any(run.config.continual for run in write_grid(continual=False, methods=["zoo", "joint"]).runs)
     methods = [{"method": "zoo", "continual": True}, {"method": "zoo", "label": "rounds", "rounds": 2}]
@@ -524,7 +533,7 @@ def test_failed_runs_are_listed_when_the_tables_cannot_be_written(here, capsys):
     assert command() == 2
     failed, told = capsys.readouterr().err.splitlines()
     assert failed == f"failed: {grid.runs[0].name}: exit code 2: modelzoo.py: too few examples"
-    assert told == "benchmark.py: store/results.csv cannot be written: Is a directory"
+    assert told == "benchmark.py: store/results.csv cannot be read or written: Is a directory"
 
 
 def test_a_run_that_cannot_be_started_is_one_line_after_the_failed_ones(here, capsys, monkeypatch):
@@ -815,6 +824,12 @@ def test_a_latex_table_has_the_same_cells():
     assert r"\caption{tiny\_stream, conv: 3 seeds; fewer finished: once 1, never 0.}" in text
     assert r"a\_b at 5 \%" in text
     assert r"\texttt{python --store c\_d}" in text
+
+
+@pytest.mark.parametrize("write", [latex, markdown])
+def test_tables_in_files_have_no_control_characters(write):
+    text = write([ComparisonTable("title\x1b[2J", 1, {"label\u202e": {}})], ["note\r"], "command\x9b")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
 
 
 def test_latex_escapes():

@@ -38,17 +38,16 @@ def test_freed_memory_is_not_mapped_in_again():
     assert faults["kept"] < 100 < 1000 < faults["given back"]
 
 
-def test_only_changes_of_tracked_files_are_changes(tmp_path, monkeypatch):
+def test_only_changes_of_tracked_files_are_changes(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
-    monkeypatch.setattr("utils.compute._PROJECT", tmp_path)
     (tmp_path / "code.py").write_text("1")
     git("init")
     git("add", "-A")
     git("commit", "-m", "begin")
     (tmp_path / "more.yaml").write_text("made by a command of the README")
-    assert provenance()["uncommitted_changes"] is False
+    assert provenance(tmp_path)["uncommitted_changes"] is False
     (tmp_path / "code.py").write_text("2")
-    assert provenance()["uncommitted_changes"] is True
+    assert provenance(tmp_path)["uncommitted_changes"] is True

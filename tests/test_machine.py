@@ -61,7 +61,7 @@ def test_a_machine_is_busy_if_threads_would_have_to_share_cores(cores, others, t
 
 
 def decided(monkeypatch, others, environment):
-    monkeypatch.setattr(machine, "look", lambda environment: Load(2, others, 2))
+    monkeypatch.setattr(machine, "measured_load", lambda environment: Load(2, others, 2))
     monkeypatch.setattr(machine, "_notice", None)
     machine.choose_waiting(environment)
     return environment, machine.notice()

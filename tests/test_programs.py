@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reporting import reading
-from utils.errors import run_program
+from reporting import one_line_errors
+from utils.errors import UserError, run_program
 
 PROJECT = Path(__file__).parent.parent
 PROGRAM = """
@@ -32,7 +32,7 @@ def program(body, loading="", **how):
     """Exit code and stderr of a program."""
     Path("p.py").write_text(PROGRAM.format(body=body, loading=loading))
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:."}
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:.", "PYTHONUNBUFFERED": ""}
     process = subprocess.Popen([sys.executable, "p.py"], env=environment, **how)
     if process.stdout is not None:
         process.stdout.close()
@@ -73,12 +73,13 @@ def test_a_closed_stdout_or_stderr_does_not_get_into_the_files_of_the_program():
     [
         ("pass", "interrupt()"),
         ("interrupt()", ""),
+        ("try: interrupt()\n    finally: os.close(2)  # what a program does before it ends is done", ""),
         ("atexit.register(interrupt)", ""),
         ("pass", "os.close(2); interrupt()"),
     ],
 )
 def test_ctrl_c_at_any_moment_is_one_line(body, loading):
-    told = "" if "close" in loading else "p.py: interrupted\n"
+    told = "" if "close" in body + loading else "p.py: interrupted\n"
     assert program(body, loading, stdout=subprocess.DEVNULL) == (130, told)
 
 
@@ -112,8 +113,28 @@ def test_a_lack_of_memory_or_threads_ends_any_program_with_one_line(action, word
     assert run_program("p.py", action) == 1
     assert capsys.readouterr().err == f"p.py: {words}\n"
     if "not" in words.split() or "threads" in words:
-        with pytest.raises((MemoryError, RuntimeError)), reading("run", "run"):  # it does not blame the run
+        with pytest.raises((MemoryError, RuntimeError)), one_line_errors("run", "run"):  # it does not blame the run
             action()
+
+
+def test_a_report_does_not_blame_writing_for_what_cannot_be_read():
+    refused = PermissionError(13, "Permission denied", "secret")
+    with pytest.raises(UserError, match=r"^secret cannot be read or"), one_line_errors("secret", "page"):
+        raise refused
+
+
+def test_a_program_runs_in_a_process_without_output(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    assert run_program("p.py", lambda: print("a")) == 0
+
+
+def test_a_program_in_a_notebook_leaves_its_signals_and_errors_alone():
+    body = "print(signal.getsignal(2) is signal.default_int_handler, sys.excepthook is sys.__excepthook__)"
+    Path("sitecustomize.py").write_text("import sys; sys.ps1 = '>>> '")
+    with open("told", "wb") as told:
+        assert program("pass", body, stdout=told) == (0, "")
+    assert Path("told").read_text() == "True True\n"
 
 
 def test_an_error_in_a_program_keeps_its_traceback():

@@ -29,6 +29,7 @@ from records.checkpoints import RunCheckpoints
 from records.run import Run
 from report import main
 from reporting import style
+from reporting.groups import compare
 from studies.tables import METRICS
 from tests.tables import read_metrics
 
@@ -130,13 +131,14 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
     header, *rows, mean = tables.tables[0]
     assert header == ["task", "right after its episode", "at the end", "isolated network", "95 % interval"]
     counts = [len(answers(runs / "zoo0", task)[1]) for task in range(1, 6)]
+    half = 0.0
     for task, row in enumerate(rows):
         shown = [R[task, task], R[-1, task], isolated[task]]
         assert row[:-1] == [f"{task + 1} {NAMES[task]}", *(f"{value:.4f}" for value in shown)]
         hits = round(R[-1, task] * counts[task])
         wilson = stats.binomtest(hits, counts[task]).proportion_ci(method="wilson")
         assert row[-1] == f"{wilson.low:.4f}–{wilson.high:.4f}"
-    half = 1.96 * np.sqrt(np.sum(R[-1] * (1 - R[-1]) / counts)) / 5
+        half = np.hypot(half, (wilson.high - wilson.low) / 2 / 5)
     assert mean == ["mean", *(f"{np.mean(v):.4f}" for v in (R.diagonal(), R[-1], isolated)), f"± {half:.4f}"]
     assert f"± {100 * half:.1f} (test examples)" in page.read_text()
     expected = {
@@ -150,6 +152,7 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
     assert {name: tables.tiles[name] for name in expected} == {
         name: value.replace("-0.0", "+0.0") for name, value in expected.items()
     }
+    assert "A selection of the episodes" not in page.read_text()
     assert not re.search(r">-0(\.0+)?[<% ]", page.read_text())
 
 
@@ -309,6 +312,15 @@ def test_the_figures_are_files_for_papers_and_slides(page):
     assert modelzoo.main(["--verify", str(page.parent)]) == 0
 
 
+def test_figures_are_readable_on_a_page_of_400_pixels(page):
+    """320 pixels are left for a figure beside the margins of the page and of the frame."""
+    for picture in re.findall(r"<svg .*?</svg>", page.read_text(), flags=re.DOTALL):
+        width = float(re.search(r'viewBox="0 0 (\S+)', picture)[1])
+        sizes = {float(size) for size in re.findall(r"font(?:-size)?:[^;\"]*?([\d.]+)px", picture)}
+        assert sizes
+        assert min(sizes) * 320 / width > 7
+
+
 def test_the_same_run_makes_the_same_report(runs, page, tmp_path, capsys):
     assert main([str(runs / "zoo0"), "--isolated", str(runs / "isolated0"), "--out", str(tmp_path)]) == 0
     for path in (page.parent / "figures").iterdir():
@@ -422,7 +434,8 @@ def test_runs_are_compared(runs, tmp_path, capsys):
     final = {name: [measured(runs / f"{name}{seed}")[-1].mean() for seed in "01"] for name in accuracy}
     best = max(final, key=lambda name: np.mean(final[name]))
     paired = {row[0]: row[1:] for row in tables[2][1:]}
-    assert paired.keys() == accuracy.keys() - {best}
+    assert paired.keys() == accuracy.keys()
+    assert paired.pop(best) == ["2", "+0.0000 ± 0.0000", "1"]
     for name, (common, difference, p) in paired.items():
         assert common == "2"
         assert difference.startswith(f"{np.subtract(final[name], final[best]).mean():+.4f} ± ")
@@ -514,6 +527,10 @@ def test_isolated_networks_of_other_data_are_refused(alike, name, key, capsys):
 
 def test_isolated_networks_of_another_seed_are_refused(alike, capsys):
     refused([str(alike / "zoo"), "--isolated", str(alike / "seed1")], ["another 'seed'"], capsys)
+    assert {line["method"]: line["gain_isolated"] for line in lines_of(capsys, alike / "zoo", alike / "seed1")} == {
+        "zoo": "",
+        "isolated": "0.0",
+    }
 
 
 def test_groups_of_one_method_have_the_names_of_their_runs(runs, tmp_path, capsys):
@@ -521,9 +538,19 @@ def test_groups_of_one_method_have_the_names_of_their_runs(runs, tmp_path, capsy
     config = str(runs.parent / "names.yaml")
     assert modelzoo.main([*other, "--data_config", config, "--run_dir", str(tmp_path / "less")]) == 0
     capsys.readouterr()
-    assert main([*(str(runs / f"zoo{seed}") for seed in "01"), str(tmp_path / "less"), "--format", "csv"]) == 0
+    for seed in "01":
+        shutil.copytree(runs / f"zoo{seed}", tmp_path / f"more_seed{seed}")
+    assert main([*(str(tmp_path / name) for name in ("more_seed0", "more_seed1", "less")), "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [line["method"] for line in lines] == ["zoo", "less"]
+    assert [line["method"] for line in lines] == ["more", "less"]
+    (comparison,) = compare(both := [runs / "zoo0", tmp_path / "less"], labels=dict.fromkeys(both, "a"))
+    assert [group.label for group in comparison.groups] == ["a", "less"]
+
+
+def test_groups_without_common_seeds_have_no_difference(runs, tmp_path, capsys):
+    assert main([str(runs / "zoo0"), str(runs / "isolated1"), "--out", str(tmp_path)]) == 0
+    paired = {row[0]: row[1:] for row in Tables((tmp_path / "report.html").read_text()).tables[2][1:]}
+    assert sorted(paired.values()) == [["0", "n/a", "n/a"], ["1", "+0.0000", "n/a"]]
 
 
 def test_tables_for_papers(runs, capsys):
@@ -553,7 +580,7 @@ def test_tables_for_papers(runs, capsys):
         ("{runs}/zoo0 {runs}/zoo0", ["are the same run", "leave one out"]),
         ("{runs}/zoo0 --isolated {runs}/er0", ["must be one of --method isolated"]),
         ("{runs}/zoo0 {runs}/er0 --isolated {runs}/isolated1", ["holds no finished run of --method isolated"]),
-        ("{runs}/zoo0 --out {runs}/zoo0/config.yaml", ["config.yaml", "cannot be written"]),
+        ("{runs}/zoo0 --out {runs}/zoo0/config.yaml", ["config.yaml", "cannot be read or written"]),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(given, words, runs, tmp_path, capsys):
@@ -583,6 +610,7 @@ def test_names_are_escaped_for_the_place_they_go_to(tmp_path, monkeypatch, capsy
     assert [*dict.fromkeys(row.task_name for row in Run.load("run").rows)] == names
     for more in ([], ["--format", "md"], ["--format", "tex"], ["--format", "csv"]):
         assert main(["run", *more]) == 0
+    assert "A selection of the episodes; the CSV file has all." in Path("run/report.html").read_text()
     shown = [capsys.readouterr().out, *(path.read_text() for path in Path("run").rglob("*.[sh][vt]*[gl]"))]
     assert len(shown) > 3
     for text in shown:

@@ -121,11 +121,11 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
         raise TrainingError(f"{lack}; {remedy}") from None
 
 
-def provenance() -> dict[str, object]:
-    """Versions of the libraries that a result depends on, and the git commit (None outside a checkout)."""
+def provenance(project: Path = _PROJECT) -> dict[str, object]:
+    """Versions of the libraries that a result depends on, and the git commit of `project` (None outside a checkout)."""
     versions = {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
-    changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
-    return {"versions": versions, "commit": _git("rev-parse", "HEAD"), "uncommitted_changes": changed}
+    changed = bool(_git(project, "status", "--porcelain", "--untracked-files=no"))
+    return {"versions": versions, "commit": _git(project, "rev-parse", "HEAD"), "uncommitted_changes": changed}
 
 
 def _version(package: str) -> str:
@@ -135,9 +135,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _git(*arguments: str) -> str | None:
+def _git(project: Path, *arguments: str) -> str | None:
     try:
-        answer = subprocess.run(["git", "-C", str(_PROJECT), *arguments], capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

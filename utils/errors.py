@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import io
 import os
 import re
 import signal
@@ -35,14 +36,14 @@ class SignalError(BaseException):
 
 
 class OutputError(BaseException):
-    """stdout cannot be written; no Exception, as it would be taken for an error of another file."""
+    """stdout cannot be written; not an Exception, so that nothing takes it for an error of another file."""
 
 
 class _Output:
     """stdout or stderr of a program: a failure ends the output, and for stdout is an OutputError."""
 
     def __init__(self, stream: Any, results: bool) -> None:
-        self._stream, self._results = stream, results
+        self._stream, self._results = stream or io.StringIO(), results  # None if the process was started without one
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

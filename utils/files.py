@@ -52,8 +52,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder that appears with all its files or not at all; OSError if it exists and is not empty."""
-    beside = next(folder for folder in path.parents if folder.is_dir())  # on the same disk, and it exists
-    aside = _aside(beside / path.name)
+    parent = next(folder for folder in path.parents if folder.is_dir())  # on the same disk, and it exists
+    aside = _aside(parent / path.name)
     aside.mkdir()
     try:
         for name, content in files.items():

@@ -38,11 +38,10 @@ class Load:
 _notice: str | None = None  # set if the machine was busy when the program started
 
 
-def choose_waiting(environment: MutableMapping[str, str] | None = None) -> None:
+def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let threads sleep while they wait if the machine is busy, unless the user has chosen; before torch is loaded."""
     global _notice
-    environment = os.environ if environment is None else environment
-    load = look(environment)
+    load = measured_load(environment)
     if load.busy:
         how = "as the environment says"
         if not any(name in environment for name in WAITING):
@@ -55,7 +54,7 @@ def notice() -> str | None:
     return _notice
 
 
-def look(environment: MutableMapping[str, str]) -> Load:
+def measured_load(environment: MutableMapping[str, str]) -> Load:
     """Measure the load: on Linux over a tenth of a second, elsewhere the average of the last minute."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     asked = environment.get("OMP_NUM_THREADS", "").split(",")[0]

@@ -36,6 +36,8 @@ def prepare(name: str, *, computes: bool = True) -> None:
 
 def _guard() -> None:
     """Let what goes wrong while modules load, or after the program, end it in one line too."""
+    if hasattr(sys, "ps1"):  # %run in a notebook, which outlives the program
+        return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
     sys.excepthook = _tell

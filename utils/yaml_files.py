@@ -27,7 +27,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
-            if key.value == "tasks":  # names of classes keep their written text
+            if key.value in ("tasks", "data.tasks"):  # names of classes keep their written text
                 _keep_text(value, set())
         return super().construct_mapping(node, deep)
 
