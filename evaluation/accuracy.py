@@ -1,4 +1,4 @@
-"""Evaluation: measures a method after every episode, in rows of metrics.csv. No data read here reach the method.
+"""Evaluation: measures a method after every episode, in rows of metrics.csv. No data read here reaches it.
 
 method.predict on the tasks seen                   -> task-incremental scores of the test split
 each new network on further splits                 -> running means, by task -> scores of these splits
