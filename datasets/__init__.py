@@ -16,6 +16,7 @@ from datasets.images.image_folder import image_folder
 from datasets.images.mini_imagenet import mini_imagenet
 from datasets.images.mnist import permuted_mnist, rotated_mnist, split_mnist
 from datasets.images.views import numbered
+from datasets.scenarios import in_scenario
 from datasets.task import Generator, TaskStream
 from utils.errors import UserError, unknown
 from utils.settings import NoSettings
@@ -44,7 +45,7 @@ def settings_of(dataset: str) -> type:
 def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """The stream that the dataset YAML describes; `seed` decides which examples are used and held out.
 
-    UserError if there is no such data or class, or if --samples or --hold_out has no effect.
+    UserError if there is no such data or class, an option has no effect, or tasks do not fit the scenario.
     """
     stream = STREAMS[config.dataset](config, seed, device)
     for task in stream.tasks:
@@ -53,4 +54,4 @@ def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStr
             raise UserError(f"--samples {config.samples}: {config.dataset} does not limit its examples; leave it out")
         if config.hold_out and not task.held_out:
             raise UserError(f"--hold_out {config.hold_out:g}: {config.dataset} holds nothing out; leave it out")
-    return stream
+    return in_scenario(stream, config.scenario)

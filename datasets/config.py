@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets.scenarios import SCENARIOS
 from utils.errors import UserError
 from utils.settings import NoSettings, Range, read, setting
 
@@ -80,6 +81,11 @@ class DataConfig:
     hold_out: float = setting(
         Range(0, 0.9, whole=False), "share of each class's training examples that nothing is trained on, 0 to 0.9: to "
         "calibrate and combine members on (default: 0)", default=0.0, option="hold_out", metavar="F", group=_GROUP,
+    )  # fmt: skip
+    scenario: str = setting(
+        SCENARIOS, "task: it is told, and each has a head; domain: it is not told, all share a head; class: it is not "
+        "told, one head of all classes seen (default: task)",
+        default="task", option="scenario", metavar="NAME", group=_GROUP,
     )  # fmt: skip
     forgotten: tuple[int, ...] = setting(TaskNumbers, "tasks removed from the stream", default=())
     data_dir: Path = setting(

@@ -104,7 +104,7 @@ class Task:
     num_outputs: int  # width of the head
     train: TrainSource
     splits: Mapping[str, Examples]  # by name: "train" and "test", and any others
-    classes: tuple[str, ...] = ()  # name of each output; () if they have none
+    classes: tuple[str, ...] = ()  # name of each output, maybe of later ones too; () if they have none
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -152,6 +152,7 @@ class StreamSpec:
     objective: Objective
     preprocess: Preprocess
     heads: str = "task"  # one of net.multihead.HEADS
+    scenario: str = "task"  # one of datasets.scenarios.SCENARIOS
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ STREAMS = {
     "Split-MNIST": ["split_mnist", "--samples", "500", "--epochs", "5"],
 }
 SCENARIOS = {
-    measurements.TASK_IDENTIFICATION: "task identified", measurements.CLASS_INCREMENTAL: "class-incremental",
-    measurements.DOMAIN_INCREMENTAL: "class alone", measurements.DOMAIN_INCREMENTAL_SUM: "class alone, by the sum",
+    measurements.TASK_IDENTIFICATION: "task identified", measurements.ROUTED_CLASS: "routed-class",
+    measurements.ROUTED_DOMAIN: "class alone", measurements.ROUTED_DOMAIN_SUM: "class alone, by the sum",
 }  # fmt: skip
 # Streams on which the rule that finds the task was chosen: data set, bounds of the classes, recipes, seeds.
 FEW, SHORT = ["--samples", "10", "--epochs", "20"], ["--samples", "50", "--epochs", "2"]

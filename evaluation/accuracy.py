@@ -1,6 +1,6 @@
 """Evaluation: measures a method after every episode, in rows of metrics.csv. No data read here reaches it.
 
-method.predict on the tasks seen                   -> task-incremental scores of the test split
+method.predict on the tasks seen                   -> scores of the test split
 each new network on further splits                 -> running means, by task -> scores of these splits
 each new network on test examples of all tasks     -> running means, by task -> scores without the task
 each new network on held-out examples of its tasks -> saved, to calibrate and combine members
@@ -16,7 +16,7 @@ from torch import Tensor
 from datasets.mixture import Mixture
 from datasets.objectives import Scores
 from datasets.task import HELD_OUT, TEST, TRAIN, Episode, Examples, StreamSpec, Task, TaskStream
-from evaluation.measurements import TASK_INCREMENTAL, Measurement
+from evaluation.measurements import TRAINED, Measurement
 from evaluation.members import Learned, Member, PredictionCache
 from evaluation.questions import EVALUATIONS, Subject
 from evaluation.scenarios import Answer, answer_of, score_without_task
@@ -58,13 +58,14 @@ class Evaluation:
         self._stream, self._method = stream, method
         self._scores: dict[int, dict[tuple[str, str], Scores]] = {}  # by task, split and slice
         self._step = self._examples = 0
+        self._scenario = TRAINED[method.spec.scenario]
         for row in rows:
             self._step, self._examples = row.step, row.examples
-            if row.scenario == TASK_INCREMENTAL and row.split != "train":
+            if row.scenario == self._scenario and row.split != "train":
                 self._scores.setdefault(row.task, {})[row.split, row.slice] = row.scores
         self._cache, self._alone = PredictionCache(), False
-        classifies = method.spec.objective.energy(torch.zeros(1, 2)) is not None
-        self._mixed = Mixture(mixed_examples(stream.tasks, seed)) if classifies else None
+        routed = method.spec.heads == "task" and method.spec.objective.energy(torch.zeros(1, 2)) is not None
+        self._mixed = Mixture(mixed_examples(stream.tasks, seed)) if routed else None
 
     def after(self, episode: Episode, learned: Learned, seen: Sequence[Task]) -> list[Measurement]:
         """One row per task seen, split, slice and scenario; of the train split where examples were kept."""
@@ -80,7 +81,7 @@ class Evaluation:
             measured = dict(self._scores[task.id])
             if task.id in self._method.train_scores:
                 measured["train", ""] = self._method.train_scores[task.id]
-            rows += [self._row(episode.number, task, *part, TASK_INCREMENTAL, s) for part, s in measured.items()]
+            rows += [self._row(episode.number, task, *part, self._scenario, s) for part, s in measured.items()]
         return rows + self._without_task(episode.number, seen) + list(self._answers(episode.number))
 
     def _answers(self, episode: int) -> Iterator[Measurement]:
@@ -98,7 +99,7 @@ class Evaluation:
         for number, predictions in self._method.untrained.items():
             task = self._stream.task(number)
             scores = self._method.spec.objective.evaluate(predictions, task.test.targets)
-            rows.append(Measurement(0, 0, 0, number, task.name, "test", "", TASK_INCREMENTAL, scores))
+            rows.append(Measurement(0, 0, 0, number, task.name, "test", "", self._scenario, scores))
         return rows
 
     def state_dict(self) -> dict[str, Tree]:

@@ -2,16 +2,15 @@
 
 Answers of the heads of all tasks to an input -> routing rule -> p(task); p(class) = p(task) p(class | task).
 
-The scenarios are those of van de Ven, Tuytelaars & Tolias, "Three types of incremental learning", 2022:
+Heads that were trained with the task told are asked without it. This is not class- or domain-incremental learning,
+where all tasks share a head (--scenario class, domain); only the questions are those of van de Ven, Tuytelaars &
+Tolias, "Three types of incremental learning", 2022:
 
-    task-incremental     the task is given; which of its classes?
-    class-incremental    the task is not given; which class of which task?
-    domain-incremental   the task is not given, and all tasks have the same classes; which class?
-    task-identification  the task is not given; which task? (part of the class-incremental scenario)
-
-The domain-incremental scenario has two answers: the likeliest class of the likeliest task, which is that of the
-class-incremental scenario with a wrong task forgiven, and (domain-incremental-sum) the likeliest class of
-sum_t p(t) p(class | t).
+    routed-class         which class of which task?
+    routed-domain        which class, where all tasks have the same ones: the likeliest of the likeliest task,
+                         which is the answer of routed-class with a wrong task forgiven
+    routed-domain-sum    the same, the likeliest class of sum_t p(t) p(class | t)
+    task-identification  which task?
 """
 
 import math
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.objectives import Objective, Scores, scores
-from evaluation.measurements import CLASS_INCREMENTAL, DOMAIN_INCREMENTAL, DOMAIN_INCREMENTAL_SUM, TASK_IDENTIFICATION
+from evaluation.measurements import ROUTED_CLASS, ROUTED_DOMAIN, ROUTED_DOMAIN_SUM, TASK_IDENTIFICATION
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ def score_without_task(
 ) -> dict[str, dict[int, Scores]]:  # fmt: skip
     """Scores of the scenarios in which the task is not given, by scenario and task.
 
-    The prediction is the likeliest class of the likeliest task; `loss` is -log p of the correct answer, and in the
-    domain-incremental scenario p is that of the likeliest task. The rule has no temperature, so p(task) is not
+    The prediction is the likeliest class of the likeliest task; `loss` is -log p of the correct answer, and for
+    routed-domain p is that of the likeliest task. The rule has no temperature, so p(task) is not
     calibrated, and `loss` and `ece` say less than the accuracy does.
 
     `answers` are those of the candidate tasks on the same N inputs, `tasks` and `targets` the correct ones, [N]; inputs
@@ -93,7 +92,7 @@ def score_without_task(
     # By scenario: p(correct answer), p(prediction), and whether the prediction is correct.
     measured = {
         TASK_IDENTIFICATION: (of_task[here, right], of_task[here, task], task == right),
-        CLASS_INCREMENTAL: (
+        ROUTED_CLASS: (
             of_task[here, right] * of_class[here, right, targets],
             of_task[here, task] * of_class[here, task, chosen],
             (task == right) & (chosen == targets),
@@ -101,7 +100,7 @@ def score_without_task(
     }  # fmt: skip
     if same_classes:
         summed = torch.einsum("nt,ntc->nc", of_task.to(of_class.dtype), of_class)
-        for scenario, p in {DOMAIN_INCREMENTAL: of_class[here, task], DOMAIN_INCREMENTAL_SUM: summed}.items():
+        for scenario, p in {ROUTED_DOMAIN: of_class[here, task], ROUTED_DOMAIN_SUM: summed}.items():
             measured[scenario] = p[here, targets], p.amax(-1), p.argmax(-1) == targets
     return {
         scenario: {number: found for number, found in zip(answers, scores(right, len(answers), *parts), strict=True)

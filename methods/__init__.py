@@ -66,6 +66,11 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
         raise UserError(f"--method {name} learns all tasks at once; leave --continual out")
     if not config.continual and "multi-task" not in METHODS[name].modes:
         raise UserError(f"--method {name} learns tasks one after another; add --continual")
+    if config.data.scenario not in METHODS[name].scenarios:
+        raise UserError(
+            f"--scenario {config.data.scenario}: --method {name} has a head for each task; leave --scenario out: how "
+            "well it does where the task is not told is measured anyway"
+        )
     if getattr(config.settings, "buffer", "") == "reservoir" and config.memory is None:
         raise UserError(
             f"--method {name}: its setting buffer is 'reservoir', which has a total: add --memory, or make it "

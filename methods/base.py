@@ -64,6 +64,7 @@ class Method(ABC):
         options: the fields of RunConfig that this method reads and others do not.
         Settings: a settings class with the keys of config/method/<name>.yaml.
         modes: continual, multi-task or both.
+        scenarios: what it can learn without a head for each task, see datasets/scenarios.py.
         no_graph_reason: why the steps of this method cannot be CUDA graphs; "" if they can.
         saved_attributes: names of the attributes that hold what it has learned: nested containers of tensors and
             plain values; each is an empty dict at first, unless `__init__` sets it.
@@ -77,6 +78,7 @@ class Method(ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type] = NoSettings
     modes: ClassVar[frozenset[str]] = frozenset({"continual", "multi-task"})
+    scenarios: ClassVar[frozenset[str]] = frozenset({"task"})
     no_graph_reason: ClassVar[str] = ""
     saved_attributes: ClassVar[tuple[str, ...]] = ()
 

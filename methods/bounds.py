@@ -6,6 +6,7 @@ bounds, finetuning is the usual lower one.
 
 from collections.abc import Mapping
 
+from datasets.scenarios import SCENARIOS
 from datasets.task import Episode, TrainSource
 from evaluation.members import Learned
 from methods.ensemble import Ensemble
@@ -49,6 +50,7 @@ class Joint(Ensemble):
     """One network, trained once on all tasks together."""
 
     modes = frozenset({"multi-task"})
+    scenarios = frozenset(SCENARIOS)
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         sources = self.sources(episode)

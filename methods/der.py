@@ -22,8 +22,8 @@ from utils.settings import Range, setting
 
 
 def squared_distance(outputs: Tensor, recorded: Tensor) -> Tensor:
-    """Mean of (z - z')^2 over the outputs of each example's own head; both [N, C], `outputs` -inf beyond that head."""
-    own = outputs.isfinite()
+    """Mean of (z - z')^2 over recorded outputs; both [N, C], `recorded` -inf where there was no output."""
+    own = recorded.isfinite()
     difference = torch.where(own, outputs.float(), 0.0) - torch.where(own, recorded, 0.0)
     return difference.square().sum() / own.sum()
 
@@ -72,7 +72,7 @@ class DER(ReplayNet):
     def past(self, task: Task) -> Sequence[Replays]:
         outputs = [self.recorded[other] for other in self.memory.tasks]
         widest = max(task.num_outputs, *(part.shape[1] for part in outputs))
-        recorded = torch.cat([F.pad(part, (0, widest - part.shape[1])) for part in outputs])
+        recorded = torch.cat([F.pad(part, (0, widest - part.shape[1]), value=-torch.inf) for part in outputs])
         return [self.replays(self.memory.mixture(), self.draws * self.settings.replay_batch, recorded=recorded)]
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:

@@ -15,8 +15,8 @@ from torch.func import functional_call, grad, vmap
 from datasets.mixture import Mixture
 from datasets.task import Task
 from methods.base import Requirements
-from methods.single import NormRule, SingleNet
-from net.multihead import MultiHead
+from methods.single import NormRule, SingleNet, shared_parameters
+from net.multihead import MultiHead, grown
 from utils.seeding import generator
 from utils.settings import Range, setting
 
@@ -26,7 +26,7 @@ Values = dict[str, Tensor]  # by name of the parameter
 
 @torch.no_grad()  # the gradients themselves are not to be differentiated
 def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: str, rng: torch.Generator) -> Values:
-    """Diagonal of the Fisher information of the trunk's trained parameters: mean squared gradients over examples.
+    """Diagonal of the Fisher information of the parameters that tasks share: mean squared gradients over examples.
 
         exact      F_i = 1/N sum_x sum_y p(y|x) (d log p(y|x) / d theta_i)^2
         sample     one y per x, drawn from p(y|x)
@@ -39,7 +39,7 @@ def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: 
     """
     net.eval()
     classes = net.head_sizes[task_id]
-    parameters = {f"trunk.{name}": p.detach() for name, p in net.trunk.named_parameters() if p.requires_grad}
+    parameters = {name: parameter.detach() for name, parameter in shared_parameters(net).items()}
 
     def log_likelihood(chosen: Values, image: Tensor, label: Tensor) -> Tensor:
         ids = torch.full((1,), task_id, device=image.device)
@@ -60,7 +60,7 @@ def fisher(net: MultiHead, inputs: Tensor, targets: Tensor, task_id: int, form: 
         for label, weights in weighted:
             for name, value in gradients(parameters, images, label).items():
                 total[name] += torch.einsum("n,n...->...", weights, value.square())
-    return {name.removeprefix("trunk."): value / len(inputs) for name, value in total.items()}
+    return {name: value / len(inputs) for name, value in total.items()}
 
 
 class Springs(NormRule):
@@ -83,10 +83,10 @@ class Springs(NormRule):
 
     def begin(self, net: MultiHead) -> None:
         super().begin(net)
-        held = [(p, name) for name, p in net.trunk.named_parameters() if p.requires_grad and name in self.stiffness]
-        self._parameters: list[Tensor] = [parameter for parameter, _ in held]
-        self._stiffness = [self.stiffness[name] * self.strength for _, name in held]
-        self._pull = [self.pull[name] * self.strength for _, name in held]
+        held = {name: p for name, p in shared_parameters(net).items() if name in self.stiffness}
+        self._parameters: list[Tensor] = list(held.values())
+        self._stiffness = [grown(self.stiffness[name], p) * self.strength for name, p in held.items()]
+        self._pull = [grown(self.pull[name], p) * self.strength for name, p in held.items()]
 
     @torch.no_grad()
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
@@ -110,7 +110,7 @@ class EWC(SingleNet):
     requires = Requirements(classes=True, optimizers=("sgd",))
     saved_attributes = (*SingleNet.saved_attributes, "importance", "_pull")
 
-    importance: Values  # of the trunk's parameters, summed over tasks
+    importance: Values  # of the shared parameters, summed over tasks
     _pull: Values
 
     def rule(self) -> NormRule:
@@ -122,14 +122,15 @@ class EWC(SingleNet):
         data = Mixture([(task.id, task.train_eval.subset(chosen))])
         inputs = self.spec.preprocess(data.inputs(slice(0, len(chosen))))
         found = fisher(net, inputs, data.targets, task.id, self.settings.fisher, rng)
-        self.consolidate(found, net.trunk.state_dict())
+        self.consolidate(found, shared_parameters(net))
         return len(chosen) * (task.num_outputs if self.settings.fisher == "exact" else 1)
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
         """Add the springs of a task with Fisher information `found`, at rest at the parameters `place`."""
         for name, value in found.items():
-            self.importance[name] = self.importance.get(name, 0) + value
-            self._pull[name] = self._pull.get(name, 0) + value * place[name]
+            pull = value * place[name].detach()
+            self.importance[name] = grown(self.importance.get(name), value) + value
+            self._pull[name] = grown(self._pull.get(name), value) + pull
 
     def extra_parameters(self) -> int:
         """Importance and pull: two values a parameter."""
@@ -148,5 +149,5 @@ class OnlineEWC(EWC):
 
     def consolidate(self, found: Values, place: Mapping[str, Tensor]) -> None:
         for name, value in found.items():
-            self.importance[name] = self.settings.decay * self.importance.get(name, 0) + value
-            self._pull[name] = self.importance[name] * place[name]
+            self.importance[name] = self.settings.decay * grown(self.importance.get(name), value) + value
+            self._pull[name] = self.importance[name] * place[name].detach()

@@ -113,6 +113,7 @@ class GPM(SingleNet):
         basis_examples: int = setting(Range(1), "training examples of the task that are looked at")
 
     # Adam scales each value by itself, which turns the step out of the right angle.
+    scenarios = frozenset({"task"})
     requires = Requirements(layers=(nn.Conv2d, nn.Linear), own_heads=True, optimizers=("sgd",))
     saved_attributes = (*SingleNet.saved_attributes, "bases")
 

@@ -63,7 +63,7 @@ class LwF(SingleNet):
         strength: float = setting(Range(0, whole=False), "weight of the distillation")
         temperature: float = setting(Range(0, whole=False, open_low=True), "of the distillation")
 
-    requires = Requirements(classes=True, own_heads=True)
+    requires = Requirements(classes=True)
 
     def old_heads(self) -> Sequence[int]:
         return self.seen
@@ -72,7 +72,8 @@ class LwF(SingleNet):
         if not self.seen:
             return NormRule()
         old = copy.deepcopy(self.network(self.seen)).eval().requires_grad_(False)
-        return Distill(self.settings.strength, self.settings.temperature, old, self.seen)
+        heads = self.seen if old.kind == "task" else self.seen[:1]
+        return Distill(self.settings.strength, self.settings.temperature, old, heads)
 
     def extra_parameters(self) -> int:
         """The copy of the network."""

@@ -12,8 +12,8 @@ from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Requirements
 from methods.ewc import Springs, Values
-from methods.single import NormRule, SingleNet
-from net.multihead import MultiHead
+from methods.single import NormRule, SingleNet, shared_parameters
+from net.multihead import MultiHead, grown
 from training.batches import Batch
 from utils.settings import Range, setting
 from utils.trees import Tree
@@ -27,7 +27,7 @@ class PathIntegral(Springs):
 
     def begin(self, net: MultiHead) -> None:
         super().begin(net)
-        trained = {name: p for name, p in net.trunk.named_parameters() if p.requires_grad}
+        trained = shared_parameters(net)
         self.names, self._all = list(trained), list(trained.values())
         self.start = [parameter.detach().clone() for parameter in self._all]
         self.work = [torch.zeros_like(parameter) for parameter in self.start]
@@ -74,9 +74,9 @@ class SI(SingleNet):
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         assert isinstance(rule, PathIntegral)
         for name, value in rule.importance(self.settings.damping).items():
-            self.importance[name] = self.importance.get(name, 0) + value
-        place = net.trunk.state_dict()
-        self._pull = {name: value * place[name] for name, value in self.importance.items()}
+            self.importance[name] = grown(self.importance.get(name), value) + value
+        place = shared_parameters(net)
+        self._pull = {name: value * place[name].detach() for name, value in self.importance.items()}
         return 0
 
     def extra_parameters(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.mixture import Mixture
+from datasets.scenarios import SCENARIOS
 from datasets.task import Episode, Examples, Task
 from evaluation.members import Learned, Member
 from methods.base import Method, Storage
@@ -47,16 +48,22 @@ class SingleNet(Method):
     a copy. A method whose trunk differs from task to task in more than that overrides `task_weights`.
     """
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Settings:
         bn: str = setting(("shared", "per_task", "freeze_after_first"), "what batch normalisation does, see the class")
+        outputs: str = setting(
+            ("seen", "new", "all"), "with --scenario class, which outputs compete for a new example: classes seen, "
+            "those of its task, or all of the stream", default="seen",
+        )  # fmt: skip
 
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
-    saved_attributes: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms")
+    scenarios: ClassVar[frozenset[str]] = frozenset(SCENARIOS)
+    saved_attributes: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_optimizer")
 
     _trunk: nn.Module  # from the first task on
     _heads: dict[int, tuple[Tensor, Tensor]]  # weight [C, D] and bias [C], by `_head_of` a task
     _sizes: dict[int, int]  # number of outputs of each task learned, in their order
+    _optimizer: dict[str, Tree]  # its state by name of the parameter, with reset_optimizer: false
     _norms: dict[int, dict[str, Tensor]]  # batch normalisation of each task, with bn: per_task
 
     @property
@@ -94,25 +101,33 @@ class SingleNet(Method):
     def common(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of values by name of the parameter, those of parameters that all tasks share."""
         own = next(iter(self._norms.values()), {})
-        return {name: value for name, value in values.items() if name not in own}
+        return {name: value for name, value in values.items() if name.removeprefix("trunk.") not in own}
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Train the network on the new task."""
         (task,) = episode.new
         name = ("member", episode.number - 1)
         with seeded(self.config.seed, *name):
-            net = self.network(self.old_heads(), {task.id: task.num_outputs})
+            width = len(task.output_names) if self.settings.outputs == "all" else task.num_outputs
+            net = self.network(self.old_heads(), {task.id: width})
             if not self.seen:
                 self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
             rule, past = self.rule(), self.past(task) if self.memory.tasks else ()
+            if self.settings.outputs == "new":
+                net.restrict(task.id, task.train_eval.targets.unique())
             rule.frozen = self.settings.bn == "freeze_after_first" and bool(self.seen)
             try:
-                stats = Training(
+                training = Training(
                     net, [(task.id, task.train)], self.spec, self.recipe, self.compute, self.config.seed, name,
-                    rule=rule, past=past, monitor=monitor, checkpoints=self.checkpoints,
-                ).complete()  # fmt: skip
+                    rule=rule, past=past, monitor=monitor, checkpoints=self.checkpoints, before=self._optimizer,
+                )  # fmt: skip
+                stats = training.complete()
             except TrainingError as error:
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
+        net.restrict(task.id, None)
+        if not self.recipe.reset_optimizer:
+            own = ("weight", "bias") if net.kind == "task" else ()
+            self._optimizer = {name: s for name, s in training.optimizer_state().items() if name not in own}
         self._keep_heads(net)
         if self.settings.bn == "per_task":
             self._norms[task.id] = norm_state(net.trunk)
@@ -156,6 +171,8 @@ class SingleNet(Method):
     def network(self, tasks: Sequence[int], new: Mapping[int, int] | None = None) -> MultiHead:
         """A network of the one trunk, the heads of some tasks, and new heads of these widths by task."""
         sizes = {task: self._sizes[task] for task in tasks} | dict(new or {})
+        if self.spec.heads == "growing":
+            sizes = dict.fromkeys(sizes, max([*self._sizes.values(), *sizes.values()]))
         if not self._sizes:
             net = self.new_network(sizes)
             self._trunk = net.trunk
@@ -170,7 +187,9 @@ class SingleNet(Method):
             net.to(self.compute.device)
             for task in sizes:
                 if (head := self._head_of(task)) in self._heads:
-                    net.weight[net.rows(task)], net.bias[net.rows(task)] = self._heads[head]
+                    weight, bias = self._heads[head]
+                    rows = slice(net.rows(task).start, net.rows(task).start + len(bias))  # a growing head has more
+                    net.weight[rows], net.bias[rows] = weight, bias
         return net
 
     def _head_of(self, task: int) -> int:
@@ -221,6 +240,12 @@ class ReplayNet(SingleNet):
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         self.memory.add(task)
         return 0
+
+
+def shared_parameters(net: MultiHead) -> dict[str, Tensor]:
+    """The trained parameters that all tasks share, by name: those of the trunk, and of a head that all tasks have."""
+    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    return {name: p for name, p in trained.items() if net.kind != "task" or name.startswith("trunk.")}
 
 
 def norm_state(trunk: nn.Module) -> dict[str, Tensor]:

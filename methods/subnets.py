@@ -80,6 +80,7 @@ class Subnets(SingleNet):
         bn: str = setting(("per_task", "freeze_after_first"), "with shared statistics old answers would change")
 
     # A shared head would be changed by later tasks.
+    scenarios = frozenset({"task"})
     requires = Requirements(layers=MASKED, own_heads=True)
     saved_attributes = (*SingleNet.saved_attributes, "masks")
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
-# task: a linear head for each task; shared: one linear head for all; identity: the features are the outputs.
-HEADS = ("task", "shared", "identity")
+# task: a linear head for each task; shared: one linear head for all; growing: the same, with as many outputs as the
+# task that has most, to which later tasks add some; identity: the features are the outputs.
+HEADS = ("task", "shared", "growing", "identity")
 # Weights of a shared trunk that are particular to a task, by parameter name: its values, or a bool mask of those used.
 TaskWeights = Mapping[str, Tensor]
 
@@ -29,6 +30,8 @@ class MultiHead(nn.Module):
     def __init__(self, trunk: nn.Module, features: int, head_sizes: Mapping[int, int], heads: str = "task") -> None:
         super().__init__()
         self.trunk = trunk
+        if heads == "growing":
+            head_sizes = dict.fromkeys(head_sizes, max(head_sizes.values()))
         self.head_sizes, self.kind = dict(head_sizes), heads
         widths = set(head_sizes.values())
         if heads != "task" and len(widths) > 1:
@@ -43,7 +46,8 @@ class MultiHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(total, features).uniform_(-bound, bound), requires_grad=total > 0)
         self.bias = nn.Parameter(torch.zeros(total), requires_grad=total > 0)
         self.columns = nn.Buffer(columns, persistent=False)
-        self.filled = nn.Buffer(filled, persistent=False) if len(widths) > 1 else None
+        narrower = heads == "task" and len(widths) > 1
+        self.filled: Tensor | None = nn.Buffer(filled, persistent=False) if narrower else None
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         return self.head(self.trunk(inputs), task_ids)
@@ -51,10 +55,17 @@ class MultiHead(nn.Module):
     def head(self, features: Tensor, task_ids: Tensor) -> Tensor:
         """Outputs of the head of each example's task; features [B, ..., D], task ids [B] -> [B, ..., C]."""
         outputs = self._all_heads(features)
-        if self.kind != "task":
-            return outputs
-        outputs = outputs.gather(-1, _along(self.columns[task_ids], features))
+        if self.kind == "task":
+            outputs = outputs.gather(-1, _along(self.columns[task_ids], features))
         return outputs if self.filled is None else outputs + _along(self.filled[task_ids], features)
+
+    def restrict(self, task_id: int, outputs: Tensor | None) -> None:
+        """Let only these outputs, [K], of a head that tasks share compete for the examples of a task; None: all."""
+        if self.kind == "growing":
+            filled = torch.zeros_like(self.columns, dtype=self.weight.dtype)
+            filled[task_id] = -torch.inf
+            filled[task_id, ... if outputs is None else outputs] = 0
+            self.filled = None if outputs is None else filled
 
     def heads(self, features: Tensor, tasks: Tensor) -> Tensor:
         """Outputs of several heads for every example; features [B, ..., D], tasks [T] -> [B, ..., T, C]."""
@@ -88,6 +99,13 @@ class MultiHead(nn.Module):
         """Number of trained values of a task's head."""
         rows = self._rows[task_id]
         return (rows.stop - rows.start) * (self.weight.shape[1] + 1)
+
+
+def grown(value: Tensor | None, like: Tensor) -> Tensor:
+    """A value of each parameter, with zeros for those that have joined: the rows of new outputs of a growing head."""
+    if value is None or value.shape == like.shape:
+        return torch.zeros_like(like) if value is None else value
+    return torch.cat([value, value.new_zeros(len(like) - len(value), *value.shape[1:])])
 
 
 def _along(rows: Tensor, features: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class Run:
 
     def class_names(self, task: int) -> list[str]:
         """Names of the outputs of a task."""
-        member = next(member for member in self.members if task in member.tasks)
+        member = next(member for member in reversed(self.members) if task in member.tasks)
         names = member.classes[member.tasks.index(task)]
         return list(names) or [str(output) for output in range(self.predictions(task).shape[1])]
 

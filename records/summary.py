@@ -12,9 +12,9 @@ import numpy as np
 from datasets.objectives import ACCURACY
 from evaluation import metrics
 from evaluation.measurements import (
-    CLASS_INCREMENTAL,
-    DOMAIN_INCREMENTAL,
-    DOMAIN_INCREMENTAL_SUM,
+    ROUTED_CLASS,
+    ROUTED_DOMAIN,
+    ROUTED_DOMAIN_SUM,
     TASK_IDENTIFICATION,
     Measurement,
     mean_over_tasks,
@@ -79,9 +79,9 @@ def summarize(
         "avg_acc_final": metrics.avg_acc_final(R),
         "avg_incremental_acc": metrics.avg_incremental_acc(R),
         "learning_acc": metrics.learning_acc(R) if continual else None,
-        "class_incremental_acc": mean_over_tasks(last, CLASS_INCREMENTAL),
-        "domain_incremental_acc": mean_over_tasks(last, DOMAIN_INCREMENTAL),
-        "domain_incremental_sum_acc": mean_over_tasks(last, DOMAIN_INCREMENTAL_SUM),
+        "routed_class_acc": mean_over_tasks(last, ROUTED_CLASS),
+        "routed_domain_acc": mean_over_tasks(last, ROUTED_DOMAIN),
+        "routed_domain_sum_acc": mean_over_tasks(last, ROUTED_DOMAIN_SUM),
         "task_identification_acc": mean_over_tasks(last, TASK_IDENTIFICATION),
         "worst_task_acc": sign * metrics.worst_task_acc(compared),
         "per_task_acc": R[-1].tolist(),
@@ -167,9 +167,9 @@ def final_table(summary: Mapping[str, Any]) -> str:
         lines.append(f"{name:<{width}}" + "".join(f"  {values[i]:>11.4f}" for values in columns.values()))
     lines.append(f"{'average':<{width}}" + "".join(f"  {np.mean(values):>11.4f}" for values in columns.values()))
     lines.append("")
-    if (told := summary["class_incremental_acc"]) is not None:
-        identified, same = summary["task_identification_acc"], summary["domain_incremental_acc"]
-        summed = summary["domain_incremental_sum_acc"]
+    if (told := summary["routed_class_acc"]) is not None:
+        identified, same = summary["task_identification_acc"], summary["routed_domain_acc"]
+        summed = summary["routed_domain_sum_acc"]
         domain = "" if same is None else f", class alone {same:.4f}, by the sum over tasks {summed:.4f}"
         lines.append(f"without the task   {told:.4f}  class-incremental; task identified {identified:.4f}{domain}")
     if summary["bwt"] is not None:

@@ -50,7 +50,7 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
 }
 _SUMMARY = (
     "avg_acc_final", "avg_incremental_acc", "forgetting_chaudhry", "bwt", "learning_acc", "worst_task_acc",
-    "class_incremental_acc", "task_identification_acc", "domain_incremental_acc", "domain_incremental_sum_acc",
+    "routed_class_acc", "task_identification_acc", "routed_domain_acc", "routed_domain_sum_acc",
     "gain_isolated", "fwt_isolated", "train_seconds",
 )  # fmt: skip
 # Tag of a picture -> its description.

@@ -81,11 +81,12 @@ def save_members(directory: RunDirectory, method: Method, stream: TaskStream) ->
     net = method.config.net
     for member in method.new_members:
         tasks = [stream.task(number) for number in member.tasks]
+        classes = [task.output_names[: member.net.head_sizes[task.id]] for task in tasks]
         facts = SavedMember(
             number=member.number, episode=member.episode, replaces_earlier=member.replaces, tasks=member.tasks,
-            weights=member.weights, task_names=tuple(task.name for task in tasks),
-            classes=tuple(task.output_names for task in tasks), net={"model": net.model, **plain(net.settings)},
-            input_shape=stream.spec.input_shape, parameters=count_parameters(member.net), heads=stream.spec.heads,
+            weights=member.weights, task_names=tuple(task.name for task in tasks), classes=tuple(classes),
+            net={"model": net.model, **plain(net.settings)}, input_shape=stream.spec.input_shape,
+            parameters=count_parameters(member.net), heads=stream.spec.heads,
         )  # fmt: skip
         # Trunk weights of a single task, see MultiHead.for_task.
         own = {f"task_{task}/{name}": value

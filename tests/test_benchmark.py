@@ -764,7 +764,7 @@ def test_a_table_for_each_stream_and_network(here):
 def runs(*columns):
     """Seed -> values; what is not given is 0."""
     keys = ("avg_acc_final", "forgetting_chaudhry", "bwt", "learning_acc", "fwt_isolated", "gain_isolated",
-            "class_incremental_acc")  # fmt: skip
+            "routed_class_acc")  # fmt: skip
     ledger = (
         "stored_examples", "stored_bytes", "parameters_total", "parameters_per_prediction", "sample_gradients",
         "train_seconds",

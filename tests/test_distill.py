@@ -223,7 +223,7 @@ def test_the_directory_is_a_run(stream, tmp_path, capsys):
     assert (config["method"], summary["method"], summary["episodes"]) == ("student", "student", 1)
     rows = read_metrics("zoo-student")
     assert set(rows.query("episode == 1").scenario) == {
-        "task-incremental", "class-incremental", "task-identification",
+        "task-incremental", "routed-class", "task-identification",
     }  # fmt: skip
     last = rows.query("scenario == 'task-incremental' and episode == 1")
     assert last.task.tolist() == list(TASKS)

@@ -170,10 +170,10 @@ def test_the_figures_on_the_card_hold_for_what_is_exported(name, here):
     if name in ("plain", "subnets"):
         scenarios = last.groupby("scenario").accuracy.mean()
         told = dict(table(card, "Without being told"))
-        assert told == {x: f"{scenarios[x]:.4f}" for x in ("class-incremental", "task-identification")}
+        assert told == {x: f"{scenarios[x]:.4f}" for x in ("routed-class", "task-identification")}
         assert "As the run measured it" in card
     else:
-        assert "class-incremental" not in card
+        assert "routed-class" not in card
         assert "Computed from what the run saved" in card
 
 

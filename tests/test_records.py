@@ -26,7 +26,7 @@ import report
 from datasets.objectives import CrossEntropy, RealNumbers, Scored
 from datasets.task import Table, Task, TaskStream
 from evaluation.accuracy import Evaluation
-from evaluation.measurements import TASK_INCREMENTAL, Measurement
+from evaluation.measurements import TRAINED, Measurement
 from methods import build_method
 from methods.base import Context
 from records import Run
@@ -144,7 +144,7 @@ def test_the_main_metric_of_real_numbers_follows_from_the_predictions(runs):
     run = Run.load(runs / "numbers")
     assert (run.summary["metric"], run.summary["higher_is_better"]) == ("rmse", False)
     assert set(run.metrics.metric) == {"rmse", "loss"}
-    assert set(run.metrics.scenario) == {TASK_INCREMENTAL}
+    assert set(run.metrics.scenario) == {TRAINED["task"]}
     for task in (1, 2, 3):
         expected = root_mean_squared_error(run.targets_of(task).ravel(), run.predictions(task).ravel())
         assert run.accuracy_matrix[-1, task - 1] == pytest.approx(expected, rel=1e-5)
@@ -155,7 +155,7 @@ def test_the_main_metric_of_real_numbers_follows_from_the_predictions(runs):
     assert summary["bwt"] == pytest.approx(np.mean([R[t, t] - R[2, t] for t in range(2)]))  # positive: it has fallen
     assert summary["gain_isolated"] == pytest.approx((alone - R[-1]).mean())
     assert summary["forgetting_chaudhry"] == pytest.approx(np.mean([R[2, t] - R[t:2, t].min() for t in range(2)]))
-    assert all(summary[key] is None for key in ("avg_acc_final", "per_task_acc", "class_incremental_acc"))
+    assert all(summary[key] is None for key in ("avg_acc_final", "per_task_acc", "routed_class_acc"))
 
 
 def test_the_network_has_learned_the_numbers(runs):
@@ -189,7 +189,7 @@ def test_a_report_names_the_metric(runs, capsys):
 
 def row(task, value, episode=2):
     scores = {"rmse": Scored(value, None, 5)}
-    return Measurement(episode, 8, 64, task, f"task {task}", "test", "", TASK_INCREMENTAL, scores)
+    return Measurement(episode, 8, 64, task, f"task {task}", "test", "", TRAINED["task"], scores)
 
 
 def test_a_figure_is_found_whatever_the_metric_is_called():
@@ -215,7 +215,7 @@ def test_further_splits_and_slices_are_measured_as_the_members_answer():
         learned = method.learn(episode, Monitor())
         rows = evaluation.after(episode, learned, stream.tasks[: episode.number])
         members += method.new_members
-    found = {(r.task, r.split, r.slice): r for r in rows if r.scenario == TASK_INCREMENTAL}
+    found = {(r.task, r.split, r.slice): r for r in rows if r.scenario == TRAINED["task"]}
     said = sum(m.predictions[1, "dev"] * w for m, w in zip(members, (2, 1), strict=True)) / 3
     for name, part in {"": torch.arange(24), "odd": odd}.items():
         expected = CrossEntropy().evaluate(said[part], dev[1].targets[part])

@@ -198,7 +198,7 @@ def test_unlike_classes_show_what_the_largest_one_gives(tmp_path, monkeypatch, c
 def test_accuracy_without_the_task_follows_from_the_measurements(runs, page):
     header, *rows = Tables(page.read_text()).tables[1]
     measured = read_metrics(runs / "zoo0").query("split == 'test' and episode > 0")
-    assert header[1:] == ["class-incremental", "task-identification"]
+    assert header[1:] == ["routed-class", "task-identification"]
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
     for row in rows:
         for scenario, value in zip(header[1:], row[1:], strict=True):

@@ -28,7 +28,7 @@ from tests.toys import toy_stream
 from zoo import Zoo
 from zoo.inputs import as_stored
 
-SCENARIOS = {"task-incremental", "class-incremental", "task-identification"}
+SCENARIOS = {"task-incremental", "routed-class", "task-identification"}
 
 
 def random_outputs(seed, count, widths):
@@ -69,13 +69,13 @@ def test_scores_are_those_of_a_loop(rule, seed, same):
         inside = int(p_class[best].argmax())
         cases = {
             "task-identification": (p_task[right], p_task[best], best == right),
-            "class-incremental": (p_task[right] * p_class[right][target], p_task[best] * p_class[best][inside],
+            "routed-class": (p_task[right] * p_class[right][target], p_task[best] * p_class[best][inside],
                                   best == right and inside == target),
         }  # fmt: skip
         if same:
             p_any = sum(a * b for a, b in zip(p_task, p_class, strict=True))
-            cases["domain-incremental"] = p_class[best][target], p_class[best].max(), inside == target
-            cases["domain-incremental-sum"] = p_any[target], p_any.max(), int(p_any.argmax()) == target
+            cases["routed-domain"] = p_class[best][target], p_class[best].max(), inside == target
+            cases["routed-domain-sum"] = p_any[target], p_any.max(), int(p_any.argmax()) == target
         for scenario, case in cases.items():
             expected.setdefault((scenario, task), []).append(case)
     assert {(scenario, task) for scenario, by_task in found.items() for task in by_task} == set(expected)
@@ -119,7 +119,7 @@ def test_the_class_alone_is_that_of_the_chosen_task_or_of_the_sum_over_tasks():
     found = score_without_task(answers, torch.tensor([2]), torch.tensor([0]), same_classes=True)
     accuracy = {scenario: of_task[2]["accuracy"].value for scenario, of_task in found.items()}
     assert accuracy == {
-        "task-identification": 0, "class-incremental": 0, "domain-incremental": 1, "domain-incremental-sum": 0,
+        "task-identification": 0, "routed-class": 0, "routed-domain": 1, "routed-domain-sum": 0,
     }  # fmt: skip
 
 
@@ -132,8 +132,8 @@ def test_the_class_alone_is_right_wherever_task_and_class_are(seed):
     rng = torch.Generator().manual_seed(seed)
     tasks, targets = torch.randint(5, (60,), generator=rng), torch.randint(3, (60,), generator=rng)
     found = score_without_task(answers, tasks, targets, same_classes=True)
-    for task, score in found["class-incremental"].items():
-        assert found["domain-incremental"][task]["accuracy"].value >= score["accuracy"].value
+    for task, score in found["routed-class"].items():
+        assert found["routed-domain"][task]["accuracy"].value >= score["accuracy"].value
 
 
 def test_a_task_that_no_member_has_learned_is_never_chosen():

@@ -80,12 +80,14 @@ class Training:
         seed, name: of the random stream for data order and augmentation.
         rule: what the method changes in every step; plain supervised training without one.
         past: batches of replay memories; one of each follows a batch of the tasks trained on.
+        before: the state of an optimizer that goes on, see `optimizer_state`.
     """
 
     def __init__(
         self, net: MultiHead, sources: Sequence[tuple[int, TrainSource]], spec: StreamSpec, recipe: Recipe,
         compute: Compute, seed: int, name: tuple[object, ...], *, rule: StepRule | None = None,
         past: Sequence[Replays] = (), monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
+        before: Mapping[str, Tree] | None = None,
     ) -> None:  # fmt: skip
         self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
         self._rng, self._file = generator(seed, *name, "data"), "_".join(map(str, name))
@@ -100,7 +102,7 @@ class Training:
         self.epochs = math.ceil(self.length / self._per_epoch)  # one that is cut short included
         self._rule.begin(net.train())
         self._modes = [(module, module.training) for module in net.modules()]
-        self._steps = GradientSteps(net, spec, recipe, compute, self.length, self._rule)
+        self._steps = GradientSteps(net, spec, recipe, compute, self.length, self._rule, before)
         self.ended = 0  # epochs
         self._batches: Iterator[Batch] | None = None  # the rest of this epoch
         self._fixed = all(isinstance(source, Table) for _, source in sources)
@@ -116,6 +118,10 @@ class Training:
         epochs, batch = divmod(self._steps.done, self._per_epoch)
         examples = epochs * self.examples + min(batch * self._size, self.examples)
         return Clock(self._steps.done, examples, examples / self.examples if self._fixed else None)
+
+    def optimizer_state(self) -> dict[str, Tree]:
+        """A copy of the optimizer's state, by name of the parameter."""
+        return self._steps.optimizer_state()
 
     @property
     def done(self) -> bool:

@@ -77,6 +77,9 @@ class Recipe:
     beta1: float = setting(_SHARE, "decay of the mean gradient of adam and adamw", default=0.9)
     beta2: float = setting(_SHARE, "decay of the mean squared gradient of adam and adamw", default=0.999)
     eps: float = setting(_FACTOR, "added to the root of the mean squared gradient of adam and adamw", default=1e-8)
+    reset_optimizer: bool = setting(
+        bool, "a network that learns one task after another begins each with a new optimizer", default=True
+    )
     schedule: str = setting(
         ("cosine", "constant", "linear", "exponential"), "how the learning rate falls", default="cosine"
     )

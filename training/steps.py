@@ -5,8 +5,9 @@ are captured into CUDA graphs and replayed, where that is possible.
 """
 
 import contextlib
+import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import StreamSpec
-from net.multihead import MultiHead
+from net.multihead import MultiHead, grown
 from training.batches import Batch
 from training.optimizers import learning_rates, make_optimizer
 from training.recipe import Recipe
@@ -81,8 +82,9 @@ class GradientSteps:
     """
 
     def __init__(
-        self, net: MultiHead, spec: StreamSpec, recipe: Recipe, compute: Compute, steps: int, rule: StepRule
-    ) -> None:
+        self, net: MultiHead, spec: StreamSpec, recipe: Recipe, compute: Compute, steps: int, rule: StepRule,
+        before: Mapping[str, Tree] | None = None,
+    ) -> None:  # fmt: skip
         self._net, self._spec, self._compute, self._steps, self._rule = net, spec, compute, steps, rule
         rule.autocast, rule.recipe = compute.autocast, rule.adapt(recipe)
         recipe, self._rates = rule.recipe, rule.rates(rule.recipe, steps)
@@ -90,6 +92,7 @@ class GradientSteps:
         # A captured step reads its learning rate from the device.
         self._rate = torch.tensor(recipe.lr, device=compute.device) if compute.captured else None
         self._optimizer = rule.optimizer(net, recipe, recipe.lr if self._rate is None else self._rate)
+        self._go_on(before or {})
         self._launched: Counter[tuple[int, int]] = Counter()  # steps by batch size, before one is captured
         self._captured: dict[tuple[int, int], tuple[Callable[[], None], Batch]] = {}
         self.done = 0  # steps taken
@@ -113,6 +116,18 @@ class GradientSteps:
         loss = self._loss.item()
         self._loss.zero_()
         return loss
+
+    def optimizer_state(self) -> dict[str, Tree]:
+        """A copy of the optimizer's state, by name of the parameter."""
+        states = self._optimizer.state
+        return {name: copy.deepcopy(states[p]) for name, p in self._net.named_parameters() if p in states}
+
+    def _go_on(self, before: Mapping[str, Tree]) -> None:
+        """Give the optimizer the state that another one had before; new outputs of a growing head begin at zero."""
+        for name, parameter in self._net.named_parameters():
+            for key, value in before.get(name, {}).items():
+                whole = value.ndim == parameter.ndim and value.shape != parameter.shape
+                self._optimizer.state[parameter][key] = grown(value, parameter) if whole else value.clone()
 
     def state(self) -> Tree:
         """What a resumed training needs: step count, optimizer state, and the losses that `take_loss` has not taken."""

@@ -18,7 +18,7 @@ from datasets import build_stream
 from datasets.objectives import CrossEntropy
 from datasets.task import HELD_OUT, Episode
 from evaluation.accuracy import AVERAGES
-from evaluation.measurements import TASK_INCREMENTAL, Measurement
+from evaluation.measurements import TRAINED, Measurement
 from methods import build_method
 from methods.base import Context
 from methods.ensemble import Ensemble
@@ -127,7 +127,7 @@ def write(
             predictions = [member.predictions[task.number, "test"].float().cpu() for member in asked]
             mean = weighted_mean(predictions, [member.saved.weight(task.number) for member in asked])
             scores = CrossEntropy().evaluate(mean, targets[task.number, "test"])
-            rows.append(Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TASK_INCREMENTAL,
+            rows.append(Measurement(1, stats.steps, stats.images, task.number, task.name, "test", "", TRAINED["task"],
                                     scores))  # fmt: skip
     rate = stats.images / stats.seconds if stats.images else math.nan
     trained = sorted({task for member in after if member.retrained for task in member.saved.tasks})
