@@ -16,6 +16,7 @@ from methods.ewc import EWC, OnlineEWC
 from methods.gem import GEM
 from methods.gpm import GPM
 from methods.lwf import LwF
+from methods.memory.replay import SLOTS
 from methods.packnet import PackNet
 from methods.si import SI
 from methods.stable_sgd import StableSGD
@@ -71,10 +72,14 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
             f"--scenario {config.data.scenario}: --method {name} has a head for each task; leave --scenario out: how "
             "well it does where the task is not told is measured anyway"
         )
-    if getattr(config.settings, "buffer", "") == "reservoir" and config.memory is None:
+    buffer = getattr(config.settings, "buffer", "")
+    if buffer in SLOTS and config.memory is None:
         raise UserError(
-            f"--method {name}: its setting buffer is 'reservoir', which has a total: add --memory, or make it "
-            "'balanced'"
+            f"--method {name}: its setting buffer is {buffer!r}, which has a total: add --memory, or make it 'balanced'"
+        )
+    if getattr(config.settings, "fill", "") == "during" and buffer not in SLOTS:
+        raise UserError(
+            f"--method {name}: with fill: during the setting buffer must be {' or '.join(SLOTS)}, not {buffer}"
         )
 
 

@@ -74,6 +74,8 @@ class Turned(NewTaskLoss):
 
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
         _, past = batch.halves()
+        if not len(past):  # the memory is still empty
+            return
         reference_loss, reference = self.reference(net, past, objective)
         gradient = [parameter.grad for parameter in trained_parameters(net) if parameter.grad is not None]
         a, b = self.factors(gradient, reference, self.new_loss.detach(), reference_loss)
@@ -85,11 +87,11 @@ class AGEM(ReplayNet):
     """Averaged gradient episodic memory (A-GEM)."""
 
     def rule(self) -> NormRule:
-        return Turned(project) if self.memory.tasks else NormRule()
+        return Turned(project) if self.replaying else NormRule()
 
 
 class MEGA(ReplayNet):
     """Mixed stochastic gradients, second scheme (MEGA-II)."""
 
     def rule(self) -> NormRule:
-        return Turned(rotate) if self.memory.tasks else NormRule()
+        return Turned(rotate) if self.replaying else NormRule()

@@ -87,7 +87,7 @@ class Method(ABC):
         self.settings: Any = self.config.settings  # an instance of Settings
         self.recipe = self.config.hp
         self.checkpoints = Checkpoints()
-        self.memory = ReplayMemory(self.budget(), self.config.seed, getattr(self.settings, "buffer", "") == "reservoir")
+        self.memory = self.new_memory()
         self.new_members: list[Member] = []
         self.train_scores: dict[int, Scores] = {}
         self.untrained: dict[int, Tensor] = {}
@@ -104,6 +104,10 @@ class Method(ABC):
         net = new_network(self.config, self.spec, head_sizes)
         check_requirements(type(self), self.spec, net, self.recipe)
         return net.to(self.compute.device)
+
+    def new_memory(self) -> ReplayMemory:
+        """The replay memory, empty."""
+        return ReplayMemory(self.budget(), self.config.seed)
 
     def budget(self) -> Budget:
         """How many training examples of past tasks are kept."""

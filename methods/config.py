@@ -10,6 +10,8 @@ from training.recipe import Recipe
 from utils.settings import NoSettings, Range, setting
 
 _HOW, _WHERE = "how", "where to"
+# The options that limit how many examples are kept, and what they are called in Budget.
+KEPT = {"memory": "total", "memory_per_class": "per_class", "memory_per_task": "per_task"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class RunConfig:
     memory_per_class: int | None = setting(
         Range(1), "the same for each class of each past task (default: see the method)",
         default=None, option="memory_per_class", group=_HOW,
+    )  # fmt: skip
+    memory_per_task: int | None = setting(
+        Range(1), "the same for each past task (default: see the method)", default=None, option="memory_per_task",
+        group=_HOW,
     )  # fmt: skip
     selection: str = setting(
         ("boosting", "uniform"), "how tasks are drawn: boosting, the worse fitted the likelier, or uniform (default: "

@@ -49,7 +49,9 @@ class Constrained(NewTaskLoss):
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
         _, past = batch.halves()
         references = []
-        for part in zip(*(tensor.split(len(past) // self.tasks) for tensor in past.tensors()), strict=True):
+        size = len(past) // self.tasks
+        parts = (tensor.split(size) for tensor in (past.inputs, past.targets, past.task_ids))
+        for part in zip(*parts, strict=True):
             _, reference = self.reference(net, Batch(*part), objective)
             references.append(torch.cat([x.flatten() for x in reference]))
         G = torch.stack(references)

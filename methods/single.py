@@ -10,17 +10,20 @@ from torch import Tensor, nn
 
 from datasets.mixture import Mixture
 from datasets.scenarios import SCENARIOS
-from datasets.task import Episode, Examples, Task
+from datasets.task import Episode, Examples, Table, Task, TrainSource
 from evaluation.members import Learned, Member
 from methods.base import Method, Storage
-from methods.memory.audit import Budget
+from methods.config import KEPT
+from methods.memory.audit import Budget, limited
+from methods.memory.replay import BUFFERS, ReplayMemory
+from methods.memory.slots import SlotReplays
 from net import BatchNorm, count_parameters
 from net.multihead import MultiHead, TaskWeights
 from training.batches import Replays
-from training.loop import Training
+from training.loop import Training, arrival_order
 from training.monitor import Monitor
 from training.steps import StepRule
-from utils.errors import TrainingError
+from utils.errors import TrainingError, UserError
 from utils.seeding import generator, seeded
 from utils.settings import Range, setting
 from utils.trees import Tree
@@ -80,8 +83,17 @@ class SingleNet(Method):
         """Past tasks whose heads are trained, too, while a new task is learned."""
         return ()
 
+    def sources(self, task: Task) -> list[tuple[int, TrainSource]]:
+        """What the network is trained on, by task, besides the batches of `past`."""
+        return [(task.id, task.train)]
+
+    @property
+    def replaying(self) -> bool:
+        """Whether kept examples are replayed while the next task is learned."""
+        return bool(self.memory.tasks)
+
     def past(self, task: Task) -> Sequence[Replays]:
-        """Batches of past tasks, one of each for every step; asked for only if examples of past tasks are kept."""
+        """Batches of kept examples, one of each for every step; asked for only where there are such."""
         return ()
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
@@ -112,13 +124,14 @@ class SingleNet(Method):
             net = self.network(self.old_heads(), {task.id: width})
             if not self.seen:
                 self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
-            rule, past = self.rule(), self.past(task) if self.memory.tasks else ()
+            past = self.past(task) if self.replaying else ()
+            rule = self.rule()
             if self.settings.outputs == "new":
                 net.restrict(task.id, task.train_eval.targets.unique())
             rule.frozen = self.settings.bn == "freeze_after_first" and bool(self.seen)
             try:
                 training = Training(
-                    net, [(task.id, task.train)], self.spec, self.recipe, self.compute, self.config.seed, name,
+                    net, self.sources(task), self.spec, self.recipe, self.compute, self.config.seed, name,
                     rule=rule, past=past, monitor=monitor, checkpoints=self.checkpoints, before=self._optimizer,
                 )  # fmt: skip
                 stats = training.complete()
@@ -126,8 +139,8 @@ class SingleNet(Method):
                 raise TrainingError(f"episode {episode.number} (task {task.id}): {error}") from None
         net.restrict(task.id, None)
         if not self.recipe.reset_optimizer:
-            own = ("weight", "bias") if net.kind == "task" else ()
-            self._optimizer = {name: s for name, s in training.optimizer_state().items() if name not in own}
+            goes_on = shared_parameters(net)
+            self._optimizer = {name: s for name, s in training.optimizer_state().items() if name in goes_on}
         self._keep_heads(net)
         if self.settings.bn == "per_task":
             self._norms[task.id] = norm_state(net.trunk)
@@ -206,35 +219,65 @@ class SingleNet(Method):
 class ReplayNet(SingleNet):
     """A single network that keeps some examples of past tasks.
 
-    The memory is filled at the end of an episode, so that only examples of past tasks are replayed. `memory` or
-    `memory_per_class` of the command line takes precedence over the setting `memory_per_class`.
+    With `fill: after` the memory is filled at the end of an episode, so that only examples of past tasks are replayed;
+    with `during` while examples arrive, in the first epoch, so that the memory does not depend on where a task ends.
+    An option of the command line such as `memory` takes precedence over the setting `memory_per_class`.
     """
 
-    options = frozenset({"memory", "memory_per_class"})
+    options = frozenset(KEPT)
 
     # No `per_task`: the statistics of a batch of several tasks belong to none of them.
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Settings(SingleNet.Settings):
         bn: str = setting(("shared", "freeze_after_first"), "what batch normalisation does, see SingleNet")
         memory_per_class: int = setting(Range(1), "examples of each class of each past task that are kept")
-        buffer: str = setting(("balanced", "reservoir"), "as many of each class, or every example seen equally likely")
+        buffer: str = setting(BUFFERS, "which examples are kept, see ReplayMemory")
+        fill: str = setting(("after", "during"), "when examples of a task are kept, see ReplayNet", default="after")
         replay_batch: int = setting(Range(1, 65536), "replayed examples in every step")
 
     def budget(self) -> Budget:
-        total, per_class = self.config.memory, self.config.memory_per_class
-        if total is None and per_class is None:
-            per_class = self.settings.memory_per_class
-        return Budget(total=total, per_class=per_class)
+        return limited(self.config) or Budget(per_class=self.settings.memory_per_class)
+
+    def new_memory(self) -> ReplayMemory:
+        order = self._arriving if self.during else None
+        shared = self.spec.heads != "task"
+        return ReplayMemory(self.budget(), self.config.seed, self.settings.buffer, order=order, shared_classes=shared)
+
+    @property
+    def during(self) -> bool:
+        """Whether the memory is filled while examples arrive."""
+        return bool(self.settings.fill == "during")
+
+    def _arriving(self, task: Task) -> Tensor:
+        return arrival_order(len(task.train_eval), self.recipe, self.config.seed, ("member", task.id - 1))
+
+    @property
+    def replaying(self) -> bool:
+        return self.during or super().replaying
 
     def old_heads(self) -> Sequence[int]:
         return self.memory.tasks
 
     def past(self, task: Task) -> Sequence[Replays]:
-        return [self.replays(self.memory.mixture(), self.settings.replay_batch)]
+        size = self.settings.replay_batch
+        return [self.arriving(task, size) if self.during else self.replays(self.memory.mixture(), size)]
+
+    def arriving(self, task: Task, size: int, *, noted: bool = False) -> Replays:
+        """Batches of what the memory holds while the examples of a task arrive, see SlotReplays."""
+        if not isinstance(task.train, Table):
+            raise UserError("settings.fill: during needs tasks with a table of examples; these are drawn without end")
+        batch, rng = self.recipe.batch_size(len(task.train)), self._replay_stream()
+        return SlotReplays(
+            *self.memory.arrivals(task), self.spec, batch, size, rng, augment=self.recipe.augments,
+            repeat=self.recipe.steps_per_batch, noted=noted,
+        )  # fmt: skip
+
+    def _replay_stream(self, *name: object) -> torch.Generator:
+        return generator(self.config.seed, "member", len(self.seen), "replay", *name)
 
     def replays(self, data: Mixture, size: int, *name: object, recorded: Tensor | None = None) -> Replays:
         """Batches of examples of past tasks for the next task; `name` extends that of their random stream."""
-        rng = generator(self.config.seed, "member", len(self.seen), "replay", *name)
+        rng = self._replay_stream(*name)
         return Replays(data, self.spec, size, rng, augment=self.recipe.augments, recorded=recorded)
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:

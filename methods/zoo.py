@@ -11,8 +11,9 @@ from torch import Tensor
 
 from datasets.task import Episode, Task, TrainSource
 from evaluation.members import Learned
+from methods.config import KEPT
 from methods.ensemble import Ensemble
-from methods.memory.audit import Budget
+from methods.memory.audit import Budget, limited
 from training.monitor import Monitor
 from utils.seeding import generator
 
@@ -45,14 +46,12 @@ class ModelZoo(Ensemble):
     """The growing ensemble."""
 
     options = frozenset({
-        "rounds", "warm_start", "tasks_per_round", "replay_frac", "memory", "memory_per_class", "selection",
+        "rounds", "warm_start", "tasks_per_round", "replay_frac", "selection", *KEPT,
     })  # fmt: skip
 
     def budget(self) -> Budget:
-        if self.config.memory is not None or self.config.memory_per_class is not None:
-            return Budget(total=self.config.memory, per_class=self.config.memory_per_class)
         # In the multi-task mode no task is past: everything is kept.
-        return Budget(fraction=self.config.replay_frac if self.config.continual else 1.0)
+        return limited(self.config) or Budget(fraction=self.config.replay_frac if self.config.continual else 1.0)
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         """Draw past tasks, train a member on them and the new one, and measure the zoo's fit again."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import methods.config
 from methods import METHODS, check_method
 from methods.config import RunConfig
 from records.configuration import (
@@ -25,7 +26,7 @@ from utils.yaml_files import parse_value
 _PROJECT = Path(__file__).resolve().parent.parent
 _LEARNED, _HOW, _WHERE = "what is learned", "how", "where to"
 _LENGTHS = {"hp.epochs", "hp.steps", "hp.examples"}
-KEPT = ("memory", "memory_per_class", "replay_frac")  # three ways to limit the replay memory
+KEPT = (*methods.config.KEPT, "replay_frac")  # ways to limit the replay memory
 
 
 @dataclass(frozen=True)

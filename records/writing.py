@@ -121,6 +121,7 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
         "tasks_per_round": config.tasks_per_round,
         "memory": budget.total,
         "memory_per_class": budget.per_class,
+        "memory_per_task": budget.per_task,
         "settings": plain(config.settings),
         "held_out_examples": sum(len(task.held_out) for task in stream.tasks if task.held_out is not None),
         "stored_examples": storage.examples,

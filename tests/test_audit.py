@@ -10,7 +10,7 @@ from datasets.task import Episode
 from methods import METHODS, build_method
 from methods.base import Context
 from methods.memory.audit import Auditor, Budget, BudgetError, to_predict
-from methods.memory.replay import ReplayMemory, balanced_subset
+from methods.memory.replay import BUFFERS, ReplayMemory, balanced_subset
 from tests.toys import CPU, filled, run_toy, toy_config, toy_stream
 from training.monitor import Monitor
 from utils.seeding import generator
@@ -77,10 +77,10 @@ def test_boosting_losses_on_more_than_was_kept_fail_the_run(limit, monkeypatch):
         run_toy(toy_config(tasks_per_round=2, **limit), toy_stream(2))
 
 
-@pytest.mark.parametrize("reservoir", [False, True])
-def test_examples_that_had_to_make_room_cannot_be_read(reservoir):
+@pytest.mark.parametrize("buffer", BUFFERS)
+def test_examples_that_had_to_make_room_cannot_be_read(buffer):
     first, second = toy_stream(2).tasks
-    memory = ReplayMemory(Budget(total=10), 0, reservoir)
+    memory = ReplayMemory(Budget(total=10), 0, buffer)
     with memory.auditor.lending(Episode(1, (first,))) as episode:
         memory.add(episode.new[0])
     before = memory.examples(1)
@@ -92,11 +92,13 @@ def test_examples_that_had_to_make_room_cannot_be_read(reservoir):
         Mixture([(1, before)])
 
 
-@pytest.mark.parametrize("reservoir", [False, True])
-@pytest.mark.parametrize("budget", [Budget(fraction=0.25), Budget(per_class=2), Budget(total=10)], ids=str)
-def test_positions_say_which_examples_are_kept(budget, reservoir):
+@pytest.mark.parametrize("buffer", BUFFERS)
+@pytest.mark.parametrize(
+    "budget", [Budget(fraction=0.25), Budget(per_class=2), Budget(total=10), Budget(per_task=5)], ids=str
+)
+def test_positions_say_which_examples_are_kept(budget, buffer):
     stream = toy_stream(3)
-    memory = filled(budget, stream.tasks, reservoir=reservoir)
+    memory = filled(budget, stream.tasks, buffer=buffer if budget.total else "balanced")
     for task in stream.tasks:
         assert torch.equal(task.train_eval.rows[memory.positions[task.id]], memory.examples(task.id).rows)
     assert sum(map(len, memory.positions.values())) == memory.size()[0] < 3 * 24

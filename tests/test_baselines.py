@@ -21,7 +21,8 @@ from methods.ewc import fisher
 from methods.gem import Constrained, dual
 from methods.lwf import distillation
 from methods.memory.audit import Budget
-from methods.memory.replay import balanced_order, reservoir
+from methods.memory.replay import BUFFERS, balanced_order
+from methods.memory.slots import NONE, reservoir_slots
 from methods.si import PathIntegral
 from methods.stable_sgd import StableRate
 from net.multihead import MultiHead
@@ -463,13 +464,13 @@ def test_a_reservoir_keeps_every_example_equally_likely():
     counts = np.zeros(100)
     rng = torch.Generator().manual_seed(0)
     for _ in range(4000):
-        slots, seen = torch.full((10,), -1), 0
+        kept, seen = {}, 0
         for count in (40, 25, 35):
-            chosen = reservoir(10, seen, count, rng)
-            slots = torch.where(chosen >= 0, chosen + seen, slots)
+            kept |= {slot: example for example, slot in enumerate(reservoir_slots(10, seen, count, rng).tolist(), seen)}
             seen += count
-        assert len(set(slots.tolist())) == 10
-        counts[slots.numpy()] += 1
+        kept.pop(NONE)
+        assert len(kept) == 10
+        counts[list(kept.values())] += 1
     assert chisquare(counts).pvalue > 1e-4
 
 
@@ -486,13 +487,13 @@ def test_every_beginning_of_a_balanced_order_is_balanced(targets, seed):
         assert all(have >= min(level - 1, size) for have, size in zip(kept.tolist(), sizes.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("reservoir_form", [False, True])
+@pytest.mark.parametrize("buffer", BUFFERS)
 @given(total=st.integers(1, 60), seed=st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_a_memory_stays_within_its_total_and_only_gets_smaller(reservoir_form, total, seed):
+def test_a_memory_stays_within_its_total_and_only_gets_smaller(buffer, total, seed):
     tasks, before = toy_stream(4, count=24).tasks, {}
     for arrived in range(1, 5):
-        memory = filled(Budget(total=total), tasks[:arrived], seed, reservoir_form)
+        memory = filled(Budget(total=total), tasks[:arrived], seed, buffer)
         assert memory.size()[0] == min(total, 24 * arrived)
         now = {t: set(memory.examples(t).rows.tolist()) for t in range(1, arrived + 1)}
         assert all(now[t] <= before[t] for t in before)

@@ -165,9 +165,9 @@ def toy_config(
     return replace(config, settings=read(known, config.method, {**shipped, **(settings or {})}))
 
 
-def filled(budget: Budget, tasks: Sequence[Task], seed: int = 0, reservoir: bool = False) -> ReplayMemory:
+def filled(budget: Budget, tasks: Sequence[Task], seed: int = 0, buffer: str = "balanced") -> ReplayMemory:
     """A replay memory that these tasks have arrived at, one after the other."""
-    memory = ReplayMemory(budget, seed, reservoir)
+    memory = ReplayMemory(budget, seed, buffer)
     for number, task in enumerate(tasks, 1):
         with memory.auditor.lending(Episode(number, (task,))) as episode:
             memory.add(episode.new[0])

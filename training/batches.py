@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain, islice
 
 import torch
@@ -27,6 +27,8 @@ class Batch:
     task_ids: Tensor  # [B]
     replayed: int = 0  # how many examples, the last ones, were drawn from a replay memory
     recorded: Tensor | None = None  # [replayed, C] earlier outputs for the replayed examples
+    slots: Tensor | None = None  # [replayed] places of the replayed examples in a memory that is filled meanwhile
+    written: Tensor | None = None  # [B - replayed] places that the other examples take there after the step
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -35,11 +37,13 @@ class Batch:
         """The examples of the new task, and the replayed ones."""
         sizes = [len(self) - self.replayed, self.replayed]
         inputs, targets, task_ids = (part.split(sizes) for part in (self.inputs, self.targets, self.task_ids))
-        return Batch(inputs[0], targets[0], task_ids[0]), Batch(inputs[1], targets[1], task_ids[1], 0, self.recorded)
+        past = Batch(inputs[1], targets[1], task_ids[1], 0, self.recorded, self.slots)
+        return Batch(inputs[0], targets[0], task_ids[0], written=self.written), past
 
-    def tensors(self) -> list[Tensor]:
-        """Inputs, targets, task ids and, if there are any, recorded outputs."""
-        return [self.inputs, self.targets, self.task_ids, *([] if self.recorded is None else [self.recorded])]
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name of the field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def batches(
@@ -74,33 +78,43 @@ class Replays(Iterator[Batch]):
         self, data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool,
         recorded: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self._at_once = min(_REPLAYS_AT_ONCE, _batches_at_once(size, spec))
-        self._chunks = self._drawn(data, spec, size, rng, augment, recorded)
-        self._batches = chain.from_iterable(self._chunks)
+        self.data, self.size, self.rng, self._spec, self._augment = data, size, rng, spec, augment
+        self._recorded = recorded
+        self.at_once = min(_REPLAYS_AT_ONCE, _batches_at_once(size, spec))
+        self._chunks = self.chunks()
+        self._batches = chain.from_iterable(chunk for _, chunk in self._chunks)
 
     def __next__(self) -> Batch:
         return next(self._batches)
 
     def skip(self, count: int) -> None:
         """Skip the first `count` batches, without gathering most of them."""
-        whole, rest = divmod(count, self._at_once)
-        for _ in chain(islice(self._chunks, whole), islice(self._batches, rest)):
-            pass
+        while count > 0:
+            length, chunk = next(self._chunks)
+            if length > count:
+                self._batches = chain(islice(chunk, count, None), self._batches)
+            count -= length
 
-    def _drawn(
-        self, data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, augment: bool, recorded: Tensor | None
-    ) -> Iterator[Iterator[Batch]]:
-        """Chunks of batches; those of a chunk are gathered when the first one is asked for."""
-        count = size * self._at_once
+    def chunks(self) -> Iterator[tuple[int, Iterator[Batch]]]:
+        """Numbers of batches, and these batches, which are gathered when the first one is asked for."""
         while True:
-            picks = torch.randint(len(data), (count,), generator=rng)
-            choices = spec.preprocess.draw(count, rng) if augment else None
-            gathered = _gathered(data.reordered(picks), spec, size, choices)
-            if recorded is None:
-                yield gathered
+            picks = torch.randint(len(self.data), (self.size * self.at_once,), generator=self.rng)
+            gathered = self.gathered(picks, self.size)
+            if self._recorded is None:
+                yield self.at_once, gathered
             else:
-                outputs = recorded[picks.to(recorded.device)].split(size)
-                yield (replace(batch, recorded=part) for batch, part in zip(gathered, outputs, strict=True))
+                outputs = self._recorded[picks.to(self._recorded.device)].split(self.size)
+                yield self.at_once, (replace(b, recorded=part) for b, part in zip(gathered, outputs, strict=True))
+
+    def empty(self) -> Batch:
+        """A batch without examples."""
+        none = slice(0, 0)
+        return Batch(self._spec.preprocess(self.data.inputs(none)), self.data.targets[none], self.data.task_ids[none])
+
+    def gathered(self, picks: Tensor, size: int) -> Iterator[Batch]:
+        """The examples `picks`, [K] int64, of the memory in batches of `size`."""
+        choices = self._spec.preprocess.draw(len(picks), self.rng) if self._augment else None
+        return _gathered(self.data.reordered(picks), self._spec, size, choices)
 
 
 def with_replay(new: Iterator[Batch], past: Sequence[Replays]) -> Iterator[Batch]:
@@ -109,4 +123,5 @@ def with_replay(new: Iterator[Batch], past: Sequence[Replays]) -> Iterator[Batch
         replayed = [next(part) for part in past]  # a single one where outputs are recorded
         columns = zip(*((part.inputs, part.targets, part.task_ids) for part in (batch, *replayed)), strict=True)
         inputs, targets, task_ids = (torch.cat(column) for column in columns)
-        yield Batch(inputs, targets, task_ids, sum(map(len, replayed)), replayed[0].recorded)
+        one = replayed[0]
+        yield Batch(inputs, targets, task_ids, sum(map(len, replayed)), one.recorded, one.slots, one.written)

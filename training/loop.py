@@ -58,6 +58,17 @@ def not_finite(what: str, when: str, recipe: Recipe, compute: Compute) -> Traini
     return TrainingError(f"{what} is not finite {when}; try a smaller lr (now {recipe.lr:g}){precision}")
 
 
+def arrival_order(examples: int, recipe: Recipe, seed: int, name: tuple[object, ...]) -> Tensor:
+    """The order in which the examples of a table come in the first epoch of a Training, [n] int64."""
+    size = recipe.batch_size(examples)
+    batches = math.ceil(recipe.length(examples, size) / recipe.steps_per_batch)
+    return torch.randperm(examples, generator=_data_stream(seed, name))[: batches * size]
+
+
+def _data_stream(seed: int, name: tuple[object, ...]) -> torch.Generator:
+    return generator(seed, *name, "data")
+
+
 def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
     """UserError if batches have a single example and the network normalises batches; an epoch has `examples`."""
     if has_batch_norm(net) and min(recipe.batch_size(examples), examples) == 1:
@@ -90,14 +101,14 @@ class Training:
         before: Mapping[str, Tree] | None = None,
     ) -> None:  # fmt: skip
         self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
-        self._rng, self._file = generator(seed, *name, "data"), "_".join(map(str, name))
+        self._rng, self._file = _data_stream(seed, name), "_".join(map(str, name))
         self._rule, self._past = rule or StepRule(), past
         self._monitor, self._checkpoints = monitor or Monitor(), checkpoints or Checkpoints()
         drawn = sum(len(source) for _, source in sources)
         check_batch(net, recipe, drawn)
         self._size = recipe.batch_size(drawn)
         self.examples = drawn - (has_batch_norm(net) and drawn % self._size == 1)  # of an epoch
-        self._per_epoch = math.ceil(self.examples / self._size)
+        self._per_epoch = math.ceil(self.examples / self._size) * recipe.steps_per_batch
         self.length = recipe.length(self.examples, self._size)  # gradient steps in all
         self.epochs = math.ceil(self.length / self._per_epoch)  # one that is cut short included
         self._rule.begin(net.train())
@@ -115,9 +126,12 @@ class Training:
     @property
     def clock(self) -> Clock:
         """The current time of training."""
-        epochs, batch = divmod(self._steps.done, self._per_epoch)
-        examples = epochs * self.examples + min(batch * self._size, self.examples)
-        return Clock(self._steps.done, examples, examples / self.examples if self._fixed else None)
+        repeat = self._recipe.steps_per_batch
+        epochs, steps = divmod(self._steps.done, self._per_epoch)
+        batch, again = divmod(steps, repeat)
+        before, after = (min(count * self._size, self.examples) for count in (batch, batch + 1))
+        examples = epochs * self.examples * repeat + before * repeat + again * (after - before)
+        return Clock(self._steps.done, examples, examples / (self.examples * repeat) if self._fixed else None)
 
     def optimizer_state(self) -> dict[str, Tree]:
         """A copy of the optimizer's state, by name of the parameter."""
@@ -143,11 +157,11 @@ class Training:
         if "stats" in saved:
             self._net.load_state_dict(saved["net"])
             self._net.eval()
-            self._monitor.member_begins(self.epochs, self.examples, self.epochs)
+            self._monitor.member_begins(self.epochs, self.examples * self._recipe.steps_per_batch, self.epochs)
             return TrainingStats(**saved["stats"])
         if saved:
             self.restore(saved)
-        self._monitor.member_begins(self.epochs, self.examples, self.ended)
+        self._monitor.member_begins(self.epochs, self.examples * self._recipe.steps_per_batch, self.ended)
         self.advance()
         self._checkpoints.finished(self._file, lambda: {"net": self._net.state_dict(), "stats": asdict(self.stats)})
         return self.stats
@@ -213,7 +227,8 @@ class Training:
             self._table = data
         augment = self._recipe.augments
         every = batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples)
-        new = islice(every, taken, None)
+        repeat = self._recipe.steps_per_batch
+        new = islice(every if repeat == 1 else (batch for batch in every for _ in range(repeat)), taken, None)
         return with_replay(new, self._past) if self._past else new
 
     def _take(self, count: int) -> None:
@@ -233,7 +248,7 @@ class Training:
 
     def _end_epoch(self) -> None:
         """Read the loss of the epoch: the only wait for the device in it."""
-        seen = self.clock.examples - self.ended * self.examples
+        seen = self.clock.examples - self.ended * self.examples * self._recipe.steps_per_batch
         self.ended, self._batches, self._order = self.ended + 1, None, self._rng.get_state()
         self._loss = self._steps.take_loss() / seen
         if not math.isfinite(self._loss):

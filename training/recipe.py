@@ -69,6 +69,7 @@ class Recipe:
     steps: int | None = setting(COUNT, "length: gradient steps", default=None)
     examples: int | None = setting(COUNT, "length: training examples seen", default=None)
     batch: int | str = setting(BATCH_SIZE, "examples of a gradient step; full: all of an epoch", default=16)
+    steps_per_batch: int = setting(Range(1, 1000), "gradient steps on each batch of the task", default=1)
     lr: float = setting(Range(0, 1000, whole=False, open_low=True), "highest learning rate", default=0.01)
     l2_reg: float = setting(Range(0, 1000, whole=False), "weight decay", default=1e-5)
     optimizer: str = setting(("sgd", "adamw", "adam"), "how gradients become steps", default="sgd")
@@ -112,9 +113,10 @@ class Recipe:
         """Gradient steps in all, where an epoch has `examples` in batches of `size`, the last one possibly smaller."""
         if self.steps is not None:
             return self.steps
-        epochs, rest = (self.epochs, 0) if self.examples is None else divmod(self.examples, examples)
+        whole = examples * self.steps_per_batch
+        epochs, rest = (self.epochs, 0) if self.examples is None else divmod(self.examples, whole)
         assert epochs is not None
-        return epochs * math.ceil(examples / size) + math.ceil(rest / size)
+        return epochs * math.ceil(examples / size) * self.steps_per_batch + math.ceil(rest / size)
 
     def warmup_steps(self, steps: int) -> int:
         """Of `steps` in all, those in which the learning rate rises."""

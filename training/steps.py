@@ -9,6 +9,8 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from utils.trees import Tree
 # Steps of one batch size that are launched one operation at a time before one is captured: by then the optimizer has
 # its state and the libraries have chosen their algorithms.
 WARM_UP = 3
+_Shape = tuple[int, int, bool]
 
 
 class StepRule:
@@ -93,8 +96,8 @@ class GradientSteps:
         self._rate = torch.tensor(recipe.lr, device=compute.device) if compute.captured else None
         self._optimizer = rule.optimizer(net, recipe, recipe.lr if self._rate is None else self._rate)
         self._go_on(before or {})
-        self._launched: Counter[tuple[int, int]] = Counter()  # steps by batch size, before one is captured
-        self._captured: dict[tuple[int, int], tuple[Callable[[], None], Batch]] = {}
+        self._launched: Counter[_Shape] = Counter()  # steps by shape of the batch, before one is captured
+        self._captured: dict[_Shape, tuple[Callable[[], None], Batch]] = {}
         self.done = 0  # steps taken
         self.rate = recipe.lr  # of the last step
 
@@ -159,17 +162,17 @@ class GradientSteps:
         self._loss.add_(loss.detach(), alpha=len(batch) - batch.replayed)
 
     def _replay(self, batch: Batch) -> None:
-        size = len(batch), batch.replayed
+        size = len(batch), batch.replayed, batch.written is None
         if size not in self._captured:
             if self._launched[size] < WARM_UP:
                 self._launched[size] += 1
                 self._step(batch)
                 return
-            inputs, targets, task_ids, *recorded = (tensor.clone() for tensor in batch.tensors())
-            slot = Batch(inputs, targets, task_ids, batch.replayed, *recorded)
+            copies: dict[str, Any] = {name: tensor.clone() for name, tensor in batch.tensors().items()}
+            slot = replace(batch, **copies)
             self._captured[size] = self._capture(slot), slot
         replay, slot = self._captured[size]
-        for there, here in zip(slot.tensors(), batch.tensors(), strict=True):
+        for there, here in zip(slot.tensors().values(), batch.tensors().values(), strict=True):
             there.copy_(here)
         replay()
 

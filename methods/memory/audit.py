@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datasets.task import TEST, TRAIN, Episode, Examples, Generator, Table, Task, TrainSource
+from methods.config import KEPT, RunConfig
 
 
 class BudgetError(Exception):
@@ -24,11 +25,12 @@ class BudgetError(Exception):
 
 @dataclass(frozen=True)
 class Budget:
-    """How many training examples of past tasks a method may keep; one of the three is set."""
+    """How many training examples of past tasks a method may keep; one of the four is set."""
 
     fraction: float | None = None  # of each class of each task, rounded down but at least one example; 0: none at all
     per_class: int | None = None  # of each class of each task
     total: int | None = None  # of all tasks together
+    per_task: int | None = None
 
     def allowed(self, targets: Tensor, num_outputs: int) -> Tensor | None:
         """How many examples of each class of a task may be kept, [num_outputs]; None if only the total counts.
@@ -40,8 +42,16 @@ class Budget:
         classes, count = by_class(targets, num_outputs)
         if self.per_class is not None:
             return torch.full((count,), self.per_class * (num_outputs // count))
+        if self.per_task is not None:
+            return torch.full((count,), self.per_task)
         sizes = classes.bincount(minlength=count).tolist()
         return torch.tensor([kept_of(self.fraction or 0.0, size) for size in sizes])
+
+
+def limited(config: RunConfig) -> Budget | None:
+    """The budget of the option that limits how many examples are kept; None if none is given."""
+    given = {name: getattr(config, option) for option, name in KEPT.items()}
+    return Budget(**given) if any(given.values()) else None
 
 
 def by_class(targets: Tensor, num_outputs: int = 1) -> tuple[Tensor, int]:
@@ -159,6 +169,8 @@ class Auditor:
             raise BudgetError(f"{count} training examples are kept; the memory is of {self.budget.total}")
         kept: dict[int, Examples] = {task_id: self._held[task_id] for task_id in positions}
         for task_id, examples in kept.items():
+            if self.budget.per_task is not None and len(examples) > self.budget.per_task:
+                raise BudgetError(f"{len(examples)} training examples of task {task_id} are too many: {self.budget}")
             allowed, (classes, _) = self._allowed[task_id], by_class(examples.targets)
             if allowed is not None and (classes.bincount(minlength=len(allowed)) > allowed).any():
                 raise BudgetError(f"{len(examples)} training examples of task {task_id} are too many: {self.budget}")

@@ -1,6 +1,6 @@
 """The replay memory: the training examples of past tasks that are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,11 @@ from torch import Tensor
 from datasets.mixture import Mixture
 from datasets.task import Episode, Examples, Table, Task, TrainSource
 from methods.memory.audit import Auditor, Budget, by_class, kept_of
+from methods.memory.slots import NONE, Arrivals, ClassReservoir, reservoir_slots
 from utils.seeding import generator
+
+SLOTS = ("reservoir", "class_reservoir")  # buffers with a total
+BUFFERS = ("balanced", "random", *SLOTS)
 
 
 class ReplayMemory:
@@ -17,19 +21,28 @@ class ReplayMemory:
     No other examples of past tasks are available, neither for training nor for boosting losses: see Auditor.
 
     A budget with the fraction 1 keeps everything (and a generator itself); a total is shared by all tasks: later ones
-    displace examples of earlier ones. With a total and a `reservoir` every example seen so far is kept with the same
-    probability (Vitter 1985, algorithm R), instead of as many of each task and, within it, of each class.
+    displace examples of earlier ones. `buffer` is one of BUFFERS: balanced keeps as many of each class and task, random
+    of each task; the others fill the slots of a total while examples arrive, see slots.py.
+
+    Args:
+        order: the order in which the training examples of a task arrive, [n], for slots; random without one.
+        shared_classes: whether equal targets of different tasks are the same class, for class_reservoir.
     """
 
-    def __init__(self, budget: Budget, seed: int, reservoir: bool = False) -> None:
+    def __init__(
+        self, budget: Budget, seed: int, buffer: str = "balanced", *, order: Callable[[Task], Tensor] | None = None,
+        shared_classes: bool = False,
+    ) -> None:  # fmt: skip
         self.budget, self.auditor = budget, Auditor(budget)
-        self._seed, self._reservoir = seed, reservoir
+        self._seed, self._buffer, self._order, self._shared = seed, buffer, order, shared_classes
         self.positions: dict[int, Tensor] = {}  # by task: of its kept examples among its training examples
         self.changed: set[int] = set()  # tasks of which other examples are kept than before this episode
         self._kept: dict[int, Examples] = {}
         self._whole: dict[int, int] = {}  # by task: how many examples it had
         self._sources: dict[int, TrainSource] = {}  # of tasks that are kept whole
-        self._slots: dict[int, Tensor] = {}  # by task: the slots of the reservoir with its kept examples
+        self._slots: dict[int, Tensor] = {}  # by task: the slots with its kept examples
+        self._class_slots = ClassReservoir(budget.total or 0)
+        self._planned: tuple[int, Tensor, Tensor] | None = None  # task, order and slots of its examples, see `_plan`
 
     def add(self, task: Task) -> dict[int, Tensor]:
         """Keep examples of a new task; by task that loses some to it, where those that stay are in what it had kept."""
@@ -41,11 +54,13 @@ class ReplayMemory:
             if self.budget.fraction == 1:
                 self._sources[task.id] = task.train
             chosen = {task.id: balanced_subset(task.train_eval.targets, self.budget.fraction, rng)}
+        elif self.budget.per_task is not None:
+            chosen = {task.id: self._mixed(task, rng)[: self.budget.per_task]}
         elif self.budget.per_class is not None:
             order = balanced_order(task.train_eval.targets, rng)
             chosen = {task.id: first_of_each(task.train_eval.targets, order, self.budget.per_class, task.num_outputs)}
-        elif self._reservoir:
-            chosen = self._into_slots(task.id, rng)
+        elif self._buffer in SLOTS:
+            chosen = self._into_slots(task)
         else:
             chosen = self._shares(task, rng)
         self._kept.update(self.auditor.keep(chosen))
@@ -106,14 +121,45 @@ class ReplayMemory:
             room = share + (number < more)
             if len(kept) > room:
                 chosen[other] = torch.arange(room)
-        chosen[task.id] = balanced_order(task.train_eval.targets, rng)[:share]
+        chosen[task.id] = self._mixed(task, rng)[:share]
         return chosen
 
-    def _into_slots(self, task_id: int, rng: torch.Generator) -> dict[int, Tensor]:
-        """Offer a new task's examples to the reservoir; positions to keep of it and of tasks that must shrink."""
+    def _mixed(self, task: Task, rng: torch.Generator) -> Tensor:
+        """Positions of a task's examples in the order in which they are kept."""
+        targets = task.train_eval.targets
+        return torch.randperm(len(targets), generator=rng) if self._buffer == "random" else balanced_order(targets, rng)
+
+    def arrivals(self, task: Task) -> tuple[Arrivals, Mixture]:
+        """What the slots hold while a new task's examples arrive, and the pool of examples that these are."""
         assert self.budget.total is not None
-        order = torch.randperm(self._whole[task_id], generator=rng)
-        taken_by = reservoir(self.budget.total, sum(self._whole.values()) - len(order), len(order), rng)
+        assert isinstance(task.train, Table)
+        order, slots = self._plan(task)
+        held = torch.cat([self._slots[other] for other in self.tasks]) if self.tasks else order[:0]
+        pool = [(other, self._kept[other]) for other in self.tasks] + [(task.id, task.train.examples)]
+        return Arrivals(self.budget.total, held, order, slots), Mixture(pool)
+
+    def _plan(self, task: Task) -> tuple[Tensor, Tensor]:
+        """The order of a new task's examples, and the slot that each takes; the same until the task is added."""
+        if self._planned is None or self._planned[0] != task.id:
+            rng, targets = generator(self._seed, "replay", task.id), task.train_eval.targets
+            assert self.budget.total is not None
+            order = self._order(task) if self._order else torch.randperm(len(targets), generator=rng)
+            if self._buffer == "reservoir":
+                seen = sum(count for other, count in self._whole.items() if other != task.id)
+                slots = reservoir_slots(self.budget.total, seen, len(order), rng)
+            else:
+                classes = by_class(targets)[0][order].tolist()
+                slots = self._class_slots.slots(classes if self._shared else [(task.id, c) for c in classes], rng)
+            self._planned = task.id, order, slots
+        return self._planned[1:]
+
+    def _into_slots(self, task: Task) -> dict[int, Tensor]:
+        """Offer a new task's examples to the slots; positions to keep of it and of tasks that must shrink."""
+        assert self.budget.total is not None
+        task_id, (order, taken) = task.id, self._plan(task)
+        # The last example that took a slot is the one with the largest number.
+        arrived, kept = torch.arange(len(taken)), taken != NONE
+        taken_by = torch.full((self.budget.total,), -1).scatter_reduce_(0, taken[kept], arrived[kept], "amax")
         chosen = {}
         for other, slots in self._slots.items():
             stay = (taken_by[slots] < 0).nonzero().flatten()
@@ -122,21 +168,6 @@ class ReplayMemory:
         self._slots[task_id] = (taken_by >= 0).nonzero().flatten()
         chosen[task_id] = order[taken_by[self._slots[task_id]]]
         return chosen
-
-
-def reservoir(size: int, seen: int, count: int, rng: torch.Generator) -> Tensor:
-    """Which of `count` further examples take which of `size` slots, after `seen` examples were offered before.
-
-    Example n (counted from 0 over all examples ever offered) takes slot n while there are empty ones, then slot r,
-    uniform over 0..n, if r < size. Returns, [size] int64, the further example that took each slot last; -1 if none did.
-    """
-    n = seen + torch.arange(count)
-    drawn = (torch.rand(count, generator=rng, dtype=torch.float64) * (n + 1)).long()
-    slots = torch.where(n < size, n, drawn)
-    taken = (slots < size).nonzero().flatten()
-    result = torch.full((size,), -1)
-    # The last example that took a slot is the one with the largest number.
-    return result.scatter_reduce_(0, slots[taken], taken, "amax")
 
 
 def balanced_order(targets: Tensor, rng: torch.Generator) -> Tensor:
