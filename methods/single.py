@@ -1,6 +1,5 @@
 """One network for all tasks: the base of finetuning and of the methods against forgetting."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -193,9 +192,9 @@ class SingleNet(Method):
         features = next(iter(self._heads.values()))[0].shape[1]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             net = MultiHead(self._trunk, features, sizes, self.spec.heads)
-            for task in new or {}:
+            for task, width in (new or {}).items():
                 # From a stream of its own, so that it does not depend on the other heads.
-                bound = 1 / math.sqrt(features)
+                bound = net.head_bound(width)
                 net.weight[net.rows(task)].uniform_(-bound, bound, generator=generator(self.config.seed, "head", task))
             net.to(self.compute.device)
             for task in sizes:

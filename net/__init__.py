@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from net.images.resnet import ResNet18
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
 from net.images.wideresnet import WideResNet
@@ -17,9 +18,9 @@ from net.mlp import MLP
 from net.multihead import MultiHead
 from utils.errors import UserError, unknown
 
-TRUNKS: dict[str, Any] = {"conv": SmallConv, "wrn16_4": WideResNet, "mlp": MLP}
+TRUNKS: dict[str, Any] = {"conv": SmallConv, "wrn16_4": WideResNet, "resnet18_nf20": ResNet18, "mlp": MLP}
 _TIMM = "timm/"
-_OF_IMAGES = (SmallConv, WideResNet, TimmTrunk)
+_OF_IMAGES = (SmallConv, WideResNet, ResNet18, TimmTrunk)
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 

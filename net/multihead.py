@@ -41,13 +41,24 @@ class MultiHead(nn.Module):
             raise UserError(f"{unlike}; without a head these must be the same")
         self._rows, columns, filled = _stacked(head_sizes, heads)
         total = max(rows.stop for rows in self._rows.values())
-        # As nn.Linear initialises each head; biases start at zero.
-        bound = 1 / math.sqrt(features)
-        self.weight = nn.Parameter(torch.empty(total, features).uniform_(-bound, bound), requires_grad=total > 0)
+        self.weight = nn.Parameter(torch.empty(total, features), requires_grad=total > 0)
+        with torch.no_grad():
+            for rows in {rows.start: rows for rows in self._rows.values()}.values():  # a shared head once
+                bound = self.head_bound(rows.stop - rows.start)
+                self.weight[rows].uniform_(-bound, bound)
         self.bias = nn.Parameter(torch.zeros(total), requires_grad=total > 0)
         self.columns = nn.Buffer(columns, persistent=False)
         narrower = heads == "task" and len(widths) > 1
         self.filled: Tensor | None = nn.Buffer(filled, persistent=False) if narrower else None
+
+    def head_bound(self, width: int) -> float:
+        """The weights of a new head of so many outputs are uniform in plus or minus this, its biases zero.
+
+        As in nn.Linear, or by the rule of Xavier where the trunk has the attribute `head_init` = "xavier".
+        """
+        features = self.weight.shape[1]
+        xavier = getattr(self.trunk, "head_init", "torch") == "xavier"
+        return math.sqrt(6 / (features + width)) if xavier else 1 / math.sqrt(features)
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         return self.head(self.trunk(inputs), task_ids)

@@ -139,7 +139,7 @@ def linear_regression(recipe):
     """An mlp on points of the plane after training, and its sources."""
     stream = number_stream(1, frozen=True)
     with seeded(0, "net"):
-        net = build_net("mlp", (2,), settings_class("mlp")(dropout=0.0, width=5), {1: 2})
+        net = build_net("mlp", (2,), settings_class("mlp")(dropout=0.0, widths=(5, 5)), {1: 2})
     start = copy.deepcopy(net)
     task = stream.tasks[0]
     source = Table(task.train_eval.subset(torch.arange(9)))

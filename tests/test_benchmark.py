@@ -227,6 +227,9 @@ def test_settings_are_varied_by_their_dotted_keys(here):
     assert all(run.config.settings.replay_batch == 3 for run in runs if run.config.method == "er")
     for run in runs:
         assert with_settings(parse(run.arguments)) == run.config
+    several = write_grid(hyperparams=["config/hyperparam/mlp.yaml"], seeds=1, vary={"net.widths": [[8], [16, 8]]}).runs
+    assert {run.config.net.settings.widths for run in several} == {(8,), (16, 8)}
+    assert len({run.name for run in several}) == len(several)
     assert {run.config.hp.lr for run in write_grid(**{"hp.lr": 0.5}).runs} == {0.5}
 
 

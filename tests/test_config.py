@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from methods import METHOD_OPTIONS, METHODS
-from records.configuration import plain_config
+from records.configuration import hyperparameters, plain_config
 from records.invocation import configure, options, parse, with_settings
 from utils.errors import UserError, unknown
 from utils.settings import Range, declarations, flat, plain
@@ -67,6 +67,12 @@ def test_set_wins_over_files_and_changes_what_it_names(tmp_path):
     changes = ["--set", "hp.lr=0.25", "--set", "net.width=16", "--set", "seed=9", "--set", "settings.strength=3"]
     config = with_settings(parse(["--hp_config", path, "--method", "ewc", "--continual", *changes]))
     assert (config.hp.lr, config.net.settings.width, config.seed, config.settings.strength) == (0.25, 16, 9, 3.0)
+    path = write(tmp_path, "mlp.yaml", "{model: mlp, widths: [100, 100], init: xavier}")
+    for changes, widths in (([], (100, 100)), (["--set", "net.widths=[400,300]"], (400, 300))):
+        config = with_settings(parse(["--hp_config", path, *changes]))
+        assert (config.net.settings.widths, config.net.settings.init) == (widths, "xavier")
+        assert plain_config(config)["net"]["widths"] == list(widths)
+        assert hyperparameters(config)["net.widths"] == str(list(widths))
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def random_zoo(model, shape):
     member = SavedMember(0, 1, False, (1, 2), (1.0, 1.0), names, classes, {"model": model}, shape, 0)
     zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], ImagePreprocess(0, flip=False), CPU)
     with seeded(0, "net"), torch.no_grad():
-        net = build_net(model, shape, settings_class(model)(dropout=0.2), {1: 2, 2: 3}).eval()
+        net = build_net(model, shape, settings_class(model)(), {1: 2, 2: 3}).eval()
         features = net.trunk(torch.randn(32, *shape))
         net.weight *= 3 / (features @ net.weight.T).std()
     zoo.net = lambda member: (net, {})
@@ -251,6 +251,7 @@ def random_zoo(model, shape):
         ("conv", (3, 84, 84)),
         ("conv", (3, 40, 40)),  # a grid that is pooled to 2x2
         ("wrn16_4", (3, 32, 32)),
+        ("resnet18_nf20", (3, 32, 32)),
         ("timm/resnet10t", (3, 32, 32)),
     ],
     ids=str,

@@ -16,17 +16,22 @@ from net.images.relu_dropout import ReluDropout
 from net.multihead import MultiHead
 from utils.errors import UserError
 from utils.seeding import seeded
-from utils.settings import read
+from utils.settings import declarations, read
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 84, 84)]
 
 
+def settings_of(model, dropout=0.0, **settings):
+    kind = settings_class(model)
+    return kind(**settings, **({"dropout": dropout} if "dropout" in declarations(kind) else {}))
+
+
 def trunk_of(model, shape, dropout=0.0, **settings):
-    return build_trunk(model, shape, settings_class(model)(dropout=dropout, **settings))
+    return build_trunk(model, shape, settings_of(model, dropout, **settings))
 
 
-def net_of(model, shape, head_sizes, **settings):
-    return build_net(model, shape, settings_class(model)(dropout=0.0, **settings), head_sizes)
+def net_of(model, shape, head_sizes, heads="task", **settings):
+    return build_net(model, shape, settings_of(model, **settings), head_sizes, heads)
 
 
 @pytest.mark.parametrize(
@@ -48,18 +53,6 @@ def test_trunks_have_the_size_of_the_paper(model, shape, parameters, features):
     assert feature_size(trunk, model, shape) == features
 
 
-@pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (2, 3)], ids=str)
-def test_an_mlp_has_the_layers_asked_for_and_takes_any_shape(shape):
-    net = net_of("mlp", shape, {1: 3}, width=7, depth=3)
-    inputs = math.prod(shape)
-    assert count_parameters(net) == (inputs + 1) * 7 + 2 * (7 + 1) * 7 + (7 + 1) * 3
-    x = torch.randn(4, *shape)
-    expected = x.flatten(1)
-    for layer in net.trunk.layers:
-        expected = F.relu(F.linear(expected, layer.weight, layer.bias))
-    torch.testing.assert_close(net.trunk(x), expected)
-
-
 @pytest.mark.parametrize(
     ("model", "given", "parameters", "features"),
     [
@@ -77,8 +70,10 @@ def test_settings_of_a_network_change_its_size(model, given, parameters, feature
 
 
 def test_settings_have_defaults_and_are_checked():
-    assert settings_class("conv")() == settings_class("conv")(dropout=0.2, width=80)
-    assert settings_class("wrn16_4")() == settings_class("wrn16_4")(dropout=0.2, depth=16, widen=4)
+    assert settings_class("conv")() == settings_class("conv")(dropout=0.2, width=80, norm="batch")
+    assert settings_class("wrn16_4")() == settings_class("wrn16_4")(dropout=0.2, depth=16, widen=4, norm="batch")
+    assert settings_class("mlp")() == settings_class("mlp")(dropout=0.2, widths=(256, 256), bias=True, init="torch")
+    assert settings_class("resnet18_nf20")() == settings_class("resnet18_nf20")(channels=20, norm="batch")
     assert read(settings_class("timm/resnet10t"), "h.yaml", {"dropout": 0.5}).dropout == 0.5
     with pytest.raises(UserError, match=r"h\.yaml: width is 0; it must be a whole number at least 1"):
         read(settings_class("conv"), "h.yaml", {"width": 0})
@@ -89,8 +84,9 @@ def test_settings_have_defaults_and_are_checked():
 
 
 def test_which_networks_have_batch_normalisation():
-    models = ["conv", "wrn16_4", "mlp", "timm/resnet10t", "timm/vit_tiny_patch16_224"]
-    assert [has_batch_norm(trunk_of(model, (3, 32, 32))) for model in models] == [True, True, False, True, False]
+    models = ["conv", "wrn16_4", "resnet18_nf20", "mlp", "timm/resnet10t", "timm/vit_tiny_patch16_224"]
+    found = [has_batch_norm(trunk_of(model, (3, 32, 32))) for model in models]
+    assert found == [True, True, True, False, True, False]
 
 
 def test_a_member_with_five_tasks_of_five_classes():
@@ -175,9 +171,10 @@ def test_larger_grids_are_pooled_adaptively(height, width):
         assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_operations_in_place_change_nothing():
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_operations_in_place_change_nothing(norm):
     """A residual network of ordinary operations has the same outputs and gradients."""
-    trunk = trunk_of("wrn16_4", (3, 16, 16), 0.0).train()
+    trunk = trunk_of("wrn16_4", (3, 16, 16), norm=norm).train()
     plain = copy.deepcopy(trunk)
 
     def forward(images):

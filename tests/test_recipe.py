@@ -84,7 +84,7 @@ TORCHS = {
 
 def small_net():
     with seeded(0, "net"):
-        return build_net("mlp", (2,), settings_class("mlp")(dropout=0.0, width=7), {1: 2})
+        return build_net("mlp", (2,), settings_class("mlp")(dropout=0.0, widths=(7, 7)), {1: 2})
 
 
 def batches_of(count):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.config import DropoutSettings
+from net.images.norms import NormSettings, norm_layer
 from utils.settings import Range, setting
 
 _GRID = 2  # features are at most a 2x2 grid, 4 x width, whatever the image size
@@ -14,13 +15,13 @@ _GRID = 2  # features are at most a 2x2 grid, 4 x width, whatever the image size
 class SmallConv(nn.Module):
     """images [B, C, H, W] -> features [B, width] (28x28 and 8x8) or [B, 4 width] (32x32, 84x84 and larger).
 
-    The second and third convolution have no bias: batch normalisation would subtract it with the mean. Images of 64
+    The second and third convolution have a bias only where `norm` is none: a normalisation has its own. Images of 64
     pixels and more are pooled by 3 instead of 2, images too small for three unpadded convolutions are padded, grids
     larger than 2x2 are pooled to 2x2.
     """
 
     @dataclass(frozen=True)
-    class Settings(DropoutSettings):
+    class Settings(NormSettings, DropoutSettings):
         """Settings of the small convolutional network; its dropout acts on the features."""
 
         width: int = setting(Range(1, 65536), "channels of each convolution", default=80)
@@ -28,13 +29,14 @@ class SmallConv(nn.Module):
     def __init__(self, shape: tuple[int, int, int], settings: Settings) -> None:
         super().__init__()
         channels, side, width = shape[0], min(shape[1:]), settings.width
+        bias = settings.norm == "none"
         padding = int(side < 22)
         self.pool = 3 if side >= 64 else 2
         self.conv1 = nn.Conv2d(channels, width, 3, padding=padding, bias=False)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=padding, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, width, 3, padding=padding, bias=False)
-        self.norm3 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=padding, bias=bias)
+        self.norm2 = norm_layer(settings.norm, width)
+        self.conv3 = nn.Conv2d(width, width, 3, padding=padding, bias=bias)
+        self.norm3 = norm_layer(settings.norm, width)
         self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
