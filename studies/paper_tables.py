@@ -10,7 +10,7 @@ from records.summary import signed
 from studies.papers import Paper, Row
 from studies.statistics import mean_interval
 from studies.store import provenance_notes, write_results
-from studies.tables import latex_text, markdown_table, markdown_text, readable
+from studies.tables import Values, latex_text, markdown_table, markdown_text, readable
 from utils.errors import one_line
 from utils.files import write_bytes
 
@@ -47,13 +47,12 @@ class Measured:
         return abs(self.difference) <= self.row.claim.tolerance + 1e-9  # 99.97 - 99.82 is 0.15000000000000568
 
 
-def measure(row: Row) -> Measured:
-    """Our value of a row, from its finished runs."""
-    found = [run.summary for run in row.runs if run.finished]
-    values = [summary.get(row.claim.metric) for summary in found]
-    defined = [100 * value for value in values if value is not None]
-    mean, half = mean_interval(defined if len(defined) == len(values) else [])
-    minutes, _ = mean_interval([summary["total_seconds"] / 60 for summary in found])
+def measure(row: Row, figures: Mapping[str, Values]) -> Measured:
+    """Our value of a row, from the figures of finished runs by name."""
+    found = [figures[run.name] for run in row.runs if run.name in figures]
+    defined = [100 * value for values in found if (value := values[row.claim.metric]) is not None]
+    mean, half = mean_interval(defined if len(defined) == len(found) else [])
+    minutes, _ = mean_interval([values["total_seconds"] / 60 for values in found])
     return Measured(row, len(found), mean, half, minutes)
 
 
@@ -78,8 +77,8 @@ def cells(measured: Measured, failures: Mapping[str, str], smoke: bool) -> list[
 
 def write_paper(paper: Paper, store: Path, failures: Mapping[str, str], command: str) -> str:
     """Write results.csv, table.md and table.tex; returns the table for the terminal."""
-    rows = [cells(measure(row), failures, paper.smoke is not None) for row in paper.rows]
-    write_results(paper.grid.runs, store, failures)
+    figures = write_results(paper.grid.runs, store, failures)
+    rows = [cells(measure(row, figures), failures, paper.smoke is not None) for row in paper.rows]
     write_bytes(store / "table.md", _markdown(paper, rows, command).encode())
     write_bytes(store / "table.tex", _latex(paper, rows, command).encode())
     return "\n\n".join([*_warning(paper), _table(rows)])

@@ -297,18 +297,18 @@ def test_the_command_of_each_row_makes_its_run(here):
 
 def test_another_figure_than_the_accuracy_at_the_end(here):
     rows = [
-        {"label": "told", "method": "zoo", "metric": "class_incremental_acc", "published": 20, "tolerance": 1},
+        {"label": "learned", "method": "zoo", "metric": "learning_acc", "published": 20, "tolerance": 1},
         {"label": "undefined", "method": "er", "metric": "bwt", "published": -3, "tolerance": 1, "note": "read off."},
     ]
-    told, undefined = write_table(rows=rows, seeds=1).grid.runs
-    done(told, 0.9, class_incremental_acc=0.205)
+    learned, undefined = write_table(rows=rows, seeds=1).grid.runs
+    done(learned, 0.9, learning_acc=0.205)
     done(undefined, 0.9)
     assert command("--tables_only") == 0
     text = Path("store/table.md").read_text()
     found = cells(text)
-    assert [found["told"][key] for key in ("ours", "difference", "within?")] == ["20.50 (1 seed)", "+0.50", "yes"]
+    assert [found["learned"][key] for key in ("ours", "difference", "within?")] == ["20.50 (1 seed)", "+0.50", "yes"]
     assert [found["undefined"][key] for key in ("ours", "difference", "within?")] == ["n/a"] * 3
-    assert "- told: ours is class_incremental_acc\n" in text
+    assert "- learned: ours is learning_acc\n" in text
     assert "undefined: read off." in text
 
 
