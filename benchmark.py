@@ -1,6 +1,6 @@
-"""Compare methods × streams × networks × seeds.
+"""Compare methods × streams × networks × seeds, or our results with a published table.
 
-config/benchmark/*.yaml -> Grid: every run checked before the first one starts
+config/benchmark/*.yaml, config/papers/*.yaml -> Grid: every run checked before the first one starts
 modelzoo.py, one process a run, --jobs at a time -> run directories in the store
 run directories -> results.csv, table.md, table.tex, report.html (derived; --tables_only redoes them)
 """
@@ -31,12 +31,14 @@ from records.summary import figure
 from reporting import one_line_errors
 from studies.grid import AXES, OPTIONS, PROJECT, Grid, load_grid, undashed
 from studies.jobs import Job, run_jobs
+from studies.paper_tables import write_paper
+from studies.papers import Paper, chosen, load_paper, paper_path
 from studies.store import PlannedRun, check_run, write_tables
 from studies.tables import READING
 from utils.compute import pick_device, runs_in_bf16
 from utils.errors import UserError, one_line, run_program
 from utils.files import check_own
-from utils.options import Parser, whole
+from utils.options import Parser, check_text, whole
 from utils.settings import Range
 
 PROGRAM = PROJECT / "modelzoo.py"
@@ -50,6 +52,11 @@ HELP = """the grid, a YAML file (see config/benchmark/):
                          that does not use it runs without it, and an entry that says how many examples are kept wins
   any setting            by its dotted key, as with --set: hp.lr: 0.03, net.width: 64, settings.strength: 10
   vary                   {hp.lr: [0.01, 0.1], hp.batch: [16, 64]}: every method with every combination
+
+a published table, a YAML file of config/papers/ (see docs/papers.md):
+  --paper NAME runs what a paper reports, and prints its values beside ours; table.md and table.tex have them, too.
+  --smoke tries it out on few images in a few seconds a row, says so everywhere and makes no report: its numbers mean
+  nothing.
 
 the store:
   <stream>-<net>-<label>-seed<s>/   run directories; stream and net are the names of their YAML files
@@ -77,14 +84,33 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="\n".join([HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), EXIT_CODES]),
     )  # fmt: skip
     parser.add_argument("--config", metavar="YAML", help="the grid")
-    parser.add_argument("--store", metavar="DIR", help="where runs and tables go; the same command continues there")
+    parser.add_argument("--paper", metavar="NAME", help="instead of a grid: a published table, by its name in "
+                        "config/papers/ or the path of a YAML file")  # fmt: skip
+    parser.add_argument("--smoke", action="store_true", help="a quick version of the table, one seed; not the table "
+                        "(default: the table)")  # fmt: skip
+    parser.add_argument("--only", metavar="ROW", nargs="+", help="run these rows of the table only, by their labels "
+                        "(default: all)")  # fmt: skip
+    parser.add_argument("--data_dir", metavar="DIR", help="where the data of the table lies or is downloaded to "
+                        "(default: ./data)")  # fmt: skip
+    parser.add_argument("--store", metavar="DIR", help="where runs and tables go; the same command continues there "
+                        "(default for --paper: runs/papers/NAME, with --smoke NAME-smoke)")  # fmt: skip
     parser.add_argument("--jobs", metavar="N", default="1", help="runs at a time; each gets its share of the cores, "
                         "unless the grid gives threads (default: 1)")  # fmt: skip
     parser.add_argument("--tables_only", action="store_true", help="run nothing, rewrite the tables (default: run)")
     options = parser.parse_known(argv, {*AXES, *OPTIONS, "continual"}, "the --config YAML")
-    for name, example in (("config", "config/benchmark/digits.yaml"), ("store", "runs/digits")):
-        if not getattr(options, name):
-            raise UserError(f"--{name} is missing; give one, such as --{name} {example}")
+    if options.paper is None:
+        for name in ("smoke", "only", "data_dir"):
+            if getattr(options, name):
+                raise UserError(f"--{name} is for --paper; leave it out, or say which table")
+        for name, example in (("config", "config/benchmark/digits.yaml"), ("store", "runs/digits")):
+            if not getattr(options, name):
+                raise UserError(f"--{name} is missing; give one, such as --{name} {example}")
+    else:
+        if options.config:
+            raise UserError("--config and --paper are given; a grid or a published table is run")
+        check_text("--paper", options.paper)
+        options.config = paper_path(options.paper)
+        options.store = options.store or f"runs/papers/{Path(options.config).stem}{'-smoke' * options.smoke}"
     options.jobs = whole("--jobs", options.jobs, Range(1, 1024))
     return options
 
@@ -92,10 +118,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def benchmark(options: argparse.Namespace) -> int:
     """Check the grid, run what is missing, write the tables and the report."""
     store, failures = Path(options.store), dict[str, str]()
-    grid = load_grid(options.config, store)
+    paper = load_paper(options.config, store, options.smoke, options.data_dir) if options.paper else None
+    grid = paper.grid if paper else load_grid(options.config, store)
+    wanted = chosen(paper, options.config, options.only or ()) if paper else grid.runs
     for run in grid.runs:
         check_run(run, options.config)
-    command = shlex.join(["python", "benchmark.py", "--config", options.config, "--store", options.store])
     if options.tables_only and not store.is_dir():
         raise UserError(f"--store {store} does not exist; without --tables_only it is made")
     if not options.tables_only:
@@ -103,18 +130,36 @@ def benchmark(options: argparse.Namespace) -> int:
     with locked(store) as lock:
         try:
             if not options.tables_only:
-                missing = [run for run in grid.runs if not run.finished]
-                print(f"{len(grid.runs)} runs, {len(missing)} of them to do", flush=True)
+                missing = [run for run in wanted if not run.finished]
+                print(f"{len(wanted)} runs, {len(missing)} of them to do", flush=True)
                 execute(missing, store, options.jobs, lock, failures)
         finally:
             for name, reason in failures.items():
                 print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
             with one_line_errors(str(store), store):
-                write_tables(grid.runs, store, failures, grid.options, command)
+                tables(paper, grid, store, failures, command_of(options))
         print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
-        with one_line_errors(str(store), store):
-            make_report(grid.runs, store, command)
+        if not options.smoke:  # nobody should see its curves
+            with one_line_errors(str(store), store):
+                make_report(grid.runs, store, command_of(options))
     return 1 if failures else 0
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """The command that makes the tables of a store."""
+    given = ["--config", options.config]
+    if options.paper:
+        given = ["--paper", options.paper, *["--smoke"] * options.smoke]
+        given += ["--data_dir", options.data_dir] if options.data_dir else []
+    return shlex.join(["python", "benchmark.py", *given, "--store", options.store])
+
+
+def tables(paper: Paper | None, grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
+    """Write the tables of a grid; those of a published table are printed as well."""
+    if paper is None:
+        write_tables(grid.runs, store, failures, grid.options, command)
+    else:
+        print(f"\n{write_paper(paper, store, failures, command)}\n")
 
 
 def check_machine(grid: Grid, path: str) -> None:

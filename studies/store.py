@@ -85,28 +85,35 @@ def write_tables(
     runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
 ) -> None:
     """Write results.csv, table.md and table.tex; options and command appear in the notes below the tables."""
-    measured = figures(runs)
-    columns = list(dict.fromkeys(chain(COLUMNS, *measured.values())))
-    rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
+    measured = write_results(runs, store, failures)
     tables: dict[str, dict[str, dict[int, Values]]] = {}
     headings = titles([(run.table, plain_config(run.config)) for run in runs])
     for run, heading in zip(runs, headings, strict=True):
+        finished = tables.setdefault(heading, {}).setdefault(run.label, {})
+        if run.name in measured:
+            finished[run.config.seed] = measured[run.name]
+    seeds = len({run.config.seed for run in runs})
+    compared = [ComparisonTable(title, seeds, labels) for title, labels in tables.items()]
+    notes = [f"Options, each for the methods that use it: {options}."]
+    notes += provenance_notes([run for run in runs if run.name in measured])
+    write_bytes(store / "table.md", markdown(compared, notes, command).encode())
+    write_bytes(store / "table.tex", latex(compared, notes, command).encode())
+
+
+def write_results(runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Write results.csv; returns the figures of each finished run by name."""
+    measured = figures(runs)
+    columns = list(dict.fromkeys(chain(COLUMNS, *measured.values())))
+    rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
+    for run in runs:
         values = measured.get(run.name, {})
         status = "finished" if values else "failed" if run.name in failures else "missing"
         shown = [values.get(key) for key in columns]
         rows.append([
             run.label, run.config.method, run.config.stream, run.net, run.config.seed, status, *shown, run.name
         ])  # fmt: skip
-        finished = tables.setdefault(heading, {}).setdefault(run.label, {})
-        if values:
-            finished[run.config.seed] = values
-    seeds = len({run.config.seed for run in runs})
-    compared = [ComparisonTable(title, seeds, labels) for title, labels in tables.items()]
-    notes = [f"Options, each for the methods that use it: {options}."]
-    notes += provenance_notes([run for run in runs if run.name in measured])
     write_bytes(store / "results.csv", csv_bytes(rows))
-    write_bytes(store / "table.md", markdown(compared, notes, command).encode())
-    write_bytes(store / "table.tex", latex(compared, notes, command).encode())
+    return measured
 
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:

@@ -130,20 +130,22 @@ def markdown(tables: Sequence[ComparisonTable], notes: Sequence[str], command: s
     """All tables, each below its heading, then the notes and the command that made them."""
     parts = []
     for table in tables:
-        columns = [["method", *map(_markdown, table.rows)]]
+        columns = [["method", *map(markdown_text, table.rows)]]
         for column in (*table.metrics, *LEDGER):
             texts = [f"**{cell.text}**" if cell.bold else cell.text for cell in cells(column, table)]
             columns.append([f"{column.title} `{column.key}`", *texts])
-        parts += [f"## {_markdown(table.title)}", _markdown_table(columns), _markdown(seeds_note(table))]
-    parts += ["\n".join(f"- {note}" for note in [*READING, *map(_markdown, notes), f"`{one_line(command)}`"])]
+        parts += [f"## {markdown_text(table.title)}", markdown_table(columns), markdown_text(seeds_note(table))]
+    parts += ["\n".join(f"- {note}" for note in [*READING, *map(markdown_text, notes), f"`{one_line(command)}`"])]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """The text on one line with what Markdown would read escaped."""
     return re.sub(r"([\\|*`<])", r"\\\1", one_line(text))
 
 
-def _markdown_table(columns: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[Sequence[str]]) -> str:
+    """A table from its columns, each a title and its cells; the first is aligned left."""
     widths = [max(map(len, column)) for column in columns]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     padded = [[text.ljust(width) for text in column] for column, width in zip(columns, widths, strict=True)]
@@ -157,23 +159,24 @@ def latex(tables: Sequence[ComparisonTable], notes: Sequence[str], command: str)
     for table in tables:
         parts += [r"\begin{table}", r"\centering\scriptsize\setlength{\tabcolsep}{3pt}"]
         parts += [_tabular(table.metrics, table), r"\par\medskip", _tabular(LEDGER, table)]
-        parts += [rf"\caption{{{_latex(f'{table.title}: {seeds_note(table)}')}}}", r"\end{table}"]
-    parts += [r"{\footnotesize\noindent", *map(_latex, [*READING, *notes]), rf"\texttt{{{_latex(command)}}}\par}}"]
+        parts += [rf"\caption{{{latex_text(f'{table.title}: {seeds_note(table)}')}}}", r"\end{table}"]
+    parts += [r"{\footnotesize\noindent", *map(latex_text, [*READING, *notes])]
+    parts += [rf"\texttt{{{latex_text(command)}}}\par}}"]
     return "\n".join(parts) + "\n"
 
 
 def _tabular(columns: Sequence[Column], table: ComparisonTable) -> str:
-    titles = ["method", *(_latex(column.title) for column in columns)]
-    keys = ["", *(rf"{{\tiny\texttt{{{_latex(column.key)}}}}}" for column in columns)]
+    titles = ["method", *(latex_text(column.title) for column in columns)]
+    keys = ["", *(rf"{{\tiny\texttt{{{latex_text(column.key)}}}}}" for column in columns)]
     found = [map(_latex_cell, cells(column, table)) for column in columns]
-    rows = zip(map(_latex, table.rows), *found, strict=True)
+    rows = zip(map(latex_text, table.rows), *found, strict=True)
     first, second, *others = (" & ".join(row) + r" \\" for row in (titles, keys, *rows))
     begin = rf"\begin{{tabular}}{{l{'r' * len(columns)}}}"
     return "\n".join([begin, r"\toprule", first, second, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"])
 
 
 def _latex_cell(cell: Cell) -> str:
-    text = _latex(cell.text).replace("-", "$-$")
+    text = latex_text(cell.text).replace("-", "$-$")
     return rf"\textbf{{{text}}}" if cell.bold else text
 
 
@@ -184,7 +187,8 @@ _LATEX = {
 }  # fmt: skip
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
+    """The text on one line as LaTeX prints it."""
     return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
