@@ -48,7 +48,9 @@ def runs(tmp_path_factory):
         patch.chdir(folder)
         write_configs()
         assert start("zoo", *options("zoo"), *KEPT) == 0
-        assert start("isolated", *options("isolated"), *KEPT[:2]) == 0
+        # A name is not part of a task.
+        named = "--set=data.tasks=[{name: zero, classes: [0, 1]}, [10, 11, 12], [22, 23]]"
+        assert start("isolated", *options("isolated"), *KEPT[:2], named) == 0
         assert teach("zoo", "--isolated", "isolated", "--budget", "1") == 0
     return folder
 
