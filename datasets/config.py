@@ -30,9 +30,9 @@ class ClassList:
         if len(value) < 2:
             has = f"the single class {value[0]!r}" if value else "no classes"
             raise UserError(f"{task} has {has}; a task needs at least two classes, such as [0, 1]")
-        twice = [entry for entry in value if value.count(entry) > 1]
-        if twice:
-            raise UserError(f"{task} has class {twice[0]!r} twice; name each class of a task once")
+        if len(set(value)) < len(value):
+            twice = next(entry for entry in value if value.count(entry) > 1)
+            raise UserError(f"{task} has class {twice!r} twice; name each class of a task once")
         return tuple(value)
 
 
@@ -81,12 +81,12 @@ class DataConfig:
         Range(0, 0.9, whole=False), "share of each class's training examples that nothing is trained on, 0 to 0.9: to "
         "calibrate and combine members on (default: 0)", default=0.0, option="hold_out", metavar="F", group=_GROUP,
     )  # fmt: skip
-    forgotten: tuple[int, ...] = setting(TaskNumbers, "tasks removed from the stream", default=())
+    forgotten: tuple[int, ...] = setting(TaskNumbers, "tasks removed from the stream", default=(), internal=True)
     data_dir: Path = setting(
         Path, "where the data lies or is downloaded to, torchvision's root (default: ./data)", default=Path("data"),
         option="data_dir", metavar="DIR", group=_GROUP, free=True, machine=True,
     )  # fmt: skip
-    path: str = setting(str, "the dataset YAML", default="", machine=True)
+    path: str = setting(str, "the dataset YAML", default="", machine=True, internal=True)
     settings: Any = field(default_factory=NoSettings)  # of the data set
 
     @property
