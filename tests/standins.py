@@ -1,7 +1,9 @@
 """Small stand-ins for the public data sets, written in the files' own formats; each writer returns what it wrote."""
 
+import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,6 +162,15 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     """One image file of pixels [C, H, W]; the suffix decides the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+
+
+@contextmanager
+def pipe(path: Path) -> Iterator[None]:
+    """A named pipe with something in it, so that reading it is wrong at once instead of waiting for ever."""
+    os.mkfifo(path)
+    with open(os.open(path, os.O_RDWR), "wb", buffering=0) as file:
+        file.write(bytes(100))
+        yield
 
 
 def write_image_folder(root: Path, names: Sequence[str], side: int = 32) -> Source:
