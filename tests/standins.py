@@ -2,6 +2,7 @@
 
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,11 +167,16 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
 
 @contextmanager
 def pipe(path: Path) -> Iterator[None]:
-    """A named pipe with something in it, so that reading it is wrong at once instead of waiting for ever."""
+    """A named pipe that is empty, so that reading it is wrong at once instead of waiting for ever."""
     os.mkfifo(path)
-    with open(os.open(path, os.O_RDWR), "wb", buffering=0) as file:
-        file.write(bytes(100))
+    writer = threading.Thread(target=path.write_bytes, args=(b"",))  # waits for a reader
+    writer.start()
+    try:
         yield
+    finally:
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        writer.join()
+        os.close(reader)
 
 
 def write_image_folder(root: Path, names: Sequence[str], side: int = 32) -> Source:
