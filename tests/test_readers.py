@@ -774,12 +774,14 @@ def test_transparent_pixels_show_a_white_page(tmp_path):
     Image.fromarray(np.dstack([colours, GREY])).save(tmp_path / "rgba.png")
     Image.fromarray(np.dstack([GREY, GREY[::-1]])).save(tmp_path / "grey.png")
     Image.fromarray(GREY).save(tmp_path / "one colour.png", transparency=7)
+    Image.fromarray(np.uint16(257) * GREY).save(tmp_path / "16 bits.png", transparency=257 * 7)
 
     def on_white(colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
         return 255 + (colours - 255.0) * (opacity[..., None] / 255)
 
     wanted = {"rgba": on_white(colours, GREY), "grey": on_white(as_grey(GREY), GREY[::-1]),
               "one colour": on_white(as_grey(GREY), np.uint8(255) * (GREY != 7))}  # fmt: skip
+    wanted["16 bits"] = wanted["one colour"]
     for name, pixels in wanted.items():
         np.testing.assert_allclose(decode_image(tmp_path / f"{name}.png", 16), pixels, atol=1)
     np.testing.assert_allclose(decode_image(tmp_path / "grey.png", 16, grey=True), wanted["grey"][..., 0], atol=1)
