@@ -403,6 +403,7 @@ def test_a_student_that_diverges_leaves_the_one_before(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("moment", ["methods.ensemble.Training", "distill.save_members", "distill.RunDirectory.finish"])
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_student_answers_nothing_and_the_same_command_makes_it(moment, monkeypatch, capsys):
     def interrupted(*given, **named):
         raise KeyboardInterrupt
