@@ -128,7 +128,8 @@ def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
         zoos[f"zoo, at most {options.budget}"] = run.combined(options.combine, options.temperature, options.budget)
     if options.isolated is not None:
         zoos["isolated"] = alone = Zoo.load(options.isolated, options.device)
-        if (alone.tasks, alone.input_shape) != (run.tasks, run.input_shape):
+        learned = [[(task.number, task.classes) for task in zoo.tasks] for zoo in (alone, run)]
+        if learned[0] != learned[1] or alone.input_shape != run.input_shape:
             raise UserError(
                 f"--isolated {alone.path} has not learned the tasks of {run.path}; name a run with the same tasks"
             )

@@ -31,9 +31,9 @@ class ClassList:
         if len(value) < 2:
             has = f"the single class {value[0]!r}" if value else "no classes"
             raise UserError(f"{task} has {has}; a task needs at least two classes, such as [0, 1]")
-        twice = [entry for entry in value if value.count(entry) > 1]
-        if twice:
-            raise UserError(f"{task} has class {twice[0]!r} twice; name each class of a task once")
+        if len(set(value)) < len(value):
+            twice = next(entry for entry in value if value.count(entry) > 1)
+            raise UserError(f"{task} has class {twice!r} twice; name each class of a task once")
         return tuple(value)
 
 
@@ -87,12 +87,12 @@ class DataConfig:
         "told, one head of all classes seen (default: task)",
         default="task", option="scenario", metavar="NAME", group=_GROUP,
     )  # fmt: skip
-    forgotten: tuple[int, ...] = setting(TaskNumbers, "tasks removed from the stream", default=())
+    forgotten: tuple[int, ...] = setting(TaskNumbers, "tasks removed from the stream", default=(), internal=True)
     data_dir: Path = setting(
         Path, "where the data lies or is downloaded to, torchvision's root (default: ./data)", default=Path("data"),
         option="data_dir", metavar="DIR", group=_GROUP, free=True, machine=True,
     )  # fmt: skip
-    path: str = setting(str, "the dataset YAML", default="", machine=True)
+    path: str = setting(str, "the dataset YAML", default="", machine=True, internal=True)
     settings: Any = field(default_factory=NoSettings)  # of the data set
 
     @property

@@ -11,7 +11,7 @@ class NetConfig:
     """The name of a trunk and its settings."""
 
     model: str = setting(str, "name of the network")
-    path: str = setting(str, "the hyperparameter YAML", default="", machine=True)
+    path: str = setting(str, "the hyperparameter YAML", default="", machine=True, internal=True)
     settings: Any = field(default_factory=NoSettings)
 
 

@@ -27,7 +27,7 @@ _PROJECT = Path(__file__).resolve().parent.parent
 
 def data_section(path: str) -> dict[str, Any]:
     """The section `data` from a dataset YAML."""
-    found = {**_given(path, load_yaml(path)), "path": Given(path, path, path)}
+    found = {"path": Given(path, path, path), **_given(path, load_yaml(path))}
     _section("data", "", found)
     return found
 

@@ -232,7 +232,9 @@ def task_number(path: Path, task: str | int, names: Mapping[int, str]) -> int:
         ways = " or ".join(f"number={number} for {number} {names[number]!r}" for number in found)
         raise UserError(f"{path}: {task!r} may be several tasks; write {ways}")
     if not found:
-        raise UserError(f"{path}: {unknown('task', task, names.values())}")
+        labels = [f"{number} {name}" for number, name in sorted(names.items())]
+        labels = labels if len(labels) <= 30 else [labels[0], "...", labels[-1]]
+        raise UserError(f"{path}: {unknown('task', task, names.values(), labels)}")
     return found[0]
 
 

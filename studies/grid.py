@@ -15,7 +15,7 @@ from methods import METHOD_OPTIONS, METHODS
 from records.configuration import data_section, net_sections
 from records.invocation import KEPT, options, parse, with_settings
 from studies.store import PlannedRun
-from utils.errors import UserError, expanded, unknown
+from utils.errors import UserError, unknown
 from utils.settings import Range
 from utils.yaml_files import load_yaml
 
@@ -113,7 +113,7 @@ def _file(path: str, key: str, name: object) -> str:
     """The path of a file, relative to the current directory, else to the project."""
     if not isinstance(name, str) or not name:
         raise UserError(f"{path}: {key}: {name!r} is not the path of a YAML file")
-    return str(PROJECT / name) if not Path(expanded(name)).exists() and (PROJECT / name).exists() else name
+    return str(PROJECT / name) if not Path(name).exists() and (PROJECT / name).exists() else name
 
 
 def read_seeds(path: str, content: Mapping[str, Any]) -> list[int]:

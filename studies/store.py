@@ -144,20 +144,27 @@ def _gains(summary: Values, isolated: Values | None) -> dict[str, float | None]:
 
 def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """The title of the table of each run, from a name and config.yaml, which says how data of the same name differ."""
-    kinds: dict[str, list[dict[str, Any]]] = {}  # name -> different data
-    found = [(name, comparable(config, ["data"]), kinds.setdefault(name, [])) for name, config in runs]
-    for _, data, alike in found:
-        alike += [data] if data not in alike else []
+    kinds: dict[str, list[tuple[dict[str, Any], dict[Any, str]]]] = {}  # name -> different data, and their checksums
+    found = []
+    for name, config in runs:
+        data, alike = comparable(config, ["data"]), kinds.setdefault(name, [])
+        # By seed too, which decides what is used of the data.
+        sums = {(config["seed"], task): value for task, value in (config.get("data_sha256") or {}).items()}
+        fits = (n for n, (other, known) in enumerate(alike) if other == data and known | sums == sums | known)
+        place = next(fits, len(alike))
+        alike[place:] = alike[place:] or [(data, {})]
+        alike[place][1].update(sums)
+        found.append((name, place, alike))
     headings = []
-    for name, data, alike in found:
+    for name, place, alike in found:
+        data, _ = alike[place]
         without = ", ".join(map(str, data.get("data.forgotten", ())))
         shown = {"data.tasks": f"{len(data['data.tasks'])} tasks", "data.forgotten": f"without task {without}"}
         words = [
             shown.get(key, f"{key.removeprefix('data.')} {value}") for key, value in data.items()
-            if value and any(other.get(key) != value for other in alike)
+            if value and any(other.get(key) != value for other, _ in alike)
         ]  # fmt: skip
-        place = [f"data {alike.index(data) + 1}"] if len(alike) > 1 else []
-        headings.append(", ".join([name, *place, *words]))
+        headings.append(", ".join([name, *[f"data {place + 1}"] * (len(alike) > 1), *words]))
     return headings
 
 

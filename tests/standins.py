@@ -1,7 +1,10 @@
 """Small stand-ins for the public data sets, written in the files' own formats; each writer returns what it wrote."""
 
+import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,6 +163,20 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     """One image file of pixels [C, H, W]; the suffix decides the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+
+
+@contextmanager
+def pipe(path: Path) -> Iterator[None]:
+    """A named pipe that is empty, so that reading it is wrong at once instead of waiting for ever."""
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(b"",))  # waits for a reader
+    writer.start()
+    try:
+        yield
+    finally:
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        writer.join()
+        os.close(reader)
 
 
 def write_image_folder(root: Path, names: Sequence[str], side: int = 32) -> Source:

@@ -20,7 +20,7 @@ from torch import nn
 
 from datasets import build_stream
 from evaluation.accuracy import Evaluation
-from methods import build_method
+from methods import METHODS, build_method
 from methods.base import Context
 from modelzoo import main
 from net import TRUNKS
@@ -285,8 +285,10 @@ CASES = [
         "key of another dataset",
         "{dataset: digits, root: x, tasks: [[0, 1]]}",
         "unknown key 'root'",
-        "known: data_dir, dataset",
+        "known: data_dir, dataset, hold_out, samples, tasks)",
     ),
+    dataset("key of config.yaml alone", "{dataset: digits, tasks: [[0, 1], [2, 3]], forgotten: 1}", "key 'forgotten'"),
+    dataset("path of the file itself", "{dataset: digits, tasks: [[0, 1]], path: x}", "d.yaml: unknown key 'path'"),
     tasks("wrong type of tasks", "all", "at least one task", "[[0, 1], [2, 3]]"),
     tasks("wrong type of class", "[[[0], 1]]", "task 1 must be a list of classes", "[0, 1]"),
     tasks("fraction for a class", "[[0.5, 1]]", "task 1", "unknown class '0.5'"),
@@ -439,6 +441,19 @@ def test_a_network_that_a_method_cannot_train_save_and_load_is_refused_before_an
     assert f"hp.yaml: model: once cannot be trained, saved and loaded with --method {method}: {why}" in line
     assert not (tmp_path / "run").exists()
     assert other is None or main([*given, *run, "--method", other]) == 0  # a new network for every task
+
+
+def test_a_method_that_cannot_go_on_from_its_state_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    class Forgetful(METHODS["finetune"]):
+        def load_state_dict(self, state, episodes):
+            raise ValueError(f"cannot take {sorted(state)}")
+
+    monkeypatch.setitem(METHODS, "forgetful", Forgetful)
+    given = ["--method", "forgetful", "--method_config", "config/method/finetune.yaml", "--continual", "--quiet"]
+    assert main([*given, "--samples", "8", "--epochs", "1", "--run_dir", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err
+    assert re.search(r"cannot be trained, saved and loaded with --method forgetful: cannot take .*'trunk'", line)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_held_out_prediction_that_is_not_finite_ends_the_run():

@@ -48,7 +48,9 @@ def runs(tmp_path_factory):
         patch.chdir(folder)
         write_configs()
         assert start("zoo", *options("zoo"), *KEPT) == 0
-        assert start("isolated", *options("isolated"), *KEPT[:2]) == 0
+        # A name is not part of a task.
+        named = "--set=data.tasks=[{name: zero, classes: [0, 1]}, [10, 11, 12], [22, 23]]"
+        assert start("isolated", *options("isolated"), *KEPT[:2], named) == 0
         assert teach("zoo", "--isolated", "isolated", "--budget", "1") == 0
     return folder
 
@@ -401,6 +403,7 @@ def test_a_student_that_diverges_leaves_the_one_before(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("moment", ["methods.ensemble.Training", "distill.save_members", "distill.RunDirectory.finish"])
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_student_answers_nothing_and_the_same_command_makes_it(moment, monkeypatch, capsys):
     def interrupted(*given, **named):
         raise KeyboardInterrupt

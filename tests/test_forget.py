@@ -254,6 +254,7 @@ def test_other_data_are_refused(run, monkeypatch, capsys):
     "moment",
     ["methods.ensemble.Training", "zoo.forgetting.RunDirectory.add_member", "zoo.forgetting.RunDirectory.finish"],
 )
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_zoo_answers_nothing_and_the_same_command_makes_it(moment, run, monkeypatch, capsys):
     run("zoo", *TWO)
     command = ["run", "--task", "middle", "--retrain", "--quiet"]

@@ -16,6 +16,7 @@ from records import Run, configure
 from studies.grid import load_grid
 from tests.standins import write_image_folder
 from utils.errors import UserError
+from utils.startup import wrong_path
 from zoo import Zoo
 
 
@@ -53,6 +54,8 @@ def test_a_tilde_is_the_home_folder_in_every_option_and_yaml_file(home, capsys):
     made = {"run", "student", "less", "answers.csv", "data"}
     assert made <= {path.name for path in home.iterdir()}
     assert list(Path().iterdir()) == []
+    for program, given in (("predict.py", ["~/run"]), ("report.py", ["~/run"]), ("modelzoo.py", ["--verify=~/run"])):
+        assert wrong_path(program, given) is None  # asked before the program loads anything
     assert Run.load("~/run").config["data"]["data_dir"] == str(home / "data")
     assert len(Zoo.load("~/run").tasks) == 2
 

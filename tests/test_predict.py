@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 import predict
+from tests.standins import pipe
 from tests.test_saved import images_of, runs  # noqa: F401
 from tests.test_scenarios import streamed
 from utils.errors import UserError
@@ -99,8 +99,8 @@ def test_what_cannot_be_read_is_listed_and_skipped(pictures, capsys):
     )  # fmt: skip
     assert len(read("p.csv")) == 11
     assert predict.main(["run", "--task", "2", "pictures/bad.png"]) == 1
-    os.mkfifo("pipe.png")
-    assert predict.main(["run", "--task", "2", "pipe.png"]) == 1
+    with pipe(Path("pipe.png")):
+        assert predict.main(["run", "--task", "2", "pipe.png"]) == 1
     assert "pipe.png cannot be read as an image (neither a file nor a folder)" in capsys.readouterr().err
 
 

@@ -146,6 +146,12 @@ def test_control_characters_and_bidirectional_marks_do_not_reach_the_terminal(ca
     assert run_program("p.py", lambda: print("a\x1b[2J\u202eb\u2067\r\x9bé\tend")) == 0
     assert capsys.readouterr().out == "a\\x1b[2J\\u202eb\\u2067\\r\\x9bé\tend\n"
 
+    def refused():
+        raise UserError("x\x1b[2J\n\u202ey is wrong")
+
+    assert run_program("p.py", refused) == 2
+    assert capsys.readouterr().err == "p.py: x\\x1b[2J \\u202ey is wrong\n"
+
 
 def test_a_program_can_run_in_a_thread(capsys):
     thread = threading.Thread(target=run_program, args=("p.py", lambda: print("done")))

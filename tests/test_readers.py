@@ -34,6 +34,7 @@ from tests.standins import (
     Source,
     Split,
     idx,
+    pipe,
     python2_array,
     python2_dtype,
     python2_pickle,
@@ -586,18 +587,19 @@ def test_images_of_the_right_size_are_read_as_they_are_in_the_order_of_their_nam
 
 
 def test_what_is_not_looked_at_is_counted_by_reason(tmp_path):
-    """Notes, hidden files and folders, images outside the folders of classes, and those of classes of no task."""
+    """Notes, hidden files and folders, images outside the folders of classes or splits, and those of no task."""
     source = write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
     train = tmp_path / "mine" / "train"
     for name in ("a/notes.txt", "README", "a/._0000.png", "b/.thumbnails/0000.png", ".checkpoints/0000.png", "0.png"):
         write_file(train / name, b"no image")
-    for name in ("c/0.png", "c/1.png"):
+    for name in ("c/0.png", "c/1.png", "../val/a/0.png"):
         write_image(train / name, source.train.pixels[0])
+    write_file(train / "../notes/notes.txt", b"no image")
     made = stream("image_folder", [["a", "b"], ["b", "a"]], tmp_path, folder={"root": "mine", "image_size": 16})
     check_split(made.tasks[0].test, source.test)
     assert len(made.tasks[0].train_eval) == len(source.train.labels)
     assert sorted(re.split("; not used: |, ", made.notice)) == [
-        "1 without the suffix of an image", "10 used", "2 hidden", "2 that no task uses",
+        "1 outside train and test", "1 without the suffix of an image", "10 used", "2 hidden", "2 that no task uses",
         "3 outside the folders of classes",
     ]  # fmt: skip
 
@@ -637,7 +639,6 @@ def test_all_that_cannot_be_read_is_listed_at_once(tmp_path, monkeypatch):
     """A pipe, a damaged file, a link that leads nowhere, a folder that may not be read."""
     write_image_folder(tmp_path / "mine", ["a", "b"], side=16)
     train = tmp_path / "mine" / "train"
-    os.mkfifo(train / "a" / "pipe.png")
     write_file(train / "b" / "text.jpg", b"hello")
     (train / "b" / "link.png").symlink_to(tmp_path / "nothing.png")
     locked = train / "b" / "locked"
@@ -650,7 +651,10 @@ def test_all_that_cannot_be_read_is_listed_at_once(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(UserError, match=r"4 files: .*; repair or remove what") as error:
+    with (
+        pipe(train / "a" / "pipe.png"),
+        pytest.raises(UserError, match=r"4 files: .*; repair or remove what") as error,
+    ):
         folder_stream(tmp_path, ["a", "b"])
     for word in ("a/pipe.png cannot be read as an image (neither a file", "b/text.jpg", "b/link.png", "b/locked"):
         assert word in str(error.value)
@@ -770,12 +774,14 @@ def test_transparent_pixels_show_a_white_page(tmp_path):
     Image.fromarray(np.dstack([colours, GREY])).save(tmp_path / "rgba.png")
     Image.fromarray(np.dstack([GREY, GREY[::-1]])).save(tmp_path / "grey.png")
     Image.fromarray(GREY).save(tmp_path / "one colour.png", transparency=7)
+    Image.fromarray(np.uint16(257) * GREY).save(tmp_path / "16 bits.png", transparency=257 * 7)
 
     def on_white(colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
         return 255 + (colours - 255.0) * (opacity[..., None] / 255)
 
     wanted = {"rgba": on_white(colours, GREY), "grey": on_white(as_grey(GREY), GREY[::-1]),
               "one colour": on_white(as_grey(GREY), np.uint8(255) * (GREY != 7))}  # fmt: skip
+    wanted["16 bits"] = wanted["one colour"]
     for name, pixels in wanted.items():
         np.testing.assert_allclose(decode_image(tmp_path / f"{name}.png", 16), pixels, atol=1)
     np.testing.assert_allclose(decode_image(tmp_path / "grey.png", 16, grey=True), wanted["grey"][..., 0], atol=1)

@@ -225,6 +225,19 @@ def test_further_splits_and_slices_are_measured_as_the_members_answer():
     assert (1, "test", "odd") not in found
 
 
+@pytest.mark.parametrize(("method", "saved"), [("finetune", [0, 0, 0]), ("isolated", [0, 4, 2])])
+def test_a_single_network_saves_no_answers_for_each_task(method, saved):
+    """It is asked again after an interruption; several save two each, once: of a split and of the mixed examples."""
+    plain = toy_stream(3)
+    stream = replace(plain, tasks=tuple(task.with_splits(dev=task.train_eval) for task in plain.tasks))
+    learner = build_method(Context(toy_config(method=method), stream.spec, CPU))
+    evaluation, found = Evaluation(stream, learner, 0), []
+    for episode in stream.continual():
+        evaluation.after(episode, learner.learn(episode, Monitor()), stream.tasks[: episode.number])
+        found.append(sum(part is not None for part in evaluation.state_dict().values()))
+    assert found == saved
+
+
 def test_a_run_says_which_examples_it_kept_and_their_targets(tmp_path):
     """With noisy labels and a memory in which later tasks displace examples of earlier ones."""
     path = tmp_path / "noisy.yaml"

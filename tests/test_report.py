@@ -31,6 +31,7 @@ from report import main
 from reporting import style
 from reporting.groups import compare
 from studies.tables import METRICS
+from tests.standins import write_image_folder
 from tests.tables import read_metrics
 
 PROJECT = Path(__file__).parent.parent
@@ -466,10 +467,9 @@ def alike(tmp_path_factory):
             given = f"--data_config {folder}/{place}/stream.yaml --continual --samples 4 --epochs 1 --quiet {more}"
             assert modelzoo.main([*given.split(), "--run_dir", str(folder / "runs" / name)]) == 0
         runs = folder / "runs"
-        assert (
-            forget.main([str(runs / "zoo"), "--task", "1", "--retrain", "--quiet", "--run_dir", str(runs / "without")])
-            == 0
-        )
+        without = ["--task", "1", "--quiet", "--run_dir"]
+        assert forget.main([str(runs / "zoo"), "--retrain", *without, str(runs / "without")]) == 0
+        assert forget.main([str(runs / "iso"), *without, str(folder / "iso-without")]) == 0
     return runs
 
 
@@ -480,11 +480,14 @@ def lines_of(capsys, *given):
 
 
 def test_tasks_are_matched_by_their_number(alike, capsys):
-    """Without task 1, tasks 2 and 3 are compared with the isolated networks of tasks 2 and 3."""
+    """Without task 1, tasks 2 and 3 are compared with the isolated networks of these; those of 1 may be there."""
     left = json.loads((alike / "without/summary.json").read_text())["per_task_acc"]
     expected = np.mean(np.subtract(left, measured(alike / "iso")[-1, 1:]))
-    lines = {line["method"]: line for line in lines_of(capsys, alike / "without", "--isolated", alike / "iso")}
-    assert float(lines["zoo"]["gain_isolated"]) == pytest.approx(expected, abs=1e-12)
+    less = alike.parent / "iso-without"
+    for reference in (alike / "iso", less):
+        (line,) = lines_of(capsys, alike / "without", "--isolated", reference)
+        assert float(line["gain_isolated"]) == pytest.approx(expected, abs=1e-12)
+    refused([str(alike / "zoo"), "--isolated", str(less)], ["another 'data.forgotten'"], capsys)
     assert main([str(alike / "without"), "--isolated", str(alike / "iso")]) == 0
     shown = Tables((alike / "without/report.html").read_text()).tables[0]
     column = shown[0].index("isolated network")
@@ -523,6 +526,22 @@ def test_only_runs_on_the_same_data_share_a_table(alike, capsys):
 @pytest.mark.parametrize(("name", "key"), [("held", "data.hold_out"), ("other", "data.tasks"), ("fewer", "data.tasks")])
 def test_isolated_networks_of_other_data_are_refused(alike, name, key, capsys):
     refused([str(alike / name), "--isolated", str(alike / "iso")], [f"another {key!r}"], capsys)
+
+
+def test_other_images_in_the_same_folder_are_other_data(tmp_path, monkeypatch, capsys):
+    """The stream file is the same, and may stay where it is while --data_dir is another one."""
+    monkeypatch.chdir(tmp_path)
+    Path("d.yaml").write_text("{dataset: image_folder, root: mine, image_size: 8, tasks: [[a, b]]}")
+    for place, side in (("one", 8), ("two", 12)):
+        write_image_folder(Path(place, "mine"), ["a", "b"], side)
+    for place, method in (("one", "zoo"), ("one", "isolated"), ("two", "er"), ("two", "isolated")):
+        given = f"--data_config d.yaml --data_dir {place} --continual --epochs 1 --quiet --method {method}"
+        assert modelzoo.main([*given.split(), "--run_dir", f"runs/{place}-{method}"]) == 0
+    tables = {}
+    for line in lines_of(capsys, "runs"):
+        tables.setdefault(line["comparison"], set()).add(line["method"])
+    assert tables == {"d, conv, data 1": {"isolated", "zoo"}, "d, conv, data 2": {"isolated", "er"}}
+    refused(["runs/one-zoo", "--isolated", "runs/two-isolated"], ["another 'data_sha256'"], capsys)
 
 
 def test_isolated_networks_of_another_seed_are_refused(alike, capsys):

@@ -178,8 +178,12 @@ def test_without_the_task_every_head_is_asked(runs):
 def test_tasks_go_by_name_or_number(runs):
     zoo = Zoo.load(runs(), "cpu")
     assert zoo.task(2) == zoo.task("2") == zoo.task("middle")
-    with pytest.raises(UserError, match="unknown task 'midle'; did you mean 'middle'"):
+    with pytest.raises(UserError, match=r"'midle'; did you mean 'middle'\? \(known: 1 [^,]+, 2 middle, 3 [^,]+\)"):
         zoo.task("midle")
+    many = copy.copy(zoo)
+    many.tasks = tuple(saved.SavedTask(number, "same", ("a", "b")) for number in range(1, 201))
+    with pytest.raises(UserError, match=r"unknown task '201' \(known: 1 same, \.\.\., 200 same\)"):
+        many.task("201")
     twice = copy.copy(zoo)
     twice.tasks = (*zoo.tasks, saved.SavedTask(4, "middle", ("a", "b")))
     with pytest.raises(UserError, match="'middle' may be several tasks; write number=2 for 2 'middle' or number=4 for"):

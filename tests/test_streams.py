@@ -24,6 +24,7 @@ from tests.standins import (
     stream,
     write_cifar10,
     write_cifar100,
+    write_image,
     write_image_folder,
     write_mini_imagenet,
     write_mnist,
@@ -464,6 +465,13 @@ def test_of_a_class_with_fewer_images_samples_keeps_all(hold_out, data_dir, sour
                      for task in (limited, full))  # fmt: skip
     assert counts.tolist() == every.clamp(max=90).tolist()
     assert 0 < (every < 90).sum() < 10
+
+
+def test_the_only_image_of_a_class_is_not_held_out_however_many_are_asked_for(tmp_path):
+    for path in ("train/a/0.png", "train/b/0.png", "train/b/1.png", "test/a/0.png", "test/b/0.png"):
+        write_image(tmp_path / "mine" / path, np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(UserError, match="leaves no training image of class 'a' of task 1, of one"):
+        stream("image_folder", [["a", "b"]], tmp_path, {"root": "mine", "image_size": 8}, samples=5, hold_out=0.5)
 
 
 @pytest.mark.parametrize("dataset", ["permuted_mnist", "rotated_mnist", "rotated_digits"])

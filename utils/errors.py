@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -155,8 +155,8 @@ def missing_file(path: str) -> str:
     return f"{path} does not exist" + (f"; {folder} has {', '.join(known)}" if known else "")
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """One sentence for an unknown name, with the nearest known one.
+def unknown(kind: str, name: object, known: Iterable[str], labels: Sequence[str] = ()) -> str:
+    """One sentence for an unknown name, with the nearest known one; `labels`: what is listed, if not the known names.
 
     >>> unknown("method", "zoom", ["zoo", "isolated"])
     "unknown method 'zoom'; did you mean 'zoo'? (known: isolated, zoo)"
@@ -164,5 +164,6 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     choices = sorted(known)
     near = difflib.get_close_matches(str(name), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = f" (known: {', '.join(choices)})" if len(choices) <= 30 else ""
+    shown = labels or choices
+    listed = f" (known: {', '.join(shown)})" if len(shown) <= 30 else ""
     return f"unknown {kind} {str(name)!r}{hint}{listed}"

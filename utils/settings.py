@@ -62,6 +62,7 @@ class Declaration:
     group: str = ""  # title of the option's group in the help
     metavar: str = "N"
     free: bool = False  # a resumed run may change it
+    internal: bool = False  # programs write it into config.yaml, people do not
     machine: bool = False  # it changes where or how fast a run computes: runs that differ in it are comparable
 
     def check(self, where: str, value: object) -> Any:
@@ -123,10 +124,12 @@ def read(kind: type[T], where: str, content: Mapping[str, Any], own: type = NoSe
 def read_values(kind: type, where: str, content: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, Any]:
     """The checked values of a settings class by name, see `read`; `more`: other known keys, for error messages."""
     known = declarations(kind)
+    shown = [key for key, declared in known.items() if not declared.internal]
     for key, value in content.items():
-        if key not in known:
+        given = isinstance(value, Given) and value.where != value.source  # the path of a file has no key in it
+        if key not in (shown if given else known):
             source = value.source if isinstance(value, Given) else where
-            raise UserError(f"{source}: {unknown('key', key, [*known, *more])}")
+            raise UserError(f"{source}: {unknown('key', key, [*shown, *more])}")
     values = {key: _value(kind, where, key, value) for key, value in content.items()}
     for field in fields(kind):
         if field.name in known and field.default is dataclasses.MISSING and field.name not in content:

@@ -15,7 +15,7 @@ from utils.errors import UserError, shortage
 
 SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm",
             ".pgm", ".ppm", ".pnm", ".pfm"}  # fmt: skip
-DECODER = f"2, Pillow {PIL.__version__}"  # count up when decode_image makes other pixels of a file
+DECODER = f"3, Pillow {PIL.__version__}"  # count up when decode_image makes other pixels of a file
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, some of which start programs
 _MOST_PIXELS = 1 << 26
 _THIN = 4  # only the middle of an image is scaled if the ratio of its sides is larger
@@ -87,7 +87,7 @@ def _turn(image: Image.Image) -> None:
 def _eight_bits(image: Image.Image, file: Image.Image) -> Image.Image:
     """Grey of 9 to 16 bits, or floats from 0 to 1, as 8 bits; Pillow would clip them. `file` has the tags of a TIFF."""
     tags = getattr(file, "tag_v2", {})  # of a TIFF file
-    values = np.asarray(image)
+    values = stored = np.asarray(image)
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
             raise ValueError(f"grey from {values.min():g} to {values.max():g}: floats must be from 0 to 1")
@@ -97,7 +97,10 @@ def _eight_bits(image: Image.Image, file: Image.Image) -> Image.Image:
     else:
         values = values >> (tags[BITSPERSAMPLE][0] - 8 if tags else 8)
     dark_is_high = tags.get(PHOTOMETRIC_INTERPRETATION) == 0
-    return Image.fromarray((255 - values if dark_is_high else values).astype(np.uint8))
+    shown = Image.fromarray((255 - values if dark_is_high else values).astype(np.uint8))
+    if "transparency" in image.info:  # the value of a PNG file that is not seen
+        shown.putalpha(Image.fromarray(np.uint8(255) * (stored != image.info["transparency"])))
+    return shown
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

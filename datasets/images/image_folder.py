@@ -81,6 +81,8 @@ def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, Files], Coun
             skipped += others
         if not files[split]:
             raise UserError(f"{yaml_path}: root: {root / split} has no images ({', '.join(sorted(SUFFIXES))})")
+    beside = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in _SPLITS]
+    skipped[f"outside {' and '.join(_SPLITS)}"] = sum(len(find_images(folder)[0]) for folder in beside)
     numbers = {name: i for i, name in enumerate(sorted({name for found in files.values() for _, name in found}))}
     return list(numbers), {split: [(path, numbers[name]) for path, name in files[split]] for split in files}, skipped
 

@@ -1,6 +1,7 @@
 """What interrupts runs of days, many times over: kills, signals, a full disk, a second process.
 
     python -m tests.fuzz.torture kills --cases 100
+    python -m tests.fuzz.torture derived --cases 36   (forget.py and distill.py, which are repeated, not resumed)
     python -m tests.fuzz.torture signals --cases 50
     python -m tests.fuzz.torture disk --cases 50      (as root: on small file systems; else with a limit on file sizes)
     python -m tests.fuzz.torture together --cases 25
@@ -20,9 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import tensorboard.compat.proto.event_pb2  # noqa: F401
 import torch
@@ -30,7 +32,10 @@ import torch._dynamo
 from tensorboard.plugins.custom_scalar import layout_pb2  # noqa: F401
 from tensorboard.plugins.hparams import plugin_data_pb2  # noqa: F401
 
+import distill
+import forget
 import modelzoo
+from records.lock import LOCK
 from records.manifest import verify
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -49,6 +54,11 @@ METHODS = {
     "gpm": [],
     "cumulative": [],
 }
+DERIVED = {
+    "forget": (forget, ["--task", "10"]),
+    "forget --retrain": (forget, ["--task", "10", "--retrain", "--quiet"]),
+    "distill": (distill, ["--epochs", "3", "--quiet"]),
+}
 MINUTES = ["0", "0.001", "10"]  # every epoch, every 60 ms, never in so short a run
 
 
@@ -59,6 +69,8 @@ class Run:
     arguments: tuple[str, ...]
     reference: Path
     seconds: float  # of the reference
+    program: ModuleType = modelzoo
+    again: tuple[str, ...] = ("--resume",)  # what goes on with it, besides the arguments
 
 
 class Reference:
@@ -73,22 +85,30 @@ class Reference:
         given = ["--data_config", stream, "--samples", "3", "--epochs", "3", "--continual", "--quiet"]
         given += ["--method", name, *METHODS[name], "--checkpoint_minutes", minutes]
         key = f"{name}-{minutes}"
+        return self._run(key, Run(tuple(given), self._folder / key, 0.0))
+
+    def derived(self, name: str) -> Run:
+        """What a program makes of a finished zoo."""
+        program, given = DERIVED[name]
+        zoo = str(self.run("zoo", "10").reference)
+        return self._run(name, Run((zoo, *given), self._folder / name, 0.0, program, ()))
+
+    def _run(self, key: str, run: Run) -> Run:
         if key not in self._made:
-            reference = self._folder / key
             begin = time.perf_counter()
-            assert finish(start(given, reference)) == 0, (reference.parent / "log").read_text()
-            self._made[key] = Run(tuple(given), reference, time.perf_counter() - begin)
+            assert finish(start(run, run.reference, again=False)) == 0, log(run.reference.parent)
+            self._made[key] = replace(run, seconds=time.perf_counter() - begin)
         return self._made[key]
 
 
-def start(arguments: Sequence[str], run: Path, folder: Path | None = None, limit: int | None = None) -> int:
-    """A process of modelzoo.py, forked because importing torch takes longer than the run; says what it says to log."""
+def start(run: Run, path: Path, folder: Path | None = None, limit: int | None = None, *, again: bool = True) -> int:
+    """A process that makes a run, forked because importing torch takes longer; what it says goes to log."""
     child = os.fork()
     if child:
         return child
     code = 99
     try:
-        log = os.open((folder or run.parent) / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        log = os.open((folder or path.parent) / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         if limit is not None:
@@ -96,7 +116,7 @@ def start(arguments: Sequence[str], run: Path, folder: Path | None = None, limit
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        code = modelzoo.main([*arguments, "--run_dir", str(run)])
+        code = run.program.main([*run.arguments, *(run.again if again else ()), "--run_dir", str(path)])
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -109,7 +129,7 @@ def finish(child: int) -> int:
 
 def contents(run: Path) -> dict[str, bytes | None]:
     """All files by name; of those with times in them only that they are there."""
-    timed = ("config.yaml", "episodes.csv", "manifest.json", "summary.json")
+    timed = ("certificate.json", "config.yaml", "episodes.csv", "manifest.json", "summary.json")
     paths = [path for path in run.rglob("*") if not path.name.startswith("events.")]
     return {
         path.relative_to(run).as_posix(): None if path.name in timed or path.is_dir() else path.read_bytes()
@@ -135,12 +155,16 @@ def kills(run: Run, folder: Path, rng: random.Random) -> str:
     """kill -9, up to four times."""
     path, moments = folder / "run", []
     for _ in range(rng.randint(1, 4)):
-        child = start([*run.arguments, "--resume"], path)
+        child = start(run, path)
         moments.append(rng.uniform(0, run.seconds))
         time.sleep(moments[-1])
         os.kill(child, signal.SIGKILL)
         finish(child)
-    assert finish(start([*run.arguments, "--resume"], path)) == 0, log(folder)
+    code = finish(start(run, path))
+    if code == 2 and not run.again and "already holds a run" in log(folder):  # it was killed after it had finished
+        (path / LOCK).unlink(missing_ok=True)
+    else:
+        assert code == 0, log(folder)
     return "killed after " + ", ".join(f"{moment:.2f}" for moment in moments) + " s"
 
 
@@ -148,7 +172,7 @@ def signals(run: Run, folder: Path, rng: random.Random) -> str:
     """SIGTERM or SIGINT: the run says how to go on, and then does."""
     path, code, stops = folder / "run", 1, 0
     for _ in range(4):
-        child = start([*run.arguments, "--resume"], path)
+        child = start(run, path)
         number = rng.choice([signal.SIGTERM, signal.SIGINT])
         time.sleep(rng.uniform(0, run.seconds))
         os.kill(child, number)
@@ -165,7 +189,7 @@ def signals(run: Run, folder: Path, rng: random.Random) -> str:
             assert "Traceback" not in told, told
         if code == 0:
             break
-    assert finish(start([*run.arguments, "--resume"], path)) == 0, log(folder)
+    assert finish(start(run, path)) == 0, log(folder)
     return f"stopped {stops} times"
 
 
@@ -179,20 +203,20 @@ def disk(run: Run, folder: Path, rng: random.Random) -> str:
         size = rng.randint(20_000, 2 * needed)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path.parent)], check=True)
         try:
-            code = finish(start(run.arguments, path, folder))
+            code = finish(start(run, path, folder, again=False))
             told = log(folder)
             subprocess.run(["mount", "-o", "remount,size=1g", str(path.parent)], check=True)
             check_told(code, told)
-            assert finish(start([*run.arguments, "--resume"], path, folder)) == 0, log(folder)
+            assert finish(start(run, path, folder)) == 0, log(folder)
             compare(path, run.reference)
             shutil.copytree(path, folder / "run")
         finally:
             subprocess.run(["umount", str(path.parent)], check=True)
         return f"{size:,} bytes: exit code {code}"
     limit = rng.randint(100, 600_000)
-    code = finish(start(run.arguments, path, folder, limit))
+    code = finish(start(run, path, folder, limit, again=False))
     check_told(code, log(folder))
-    assert finish(start([*run.arguments, "--resume"], path)) == 0, log(folder)
+    assert finish(start(run, path)) == 0, log(folder)
     return f"files up to {limit:,} bytes: exit code {code}"
 
 
@@ -208,7 +232,7 @@ def together(run: Run, folder: Path, rng: random.Random) -> str:
     path = folder / "run"
     children = []
     for _ in range(2):
-        children.append(start([*run.arguments, "--resume"], path))
+        children.append(start(run, path))
         time.sleep(rng.choice([0, 0, rng.uniform(0, 1.2 * run.seconds)]))
     codes = sorted(finish(child) for child in children)
     assert codes in ([0, 2], [0, 0]), (codes, log(folder))  # both if the first was over when the second began
@@ -223,7 +247,7 @@ def log(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ways: dict[str, Callable[[Run, Path, random.Random], str]] = {
-        "kills": kills, "signals": signals, "disk": disk, "together": together,
+        "kills": kills, "derived": kills, "signals": signals, "disk": disk, "together": together,
     }  # fmt: skip
     parser.add_argument("way", choices=ways)
     parser.add_argument("--cases", type=int, default=100)
@@ -239,10 +263,11 @@ def main() -> None:
         cases = range(options.first, options.first + options.cases) if options.only is None else [options.only]
         for number in cases:
             rng = random.Random(f"{options.way}/{number}")
-            name, minutes = list(METHODS)[number % len(METHODS)], rng.choice(MINUTES)
+            names = list(DERIVED if options.way == "derived" else METHODS)
+            name, minutes = names[number % len(names)], rng.choice(MINUTES)
             folder = Path(place) / f"case{number}"
             folder.mkdir()
-            run = reference.run(name, minutes)
+            run = reference.derived(name) if name in DERIVED else reference.run(name, minutes)
             try:
                 told = ways[options.way](run, folder, rng)
                 compare(folder / "run", run.reference)
