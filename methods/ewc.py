@@ -6,6 +6,7 @@ Schwarz et al., "Progress & Compress", ICML 2018.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,14 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from datasets.mixture import Mixture
+from datasets.objectives import Objective
 from datasets.task import Task
 from methods.base import Requirements
 from methods.single import NormRule, SingleNet, shared_parameters
 from net.multihead import MultiHead, grown
+from training.batches import Batch
+from training.recipe import Recipe
+from utils.errors import UserError
 from utils.seeding import generator
 from utils.settings import Range, setting
 
@@ -69,17 +74,18 @@ class Springs(NormRule):
     With F (`stiffness`) the sum of all past tasks' F_k and G (`pull`) that of F_k theta*_k, this is up to a constant
     strength/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2, at a cost that does not grow with the tasks.
 
-    The penalty is not differentiated; instead a proximal step follows each step of the optimizer, which led to theta':
+    With `proximal` it is not differentiated; a proximal step follows each step of the optimizer, which led to theta':
 
         theta <- argmin  penalty(theta) + |theta - theta'|^2 / (2 h) = (theta' + h strength G) / (1 + h strength F)
 
     with h = rate / (1 - momentum), the learning rate that momentum adds up to, so that both have the same stationary
     points (forward-backward splitting, Combettes & Wajs 2005). A gradient step of the penalty would diverge once
-    rate * strength * F exceeds about 2, as sums over tasks do sooner or later.
+    rate * strength * F exceeds about 2, as sums over tasks do sooner or later. Without `proximal` the gradient of the
+    penalty is added to that of the loss, as in the paper, for any optimizer.
     """
 
-    def __init__(self, strength: float, stiffness: Values, pull: Values) -> None:
-        self.strength, self.stiffness, self.pull = strength, stiffness, pull
+    def __init__(self, strength: float, stiffness: Values, pull: Values, proximal: bool = True) -> None:
+        self.strength, self.stiffness, self.pull, self.proximal = strength, stiffness, pull, proximal
 
     def begin(self, net: MultiHead) -> None:
         super().begin(net)
@@ -89,32 +95,50 @@ class Springs(NormRule):
         self._pull = [grown(self.pull[name], p) * self.strength for name, p in held.items()]
 
     @torch.no_grad()
+    def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
+        if self._parameters and not self.proximal:
+            force = torch._foreach_mul(self._stiffness, [p.detach() for p in self._parameters])
+            torch._foreach_sub_(force, self._pull)
+            torch._foreach_add_([p.grad for p in self._parameters if p.grad is not None], force)
+
+    @torch.no_grad()
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
-        if not self._parameters:
+        if not self._parameters or not self.proximal:
             return
         h = rate / (1 - self.recipe.momentum)
         torch._foreach_add_(self._parameters, torch._foreach_mul(self._pull, h))
         torch._foreach_div_(self._parameters, torch._foreach_add(torch._foreach_mul(self._stiffness, h), 1.0))
 
 
+def proximal(settings: Any, recipe: Recipe) -> bool:
+    """Whether the penalty is minimised in proximal steps; UserError if the optimizer does not allow it."""
+    if settings.penalty == "proximal" and recipe.optimizer != "sgd":
+        raise UserError(f"settings.penalty: proximal needs the optimizer sgd, not {recipe.optimizer}; make it gradient")
+    return bool(settings.penalty == "proximal")
+
+
+PENALTIES = ("proximal", "gradient")
+
+
 class EWC(SingleNet):
     """Elastic weight consolidation: one spring per past task and parameter."""
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Settings(SingleNet.Settings):
         strength: float = setting(Range(0, whole=False), "lambda of eq. 3")
+        penalty: str = setting(PENALTIES, "how it is minimised, see Springs", default="proximal")
         fisher: str = setting(("exact", "sample", "empirical"), "which labels the Fisher information is of")
         fisher_examples: int = setting(Range(1), "training examples that it is measured on")
 
-    # The Fisher information is that of a distribution over classes; Springs assumes steps of SGD with momentum.
-    requires = Requirements(classes=True, optimizers=("sgd",))
+    requires = Requirements(classes=True)  # the Fisher information is that of a distribution over classes
     saved_attributes = (*SingleNet.saved_attributes, "importance", "_pull")
 
     importance: Values  # of the shared parameters, summed over tasks
     _pull: Values
 
     def rule(self) -> NormRule:
-        return Springs(self.settings.strength, self.common(self.importance), self.common(self._pull))
+        held = self.common(self.importance), self.common(self._pull)
+        return Springs(self.settings.strength, *held, proximal(self.settings, self.recipe))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         rng = generator(self.config.seed, "fisher", task.id)
@@ -143,7 +167,7 @@ class OnlineEWC(EWC):
     F~_t = decay F~_{t-1} + F_t,   penalty  strength/2 sum_i F~_{t-1,i} (theta_i - theta*_{t-1,i})^2
     """
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Settings(EWC.Settings):
         decay: float = setting(Range(0, 1, whole=False), "of the springs, with every task")
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from datasets.objectives import Objective
 from datasets.task import Task
-from methods.base import Requirements
-from methods.ewc import Springs, Values
+from methods.ewc import PENALTIES, Springs, Values, proximal
 from methods.single import NormRule, SingleNet, shared_parameters
 from net.multihead import MultiHead, grown
 from training.batches import Batch
@@ -35,6 +34,7 @@ class PathIntegral(Springs):
     def adjust(self, net: MultiHead, batch: Batch, objective: Objective) -> None:
         self._gradients = [p.grad.clone() for p in self._all if p.grad is not None]
         self._before = [parameter.detach().clone() for parameter in self._all]
+        super().adjust(net, batch, objective)
 
     def finish(self, net: MultiHead, rate: float | Tensor) -> None:
         super().finish(net, rate)
@@ -56,12 +56,12 @@ class PathIntegral(Springs):
 class SI(SingleNet):
     """Adds strength sum_i Omega_i (theta_i - theta*_i)^2: Omega a sum over tasks, theta* the end of the last one."""
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Settings(SingleNet.Settings):
         strength: float = setting(Range(0, whole=False), "c of the paper")
+        penalty: str = setting(PENALTIES, "how it is minimised, see Springs", default="proximal")
         damping: float = setting(Range(0, whole=False, open_low=True), "xi of the paper")
 
-    requires = Requirements(optimizers=("sgd",))  # see Springs
     saved_attributes = (*SingleNet.saved_attributes, "importance", "_pull")
 
     importance: Values
@@ -69,7 +69,8 @@ class SI(SingleNet):
 
     def rule(self) -> PathIntegral:
         # Springs has a factor 1/2 that this penalty has not.
-        return PathIntegral(2 * self.settings.strength, self.common(self.importance), self.common(self._pull))
+        held = self.common(self.importance), self.common(self._pull)
+        return PathIntegral(2 * self.settings.strength, *held, proximal(self.settings, self.recipe))
 
     def after(self, task: Task, net: MultiHead, rule: NormRule) -> int:
         assert isinstance(rule, PathIntegral)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -232,7 +232,7 @@ class ReplayNet(SingleNet):
         memory_per_class: int = setting(Range(1), "examples of each class of each past task that are kept")
         buffer: str = setting(BUFFERS, "which examples are kept, see ReplayMemory")
         fill: str = setting(("after", "during"), "when examples of a task are kept, see ReplayNet", default="after")
-        replay_batch: int = setting(Range(1, 65536), "replayed examples in every step")
+        replay_batch: Any = setting(Range(1, 65536), "replayed examples in every step")
 
     def budget(self) -> Budget:
         return limited(self.config) or Budget(per_class=self.settings.memory_per_class)
