@@ -285,7 +285,7 @@ CASES = [
         "key of another dataset",
         "{dataset: digits, root: x, tasks: [[0, 1]]}",
         "unknown key 'root'",
-        "known: data_dir, dataset",
+        "known: class_order, data_dir, dataset",
     ),
     tasks("wrong type of tasks", "all", "at least one task", "[[0, 1], [2, 3]]"),
     tasks("wrong type of class", "[[[0], 1]]", "task 1 must be a list of classes", "[0, 1]"),
