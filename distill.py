@@ -82,6 +82,9 @@ def distill(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         zoos = loaded(options)
         zoo = zoos["zoo"]
+        if options.seed not in (None, zoo.config.seed) and zoo.config.data.drawn:
+            why = f"the tasks of {zoo.path} were drawn from its seed ({zoo.config.data.drawn})"
+            raise UserError(f"--seed {options.seed}: {why}; leave --seed out")
         out = Path(options.run_dir) if options.run_dir else beside(options.run, f"-{STUDENT}")
         reference = None if options.isolated is None else Path(options.isolated)
         reads = [zoo.path] if reference is None else [zoo.path, reference]

@@ -72,7 +72,7 @@ def forget(options: argparse.Namespace) -> None:
         if options.retrain:
             with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
                 if options.threads is None:
-                    use_threads(before[0].net.trunk, zoo.input_shape, zoo.config.hp.batch, zoo.device)
+                    use_threads(before[0].net.trunk, zoo.members[0].input_shape, zoo.config.hp.batch, zoo.device)
                 more, stats = retrained(zoo, task, options.data_dir, Console(options.quiet))
                 after += more
         if not after:

@@ -15,6 +15,7 @@ from datasets.images.digits import rotated_digits, split_digits
 from datasets.images.image_folder import image_folder
 from datasets.images.mini_imagenet import mini_imagenet
 from datasets.images.mnist import permuted_mnist, rotated_mnist, split_mnist
+from datasets.images.settings import ClassSettings, RotationSettings, ViewSettings
 from datasets.images.views import numbered
 from datasets.scenarios import in_scenario
 from datasets.task import Generator, TaskStream
@@ -33,6 +34,10 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "image_folder": image_folder,
 }
 rotated_digits.numbered = rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
+rotated_digits.Settings = rotated_mnist.Settings = RotationSettings  # type: ignore[attr-defined]
+permuted_mnist.Settings = ViewSettings  # type: ignore[attr-defined]
+for _stream in (split_digits, split_mnist, cifar10, cifar100, mini_imagenet):
+    _stream.Settings = ClassSettings  # type: ignore[attr-defined]
 
 
 def settings_of(dataset: str) -> type:

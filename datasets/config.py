@@ -96,6 +96,12 @@ class DataConfig:
     settings: Any = field(default_factory=NoSettings)  # of the data set
 
     @property
+    def drawn(self) -> str:
+        """The first setting, such as "class_order: seed", that draws what the tasks are from the seed; "" if none."""
+        keys = ("class_order", "task_order", "views")
+        return next((f"{key}: seed" for key in keys if getattr(self.settings, key, None) == "seed"), "")
+
+    @property
     def stream(self) -> str:
         """The stream's name: that of its YAML file."""
         return Path(self.path).stem

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,6 +142,20 @@ class Preprocess:
     def __call__(self, inputs: Tensor, choices: Tensor | None = None) -> Tensor:
         """[B, *input] as stored -> [B, *input] for the network, augmented if `choices` are given."""
         return inputs
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run saves of it, as plain values: what its networks need without augmentation."""
+        return {}
+
+    @classmethod
+    def saved(cls, where: str, facts: Mapping[str, Any]) -> "Preprocess":
+        """The one that has these facts; a UserError, which begins with `where`, if they are wrong."""
+        return cls()
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one stored input, of the shape of one input of the network."""
+        return shape
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from utils.trees import Tree
 
 
 def squared_distance(outputs: Tensor, recorded: Tensor) -> Tensor:
-    """Mean of (z - z')^2 over recorded outputs; both [N, C], `recorded` -inf where there was no output."""
-    own = recorded.isfinite()
+    """Mean of (z - z')^2 over recorded outputs; both [N, C], -inf where there is no output."""
+    own = outputs.isfinite() & recorded.isfinite()
     difference = torch.where(own, outputs.float(), 0.0) - torch.where(own, recorded, 0.0)
     return difference.square().sum() / own.sum()
 

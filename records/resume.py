@@ -37,6 +37,10 @@ def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
     check_name(config.method, f"{path}: method: ")
     if not config.continual:
         raise UserError(f"--extend: {base} has learned all tasks at once; only --continual runs can be extended")
+    if config.data.drawn:
+        raise UserError(
+            f"--extend: the tasks of {base} were drawn from its seed ({config.data.drawn}), all at once; none can join"
+        )
     if differing := _differing(invocation, config, invocation.given - {"data_config"}):
         raise UserError(
             f"--extend: {path} has another {', '.join(differing)}; leave it out: more tasks are learned as the "

@@ -153,6 +153,7 @@ def resolve(
         "higher_is_better": metric.higher_is_better,
         "objective": type(stream.spec.objective).__name__,
         "preprocess": type(stream.spec.preprocess).__name__,
+        "inputs": stream.spec.preprocess.facts,
         "data_sha256": stream.fingerprints(),
         **provenance(),
     }

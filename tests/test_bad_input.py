@@ -285,7 +285,7 @@ CASES = [
         "key of another dataset",
         "{dataset: digits, root: x, tasks: [[0, 1]]}",
         "unknown key 'root'",
-        "known: data_dir, dataset, hold_out, samples, tasks)",
+        "known: class_order, data_dir, dataset",
     ),
     dataset("key of config.yaml alone", "{dataset: digits, tasks: [[0, 1], [2, 3]], forgotten: 1}", "key 'forgotten'"),
     dataset("path of the file itself", "{dataset: digits, tasks: [[0, 1]], path: x}", "d.yaml: unknown key 'path'"),

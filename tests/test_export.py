@@ -19,6 +19,7 @@ import torch
 from PIL import ExifTags, Image
 
 from datasets.images.digits import rotated_digits
+from datasets.images.settings import HALF, Normalisation
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from export import main
@@ -229,18 +230,36 @@ def test_no_path_of_this_machine_is_in_the_files(here):
         assert str(here).encode() not in content
 
 
-def random_zoo(model, shape):
+def random_zoo(model, shape, preprocess=ImagePreprocess(0, flip=False)):  # noqa: B008
     """A network that nobody has trained, with answers that differ."""
     tasks = [SavedTask(1, "one", ("a", "b")), SavedTask(2, "two", ("a", "b", "c"))]
     names, classes = tuple(task.name for task in tasks), tuple(task.classes for task in tasks)
     member = SavedMember(0, 1, False, (1, 2), (1.0, 1.0), names, classes, {"model": model}, shape, 0)
-    zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], ImagePreprocess(0, flip=False), CPU)
+    zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], preprocess, CPU)
     with seeded(0, "net"), torch.no_grad():
         net = build_net(model, shape, settings_class(model)(), {1: 2, 2: 3}).eval()
         features = net.trunk(torch.randn(32, *shape))
         net.weight *= 3 / (features @ net.weight.T).std()
     zoo.net = lambda member: (net, {})
     return zoo
+
+
+def test_the_normalisation_of_each_channel_and_the_padding_are_exported():
+    """Images whose normalised channels are equal are answered alike by networks of both normalisations."""
+    own = Normalisation((0.25, 0.5, 0.75), (0.4, 0.7, 1.0))
+    made = ImagePreprocess(0, False, 4, own), ImagePreprocess(0, False, 0, HALF)
+    zoos = [random_zoo("conv", (3, 32, 32), preprocess) for preprocess in made]
+    (network, _), (plain, _) = (exported(Shipped(z, z.tasks), z, z.tasks, ["onnx"])["model.onnx"] for z in zoos)
+    images = np.random.default_rng(0).random((5, 3, 24, 24), dtype=np.float32)
+    black = np.zeros((5, 3, 32, 32), dtype=np.float32)
+    black[:, :, 4:28, 4:28] = images
+    mean, sd = (np.array(values, dtype=np.float32).reshape(3, 1, 1) for values in (own.mean, own.sd))
+    same = (black - mean) / sd * 0.25 + 0.5
+    answers = [onnxruntime.InferenceSession(content).run(None, {"images": inputs})
+               for content, inputs in ((network, images), (plain, same))]  # fmt: skip
+    for one, other in zip(*answers, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert answers[0][0].std(0).max() > 0.001
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from datasets.images.settings import arranged
 from evaluation.accuracy import MIXED_EXAMPLES
 from evaluation.measurements import WITHOUT_TASK, mean_over_tasks
 from methods import METHODS
@@ -18,7 +19,8 @@ from records.tables import METRICS, read_measurements
 from utils.errors import one_line
 from zoo.saved import PLAIN, SavedTask, Zoo
 
-_ELSEWHERE = ("data.samples", "data.hold_out")  # these stand in another section of the card
+# These stand in other sections of the card.
+_ELSEWHERE = ("data.samples", "data.samples_per_task", "data.hold_out", "data.normalize", "data.pad")
 _CHANNELS = {1: "grey", 3: "red, green and blue"}
 _PACKAGES = {"model.onnx": ("onnx", "onnxruntime"), "model.pt2": ("torch",)}
 
@@ -26,6 +28,7 @@ _PACKAGES = {"model.onnx": ("onnx", "onnxruntime"), "model.pt2": ("torch",)}
 def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, files: Sequence[str]) -> str:
     """The model card in Markdown of a zoo combined as it is exported; `outputs`: the task of each output, by name."""
     config, raw = zoo.config, read_config(zoo.path)
+    tasks = arranged(config.data, config.seed)
     rows = [row for row in read_measurements(zoo.path, zoo.manifest)[0] if row.episode == zoo.manifest.episode]
     numbers = [task.number for task in outputs.values()]
     used = {member for number in numbers for member in zoo.combinations[number].members}
@@ -52,7 +55,8 @@ def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, file
         networks=len(used), recipe=recipe, name=zoo.path.absolute().name,
         dataset=" ".join([config.data.dataset, Path(getattr(config.data.settings, "root", "")).name]),
         channels=_CHANNELS.get(zoo.input_shape[0], "channels"), episode=rows[0].episode, mixed=MIXED_EXAMPLES,
-        label_noise={number: config.data.tasks[number - 1].label_noise for number in numbers},
+        label_noise={number: tasks[number - 1].label_noise for number in numbers},
+        samples_per_task=getattr(config.data.settings, "samples_per_task", None),
         versions={name: importlib.metadata.version(name) for file in files for name in _PACKAGES[file]},
         recomputed=not as_trained,
         task_not_given={name: mean for name in scenarios if (mean := mean_over_tasks(rows, name)) is not None},

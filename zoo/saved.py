@@ -35,7 +35,7 @@ from zoo.combine import COMBINE, TEMPERATURES, Combination, MemberPredictions, f
 from zoo.inputs import Images, as_stored, read_images
 
 AUTO = "auto"
-PREPROCESS = {"ImagePreprocess": ImagePreprocess(0, flip=False), "Preprocess": Preprocess()}
+PREPROCESS: Mapping[str, type[Preprocess]] = {"ImagePreprocess": ImagePreprocess, "Preprocess": Preprocess}
 PLAIN = "mean", "none", None  # the mean with the weights of training
 
 
@@ -91,6 +91,7 @@ class Zoo:
         compute: the device on which members predict, and the precision: as in the run, see `in_fp32`.
         combinations: by task number, how the answers of its members are combined.
         combined_as: the arguments of `combined` that made these.
+        input_shape: of one input, which is neither normalised nor padded.
         images, reads_files: whether inputs are images, and image files can be read as such.
     """
 
@@ -100,11 +101,12 @@ class Zoo:
     ) -> None:  # fmt: skip
         self.path, self.config, self.manifest = path, config, manifest
         self.tasks, self.members = tuple(tasks), tuple(members)
-        self.input_shape, self.compute = members[0].input_shape, Compute(device, config.precision == "bf16")
+        self.input_shape = preprocess.stored_shape(members[0].input_shape)
+        self.compute = Compute(device, config.precision == "bf16")
         self.preprocess, self.images = preprocess, isinstance(preprocess, ImagePreprocess)
         # Squares of grey or colour, as files become.
         self.reads_files = self.images and self.input_shape[0] in (1, 3) and len({*self.input_shape[1:]}) == 1
-        self._spec = StreamSpec(config.stream, self.input_shape, CrossEntropy(), preprocess)
+        self._spec = StreamSpec(config.stream, members[0].input_shape, CrossEntropy(), preprocess)
         self._loaded: dict[int, tuple[MultiHead, Mapping[int, TaskWeights]]] = {}
         self.combinations: Mapping[int, Combination] = self._plain()
         self.combined_as: tuple[str, str, int | None] = PLAIN
@@ -129,7 +131,9 @@ class Zoo:
             raise UserError(f"{path} has no members")
         facts = [task for m in members for task in zip(m.tasks, m.task_names, m.classes, strict=True)]
         tasks = {number: SavedTask(number, name, classes) for number, name, classes in sorted(facts)}
-        return cls(path, config, manifest, [*tasks.values()], members, PREPROCESS[preprocess], pick_device(device))
+        with reading(path, CONFIG):
+            made = PREPROCESS[str(preprocess)].saved(f"{path / CONFIG}: inputs", content.get("inputs", {}))
+        return cls(path, config, manifest, [*tasks.values()], members, made, pick_device(device))
 
     @property
     def device(self) -> torch.device:

@@ -1,13 +1,11 @@
 """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn: no download."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from datasets.config import DataConfig
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
-from datasets.images.views import decode_view, rotation
+from datasets.images.views import decode_view, rotations
 from datasets.task import TaskStream
 
 _NAMES = tuple("0123456789")
@@ -21,10 +19,9 @@ def split_digits(config: DataConfig, seed: int, device: torch.device) -> TaskStr
 
 
 def rotated_digits(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
-    """Label 10x + y is digit y rotated by 10x degrees."""
-    views = partial(rotation, 8)
-    data = ImageDataset(*_load(), _NAMES, _PREPROCESS, decode_view, views, lambda x: f"rotated by {10 * x}°")
-    return image_stream(config, data, seed, device)
+    """Label 10x + y is digit y rotated by 10x degrees, or by the x-th drawn angle."""
+    views = rotations(config, seed, 8)
+    return image_stream(config, ImageDataset(*_load(), _NAMES, _PREPROCESS, decode_view, *views), seed, device)
 
 
 def _load() -> tuple[Images, Images]:

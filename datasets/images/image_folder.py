@@ -21,6 +21,7 @@ from torch import Tensor
 
 from datasets.config import DataConfig, class_name
 from datasets.images.files import DECODER, SUFFIXES, decode_image, find_images, reasons
+from datasets.images.settings import ClassSettings
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
 from datasets.task import TEST, TaskStream
 from utils.errors import UserError, expanded
@@ -30,8 +31,8 @@ from utils.settings import Range, setting
 _SPLITS = ("train", "test")
 
 
-@dataclass(frozen=True)
-class FolderSettings:
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings(ClassSettings):
     """Keys of the dataset YAML beside `dataset` and `tasks`."""
 
     root: str = setting(str, "the folder that holds train/ and test/, relative to --data_dir")

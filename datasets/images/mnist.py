@@ -2,7 +2,6 @@
 
 import gzip
 import zlib
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from datasets.config import DataConfig
 from datasets.images.download import fetch
 from datasets.images.stream import ImageDataset, ImagePreprocess, Images, image_stream
-from datasets.images.views import decode_view, permutation, rotation
+from datasets.images.views import decode_view, permutations, rotations
 from datasets.task import TaskStream
 from utils.errors import UserError
 
@@ -30,16 +29,15 @@ def split_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskStre
 
 
 def rotated_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
-    """Label 10x + y is digit y rotated by 10x degrees."""
-    views = partial(rotation, _SIDE)
-    data = ImageDataset(*_load(config.data_dir), _NAMES, _CROP, decode_view, views, lambda x: f"rotated by {10 * x}°")
-    return image_stream(config, data, seed, device)
+    """Label 10x + y is digit y rotated by 10x degrees, or by the x-th drawn angle."""
+    views = rotations(config, seed, _SIDE)
+    return image_stream(config, ImageDataset(*_load(config.data_dir), _NAMES, _CROP, decode_view, *views), seed, device)
 
 
 def permuted_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
-    """Label 10x + y is digit y with its pixels permuted by the seed 1000x; x = 0 is the image itself."""
-    views = partial(permutation, _SIDE * _SIDE)
-    data = ImageDataset(*_load(config.data_dir), _NAMES, _NO_CROP, decode_view, views, lambda x: f"permutation {x}")
+    """Label 10x + y is digit y with its pixels permuted by the seed 1000x, x = 0 not at all; or all are drawn."""
+    views = permutations(config, seed, _SIDE * _SIDE)
+    data = ImageDataset(*_load(config.data_dir), _NAMES, _NO_CROP, decode_view, *views)
     return image_stream(config, data, seed, device)
 
 

@@ -4,34 +4,37 @@ Every image lies on the device once, as uint8; tasks are row numbers. Crops, fli
 batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.config import DataConfig, TaskConfig, class_name
+from datasets.images.settings import HALF, ImageSettings, Normalisation, arranged
 from datasets.objectives import CrossEntropy
 from datasets.task import HELD_OUT, TEST, TRAIN, Examples, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
 from utils.errors import UserError, unknown
 from utils.seeding import derive_seed, generator
+from utils.settings import plain, read
 
 
 @dataclass(frozen=True)
 class ImagePreprocess(Preprocess):
-    """uint8 [B, C, H, W] -> float32 in which 0.5 has become 0 and 0.25 one unit; augmented if asked to.
+    """uint8 [B, C, H, W] -> float32 [B, C, H + 2 pad, W + 2 pad], normalised; augmented if asked to.
 
-    The constants are not those of the data: statistics of later tasks would leak into the first.
-    Augmentation: a crop at a random place of the image padded with `padding` black pixels on each side, and a
-    horizontal flip with probability 1/2 if `flip`.
+    First of all `pad` black pixels are put on each side. Augmentation: a crop at a random place of the image with
+    `padding` more black pixels on each side, and a horizontal flip with probability 1/2 if `flip`.
     """
 
     padding: int
     flip: bool
+    pad: int = 0
+    normalisation: Normalisation = HALF
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor | None:
         """Top and left of the crop in the padded image, and whether it is flipped, [count, 3]."""
@@ -42,10 +45,30 @@ class ImagePreprocess(Preprocess):
         return torch.stack([*crop, flip.long()], 1)
 
     def __call__(self, inputs: Tensor, choices: Tensor | None = None) -> Tensor:
+        if self.pad:
+            inputs = F.pad(inputs, [self.pad] * 4)
         if choices is not None:
             inputs = self._augment(inputs, choices)
-        normal = inputs.to(torch.float32).sub_(0.5 * 255).mul_(1 / (0.25 * 255))
+        mean, sd = self.normalisation.mean, self.normalisation.sd
+        normal = inputs.to(torch.float32)
+        # Numbers, not a tensor of them: no batch waits until they have been copied to the device.
+        parts = [normal] if len(mean) == len(sd) == 1 else [normal[:, c] for c in range(normal.shape[1])]
+        for channel, part in enumerate(parts):
+            part.sub_(mean[channel % len(mean)] * 255).mul_(1 / (sd[channel % len(sd)] * 255))
         return normal.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"normalize": plain(self.normalisation), "pad": self.pad}
+
+    @classmethod
+    def saved(cls, where: str, facts: Mapping[str, Any]) -> "ImagePreprocess":
+        settings = read(ImageSettings, where, facts)
+        return cls(0, False, settings.pad, settings.normalisation)
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, height, width = shape
+        return channels, height - 2 * self.pad, width - 2 * self.pad
 
     def _augment(self, inputs: Tensor, choices: Tensor) -> Tensor:
         top, left, flip = choices.unbind(1)
@@ -91,6 +114,8 @@ class ImageDataset:
 
 def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torch.device) -> TaskStream:
     """The stream whose tasks have the classes that the dataset YAML names; UserError if the data set lacks one."""
+    preprocess = _preprocess(config, data)
+    config = replace(config, tasks=arranged(config, seed))
     train, test = (replace(images, pixels=place(images.pixels, device)) for images in (data.train, data.test))
     data = replace(data, train=train, test=test)
     known: dict[tuple[bytes, torch.device], Tensor] = {}
@@ -104,8 +129,17 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
 
     numbers = [number for number in range(1, len(config.tasks) + 1) if number not in config.forgotten]
     tasks = tuple(_build_task(config, data, seed, share, number) for number in numbers)
-    shape = tuple(data.train.pixels.shape[1:])
-    return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), data.preprocess), tasks)
+    shape = tuple(preprocess(data.train.pixels[:1]).shape[1:])
+    return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), preprocess), tasks)
+
+
+def _preprocess(config: DataConfig, data: ImageDataset) -> ImagePreprocess:
+    """The preprocessing of a data set with what the dataset YAML says about it."""
+    settings = config.settings
+    if not isinstance(settings, ImageSettings):
+        return data.preprocess
+    settings.check_channels(config.path, data.train.pixels.shape[1])
+    return replace(data.preprocess, pad=settings.pad, normalisation=settings.normalisation)
 
 
 def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callable[..., Tensor], number: int) -> Task:
@@ -122,10 +156,11 @@ def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callab
         return Examples(store, *parts, on_device, names=images.names)
 
     rng = generator(seed, "samples", number)
+    limits = _limits(config, [len(rows) for rows in train_rows], rng)
     chosen: list[Tensor] = []  # of each class: the rows to train on, the rows held out
-    for label, written, rows in zip(labels, names, train_rows, strict=True):
+    for label, written, rows, limit in zip(labels, names, train_rows, limits, strict=True):
         order = _order(seed, data.train, label.number, rows) if config.hold_out else torch.arange(len(rows))
-        chosen += _chosen(config, f"class {written!r} of task {number}", rows, order, rng)
+        chosen += _chosen(config, f"class {written!r} of task {number}", rows, order, limit, rng)
     counts = [len(rows) for rows in chosen]
     class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
     parts = list(_noisy_targets(seed, number, task, labels, class_sizes).split(counts))
@@ -184,12 +219,28 @@ def _order(seed: int, images: Images, number: int, rows: Tensor) -> Tensor:
     return torch.tensor(ranks).argsort()
 
 
-def _chosen(config: DataConfig, name: str, rows: Tensor, order: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The rows of one class that its task is trained on, and those that are held out: together `config.samples`.
+def _limits(config: DataConfig, sizes: Sequence[int], rng: torch.Generator) -> Sequence[int | None]:
+    """How many training examples a task may have of each class, which has `sizes` of them; None: all."""
+    total = getattr(config.settings, "samples_per_task", None)
+    if total is None:
+        return [config.samples] * len(sizes)
+    if config.samples is not None:
+        raise UserError(f"{config.path}: samples and samples_per_task are two ways to limit a task; leave one out")
+    # As many as a random subset of the task has of the class.
+    subset = torch.randperm(sum(sizes), generator=rng)[:total]
+    return _targets(sizes)[subset].bincount(minlength=len(sizes)).tolist()
+
+
+def _chosen(
+    config: DataConfig, name: str, rows: Tensor, order: Tensor, limit: int | None, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The rows of one class that its task is trained on, and those that are held out: together at most `limit`.
 
     No task is trained on what another holds out: `order` depends on the seed and the class alone.
     """
-    count = len(rows) if config.samples is None else min(config.samples, len(rows))
+    count = len(rows) if limit is None else min(limit, len(rows))
+    if not count:
+        raise UserError(f"{config.path}: samples_per_task leaves no training image of {name}; it must be larger")
     if config.hold_out and count < 2:
         raise UserError(f"--hold_out {config.hold_out:g} leaves no training image of {name}, of one; leave it out")
 
@@ -197,7 +248,7 @@ def _chosen(config: DataConfig, name: str, rows: Tensor, order: Tensor, rng: tor
         return min(of - 1, max(1, round(config.hold_out * of))) if config.hold_out else 0
 
     held, kept = (rows[part.sort().values] for part in order.tensor_split([share(len(rows))]))
-    if config.samples is not None:
+    if limit is not None:
         held = held[torch.randperm(len(held), generator=rng)[: share(count)]]
         kept = kept[torch.randperm(len(kept), generator=rng)[: count - len(held)]]
     return kept, held

@@ -1,16 +1,62 @@
 """Permuted and rotated images as pixel maps: which stored pixel each pixel shows (-1: black).
 
-Label 10x + y of a task is class y seen through view x. No copy of the images is made.
+Label 10x + y of a task is class y seen through view x. No copy of the images is made. With `views: seed` in the
+dataset YAML the views are drawn from the seed of the run, else every run has the same.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from datasets.config import DataConfig
+from datasets.images.settings import FIXED, SEED, SPAN
 from datasets.images.stream import Label
+from utils.errors import UserError
+from utils.seeding import generator
+
+
+class Views(NamedTuple):
+    """The pixel map and the name of each view."""
+
+    pixel_map: Callable[[int], Tensor | None]
+    name: Callable[[int], str]
+
+
+def permutations(config: DataConfig, seed: int, pixels: int) -> Views:
+    """The views of a stream of permutations; drawn ones are all permuted, also the first (Lopez-Paz & Ranzato 2017)."""
+
+    def drawn(x: int) -> Tensor:
+        return torch.randperm(pixels, generator=generator(seed, "permutation", x))
+
+    fixed = getattr(config.settings, "views", FIXED) == FIXED
+    return Views(partial(permutation, pixels) if fixed else drawn, lambda x: f"permutation {x}")
+
+
+def rotations(config: DataConfig, seed: int, side: int) -> Views:
+    """The views of a stream of rotations of square images; drawn angles as in Lopez-Paz & Ranzato 2017.
+
+    Of T tasks, view x is turned by an angle drawn uniformly from the x-th T-th of `span` degrees, counted from 0.
+    """
+    span, tasks = getattr(config.settings, "span", None), len(config.tasks)
+    if getattr(config.settings, "views", FIXED) == FIXED:
+        if span is not None:
+            raise UserError(f"{config.path}: span is for drawn rotations; add views: {SEED}, or leave it out")
+        return Views(partial(rotation, side), lambda x: f"rotated by {10 * x}°")
+
+    def degrees(x: int) -> float:
+        if x >= tasks:
+            raise ValueError(f"of {tasks} tasks 10x + y goes up to {10 * tasks - 1} with views: {SEED}")
+        share = torch.rand((), dtype=torch.float64, generator=generator(seed, "rotation", x)).item()
+        return (x + share) / tasks * (span or SPAN)
+
+    return Views(lambda x: turned(side, degrees(x)), lambda x: f"rotated by {degrees(x):.1f}°")
 
 
 def numbered(count: int) -> list[list[int]]:
@@ -28,6 +74,12 @@ def permutation(pixels: int, x: int) -> Tensor | None:
     if x == 0:
         return None
     return torch.from_numpy(np.random.default_rng(1000 * x).permutation(pixels))
+
+
+def turned(side: int, degrees: float) -> Tensor:
+    """The map that turns a square image counter-clockwise as Pillow does: nearest pixel, black outside."""
+    numbers = np.arange(1, side * side + 1, dtype=np.int32).reshape(side, side)  # from 1, so that pixels outside are 0
+    return torch.from_numpy(np.array(Image.fromarray(numbers).rotate(degrees))).flatten().long() - 1
 
 
 def rotation(side: int, x: int) -> Tensor | None:

@@ -1,0 +1,135 @@
+"""What the dataset YAML of images may say beside `dataset` and `tasks`, and the order in which the seed puts tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from datasets.config import DataConfig, TaskConfig
+from utils.errors import UserError, unknown
+from utils.seeding import generator
+from utils.settings import Range, read, setting
+
+WRITTEN, FIXED, SEED = "written", "fixed", "seed"
+SPAN = 180.0
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """A number for all channels, or a list of one number for each."""
+
+    range: Range
+
+    def read(self, where: str, value: object) -> tuple[float, ...]:
+        """The checked numbers; a UserError begins with `where`."""
+        if value == []:
+            raise UserError(f"{where} is empty; give a number, or a list with one number for each channel")
+        return tuple(self.range.check(where, number) for number in (value if isinstance(value, list) else [value]))
+
+
+_MEAN, _SD = PerChannel(Range(0, 1, whole=False)), PerChannel(Range(0.001, 1, whole=False))
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Pixel values x, from 0 to 1, become (x - mean) / sd."""
+
+    mean: tuple[float, ...] = setting(_MEAN, "mean of x")
+    sd: tuple[float, ...] = setting(_SD, "standard deviation of x")
+
+
+HALF = Normalisation((0.5,), (0.25,))
+NORMALISATIONS = {
+    # Not of the data: statistics of later tasks would leak into the first.
+    "half": HALF,
+    "unit": Normalisation((0.0,), (1.0,)),
+    # Means and standard deviations of the training images, as in the examples of PyTorch (MNIST), in Mammoth (CIFAR;
+    # Buzzega et al. 2020) and in torchvision (ImageNet).
+    "mnist": Normalisation((0.1307,), (0.3081,)),
+    "cifar10": Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2615)),
+    "cifar100": Normalisation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class NormalisationSetting:
+    """One of NORMALISATIONS by its name, or a mapping of `mean` and `sd`."""
+
+    kind = str
+
+    @staticmethod
+    def read(where: str, value: object) -> str | Normalisation:
+        """The checked value; a UserError begins with `where`."""
+        if isinstance(value, Mapping):
+            return read(Normalisation, where, value)
+        if not isinstance(value, str) or value not in NORMALISATIONS:
+            raise UserError(f"{where}: {unknown('normalisation', value, NORMALISATIONS)}; or give mean and sd")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """Keys for every data set of images."""
+
+    normalize: str | Normalisation = setting(
+        NormalisationSetting, "normalisation of the pixels: its name, or mean and sd", default="half"
+    )
+    pad: int = setting(Range(0, 512), "black pixels that are put on every side of an image", default=0)
+    samples_per_task: int | None = setting(Range(1), "use up to N random training examples of each task", default=None)
+    task_order: str = setting((WRITTEN, SEED), "order in which the tasks arrive: as written, or drawn", default=WRITTEN)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The numbers of `normalize`."""
+        return NORMALISATIONS[self.normalize] if isinstance(self.normalize, str) else self.normalize
+
+    def check_channels(self, where: str, channels: int) -> None:
+        """UserError, which begins with `where`, if the normalisation is not for images of so many channels."""
+        for part, values in vars(self.normalisation).items():
+            if len(values) not in (1, channels):
+                what = self.normalize if isinstance(self.normalize, str) else part
+                raise UserError(f"{where}: normalize: {what} is for {len(values)} channels; the images have {channels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSettings(ImageSettings):
+    """Keys where tasks are sets of classes."""
+
+    class_order: str = setting(
+        (WRITTEN, SEED), "which class stands where in `tasks`: as written, or drawn", default=WRITTEN
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings(ImageSettings):
+    """Keys where tasks are views of all classes."""
+
+    views: str = setting((FIXED, SEED), "the views: the same in every run, or drawn", default=FIXED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationSettings(ViewSettings):
+    """Keys where the views are rotations."""
+
+    span: float | None = setting(
+        Range(0, 360, whole=False, open_low=True), f"degrees that drawn rotations share ({SPAN:g})", default=None
+    )
+
+
+def arranged(config: DataConfig, seed: int) -> tuple[TaskConfig, ...]:
+    """The tasks of a stream with the classes that they have, in the order in which they arrive."""
+    tasks = list(config.tasks)
+    if getattr(config.settings, "class_order", WRITTEN) == SEED:
+        if named := [task.name for task in tasks if task.name]:
+            raise UserError(
+                f"{config.path}: class_order: seed deals the classes anew, so that the name {named[0]!r} would say "
+                "nothing; leave the names of tasks out"
+            )
+        classes = list(dict.fromkeys(entry for task in tasks for entry in task.classes))
+        order = torch.randperm(len(classes), generator=generator(seed, "class_order"))
+        dealt = {entry: classes[place] for entry, place in zip(classes, order.tolist(), strict=True)}
+        tasks = [replace(task, classes=tuple(dealt[entry] for entry in task.classes)) for task in tasks]
+    if getattr(config.settings, "task_order", WRITTEN) == SEED:
+        order = torch.randperm(len(tasks), generator=generator(seed, "task_order"))
+        tasks = [tasks[place] for place in order.tolist()]
+    return tuple(tasks)
