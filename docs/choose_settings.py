@@ -47,7 +47,7 @@ TRIED: dict[str, dict[str, Sequence[Any]]] = {
     "ewc": {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]},
     "ewc_online": {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]},
     "si": {"strength": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6]},
-    "lwf": {"strength": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0]},
+    "lwf": {"strength": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0], "teacher": ["eval", "train"]},
     "er": {"replay_loss": ["mean", "sum"]},
     "der": {"alpha": [0.01, 0.03, 0.1, 0.3, 1.0]},
     "derpp": {"alpha": [0.03, 0.1, 0.3, 1.0], "beta": [0.25, 0.5, 1.0, 2.0]},

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.objectives import Objective
 from methods.base import Requirements
 from methods.single import NormRule, SingleNet
-from net import count_parameters
+from net import BatchNorm, count_parameters
 from net.multihead import MultiHead
 from training.batches import Batch
 from utils.settings import Range, setting
@@ -52,8 +52,20 @@ class Distill(NormRule):
         return loss + self.strength * distillation(now, before, self.temperature)
 
 
+def normalise_by_batch(net: nn.Module) -> None:
+    """Drop the statistics of batch normalisation, so that it uses those of each batch, in test mode, too."""
+    for module in net.modules():
+        if isinstance(module, BatchNorm):
+            module.running_mean = module.running_var = None
+
+
 class LwF(SingleNet):
-    """A single network whose old heads are trained by distillation."""
+    """A single network whose old heads are trained by distillation.
+
+    The teacher, a copy of the network before the task, has no dropout. With batch normalisation it answers in test mode
+    (`teacher: eval`), or normalises each batch by the statistics of that batch (`train`), as the network does while it
+    learns. With `bn: freeze_after_first` the network never does so any more, and its teacher neither.
+    """
 
     @dataclass(frozen=True)
     class Settings(SingleNet.Settings):
@@ -62,6 +74,7 @@ class LwF(SingleNet):
         )
         strength: float = setting(Range(0, whole=False), "weight of the distillation")
         temperature: float = setting(Range(0, whole=False, open_low=True), "of the distillation")
+        teacher: str = setting(("eval", "train"), "how batch normalisation answers in the copy", default="eval")
 
     requires = Requirements(classes=True)
 
@@ -72,6 +85,8 @@ class LwF(SingleNet):
         if not self.seen:
             return NormRule()
         old = copy.deepcopy(self.network(self.seen)).eval().requires_grad_(False)
+        if self.settings.teacher == "train" and self.settings.bn == "shared":
+            normalise_by_batch(old)
         heads = self.seen if old.kind == "task" else self.seen[:1]
         return Distill(self.settings.strength, self.settings.temperature, old, heads)
 

@@ -1,5 +1,6 @@
 """Every baseline's algorithm against an independent truth: closed forms, brute force, geometry, statistics."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from methods.stable_sgd import StableRate
 from net.multihead import MultiHead
 from records.invocation import configure, with_settings
 from tests.test_training import new_net
-from tests.toys import CPU, filled, run_toy, toy_config, toy_stream
+from tests.toys import CPU, configured, filled, run_toy, toy_config, toy_stream
 from training.batches import Batch
 from training.loop import Training
 from training.recipe import Recipe
@@ -309,6 +310,47 @@ def test_distillation_has_the_gradient_of_finite_differences_also_beside_narrow_
             moved[index] += sign * 1e-2
             sides.append(float(distillation(moved, old, 2.0)))
         assert float(leaf.grad[index]) == pytest.approx((sides[0] - sides[1]) / 2e-2, rel=2e-2, abs=2e-5)
+
+
+@pytest.mark.parametrize("teacher", ["eval", "train"])
+def test_lwfs_loss_is_its_equation_with_a_teacher_in_either_mode(teacher):
+    """The teacher's dropout is off; in training mode its running statistics do not matter."""
+    stream = toy_stream(2)
+    config = toy_config(method="lwf", settings={"teacher": teacher, "strength": 3.0, "temperature": 2.0})
+    learner, _, _ = run_toy(replace(config, net=configured("conv", dropout=0.5)), stream, 1)
+    student, copied = (copy.deepcopy(learner.network([1], {2: 2})).eval() for _ in range(2))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    examples = stream.tasks[1].train_eval
+    x = stream.spec.preprocess(examples.store[:10])
+    batch = Batch(x, examples.targets[:10], torch.full((10,), 2))
+    norms = [module for module in copied.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in norms:
+        module.train(teacher == "train")
+    if teacher == "train":
+        for name, buffer in learner.network([1]).trunk.named_buffers():
+            if "running" in name:
+                buffer.fill_(5)
+    rule = learner.rule()
+    losses = [float(rule.loss(student, batch, OBJECTIVE).detach()) for _ in range(3)]
+    ids = torch.ones(10, dtype=torch.long)
+    old, new = copied(x, ids).detach(), student(x, ids).detach()
+    kl = F.kl_div((new / 2).log_softmax(-1), (old / 2).softmax(-1), reduction="batchmean")
+    task = F.cross_entropy(student(x, batch.task_ids)[:, :2], batch.targets).detach()
+    assert losses == pytest.approx([float(task + 3 * 4 * kl)] * 3, rel=1e-5)
+    assert norms
+    assert float(kl) > 1e-3
+
+
+def test_lwfs_teacher_matters_where_batch_normalisation_follows_the_batch():
+    """With frozen statistics the network is not normalised by the batch, and its teacher neither."""
+    for bn, same in (("shared", False), ("freeze_after_first", True)):
+        answers = [
+            run_toy(toy_config(method="lwf", settings={"teacher": teacher, "bn": bn}), toy_stream(2))[2][-1][1]
+            for teacher in ("eval", "train")
+        ]
+        assert torch.equal(*answers) == same
 
 
 # Dark experience
