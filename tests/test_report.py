@@ -129,7 +129,7 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
     tables = Tables(page.read_text())
     R, isolated = measured(runs / "zoo0"), measured(runs / "isolated0")[-1]
     header, *rows, mean = tables.tables[0]
-    assert header == ["task", "right after its episode", "at the end", "isolated network", "95 % interval"]
+    assert header == ["task", "right after its episode", "at the end", "isolated network", "95 % interval, at the end"]
     counts = [len(answers(runs / "zoo0", task)[1]) for task in range(1, 6)]
     half = 0.0
     for task, row in enumerate(rows):
@@ -140,7 +140,7 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
         assert row[-1] == f"{wilson.low:.4f}–{wilson.high:.4f}"
         half = np.hypot(half, (wilson.high - wilson.low) / 2 / 5)
     assert mean == ["mean", *(f"{np.mean(v):.4f}" for v in (R.diagonal(), R[-1], isolated)), f"± {half:.4f}"]
-    assert f"± {100 * half:.1f} (test examples)" in page.read_text()
+    assert f"; ± {100 * half:.1f} (test examples)" in page.read_text()
     expected = {
         "final accuracy": f"{100 * R[-1].mean():.1f}",
         "backward transfer": f"{100 * np.mean([R[-1, t] - R[t, t] for t in range(4)]):+.1f}",
@@ -204,6 +204,23 @@ def test_accuracy_without_the_task_follows_from_the_measurements(runs, page):
         for scenario, value in zip(header[1:], row[1:], strict=True):
             found = measured[(measured.episode == int(row[0])) & (measured.scenario == scenario)]
             assert float(value) == pytest.approx(found.accuracy.mean(), abs=5e-5)
+
+
+@pytest.mark.parametrize(("stream", "domain"), [("rotated_digits", True), ("digits", False)])
+def test_what_is_shown_without_the_task_is_explained_and_nothing_else(stream, domain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pairs = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [0, 9]]
+    Path("d.yaml").write_text(yaml.safe_dump({"dataset": stream, "tasks": 6 if domain else pairs}))
+    given = ["--data_config", "d.yaml", "--samples", "1", "--epochs", "1", "--method", "finetune", "--continual"]
+    assert modelzoo.main([*given, "--quiet", "--run_dir", "run"]) == 0
+    assert main(["run"]) == 0
+    text = Path("run/report.html").read_text()
+    header, *rows = Tables(text).tables[1]
+    found = {name for name in header if name.startswith("domain")}
+    assert found == ({"domain-incremental", "domain-incremental-sum"} if domain else set())
+    assert len(rows) == 5
+    assert "A selection of the episodes; the CSV file has all." in text
+    assert ("Domain-incremental: only its class must be right" in text) == domain
 
 
 def test_calibration_follows_from_the_predictions(runs, page):
@@ -370,7 +387,7 @@ def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
     assert main(["joint"]) == 0
     assert not Path("joint/figures/transfer_curves.png").exists()
     header, *rows, _ = Tables(Path("joint/report.html").read_text()).tables[0]
-    assert header == ["task", "at the end", "95 % interval"]
+    assert header == ["task", "at the end", "95 % interval, at the end"]
     assert [float(row[1]) for row in rows] == pytest.approx(measured(Path("joint"))[0], abs=1e-4)
     assert main(["zoo", "joint", "--out", "both"]) == 0
 
@@ -441,7 +458,9 @@ def test_runs_are_compared(runs, tmp_path, capsys):
         assert difference.startswith(f"{np.subtract(final[name], final[best]).mean():+.4f} ± ")
         assert float(p) == pytest.approx(stats.ttest_rel(final[name], final[best]).pvalue, rel=1e-2)
     options = {row[0]: row[1:] for row in tables[3][1:]}
-    assert "memory_per_class 10" in options["er"][tables[3][0].index("settings") - 1]
+    settings = yaml.safe_load((runs / "er0/config.yaml").read_text())["settings"]
+    assert len(shown := ", ".join(f"{key} {value}" for key, value in settings.items())) > 40
+    assert options["er"][tables[3][0].index("settings") - 1] == shown
 
 
 NAMED = [
@@ -545,6 +564,21 @@ def test_groups_of_one_method_have_the_names_of_their_runs(runs, tmp_path, capsy
     assert [line["method"] for line in lines] == ["more", "less"]
     (comparison,) = compare(both := [runs / "zoo0", tmp_path / "less"], labels=dict.fromkeys(both, "a"))
     assert [group.label for group in comparison.groups] == ["a", "less"]
+
+
+def test_long_names_that_begin_alike_can_be_told_apart_in_the_figures(runs, tmp_path, capsys):
+    names = [f"split_digits-conv-zoo_with_{kind}" for kind in ("few_a_round", "all_in_each_round")]
+    shutil.copytree(runs / "zoo0", tmp_path / names[0])
+    given = ["--data_config", str(runs.parent / "names.yaml"), "--samples", "4", "--epochs", "1", "--continual"]
+    assert modelzoo.main([*given, "--quiet", "--run_dir", str(tmp_path / names[1])]) == 0
+    assert main([str(tmp_path)]) == 0
+    for name in ("accuracy_over_episodes", "accuracy_against_cost"):
+        svg = (tmp_path / f"figures/{name}.svg").read_text()
+        labels = re.findall(r'<text [^>]*x="([\d.]+)"[^>]*>(split_[^<]*)<', svg)
+        assert len({label for _, label in labels}) == 2
+        assert all(label[-6:] in {name[-6:] for name in names} for _, label in labels)
+        width = float(re.search(r'viewBox="0 0 (\S+)', svg)[1])
+        assert all(float(left) + 4 * len(label) < width for left, label in labels)
 
 
 def test_groups_without_common_seeds_have_no_difference(runs, tmp_path, capsys):
