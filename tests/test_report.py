@@ -28,7 +28,7 @@ import modelzoo
 from records.checkpoints import RunCheckpoints
 from records.run import Run
 from report import main
-from reporting import style
+from reporting import figures, style
 from reporting.groups import compare
 from studies.tables import METRICS
 from tests.tables import read_metrics
@@ -171,6 +171,9 @@ def test_accuracy_on_each_class_and_confusion_follow_from_the_predictions(runs, 
                 pytest.approx(truth[output, output] / int(n), abs=1e-4),
             )
             assert mistaken.endswith(f"({truth[output, 1 - output]})") or not truth[output, 1 - output]
+        panel = figures.confusion(Run.load(runs / "zoo0")).drawn.axes[task - 1]
+        shares = truth / truth.sum(1, keepdims=True)
+        np.testing.assert_allclose(panel.images[0].get_array(), shares)
 
 
 def test_unlike_classes_show_what_the_largest_one_gives(tmp_path, monkeypatch, capsys):
