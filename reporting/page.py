@@ -145,6 +145,8 @@ def in_words(run: Run) -> list[str]:
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     derived += "Tasks are renumbered here. " if data["forgotten"] else ""
+    lost = tasks - len(run.task_names) if run.finished else 0
+    images += f". No network answers {lost} of the tasks" if lost else ""
     learned = (
         f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}, from {images}"
         f". Each network is a {net['model']}{f' ({settings})' if settings else ''}, trained for {length} with batches "

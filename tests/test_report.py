@@ -379,6 +379,21 @@ def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
     assert float(row[5]) == pytest.approx(rows.loss.item(), abs=1e-4)
 
 
+def test_a_run_without_members_of_some_tasks_says_so(tmp_path, monkeypatch, capsys):
+    """Every member but the first saw task 2, so that only the first task has a member without it."""
+    monkeypatch.chdir(tmp_path)
+    given = ["--samples", "2", "--epochs", "1", "--quiet", "--continual", "--tasks_per_round", "5"]
+    assert modelzoo.main([*given, "--run_dir", "zoo"]) == 0
+    assert forget.main(["zoo", "--task", "2", "--quiet", "--run_dir", "less"]) == 0
+    for name, lost in [("zoo", None), ("less", 3)]:
+        assert main([name]) == 0
+        text = Path(name, "report.html").read_text()
+        assert re.findall(r"No network answers (\d) of the tasks\.", text) == ([] if lost is None else [str(lost)])
+        assert ("How it was learned" in text) == (lost is None)
+        assert Path(name, "figures/members.png").exists() == (lost is None)
+    assert len(Tables(Path("less/report.html").read_text()).tables[0]) == 1 + 1 + 1  # header, task 1, mean
+
+
 def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["--samples", "3", "--epochs", "1", "--quiet"]
@@ -404,6 +419,7 @@ def test_a_run_that_was_interrupted_has_a_report(monkeypatch, tmp_path, capsys):
     assert main(["run"]) == 0
     page = Path("run/report.html")
     assert "run is not finished: this is its state after episode 2 of 5." in page.read_text()
+    assert "No network answers" not in page.read_text()
     assert figure(page, "accuracy_matrix").shape == (2, 3)
     assert measured(Path("run")).shape == (2, 2)
     assert main(["run", "--format", "md"]) == 2
@@ -729,7 +745,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def test_the_page_in_a_browser(which, scheme, width, runs, page, tmp_path, capsys):
     """No error on the console, nothing missing, no text outside its box."""
     if which == "several runs":
-        assert main([str(runs), "--out", str(tmp_path)]) == 0
+        far = shutil.copytree(runs, tmp_path / ("folder_of_a_long_name_" * 10))
+        assert main([str(far), "--out", str(tmp_path)]) == 0
         page = tmp_path / "report.html"
     inside = html.escape(page.read_text())
     (tmp_path / "harness.html").write_text(
