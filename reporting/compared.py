@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured
+from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured, short
 from reporting.groups import Group
 from reporting.style import empty_figure, line_style, percent
 from studies.tables import readable
@@ -67,12 +67,12 @@ def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:
     data = pd.DataFrame(lines, columns=["run", "seed", "accuracy", *_COSTS])
     forms = {group.label: {**line_style(number), "linestyle": "none"} for number, group in enumerate(groups)}
     labels = list(dict.fromkeys(data.run))
-    rows = -(-len(labels) // 3)
-    drawn, axes = empty_figure(6.2 + 0.17 * rows, len(_COSTS), 1)
+    columns = 3 if max(map(len, labels)) <= 15 else 2
+    drawn, axes = empty_figure(6.2 + 0.17 * -(-len(labels) // columns), len(_COSTS), 1)
     for panel, (key, title) in zip(axes, _COSTS.items(), strict=True):
         for label in labels:
             part = data[data.run == label]
-            panel.plot(part[key].mean(), part.accuracy.mean(), markersize=6, label=label, **forms[label])  # type: ignore[arg-type]
+            panel.plot(part[key].mean(), part.accuracy.mean(), markersize=6, label=short(label), **forms[label])  # type: ignore[arg-type]
             ends = [part.accuracy.min(), part.accuracy.max()]
             panel.plot([part[key].mean()] * 2, ends, color=forms[label]["color"], linewidth=1)
         panel.set(xlabel=title, ylabel="final accuracy, %", xscale="log")
@@ -80,7 +80,7 @@ def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(lambda value, _: readable(value))
         panel.xaxis.set_minor_formatter(NullFormatter())
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handletextpad=0.2)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, handletextpad=0.2)
     caption = (
         "What accuracy costs: final test accuracy against seconds in training loops, bytes that are stored (examples, "
         "and parameters at four bytes), and parameters of the networks that answer one example. Points are means over "

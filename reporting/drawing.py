@@ -72,6 +72,11 @@ def count_from_one(axes: Axes, columns: int, rows: int, offset: int = 0) -> None
         axis.set_tick_params(length=0)
 
 
+def short(name: str) -> str:
+    """At most 18 characters of a name, from both ends: names of runs often begin alike."""
+    return name if len(name) <= 18 else f"{name[:6]}…{name[-11:]}"
+
+
 def label_ends(axes: Axes, last: float, ends: Sequence[float], names: Sequence[str], palette: Sequence[str]) -> None:
     """Write the names of lines at their right ends, moved apart where they would overlap."""
     low, high = axes.get_ylim()
@@ -81,8 +86,7 @@ def label_ends(axes: Axes, last: float, ends: Sequence[float], names: Sequence[s
     axes.set_ylim(low, high)
     left = axes.get_xlim()[0]
     for end, position, name, colour in zip(ends, positions, names, palette, strict=True):
-        short = name if len(name) <= 18 else name[:17] + "…"
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
-        axes.annotate(short, (last, end), (1.03, (position - low) / (high - low)), textcoords="axes fraction",
+        axes.annotate(short(name), (last, end), (1.03, (position - low) / (high - low)), textcoords="axes fraction",
                       va="center", fontsize=7.5, color=INK, annotation_clip=False, arrowprops=line)  # fmt: skip
     axes.set_xlim(left, last + 0.02 * (last - left + 1))

@@ -80,8 +80,10 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
     return DrawnFigure("transfer_curves", "Transfer between tasks", caption, drawn, data)
 
 
-def training_grid(run: Run) -> DrawnFigure:
-    """The tasks that the network of each episode was trained on."""
+def training_grid(run: Run) -> DrawnFigure | None:
+    """The tasks that the network of each episode was trained on; None if nothing was trained."""
+    if not any(facts.tasks for facts in run.episodes):
+        return None
     names = run.task_names
     grid = np.zeros((len(run.episodes), len(names)), int)
     drawn, (axes,) = empty_figure(height(len(grid)))

@@ -116,5 +116,4 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(value: object) -> str:
     if value in (None, [], ""):
         return "–"
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

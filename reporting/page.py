@@ -127,7 +127,7 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         "mean over seeds ± the half-width of its 95 % t-interval."
     )
     return Page(
-        title=f"Comparison: {', '.join(comparison.title for comparison in comparisons)}", lead=[lead],
+        title=f"Comparison: {'; '.join(comparison.title for comparison in comparisons)}", lead=[lead],
         sections=sections, command=command, warnings=_warnings(runs),
         configuration=_configuration([group.first for group in groups]),
     )  # fmt: skip
@@ -145,6 +145,8 @@ def in_words(run: Run) -> list[str]:
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
     derived = f"This is {config['derived']}. " if config.get("derived") else ""
     derived += "Tasks are renumbered here. " if data["forgotten"] else ""
+    lost = tasks - len(run.task_names) if run.finished else 0
+    images += f". No network answers {lost} of the tasks" if lost else ""
     learned = (
         f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}, from {images}"
         f". Each network is a {net['model']}{f' ({settings})' if settings else ''}, trained for {length} with batches "
@@ -166,7 +168,8 @@ def task_table(run: Run) -> Sheet:
     learned = figure(run.summary, "per_task_learning_acc")
     if learned is not None and len(run.accuracy_matrix) == len(run.task_names):
         columns["right after its episode"] = learned
-    columns["at the end" if run.finished else "now"] = figure(run.summary, "per_task_acc")
+    last = "at the end" if run.finished else "now"
+    columns[last] = figure(run.summary, "per_task_acc")
     if run.isolated is not None:
         columns["isolated network"] = run.isolated.tolist()
     notes = []
@@ -184,9 +187,9 @@ def task_table(run: Run) -> Sheet:
     if run.classifies:
         for row, (accuracy, n) in zip(rows, _examples(run), strict=True):
             row.append("–".join(map(share, share_interval(accuracy, n))))
-        header, foot = [*header, "95 % interval"], [*foot, f"± {share(_half_width(run))}"]
-        notes.append("Interval: of the accuracy at the end, from the number of test examples (Wilson; mean: from the "
-                     "widths of the tasks, as independent). It leaves out what another seed changes.")  # fmt: skip
+        header, foot = [*header, f"95 % interval, {last}"], [*foot, f"± {share(_half_width(run))}"]
+        notes.append("Interval: of the accuracy, from the number of test examples (Wilson; mean: from the widths of "
+                     "the tasks, as independent). It leaves out what another seed changes.")  # fmt: skip
     title = f"Test {run.metric} on each task" + ("" if run.shows_accuracy else f", {direction(run.summary)}")
     return Sheet("tasks", title, header, rows, pd.DataFrame(rows, columns=header), foot, notes)
 
@@ -232,8 +235,10 @@ def scenario_table(run: Run) -> Sheet | None:
     note = (
         f"Mean over the tasks seen; {found.n.sum().iloc[-1]:,} test examples after the last episode. All heads of all "
         "networks are asked, and the task is the one whose answer has the lowest entropy, as a share of the highest "
-        "possible. Domain-incremental: only its class must be right; -sum: the class with the largest sum over tasks."
+        "possible."
     )
+    if "domain-incremental" in means:
+        note += " Domain-incremental: only its class must be right; -sum: the class with the largest sum over tasks."
     note += " A selection of the episodes; the CSV file has all." if len(some) < len(means) else ""
     title, data = "Accuracy without being told the task", means.reset_index()
     return Sheet("without_task", title, [*data], rows, data, notes=[note])
@@ -309,17 +314,17 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         final = f"{figure(summary, 'avg_acc_final'):.4g}"
         tiles.append((f"final {run.metric}", final, f"mean over tasks; {direction(summary)}"))
     for key, title, note in (
-        ("avg_acc_final", "final accuracy", "mean over tasks, %"),
-        ("bwt", "backward transfer", "points, after its own episode"),
+        ("avg_acc_final", "final accuracy", "%, mean over tasks"),
+        ("bwt", "backward transfer", "points, since the task's own episode"),
         ("forgetting_chaudhry", "forgetting", "points; below 0: none"),
         ("gain_isolated", "gain over isolated", "points, at the end"),
-        ("fwt_isolated", "forward transfer", "points, right after its episode"),
+        ("fwt_isolated", "forward transfer", "points, right after the task's episode"),
     ):
         if run.shows_accuracy and summary.get(key) is not None:
             points = signed(100 * summary[key], 1)
             if key == "avg_acc_final":
                 points = points.lstrip("+")
-                note += f" ± {100 * _half_width(run):.1f} (test examples)" if run.classifies else ""
+                note += f"; ± {100 * _half_width(run):.1f} (test examples)" if run.classifies else ""
             tiles.append((title, points, note))
     parameters = sum(member.parameters for member in run.members[-1:])
     tiles.append(("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))

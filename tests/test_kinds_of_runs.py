@@ -105,6 +105,8 @@ def test_a_zoo_of_classes_answers_whatever_its_inputs_are(kind, run, capsys):
         assert len(zoo.predict(inputs[0], "auto").labels) == 1
     with pytest.raises(UserError, match="inputs have values that are not finite"):
         zoo.predict(torch.full((1, 4), torch.nan), 1)
+    with pytest.raises(UserError, match=r"takes inputs of shape \[4\], no files"):
+        zoo.predict(["a.png"], 1)
     capsys.readouterr()
     for name, program in PROGRAMS.items():
         code, told = program("run"), capsys.readouterr().err

@@ -18,6 +18,7 @@ from tests.test_saved import images_of, runs  # noqa: F401
 from tests.test_scenarios import streamed
 from utils.errors import UserError
 from zoo import Zoo
+from zoo.inputs import find_images
 
 PROJECT = Path(__file__).parent.parent
 
@@ -130,6 +131,12 @@ def test_the_zoo_reads_files_and_pictures_as_the_program_does(pictures):
         np.testing.assert_allclose(zoo.predict(given, 2).probabilities, p, atol=1e-5)
     for given in (files[1], Image.open(files[1])):
         np.testing.assert_allclose(zoo.predict(given, 2).probabilities, p[1:], atol=1e-5)
+    found, skipped = find_images(Path("pictures"))
+    assert predict.main(["run", "--task", "2", "pictures", "--out", "folder.csv"]) == 0
+    rows = read("folder.csv")[1:]
+    assert [str(file) for file in found] == [row[0] for row in rows]
+    assert zoo.predict(found, 2).labels == [row[2] for row in rows]
+    assert not skipped.total()
     assert zoo.predict([], 2).labels == []
     with pytest.raises(UserError, match=r"none\.png cannot be read as an image"):
         zoo.predict("none.png", 2)

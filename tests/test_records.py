@@ -32,8 +32,9 @@ from methods.base import Context
 from records import Run
 from records.invocation import configure
 from records.members import SavedMember
-from records.summary import figure, final_table, summarize
+from records.summary import figure, final_table, signed, summarize
 from records.tables import header, metric_lines, read_metrics
+from studies.tables import share
 from tests import tables
 from tests.toys import CPU, toy_config, toy_stream
 from training.monitor import Monitor
@@ -328,3 +329,9 @@ def test_a_growing_file_reads_nothing_again(tmp_path, monkeypatch):
     again.write(b"end")
     assert (tmp_path / "x").read_bytes() == content[:70] + b"end"
     assert again.sum() == (73, real(content[:70] + b"end").hexdigest())
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, -4e-5, 4e-5])
+def test_a_change_or_share_that_is_rounded_to_zero_has_no_minus(value):
+    assert (signed(value), signed(10 * value, 2), share(value)) == ("+0.0000", "+0.00", "0.0000")
+    assert (signed(-0.0001), share(-0.0001)) == ("-0.0001", "-0.0001")

@@ -28,7 +28,7 @@ import modelzoo
 from records.checkpoints import RunCheckpoints
 from records.run import Run
 from report import main
-from reporting import style
+from reporting import figures, style
 from reporting.groups import compare
 from studies.tables import METRICS
 from tests.standins import write_image_folder
@@ -130,7 +130,7 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
     tables = Tables(page.read_text())
     R, isolated = measured(runs / "zoo0"), measured(runs / "isolated0")[-1]
     header, *rows, mean = tables.tables[0]
-    assert header == ["task", "right after its episode", "at the end", "isolated network", "95 % interval"]
+    assert header == ["task", "right after its episode", "at the end", "isolated network", "95 % interval, at the end"]
     counts = [len(answers(runs / "zoo0", task)[1]) for task in range(1, 6)]
     half = 0.0
     for task, row in enumerate(rows):
@@ -141,7 +141,7 @@ def test_tables_and_tiles_follow_from_the_measurements(runs, page):
         assert row[-1] == f"{wilson.low:.4f}–{wilson.high:.4f}"
         half = np.hypot(half, (wilson.high - wilson.low) / 2 / 5)
     assert mean == ["mean", *(f"{np.mean(v):.4f}" for v in (R.diagonal(), R[-1], isolated)), f"± {half:.4f}"]
-    assert f"± {100 * half:.1f} (test examples)" in page.read_text()
+    assert f"; ± {100 * half:.1f} (test examples)" in page.read_text()
     expected = {
         "final accuracy": f"{100 * R[-1].mean():.1f}",
         "backward transfer": f"{100 * np.mean([R[-1, t] - R[t, t] for t in range(4)]):+.1f}",
@@ -172,6 +172,9 @@ def test_accuracy_on_each_class_and_confusion_follow_from_the_predictions(runs, 
                 pytest.approx(truth[output, output] / int(n), abs=1e-4),
             )
             assert mistaken.endswith(f"({truth[output, 1 - output]})") or not truth[output, 1 - output]
+        panel = figures.confusion(Run.load(runs / "zoo0")).drawn.axes[task - 1]
+        shares = truth / truth.sum(1, keepdims=True)
+        np.testing.assert_allclose(panel.images[0].get_array(), shares)
 
 
 def test_unlike_classes_show_what_the_largest_one_gives(tmp_path, monkeypatch, capsys):
@@ -205,6 +208,23 @@ def test_accuracy_without_the_task_follows_from_the_measurements(runs, page):
         for scenario, value in zip(header[1:], row[1:], strict=True):
             found = measured[(measured.episode == int(row[0])) & (measured.scenario == scenario)]
             assert float(value) == pytest.approx(found.accuracy.mean(), abs=5e-5)
+
+
+@pytest.mark.parametrize(("stream", "domain"), [("rotated_digits", True), ("digits", False)])
+def test_what_is_shown_without_the_task_is_explained_and_nothing_else(stream, domain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pairs = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [0, 9]]
+    Path("d.yaml").write_text(yaml.safe_dump({"dataset": stream, "tasks": 6 if domain else pairs}))
+    given = ["--data_config", "d.yaml", "--samples", "1", "--epochs", "1", "--method", "finetune", "--continual"]
+    assert modelzoo.main([*given, "--quiet", "--run_dir", "run"]) == 0
+    assert main(["run"]) == 0
+    text = Path("run/report.html").read_text()
+    header, *rows = Tables(text).tables[1]
+    found = {name for name in header if name.startswith("domain")}
+    assert found == ({"domain-incremental", "domain-incremental-sum"} if domain else set())
+    assert len(rows) == 5
+    assert "A selection of the episodes; the CSV file has all." in text
+    assert ("Domain-incremental: only its class must be right" in text) == domain
 
 
 def test_calibration_follows_from_the_predictions(runs, page):
@@ -360,6 +380,21 @@ def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
     assert float(row[5]) == pytest.approx(rows.loss.item(), abs=1e-4)
 
 
+def test_a_run_without_members_of_some_tasks_says_so(tmp_path, monkeypatch, capsys):
+    """Every member but the first saw task 2, so that only the first task has a member without it."""
+    monkeypatch.chdir(tmp_path)
+    given = ["--samples", "2", "--epochs", "1", "--quiet", "--continual", "--tasks_per_round", "5"]
+    assert modelzoo.main([*given, "--run_dir", "zoo"]) == 0
+    assert forget.main(["zoo", "--task", "2", "--quiet", "--run_dir", "less"]) == 0
+    for name, lost in [("zoo", None), ("less", 3)]:
+        assert main([name]) == 0
+        text = Path(name, "report.html").read_text()
+        assert re.findall(r"No network answers (\d) of the tasks\.", text) == ([] if lost is None else [str(lost)])
+        assert ("How it was learned" in text) == (lost is None)
+        assert Path(name, "figures/members.png").exists() == (lost is None)
+    assert len(Tables(Path("less/report.html").read_text()).tables[0]) == 1 + 1 + 1  # header, task 1, mean
+
+
 def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["--samples", "3", "--epochs", "1", "--quiet"]
@@ -371,7 +406,7 @@ def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
     assert main(["joint"]) == 0
     assert not Path("joint/figures/transfer_curves.png").exists()
     header, *rows, _ = Tables(Path("joint/report.html").read_text()).tables[0]
-    assert header == ["task", "at the end", "95 % interval"]
+    assert header == ["task", "at the end", "95 % interval, at the end"]
     assert [float(row[1]) for row in rows] == pytest.approx(measured(Path("joint"))[0], abs=1e-4)
     assert main(["zoo", "joint", "--out", "both"]) == 0
 
@@ -385,6 +420,7 @@ def test_a_run_that_was_interrupted_has_a_report(monkeypatch, tmp_path, capsys):
     assert main(["run"]) == 0
     page = Path("run/report.html")
     assert "run is not finished: this is its state after episode 2 of 5." in page.read_text()
+    assert "No network answers" not in page.read_text()
     assert figure(page, "accuracy_matrix").shape == (2, 3)
     assert measured(Path("run")).shape == (2, 2)
     assert main(["run", "--format", "md"]) == 2
@@ -442,7 +478,9 @@ def test_runs_are_compared(runs, tmp_path, capsys):
         assert difference.startswith(f"{np.subtract(final[name], final[best]).mean():+.4f} ± ")
         assert float(p) == pytest.approx(stats.ttest_rel(final[name], final[best]).pvalue, rel=1e-2)
     options = {row[0]: row[1:] for row in tables[3][1:]}
-    assert "memory_per_class 10" in options["er"][tables[3][0].index("settings") - 1]
+    settings = yaml.safe_load((runs / "er0/config.yaml").read_text())["settings"]
+    assert len(shown := ", ".join(f"{key} {value}" for key, value in settings.items())) > 40
+    assert options["er"][tables[3][0].index("settings") - 1] == shown
 
 
 NAMED = [
@@ -564,6 +602,21 @@ def test_groups_of_one_method_have_the_names_of_their_runs(runs, tmp_path, capsy
     assert [line["method"] for line in lines] == ["more", "less"]
     (comparison,) = compare(both := [runs / "zoo0", tmp_path / "less"], labels=dict.fromkeys(both, "a"))
     assert [group.label for group in comparison.groups] == ["a", "less"]
+
+
+def test_long_names_that_begin_alike_can_be_told_apart_in_the_figures(runs, tmp_path, capsys):
+    names = [f"split_digits-conv-zoo_with_{kind}" for kind in ("few_a_round", "all_in_each_round")]
+    shutil.copytree(runs / "zoo0", tmp_path / names[0])
+    given = ["--data_config", str(runs.parent / "names.yaml"), "--samples", "4", "--epochs", "1", "--continual"]
+    assert modelzoo.main([*given, "--quiet", "--run_dir", str(tmp_path / names[1])]) == 0
+    assert main([str(tmp_path)]) == 0
+    for name in ("accuracy_over_episodes", "accuracy_against_cost"):
+        svg = (tmp_path / f"figures/{name}.svg").read_text()
+        labels = re.findall(r'<text [^>]*x="([\d.]+)"[^>]*>(split_[^<]*)<', svg)
+        assert len({label for _, label in labels}) == 2
+        assert all(label[-6:] in {name[-6:] for name in names} for _, label in labels)
+        width = float(re.search(r'viewBox="0 0 (\S+)', svg)[1])
+        assert all(float(left) + 4 * len(label) < width for left, label in labels)
 
 
 def test_groups_without_common_seeds_have_no_difference(runs, tmp_path, capsys):
@@ -711,7 +764,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def test_the_page_in_a_browser(which, scheme, width, runs, page, tmp_path, capsys):
     """No error on the console, nothing missing, no text outside its box."""
     if which == "several runs":
-        assert main([str(runs), "--out", str(tmp_path)]) == 0
+        far = shutil.copytree(runs, tmp_path / ("folder_of_a_long_name_" * 10))
+        assert main([str(far), "--out", str(tmp_path)]) == 0
         page = tmp_path / "report.html"
     inside = html.escape(page.read_text())
     (tmp_path / "harness.html").write_text(

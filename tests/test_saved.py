@@ -18,6 +18,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
+import distill
 import forget
 from datasets.mixture import Mixture
 from methods import METHODS
@@ -374,7 +375,7 @@ def test_a_zoo_is_combined_from_its_held_out_examples_alone(runs):
 
 
 def test_saved_predictions_name_their_files(tmp_path, monkeypatch):
-    """Each row is what the zoo says to the file of that name; so it is after an extension and without a task."""
+    """Each row is what the zoo says to the file of that name: also after an extension, without a task, of a student."""
     monkeypatch.chdir(tmp_path)
     write_image_folder(Path("data/mine"), "abcdef", side=16)
     settings = "dataset: image_folder\nroot: mine\nimage_size: 16\n"
@@ -384,7 +385,8 @@ def test_saved_predictions_name_their_files(tmp_path, monkeypatch):
     assert main([*given, "--epochs", "1", "--quiet", "--run_dir", "run"]) == 0
     assert main(["--extend", "run", "--data_config", "more.yaml", "--quiet"]) == 0
     assert forget.main(["run-extended", "--task", "1", "--quiet", "--run_dir", "less"]) == 0
-    for path, tasks in [("run", (1, 2)), ("run-extended", (1, 2, 3)), ("less", (2, 3))]:
+    assert distill.main(["run", "--quiet", "--epochs", "1", "--run_dir", "student"]) == 0
+    for path, tasks in [("run", (1, 2)), ("run-extended", (1, 2, 3)), ("less", (2, 3)), ("student", (1, 2))]:
         assert main(["--verify", path]) == 0
         run, zoo = Run.load(path), Zoo.load(path, "cpu")
         names = json.loads(Path(path, "predictions/names.json").read_text())
