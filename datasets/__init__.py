@@ -17,7 +17,7 @@ from datasets.images.mini_imagenet import mini_imagenet
 from datasets.images.mnist import permuted_mnist, rotated_mnist, split_mnist
 from datasets.images.settings import ClassSettings, RotationSettings, ViewSettings
 from datasets.images.views import numbered
-from datasets.scenarios import in_scenario
+from datasets.scenarios import blurred, in_scenario
 from datasets.task import Generator, TaskStream
 from utils.errors import UserError, unknown
 from utils.settings import NoSettings
@@ -59,4 +59,5 @@ def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStr
             raise UserError(f"--samples {config.samples}: {config.dataset} does not limit its examples; leave it out")
         if config.hold_out and not task.held_out:
             raise UserError(f"--hold_out {config.hold_out:g}: {config.dataset} holds nothing out; leave it out")
-    return in_scenario(stream, config.scenario)
+    stream = in_scenario(stream, config.scenario)
+    return blurred(stream, config.blur, seed) if config.blur else stream

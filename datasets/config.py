@@ -87,6 +87,9 @@ class DataConfig:
         "told, one head of all classes seen (default: task)",
         default="task", option="scenario", metavar="NAME", group=_GROUP,
     )  # fmt: skip
+    blur: float = setting(
+        Range(0, 1, whole=False), "share of each task's training examples that arrives with its neighbours", default=0.0
+    )
     forgotten: tuple[int, ...] = setting(TaskNumbers, "tasks removed from the stream", default=(), internal=True)
     data_dir: Path = setting(
         Path, "where the data lies or is downloaded to, torchvision's root (default: ./data)", default=Path("data"),

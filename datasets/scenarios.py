@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from datasets.task import Examples, Table, Task, TaskStream
+from datasets.task import TRAIN, Examples, Table, Task, TaskStream
 from utils.errors import UserError
+from utils.seeding import generator
 
 SCENARIOS = ("task", "domain", "class")
 
@@ -62,3 +63,39 @@ def _renumbered(task: Task, numbers: Tensor, width: int, classes: tuple[str, ...
     splits = {name: changed(examples) for name, examples in task.splits.items()}
     train = replace(task.train, examples=changed(task.train.examples))
     return replace(task, num_outputs=width, train=train, splits=splits, classes=classes)
+
+
+def blurred(stream: TaskStream, share: float, seed: int) -> TaskStream:
+    """A stream without sharp boundaries: a share of each task's training examples arrives with its neighbours.
+
+    Half of the share arrives with the task before and half with the task after, drawn by the seed; the first and the
+    last task give to one neighbour alone. Test examples stay where they are. UserError if tasks do not share a head and
+    a way to see the images.
+    """
+    tables = [task.train.examples for task in stream.tasks if isinstance(task.train, Table) and task.train.repeat == 1]
+    if stream.spec.heads == "task" or len(tables) < len(stream.tasks):
+        raise UserError("data.blur needs --scenario domain or class, and tasks with tables of examples")
+    if any(table.view is not None or table.store is not tables[0].store for table in tables):
+        raise UserError("data.blur needs tasks that are sets of classes of one data set, not rotations or permutations")
+    stays, before, after = list[Examples](), list[Examples](), list[Examples]()  # of each task, by where they arrive
+    for task, table in zip(stream.tasks, tables, strict=True):
+        order = torch.randperm(len(table), generator=generator(seed, "blur", task.id))
+        neighbours = torch.tensor([task is not stream.tasks[0], task is not stream.tasks[-1]])
+        parts = order.tensor_split((round(share / 2 * len(table)) * neighbours).cumsum(0).tolist())
+        for found, part in zip((before, after, stays), parts, strict=True):
+            found.append(table.subset(part.sort().values))
+    empty = tables[0].subset(torch.zeros(0, dtype=torch.long))
+    arriving = zip(stays, [empty, *after[:-1]], [*before[1:], empty], strict=True)
+    return replace(stream, tasks=tuple(map(_with_table, stream.tasks, map(_joined, arriving))))
+
+
+def _joined(parts: tuple[Examples, ...]) -> Examples:
+    """Examples of one store as one."""
+    rows, targets = (torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "targets"))
+    return replace(parts[0], rows=rows, targets=targets)
+
+
+def _with_table(task: Task, examples: Examples) -> Task:
+    """A task that is trained on other examples, with outputs for all classes among them."""
+    width = task.num_outputs if not task.classes else max(task.num_outputs, int(examples.targets.max()) + 1)
+    return replace(task, num_outputs=width, train=Table(examples), splits={**task.splits, TRAIN: examples})

@@ -2,8 +2,8 @@
 
     python perf/online.py [--repeats 3]
 
-Five tasks of two classes, 28x28 images of noise, an MLP with 512 hidden units and one head, 10 new and 10 replayed images
-a step, 1,000 images kept, as many of each class, filled while the images arrive. On the CPU.
+Five tasks of two classes, 28x28 images of noise, an MLP with 512 hidden units and one head, 10 new and 10 replayed
+images a step, 1,000 images kept, as many of each class, filled while the images arrive. On the CPU.
 run: steps a second of a run started by the command line. bare: forward, backward and optimizer step on 20 fixed images.
 avalanche: Naive with a ReplayPlugin on the same stream in experiences of 10 images, as its online benchmarks have it.
 Every measurement of avalanche-lib 0.6.0 is a process in the environment that perf/peers.py makes.

@@ -342,3 +342,41 @@ def test_drawn_angles_are_uniform_in_their_parts_of_the_span(span, width):
 def test_views_that_cannot_be_drawn_are_refused(tasks, own, words):
     with pytest.raises(UserError, match=words):
         stream("rotated_digits", tasks, folder=own)
+
+
+# Blurred boundaries
+
+
+@pytest.mark.parametrize("scenario", ["domain", "class"])
+def test_a_share_of_each_task_arrives_with_its_neighbours(scenario):
+    """Every training example arrives once, with its own task or, half of a share of 0.4 each, with a neighbour."""
+    options = {"data_config": CONFIGS / "split_digits.yaml", "scenario": scenario}
+    sharp = build_stream(configure(**options).config.data, 3, CPU)
+    stream = build_stream(configure(**options, set={"data.blur": 0.4}).config.data, 3, CPU)
+    own = [task.train.examples for task in sharp.tasks]
+    meant = {row: (number, target) for number, part in enumerate(own)
+             for row, target in zip(part.rows.tolist(), part.targets.tolist(), strict=True)}  # fmt: skip
+    arrived = Counter()
+    for number, task in enumerate(stream.tasks):
+        for row, target in zip(task.train.examples.rows.tolist(), task.train.examples.targets.tolist(), strict=True):
+            home, right = meant.pop(row)
+            assert target == right
+            arrived[home, number - home] += 1
+        assert torch.equal(task.train_eval.rows, task.train.examples.rows)
+        assert torch.equal(task.test.rows, sharp.tasks[number].test.rows)
+        assert task.num_outputs == (2 if scenario == "domain" else min(10, 2 * (number + 2)))
+    assert not meant
+    for number, part in enumerate(own):
+        given = round(0.2 * len(part))
+        assert arrived[number, -1] == (given if number > 0 else 0)
+        assert arrived[number, 1] == (given if number < 4 else 0)
+
+
+def test_boundaries_are_not_blurred_where_tasks_share_no_head_or_no_view():
+    for name, scenario, reason in [
+        ("split_digits", "task", "needs --scenario domain or class"),
+        ("rotated_digits", "domain", "needs tasks that are sets of classes of one data set"),
+    ]:
+        options = {"data_config": CONFIGS / f"{name}.yaml", "scenario": scenario, "set": {"data.blur": 0.1}}
+        with pytest.raises(UserError, match=reason):
+            build_stream(configure(**options).config.data, 0, CPU)
