@@ -45,12 +45,19 @@ def affinity(run: Run) -> tuple[Array, npt.NDArray[np.int64]]:
 
 
 def confusion(run: Run) -> pd.DataFrame:
-    """How many test examples of each class got each answer: columns task, class, answer, n."""
+    """How many test examples of each class got each answer: columns task, class, answer, n.
+
+    With --scenario class all tasks are one table, as their examples are told apart from those of all others.
+    """
+    found = {run.task_labels[task - 1]: [task] for task in run.test_predictions}
+    if run.config["data"]["scenario"] == "class":
+        found = {"all tasks": list(run.test_predictions)}
     lines = []
-    for task in run.test_predictions:
-        names, answers = run.class_names(task), run.predictions(task).argmax(1)
-        counts = confusion_matrix(run.targets[task], answers, labels=range(len(names)))
-        lines += [(run.task_labels[task - 1], names[i], names[j], n) for (i, j), n in np.ndenumerate(counts)]
+    for label, tasks in found.items():
+        names = run.class_names(tasks[-1])
+        answers = np.concatenate([run.predictions(task).argmax(1) for task in tasks])
+        counts = confusion_matrix(np.concatenate([run.targets[t] for t in tasks]), answers, labels=range(len(names)))
+        lines += [(label, names[i], names[j], n) for (i, j), n in np.ndenumerate(counts)]
     return pd.DataFrame(lines, columns=["task", "class", "answer", "n"])
 
 

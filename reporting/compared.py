@@ -6,14 +6,46 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from datasets.scenarios import SCENARIOS
+from records.summary import figure
 from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured, short
 from reporting.groups import Group
 from reporting.style import empty_figure, line_style, percent
-from studies.tables import readable
+from studies.tables import readable, share
 
 _BANDS = 7  # the most groups that have a band around their lines
 _COSTS = {"train_seconds": "training time, seconds", "bytes": "stored, bytes",
           "parameters_per_prediction": "parameters asked per prediction"}  # fmt: skip
+
+
+def scenario_of(group: Group) -> str:
+    """The scenario of the runs of a group."""
+    return str(group.first.config["data"]["scenario"])
+
+
+def across_scenarios(groups: Sequence[Group]) -> pd.DataFrame:
+    """Final accuracy in each scenario, a row for each method; with † what heads trained with the task told do without.
+
+    A method with several groups in one scenario has a row for each of them.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for group in sorted(groups, key=lambda group: SCENARIOS.index(scenario_of(group))):
+        scenario, method = scenario_of(group), str(group.first.config["method"])
+        means = {scenario: _mean(group, "avg_acc_final")}
+        if scenario == "task":
+            routed = {"domain": _mean(group, "routed_domain_acc"), "class": _mean(group, "routed_class_acc")}
+            means |= {name: f"{value} †" for name, value in routed.items() if value}
+        before = found.get(method, {})
+        taken = before.get(scenario, "†")[-1] != "†"
+        found[f"{method}: {group.label}" if taken else method] = means if taken else before | means
+    rows = [[method, *(values.get(name, "") for name in SCENARIOS)] for method, values in found.items()]
+    return pd.DataFrame(rows, columns=["method", *SCENARIOS])
+
+
+def _mean(group: Group, key: str) -> str:
+    """The mean over finished runs of a figure, "" where it was not measured."""
+    values = [figure(run.summary, key) for run in group.runs.values() if run.finished]
+    return "" if not values or None in values else share(sum(values) / len(values))
 
 
 def of_several_runs(groups: Sequence[Group]) -> list[DrawnFigure]:

@@ -171,22 +171,23 @@ def task_affinity(run: Run) -> DrawnFigure | None:
 
 def confusion(run: Run) -> DrawnFigure:
     """How often each class is taken for each other one, a panel for each of the first tasks."""
-    data, tasks = analysis.confusion(run), list(run.test_predictions)[:_PANELS]
-    columns = min(4, len(tasks))
-    rows = -(-len(tasks) // columns)
+    data = analysis.confusion(run)
+    tables = dict(list(data.groupby("task", sort=False))[:_PANELS])
+    columns = min(4, len(tables))
+    rows = -(-len(tables) // columns)
     drawn, axes = empty_figure(0.4 + rows * (0.3 + WIDTH / (columns + 1)), rows, columns)
     for panel in axes:
         panel.set_axis_off()
-    for panel, task in zip(axes, tasks, strict=False):
-        counts = data[data.task == run.task_labels[task - 1]].n.to_numpy().reshape(len(run.class_names(task)), -1)
+    for number, (panel, table) in enumerate(zip(axes, tables.values(), strict=False), 1):
+        counts = table.n.to_numpy().reshape(table["class"].nunique(), -1)
         shares = counts / counts.sum(1, keepdims=True).clip(1)
         image = panel.imshow(shares, cmap=SHADES, norm=Normalize(0, 1), interpolation="nearest")
-        panel.set_title(f"task {task}")
+        panel.set_title(f"task {number}" if len(tables) > 1 else table.task.iloc[0])
     bar = drawn.colorbar(image, ax=axes, shrink=0.6, format=lambda value, _: f"{100 * value:.0f}")
     bar.set_label("share of the class, %")
     caption = "Confusion matrices. Row: the right class, column: the answer, in the order of the classes of the task."
-    if len(run.test_predictions) > len(tasks):
-        caption += f" The first {len(tasks)} tasks; the CSV file has all."
+    if data.task.nunique() > len(tables):
+        caption += f" The first {len(tables)} tasks; the CSV file has all."
     return DrawnFigure("confusion", "Which classes are confused", caption, drawn, data)
 
 

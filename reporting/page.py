@@ -20,7 +20,7 @@ from records.run import Run
 from records.summary import direction, figure, signed
 from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
-from reporting.groups import Comparison
+from reporting.groups import Comparison, Group
 from studies.statistics import against_best, share_interval
 from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note, share
 from utils.errors import printable
@@ -121,6 +121,8 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
         sections += [Section(comparison.title, [results], pictures), Section(f"{comparison.title}: details", details)]
     groups = [group for comparison in comparisons for group in comparison.groups]
+    if (scenarios := across_scenarios(groups)) is not None:
+        sections.insert(0, Section("Scenarios", [scenarios], ()))
     runs = [run for group in groups for run in group.runs.values()]
     lead = (
         f"{len(runs)} runs in {len(groups)} groups; the runs of a group differ in their seed only. Tables show the "
@@ -140,6 +142,8 @@ def in_words(run: Run) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in net.items() if key not in ("model", "path"))
     length = next(_count(recipe[key], key[:-1]) for key in ("epochs", "steps", "examples") if recipe.get(key))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
+    how += {"domain": ", with one head for all and the task not told",
+            "class": ", with one head of all classes seen and the task not told"}.get(data["scenario"], "")  # fmt: skip
     kept = data["samples"]
     images = "all training examples" if kept is None else f"at most {kept} training examples a class"
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
@@ -242,6 +246,20 @@ def scenario_table(run: Run) -> Sheet | None:
     note += " A selection of the episodes; the CSV file has all." if len(some) < len(means) else ""
     title, data = "Accuracy without being told the task", means.reset_index()
     return Sheet("without_task", title, [*data], rows, data, notes=[note])
+
+
+def across_scenarios(groups: Sequence[Group]) -> Sheet | None:
+    """Final accuracy of each method in the scenarios of the runs; None if all have the same one."""
+    if len({compared.scenario_of(group) for group in groups}) < 2:
+        return None
+    table = compared.across_scenarios(groups)
+    note = (
+        "Final accuracy, mean over seeds. Domain: the task is not told, all tasks share a head; class: it is not told, "
+        "one head has all classes seen. †: heads that were trained with the task told, asked without it. This is not "
+        "class- or domain-incremental learning."
+    )
+    return Sheet("scenarios", "The same tasks in several scenarios", [*table], table.to_numpy().tolist(), table,
+                 notes=[note])  # fmt: skip
 
 
 def calibration_table(run: Run) -> Sheet:

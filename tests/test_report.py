@@ -28,13 +28,15 @@ import modelzoo
 from records.checkpoints import RunCheckpoints
 from records.run import Run
 from report import main
-from reporting import figures, style
+from reporting import analysis, figures, style
 from reporting.groups import compare
 from studies.tables import METRICS
 from tests.standins import write_image_folder
 from tests.tables import read_metrics
 
 PROJECT = Path(__file__).parent.parent
+SPLIT, ROTATED = (str(PROJECT / "config" / "dataset" / f"{name}_digits.yaml") for name in ("split", "rotated"))
+MLP = str(PROJECT / "config" / "hyperparam" / "mlp.yaml")
 # Names that a page, an SVG and TeX could take for something else.
 NAMES = ["zero & one", "<b>two</b> three", "$4_5$ ^", '"6" 7\\', "8 % 9"]
 LABELS = [f"{number} {name}" for number, name in enumerate(NAMES, 1)]
@@ -786,3 +788,55 @@ def test_the_page_in_a_browser(which, scheme, width, runs, page, tmp_path, capsy
     assert answer["wrong"] == []
     assert answer["ground"] == {"light": "rgb(246, 247, 249)", "dark": "rgb(18, 22, 27)"}[scheme]
     assert "CONSOLE" not in done.stderr
+
+
+# Scenarios
+
+
+def test_runs_of_several_scenarios_stand_in_one_table(tmp_path):
+    """A method has a cell for each scenario; what task-trained heads do without the task has a mark."""
+    runs = {}
+    for method, scenario in [("er", "class"), ("er", "task"), ("zoo", "task"), ("er", "domain")]:
+        runs[method, scenario] = tmp_path / f"{method}-{scenario}"
+        quick = [
+            "--data_config",
+            ROTATED,
+            "--hp_config",
+            MLP,
+            "--continual",
+            "--epochs",
+            "1",
+            "--samples",
+            "4",
+            "--quiet",
+        ]
+        own = ["--method", method, "--scenario", scenario, "--run_dir", str(runs[method, scenario])]
+        assert modelzoo.main([*quick, *own, "--quiet", "--set", "data.tasks=3"]) == 0
+    assert main([*map(str, runs.values()), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    (content,) = re.findall(r'download="scenarios.csv" href="data:[^,]*,([^"]+)"', page)
+    found = pd.read_csv(io.BytesIO(base64.b64decode(content)), dtype=str, keep_default_na=False).set_index("method")
+
+    def value(run, key):
+        return f"{json.loads((runs[run] / 'summary.json').read_text())[key]:.4f}"
+
+    for scenario in ("task", "domain", "class"):
+        assert found.loc["er", scenario] == value(("er", scenario), "avg_acc_final")
+    assert found.loc["zoo", "task"] == value(("zoo", "task"), "avg_acc_final")
+    assert found.loc["zoo", "domain"] == value(("zoo", "task"), "routed_domain_acc") + " †"
+    assert found.loc["zoo", "class"] == value(("zoo", "task"), "routed_class_acc") + " †"
+    assert "This is not class- or domain-incremental learning" in page
+
+
+def test_classes_of_all_tasks_are_told_apart_in_one_table(tmp_path):
+    given = ["--data_config", SPLIT, "--hp_config", MLP, "--continual", "--epochs", "1", "--samples", "4", "--quiet"]
+    assert modelzoo.main([*given, "--method", "er", "--scenario", "class", "--run_dir", str(tmp_path / "run")]) == 0
+    run = Run.load(tmp_path / "run")
+    counts = analysis.confusion(run)
+    answers, targets = (np.concatenate([part(t) for t in range(1, 6)])
+                        for part in (lambda t: run.predictions(t).argmax(1), run.targets_of))  # fmt: skip
+    table = counts.pivot(index="class", columns="answer", values="n")
+    for right, answer in [(0, 0), (0, 9), (3, 8), (9, 9), (5, 6)]:
+        assert table.loc[str(right), str(answer)] == ((targets == right) & (answers == answer)).sum()
+    assert counts.n.sum() == len(targets)
+    assert set(counts.task) == {"all tasks"}
