@@ -4,6 +4,8 @@ method.predict on the tasks seen                   -> scores of the test split
 each new network on further splits                 -> running means, by task -> scores of these splits
 each new network on test examples of all tasks     -> running means, by task -> scores without the task
 each new network on held-out examples of its tasks -> saved, to calibrate and combine members
+a network with a shared head on the next task      -> scores before the task is learned
+moments of the episode, see evaluation/anytime.py  -> rows as they are
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ from torch import Tensor
 from datasets.mixture import Mixture
 from datasets.objectives import Scores
 from datasets.task import HELD_OUT, TEST, TRAIN, Episode, Examples, StreamSpec, Task, TaskStream
-from evaluation.measurements import TRAINED, Measurement
+from evaluation.measurements import ANYTIME, TRAINED, ZERO_SHOT, Measurement
 from evaluation.members import Learned, Member, PredictionCache
 from evaluation.questions import EVALUATIONS, Subject
 from evaluation.scenarios import Answer, answer_of, score_without_task
@@ -46,6 +48,8 @@ class Learner(Protocol):
 
     def ask(self, net: MultiHead, task_id: int, examples: Examples, where: str) -> Tensor: ...
 
+    def first_network(self) -> MultiHead: ...
+
 
 class Evaluation:
     """Measures a run; a resumed one has `rows`, those of its last complete episode."""
@@ -65,10 +69,21 @@ class Evaluation:
                 self._scores.setdefault(row.task, {})[row.split, row.slice] = row.scores
         self._cache, self._alone = PredictionCache(), False
         routed = method.spec.heads == "task" and method.spec.objective.energy(torch.zeros(1, 2)) is not None
+        self._before = method.spec.scenario == "domain"  # whether a network answers tasks before it learns them
         self._mixed = Mixture(mixed_examples(stream.tasks, seed)) if routed else None
 
     def after(self, episode: Episode, learned: Learned, seen: Sequence[Task]) -> list[Measurement]:
-        """One row per task seen, split, slice and scenario; of the train split where examples were kept."""
+        """One row per task seen, split, slice and scenario; of the train split where examples were kept.
+
+        Rows of moments within the episode come first.
+        """
+        moments = [
+            Measurement(
+                episode.number, self._step + moment.step, self._examples + moment.examples, number,
+                self._stream.task(number).name, "test", "", ANYTIME, scores,
+            )
+            for moment in learned.moments for number, scores in moment.scores.items()
+        ]  # fmt: skip
         self._step += learned.stats.steps
         self._examples += learned.stats.images
         for member in self._method.new_members:
@@ -82,7 +97,25 @@ class Evaluation:
             if task.id in self._method.train_scores:
                 measured["train", ""] = self._method.train_scores[task.id]
             rows += [self._row(episode.number, task, *part, self._scenario, s) for part, s in measured.items()]
-        return rows + self._without_task(episode.number, seen) + list(self._answers(episode.number))
+        return [
+            *moments, *rows, *self._without_task(episode.number, seen), *self._next(episode.number, len(seen)),
+            *self._answers(episode.number),
+        ]  # fmt: skip
+
+    def _next(self, episode: int, seen: int) -> Iterator[Measurement]:
+        """How the network answers the next task before it learns it, where tasks share their head."""
+        if not self._before or seen == len(self._stream.tasks):
+            return
+        task, member = self._stream.tasks[seen], self._method.new_members[-1]
+        known = member.tasks[-1]
+        with member.net.for_task(member.task_weights.get(known, {})):
+            scores = self._scores_as(member.net, known, task, f"episode {episode}, task {task.id} before it is learned")
+        yield self._row(episode, task, "test", "", ZERO_SHOT, scores)
+
+    def _scores_as(self, net: MultiHead, known: int, task: Task, where: str) -> Scores:
+        """Scores on a task of a network that is asked as about a task that it knows."""
+        predictions = self._method.ask(net, known, task.test, where)
+        return self._method.spec.objective.evaluate(predictions, task.test.targets)
 
     def _answers(self, episode: int) -> Iterator[Measurement]:
         """What the evaluations find in the new networks, by task."""
@@ -94,13 +127,16 @@ class Evaluation:
                         yield self._row(episode, task, "test", "", name, EVALUATIONS[name](subject))
 
     def untrained(self) -> list[Measurement]:
-        """Rows of episode 0: the first network before training, on the tasks that it has heads for."""
-        rows = []
-        for number, predictions in self._method.untrained.items():
-            task = self._stream.task(number)
-            scores = self._method.spec.objective.evaluate(predictions, task.test.targets)
-            rows.append(Measurement(0, 0, 0, number, task.name, "test", "", self._scenario, scores))
-        return rows
+        """Rows of episode 0: the first network before training, on the tasks that it has a head for."""
+        objective, tasks = self._method.spec.objective, {task.id: task for task in self._stream.tasks}
+        answers = self._method.untrained
+        found: dict[int, Scores] = {n: objective.evaluate(p, tasks[n].test.targets) for n, p in answers.items()}
+        if self._before:
+            net, known = self._method.first_network(), next(iter(answers))
+            later = [task for number, task in tasks.items() if number not in found]
+            found |= {task.id: self._scores_as(net, known, task, "the untrained network") for task in later}
+        return [Measurement(0, 0, 0, number, tasks[number].name, "test", "", self._scenario, scores)
+                for number, scores in found.items()]  # fmt: skip
 
     def state_dict(self) -> dict[str, Tree]:
         """The running means; None for parts that have not changed since the last call.

@@ -13,6 +13,9 @@ ROUTED_DOMAIN = "routed-domain"
 ROUTED_DOMAIN_SUM = "routed-domain-sum"
 TASK_IDENTIFICATION = "task-identification"
 WITHOUT_TASK = (ROUTED_CLASS, ROUTED_DOMAIN, ROUTED_DOMAIN_SUM, TASK_IDENTIFICATION)
+# While a network learns, and before it learns a task: these are no entries of R.
+ANYTIME = "anytime"
+ZERO_SHOT = "zero-shot"
 
 
 @dataclass(frozen=True)

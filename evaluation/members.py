@@ -1,10 +1,11 @@
 """What a method hands over to be measured: its networks and what it learned; and running means of predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from evaluation.anytime import Moment
 from net.multihead import MultiHead, TaskWeights
 from training.loop import TrainingStats
 from utils.trees import Tree
@@ -32,6 +33,7 @@ class Learned:
     weights: Mapping[int, float]  # sampling weight of each task that could be drawn; empty if none is drawn
     stats: TrainingStats
     changed: tuple[int, ...]  # tasks whose predictions may differ from before
+    moments: Sequence[Moment] = ()  # of the episode, with --evaluate_every
 
 
 class PredictionCache:

@@ -5,7 +5,7 @@ stream), NaN where the task had not been revealed; R[0], of the untrained networ
 Several of these names have more than one definition in the literature; each function states the one it computes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,28 @@ def fwt_isolated(R: Matrix, isolated: npt.NDArray[np.float64]) -> float:
     single task.
     """
     return _mean((R.diagonal() - isolated)[1:])
+
+
+def min_acc(A: Matrix, ends: Sequence[int]) -> float:
+    """Mean over past tasks of the lowest accuracy that each had at any moment after its own episode.
+
+        min-ACC = 1/(T-1) sum_{t<T} min_{m > e_t} A[m, t]
+
+    A[m, t] is the test accuracy on task t at moment m of training, [M, T]; `ends` are the moments e_t at the end of
+    the episode of each task. De Lange, van de Ven & Tuytelaars (2023); NaN for a single task.
+    """
+    return _mean(np.array([A[end + 1 :, task].min() for task, end in enumerate(ends[:-1])]))
+
+
+def worst_case_acc(A: Matrix, ends: Sequence[int]) -> float:
+    """Accuracy on the newest task, weighed with the lowest ones on the others; see `min_acc` for the arguments.
+
+        WC-ACC = 1/T A[M, T] + (1 - 1/T) min-ACC
+
+    De Lange, van de Ven & Tuytelaars (2023).
+    """
+    newest = float(A[-1, -1])
+    return newest if len(ends) == 1 else newest / len(ends) + (1 - 1 / len(ends)) * min_acc(A, ends)
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

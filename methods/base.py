@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datasets.objectives import Scored, Scores
 from datasets.task import Episode, Examples, StreamSpec, Task
+from evaluation.anytime import Anytime
 from evaluation.members import Learned, Member
 from methods.config import RunConfig
 from methods.memory.audit import Budget, blind, to_predict
@@ -23,6 +24,7 @@ from training.recipe import Recipe
 from training.steps import StepRule
 from utils.compute import Compute
 from utils.errors import TrainingError, UserError
+from utils.seeding import seeded
 from utils.settings import NoSettings
 from utils.trees import Tree
 
@@ -71,6 +73,7 @@ class Method(ABC):
         untrained: by task id, predictions of the first network on the test inputs before training, [N, C].
         new_members: networks of the last episode, to be saved, with predictions on the test inputs of their tasks.
         train_scores: by task id, the scores of the method on the training examples that are kept.
+        anytime: scores answers within an episode; None without --evaluate_every.
         test_inputs: by task id, test examples of all tasks revealed so far; the targets are hidden.
     """
 
@@ -87,6 +90,7 @@ class Method(ABC):
         self.settings: Any = self.config.settings  # an instance of Settings
         self.recipe = self.config.hp
         self.checkpoints = Checkpoints()
+        self.anytime: Anytime | None = None
         self.memory = self.new_memory()
         self.new_members: list[Member] = []
         self.train_scores: dict[int, Scores] = {}
@@ -104,6 +108,11 @@ class Method(ABC):
         net = new_network(self.config, self.spec, head_sizes)
         check_requirements(type(self), self.spec, net, self.recipe)
         return net.to(self.compute.device)
+
+    def first_network(self) -> MultiHead:
+        """The first network before training, once more, after its episode."""
+        with seeded(self.config.seed, "member", 0):
+            return self.new_network({task: predictions.shape[-1] for task, predictions in self.untrained.items()})
 
     def new_memory(self) -> ReplayMemory:
         """The replay memory, empty."""
@@ -155,11 +164,8 @@ class Method(ABC):
 
         A part that has not changed since the last call is None, so that the cost need not grow with the stream.
         """
-        train_scores = {
-            task: {name: astuple(scored) for name, scored in scores.items()}
-            for task, scores in self.train_scores.items()
-        }
-        return {"method": {name: getattr(self, name) for name in self.saved_attributes}, "train_scores": train_scores}
+        attributes = {name: getattr(self, name) for name in self.saved_attributes}
+        return {"method": attributes, "train_scores": plain_scores(self.train_scores)}
 
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
         """Continue after `episodes` from what `state_dict` returned then.
@@ -169,10 +175,7 @@ class Method(ABC):
         for name in self.saved_attributes:
             setattr(self, name, state["method"][name])
         self.revisit(episodes)
-        self.train_scores = {
-            task: {name: Scored(*scored) for name, scored in scores.items()}
-            for task, scores in state["train_scores"].items()
-        }
+        self.train_scores = scores_from(state["train_scores"])
 
     def ask(self, net: MultiHead, task_id: int, examples: Examples, where: str) -> Tensor:
         """Predictions of a network, [N, C]; TrainingError, which `where` opens, if they are not finite.
@@ -183,6 +186,16 @@ class Method(ABC):
         if not predictions.isfinite().all():
             raise TrainingError(f"{where}: {not_finite('the prediction', 'after training', self.recipe, self.compute)}")
         return predictions
+
+
+def plain_scores(by_task: Mapping[int, Scores]) -> Tree:
+    """Scores by task as part of a state."""
+    return {t: {name: astuple(scored) for name, scored in scores.items()} for t, scores in by_task.items()}
+
+
+def scores_from(state: Tree) -> dict[int, Scores]:
+    """The inverse of `plain_scores`."""
+    return {t: {name: Scored(*scored) for name, scored in scores.items()} for t, scores in state.items()}
 
 
 def new_network(config: RunConfig, spec: StreamSpec, head_sizes: Mapping[int, int]) -> MultiHead:

@@ -66,6 +66,10 @@ class RunConfig:
         EvaluationNames, "what else is asked of every new network, names with commas between them: "
         f"{', '.join(EVALUATIONS)} (default: nothing)", default=(), option="evaluate", metavar="NAMES", group=_HOW,
     )  # fmt: skip
+    evaluate_every: int | None = setting(
+        Range(1), "ask a single network about every task seen after every so many steps of an episode, too (default: "
+        "only when an episode ends)", default=None, option="evaluate_every", group=_HOW,
+    )  # fmt: skip
     device: str = setting(
         str, "auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)",
         default="auto", option="device", metavar="NAME", group=_WHERE, machine=True,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from datasets.mixture import Mixture
 from datasets.scenarios import SCENARIOS
 from datasets.task import Episode, Examples, Table, Task, TrainSource
+from evaluation.anytime import Moment
 from evaluation.members import Learned, Member
-from methods.base import Method, Storage
+from methods.base import Method, Storage, plain_scores, scores_from
 from methods.config import KEPT
 from methods.memory.audit import Budget, limited
 from methods.memory.replay import BUFFERS, ReplayMemory
@@ -19,8 +20,8 @@ from methods.memory.slots import SlotReplays
 from net import BatchNorm, count_parameters
 from net.multihead import MultiHead, TaskWeights
 from training.batches import Replays
-from training.loop import Training, arrival_order
-from training.monitor import Monitor
+from training.loop import Training, TrainingStats, arrival_order
+from training.monitor import Monitor, Watch
 from training.steps import StepRule
 from utils.errors import TrainingError, UserError
 from utils.seeding import generator, seeded
@@ -47,7 +48,8 @@ class SingleNet(Method):
 
     The setting `bn` says what happens to batch normalisation, which all tasks share: `shared`: it follows the newest
     task; `freeze_after_first`: its statistics and weights stay as after the first task; `per_task`: each task keeps
-    a copy. A method whose trunk differs from task to task in more than that overrides `task_weights`.
+    a copy. A method whose trunk differs from task to task in more than that overrides `task_weights`, and
+    `weights_in_training` if the network in training does not show what the newest task uses.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class SingleNet(Method):
             "those of its task, or all of the stream", default="seen",
         )  # fmt: skip
 
+    options: ClassVar[frozenset[str]] = frozenset({"evaluate_every"})
     modes: ClassVar[frozenset[str]] = frozenset({"continual"})
     scenarios: ClassVar[frozenset[str]] = frozenset(SCENARIOS)
     saved_attributes: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_optimizer")
@@ -103,6 +106,10 @@ class SingleNet(Method):
         """The trunk's weights for a task where they differ from the newest ones."""
         return self._norms.get(task_id, {})
 
+    def weights_in_training(self, rule: NormRule) -> TaskWeights:
+        """The trunk's weights for the task that is being learned where they differ from the newest ones."""
+        return {}
+
     def extra_parameters(self) -> int:
         """Parameters that the method stores besides the network."""
         return 0
@@ -132,6 +139,7 @@ class SingleNet(Method):
                 training = Training(
                     net, self.sources(task), self.spec, self.recipe, self.compute, self.config.seed, name,
                     rule=rule, past=past, monitor=monitor, checkpoints=self.checkpoints, before=self._optimizer,
+                    watch=self._watch(task, net, rule),
                 )  # fmt: skip
                 stats = training.complete()
             except TrainingError as error:
@@ -150,7 +158,35 @@ class SingleNet(Method):
         weights = (1.0,) * len(seen)
         member = Member(episode.number - 1, episode.number, seen, self.network(seen), weights, True, tested, own)
         self.new_members = [member]
-        return Learned((task.id,), {}, stats, changed=seen)
+        return Learned((task.id,), {}, stats, changed=seen, moments=self._moments(training, stats, tested))
+
+    def _watch(self, task: Task, net: MultiHead, rule: NormRule) -> Watch | None:
+        """Asks the network in training about every task seen and the new one; None without --evaluate_every."""
+        if (anytime := self.anytime) is None:
+            return None
+        own = {other: self.task_weights(other) for other in self.seen}
+        inputs = {other: self.test_inputs[other].subset(anytime.chosen(other)) for other in [*own, task.id]}
+
+        def ask() -> Tree:
+            whole = self.network(self.seen, net.head_sizes, net)
+            found = {}
+            for other, examples in inputs.items():
+                with whole.for_task(own[other] if other in own else self.weights_in_training(rule)):
+                    predictions = self.ask(whole, other, examples, f"asked about task {other} on the way")
+                found[other] = anytime.scores(other, predictions)
+            return plain_scores(found)
+
+        return Watch(anytime.every, ask)
+
+    def _moments(
+        self, training: Training, stats: TrainingStats, tested: Mapping[tuple[int, str], Tensor]
+    ) -> list[Moment]:
+        """What was answered on the way, and at the end of the episode; nothing without --evaluate_every."""
+        if (anytime := self.anytime) is None:
+            return []
+        end = {task: anytime.scores(task, found[anytime.chosen(task)]) for (task, _), found in tested.items()}
+        on_the_way = [Moment(steps, examples, scores_from(found)) for steps, examples, found in training.watched]
+        return [*on_the_way, Moment(stats.steps, stats.images, end)]
 
     def answer(self, task: Task) -> Tensor:
         """Predictions of the network after the last episode. [N, C]"""
@@ -180,16 +216,22 @@ class SingleNet(Method):
         parameters = trunk + heads + norms + self.extra_parameters()
         return Storage(*self.memory.size(), parameters, 1.0, trunk + heads // len(self._heads))
 
-    def network(self, tasks: Sequence[int], new: Mapping[int, int] | None = None) -> MultiHead:
-        """A network of the one trunk, the heads of some tasks, and new heads of these widths by task."""
+    def network(
+        self, tasks: Sequence[int], new: Mapping[int, int] | None = None, trained: MultiHead | None = None
+    ) -> MultiHead:
+        """A network of the one trunk, the heads of some tasks, and new heads of these widths by task.
+
+        With `trained`, a network in training, its heads are taken as they are now.
+        """
         sizes = {task: self._sizes[task] for task in tasks} | dict(new or {})
         if self.spec.heads == "growing":
             sizes = dict.fromkeys(sizes, max([*self._sizes.values(), *sizes.values()]))
-        if not self._sizes:
+        heads = self._heads if trained is None else {**self._heads, **self._heads_of(trained)}
+        if not heads:
             net = self.new_network(sizes)
             self._trunk = net.trunk
             return net
-        features = next(iter(self._heads.values()))[0].shape[1]
+        features = next(iter(heads.values()))[0].shape[1]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             net = MultiHead(self._trunk, features, sizes, self.spec.heads)
             for task, width in (new or {}).items():
@@ -198,8 +240,8 @@ class SingleNet(Method):
                 net.weight[net.rows(task)].uniform_(-bound, bound, generator=generator(self.config.seed, "head", task))
             net.to(self.compute.device)
             for task in sizes:
-                if (head := self._head_of(task)) in self._heads:
-                    weight, bias = self._heads[head]
+                if (head := self._head_of(task)) in heads:
+                    weight, bias = heads[head]
                     rows = slice(net.rows(task).start, net.rows(task).start + len(bias))  # a growing head has more
                     net.weight[rows], net.bias[rows] = weight, bias
         return net
@@ -210,9 +252,13 @@ class SingleNet(Method):
 
     def _keep_heads(self, net: MultiHead) -> None:
         self._sizes.update(net.head_sizes)
-        for task in net.head_sizes:
-            rows = net.rows(task)
-            self._heads[self._head_of(task)] = net.weight.detach()[rows].clone(), net.bias.detach()[rows].clone()
+        self._heads.update(self._heads_of(net))
+
+    def _heads_of(self, net: MultiHead) -> dict[int, tuple[Tensor, Tensor]]:
+        """Copies of the heads of a network, as in `_heads`."""
+        rows = {self._head_of(task): net.rows(task) for task in net.head_sizes}
+        weight, bias = net.weight.detach(), net.bias.detach()
+        return {head: (weight[part].clone(), bias[part].clone()) for head, part in rows.items()}
 
 
 class ReplayNet(SingleNet):
@@ -223,7 +269,7 @@ class ReplayNet(SingleNet):
     An option of the command line such as `memory` takes precedence over the setting `memory_per_class`.
     """
 
-    options = frozenset(KEPT)
+    options = SingleNet.options | KEPT.keys()
 
     # No `per_task`: the statistics of a batch of several tasks belong to none of them.
     @dataclass(frozen=True, kw_only=True)

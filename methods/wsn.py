@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from datasets.objectives import Objective
+from methods.single import NormRule
 from methods.subnets import FixedWeights, Masks, Subnets
-from net.multihead import MultiHead
+from net.multihead import MultiHead, TaskWeights
 from training.batches import Batch
 from training.recipe import Recipe
 from utils.settings import Range, setting
@@ -83,6 +84,10 @@ class WSN(Subnets):
         score_rate: float = setting(Range(0, whole=False), "factor on the learning rate of the scores")
 
     no_graph_reason = "those of WSN have not been tried as a CUDA graph"
+
+    def weights_in_training(self, rule: NormRule) -> TaskWeights:
+        assert isinstance(rule, Winning)
+        return rule.masks()
 
     def rule(self) -> Winning:
         return Winning(self.used, self.settings.share, self.settings.score_rate)

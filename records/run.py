@@ -59,7 +59,7 @@ class Run:
         members = read_members(path, manifest)
         try:
             saved = read_summary(path) or {}
-            places = {row.task: row.task for row in rows}
+            places = {row.task: row.task for row in rows if row.is_test and row.episode}  # not those to be learned yet
             summary = {**costs(episodes), "total_seconds": sum(facts.seconds for facts in episodes), **saved}
             run = cls(path, config, manifest, rows, episodes, members, summary, places)
             return run.against(by_task(saved, "per_task_isolated_acc") if saved else None)
@@ -71,7 +71,7 @@ class Run:
         places = {number: place for place, number in enumerate(sorted(self.places), 1)}
         return replace(
             self, places=places,
-            rows=[replace(row, task=places[row.task]) for row in self.rows],
+            rows=[replace(row, task=places[row.task]) for row in self.rows if row.task in places],
             episodes=[replace(facts, tasks=[places[task] for task in facts.tasks]) for facts in self.episodes],
             members=[replace(member, tasks=tuple(places[t] for t in member.tasks)) for member in self.members],
         )  # fmt: skip

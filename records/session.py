@@ -17,6 +17,7 @@ import torch
 from datasets import build_stream
 from datasets.task import TEST, TRAIN, Episode, Table, Task, TaskStream
 from evaluation.accuracy import Evaluation
+from evaluation.anytime import Anytime
 from evaluation.members import Member
 from methods import METHODS, build_method
 from methods.base import Context, Method, check_requirements, new_network
@@ -145,6 +146,8 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
         directory, plan.invocation.command.checkpoint_minutes, lambda: earlier + time.perf_counter() - begin, device
     )
     method.checkpoints = checkpoints
+    if config.evaluate_every is not None:
+        method.anytime = Anytime(stream, config.evaluate_every, config.seed)
     launched = ", ".join(filter(None, [describe_device(device), resolved["precision"], launch]))
     header = header_of(config, stream, parameters, launched, path, done)
     start = RunStart(header, resolved, hyperparameters(config), len(stream.tasks), isolated,

@@ -12,10 +12,12 @@ import numpy as np
 from datasets.objectives import ACCURACY
 from evaluation import metrics
 from evaluation.measurements import (
+    ANYTIME,
     ROUTED_CLASS,
     ROUTED_DOMAIN,
     ROUTED_DOMAIN_SUM,
     TASK_IDENTIFICATION,
+    ZERO_SHOT,
     Measurement,
     mean_over_tasks,
 )
@@ -69,12 +71,12 @@ def summarize(
     test = [row for row in rows if row.is_test and row.episode > 0]
     last = [row for row in rows if row.episode == test[-1].episode]
     untrained = {row.task: row.main for row in rows if row.episode == 0}
-    names = {row.task: row.task_name for row in test}
+    names = {row.task: row.task_name for row in sorted(test, key=lambda row: row.task)}
     R = matrix_of(rows)
     sign = 1.0 if higher_is_better else -1.0
     compared = sign * R
-    first = sign * np.array([untrained.get(task, np.nan) for task in sorted(names)])
-    alone = None if isolated is None else sign * np.array([isolated[task] for task in sorted(names)])
+    first = sign * np.array([untrained.get(task, np.nan) for task in names])
+    alone = None if isolated is None else sign * np.array([isolated[task] for task in names])
     named = {
         "avg_acc_final": metrics.avg_acc_final(R),
         "avg_incremental_acc": metrics.avg_incremental_acc(R),
@@ -84,23 +86,24 @@ def summarize(
         "routed_domain_sum_acc": mean_over_tasks(last, ROUTED_DOMAIN_SUM),
         "task_identification_acc": mean_over_tasks(last, TASK_IDENTIFICATION),
         "worst_task_acc": sign * metrics.worst_task_acc(compared),
+        **_on_the_way(rows if continual else [], sign),
         "per_task_acc": R[-1].tolist(),
         "per_task_learning_acc": R.diagonal().tolist() if continual else None,
-        "per_task_untrained_acc": [untrained.get(task) for task in sorted(names)],
+        "per_task_untrained_acc": [untrained.get(task) for task in names],
         "per_task_isolated_acc": None if alone is None else (sign * alone).tolist(),
     }
     metric = test[-1].metric
     return {
         "metric": metric,
         "higher_is_better": higher_is_better,
-        "task_numbers": sorted(names),
-        "task_names": [names[task] for task in sorted(names)],
+        "task_numbers": list(names),
+        "task_names": list(names.values()),
         **dict.fromkeys(named),
         **{key_of(key, metric): value for key, value in named.items()},
         "bwt": _defined(metrics.bwt(compared)) if continual else None,
         "forgetting_chaudhry": _defined(metrics.forgetting_chaudhry(compared)) if continual else None,
         "gain_isolated": None if alone is None else metrics.gain_isolated(compared, alone),
-        "fwt_zero_shot": _defined(metrics.fwt_zero_shot(compared, first)) if continual else None,
+        "fwt_zero_shot": _defined(metrics.fwt_zero_shot(sign * _with_next(R, rows), first)) if continual else None,
         "fwt_isolated": None if alone is None or not continual else _defined(metrics.fwt_isolated(compared, alone)),
     }
 
@@ -122,6 +125,36 @@ def matrix_of(rows: Sequence[Measurement]) -> metrics.Matrix:
     place = {task: number for number, task in enumerate(sorted({row.task for row in test}), 1)}
     entries = [(row.episode, place[row.task], row.main) for row in test]
     return metrics.accuracy_matrix(entries, max(row.episode for row in test), len(place))
+
+
+def curves_of(rows: Sequence[Measurement]) -> tuple[list[int], metrics.Matrix, list[int]]:
+    """What was measured on the way, with --evaluate_every.
+
+    Steps of the run at M moments; the main metric there on each of the T tasks, [M, T], NaN where not measured; and
+    the last moment of each episode.
+    """
+    found = [row for row in rows if row.scenario == ANYTIME]
+    moments = {place: number for number, place in enumerate(sorted({(row.episode, row.step) for row in found}))}
+    entries = [(moments[row.episode, row.step] + 1, row.task, row.main) for row in found]
+    values = metrics.accuracy_matrix(entries, len(moments), max((row.task for row in found), default=0))
+    ends = {episode: number for (episode, _), number in moments.items()}
+    return [step for _, step in moments], values, list(ends.values())
+
+
+def _on_the_way(rows: Sequence[Measurement], sign: float) -> dict[str, float | None]:
+    """The figures of --evaluate_every; None without it."""
+    steps, values, ends = curves_of(rows)
+    figures = {"min_acc": metrics.min_acc, "worst_case_acc": metrics.worst_case_acc}
+    return {key: _defined(sign * of(sign * values, ends)) if steps else None for key, of in figures.items()}
+
+
+def _with_next(R: metrics.Matrix, rows: Sequence[Measurement]) -> metrics.Matrix:
+    """R of a continual run, with the main metric on each task before it was learned where it was measured."""
+    R = R.copy()
+    for row in rows:
+        if row.scenario == ZERO_SHOT and row.task <= R.shape[1]:
+            R[row.episode - 1, row.task - 1] = row.main
+    return R
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
@@ -172,6 +205,9 @@ def final_table(summary: Mapping[str, Any]) -> str:
         summed = summary["routed_domain_sum_acc"]
         domain = "" if same is None else f", class alone {same:.4f}, by the sum over tasks {summed:.4f}"
         lines.append(f"without the task   {told:.4f}  class-incremental; task identified {identified:.4f}{domain}")
+    if (lowest := summary[key_of("min_acc", metric)]) is not None:
+        worst = f"with the newest {summary[key_of('worst_case_acc', metric)]:.4f} (WC-ACC)"
+        lines.append(f"while learning     {lowest:.4f}  worst on each past task after its episode (min-ACC); {worst}")
     if summary["bwt"] is not None:
         lines.append(f"backward transfer  {signed(summary['bwt'])}  {change} on a task from its own episode to the end")
     if summary["fwt_isolated"] is not None:

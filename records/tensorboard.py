@@ -18,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from datasets.objectives import ACCURACY
 from evaluation import metrics
-from evaluation.measurements import WITHOUT_TASK, Measurement, mean_over_tasks
+from evaluation.measurements import ANYTIME, WITHOUT_TASK, ZERO_SHOT, Measurement, mean_over_tasks
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
 from records.pictures import heat_map
 from records.summary import key_of
@@ -43,6 +43,7 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "transfer curves: test accuracy, and where Isolated ended": ("test_accuracy/", "isolated_accuracy/"),
         "backward transfer": ("backward_transfer$",),
     },
+    "while learning": {"test accuracy within episodes": ("anytime_accuracy/",)},
     "without the task": {"accuracy where the task is not told": ("without_task/",)},
     "calibration": {"average calibration error": ("average_ece$",), "calibration error": ("test_ece/",)},
     "sampling weights": {"sampling weights": ("sampling_weight/",)},
@@ -51,7 +52,7 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
 _SUMMARY = (
     "avg_acc_final", "avg_incremental_acc", "forgetting_chaudhry", "bwt", "learning_acc", "worst_task_acc",
     "routed_class_acc", "task_identification_acc", "routed_domain_acc", "routed_domain_sum_acc",
-    "gain_isolated", "fwt_isolated", "train_seconds",
+    "min_acc", "worst_case_acc", "gain_isolated", "fwt_isolated", "fwt_zero_shot", "train_seconds",
 )  # fmt: skip
 # Tag of a picture -> its description.
 _PICTURES = {
@@ -66,7 +67,10 @@ Value = dict[str, Any]  # one value of an event, as a plain dictionary
 
 
 class TensorBoard(RunMonitor):
-    """Writes an event file. The step of train/* is the number of epochs over the whole run, that of others the episode.
+    """Writes an event file.
+
+    The step of train/* is the number of epochs over the whole run, of anytime_*/* that of gradient steps, of others
+    the episode.
 
     Args:
         open_log: opens a new file by its name.
@@ -108,6 +112,7 @@ class TensorBoard(RunMonitor):
         self._write(self._epoch, _scalars({"train/loss": loss, "train/learning_rate": lr}))
 
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
+        self._write_moments(rows)
         first = self._isolated_accuracies(rows)
         self._history.add(facts, rows)
         scalars = {**first, **_of_episode(facts, rows), **_of_tasks(facts, rows), **self._of_matrix()}
@@ -127,6 +132,11 @@ class TensorBoard(RunMonitor):
         end = _hparams("session_end_info", {"status": status, "end_time_secs": time.time()})
         self._write(len(self._history.main), [*_scalars(scalars), end])
         self._begun = False
+
+    def _write_moments(self, rows: Sequence[Measurement]) -> None:
+        """What was measured within the episode, with --evaluate_every."""
+        for step, found in groupby([row for row in rows if row.scenario == ANYTIME], lambda row: row.step):
+            self._write(step, _scalars({f"anytime_{row.metric}/{_tag(row)}": row.main for row in found}))
 
     def _isolated_accuracies(self, rows: Sequence[Measurement]) -> dict[str, float]:
         """For tasks measured for the first time: one point beside the beginning of each curve."""
@@ -197,7 +207,8 @@ def _of_episode(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, f
 def _of_tasks(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, float]:
     tags = {row.task: _tag(row) for row in rows}
     scalars = {f"sampling_weight/{tags[task]}": weight for task, weight in facts.sampling_weights.items()}
-    for row in [row for row in rows if row.scenario not in WITHOUT_TASK and not row.slice]:
+    apart = {*WITHOUT_TASK, ANYTIME, ZERO_SHOT}
+    for row in [row for row in rows if row.scenario not in apart and not row.slice]:
         for name, scored in row.scores.items():
             scalars[f"{row.split}_{name}/{tags[row.task]}"] = scored.value
     return scalars

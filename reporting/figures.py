@@ -6,9 +6,10 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from datasets.objectives import BINS
+from evaluation.anytime import MOST
 from records.members import answering
 from records.run import Array, Run
-from records.summary import direction, signed
+from records.summary import curves_of, direction, signed
 from reporting import analysis
 from reporting.drawing import DrawnFigure, against_steps, count_from_one, heat_map, height, label_ends, measured
 from reporting.style import DIVERGING, MUTED, SHADES, WIDTH, colours, empty_figure, marker, whole
@@ -19,7 +20,8 @@ _PANELS = 20  # the most tasks whose confusion matrices are drawn
 
 def of_one_run(run: Run) -> list[DrawnFigure]:
     """All figures that this run has the data for."""
-    pictures = [accuracy_matrix(run), transfer_curves(run), training_grid(run), sampling_weights(run)]
+    pictures = [accuracy_matrix(run), transfer_curves(run), while_learning(run), training_grid(run)]
+    pictures.append(sampling_weights(run))
     if run.classifies:
         several = any(len(members) > 1 for members in run.test_predictions.values())
         pictures += [added_by_members(run), task_affinity(run)] if several else []
@@ -78,6 +80,31 @@ def transfer_curves(run: Run) -> DrawnFigure | None:
     elif run.continual:
         caption += " Lines that fall are forgetting, lines that rise are backward transfer."
     return DrawnFigure("transfer_curves", "Transfer between tasks", caption, drawn, data)
+
+
+def while_learning(run: Run) -> DrawnFigure | None:
+    """A line for each task over the steps of the run from its own episode on; None without --evaluate_every."""
+    steps, values, ends = curves_of(run.rows)
+    if not steps:
+        return None
+    names, last, lines = run.task_labels, np.array(steps)[ends], []
+    drawn, (axes,) = empty_figure(height(len(names), 3.6))
+    palette = colours(len(names))
+    for begin in (0, *last[:-1]):
+        axes.axvline(begin, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1)
+    for task, name in enumerate(names):
+        seen = np.flatnonzero(~np.isnan(values[:, task]))
+        axes.plot(np.array(steps)[seen], values[seen, task], color=palette[task], linewidth=1.2)
+        lines += [(name, steps[moment], values[moment, task]) for moment in seen]
+    against_steps(axes, "gradient steps of the run", measured(run), run.shows_accuracy)
+    label_ends(axes, steps[-1], values[-1], names, palette)
+    data = pd.DataFrame(lines, columns=["task", "step", run.metric])
+    caption = f"Test {run.metric} on each task while tasks are learned, on at most {MOST:,} test examples of each."
+    caption += " A task begins at each dashed line"
+    caption += "; a line that falls there and recovers shows a stability gap." if run.shows_accuracy else "."
+    caption += "" if run.shows_accuracy else f" {direction(run.summary).capitalize()}."
+    title = "Accuracy while learning" if run.shows_accuracy else "While learning"
+    return DrawnFigure("while_learning", title, caption, drawn, data)
 
 
 def training_grid(run: Run) -> DrawnFigure | None:

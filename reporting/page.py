@@ -94,8 +94,9 @@ def of_one_run(run: Run, command: str) -> Page:
     def pick(*names: str) -> list[DrawnFigure]:
         return [drawn[name] for name in names if name in drawn]
 
+    learned = ("transfer_curves", "while_learning", "accuracy_matrix")
     sections = [
-        Section("What was learned", [task_table(run), scenario_table(run)], pick("transfer_curves", "accuracy_matrix")),
+        Section("What was learned", [task_table(run), scenario_table(run)], pick(*learned)),
         Section("How it was learned", (), pick("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
     if run.classifies:

@@ -44,6 +44,9 @@ def runs(tmp_path_factory):
         Path("same.yaml").write_text("dataset: rotated_digits\ntasks: [[0, 1], [10, 11], [20, 21]]\n")
         assert start("alone", *options("zoo"), "--data_config", "same.yaml") == 0
         assert start("er", *options("er"), "--isolated", "isolated") == 0
+        assert start("watched", *options("er"), "--evaluate_every", "4") == 0
+        one_head = ["--data_config", "same.yaml", "--scenario", "domain"]
+        assert start("domain", *options("finetune"), *one_head) == 0
         everything = [option for option in options("zoo") if option != "--continual"]
         assert start("multitask", *everything, "--isolated", "isolated", "--rounds", "4") == 0
     return folder
@@ -97,6 +100,7 @@ def pixels(event):
         ("zoo", {"--continual", "--isolated", "zoo"}),
         ("alone", {"--continual", "zoo", "domain"}),
         ("er", {"--continual", "--isolated"}),
+        ("watched", {"--continual", "--evaluate_every"}),
         ("multitask", {"--isolated", "zoo"}),
         ("isolated", {"--continual"}),
     ],
@@ -130,6 +134,20 @@ def test_the_numbers_are_those_of_the_run_directory(runs, name):
     for tag in events.Tags()["scalars"]:
         if tag.startswith("summary/"):
             assert values(run, tag) == pytest.approx({len(episodes): summary[tag.removeprefix("summary/")]}, rel=1e-6)
+
+
+def test_curves_within_episodes_are_over_gradient_steps(runs):
+    rows = measured(runs / "watched").query("scenario == 'anytime'")
+    for (task, name), found in rows.groupby(["task", "task_name"]):
+        expected = dict(zip(found.step, found.accuracy, strict=True))
+        assert values(runs / "watched", f"anytime_accuracy/{task:03d} {name}") == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_task_that_is_not_learned_yet_has_no_point(runs):
+    tags = [tag for tag in read(runs / "domain").Tags()["scalars"] if tag.startswith("test_accuracy/")]
+    assert [list(values(runs / "domain", tag)) for tag in sorted(tags)] == [[1, 2, 3], [2, 3], [3]]
+    transfer = json.loads((runs / "domain/summary.json").read_text())["fwt_zero_shot"]
+    assert values(runs / "domain", "summary/fwt_zero_shot") == {3: pytest.approx(transfer, rel=1e-6)}
 
 
 def test_forgetting_and_transfer_are_those_of_the_episodes_so_far(runs):
@@ -192,7 +210,7 @@ def test_every_chart_has_curves_and_the_layout_is_the_same_for_all_runs(runs):
     assert [chart.title.split(",")[0] for chart in layout.category[0].chart] == [
         "average accuracy", "forgetting", "throughput",
     ]  # fmt: skip
-    tags = read(runs / "zoo").Tags()["scalars"]
+    tags = [tag for name in ("zoo", "watched") for tag in read(runs / name).Tags()["scalars"]]
     for category in layout.category:
         for chart in category.chart:
             for pattern in chart.multiline.tag:
@@ -228,7 +246,8 @@ def test_hyperparameters_tell_runs_from_each_other(runs):
     ]
     assert [value.string_value for value in infos["settings.replay_loss"].domain_discrete.values] == ["mean", "sum"]
     assert [value.bool_value for value in infos["continual"].domain_discrete.values] == [False, True]
-    written = {tag for name in ("zoo", "alone") for tag in read(runs / name).Tags()["scalars"]}
+    names = ("zoo", "alone", "watched", "domain")
+    written = {tag for name in names for tag in read(runs / name).Tags()["scalars"]}
     assert {info.name.tag for info in experiment.metric_infos} == {t for t in written if t.startswith("summary/")}
 
 

@@ -101,3 +101,25 @@ def test_no_average_is_above_the_best_or_below_the_worst(matrix):
     for value in (metrics.avg_acc_final(matrix), metrics.avg_incremental_acc(matrix), metrics.learning_acc(matrix)):
         assert np.nanmin(matrix) - 1e-9 <= value <= np.nanmax(matrix) + 1e-9
     assert metrics.worst_task_acc(matrix) <= metrics.avg_acc_final(matrix) + 1e-9
+
+
+A = np.array([[0.5, NAN, NAN], [0.9, NAN, NAN], [0.2, 0.3, NAN], [0.6, 0.8, NAN], [0.5, 0.4, 0.1], [0.7, 0.6, 0.9]])
+
+
+def test_the_lowest_accuracies_on_the_way_count_from_the_end_of_a_task_on():
+    """Tasks end at moments 1, 3 and 5: the lowest are 0.2 and 0.4, not the 0.3 before task 2 was learned."""
+    assert metrics.min_acc(A, [1, 3, 5]) == pytest.approx((0.2 + 0.4) / 2)
+    assert metrics.worst_case_acc(A, [1, 3, 5]) == pytest.approx(0.9 / 3 + 2 / 3 * 0.3)
+
+
+def test_of_a_single_task_the_worst_case_is_its_accuracy():
+    assert math.isnan(metrics.min_acc(A[:2, :1], [1]))
+    assert metrics.worst_case_acc(A[:2, :1], [1]) == 0.9
+
+
+@given(st.integers(2, 6), st.integers(0, 10**6))
+def test_measured_only_at_the_ends_the_lowest_accuracy_is_at_most_that_at_the_end(tasks, seed):
+    matrix = np.where(np.tri(tasks, dtype=bool), np.random.default_rng(seed).random((tasks, tasks)), NAN)
+    lowest = metrics.min_acc(matrix, range(tasks))
+    assert lowest <= matrix[-1, :-1].mean() + 1e-12
+    assert metrics.worst_case_acc(matrix, range(tasks)) <= metrics.avg_acc_final(matrix) + 1e-12

@@ -16,7 +16,7 @@ from datasets.task import StreamSpec, Table, TrainSource
 from net import has_batch_norm
 from net.multihead import MultiHead
 from training.batches import Batch, Replays, batches, with_replay
-from training.monitor import Checkpoints, Monitor
+from training.monitor import Checkpoints, Monitor, Watch
 from training.recipe import Recipe
 from training.steps import GradientSteps, StepRule
 from utils.compute import Compute
@@ -92,17 +92,19 @@ class Training:
         rule: what the method changes in every step; plain supervised training without one.
         past: batches of replay memories; one of each follows a batch of the tasks trained on.
         before: the state of an optimizer that goes on, see `optimizer_state`.
+        watch: what `complete` asks on the way; `watched` has the answers, each with the steps and examples until then.
     """
 
     def __init__(
         self, net: MultiHead, sources: Sequence[tuple[int, TrainSource]], spec: StreamSpec, recipe: Recipe,
         compute: Compute, seed: int, name: tuple[object, ...], *, rule: StepRule | None = None,
         past: Sequence[Replays] = (), monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
-        before: Mapping[str, Tree] | None = None,
+        before: Mapping[str, Tree] | None = None, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
         self._rng, self._file = _data_stream(seed, name), "_".join(map(str, name))
-        self._rule, self._past = rule or StepRule(), past
+        self._rule, self._past, self._watch = rule or StepRule(), past, watch
+        self.watched: list[tuple[int, int, Tree]] = []
         self._monitor, self._checkpoints = monitor or Monitor(), checkpoints or Checkpoints()
         drawn = sum(len(source) for _, source in sources)
         check_batch(net, recipe, drawn)
@@ -162,6 +164,11 @@ class Training:
         if saved:
             self.restore(saved)
         self._monitor.member_begins(self.epochs, self.examples * self._recipe.steps_per_batch, self.ended)
+        if self._watch is not None:
+            # The last step is left to whoever trained: what is answered then is measured anyway.
+            for step in range((len(self.watched) + 1) * self._watch.every, self.length, self._watch.every):
+                self.advance(step)
+                self.watched.append((step, self.clock.examples, self._watch.ask()))
         self.advance()
         self._checkpoints.finished(self._file, lambda: {"net": self._net.state_dict(), "stats": asdict(self.stats)})
         return self.stats
@@ -188,6 +195,7 @@ class Training:
             "net": self._net.state_dict(),
             "steps": self._steps.state(),
             "rule": self._rule.state(),
+            "watched": self.watched,
             "random": self._random if self._begin is None and self._random else random_state(self._compute.device),
         }
 
@@ -199,6 +207,7 @@ class Training:
         self._net.load_state_dict(state["net"])
         self._steps.restore(state["steps"])
         self._rule.restore(state["rule"])
+        self.watched = state["watched"]
         for replays in self._past:
             replays.skip(self._steps.done)
         if taken := self._steps.done - self.ended * self._per_epoch:

@@ -1,6 +1,7 @@
-"""The interfaces through which training reports its progress, and saves its state and finds it again."""
+"""The interfaces through which training reports its progress, is watched, and saves its state and finds it again."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from utils.trees import Tree
 
@@ -16,6 +17,14 @@ class Monitor:
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
         """An epoch has ended, with this mean training loss and this learning rate in its last step."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A question about a network that is asked after every so many steps of its training; answers are plain values."""
+
+    every: int
+    ask: Callable[[], Tree]
 
 
 class Checkpoints:
