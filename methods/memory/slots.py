@@ -139,6 +139,16 @@ def _with_repeats(numbers: Tensor) -> Tensor:
     return (ordered[:, 1:] == ordered[:, :-1]).any(1).nonzero().flatten()
 
 
+class DistinctReplays(Replays):
+    """Endless batches of `size` different examples of a replay memory, or of all if it has fewer."""
+
+    def chunks(self) -> Iterator[tuple[int, Iterator[Batch]]]:
+        size = min(self.size, len(self.data))
+        while True:
+            picks = distinct(len(self.data), size, self.at_once, self.rng)
+            yield self.at_once, self.gathered(picks.flatten(), size)
+
+
 class SlotReplays(Replays):
     """For each step of a task, examples that the memory held before it: as many as `size`, or all if it has fewer.
 
