@@ -9,14 +9,17 @@ from collections.abc import Iterable
 from methods.agem import AGEM, MEGA
 from methods.base import Context, Method
 from methods.bounds import Cumulative, Finetune, Isolated, IsolatedEnsemble, Joint
+from methods.cls_er import CLSER
 from methods.config import RunConfig
 from methods.der import DER, DERpp
 from methods.er import ER
 from methods.ewc import EWC, OnlineEWC
+from methods.gdumb import GDumb
 from methods.gem import GEM
 from methods.gpm import GPM
 from methods.lwf import LwF
 from methods.memory.replay import SLOTS
+from methods.mir import MIR
 from methods.packnet import PackNet
 from methods.si import SI
 from methods.stable_sgd import StableSGD
@@ -30,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "isolated_ensemble": IsolatedEnsemble,
     "joint": Joint,
     "cumulative": Cumulative,
+    "gdumb": GDumb,
     "finetune": Finetune,
     "stable_sgd": StableSGD,
     "ewc": EWC,
@@ -37,8 +41,10 @@ METHODS: dict[str, type[Method]] = {
     "si": SI,
     "lwf": LwF,
     "er": ER,
+    "mir": MIR,
     "der": DER,
     "derpp": DERpp,
+    "cls_er": CLSER,
     "gem": GEM,
     "agem": AGEM,
     "mega": MEGA,

@@ -28,6 +28,8 @@ from utils.seeding import generator, seeded
 from utils.settings import Range, setting
 from utils.trees import Tree
 
+Heads = dict[int, tuple[Tensor, Tensor]]  # weight [C, D] and bias [C] by task, or at 0 those of the head of all tasks
+
 
 class NormRule(StepRule):
     """Trains batch normalisation, or with `frozen` keeps its weights and statistics."""
@@ -66,7 +68,7 @@ class SingleNet(Method):
     saved_attributes: ClassVar[tuple[str, ...]] = ("_heads", "_sizes", "_norms", "_optimizer")
 
     _trunk: nn.Module  # from the first task on
-    _heads: dict[int, tuple[Tensor, Tensor]]  # weight [C, D] and bias [C], by `_head_of` a task
+    _heads: Heads
     _sizes: dict[int, int]  # number of outputs of each task learned, in their order
     _optimizer: dict[str, Tree]  # its state by name of the parameter, with reset_optimizer: false
     _norms: dict[int, dict[str, Tensor]]  # batch normalisation of each task, with bn: per_task
@@ -110,6 +112,10 @@ class SingleNet(Method):
         """The trunk's weights for the task that is being learned where they differ from the newest ones."""
         return {}
 
+    def answering(self, tasks: Sequence[int]) -> MultiHead:
+        """The network that answers some tasks; its trunk has the weights of `task_weights` while it is asked."""
+        return self.network(tasks)
+
     def extra_parameters(self) -> int:
         """Parameters that the method stores besides the network."""
         return 0
@@ -148,7 +154,8 @@ class SingleNet(Method):
         if not self.recipe.reset_optimizer:
             goes_on = shared_parameters(net)
             self._optimizer = {name: s for name, s in training.optimizer_state().items() if name in goes_on}
-        self._keep_heads(net)
+        self._sizes.update(net.head_sizes)
+        self._heads.update(self.heads_of(net))
         if self.settings.bn == "per_task":
             self._norms[task.id] = norm_state(net.trunk)
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
@@ -156,7 +163,8 @@ class SingleNet(Method):
         own = {other: self.task_weights(other) for other in seen}
         tested = {(other, "test"): self._asked(other, self.test_inputs[other], episode.number) for other in seen}
         weights = (1.0,) * len(seen)
-        member = Member(episode.number - 1, episode.number, seen, self.network(seen), weights, True, tested, own)
+        net = self.answering(seen)
+        member = Member(episode.number - 1, episode.number, seen, net, weights, True, tested, own)
         self.new_members = [member]
         return Learned((task.id,), {}, stats, changed=seen, moments=self._moments(training, stats, tested))
 
@@ -195,7 +203,7 @@ class SingleNet(Method):
         return self._asked(task.id, task.test, len(self.seen))
 
     def _asked(self, task_id: int, examples: Examples, episode: int) -> Tensor:
-        net = self.network([task_id])
+        net = self.answering([task_id])
         with net.for_task(self.task_weights(task_id)):
             return self.ask(net, task_id, examples, f"episode {episode} (task {task_id})")
 
@@ -226,7 +234,7 @@ class SingleNet(Method):
         sizes = {task: self._sizes[task] for task in tasks} | dict(new or {})
         if self.spec.heads == "growing":
             sizes = dict.fromkeys(sizes, max([*self._sizes.values(), *sizes.values()]))
-        heads = self._heads if trained is None else {**self._heads, **self._heads_of(trained)}
+        heads = self._heads if trained is None else {**self._heads, **self.heads_of(trained)}
         if not heads:
             net = self.new_network(sizes)
             self._trunk = net.trunk
@@ -239,26 +247,26 @@ class SingleNet(Method):
                 bound = net.head_bound(width)
                 net.weight[net.rows(task)].uniform_(-bound, bound, generator=generator(self.config.seed, "head", task))
             net.to(self.compute.device)
-            for task in sizes:
-                if (head := self._head_of(task)) in heads:
-                    weight, bias = heads[head]
-                    rows = slice(net.rows(task).start, net.rows(task).start + len(bias))  # a growing head has more
-                    net.weight[rows], net.bias[rows] = weight, bias
+        self.put_heads(net, heads)
         return net
+
+    @torch.no_grad()
+    def put_heads(self, net: MultiHead, heads: Heads) -> None:
+        """Give a network these heads, of those of its tasks; others, and new outputs of a growing head, stay."""
+        for task in net.head_sizes:
+            if (head := self._head_of(task)) in heads:
+                weight, bias = heads[head]
+                rows = slice(net.rows(task).start, net.rows(task).start + len(bias))
+                net.weight[rows], net.bias[rows] = weight, bias
+
+    def heads_of(self, net: MultiHead) -> Heads:
+        """A copy of the heads of a network."""
+        rows = {self._head_of(task): net.rows(task) for task in net.head_sizes}
+        return {head: (net.weight.detach()[r].clone(), net.bias.detach()[r].clone()) for head, r in rows.items()}
 
     def _head_of(self, task: int) -> int:
         """The number of a task's head: the task's id, or 0 where all tasks share one."""
         return task if self.spec.heads == "task" else 0
-
-    def _keep_heads(self, net: MultiHead) -> None:
-        self._sizes.update(net.head_sizes)
-        self._heads.update(self._heads_of(net))
-
-    def _heads_of(self, net: MultiHead) -> dict[int, tuple[Tensor, Tensor]]:
-        """Copies of the heads of a network, as in `_heads`."""
-        rows = {self._head_of(task): net.rows(task) for task in net.head_sizes}
-        weight, bias = net.weight.detach(), net.bias.detach()
-        return {head: (weight[part].clone(), bias[part].clone()) for head, part in rows.items()}
 
 
 class ReplayNet(SingleNet):

@@ -139,6 +139,16 @@ def _with_repeats(numbers: Tensor) -> Tensor:
     return (ordered[:, 1:] == ordered[:, :-1]).any(1).nonzero().flatten()
 
 
+class DistinctReplays(Replays):
+    """Endless batches of `size` different examples of a replay memory, or of all if it has fewer."""
+
+    def chunks(self) -> Iterator[tuple[int, Iterator[Batch]]]:
+        size = min(self.size, len(self.data))
+        while True:
+            picks = distinct(len(self.data), size, self.at_once, self.rng)
+            yield self.at_once, self.gathered(picks.flatten(), size)
+
+
 class SlotReplays(Replays):
     """For each step of a task, examples that the memory held before it: as many as `size`, or all if it has fewer.
 
@@ -166,13 +176,13 @@ class SlotReplays(Replays):
             steps = torch.arange(step, step + (self.at_once if settled else 1))
             slots = distinct(filled, size, len(steps), self.rng) if size else torch.zeros(len(steps), 0).long()
             rows = arrivals.rows(slots, (steps // self._repeat * self._batch).clamp_max(total))
-            yield len(steps), self._with_slots(steps.tolist(), slots, rows)
+            # Drawn here even if the batches are skipped, so that those after them are the same.
+            batches = self.gathered(rows.flatten(), size) if size else iter([self.empty()] * len(steps))
+            yield len(steps), self._with_slots(steps.tolist(), slots, batches)
             step += len(steps)
 
-    def _with_slots(self, steps: list[int], slots: Tensor, rows: Tensor) -> Iterator[Batch]:
-        """The batches of some steps, whose examples are rows of the pool, [S, B]."""
-        size = slots.shape[1]
-        batches = self.gathered(rows.flatten(), size) if size else iter([self.empty()] * len(steps))
+    def _with_slots(self, steps: list[int], slots: Tensor, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of some steps with the slots of their examples, [S, B]."""
         slots = slots.to(self.data.device)
         for step, batch, places in zip(steps, batches, slots, strict=True):
             written, first = None, step // self._repeat * self._batch
