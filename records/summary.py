@@ -92,6 +92,7 @@ def summarize(
     metric = test[-1].metric
     return {
         "metric": metric,
+        "scenario": test[-1].scenario,
         "higher_is_better": higher_is_better,
         "task_numbers": sorted(names),
         "task_names": [names[task] for task in sorted(names)],
@@ -171,7 +172,8 @@ def final_table(summary: Mapping[str, Any]) -> str:
         identified, same = summary["task_identification_acc"], summary["routed_domain_acc"]
         summed = summary["routed_domain_sum_acc"]
         domain = "" if same is None else f", class alone {same:.4f}, by the sum over tasks {summed:.4f}"
-        lines.append(f"without the task   {told:.4f}  class-incremental; task identified {identified:.4f}{domain}")
+        trained = f"task and class, of heads trained with the task told; task {identified:.4f}{domain}"
+        lines.append(f"task not told      {told:.4f}  {trained}")
     if summary["bwt"] is not None:
         lines.append(f"backward transfer  {signed(summary['bwt'])}  {change} on a task from its own episode to the end")
     if summary["fwt_isolated"] is not None:

@@ -43,7 +43,7 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "transfer curves: test accuracy, and where Isolated ended": ("test_accuracy/", "isolated_accuracy/"),
         "backward transfer": ("backward_transfer$",),
     },
-    "without the task": {"accuracy where the task is not told": ("without_task/",)},
+    "without the task": {"accuracy where the task is not told (task-trained heads)": ("without_task/",)},
     "calibration": {"average calibration error": ("average_ece$",), "calibration error": ("test_ece/",)},
     "sampling weights": {"sampling weights": ("sampling_weight/",)},
     "cost": {"seconds an episode": ("seconds$",), "peak memory, bytes": ("peak_memory_bytes$",)},
