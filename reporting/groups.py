@@ -117,4 +117,4 @@ def _shown(value: object) -> str:
     if value in (None, [], ""):
         return "–"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 120 else text[:119] + "…"
+    return text if len(text) <= 40 else text[:39] + "…"
