@@ -166,14 +166,13 @@ class SlotReplays(Replays):
             steps = torch.arange(step, step + (self.at_once if settled else 1))
             slots = distinct(filled, size, len(steps), self.rng) if size else torch.zeros(len(steps), 0).long()
             rows = arrivals.rows(slots, (steps // self._repeat * self._batch).clamp_max(total))
-            yield len(steps), self._with_slots(steps.tolist(), slots, rows)
+            # Draws its random numbers now, whether or not its batches are asked for: see `skip`.
+            batches = self.gathered(rows.flatten(), size) if size else iter([self.empty()] * len(steps))
+            yield len(steps), self._with_slots(steps.tolist(), batches, slots.to(self.data.device))
             step += len(steps)
 
-    def _with_slots(self, steps: list[int], slots: Tensor, rows: Tensor) -> Iterator[Batch]:
-        """The batches of some steps, whose examples are rows of the pool, [S, B]."""
-        size = slots.shape[1]
-        batches = self.gathered(rows.flatten(), size) if size else iter([self.empty()] * len(steps))
-        slots = slots.to(self.data.device)
+    def _with_slots(self, steps: list[int], batches: Iterator[Batch], slots: Tensor) -> Iterator[Batch]:
+        """The batches of some steps, with the slots [S, B] that they are from and those that change in the step."""
         for step, batch, places in zip(steps, batches, slots, strict=True):
             written, first = None, step // self._repeat * self._batch
             if self._noted and first < len(self._arrivals.slots):
