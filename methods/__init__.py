@@ -85,6 +85,9 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
         raise UserError(
             f"--method {name}: with fill: during the setting buffer must be {' or '.join(SLOTS)}, not {buffer}"
         )
+    if getattr(config.settings, "fill", "") == "during" and getattr(config.settings, "mixed", False):
+        raise UserError(f"--method {name}: mixed: true takes the kept examples as they are when a task begins; leave "
+                        "fill: during out")  # fmt: skip
 
 
 def build_method(context: Context) -> Method:

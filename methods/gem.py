@@ -69,8 +69,9 @@ class Constrained(NewTaskLoss):
 class GEM(ReplayNet):
     """`replay_batch` examples of each past task in every step."""
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Settings(ReplayNet.Settings):
+        fill: str = setting(("after",), "its constraints are those of past tasks", default="after")
         margin: float = setting(Range(0, whole=False), "added to the weights of the constraints")
 
     no_graph_reason = "whether GEM has to project depends on the gradients"

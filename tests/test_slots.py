@@ -276,6 +276,11 @@ def test_only_slots_can_be_filled_during_the_stream(buffer):
         check_method(config, ())
     with pytest.raises(UserError, match="its setting buffer is 'reservoir', which has a total: add --memory"):
         check_method(replace(config, memory=None, settings=replace(config.settings, buffer="reservoir")), ())
+    filling = {"fill": "during", "buffer": "reservoir"}
+    with pytest.raises(UserError, match="mixed: true takes the kept examples as they are when a task begins"):
+        check_method(of_scenario("task", method="er", memory=5, settings={**filling, "mixed": True}), ())
+    with pytest.raises(UserError, match=r"unknown fill 'during' \(known: after\)"):
+        of_scenario("task", method="gem", memory=5, settings=filling)
     streaming = of_scenario("task", method="er", memory=5, settings={"fill": "during", "buffer": "reservoir"})
     with pytest.raises(UserError, match="during needs tasks with a table of examples"):
         run_toy(streaming, toy_stream(1, fresh=True))
