@@ -63,6 +63,8 @@ def forget(options: argparse.Namespace) -> None:
     task = zoo.task(options.task)
     if not issubclass(METHODS[method], Ensemble):
         raise UserError(f"{zoo.path} is of --method {method}, one network that saw every task: train it again without")
+    if (scenario := zoo.config.data.scenario) != "task":
+        raise UserError(f"{zoo.path} is of --scenario {scenario}: all its tasks share a head; train it again without")
     path = Path(options.run_dir) if options.run_dir else beside(options.run, f"-without-{task.number}")
     check_free(path, options.overwrite, [zoo.path])
     with new_run(path, options.overwrite, [zoo.path]):

@@ -49,7 +49,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="image files, and folders with all that is in them; of "
         "any size: the shorter side is scaled to what the networks were trained on and the middle cut out")  # fmt: skip
     add("--task", metavar="NAME", required=True,
-        help="number or name of the task of the images, or number=N or name=NAME; auto finds it (needed)")  # fmt: skip
+        help="number or name of the task of the images, or number=N or name=NAME; auto finds it, or asks the head that "
+        "all tasks share (needed)")  # fmt: skip
     add("--out", metavar="CSV",
         help="file, task, class, probability, and one column a class (default: lines on stdout)")  # fmt: skip
     add("--top", metavar="K", type=partial(whole, "--top"), default=3,
@@ -152,7 +153,7 @@ def print_lines(files: Sequence[Path], prediction: Prediction, top: int) -> None
         of_task = [i for i, (other, _) in enumerate(prediction.outputs) if other == task]
         best = sorted(of_task, key=lambda i: -p[i])[:top]
         classes = ", ".join(f"{prediction.outputs[i][1]} {p[i]:.4f}" for i in best)
-        print(one_line(f"{file}: {task.number} {task.name}: {classes}"))
+        print(one_line(f"{file}: {f'{task.number} ' if task.number else ''}{task.name}: {classes}"))
 
 
 if __name__ == "__main__":

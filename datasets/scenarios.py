@@ -42,10 +42,12 @@ def _with_own_outputs(stream: TaskStream) -> tuple[Task, ...]:
     has classes of its own. A task has outputs for its classes and those of earlier tasks, `classes` names all.
     """
     same = len(stream.tasks) > 1 and len({task.output_names for task in stream.tasks}) == 1
+    unlike = len({task.name for task in stream.tasks}) == len(stream.tasks)
     known: dict[str, int] = {}  # class -> output
     numbers, widths = [], []
     for task in stream.tasks:
-        names = [f"{name} ({task.name})" if same else name for name in task.output_names]
+        suffix = f" ({task.name if unlike else f'task {task.id}'})" if same else ""
+        names = [name + suffix for name in task.output_names]
         numbers.append(torch.tensor([known.setdefault(name, len(known)) for name in names]))
         widths.append(len(known))
     rows = zip(stream.tasks, numbers, widths, strict=True)

@@ -78,6 +78,10 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
             f"--scenario {config.data.scenario}: --method {name} has a head for each task; leave --scenario out: how "
             "well it does where the task is not told is measured anyway"
         )
+    if config.data.scenario != "task" and getattr(config.settings, "bn", "") == "per_task":
+        raise UserError(
+            f"--scenario {config.data.scenario}: --method {name} with bn: per_task would have to be told the task"
+        )
     buffer = getattr(config.settings, "buffer", "")
     if buffer in SLOTS and config.memory is None:
         raise UserError(
@@ -87,6 +91,9 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
         raise UserError(
             f"--method {name}: with fill: during the setting buffer must be {' or '.join(SLOTS)}, not {buffer}"
         )
+    if getattr(config.settings, "fill", "") == "during" and getattr(config.settings, "mixed", False):
+        raise UserError(f"--method {name}: mixed: true takes the kept examples as they are when a task begins; leave "
+                        "fill: during out")  # fmt: skip
 
 
 def build_method(context: Context) -> Method:

@@ -88,6 +88,7 @@ class GEM(ReplayNet):
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(ReplayNet.Settings):
+        fill: str = setting(("after",), "its constraints are those of past tasks", default="after")
         margin: float = setting(Range(0, whole=False), "added to the weights of the constraints")
         replay_batch: int | str = setting(
             BATCH_SIZE, "examples of each past task in every step; full: all that are kept"

@@ -95,6 +95,7 @@ def summarize(
     metric = test[-1].metric
     return {
         "metric": metric,
+        "scenario": test[-1].scenario,
         "higher_is_better": higher_is_better,
         "task_numbers": list(names),
         "task_names": list(names.values()),
@@ -204,7 +205,8 @@ def final_table(summary: Mapping[str, Any]) -> str:
         identified, same = summary["task_identification_acc"], summary["routed_domain_acc"]
         summed = summary["routed_domain_sum_acc"]
         domain = "" if same is None else f", class alone {same:.4f}, by the sum over tasks {summed:.4f}"
-        lines.append(f"without the task   {told:.4f}  class-incremental; task identified {identified:.4f}{domain}")
+        trained = f"task and class, of heads trained with the task told; task {identified:.4f}{domain}"
+        lines.append(f"task not told      {told:.4f}  {trained}")
     if (lowest := summary[key_of("min_acc", metric)]) is not None:
         worst = f"with the newest {summary[key_of('worst_case_acc', metric)]:.4f} (WC-ACC)"
         lines.append(f"while learning     {lowest:.4f}  worst on each past task after its episode (min-ACC); {worst}")

@@ -44,7 +44,7 @@ _CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "backward transfer": ("backward_transfer$",),
     },
     "while learning": {"test accuracy within episodes": ("anytime_accuracy/",)},
-    "without the task": {"accuracy where the task is not told": ("without_task/",)},
+    "without the task": {"accuracy where the task is not told (task-trained heads)": ("without_task/",)},
     "calibration": {"average calibration error": ("average_ece$",), "calibration error": ("test_ece/",)},
     "sampling weights": {"sampling weights": ("sampling_weight/",)},
     "cost": {"seconds an episode": ("seconds$",), "peak memory, bytes": ("peak_memory_bytes$",)},

@@ -11,6 +11,7 @@ from torch import Tensor
 from datasets.objectives import ACCURACY, Metric
 from datasets.task import HELD_OUT, Episode, Examples, TaskStream
 from evaluation.accuracy import further_splits
+from evaluation.measurements import TRAINED
 from evaluation.members import Learned
 from methods.base import Method
 from methods.config import RunConfig
@@ -25,12 +26,20 @@ from utils.compute import Compute, peak_memory, provenance
 from utils.machine import notice
 from utils.settings import plain
 
+_HEADS = {
+    "task": "a head per task",
+    "shared": "one head",
+    "growing": "one head of the classes seen",
+    "identity": "no head",
+}
+
 
 def header_of(
     config: RunConfig, stream: TaskStream, parameters: int, device: str, path: Path, done: int
 ) -> list[tuple[str, str]]:  # fmt: skip
     """Names and values that describe a run to people; `done`: episodes of earlier processes."""
     mode = "continual" if config.continual else "multi-task"
+    mode += "" if config.data.scenario == "task" else f", {TRAINED[config.data.scenario]}"
     metric = main_metric(stream)
     better = f"{metric.name}, {'higher' if metric.higher_is_better else 'lower'} is better"
     held = [f"{count / 1e6:,.1f} MB on {where}" for where, count in stream.held().items()]
@@ -40,7 +49,7 @@ def header_of(
         *([("images", stream.notice)] if stream.notice else []),
         ("method", config.method),
         *([] if metric == ACCURACY else [("metric", better)]),
-        ("network", f"{config.net.model}, {parameters:,} parameters and a head per task"),
+        ("network", f"{config.net.model}, {parameters:,} parameters and {_HEADS[stream.spec.heads]}"),
         ("device", device),
         *([("machine", text)] if (text := notice()) else []),
         ("run", f"{path}, resumed after episode {done}" if done else str(path)),

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sklearn.metrics import balanced_accuracy_score
 
 from datasets.objectives import BINS
-from evaluation.measurements import WITHOUT_TASK
+from evaluation.measurements import TRAINED, WITHOUT_TASK
 from records.run import Run
 from records.summary import direction, figure, signed
 from reporting import analysis, compared, figures, style
@@ -143,8 +143,8 @@ def in_words(run: Run) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in net.items() if key not in ("model", "path"))
     length = next(_count(recipe[key], key[:-1]) for key in ("epochs", "steps", "examples") if recipe.get(key))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
-    how += {"domain": ", with one head for all and the task not told",
-            "class": ", with one head of all classes seen and the task not told"}.get(data["scenario"], "")  # fmt: skip
+    if data["scenario"] != "task":
+        how += f", as {TRAINED[data['scenario']]} learning: the task is not told"
     kept = data["samples"]
     images = "all training examples" if kept is None else f"at most {kept} training examples a class"
     images += f", of which a share of {data['hold_out']:g} was held out" if data["hold_out"] else ""
@@ -240,12 +240,13 @@ def scenario_table(run: Run) -> Sheet | None:
     note = (
         f"Mean over the tasks seen; {found.n.sum().iloc[-1]:,} test examples after the last episode. All heads of all "
         "networks are asked, and the task is the one whose answer has the lowest entropy, as a share of the highest "
-        "possible."
+        "possible. Heads were trained with the task told: this is not class- or domain-incremental learning. "
+        "routed-class: task and class must be right."
     )
-    if "domain-incremental" in means:
-        note += " Domain-incremental: only its class must be right; -sum: the class with the largest sum over tasks."
+    if "routed-domain" in means:
+        note += " routed-domain: only the class; -sum: the class with the largest sum over tasks."
     note += " A selection of the episodes; the CSV file has all." if len(some) < len(means) else ""
-    title, data = "Accuracy without being told the task", means.reset_index()
+    title, data = "Accuracy where the task is not told (task-trained heads)", means.reset_index()
     return Sheet("without_task", title, [*data], rows, data, notes=[note])
 
 

@@ -78,7 +78,7 @@ METRICS = (
     Column("learning_acc", "learning accuracy", share),
     Column("fwt_isolated", "forward transfer", signed),
     Column("gain_isolated", "gain over isolated", signed),
-    Column("routed_class_acc", "class-incremental accuracy", share),
+    Column("routed_class_acc", "accuracy, task not told (task-trained heads)", share),
 )
 LEDGER = (
     Column("stored_examples", "stored examples", readable),

@@ -234,7 +234,7 @@ def test_methods_that_know_layers_refuse_networks_without(method):
         run_toy(config_of("tokens", method), token_stream())
 
 
-@pytest.mark.parametrize("method", ["packnet", "wsn", "gpm", "lwf"])
+@pytest.mark.parametrize("method", ["packnet", "wsn", "gpm"])
 def test_methods_that_protect_the_past_need_a_head_for_each_task(method):
     stream = replace(toy_stream(1), spec=replace(toy_stream(1).spec, heads="shared"))
     with pytest.raises(UserError, match=r"method \w+ needs a head for each task; this network has shared heads"):

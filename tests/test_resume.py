@@ -103,9 +103,37 @@ def kill_at_write(monkeypatch, count):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
+    stopped_and_resumed(options(method), monkeypatch, capsys)
+
+
+DURING = ("--memory", "9", "--set", "settings.fill=during", "--set", "settings.buffer=reservoir")
+PROTOCOLS = {
+    "the memory filled during the stream": DURING,
+    "by class, several steps": (*DURING[:-1], "settings.buffer=class_reservoir", "--set", "hp.steps_per_batch=2"),
+    "one head of all classes": (*DURING, "--scenario", "class", "--set", "settings.outputs=new"),
+    "an optimizer that goes on": ("--scenario", "class", "--set", "hp.reset_optimizer=false"),
+}
+
+
+@pytest.mark.parametrize("method", ["er", "derpp", "agem"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_run_of_another_protocol_goes_on(protocol, method, monkeypatch, capsys):
     given = options(method)
+    if "--memory" in PROTOCOLS[protocol]:
+        del given[-2:]  # a number per class
+    stopped_and_resumed([*given, *PROTOCOLS[protocol]], monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_with_an_optimizer_that_goes_on_is_resumed(optimizer, monkeypatch, capsys):
+    more = ("--set", "hp.reset_optimizer=false", "--set", f"hp.optimizer={optimizer}")
+    stopped_and_resumed([*options("finetune"), *more], monkeypatch, capsys)
+
+
+def stopped_and_resumed(given, monkeypatch, capsys):
+    """Stops the run of these options at random steps and compares it with one that nothing stopped."""
     assert start("whole", *given) == 0
-    rng = random.Random(method)
+    rng = random.Random(" ".join(given))
     stops = 0
     for _ in range(30):
         with monkeypatch.context() as patch:

@@ -126,9 +126,12 @@ class GradientSteps:
         return {name: copy.deepcopy(states[p]) for name, p in self._net.named_parameters() if p in states}
 
     def _go_on(self, before: Mapping[str, Tree]) -> None:
-        """Give the optimizer the state that another one had before; new outputs of a growing head begin at zero."""
+        """Give the optimizer the state that another one had before; new heads and outputs begin at zero."""
+        momentum = bool(before) and bool(self._optimizer.defaults.get("momentum"))
         for name, parameter in self._net.named_parameters():
-            for key, value in before.get(name, {}).items():
+            # PyTorch's fused SGD takes a momentum of all parameters or of none.
+            new = {"momentum_buffer": torch.zeros_like(parameter)} if momentum and parameter.requires_grad else {}
+            for key, value in before.get(name, new).items():
                 whole = value.ndim == parameter.ndim and value.shape != parameter.shape
                 self._optimizer.state[parameter][key] = grown(value, parameter) if whole else value.clone()
 

@@ -78,8 +78,8 @@ def lesson(zoo: Zoo, stream: TaskStream, labels: float = LABELS) -> TaskStream:
     def taught(task: Task) -> Task:
         examples = kept[task.id]
         predicted = torch.cat([zoo.predict(images, task.id).probabilities for images in stored_inputs(examples)])
-        targets = predicted.lerp(F.one_hot(examples.targets, task.num_outputs).to(predicted), labels)
-        soft = replace(examples, targets=F.pad(targets, (0, widest - task.num_outputs)))
+        targets = predicted.lerp(F.one_hot(examples.targets, predicted.shape[1]).to(predicted), labels)
+        soft = replace(examples, targets=F.pad(targets, (0, widest - targets.shape[1])))
         return replace(task, train=Table(soft)).with_splits(train=examples)
 
     return TaskStream(replace(stream.spec, objective=Imitation()), tuple(map(taught, stream.tasks)))

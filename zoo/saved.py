@@ -7,7 +7,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ PLAIN = "mean", "none", None  # the mean with the weights of training
 class SavedTask:
     """A task that the zoo has learned."""
 
-    number: int  # from 1, in the order of the stream
+    number: int  # from 1, in the order of the stream; 0 stands for all tasks
     name: str
     classes: tuple[str, ...]
 
@@ -170,12 +170,15 @@ class Zoo:
             images: uint8 from 0 to 255 or floats from 0 to 1: [N, C, H, W], [N, H, W, C], of one channel also
                 [N, H, W]; array or tensor, of the size that the networks were trained on, not normalised. Or image
                 files and images of Pillow, one or a list, of any size: they are read as in training.
-            task: number or name, see `task_number`; "auto" finds it, see evaluation/scenarios.py.
+            task: number or name, see `task_number`; "auto" finds it, see evaluation/scenarios.py, or asks the head
+                that all tasks share.
             rule: how it is found: entropy, confidence or energy.
         """
         stored = self.stored(images)
         check_choice("--routing", "rule", rule, ROUTINGS)
         if self.finds(task):
+            if self.shared:
+                return self._by_shared_head(stored)
             return self._routed(self.answers(stored, [known.number for known in self.tasks]), rule)
         known = self.task(task)
         probabilities = self.answers(stored, [known.number])[known.number].probabilities
@@ -194,6 +197,20 @@ class Zoo:
             self.check_reads_files()
             return read_images(inputs, self.input_shape)
         return as_stored(inputs, self.input_shape, self.images)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all tasks share a head, so that no task has to be found."""
+        return all(member.heads != "task" for member in self.members)
+
+    def _by_shared_head(self, stored: Tensor) -> Prediction:
+        """The answers of a head that all tasks share; an output that tasks name differently has all these names."""
+        newest = self.tasks[-1].number
+        names = zip_longest(*(task.classes for task in self.tasks))
+        classes = tuple("/".join(dict.fromkeys(filter(None, of_output))) for of_output in names)
+        every = SavedTask(0, "all tasks", classes)
+        probabilities = self.answers(stored, [newest])[newest].probabilities
+        return Prediction(probabilities, tuple((every, name) for name in classes), probabilities.argmax(-1))
 
     def _routed(self, answers: Mapping[int, Answer], rule: str) -> Prediction:
         """The likeliest class of the likeliest task, from the answers of all tasks."""
