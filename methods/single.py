@@ -116,6 +116,10 @@ class SingleNet(Method):
         """The network that answers some tasks; its trunk has the weights of `task_weights` while it is asked."""
         return self.network(tasks)
 
+    def answering_now(self, net: MultiHead, rule: NormRule) -> MultiHead:
+        """The network that would answer all tasks if training ended now; `net` is in training."""
+        return self.network(self.seen, net.head_sizes, net)
+
     def extra_parameters(self) -> int:
         """Parameters that the method stores besides the network."""
         return 0
@@ -176,7 +180,7 @@ class SingleNet(Method):
         inputs = {other: self.test_inputs[other].subset(anytime.chosen(other)) for other in [*own, task.id]}
 
         def ask() -> Tree:
-            whole = self.network(self.seen, net.head_sizes, net)
+            whole = self.answering_now(net, rule)
             found = {}
             for other, examples in inputs.items():
                 with whole.for_task(own[other] if other in own else self.weights_in_training(rule)):

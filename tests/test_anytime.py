@@ -287,3 +287,18 @@ def test_where_lower_is_better_the_highest_values_count():
     assert summary["min_rmse"] == (5.0 + 4.0) / 2
     assert summary["worst_case_rmse"] == pytest.approx(3.0 / 3 + 2 / 3 * 4.5)
     assert summary["min_acc"] is None
+
+
+def test_cls_er_answers_on_the_way_as_its_stable_average_would():
+    """A run that ends after two steps answers as one of four steps is asked after two."""
+    # All examples of the first task have a slot, so that no chance depends on how many arrive.
+    Path("h2.yaml").write_text("{model: mlp, widths: [8], batch: 4, schedule: constant, lr: 0.05}")
+    given = ["--data_config", "d.yaml", "--hp_config", "h2.yaml", "--samples", "8", "--quiet", "--continual"]
+    given += ["--method", "cls_er", "--memory", "300", "--set", "settings.fill=during"]
+    given += ["--set", "settings.buffer=reservoir", "--set", "settings.stable_rate=1.0"]
+    assert start("long", *given, "--set", "hp.steps=4", "--evaluate_every", "2") == 0
+    assert start("short", *given, "--set", "hp.steps=2") == 0
+    at_two = read_metrics("long").query("scenario == 'anytime' and episode == 1 and step == 2")
+    end = read_metrics("short").query("scenario == 'task-incremental' and split == 'test' and episode == 1")
+    assert at_two.loss.tolist() == end.loss.tolist()
+    assert len(end) == 1
