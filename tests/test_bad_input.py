@@ -197,7 +197,7 @@ CASES = [
     option("--method ewc", "--method ewc learns tasks one after another", "add --continual"),
     option("--method joint --continual", "--method joint learns all tasks at once", "leave --continual out"),
     option("--continual --method er --memory 9 --memory_per_class 9", "--memory and --memory_per_class", "leave one"),
-    option("--continual --method ewc --memory 9", "--memory is for --method zoo or er", "ewc does not use it"),
+    option("--continual --method ewc --memory 9", "--memory is for --method zoo or", "ewc does not use it"),
     option("--continual --method er --memory 0", "--memory is 0", "a whole number at least 1"),
     # the settings of a method
     option("--continual --method_config m.yaml", "--method_config m.yaml", "zoo has no settings", "leave it out"),
@@ -285,7 +285,7 @@ CASES = [
         "key of another dataset",
         "{dataset: digits, root: x, tasks: [[0, 1]]}",
         "unknown key 'root'",
-        "known: class_order, data_dir, dataset",
+        "known: blur, class_order, data_dir, dataset",
     ),
     dataset("key of config.yaml alone", "{dataset: digits, tasks: [[0, 1], [2, 3]], forgotten: 1}", "key 'forgotten'"),
     dataset("path of the file itself", "{dataset: digits, tasks: [[0, 1]], path: x}", "d.yaml: unknown key 'path'"),

@@ -82,7 +82,7 @@ def test_set_wins_over_files_and_changes_what_it_names(tmp_path):
         ("hp.lr=-1", "--set hp.lr is -1; it must be a number"),
         ("hp.lr", "write a key and a value"), ("net.widht=1", "unknown key 'widht'; did you mean 'width'?"),
         ("hq.lr=1", "unknown part 'hq' (known: data, hp"), ("sed=1", "unknown key 'sed'; did you mean 'seed'?"),
-        ("data.forgotten=1", "unknown key 'forgotten' (known: data_dir, dataset, hold_out, samples, scenario, tasks)"),
+        ("data.forgotten=1", "unknown key 'forgotten' (known: blur, class_order, data_dir, dataset,"),
         ("net.path=x", "--set: unknown key 'path' (known: dropout, model, norm, width)"),
         ("net.width=[", "is not valid YAML"), ("data.samples=x", "--set data.samples is 'x'"),
     ],
@@ -172,7 +172,7 @@ def test_a_stream_can_have_settings_of_its_own(tmp_path):
     path.write_text("bn: shared\nstrength: 1\ndamping: 0.1\nstreams: {split_digits: {strength: 5}}\n")
     given = ["--method", "si", "--continual", "--method_config", str(path)]
     assert plain(with_settings(parse(given)).settings) == {
-        "bn": "shared", "outputs": "seen", "strength": 5.0, "damping": 0.1,
+        "bn": "shared", "outputs": "seen", "strength": 5.0, "penalty": "proximal", "damping": 0.1,
     }  # fmt: skip
     other = [*given, "--data_config", str(PROJECT / "config/dataset/rotated_digits.yaml")]
     assert with_settings(parse(other)).settings.strength == 1.0

@@ -252,5 +252,5 @@ def test_methods_that_count_on_the_steps_of_sgd_refuse_other_optimizers(method):
     stream = toy_stream(1)
     learner = build_method(Context(toy_config(method=method), stream.spec, CPU))
     learner.recipe = replace(learner.recipe, optimizer="adamw")
-    with pytest.raises(UserError, match=r"method \w+ needs the optimizer sgd, not adamw"):
+    with pytest.raises(UserError, match=r"needs the optimizer sgd, not adamw"):
         learner.learn(next(stream.continual()), Monitor())

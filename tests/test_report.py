@@ -222,11 +222,11 @@ def test_what_is_shown_without_the_task_is_explained_and_nothing_else(stream, do
     assert main(["run"]) == 0
     text = Path("run/report.html").read_text()
     header, *rows = Tables(text).tables[1]
-    found = {name for name in header if name.startswith("domain")}
-    assert found == ({"domain-incremental", "domain-incremental-sum"} if domain else set())
+    found = {name for name in header if name.startswith("routed-domain")}
+    assert found == ({"routed-domain", "routed-domain-sum"} if domain else set())
     assert len(rows) == 5
     assert "A selection of the episodes; the CSV file has all." in text
-    assert ("Domain-incremental: only its class must be right" in text) == domain
+    assert ("routed-domain: only the class;" in text) == domain
 
 
 def test_calibration_follows_from_the_predictions(runs, page):

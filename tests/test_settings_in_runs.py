@@ -173,7 +173,7 @@ def test_another_seed_draws_other_tasks_and_a_resumed_run_is_the_same(capsys):
 
 def test_padded_images_can_also_be_learned_by_networks_of_one_input_size():
     given = [*GIVEN, "--method", "er", "--continual", "--memory_per_class", "2", "--seed", "3", "--run_dir", "mlp"]
-    Path("hp.yaml").write_text("model: mlp\nepochs: 1\nbatch: 8\nwidth: 16\n")
+    Path("hp.yaml").write_text("model: mlp\nepochs: 1\nbatch: 8\nwidths: [16]\n")
     assert main(given) == 0
     zoo = Zoo.load("mlp", "cpu")
     for number, pixels in images_of("mlp").items():

@@ -69,7 +69,8 @@ def refused(program, given, capsys):
 
 def test_a_run_says_how_the_task_is_told(here, capsys):
     for scenario in SCENARIOS:
-        assert set(read_metrics(f"er_{scenario}").scenario) == {f"{scenario}-incremental"}
+        zero_shot = {"zero-shot"} if scenario == "domain" else set()  # the next task, before its episode
+        assert set(read_metrics(f"er_{scenario}").scenario) == {f"{scenario}-incremental", *zero_shot}
         summary = json.loads(Path(f"er_{scenario}/summary.json").read_text())
         assert summary["scenario"] == f"{scenario}-incremental"
         assert summary["routed_class_acc"] is summary["task_identification_acc"] is None
@@ -173,7 +174,9 @@ def test_a_run_extended_is_the_run_of_all_tasks(scenario, method, here):
     assert modelzoo.main(["--verify", "longer"]) == 0
     Path("d.yaml").write_text(yaml.safe_dump({"dataset": "digits", "tasks": [*TASKS, [1, 6]]}))
     assert learn(Path(), scenario, method, "whole") == 0
-    longer, whole = read_metrics("longer"), read_metrics("whole")
+    # What a shared head knows of a task before its episode is not known of the task that joins.
+    longer, whole = (rows[(rows.scenario != "zero-shot") & (rows.episode > 0)].reset_index(drop=True)
+                     for rows in map(read_metrics, ("longer", "whole")))  # fmt: skip
     assert longer.drop(columns="task_name").equals(whole.drop(columns="task_name"))
     if scenario == "class":
         assert Zoo.load("longer", "cpu").tasks[-1].classes == tuple("0123456")
