@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from methods.agem import AGEM, MEGA
 from methods.base import Context, Method
 from methods.bounds import Cumulative, Finetune, Isolated, IsolatedEnsemble, Joint
+from methods.closed_form import ClosedForm
 from methods.cls_er import CLSER
 from methods.config import RunConfig
 from methods.der import DER, DERpp
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "isolated_ensemble": IsolatedEnsemble,
     "joint": Joint,
     "cumulative": Cumulative,
+    "closed_form": ClosedForm,
     "gdumb": GDumb,
     "finetune": Finetune,
     "stable_sgd": StableSGD,

@@ -1,6 +1,6 @@
 """One network for all tasks: the base of finetuning and of the methods against forgetting."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -158,19 +158,26 @@ class SingleNet(Method):
         if not self.recipe.reset_optimizer:
             goes_on = shared_parameters(net)
             self._optimizer = {name: s for name, s in training.optimizer_state().items() if name in goes_on}
-        self._sizes.update(net.head_sizes)
-        self._heads.update(self.heads_of(net))
+        self.keep_heads(net)
         if self.settings.bn == "per_task":
             self._norms[task.id] = norm_state(net.trunk)
         stats = replace(stats, gradients=stats.gradients + self.after(task, net, rule))
+        return self.learned(episode, stats, training.watched)
+
+    def keep_heads(self, net: MultiHead) -> None:
+        """Keep the heads of a network, whose tasks count as learned."""
+        self._sizes.update(net.head_sizes)
+        self._heads.update(self.heads_of(net))
+
+    def learned(self, episode: Episode, stats: TrainingStats, watched: Iterable[tuple[int, int, Tree]] = ()) -> Learned:
+        """The record of an episode that has ended: the network is asked about all tasks seen."""
         seen = tuple(self.seen)
         own = {other: self.task_weights(other) for other in seen}
         tested = {(other, "test"): self._asked(other, self.test_inputs[other], episode.number) for other in seen}
-        weights = (1.0,) * len(seen)
-        net = self.answering(seen)
-        member = Member(episode.number - 1, episode.number, seen, net, weights, True, tested, own)
-        self.new_members = [member]
-        return Learned((task.id,), {}, stats, changed=seen, moments=self._moments(training, stats, tested))
+        net, weights = self.answering(seen), (1.0,) * len(seen)
+        self.new_members = [Member(episode.number - 1, episode.number, seen, net, weights, True, tested, own)]
+        moments = self._moments(watched, stats, tested)
+        return Learned((episode.new[0].id,), {}, stats, changed=seen, moments=moments)
 
     def _watch(self, task: Task, net: MultiHead, rule: NormRule) -> Watch | None:
         """Asks the network in training about every task seen and the new one; None without --evaluate_every."""
@@ -191,13 +198,13 @@ class SingleNet(Method):
         return Watch(anytime.every, ask)
 
     def _moments(
-        self, training: Training, stats: TrainingStats, tested: Mapping[tuple[int, str], Tensor]
+        self, watched: Iterable[tuple[int, int, Tree]], stats: TrainingStats, tested: Mapping[tuple[int, str], Tensor]
     ) -> list[Moment]:
         """What was answered on the way, and at the end of the episode; nothing without --evaluate_every."""
         if (anytime := self.anytime) is None:
             return []
         end = {task: anytime.scores(task, found[anytime.chosen(task)]) for (task, _), found in tested.items()}
-        on_the_way = [Moment(steps, examples, scores_from(found)) for steps, examples, found in training.watched]
+        on_the_way = [Moment(steps, examples, scores_from(found)) for steps, examples, found in watched]
         return [*on_the_way, Moment(stats.steps, stats.images, end)]
 
     def answer(self, task: Task) -> Tensor:
@@ -258,17 +265,17 @@ class SingleNet(Method):
     def put_heads(self, net: MultiHead, heads: Heads) -> None:
         """Give a network these heads, of those of its tasks; others, and new outputs of a growing head, stay."""
         for task in net.head_sizes:
-            if (head := self._head_of(task)) in heads:
+            if (head := self.head_of(task)) in heads:
                 weight, bias = heads[head]
                 rows = slice(net.rows(task).start, net.rows(task).start + len(bias))
                 net.weight[rows], net.bias[rows] = weight, bias
 
     def heads_of(self, net: MultiHead) -> Heads:
         """A copy of the heads of a network."""
-        rows = {self._head_of(task): net.rows(task) for task in net.head_sizes}
+        rows = {self.head_of(task): net.rows(task) for task in net.head_sizes}
         return {head: (net.weight.detach()[r].clone(), net.bias.detach()[r].clone()) for head, r in rows.items()}
 
-    def _head_of(self, task: int) -> int:
+    def head_of(self, task: int) -> int:
         """The number of a task's head: the task's id, or 0 where all tasks share one."""
         return task if self.spec.heads == "task" else 0
 
