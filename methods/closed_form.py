@@ -58,6 +58,7 @@ class ClosedForm(SingleNet):
         head: str = setting(HEADS, "nearest class mean, linear discriminant analysis or ridge regression, see `solve`")
         regularisation: float = setting(Range(0, whole=False, open_low=True), "r of `solve`")
 
+    options = frozenset[str]()  # nothing can be asked on the way
     requires = Requirements(classes=True)
     no_graph_reason = "there are no steps"
     saved_attributes = (*SingleNet.saved_attributes, "sums")

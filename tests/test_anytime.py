@@ -19,7 +19,6 @@ from evaluation.anytime import Anytime
 from evaluation.measurements import Measurement
 from methods import METHODS, build_method
 from methods.base import Context
-from methods.single import SingleNet
 from modelzoo import main
 from net import build_net
 from records.configuration import saved_config
@@ -35,7 +34,7 @@ from training.monitor import Monitor
 from training.prediction import predict_examples
 from utils.seeding import generator, seeded
 
-SINGLE = [name for name, method in METHODS.items() if issubclass(method, SingleNet)]
+SINGLE = [name for name, method in METHODS.items() if "evaluate_every" in method.options]
 WHERE = ["episode", "step", "task"]
 
 

@@ -101,7 +101,7 @@ def kill_at_write(monkeypatch, count):
     monkeypatch.setattr("utils.files.os.replace", counted)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"closed_form"}))  # it has no steps to be stopped in
 def test_a_run_stopped_by_signals_goes_on(method, monkeypatch, capsys):
     stopped_and_resumed(options(method), monkeypatch, capsys)
 
