@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from scipy import stats
@@ -46,6 +46,7 @@ def spoken_for(rule, outputs, widest):
 
 @pytest.mark.parametrize("rule", ROUTINGS)
 @given(seed=st.integers(0, 10**6), same=st.booleans())
+@example(seed=155685, same=True)
 @settings(max_examples=10, deadline=None)
 def test_scores_are_those_of_a_loop(rule, seed, same):
     rng = np.random.default_rng(seed)
@@ -84,7 +85,8 @@ def test_scores_are_those_of_a_loop(rule, seed, same):
         score = found[scenario][task]
         assert score["loss"].value == pytest.approx(-np.mean(np.log(p)), rel=1e-4)
         assert score["accuracy"].value == np.mean(hits)
-        assert score["ece"].value == pytest.approx(plain_calibration_error(list(sure), list(hits)), abs=1e-4)
+        if np.diff(sorted(sure)).min(initial=1.0) > 1e-6:  # else rounding to float32 may decide which bin one is in
+            assert score["ece"].value == pytest.approx(plain_calibration_error(list(sure), list(hits)), abs=1e-4)
 
 
 def answers_of(*probabilities):
