@@ -20,6 +20,7 @@ from records.configuration import hyperparameter_kinds
 from records.console import Console
 from records.directory import holds_run
 from records.invocation import Invocation, parse
+from records.manifest import SUMMARY, reading
 from records.monitor import Monitors, RunMonitor
 from records.session import Session, opened, planned, resuming_command, verify_run
 from records.summary import final_table, summarize
@@ -53,7 +54,9 @@ def run(invocation: Invocation) -> Path:
         stack.enter_context(ending_on_sigterm())
         plan = planned(invocation, stack)
         if plan.summary is not None:
-            print(final_table(plan.summary))
+            with reading(invocation.run_dir, SUMMARY):
+                table = final_table(plan.summary)
+            print(table)
             return invocation.run_dir
         session = opened(plan, stack)
         with enough_memory(f"training on {session.method.compute.device}", remedy):

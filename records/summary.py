@@ -181,7 +181,11 @@ def load_isolated(path: Path, config: Mapping[str, Any]) -> dict[int, float]:
         raise UserError(
             f"--isolated {path} was run with another {key!r} (see its config.yaml); run it with the same options"
         )
-    return by_task(summary, "per_task_acc") or {}
+    with reading(path, SUMMARY):
+        found = by_task(summary, "per_task_acc") or {}
+        if not all(type(number) is int and type(value) is float for number, value in found.items()):
+            raise ValueError("there is not a number and a figure for each task")
+        return found
 
 
 def final_table(summary: Mapping[str, Any]) -> str:

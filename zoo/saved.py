@@ -120,7 +120,7 @@ class Zoo:
         path = Path(path).expanduser()
         content, manifest = opened(path)
         objective, preprocess = content.get("objective"), content.get("preprocess")
-        if objective != CrossEntropy.__name__ or preprocess not in PREPROCESS:
+        if objective != CrossEntropy.__name__ or str(preprocess) not in PREPROCESS:
             raise UserError(
                 f"{path} was trained with {objective} on inputs made by {preprocess}; a saved zoo needs "
                 f"{CrossEntropy.__name__} and {' or '.join(PREPROCESS)}: read this run with Run.load"
