@@ -40,7 +40,7 @@ class MethodEntry(NamedTuple):
     options: Mapping[str, Any]
 
 
-class Cell(NamedTuple):
+class Setup(NamedTuple):
     """What is run with every seed: the paths of its stream and of its network and recipe, and a method."""
 
     stream: str
@@ -64,20 +64,20 @@ def load_grid(path: str, store: Path) -> Grid:
     hyperparams = _files(path, content, "hyperparams", net_sections)
     entries = [method_entry(f"{path}: methods", entry) for entry in listed(path, content, "methods")]
     entries = _varied(path, content.get("vary", {}), entries)
-    cells = [Cell(stream, hyper, entry) for stream in streams for hyper in hyperparams for entry in entries]
-    return planned(path, "methods", store, cells, common, read_seeds(path, content))
+    setups = [Setup(stream, hyper, entry) for stream in streams for hyper in hyperparams for entry in entries]
+    return planned(path, "methods", store, setups, common, read_seeds(path, content))
 
 
 def planned(
-    path: str, key: str, store: Path, cells: Sequence[Cell], common: Mapping[str, Any], seeds: Sequence[int]
+    path: str, key: str, store: Path, setups: Sequence[Setup], common: Mapping[str, Any], seeds: Sequence[int]
 ) -> Grid:
-    """Every cell with every seed; errors name the file and the key that lists the methods."""
-    entries = [cell.entry for cell in cells]
+    """Every setup with every seed; errors name the file and the key that lists the methods."""
+    entries = [setup.entry for setup in setups]
     used = set[str]().union(*(METHODS[entry.method].options for entry in entries))
     for name in common:
         if name in METHOD_OPTIONS and name not in used:
             raise UserError(f"{path}: {name} is not used by any method of the grid; leave it out")
-    models = [_run(f"{path}: {key}", store, cell, common) for cell in cells]
+    models = [_run(f"{path}: {key}", store, setup, common) for setup in setups]
     runs = tuple(_with_seed(run, seed) for seed in seeds for run in models)
     names = set()
     for run in runs:
@@ -181,18 +181,18 @@ def replaced(given: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in given.items() if key not in gone}, **by}
 
 
-def _run(where: str, store: Path, cell: Cell, common: Mapping[str, Any]) -> PlannedRun:
+def _run(where: str, store: Path, setup: Setup, common: Mapping[str, Any]) -> PlannedRun:
     """The run with seed 0, in a directory named without a seed."""
-    entry, modes = cell.entry, METHODS[cell.entry.method].modes
+    entry, modes = setup.entry, METHODS[setup.entry.method].modes
     given = {"continual": True, **used_by(entry.method, common)}
     given["continual"] &= "continual" in modes
-    chosen = {"data_config": cell.stream, "hp_config": cell.hyper, "method": entry.method}
+    chosen = {"data_config": setup.stream, "hp_config": setup.hyper, "method": entry.method}
     arguments = _arguments(replaced(given, chosen | dict(entry.options)))
     try:
         config = with_settings(parse(arguments))
     except UserError as error:
         raise UserError(f"{where}: {entry.label}: {undashed(error)}") from None
-    net = Path(cell.hyper).stem
+    net = Path(setup.hyper).stem
     directory = store / f"{config.stream}-{net}-{re.sub('[^A-Za-z0-9._+-]+', '_', entry.label)}"
     return PlannedRun(directory, entry.label, net, config, tuple(arguments))
 

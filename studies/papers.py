@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 from studies.grid import (
     FILES,
     PROJECT,
-    Cell,
     Grid,
     MethodEntry,
+    Setup,
     listed,
     method_entry,
     option,
@@ -104,7 +104,7 @@ def load_paper(path: str, store: Path, smoke: bool = False, data_dir: str | None
     shared = {key: option(path, key, content[key], (), FILES) for key in FILES if key in content}
     quick = _smoke(path, content) if smoke else None
     above = {**(quick or {}), **({"data_dir": data_dir} if data_dir else {})}
-    cells, claims = list[Cell](), dict[str, Claim]()
+    setups, claims = list[Setup](), dict[str, Claim]()
     for given in listed(path, content, "rows"):
         entry, claim = _row(f"{path}: rows", given)
         label = f"{entry.label}, smoke" if smoke else entry.label  # it is seen in names of runs and in every table
@@ -116,10 +116,10 @@ def load_paper(path: str, store: Path, smoke: bool = False, data_dir: str | None
             if key not in options:
                 raise UserError(f"{path}: rows: {entry.label}: key {key!r} is missing, here and above the rows")
         stream, hyper = (options.pop(key) for key in FILES)
-        cells.append(Cell(stream, hyper, entry._replace(label=label, options=options)))
+        setups.append(Setup(stream, hyper, entry._replace(label=label, options=options)))
     seeds = read_seeds(path, content)
-    grid = planned(path, "rows", store, cells, common, seeds[:1] if smoke else seeds)
-    rows = (Row(label, claim, grid.runs[place :: len(cells)]) for place, (label, claim) in enumerate(claims.items()))
+    grid = planned(path, "rows", store, setups, common, seeds[:1] if smoke else seeds)
+    rows = (Row(label, claim, grid.runs[place :: len(setups)]) for place, (label, claim) in enumerate(claims.items()))
     return Paper(heading, tuple(rows), grid, quick)
 
 

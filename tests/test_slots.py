@@ -19,6 +19,8 @@ from methods.memory.slots import NONE, Arrivals, ClassReservoir, SlotReplays, di
 from methods.single import NormRule
 from tests.test_protocols import named_stream, of_scenario
 from tests.toys import filled, run_toy, toy_stream
+from training.loop import arrival_order
+from training.recipe import Recipe
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -284,3 +286,12 @@ def test_only_slots_can_be_filled_during_the_stream(buffer):
     streaming = of_scenario("task", method="er", memory=5, settings={"fill": "during", "buffer": "reservoir"})
     with pytest.raises(UserError, match="during needs tasks with a table of examples"):
         run_toy(streaming, toy_stream(1, fresh=True))
+
+
+def test_what_no_network_with_batch_normalisation_is_trained_on_does_not_arrive():
+    """Of 25 examples in batches of 8 the last one would be a batch of its own; of 26 the last two are one."""
+    recipe = Recipe(epochs=1, batch=8)
+    for examples, arriving in ((25, 24), (26, 26), (24, 24)):
+        order = arrival_order(examples, recipe, 0, ("member", 0))
+        assert len(order) == len(set(order.tolist())) == arriving
+        assert set(order.tolist()) <= set(range(examples))

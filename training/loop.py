@@ -59,10 +59,14 @@ def not_finite(what: str, when: str, recipe: Recipe, compute: Compute) -> Traini
 
 
 def arrival_order(examples: int, recipe: Recipe, seed: int, name: tuple[object, ...]) -> Tensor:
-    """The order in which the examples of a table come in the first epoch of a Training, [n] int64."""
+    """The order in which the examples of a table come in the first epoch of a Training, [n] int64.
+
+    Without a last batch of one example, which a network with batch normalisation is not trained on.
+    """
     size = recipe.batch_size(examples)
     batches = math.ceil(recipe.length(examples, size) / recipe.steps_per_batch)
-    return torch.randperm(examples, generator=_data_stream(seed, name))[: batches * size]
+    arriving = min(batches * size, examples - (examples % size == 1))
+    return torch.randperm(examples, generator=_data_stream(seed, name))[:arriving]
 
 
 def _data_stream(seed: int, name: tuple[object, ...]) -> torch.Generator:

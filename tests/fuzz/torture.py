@@ -70,7 +70,7 @@ class Run:
     reference: Path
     seconds: float  # of the reference
     program: ModuleType = modelzoo
-    again: tuple[str, ...] = ("--resume",)  # what goes on with it, besides the arguments
+    again: tuple[str, ...] = ("--resume",)  # the options that resume it; none repeats the command
 
 
 class Reference:
