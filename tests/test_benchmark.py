@@ -70,16 +70,6 @@ if order[0] != "nothing":
 """
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder to work in; runs are of PROGRAM."""
-    monkeypatch.chdir(tmp_path)
-    Path("program.py").write_text(PROGRAM)
-    Path("orders").mkdir()
-    monkeypatch.setattr(benchmark, "PROGRAM", tmp_path / "program.py")
-    return tmp_path
-
-
 def write_grid(**changes):
     grid = {key: value for key, value in {**GRID, **changes}.items() if value is not None}
     Path("grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))

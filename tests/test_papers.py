@@ -17,7 +17,7 @@ from benchmark import main
 from studies.jobs import Ended
 from studies.papers import load_paper
 from tests.standins import write_mnist
-from tests.test_benchmark import PROGRAM, finish, order, results, started
+from tests.test_benchmark import finish, order, results, started
 
 PROJECT = Path(__file__).parent.parent
 PAPERS = sorted((PROJECT / "config/papers").glob("*.yaml"))
@@ -36,16 +36,6 @@ TABLE: dict[str, Any] = {
     ],
     "smoke": {"samples": 1, "data.tasks": [[0, 1], [2, 3]]},
 }
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder to work in; runs are of PROGRAM, which stands in for modelzoo.py."""
-    monkeypatch.chdir(tmp_path)
-    Path("program.py").write_text(PROGRAM)
-    Path("orders").mkdir()
-    monkeypatch.setattr(benchmark, "PROGRAM", tmp_path / "program.py")
-    return tmp_path
 
 
 def write_table(**changes):
