@@ -1,4 +1,4 @@
-"""The configuration of a run: everything that determines its result."""
+"""The configuration of a run of modelzoo.py: everything that determines its result."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +14,41 @@ _HOW, _WHERE = "how", "where to"
 KEPT = {"memory": "total", "memory_per_class": "per_class", "memory_per_task": "per_task"}
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that determines a run; written to config.yaml with every default filled in."""
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """What determines a run of either program: the data, the network, how it is trained, and where."""
 
     data: DataConfig
     net: NetConfig
     hp: Recipe
+    seed: int = setting(Range(0, 2**63 - 1), "of all random choices (default: 0)", default=0, option="seed", group=_HOW)
+    evaluate: tuple[str, ...] = setting(
+        EvaluationNames, "what else is asked of every new network, names with commas between them: "
+        f"{', '.join(EVALUATIONS)} (default: nothing)", default=(), option="evaluate", metavar="NAMES", group=_HOW,
+    )  # fmt: skip
+    device: str = setting(
+        str, "auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)",
+        default="auto", option="device", metavar="NAME", group=_WHERE, machine=True,
+    )  # fmt: skip
+    precision: str = setting(
+        ("auto", "fp32", "bf16"), "fp32, bf16, or auto: bf16 on a CUDA GPU, else fp32 (default: auto)",
+        default="auto", option="precision", metavar="NAME", group=_WHERE, machine=True,
+    )  # fmt: skip
+    threads: int | None = setting(
+        Range(1, 1024), "CPU threads (default: as many as the work of a training step is worth, at most the cores)",
+        default=None, option="threads", group=_WHERE, free=True, machine=True,
+    )  # fmt: skip
+
+    @property
+    def stream(self) -> str:
+        """The stream's name: that of its YAML file."""
+        return self.data.stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(BaseConfig):
+    """Everything that determines a run; written to config.yaml with every default filled in."""
+
     method: str = setting(
         str, "zoo, or a baseline; an unknown name lists them (default: zoo)",
         default="zoo", option="method", metavar="NAME", group=_HOW,
@@ -61,30 +89,8 @@ class RunConfig:
         bool, "first train one more member on all tasks; not with --continual (default: no)",
         default=False, option="warm_start", group=_HOW,
     )  # fmt: skip
-    seed: int = setting(Range(0, 2**63 - 1), "of all random choices (default: 0)", default=0, option="seed", group=_HOW)
-    evaluate: tuple[str, ...] = setting(
-        EvaluationNames, "what else is asked of every new network, names with commas between them: "
-        f"{', '.join(EVALUATIONS)} (default: nothing)", default=(), option="evaluate", metavar="NAMES", group=_HOW,
-    )  # fmt: skip
     evaluate_every: int | None = setting(
         Range(1), "ask a single network about every task seen after every so many steps of an episode, too (default: "
         "only when an episode ends)", default=None, option="evaluate_every", group=_HOW,
     )  # fmt: skip
-    device: str = setting(
-        str, "auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)",
-        default="auto", option="device", metavar="NAME", group=_WHERE, machine=True,
-    )  # fmt: skip
-    precision: str = setting(
-        ("auto", "fp32", "bf16"), "fp32, bf16, or auto: bf16 on a CUDA GPU, else fp32 (default: auto)",
-        default="auto", option="precision", metavar="NAME", group=_WHERE, machine=True,
-    )  # fmt: skip
-    threads: int | None = setting(
-        Range(1, 1024), "CPU threads (default: as many as the work of a training step is worth, at most the cores)",
-        default=None, option="threads", group=_WHERE, free=True, machine=True,
-    )  # fmt: skip
     settings: Any = field(default_factory=NoSettings)  # of the method, see config/method/
-
-    @property
-    def stream(self) -> str:
-        """The stream's name: that of its YAML file."""
-        return self.data.stream

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import STREAMS, settings_of
 from datasets.config import DataConfig
 from methods import METHOD_OPTIONS, METHODS
-from methods.config import RunConfig
+from methods.config import BaseConfig, RunConfig
 from net import TRUNKS, settings_class
 from net.config import NetConfig
 from training.recipe import Recipe
@@ -22,6 +22,7 @@ from utils.yaml_files import load_yaml
 
 # Sections of a configuration, each with the class that declares its keys; those of a data set or network add to them.
 SECTIONS: Mapping[str, type] = {"data": DataConfig, "net": NetConfig, "hp": Recipe}
+R = TypeVar("R", bound=BaseConfig)
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -64,35 +65,37 @@ def default_method_config(method: str) -> str:
     return str(_PROJECT / "config" / "method" / f"{method}.yaml")
 
 
-def build(where: str, content: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> RunConfig:
-    """A configuration from nested keys and values, without the settings of the method if they are None.
+def build(kind: type[R], where: str, content: Mapping[str, Any]) -> R:
+    """A configuration from nested keys and values, without the settings of a method.
 
     `where` opens error messages about values that do not name their own source (see Given).
     """
     prefix = f"{where}: " if where else ""
     parts = {name: _section(name, prefix, content.get(name, {})) for name in SECTIONS}
-    values = read_values(RunConfig, where, {key: value for key, value in content.items() if key not in SECTIONS})
+    values = read_values(kind, where, {key: value for key, value in content.items() if key not in SECTIONS})
     if parts["hp"].augment is None:
         parts["hp"] = replace(parts["hp"], augment=parts["hp"].augments)
-    config = RunConfig(**parts, **values)
-    if settings is None:
-        return config
-    known = METHODS[config.method].Settings if config.method in METHODS else NoSettings  # a student has no method
-    return replace(config, settings=read(known, f"{prefix}settings", settings))
+    return kind(**parts, **values)
 
 
-def saved_config(path: str, content: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run from its config.yaml."""
+def saved_config(path: str, content: Mapping[str, Any], kind: type[BaseConfig] = RunConfig) -> Any:
+    """The configuration of a run from its config.yaml, an instance of `kind`."""
     for key in (*SECTIONS, "settings"):
         if not isinstance(content.get(key), dict):
             raise UserError(f"{path}: {key} must hold keys and values")
-    known = {*SECTIONS, *declarations(RunConfig)}
-    return build(path, {key: value for key, value in content.items() if key in known}, content["settings"])
+    known = {*SECTIONS, *declarations(kind)}
+    config = build(kind, path, {key: value for key, value in content.items() if key in known})
+    if not isinstance(config, RunConfig):
+        return config
+    settings = METHODS[config.method].Settings if config.method in METHODS else NoSettings  # a student has no method
+    return replace(config, settings=read(settings, f"{path}: settings", content["settings"]))
 
 
-def plain_config(config: RunConfig) -> dict[str, Any]:
+def plain_config(config: BaseConfig) -> dict[str, Any]:
     """The configuration as nested keys and values for config.yaml."""
-    return {**plain(replace(config, settings=NoSettings())), "settings": plain(config.settings)}
+    own = getattr(config, "settings", None)  # only those of modelzoo.py have a method
+    values = plain(config if own is None else replace(config, settings=NoSettings()))  # type: ignore[call-arg]
+    return {**values, "settings": {} if own is None else plain(own)}
 
 
 @cache

@@ -157,7 +157,7 @@ def toy_config(
     recipe: dict[str, Any] = {"epochs": 2, "batch": 8, "augment": True, **(hp or {})}
     values: dict[str, Any] = {"continual": True, **options}
     toy = DataConfig("toy", (TaskConfig((0, 1)),), data_dir=Path("none"), path="toy.yaml")
-    config = RunConfig(toy, configured(model, dropout=0.0), Recipe(**recipe), **values)
+    config = RunConfig(data=toy, net=configured(model, dropout=0.0), hp=Recipe(**recipe), **values)
     known = METHODS[config.method].Settings
     shipped: dict[str, Any] = {}
     if declarations(known):
