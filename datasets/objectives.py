@@ -43,6 +43,10 @@ class Objective(ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Training loss: mean over the batch, a scalar on the device."""
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The training losses of S networks that compute together, [S]; outputs [S, N, ...], targets [S, N, ...]."""
+        return torch.stack([self.loss(*pair) for pair in zip(outputs, targets, strict=True)])
+
     @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:
         """Network outputs -> the space in which the predictions of members are averaged."""
@@ -98,6 +102,10 @@ class CrossEntropy(_Probabilities):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         # In float32 also under autocast: bf16 has two to three digits.
         return F.cross_entropy(outputs.float(), targets)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        every = F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), reduction="none")
+        return every.view(targets.shape).mean(1)
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         right = predictions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -47,10 +47,11 @@ class Batch:
 
 
 def batches(
-    data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool, count: int | None = None
-) -> Iterator[Batch]:
+    data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool, count: int | None = None,
+    shuffle: bool = True,
+) -> Iterator[Batch]:  # fmt: skip
     """The examples in a random order, or the first `count` of them, in batches of `size`; the last may be smaller."""
-    order = torch.randperm(len(data), generator=rng)[:count]
+    order = torch.randperm(len(data), generator=rng)[:count] if shuffle else torch.arange(len(data))[:count]
     return _gathered(data.reordered(order), spec, size, spec.preprocess.draw(len(order), rng) if augment else None)
 
 

@@ -66,11 +66,7 @@ def arrival_order(examples: int, recipe: Recipe, seed: int, name: tuple[object, 
     size = recipe.batch_size(examples)
     batches = math.ceil(recipe.length(examples, size) / recipe.steps_per_batch)
     arriving = min(batches * size, examples - (examples % size == 1))
-    return torch.randperm(examples, generator=_data_stream(seed, name))[:arriving]
-
-
-def _data_stream(seed: int, name: tuple[object, ...]) -> torch.Generator:
-    return generator(seed, *name, "data")
+    return torch.randperm(examples, generator=Feed.stream(seed, name))[:arriving]
 
 
 def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
@@ -79,6 +75,42 @@ def check_batch(net: MultiHead, recipe: Recipe, examples: int) -> None:
         raise UserError(
             f"batch is {recipe.batch}, of {examples} training examples; this network has batch normalisation, "
             "which needs at least 2 in a batch"
+        )
+
+
+class Feed:
+    """The batches of a network's training examples, an epoch at a time, from the random stream of their order."""
+
+    def __init__(
+        self, sources: Sequence[tuple[int, TrainSource]], spec: StreamSpec, recipe: Recipe, seed: int,
+        name: tuple[object, ...],
+    ) -> None:  # fmt: skip
+        self._sources, self._spec, self._augment = sources, spec, recipe.augments
+        self._rng = self.stream(seed, name)
+        self.fixed = all(isinstance(source, Table) for _, source in sources)  # epochs have the same examples
+        self._table: Mixture | None = None  # these examples
+        self._in_order = len(sources) == 1 and not self.fixed  # drawn at random, so that no order says anything
+
+    @staticmethod
+    def stream(seed: int, name: tuple[object, ...]) -> torch.Generator:
+        """The random stream of the training `name` of a run."""
+        return generator(seed, *name, "data")
+
+    def state(self) -> Tensor:
+        """The state of the random stream."""
+        return self._rng.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Resume from what `state` returned."""
+        self._rng.set_state(state)
+
+    def epoch(self, size: int, count: int) -> Iterator[Batch]:
+        """The next epoch's first `count` examples in batches of `size`."""
+        data = self._table or Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
+        if self.fixed:
+            self._table = data
+        return batches(
+            data, self._spec, size, self._rng, augment=self._augment, count=count, shuffle=not self._in_order
         )
 
 
@@ -96,6 +128,7 @@ class Training:
         rule: what the method changes in every step; plain supervised training without one.
         past: batches of replay memories; one of each follows a batch of the tasks trained on.
         before: the state of an optimizer that goes on, see `optimizer_state`.
+        feed: where batches come from, by default the sources; see training/stacked.py.
         watch: what `complete` asks on the way; `watched` has the answers, each with the steps and examples until then.
     """
 
@@ -103,10 +136,10 @@ class Training:
         self, net: MultiHead, sources: Sequence[tuple[int, TrainSource]], spec: StreamSpec, recipe: Recipe,
         compute: Compute, seed: int, name: tuple[object, ...], *, rule: StepRule | None = None,
         past: Sequence[Replays] = (), monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
-        before: Mapping[str, Tree] | None = None, watch: Watch | None = None,
+        before: Mapping[str, Tree] | None = None, watch: Watch | None = None, feed: Feed | None = None,
     ) -> None:  # fmt: skip
-        self._net, self._sources, self._spec, self._recipe, self._compute = net, sources, spec, recipe, compute
-        self._rng, self._file = _data_stream(seed, name), "_".join(map(str, name))
+        self._net, self._recipe, self._compute, self._file = net, recipe, compute, "_".join(map(str, name))
+        self._feed = feed or Feed(sources, spec, recipe, seed, name)
         self._rule, self._past, self._watch = rule or StepRule(), past, watch
         self.watched: list[tuple[int, int, Tree]] = []
         self._monitor, self._checkpoints = monitor or Monitor(), checkpoints or Checkpoints()
@@ -122,9 +155,7 @@ class Training:
         self._steps = GradientSteps(net, spec, recipe, compute, self.length, self._rule, before)
         self.ended = 0  # epochs
         self._batches: Iterator[Batch] | None = None  # the rest of this epoch
-        self._fixed = all(isinstance(source, Table) for _, source in sources)
-        self._table: Mixture | None = None  # all examples, where these are the same in every epoch
-        self._order = self._rng.get_state()  # at the start of this epoch
+        self._order = self._feed.state()  # at the start of this epoch
         self._gradients, self._seconds, self._loss = 0, 0.0, math.nan
         self._begin: float | None = None  # when `advance` was called, while it runs
         self._random: dict[str, Tensor] | None = None  # state of the global generators when it returned
@@ -137,7 +168,7 @@ class Training:
         batch, again = divmod(steps, repeat)
         before, after = (min(count * self._size, self.examples) for count in (batch, batch + 1))
         examples = epochs * self.examples * repeat + before * repeat + again * (after - before)
-        return Clock(self._steps.done, examples, examples / (self.examples * repeat) if self._fixed else None)
+        return Clock(self._steps.done, examples, examples / (self.examples * repeat) if self._feed.fixed else None)
 
     def optimizer_state(self) -> dict[str, Tree]:
         """A copy of the optimizer's state, by name of the parameter."""
@@ -206,7 +237,7 @@ class Training:
     def restore(self, state: Tree) -> None:
         """Resume from the `state` of a training with the same arguments."""
         self.ended, self._gradients, self._seconds = state["ended"], state["gradients"], state["seconds"]
-        self._rng.set_state(state["order"])
+        self._feed.restore(state["order"])
         self._order, self._random = state["order"], state["random"]
         self._net.load_state_dict(state["net"])
         self._steps.restore(state["steps"])
@@ -235,11 +266,7 @@ class Training:
 
     def _epoch(self, taken: int = 0) -> Iterator[Batch]:
         """The batches of an epoch without the first `taken` ones."""
-        data = self._table or Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
-        if self._fixed:
-            self._table = data
-        augment = self._recipe.augments
-        every = batches(data, self._spec, self._size, self._rng, augment=augment, count=self.examples)
+        every = self._feed.epoch(self._size, self.examples)
         repeat = self._recipe.steps_per_batch
         new = islice(every if repeat == 1 else (batch for batch in every for _ in range(repeat)), taken, None)
         return with_replay(new, self._past) if self._past else new
@@ -249,7 +276,7 @@ class Training:
         if count <= 0:
             return
         if self._batches is None:
-            self._order = self._rng.get_state()
+            self._order = self._feed.state()
             self._batches = self._epoch()
         steps, monitor, checkpoints = self._steps, self._monitor, self._checkpoints
         for batch in islice(self._batches, count):
@@ -262,13 +289,17 @@ class Training:
     def _end_epoch(self) -> None:
         """Read the loss of the epoch: the only wait for the device in it."""
         seen = self.clock.examples - self.ended * self.examples * self._recipe.steps_per_batch
-        self.ended, self._batches, self._order = self.ended + 1, None, self._rng.get_state()
-        self._loss = self._steps.take_loss() / seen
+        self.ended, self._batches, self._order = self.ended + 1, None, self._feed.state()
+        self._loss = self._epoch_loss(seen)
         if not math.isfinite(self._loss):
             raise not_finite("the training loss", self._when(), self._recipe, self._compute)
         self._monitor.epoch_ends(self.ended, self._loss, self._steps.rate)
         if not self.done and self._checkpoints.due(epoch_ends=True):
             self._checkpoints.save(self._file, self.state)
+
+    def _epoch_loss(self, seen: int) -> float:
+        """The mean training loss over the examples seen in this epoch; waits for the device."""
+        return self._steps.take_loss() / seen
 
     def _when(self) -> str:
         if self._recipe.epochs is None:

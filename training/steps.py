@@ -107,7 +107,7 @@ class GradientSteps:
         self._rule.before(self.done, self._steps)
         if self._rate is None:
             for group in self._optimizer.param_groups:
-                group["lr"] = self.rate
+                group["lr"] = self.rate * group.get("factor", 1)  # networks that train together may have their own
             self._step(batch)
         else:
             self._rate.fill_(self.rate)

@@ -1,0 +1,46 @@
+"""Several networks of one architecture that compute together."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from net.multihead import MultiHead
+
+
+def stackable(net: MultiHead) -> bool:
+    """Whether networks of this architecture can be a Stack: the trunk says how, and there is a single head."""
+    return hasattr(net.trunk, "stacked") and len(net.head_sizes) == 1 and net.kind != "identity"
+
+
+class Stack(nn.Module):
+    """S networks on S batches: inputs [S, B, *input], task ids of any shape -> outputs [S, B, ..., C].
+
+    The networks keep their own parameters, so that each can be saved, evaluated and trained alone; a forward pass
+    stacks them. Their trunk has a function `stacked`: parameters by name [S, ...], inputs [S, B, *input] -> features
+    [S, B, ..., D].
+    """
+
+    def __init__(self, nets: Sequence[MultiHead]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        self._trunk: Mapping[str, list[Tensor]] = _by_name([net.trunk for net in nets])
+        self._heads = [net.weight for net in nets], [net.bias for net in nets]
+
+    def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
+        parameters = {name: torch.stack(values) for name, values in self._trunk.items()}
+        features = self.nets[0].trunk.stacked(parameters, inputs)  # type: ignore[operator, union-attr]
+        weight, bias = torch.stack(self._heads[0]), torch.stack(self._heads[1])
+        shape = (len(bias), *(1,) * (features.ndim - 2), -1)
+        return torch.matmul(features, _along(weight, features).transpose(-1, -2)) + bias.view(shape)
+
+
+def _by_name(modules: Sequence[nn.Module]) -> dict[str, list[Tensor]]:
+    """The parameters of modules of one architecture by name."""
+    columns = zip(*(module.named_parameters() for module in modules), strict=True)
+    return {column[0][0]: [parameter for _, parameter in column] for column in columns}
+
+
+def _along(weight: Tensor, features: Tensor) -> Tensor:
+    """Weights [S, C, D] beside features [S, B, ..., D], for a matrix product with each of S."""
+    return weight.view(len(weight), *(1,) * (features.ndim - 3), *weight.shape[1:])

@@ -1,0 +1,155 @@
+"""Training several networks of one architecture as one computation, each with its own data and its own state."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.objectives import Objective
+from datasets.task import StreamSpec, TrainSource
+from net.multihead import MultiHead
+from net.stack import Stack
+from training.batches import Batch
+from training.loop import Feed, Training
+from training.monitor import Checkpoints, Monitor
+from training.optimizers import make_optimizer
+from training.recipe import Recipe
+from training.steps import StepRule
+from utils.compute import Compute
+from utils.trees import Tree
+
+Sources = Sequence[tuple[int, TrainSource]]
+
+
+@dataclass(frozen=True)
+class StackedBatch(Batch):
+    """The examples of one gradient step of S networks: inputs [S, B, *input], targets [S, B, *target]."""
+
+    def __len__(self) -> int:
+        """Examples for each network."""
+        return self.targets.shape[1]
+
+
+class _StackedFeed(Feed):
+    """The batches of several feeds side by side."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self._feeds, self.fixed = feeds, feeds[0].fixed
+
+    def state(self) -> Tensor:
+        return torch.stack([feed.state() for feed in self._feeds])
+
+    def restore(self, state: Tensor) -> None:
+        for feed, own in zip(self._feeds, state, strict=True):
+            feed.restore(own)
+
+    def epoch(self, size: int, count: int) -> Iterator[Batch]:
+        for parts in zip(*(feed.epoch(size, count) for feed in self._feeds), strict=True):
+            columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
+            inputs, targets, task_ids = (torch.stack(column) for column in columns)
+            yield StackedBatch(inputs, targets, task_ids)
+
+
+class _StackRule(StepRule):
+    """The sum of the losses of the networks, whose gradients do not meet; and a learning rate for each."""
+
+    def __init__(self, factors: Sequence[float]) -> None:
+        self._factors = factors  # on the learning rate of the recipe
+
+    def begin(self, net: Any) -> None:
+        self.sums = torch.zeros(len(self._factors), device=net.nets[0].weight.device)
+
+    def optimizer(self, net: Any, recipe: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(net, recipe, lr)
+        if len(set(self._factors)) > 1:
+            (group,) = optimizer.param_groups
+            shared = {key: value for key, value in group.items() if key != "params"}
+            optimizer.param_groups.clear()
+            for own, factor in zip(net.nets, self._factors, strict=True):
+                optimizer.add_param_group({**shared, "params": list(own.parameters()), "factor": factor})
+        return optimizer
+
+    def loss(self, net: Any, batch: Batch, objective: Objective) -> Tensor:
+        losses = objective.losses(net(batch.inputs, batch.task_ids), batch.targets)
+        self.sums.add_(losses.detach(), alpha=len(batch))
+        return losses.sum()
+
+    def take(self) -> list[float]:
+        """For each network, the sum of the examples' losses since the last call; waits for the device."""
+        found: list[float] = self.sums.tolist()
+        self.sums.zero_()
+        return found
+
+    def state(self) -> Tree:
+        return self.sums
+
+    def restore(self, state: Tree) -> None:
+        self.sums.copy_(state)
+
+
+class StackedTraining(Training):
+    """The training of S networks, each as if it were alone up to rounding, as one computation.
+
+    For networks that are `stackable` and without replay, rules of a method or normalisation over batches. A network
+    whose loss is no longer finite is listed in `diverged`; the others go on. The state of each network is the one that
+    a Training of its own would have: networks may be stopped together and resumed apart.
+
+    Args:
+        nets: on the device; are changed in place.
+        sources: of each network, as for Training.
+        seeds: of each network.
+        rates: learning rate of each network, in place of the recipe's.
+    """
+
+    def __init__(
+        self, nets: Sequence[MultiHead], sources: Sequence[Sources], spec: StreamSpec, recipe: Recipe,
+        compute: Compute, seeds: Sequence[int], name: tuple[object, ...], *, rates: Sequence[float] = (),
+        monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
+    ) -> None:  # fmt: skip
+        feeds = [Feed(own, spec, recipe, seed, name) for own, seed in zip(sources, seeds, strict=True)]
+        self._stacked = _StackRule([rate / recipe.lr for rate in rates] or [1.0] * len(nets))
+        self._members = nets
+        self.losses = [math.nan] * len(nets)  # mean over the last epoch
+        self.diverged: dict[int, int] = {}  # number of a network -> steps after which its loss was not finite
+        stack: Any = Stack(nets)
+        super().__init__(
+            stack, sources[0], spec, recipe, compute, seeds[0], name, rule=self._stacked, monitor=monitor,
+            checkpoints=checkpoints, feed=_StackedFeed(feeds),
+        )  # fmt: skip
+
+    def _epoch_loss(self, seen: int) -> float:
+        self._steps.take_loss()
+        self.losses = [found / seen for found in self._stacked.take()]
+        for number, loss in enumerate(self.losses):
+            if not math.isfinite(loss):
+                self.diverged.setdefault(number, self._steps.done)
+        going = [loss for loss in self.losses if math.isfinite(loss)]
+        return sum(going) / len(going) if going else math.nan
+
+    def state(self) -> Tree:
+        """All that is needed to resume: a list with the state of each network."""
+        whole = super().state()
+        steps, count = whole["steps"], len(self._members)
+        each = len(steps["optimizer"]) // count
+        states = []
+        for number in range(count):
+            own = f"nets.{number}."
+            net = {key.removeprefix(own): value for key, value in whole["net"].items() if key.startswith(own)}
+            optimizer = steps["optimizer"][number * each : (number + 1) * each]
+            mine = {**steps, "loss": whole["rule"][number], "optimizer": optimizer}
+            states.append({**whole, "rule": None, "order": whole["order"][number], "net": net, "steps": mine})
+        return states
+
+    def restore(self, state: Tree) -> None:
+        """Resume from a list of the states of the networks, which have taken the same number of steps."""
+        first = state[0]
+        nets = {f"nets.{n}.{key}": value for n, own in enumerate(state) for key, value in own["net"].items()}
+        steps = {**first["steps"], "optimizer": [part for own in state for part in own["steps"]["optimizer"]]}
+        losses = torch.stack([own["steps"]["loss"] for own in state])
+        super().restore({
+            **first, "net": nets, "rule": losses, "order": torch.stack([own["order"] for own in state]),
+            "steps": {**steps, "loss": losses.sum()},
+        })  # fmt: skip
