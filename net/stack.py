@@ -25,12 +25,13 @@ class Stack(nn.Module):
         super().__init__()
         self.nets = nn.ModuleList(nets)
         self._trunk: Mapping[str, list[Tensor]] = _by_name([net.trunk for net in nets])
-        self._heads = [net.weight for net in nets], [net.bias for net in nets]
+        self._weights: list[Tensor] = [net.weight for net in nets]
+        self._biases: list[Tensor] = [net.bias for net in nets]
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         parameters = {name: torch.stack(values) for name, values in self._trunk.items()}
         features = self.nets[0].trunk.stacked(parameters, inputs)  # type: ignore[operator, union-attr]
-        weight, bias = torch.stack(self._heads[0]), torch.stack(self._heads[1])
+        weight, bias = torch.stack(self._weights), torch.stack(self._biases)
         shape = (len(bias), *(1,) * (features.ndim - 2), -1)
         return torch.matmul(features, _along(weight, features).transpose(-1, -2)) + bias.view(shape)
 

@@ -41,10 +41,12 @@ from utils.yaml_files import load_yaml, parse_yaml
 
 CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
+_CHECKPOINT = "checkpoints/step_{:012d}.safetensors"
 _TRAINING = "training-"  # opens the names of files in state/ that belong to an episode under way
 _OWN = re.compile(
     rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{re.escape(NAMES)}|{GROWING.pattern}"
-    r"|(members|predictions)/(member|kept)_\d{3,}\.(safetensors|json)|state/[A-Za-z0-9_-]+\.safetensors)"
+    r"|(members|predictions)/(member|kept)_\d{3,}\.(safetensors|json)|state/[A-Za-z0-9_-]+\.safetensors"
+    r"|checkpoints/step_\d{12}\.safetensors)"
     rf"({PARTIAL})?"
 )
 _BEGUN = re.compile(rf"{re.escape(LOCK)}|config\.yaml({PARTIAL})?|manifest\.json{PARTIAL}")  # before the first commit
@@ -83,7 +85,7 @@ class RunDirectory:
     @classmethod
     def reopen(cls, path: Path) -> "RunDirectory":
         """The run as it was last committed; the files of an interrupted commit are removed."""
-        for folder in _FOLDERS:
+        for folder in (*_FOLDERS, "checkpoints"):
             check_own(path / folder)
         manifest, found = read_manifest(path), _files_in(path)
         if manifest is None:  # it was killed before its first commit
@@ -117,6 +119,21 @@ class RunDirectory:
         answers = {name: part.float() for name, part in _by_name(predictions).items()}
         self._write(PREDICTIONS_FILE.format(facts.number), tensor_bytes(answers))
 
+    def add_checkpoint(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Save the weights that a network has after so many steps."""
+        (self.path / _CHECKPOINT).parent.mkdir(exist_ok=True)
+        self._write(_CHECKPOINT.format(step), tensor_bytes(weights))
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether the weights after so many steps are saved."""
+        return _CHECKPOINT.format(step) in self._files
+
+    def add_rows(self, rows: Iterable[Measurement]) -> None:
+        """Append to metrics.csv."""
+        new = list(rows)
+        self.rows += new
+        self.log(METRICS, header(METRICS)).write(metric_lines(new))
+
     def add_targets(self, targets: _ByTask, names: _Names) -> None:
         """Save targets, [N, ...], and names of examples, if they have some."""
         self._write(TARGETS, tensor_bytes(_by_name(targets)))
@@ -133,11 +150,9 @@ class RunDirectory:
 
     def add_episode(self, facts: EpisodeFacts, rows: Iterable[Measurement]) -> None:
         """Append to episodes.csv and metrics.csv."""
-        new = list(rows)
-        self.rows += new
         self.episodes.append(facts)
         self.log(EPISODES, header(EPISODES)).write(episode_line(facts))
-        self.log(METRICS, header(METRICS)).write(metric_lines(new))
+        self.add_rows(rows)
 
     def commit(self, episode: int, members: int, seconds: float, state: Mapping[str, bytes | None]) -> None:
         """Commit a complete episode with all files written so far; `state`: by part, None if it has not changed."""
@@ -265,13 +280,13 @@ def check_whole(path: Path) -> None:
 
 def _files_in(path: Path) -> dict[str, Path]:
     """The files in the folders of a run and its report, by name."""
-    found = [entry for folder in ("", *_FOLDERS, "figures") for entry in (path / folder).glob("*")]
+    found = [entry for folder in ("", *_FOLDERS, "checkpoints", "figures") for entry in (path / folder).glob("*")]
     return {entry.relative_to(path).as_posix(): entry for entry in found if not entry.is_dir()}
 
 
 def _clear(path: Path) -> None:
     """Remove a run and its report, except for config.yaml, the lock, and files that belong to somebody else."""
-    folders = [path / name for name in (*_FOLDERS, "figures")]
+    folders = [path / name for name in (*_FOLDERS, "checkpoints", "figures")]
     for folder in folders:
         if folder.is_symlink():  # what it leads to stays
             folder.unlink()

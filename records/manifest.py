@@ -25,7 +25,7 @@ TARGETS = "predictions/targets.safetensors"
 NAMES = "predictions/names.json"  # of the examples, such as files
 # Reports can be made from the other files at any time: they are not part of a run.
 DERIVED = re.compile(rf"(report\.html|figures/[a-z_]+\.(png|svg|csv))({PARTIAL})?")
-_NAME = re.compile(r"(?:(?:members|predictions|state)/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"(?:(?:members|predictions|state|checkpoints)/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
 EVENTS = re.compile(r"events\.out\.tfevents\..*")
 # Files that are appended to: they may be longer than their committed part.
 GROWING = re.compile(rf"metrics\.csv|episodes\.csv|{EVENTS.pattern}")

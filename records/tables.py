@@ -62,11 +62,13 @@ def episode_line(facts: EpisodeFacts) -> bytes:
 
 
 def read_measurements(path: Path, manifest: Manifest) -> tuple[list[Measurement], list[EpisodeFacts]]:
-    """The committed rows of metrics.csv and episodes.csv; none before the first episode is complete."""
-    if not manifest.episode:
+    """The committed rows of metrics.csv and episodes.csv; none before something was measured."""
+    if not manifest.episode and METRICS not in manifest.files:
         return [], []
     with reading(path, METRICS):
         rows = read_metrics(checked(path, manifest, METRICS).decode())
+    if not manifest.episode:  # the single network of a task is still being trained
+        return rows, []
     with reading(path, EPISODES):
         return rows, list(map(_facts, _lines(checked(path, manifest, EPISODES).decode())))
 

@@ -1,0 +1,58 @@
+"""Measuring one network on one task while it is trained."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from datasets.objectives import Scores
+from datasets.task import HELD_OUT, StreamSpec, Task
+from evaluation.measurements import ANYTIME, TRAINED, Measurement
+from evaluation.questions import EVALUATIONS, Subject
+from net.multihead import MultiHead
+from training.loop import Clock
+from training.prediction import predict_examples
+from utils.compute import Compute
+
+DEV = "dev"  # name of the split of development examples, by which the best network is chosen
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is measured of a network on a task, at any time of its training.
+
+    On the way it is evaluated on development examples: the split "dev", or "held_out" of a data set that has examples
+    set aside; without either there is none to choose by, and the test examples are watched.
+    """
+
+    task: Task
+    spec: StreamSpec
+    compute: Compute
+    evaluations: Sequence[str] = ()  # names in EVALUATIONS
+
+    @property
+    def split(self) -> str:
+        """The split that is evaluated on the way."""
+        return next((name for name in (DEV, HELD_OUT) if name in self.task.splits), "test")
+
+    def rows(self, net: MultiHead, clock: Clock) -> list[Measurement]:
+        """Scores on the split that is watched and its slices, and what the evaluations find."""
+        examples = self.task.splits[self.split]
+        found = list(self._scored(net, clock, self.split, ANYTIME))
+        subject = Subject(net.eval(), self.task.with_splits(test=examples), self.spec, self.compute)
+        return found + [self._row(clock, self.split, "", name, EVALUATIONS[name](subject)) for name in self.evaluations]
+
+    def test(self, net: MultiHead, clock: Clock, *, final: bool) -> list[Measurement]:
+        """Scores on the test split and its slices; those of the final network are an entry of R."""
+        return list(self._scored(net, clock, "test", TRAINED[self.spec.scenario] if final else ANYTIME))
+
+    def _scored(self, net: MultiHead, clock: Clock, split: str, scenario: str) -> Iterator[Measurement]:
+        examples, objective = self.task.splits[split], self.spec.objective
+        predictions = predict_examples(net, self.task.id, examples, self.spec, self.compute)
+        yield self._row(clock, split, "", scenario, objective.evaluate(predictions, examples.targets))
+        for name, positions in examples.slices.items():
+            part = positions.to(predictions.device)
+            scores = objective.evaluate(predictions[part], examples.targets[part])
+            yield self._row(clock, split, name, scenario, scores)
+
+    def _row(self, clock: Clock, split: str, part: str, scenario: str, scores: Scores) -> Measurement:
+        task = self.task
+        return Measurement(1, clock.steps, clock.examples, task.id, task.name, split, part, scenario, scores)
