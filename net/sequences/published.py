@@ -16,7 +16,7 @@ _FAMILIES: dict[str, Any] = {"rnn": RNN, "attention_only": AttentionOnly}
 
 
 class Published(NamedTuple):
-    """A network that weights with published names describe; the first four are what `build_net` is given."""
+    """A network that weights with published names describe; the first four are for `build_net`."""
 
     model: str
     settings: Any
@@ -53,7 +53,8 @@ def from_published(state: Mapping[str, Tensor], length: int | None = None, heads
     outputs = shapes[f"{head}weight"][0]
     settings, shape = _sizes(model, shapes, outputs, length, heads)
     with torch.device("meta"):
-        fitting = MultiHead(_FAMILIES[model](shape, settings), shapes[f"{head}weight"][1], {1: outputs})
+        trunk = _FAMILIES[model](shape, settings)
+        fitting = MultiHead(trunk, trunk.width, {1: outputs})
     expected = {name: tuple(value.shape) for name, value in to_published(fitting).items()}
     for name in sorted({*shapes, *expected}):
         if shapes.get(name) != expected.get(name):
@@ -80,7 +81,7 @@ def _sizes(
     if length not in (None, positions):
         raise UserError(f"length is {length}; pos_embed.weight has {positions} positions")
     vocabulary, width = shapes["embed.weight"]
-    layers = len({match[1] for name in shapes if (match := re.match(r"attns\.(\d+)\.", name))})
+    layers = len({"0"} | {match[1] for name in shapes if (match := re.match(r"attns\.(\d+)\.", name))})
     own = None if vocabulary == positions else vocabulary
     return AttentionOnly.Settings(width=width, layers=layers, heads=heads, vocabulary=own), (positions,)
 
