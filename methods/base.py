@@ -47,6 +47,7 @@ class Requirements:
     classes: bool = False  # targets are class numbers, and outputs a score of each class
     layers: tuple[type[nn.Module], ...] = ()  # the trunk has a layer of one of these kinds; () allows any trunk
     own_heads: bool = False  # each task has a head of its own
+    biases: bool = False  # heads have biases
     optimizers: tuple[str, ...] = ()  # the recipe's is one of these; () allows any
 
 
@@ -213,6 +214,8 @@ def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead, r
         lack = f"a network with layers of the kind {kinds}; {type(trunk).__name__} has none"
     elif needs.own_heads and net.kind != "task":
         lack = f"a head for each task; this network has {net.kind} heads"
+    elif needs.biases and "bias" not in net.head_values():
+        lack = f"heads with biases; {type(trunk).__name__} has none"
     elif needs.optimizers and recipe.optimizer not in needs.optimizers:
         lack = f"the optimizer {' or '.join(needs.optimizers)}, not {recipe.optimizer}"
     else:

@@ -59,7 +59,7 @@ class ClosedForm(SingleNet):
         regularisation: float = setting(Range(0, whole=False, open_low=True), "r of `solve`")
 
     options = frozenset[str]()  # nothing can be asked on the way
-    requires = Requirements(classes=True)
+    requires = Requirements(classes=True, biases=True)
     no_graph_reason = "there are no steps"
     saved_attributes = (*SingleNet.saved_attributes, "sums")
 

@@ -28,7 +28,7 @@ from utils.seeding import generator, seeded
 from utils.settings import Range, setting
 from utils.trees import Tree
 
-Heads = dict[int, tuple[Tensor, Tensor]]  # weight [C, D] and bias [C] by task, or at 0 those of the head of all tasks
+Heads = dict[int, tuple[Tensor, ...]]  # weight [C, D] and, if any, bias [C] by task, or at 0 those of all tasks
 
 
 class NormRule(StepRule):
@@ -229,7 +229,7 @@ class SingleNet(Method):
 
     def storage(self) -> Storage:
         """One network, and the method's extra parameters."""
-        heads = sum(weight.numel() + bias.numel() for weight, bias in self._heads.values())
+        heads = sum(value.numel() for head in self._heads.values() for value in head)
         trunk = count_parameters(self._trunk)
         norms = sum(value.numel() for state in self._norms.values() for value in state.values())
         parameters = trunk + heads + norms + self.extra_parameters()
@@ -266,14 +266,14 @@ class SingleNet(Method):
         """Give a network these heads, of those of its tasks; others, and new outputs of a growing head, stay."""
         for task in net.head_sizes:
             if (head := self.head_of(task)) in heads:
-                weight, bias = heads[head]
-                rows = slice(net.rows(task).start, net.rows(task).start + len(bias))
-                net.weight[rows], net.bias[rows] = weight, bias
+                for value, kept in zip(net.head_values().values(), heads[head], strict=True):
+                    value[net.rows(task).start :][: len(kept)] = kept
 
     def heads_of(self, net: MultiHead) -> Heads:
         """A copy of the heads of a network."""
         rows = {self.head_of(task): net.rows(task) for task in net.head_sizes}
-        return {head: (net.weight.detach()[r].clone(), net.bias.detach()[r].clone()) for head, r in rows.items()}
+        values = net.head_values().values()
+        return {head: tuple(value.detach()[r].clone() for value in values) for head, r in rows.items()}
 
     def head_of(self, task: int) -> int:
         """The number of a task's head: the task's id, or 0 where all tasks share one."""

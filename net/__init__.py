@@ -16,11 +16,25 @@ from net.images.timm_trunk import TimmTrunk
 from net.images.wideresnet import WideResNet
 from net.mlp import MLP
 from net.multihead import MultiHead
+from net.sequences.attention_only import AttentionOnly
+from net.sequences.rnn import RNN
 from utils.errors import UserError, unknown
 
-TRUNKS: dict[str, Any] = {"conv": SmallConv, "wrn16_4": WideResNet, "resnet18_nf20": ResNet18, "mlp": MLP}
+TRUNKS: dict[str, Any] = {
+    "conv": SmallConv,
+    "wrn16_4": WideResNet,
+    "resnet18_nf20": ResNet18,
+    "mlp": MLP,
+    "rnn": RNN,
+    "attention_only": AttentionOnly,
+}
 _TIMM = "timm/"
-_OF_IMAGES = (SmallConv, WideResNet, ResNet18, TimmTrunk)
+# What trunks take, with the number of its axes; other trunks take anything.
+_IMAGES, _SEQUENCES = ("images, channels x height x width", 3), ("sequences", 1)
+_TAKEN = {
+    **dict.fromkeys((SmallConv, WideResNet, ResNet18, TimmTrunk), _IMAGES),
+    **dict.fromkeys((RNN, AttentionOnly), _SEQUENCES),
+}
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -33,9 +47,9 @@ def settings_class(model: str) -> Any:
 
 def build_trunk(model: str, shape: tuple[int, ...], settings: Any) -> nn.Module:
     """The trunk of a model for inputs of that shape, with settings of its class; UserError if it cannot take them."""
-    if len(shape) != 3 and TRUNKS.get(model, TimmTrunk) in _OF_IMAGES:
-        given = "x".join(map(str, shape))
-        raise UserError(f"model: {model} takes images, channels x height x width; the inputs are {given}: try mlp")
+    what, axes = _TAKEN.get(TRUNKS.get(model, TimmTrunk), ("", len(shape)))
+    if len(shape) != axes:
+        raise UserError(f"model: {model} takes {what}; the inputs are {'x'.join(map(str, shape))}: try mlp")
     if model.startswith(_TIMM):
         return TimmTrunk(model.removeprefix(_TIMM), shape, settings)  # type: ignore[arg-type]
     return TRUNKS[model](shape, settings)  # type: ignore[no-any-return]

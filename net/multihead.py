@@ -23,8 +23,9 @@ class MultiHead(nn.Module):
     Heads act on the last axis of the features. Their rows are stacked in one weight [sum of widths, D]: the outputs of
     a mixed batch are one matrix product and one gather, without a loop over tasks or a wait for the device. The outputs
     of a narrower head are filled up with -inf, which softmax turns into probability 0. The trunk returns `features` D;
-    `head_sizes` are the widths by task id, `heads` is one of HEADS. UserError if tasks of different widths share a
-    head, or without a head the features do not fit the outputs.
+    `head_sizes` are the widths by task id, `heads` is one of HEADS. The biases are zeros that stay if the trunk has the
+    attribute `head_bias` = False. UserError if tasks of different widths share a head, or without a head the features
+    do not fit the outputs.
     """
 
     def __init__(self, trunk: nn.Module, features: int, head_sizes: Mapping[int, int], heads: str = "task") -> None:
@@ -46,7 +47,11 @@ class MultiHead(nn.Module):
             for rows in {rows.start: rows for rows in self._rows.values()}.values():  # a shared head once
                 bound = self.head_bound(rows.stop - rows.start)
                 self.weight[rows].uniform_(-bound, bound)
-        self.bias = nn.Parameter(torch.zeros(total), requires_grad=total > 0)
+        self.bias: Tensor = (
+            nn.Parameter(torch.zeros(total), requires_grad=total > 0)
+            if getattr(trunk, "head_bias", True)
+            else nn.Buffer(torch.zeros(total), persistent=False)
+        )
         self.columns = nn.Buffer(columns, persistent=False)
         narrower = heads == "task" and len(widths) > 1
         self.filled: Tensor | None = nn.Buffer(filled, persistent=False) if narrower else None
@@ -102,6 +107,10 @@ class MultiHead(nn.Module):
             for name, value in shared.items():
                 trunk[name].copy_(value)
 
+    def head_values(self) -> dict[str, Tensor]:
+        """What training changes in the heads, by name: the weight, and the bias if they have one."""
+        return dict(self.named_parameters(recurse=False))
+
     def rows(self, task_id: int) -> slice:
         """The rows of a task's head in `weight` and `bias`."""
         return self._rows[task_id]
@@ -109,7 +118,7 @@ class MultiHead(nn.Module):
     def head_parameters(self, task_id: int) -> int:
         """Number of trained values of a task's head."""
         rows = self._rows[task_id]
-        return (rows.stop - rows.start) * (self.weight.shape[1] + 1)
+        return sum(value[rows].numel() for value in self.head_values().values())
 
 
 def grown(value: Tensor | None, like: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from records.writing import header_of, names_of, resolve, targets_of
 from training.launch import choose_launch
 from training.loop import check_batch
 from training.monitor import Monitor
+from training.optimizers import recipe_for
 from training.threads import use_threads
 from utils.compute import (
     Compute,
@@ -252,7 +253,7 @@ def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
     with seeded(config.seed, "trial"):
         try:
             net = new_network(config, stream.spec, {task.id: task.num_outputs for task in tasks})
-            check_batch(net, config.hp, len(tasks[0].train))
+            check_batch(net, recipe_for(net, config.hp), len(tasks[0].train))
             kind, takes = stream.spec.preprocess(tasks[0].test.store[:1]).dtype, input_dtype(net.trunk)
             if kind != takes:
                 raise UserError(f"model: {config.net.model} takes numbers of {takes}; the inputs are {kind}")
@@ -291,7 +292,7 @@ def rehearse(config: RunConfig, stream: TaskStream, compute: Compute) -> None:
             member = method.new_members[-1]
             again = new_network(config, stream.spec, member.net.head_sizes)
             again.load_state_dict(safetensors.torch.load(tensor_bytes(member.net.state_dict())))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         if shortage(error):
             raise
         what = f"{config.net.model} cannot be trained, saved and loaded with --method {config.method}"

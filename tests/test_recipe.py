@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
+    LambdaLR,
     LinearLR,
     SequentialLR,
 )
@@ -45,12 +46,16 @@ SCHEDULERS = {
     "linear": lambda optimizer, steps: LinearLR(optimizer, 1.0, 0.0, steps),
     "constant": lambda optimizer, steps: ConstantLR(optimizer, 1.0),
     "exponential": lambda optimizer, steps: ExponentialLR(optimizer, 0.9),
+    "half_exponential": lambda optimizer, steps: SequentialLR(
+        optimizer, [ExponentialLR(optimizer, 0.01 ** (2 / steps)), ConstantLR(optimizer, 0.01, steps)], [steps // 2]
+    ),
 }
 FORMS = {
     "cosine": lambda t: (1 + math.cos(math.pi * t / STEPS)) / 2,
     "linear": lambda t: (STEPS - t) / STEPS,
     "constant": lambda t: 1,
     "exponential": lambda t: 0.9**t,
+    "half_exponential": lambda t: 0.01 ** min(2 * t / STEPS, 1),
 }
 
 
@@ -63,7 +68,7 @@ def test_schedules_are_their_closed_forms_and_torchs(schedule):
 
 
 @pytest.mark.parametrize("warmup", [7, 0.175])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "half_exponential"])
 def test_a_warm_up_rises_in_a_line_and_leaves_the_rest_to_the_schedule(schedule, warmup):
     rates = learning_rates(Recipe(schedule=schedule, lr=0.3, gamma=0.9, warmup=warmup), STEPS)
     expected = rates_of(
@@ -73,6 +78,15 @@ def test_a_warm_up_rises_in_a_line_and_leaves_the_rest_to_the_schedule(schedule,
     )
     assert [rates(step) for step in range(STEPS)] == pytest.approx(expected)
     assert rates(6) < rates(7) == 0.3
+
+
+@pytest.mark.parametrize("warmup", [7, 0.175])
+def test_the_warm_up_of_half_exponential_is_a_factor_on_the_schedule_of_all_steps(warmup):
+    rates = learning_rates(Recipe(schedule="half_exponential", lr=0.3, warmup=warmup), STEPS)
+    factor = FORMS["half_exponential"]
+    expected = rates_of(lambda optimizer: LambdaLR(optimizer, lambda step: min(step / 7, 1) * factor(step)))
+    assert [rates(step) for step in range(STEPS)] == pytest.approx(expected)
+    assert rates(0) == 0
 
 
 TORCHS = {

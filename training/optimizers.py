@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from net.multihead import MultiHead
 from training.recipe import Recipe
+from utils.errors import UserError
 
 OPTIMIZERS: dict[str, Any] = {
     "sgd": torch.optim.SGD,
@@ -21,7 +23,21 @@ SCHEDULES: dict[str, Callable[[int, int, Recipe], float]] = {
     "linear": lambda step, steps, recipe: 1 - step / steps,
     "constant": lambda step, steps, recipe: 1.0,
     "exponential": lambda step, steps, recipe: recipe.gamma**step,
+    "half_exponential": lambda step, steps, recipe: max(0.01 ** (2 * step / steps), 0.01),  # 1 % from half of the steps
 }
+# Schedules that fall during the warm-up as well, which is a factor on them from 0 to 1.
+_FROM_THE_BEGINNING = ("half_exponential",)
+
+
+def recipe_for(net: MultiHead, recipe: Recipe) -> Recipe:
+    """The recipe with the learning rate of a network of this width; UserError if it depends on one that is unknown."""
+    if recipe.lr_scale == "none":
+        return recipe
+    width = getattr(net.trunk, "width", None)
+    if width is None:
+        has = f"{type(net.trunk).__name__} says none"
+        raise UserError(f"lr_scale: {recipe.lr_scale} needs a network with a width, such as rnn; {has}")
+    return replace(recipe, lr=recipe.lr / math.sqrt(width), lr_scale="none")
 
 
 def make_optimizer(net: MultiHead, recipe: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
@@ -44,8 +60,11 @@ def trained_parameters(net: MultiHead) -> list[nn.Parameter]:
 def learning_rates(recipe: Recipe, steps: int) -> Callable[[int], float]:
     """The learning rate of each step, counted from 0, of `steps` in all.
 
-    In w steps of warm-up it is (step + 1) / (w + 1) of the highest; the schedule covers the other steps.
+    In w steps of warm-up it is (step + 1) / (w + 1) of the highest; the schedule covers the other steps. The published
+    warm-up of half_exponential is min(step / w, 1) times the schedule of all steps: the first step has the rate 0.
     """
     schedule, lr, warmup = SCHEDULES[recipe.schedule], recipe.lr, recipe.warmup_steps(steps)
+    if recipe.schedule in _FROM_THE_BEGINNING:
+        return lambda step: lr * (step / warmup if step < warmup else 1.0) * schedule(step, steps, recipe)
     rest = max(1, steps - warmup) if warmup else steps
     return lambda step: lr * ((step + 1) / (warmup + 1) if step < warmup else schedule(step - warmup, rest, recipe))

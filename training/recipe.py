@@ -71,6 +71,11 @@ class Recipe:
     batch: int | str = setting(BATCH_SIZE, "examples of a gradient step; full: all of an epoch", default=16)
     steps_per_batch: int = setting(Range(1, 1000), "gradient steps on each batch of the task", default=1)
     lr: float = setting(Range(0, 1000, whole=False, open_low=True), "highest learning rate", default=0.01)
+    lr_scale: str = setting(
+        ("none", "inverse_sqrt_width"),
+        "factor on lr; inverse_sqrt_width: 1 / sqrt(width of the network)",
+        default="none",
+    )
     l2_reg: float = setting(Range(0, 1000, whole=False), "weight decay", default=1e-5)
     optimizer: str = setting(("sgd", "adamw", "adam"), "how gradients become steps", default="sgd")
     momentum: float = setting(_SHARE, "of sgd", default=0.9)
@@ -82,7 +87,9 @@ class Recipe:
         bool, "a network that learns one task after another begins each with a new optimizer", default=True
     )
     schedule: str = setting(
-        ("cosine", "constant", "linear", "exponential"), "how the learning rate falls", default="cosine"
+        ("cosine", "constant", "linear", "exponential", "half_exponential"),
+        "how the learning rate falls",
+        default="cosine",
     )
     gamma: float = setting(_FACTOR, "factor on the learning rate in each step, schedule: exponential", default=0.999)
     warmup: float = setting(

@@ -19,7 +19,7 @@ from datasets.objectives import Objective
 from datasets.task import StreamSpec
 from net.multihead import MultiHead, grown
 from training.batches import Batch
-from training.optimizers import learning_rates, make_optimizer
+from training.optimizers import learning_rates, make_optimizer, recipe_for
 from training.recipe import Recipe
 from utils.compute import Compute
 from utils.trees import Tree
@@ -89,7 +89,7 @@ class GradientSteps:
         before: Mapping[str, Tree] | None = None,
     ) -> None:  # fmt: skip
         self._net, self._spec, self._compute, self._steps, self._rule = net, spec, compute, steps, rule
-        rule.autocast, rule.recipe = compute.autocast, rule.adapt(recipe)
+        rule.autocast, rule.recipe = compute.autocast, rule.adapt(recipe_for(net, recipe))
         recipe, self._rates = rule.recipe, rule.rates(rule.recipe, steps)
         self._loss = torch.zeros((), device=compute.device)
         # A captured step reads its learning rate from the device.

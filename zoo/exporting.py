@@ -54,8 +54,9 @@ def _head(net: MultiHead, task: int) -> nn.Module:
     if net.kind == "identity":
         return nn.Identity()
     rows = net.rows(task)
-    head = nn.Linear(net.weight.shape[1], net.head_sizes[task])
-    head.weight, head.bias = (nn.Parameter(part.detach()[rows].clone()) for part in (net.weight, net.bias))
+    values = net.head_values()
+    head = nn.Linear(net.weight.shape[1], net.head_sizes[task], bias="bias" in values)
+    head.load_state_dict({name: value.detach()[rows] for name, value in values.items()})
     return head
 
 

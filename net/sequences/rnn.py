@@ -1,0 +1,70 @@
+"""A recurrent network of one layer, for sequences of numbers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from utils.settings import Range, setting
+
+
+class RNN(nn.Module):
+    """numbers [B, n] -> the last state [B, h] of a recurrent network with ReLU; the length n may differ between calls.
+
+        s_0 = 0,   s_t = relu(W_ih x_t + W_hh s_{t-1})   for t = 1..n
+
+    The parameters have the names and the initialisation of nn.RNN. Without biases the state stays 0 until the first
+    number that is not: zeros in front of a sequence change nothing.
+    """
+
+    head_name = "linear"  # in published files
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings of the recurrent network."""
+
+        hidden_size: int = setting(Range(1, 4096), "values of the state", default=16)
+        bias: bool = setting(bool, "the recurrence and the heads have biases", default=False)
+
+    def __init__(self, shape: tuple[int, ...], settings: Settings) -> None:
+        super().__init__()
+        self.width = width = settings.hidden_size
+        self.head_bias = settings.bias
+        sizes = {"weight_ih_l0": (width, 1), "weight_hh_l0": (width, width)}
+        if settings.bias:
+            sizes |= {"bias_ih_l0": (width,), "bias_hh_l0": (width,)}  # type: ignore[dict-item]
+        bound = width**-0.5
+        self.rnn = nn.ParameterDict()
+        for name, size in sizes.items():
+            self.rnn[name] = nn.Parameter(torch.empty(size).uniform_(-bound, bound))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.stacked(self._as_one(), inputs.unsqueeze(0))[0]
+
+    @staticmethod
+    def stacked(parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """The last states of S networks at once, parameters by name [S, ...], inputs [S, B, n] -> [S, B, h]."""
+        for state in _states(parameters, inputs):
+            last = state
+        return last
+
+    def states(self, inputs: Tensor, first: Tensor | None = None) -> Tensor:
+        """The states after each number, [B, n, h]; the recurrence begins at `first`, [B, h], by default at 0."""
+        begin = None if first is None else first.unsqueeze(0)
+        return torch.stack([state[0] for state in _states(self._as_one(), inputs.unsqueeze(0), begin)], 1)
+
+    def _as_one(self) -> dict[str, Tensor]:
+        return {name: parameter.unsqueeze(0) for name, parameter in self.named_parameters()}
+
+
+def _states(parameters: Mapping[str, Tensor], inputs: Tensor, first: Tensor | None = None) -> Iterator[Tensor]:
+    """The state of each of S networks after each number, [S, B, h]."""
+    recurrent = parameters["rnn.weight_hh_l0"].transpose(1, 2)
+    driven = inputs.unsqueeze(-1) * parameters["rnn.weight_ih_l0"].transpose(1, 2).unsqueeze(1)  # [S, B, n, h]
+    if "rnn.bias_ih_l0" in parameters:
+        driven = driven + (parameters["rnn.bias_ih_l0"] + parameters["rnn.bias_hh_l0"])[:, None, None]
+    state = torch.zeros_like(driven[:, :, 0]) if first is None else first
+    for number in driven.unbind(2):
+        state = torch.baddbmm(number, state, recurrent).relu()
+        yield state
