@@ -1,8 +1,9 @@
-"""Data on the disk -> a stream of tasks on the device.
+"""Data on the disk, or generated -> a stream of tasks on the device.
 
 To add a data set: one file with a function (DataConfig, seed, device) -> TaskStream, and one line in STREAMS. Settings
 beside `dataset` and `tasks` are a frozen dataclass, the function's attribute `Settings` (see images/image_folder.py).
-Where `tasks` may be a number, the attribute `numbered` makes lists of classes of it (see images/views.py).
+Where `tasks` may be a number, the attribute `numbered` makes lists of classes of it (see images/views.py). Where tasks
+are no lists of classes, the attribute `Config` is a DataConfig with other `tasks` (see synthetic/algorithmic.py).
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from datasets.images.mnist import permuted_mnist, rotated_mnist, split_mnist
 from datasets.images.settings import ClassSettings, RotationSettings, ViewSettings
 from datasets.images.views import numbered
 from datasets.scenarios import blurred, in_scenario
+from datasets.synthetic.algorithmic import algorithmic
 from datasets.task import Generator, TaskStream
 from utils.errors import UserError, unknown
 from utils.settings import NoSettings
@@ -32,6 +34,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "cifar100": cifar100,
     "mini_imagenet": mini_imagenet,
     "image_folder": image_folder,
+    "algorithmic": algorithmic,
 }
 rotated_digits.numbered = rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
 rotated_digits.Settings = rotated_mnist.Settings = RotationSettings  # type: ignore[attr-defined]
@@ -45,6 +48,11 @@ def settings_of(dataset: str) -> type:
     if dataset not in STREAMS:
         raise UserError(unknown("dataset", dataset, STREAMS))
     return getattr(STREAMS[dataset], "Settings", NoSettings)
+
+
+def config_of(dataset: str) -> type[DataConfig]:
+    """The class of the section `data` for a data set that exists."""
+    return getattr(STREAMS[dataset], "Config", DataConfig)
 
 
 def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStream:

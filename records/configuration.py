@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datasets import STREAMS, settings_of
+from datasets import STREAMS, config_of, settings_of
 from datasets.config import DataConfig
 from methods import METHOD_OPTIONS, METHODS
 from methods.config import BaseConfig, RunConfig
@@ -185,13 +185,15 @@ def _given(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
 def _section(name: str, prefix: str, content: Mapping[str, Any]) -> Any:
     path = content.get("path")
     where = path.value if isinstance(path, Given) else f"{prefix}{name}"
-    own, tasks = _own(name, where, content), content.get("tasks")
-    if name == "data" and isinstance(tasks, Given) and type(tasks.value) is int:
-        numbered = getattr(STREAMS[content["dataset"].value], "numbered", None)
-        if numbered is not None:
+    own, kind = _own(name, where, content), SECTIONS[name]
+    if name == "data":
+        dataset, tasks = content["dataset"], content.get("tasks")
+        dataset = dataset.value if isinstance(dataset, Given) else dataset
+        kind, numbered = config_of(dataset), getattr(STREAMS[dataset], "numbered", None)
+        if numbered is not None and isinstance(tasks, Given) and type(tasks.value) is int:
             lists = numbered(Range(1, 10**4).check(tasks.where, tasks.value))
             content = {**content, "tasks": replace(tasks, value=lists)}
-    return read(SECTIONS[name], where, content, own)
+    return read(kind, where, content, own)
 
 
 def _own(name: str, where: str, content: Mapping[str, Any]) -> type:

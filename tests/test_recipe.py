@@ -20,11 +20,11 @@ from net import build_net, settings_class
 from tests.toys import CPU, Turned, number_stream
 from training.batches import Batch
 from training.optimizers import OPTIMIZERS, SCHEDULES, learning_rates, make_optimizer
-from training.recipe import BATCH_SIZE, COUNT, STEPS_OR_SHARE, Recipe
+from training.recipe import BATCH_SIZE, STEPS_OR_SHARE, Recipe
 from training.steps import GradientSteps, StepRule
 from utils.errors import UserError
 from utils.seeding import generator, seeded
-from utils.settings import read
+from utils.settings import COUNT, read
 
 STEPS = 40
 

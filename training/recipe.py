@@ -1,45 +1,17 @@
 """The recipe by which one network is trained: length, batches, optimizer and learning-rate schedule."""
 
 import math
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from utils.errors import UserError
-from utils.settings import Range, setting
+from utils.settings import COUNT, Accepted, Range, setting
 
 FULL = "full"
 _EPOCHS = 100  # where no length is given
-_POSITIVE = Range(1)
 _BATCH = Range(1, 65536)
 _SHARE = Range(0, 1, whole=False, open_high=True)  # from 0 to below 1
 _FACTOR = Range(0, 1, whole=False, open_low=True)  # above 0 to 1
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """Values of a setting that one Range cannot describe."""
-
-    words: str
-    parse: Callable[[Any], Any]  # returns the value as training uses it; UserError if it is not accepted
-    kind: type = float  # see Declaration.kind
-
-    def describe(self) -> str:
-        """The accepted values in words, for error messages."""
-        return self.words
-
-    def read(self, where: str, value: object) -> Any:
-        """The checked value, else UserError; the message begins with `where`."""
-        try:
-            return self.parse(value)
-        except UserError:
-            raise UserError(f"{where} is {value!r}; it must be {self.words}") from None
-
-
-def _count(value: Any) -> int:
-    power = re.fullmatch(r"(\d{1,4})(?:\^(\d{1,2}))?", value) if isinstance(value, str) else None
-    return _POSITIVE.check("", int(power[1]) ** int(power[2] or 1) if power else value)
 
 
 def _batch_size(value: Any) -> int | str:
@@ -50,7 +22,6 @@ def _steps_or_share(value: Any) -> float:
     return (Range(0) if isinstance(value, int) else _SHARE).check("", value)
 
 
-COUNT = Accepted(f"{_POSITIVE.describe()}, or a power such as 2^24", _count)
 BATCH_SIZE = Accepted(f"{_BATCH.describe()}, or {FULL}", _batch_size, str)
 STEPS_OR_SHARE = Accepted("a whole number of steps, or a share of all steps below 1", _steps_or_share)
 

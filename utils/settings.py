@@ -10,7 +10,8 @@ TensorBoard's hyperparameters are derived from these declarations.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +51,39 @@ class Range:
         if not number or (self.whole and not isinstance(value, int)) or value not in self:  # type: ignore[operator]
             raise UserError(f"{where} is {value!r}; it must be {self.describe()}")
         return value if self.whole else float(value)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Values of a setting that one Range cannot describe."""
+
+    words: str
+    parse: Callable[[Any], Any]  # returns the value as training uses it; UserError if it is not accepted
+    kind: type = float  # see Declaration.kind
+
+    def describe(self) -> str:
+        """The accepted values in words, for error messages."""
+        return self.words
+
+    def read(self, where: str, value: object) -> Any:
+        """The checked value, else UserError; the message begins with `where`."""
+        try:
+            return self.parse(value)
+        except UserError:
+            raise UserError(f"{where} is {value!r}; it must be {self.words}") from None
+
+
+def counts(within: Range) -> Accepted:
+    """Whole numbers of a range, which may be written as a power such as 2^24."""
+
+    def parse(value: Any) -> int:
+        power = re.fullmatch(r"(\d{1,4})(?:\^(\d{1,2}))?", value) if isinstance(value, str) else None
+        return within.check("", int(power[1]) ** int(power[2] or 1) if power else value)  # type: ignore[no-any-return]
+
+    return Accepted(f"{within.describe()}, or a power such as 2^24", parse)
+
+
+COUNT = counts(Range(1))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets import build_stream
 from datasets.objectives import CrossEntropy
-from datasets.task import HELD_OUT, Episode
+from datasets.task import HELD_OUT, TEST, TRAIN, Episode
 from evaluation.accuracy import AVERAGES
 from evaluation.measurements import TRAINED, Measurement
 from methods import build_method
@@ -95,9 +95,9 @@ def retrained(
         new, took = method.train_member_on(others, member.number, member.episode, seed, monitor)
         stats += took
         for number in others:
-            held = stream.task(number).held_out
-            if held is not None:
-                new.predictions[number, HELD_OUT] = method.predictions_of(new, number, held)
+            for split, examples in stream.task(number).splits.items():
+                if split not in (TRAIN, TEST):
+                    new.predictions[number, split] = method.predictions_of(new, number, examples)
         saved = replace(member.on(others), weights=new.weights, parameters=count_parameters(new.net))
         found.append(LoadedMember(saved, new.net, new.predictions, retrained=True))
     return found, stats
