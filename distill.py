@@ -32,8 +32,9 @@ from methods.config import RunConfig
 from records.console import Console
 from records.directory import CONFIG, RunDirectory, check_free, read_config
 from records.monitor import EpisodeFacts, RunMonitor, RunStart
+from records.preparing import prepared, trial_network
 from records.resume import check_same_data
-from records.session import prepared, trial_network, try_network
+from records.session import try_network
 from records.summary import load_isolated, summarize
 from records.writing import episode_facts, facts_of, header_of, names_of, resolve, save_members, targets_of
 from training.threads import use_threads

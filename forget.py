@@ -20,7 +20,7 @@ from methods import METHODS, check_name
 from methods.ensemble import Ensemble
 from records.console import Console
 from records.directory import CONFIG, check_free
-from records.session import prepared
+from records.preparing import prepared
 from training.loop import TrainingStats
 from training.threads import use_threads
 from utils.compute import enough_memory, provenance

@@ -22,7 +22,8 @@ from records.directory import holds_run
 from records.invocation import Invocation, parse
 from records.manifest import SUMMARY, reading
 from records.monitor import Monitors, RunMonitor
-from records.session import Session, opened, planned, resuming_command, verify_run
+from records.preparing import resuming_command, verify_run
+from records.session import Session, opened, planned
 from records.summary import final_table, summarize
 from records.writing import episode_facts, facts_of, main_metric, names_of, save_kept, save_members, targets_of
 from utils.compute import enough_memory

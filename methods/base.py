@@ -12,7 +12,7 @@ from datasets.objectives import Scored, Scores
 from datasets.task import Episode, Examples, StreamSpec, Task
 from evaluation.anytime import Anytime
 from evaluation.members import Learned, Member
-from methods.config import RunConfig
+from methods.config import BaseConfig, RunConfig
 from methods.memory.audit import Budget, blind, to_predict
 from methods.memory.replay import ReplayMemory
 from net import build_net
@@ -199,7 +199,7 @@ def scores_from(state: Tree) -> dict[int, Scores]:
     return {t: {name: Scored(*scored) for name, scored in scores.items()} for t, scores in state.items()}
 
 
-def new_network(config: RunConfig, spec: StreamSpec, head_sizes: Mapping[int, int]) -> MultiHead:
+def new_network(config: BaseConfig, spec: StreamSpec, head_sizes: Mapping[int, int]) -> MultiHead:
     """A network of a run, on the CPU; UserError if its architecture does not fit the inputs of the stream."""
     return build_net(config.net.model, spec.input_shape, config.net.settings, head_sizes, spec.heads)
 

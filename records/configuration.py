@@ -15,6 +15,7 @@ from methods import METHOD_OPTIONS, METHODS
 from methods.config import BaseConfig, RunConfig
 from net import TRUNKS, settings_class
 from net.config import NetConfig
+from records.task_config import METHOD, TaskRunConfig
 from training.recipe import Recipe
 from utils.errors import UserError, unknown
 from utils.settings import Declaration, Given, Kind, NoSettings, Range, declarations, flat, plain, read, read_values
@@ -126,9 +127,9 @@ def obstacle(reference: Mapping[str, Any], content: Mapping[str, Any]) -> str | 
     return next((key for key in one | other if one.get(key) != other.get(key)), None)
 
 
-def hyperparameters(config: RunConfig) -> dict[str, bool | float | str]:
+def hyperparameters(config: RunConfig | TaskRunConfig) -> dict[str, bool | float | str]:
     """The settings of a run for a table of runs, by dotted key; only those that are set and that its method reads."""
-    unread = METHOD_OPTIONS - METHODS[config.method].options
+    unread = METHOD_OPTIONS - (METHODS[config.method].options if config.method in METHODS else frozenset())
     every = {"stream": config.stream, **dict(flat(plain_config(config)))}
     shown = hyperparameter_kinds()
     given = {key: every[key] for key in shown if every.get(key) is not None and key not in unread}
@@ -147,7 +148,7 @@ def hyperparameter_kinds() -> dict[str, Kind]:
         if isinstance(before, tuple) and isinstance(kind, tuple):
             kind = tuple(dict.fromkeys((*before, *kind)))
         kinds[key] = kind
-    return kinds | {"method": tuple(METHODS)}
+    return kinds | {"method": (*METHODS, METHOD)}
 
 
 def recipe_keys() -> set[str]:
@@ -155,7 +156,7 @@ def recipe_keys() -> set[str]:
     return {key.partition(".")[2] for key, _ in _declared() if key.startswith(("net.", "hp."))}
 
 
-def value_at(config: RunConfig, key: str) -> Any:
+def value_at(config: BaseConfig, key: str) -> Any:
     """The value at a dotted key."""
     found: Any = config
     for name in key.split("."):
@@ -165,7 +166,7 @@ def value_at(config: RunConfig, key: str) -> Any:
 
 def _declared() -> Iterator[tuple[str, Declaration]]:
     """Every declared setting of every data set, network and method, by dotted key."""
-    yield from declarations(RunConfig).items()
+    yield from {**declarations(TaskRunConfig), **declarations(RunConfig)}.items()
     kinds = {
         "data": [DataConfig, *map(settings_of, STREAMS)],
         "net": [NetConfig, *map(settings_class, [*TRUNKS, "timm/"])],

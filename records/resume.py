@@ -1,18 +1,20 @@
 """Resuming and extending a run with the options and the data that it was begun with."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from methods import METHODS, check_name
-from methods.config import RunConfig
+from methods.config import BaseConfig, RunConfig
 from records.configuration import keys_where, saved_config, value_at
 from records.directory import CONFIG
 from records.invocation import Command, Invocation, options
 from utils.errors import UserError
 from utils.settings import declarations, plain, read
+
+C = TypeVar("C", bound=BaseConfig)
 
 
 def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
@@ -26,7 +28,7 @@ def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
             "or name another --run_dir for another run"
         )
     command = replace(invocation.command, isolated=invocation.command.isolated or other_run(saved, "compared_with"))
-    return replace(invocation, config=_with_free(invocation, config), command=command)
+    return replace(invocation, config=with_free(invocation.config, invocation.given, config), command=command)
 
 
 def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
@@ -54,7 +56,7 @@ def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
                 "members can only share tasks of the same data set"
             )
     data = replace(config.data, tasks=(*config.data.tasks, *more.tasks))
-    return replace(invocation, config=_with_free(invocation, replace(config, data=data)))
+    return replace(invocation, config=with_free(invocation.config, invocation.given, replace(config, data=data)))
 
 
 def other_run(saved: Mapping[str, Any], key: str) -> Path | None:
@@ -63,11 +65,11 @@ def other_run(saved: Mapping[str, Any], key: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def _with_free(invocation: Invocation, config: RunConfig) -> RunConfig:
-    """The configuration with the values that this command gives to settings that a resumed run may change."""
-    asked = {key: value_at(invocation.config, key) for key in keys_where("free") & invocation.given}
-    data = {key.removeprefix("data."): asked.pop(key) for key in list(asked) if key.startswith("data.")}
-    return replace(config, data=replace(config.data, **data), **asked)
+def with_free(asked: BaseConfig, given: frozenset[str], config: C) -> C:
+    """The configuration with the values that a command gives to settings that a resumed run may change."""
+    found = {key: value_at(asked, key) for key in keys_where("free") & given}
+    data = {key.removeprefix("data."): found.pop(key) for key in list(found) if key.startswith("data.")}
+    return replace(config, data=replace(config.data, **data), **found)
 
 
 def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str]) -> list[str]:
@@ -77,19 +79,23 @@ def _differing(invocation: Invocation, config: RunConfig, given: frozenset[str])
 
 
 def _differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
-    asked = invocation.config
-    if key == "data_config":
-        mine, theirs = ((data.dataset, data.tasks, data.settings) for data in (asked.data, config.data))
-        return mine != theirs
-    if key == "hp_config":
-        return replace(asked.net, path="") != replace(config.net, path="") or asked.hp != config.hp
     if key == "method_config":
         return bool(invocation.settings_of(config.method) != config.settings)
     if key.startswith("settings."):
         content = {**plain(config.settings), **invocation.changes}
         changed: Any = read(METHODS[config.method].Settings, "settings", content)
         return bool(changed != config.settings)
-    if key in declarations(Command) or key in keys_where("free"):
+    return differs(key, invocation.config, config, declarations(Command))
+
+
+def differs(key: str, asked: BaseConfig, config: BaseConfig, own: Container[str]) -> bool:
+    """Whether a key that is given contradicts the configuration of a run; `own`: options that are no part of it."""
+    if key == "data_config":
+        mine, theirs = ((data.dataset, data.tasks, data.settings) for data in (asked.data, config.data))
+        return mine != theirs
+    if key == "hp_config":
+        return replace(asked.net, path="") != replace(config.net, path="") or asked.hp != config.hp
+    if key in own or key in keys_where("free"):
         return False
     value = value_at(asked, key)
     return not (key in ("device", "precision") and value == "auto") and value != value_at(config, key)

@@ -3,10 +3,9 @@
 Invocation -> Plan (what is to be run) -> Session (everything built and checked, the directory open and locked)
 """
 
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,34 +21,30 @@ from evaluation.members import Member
 from methods import METHODS, build_method
 from methods.base import Context, Method, check_requirements, new_network
 from methods.config import RunConfig
-from net import count_parameters, input_dtype
+from net import count_parameters
 from net.multihead import MultiHead
 from records.checkpoints import RunCheckpoints
 from records.configuration import hyperparameters
 from records.directory import RunDirectory, check_free, check_whole, holds_run, read_config
 from records.invocation import Invocation, with_settings
 from records.lock import locked
-from records.manifest import checked, read_manifest, verify
+from records.manifest import checked, read_manifest
 from records.members import answering, read_members, read_network
 from records.monitor import RunStart
+from records.preparing import fitting, prepared, trial_network, writable
 from records.resume import check_same_data, extended, other_run, resumed, warn_of_versions
 from records.summary import load_isolated, read_summary
 from records.writing import header_of, names_of, resolve, targets_of
 from training.launch import choose_launch
-from training.loop import check_batch
 from training.monitor import Monitor
-from training.optimizers import recipe_for
 from training.threads import use_threads
 from utils.compute import (
     Compute,
     describe_device,
     enough_memory,
-    keep_freed_memory,
-    make_reproducible,
-    pick_device,
     runs_in_bf16,
 )
-from utils.errors import SignalError, TrainingError, UserError, one_line, shortage
+from utils.errors import TrainingError, UserError, one_line, shortage
 from utils.files import tensor_bytes
 from utils.seeding import seeded
 from utils.trees import from_bytes, to_bytes
@@ -137,7 +132,7 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     )
     episodes = schedule(config, stream)
     if plan.saved is not None or plan.base is not None:
-        stack.enter_context(_fitting(path))
+        stack.enter_context(fitting(path))
     if done:
         with enough_memory(f"the saved state on {device}", "try again when more is free"):
             state = {part: from_bytes(content, device) for part, content in directory.state().items()}
@@ -154,16 +149,6 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     start = RunStart(header, resolved, hyperparameters(config), len(stream.tasks), isolated,
                      tuple(directory.episodes), tuple(directory.rows))  # fmt: skip
     return Session(config, stream, method, evaluation, directory, checkpoints, episodes, start)
-
-
-def prepared(config: RunConfig) -> torch.device:
-    """Set up the process for a run, and return its device."""
-    device = pick_device(config.device)
-    make_reproducible()
-    keep_freed_memory()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    return device
 
 
 def _directory(plan: Plan, resolved: Mapping[str, Any], stream: TaskStream, stack: ExitStack) -> RunDirectory:
@@ -200,44 +185,6 @@ def finished_run(path: Path) -> tuple[dict[str, Any], str]:
     return read_config(path), manifest.sha256
 
 
-@contextmanager
-def _fitting(path: Path) -> Iterator[None]:
-    """Turn an unexpected error of a resumed or extended run into a UserError: maybe its saved state does not fit."""
-    try:
-        yield
-    except (UserError, TrainingError, SignalError, OSError, MemoryError, ImportError):
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path} cannot continue from its saved state ({reason}); check it with --verify") from None
-
-
-def verify_run(path: Path) -> None:
-    """Check all files of a run against their checksums, and print the result."""
-    wrong, others = verify(path)
-    for line in [*(f"not part of the run: {path / name}" for name in others), *wrong[1:]]:
-        print(one_line(line))
-    if wrong:
-        raise UserError(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
-    print(f"{one_line(path)}: all files are as they were written")
-
-
-@contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Turn the errors of writing a run directory into one line, with the command that resumes the run."""
-    command = resuming_command(path)
-    try:
-        yield
-    except OSError as error:
-        reason = f"{error.filename or path} cannot be written: {error.strerror or error}"
-        raise TrainingError(f"{reason}; when it can, resume with: {command}") from None
-
-
-def resuming_command(path: Path) -> str:
-    """The command that resumes a run, for people to copy."""
-    return f"python modelzoo.py --resume --run_dir {shlex.quote(str(path))}"
-
-
 def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
     """The episodes of a run. A method without --rounds learns the multi-task setting in one episode."""
     if config.continual:
@@ -245,21 +192,6 @@ def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:
     if "rounds" not in METHODS[config.method].options:
         return list(stream.multitask(1))
     return list(stream.multitask((config.rounds or len(stream.tasks)) + config.warm_start))
-
-
-def trial_network(config: RunConfig, stream: TaskStream) -> MultiHead:
-    """A network that shows, before anything is written, whether the model fits the inputs and batches (UserError)."""
-    tasks = stream.tasks[:1] if config.continual else stream.tasks
-    with seeded(config.seed, "trial"):
-        try:
-            net = new_network(config, stream.spec, {task.id: task.num_outputs for task in tasks})
-            check_batch(net, recipe_for(net, config.hp), len(tasks[0].train))
-            kind, takes = stream.spec.preprocess(tasks[0].test.store[:1]).dtype, input_dtype(net.trunk)
-            if kind != takes:
-                raise UserError(f"model: {config.net.model} takes numbers of {takes}; the inputs are {kind}")
-        except UserError as error:
-            raise UserError(f"{config.net.path}: {error}") from None
-    return net
 
 
 def try_network(net: MultiHead, config: RunConfig, stream: TaskStream, compute: Compute) -> tuple[int, Compute, str]:

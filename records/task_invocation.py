@@ -5,43 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from methods.config import BaseConfig
 from records.commandline import HOW, LEARNED, WHERE, BaseCommand, Parsed, Program, shipped
-from training.times import Times
+from records.task_config import TaskRunConfig
 from utils.errors import UserError
 from utils.settings import Range, setting
-
-METHOD = "train_task"  # what config.yaml says in place of a method
-CHECKPOINTS = "checkpoints"
-
-
-class EvaluationTimes(Times):
-    """A policy, or the word for: at each checkpoint."""
-
-    @staticmethod
-    def read(where: str, value: object) -> str:
-        """The checked policy; a UserError begins with `where`."""
-        return CHECKPOINTS if value == CHECKPOINTS else Times.read(where, value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskRunConfig(BaseConfig):
-    """Everything that determines the training of one network on one task; written to config.yaml."""
-
-    checkpoints: str = setting(
-        Times, "when the weights are kept: powers_of_two (after 1, 2, 4, ... steps), every:N steps, log:N (N times, "
-        "evenly in the logarithm) or none; before and after training always (default: powers_of_two)",
-        default="powers_of_two", option="checkpoints", group=HOW, metavar="WHEN",
-    )  # fmt: skip
-    evaluate_at: str = setting(
-        EvaluationTimes, "when the network is evaluated on development examples: the same words, or checkpoints "
-        "(default: checkpoints)", default=CHECKPOINTS, option="evaluate_at", group=HOW, metavar="WHEN",
-    )  # fmt: skip
-
-    @property
-    def evaluations(self) -> str:
-        """The policy of evaluations."""
-        return self.checkpoints if self.evaluate_at == CHECKPOINTS else self.evaluate_at
 
 
 @dataclass(frozen=True, kw_only=True)
