@@ -28,9 +28,14 @@ class Stack(nn.Module):
         self._weights: list[Tensor] = [net.weight for net in nets]
         self._biases: list[Tensor] = [net.bias for net in nets]
 
+    @property
+    def trunk(self) -> nn.Module:
+        """One of the trunks, which have the same architecture."""
+        return self.nets[0].trunk  # type: ignore[return-value]
+
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         parameters = {name: torch.stack(values) for name, values in self._trunk.items()}
-        features = self.nets[0].trunk.stacked(parameters, inputs)  # type: ignore[operator, union-attr]
+        features = self.trunk.stacked(parameters, inputs)  # type: ignore[operator]
         weight, bias = torch.stack(self._weights), torch.stack(self._biases)
         shape = (len(bias), *(1,) * (features.ndim - 2), -1)
         return torch.matmul(features, _along(weight, features).transpose(-1, -2)) + bias.view(shape)

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
 
@@ -73,6 +73,23 @@ class RunCheckpoints(Checkpoints):
         if self._signal:
             raise SignalError(number)
         self._signal = number
+
+
+class TaskCheckpoints(RunCheckpoints):
+    """Checkpoints of runs whose networks train together: each run keeps the state of its own network."""
+
+    def __init__(
+        self, directories: Sequence[RunDirectory], minutes: float, seconds: Callable[[], float], device: torch.device
+    ) -> None:
+        super().__init__(directories[0], minutes, seconds, device)
+        self._directories = directories
+
+    def save(self, name: str, state: Callable[[], Tree]) -> None:
+        states = state()
+        for directory, own in zip(self._directories, states if isinstance(states, list) else [states], strict=True):
+            directory.keep_training(self.seconds(), {name: to_bytes(own)})
+        self._last = time.monotonic()
+        self.stop_if_asked()
 
 
 def ending_on_sigterm() -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import safetensors.torch
 import yaml
 from torch import Tensor
 
@@ -123,6 +124,11 @@ class RunDirectory:
         """Save the weights that a network has after so many steps."""
         (self.path / _CHECKPOINT).parent.mkdir(exist_ok=True)
         self._write(_CHECKPOINT.format(step), tensor_bytes(weights))
+
+    def checkpoint(self, step: int) -> dict[str, Tensor]:
+        """The saved weights after so many steps."""
+        with reading(self.path, _CHECKPOINT.format(step)):
+            return safetensors.torch.load((self.path / _CHECKPOINT.format(step)).read_bytes())
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether the weights after so many steps are saved."""

@@ -109,7 +109,7 @@ class TensorBoard(RunMonitor):
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
         self._epoch += 1
-        self._write(self._epoch, _scalars({"train/loss": loss, "train/learning_rate": lr}))
+        self._write(self._epoch, scalars_of({"train/loss": loss, "train/learning_rate": lr}))
 
     def episode_ends(self, facts: EpisodeFacts, rows: Sequence[Measurement]) -> None:
         self._write_moments(rows)
@@ -117,7 +117,7 @@ class TensorBoard(RunMonitor):
         self._history.add(facts, rows)
         scalars = {**first, **_of_episode(facts, rows), **_of_tasks(facts, rows), **self._of_matrix()}
         pictures = [_picture(tag, self._episodes, *drawn) for tag, drawn in self._history.pictures().items()]
-        self._write(facts.episode, [*_scalars(scalars), *pictures])
+        self._write(facts.episode, [*scalars_of(scalars), *pictures])
 
     def run_measured(self, summary: Mapping[str, Any]) -> None:
         found = [key_of(key, summary["metric"]) for key in _SUMMARY]
@@ -130,13 +130,13 @@ class TensorBoard(RunMonitor):
 
     def _end(self, status: str, scalars: Mapping[str, float]) -> None:
         end = _hparams("session_end_info", {"status": status, "end_time_secs": time.time()})
-        self._write(len(self._history.main), [*_scalars(scalars), end])
+        self._write(len(self._history.main), [*scalars_of(scalars), end])
         self._begun = False
 
     def _write_moments(self, rows: Sequence[Measurement]) -> None:
         """What was measured within the episode, with --evaluate_every."""
         for step, found in groupby([row for row in rows if row.scenario == ANYTIME], lambda row: row.step):
-            self._write(step, _scalars({f"anytime_{row.metric}/{_tag(row)}": row.main for row in found}))
+            self._write(step, scalars_of({f"anytime_{row.metric}/{_tag(row)}": row.main for row in found}))
 
     def _isolated_accuracies(self, rows: Sequence[Measurement]) -> dict[str, float]:
         """For tasks measured for the first time: one point beside the beginning of each curve."""
@@ -218,7 +218,8 @@ def _tag(row: Measurement) -> str:
     return f"{row.task:03d} {row.task_name}".replace("/", "-")
 
 
-def _scalars(scalars: Mapping[str, float]) -> list[Value]:
+def scalars_of(scalars: Mapping[str, float]) -> list[Value]:
+    """Values by tag as they stand in an event."""
     return [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
 
 

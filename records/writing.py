@@ -17,11 +17,14 @@ from methods.base import Method
 from methods.config import RunConfig
 from methods.memory.replay import ReplayMemory
 from net import count_parameters
+from net.config import NetConfig
+from net.multihead import MultiHead
 from records.configuration import plain_config
 from records.directory import RunDirectory
 from records.members import SavedMember
 from records.monitor import EpisodeFacts
 from records.summary import costs
+from records.task_config import TaskRunConfig
 from utils.compute import Compute, peak_memory, provenance
 from utils.machine import notice
 from utils.settings import plain
@@ -35,7 +38,7 @@ _HEADS = {
 
 
 def header_of(
-    config: RunConfig, stream: TaskStream, parameters: int, device: str, path: Path, done: int
+    config: RunConfig | TaskRunConfig, stream: TaskStream, parameters: int, device: str, path: Path, done: int
 ) -> list[tuple[str, str]]:  # fmt: skip
     """Names and values that describe a run to people; `done`: episodes of earlier processes."""
     mode = "continual" if config.continual else "multi-task"
@@ -87,20 +90,30 @@ def save_kept(directory: RunDirectory, memory: ReplayMemory, episode: int) -> No
 
 def save_members(directory: RunDirectory, method: Method, stream: TaskStream) -> None:
     """Save the weights and predictions of the networks of the last episode."""
-    net = method.config.net
     for member in method.new_members:
-        tasks = [stream.task(number) for number in member.tasks]
-        classes = [task.output_names[: member.net.head_sizes[task.id]] for task in tasks]
-        facts = SavedMember(
-            number=member.number, episode=member.episode, replaces_earlier=member.replaces, tasks=member.tasks,
-            weights=member.weights, task_names=tuple(task.name for task in tasks), classes=tuple(classes),
-            net={"model": net.model, **plain(net.settings)}, input_shape=stream.spec.input_shape,
-            parameters=count_parameters(member.net), heads=stream.spec.heads,
+        facts = saved_member(
+            member.number, member.episode, member.net, stream, method.config.net, member.tasks, member.weights,
+            member.replaces,
         )  # fmt: skip
         # Trunk weights of a single task, see MultiHead.for_task.
         own = {f"task_{task}/{name}": value
                for task, parts in member.task_weights.items() for name, value in parts.items()}  # fmt: skip
         directory.add_member(facts, {**member.net.state_dict(), **own}, member.predictions)
+
+
+def saved_member(
+    number: int, episode: int, net: MultiHead, stream: TaskStream, config: NetConfig, tasks: Sequence[int] = (1,),
+    weights: Sequence[float] = (1.0,), replaces: bool = True,
+) -> SavedMember:  # fmt: skip
+    """The description of a network, by default the only one, of the only task."""
+    found = [stream.task(number) for number in tasks]
+    return SavedMember(
+        number=number, episode=episode, replaces_earlier=replaces, tasks=tuple(tasks), weights=tuple(weights),
+        task_names=tuple(task.name for task in found),
+        classes=tuple(task.output_names[: net.head_sizes[task.id]] for task in found),
+        net={"model": config.model, **plain(config.settings)}, input_shape=stream.spec.input_shape,
+        parameters=count_parameters(net), heads=stream.spec.heads,
+    )  # fmt: skip
 
 
 def episode_facts(episode: Episode, learned: Learned, seconds: float, device: torch.device) -> EpisodeFacts:
@@ -142,8 +155,35 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
     }
 
 
+def task_facts(
+    config: TaskRunConfig, stream: TaskStream, net: MultiHead, history: Sequence[EpisodeFacts], together: int
+) -> dict[str, Any]:  # fmt: skip
+    """The first part of summary.json of a run of train_task.py; `together`: networks that computed as one."""
+    task, parameters = stream.tasks[0], count_parameters(net)
+    return {
+        "method": config.method,
+        "stream": config.stream,
+        "model": config.net.model,
+        "seed": config.seed,
+        "continual": True,
+        "tasks": 1,
+        "episodes": 1,
+        "epochs": config.hp.epochs,
+        "examples": history[-1].images,
+        "steps": history[-1].steps,
+        "trained_together": together,
+        "uninformed_loss": stream.spec.objective.uninformed_loss(task.num_outputs, task.train_eval.targets),
+        "parameters_total": parameters,
+        "members_per_prediction": 1,
+        "parameters_per_prediction": parameters,
+        "stored_examples": 0,
+        "stored_bytes": 0,
+        **costs(history),
+    }
+
+
 def resolve(
-    config: RunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None,
+    config: RunConfig | TaskRunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None,
     base_sha256: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any."""

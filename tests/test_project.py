@@ -18,6 +18,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"studies": (), "zoo": (), "reporting": ("studies",)},
     {
         "modelzoo": (),
+        "train_task": (),
         "report": (),
         "predict": (),
         "forget": (),

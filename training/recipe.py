@@ -37,8 +37,14 @@ class Recipe:
         Range(1, 10**6), "passes of a member over its training examples (default: from the YAML, else 100)",
         default=None, option="epochs", group="how",
     )  # fmt: skip
-    steps: int | None = setting(COUNT, "length: gradient steps", default=None)
-    examples: int | None = setting(COUNT, "length: training examples seen", default=None)
+    steps: int | None = setting(
+        COUNT, "the length in gradient steps, such as 2^14 (default: in epochs)", default=None, option="steps",
+        group="how",
+    )  # fmt: skip
+    examples: int | None = setting(
+        COUNT, "the length in training examples seen, such as 2^24 (default: in epochs)", default=None,
+        option="examples", group="how",
+    )  # fmt: skip
     batch: int | str = setting(BATCH_SIZE, "examples of a gradient step; full: all of an epoch", default=16)
     steps_per_batch: int = setting(Range(1, 1000), "gradient steps on each batch of the task", default=1)
     lr: float = setting(Range(0, 1000, whole=False, open_low=True), "highest learning rate", default=0.01)

@@ -1,0 +1,327 @@
+"""Starting and resuming runs of train_task.py, and recording what is measured on the way.
+
+TaskInvocation -> TaskPlans (what is to be run) -> Groups of runs whose networks train as one computation
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import build_stream
+from datasets.task import TaskStream
+from evaluation.measurements import Measurement
+from evaluation.watching import Watching
+from methods.base import new_network
+from net import count_parameters
+from net.multihead import MultiHead
+from net.stack import stackable
+from records.checkpoints import TaskCheckpoints
+from records.configuration import hyperparameter_kinds, hyperparameters, saved_config
+from records.directory import RunDirectory, check_free, check_whole, holds_run, read_config
+from records.lock import locked
+from records.monitor import EpisodeFacts, RunStart
+from records.preparing import fitting, prepared, trial_network, writable
+from records.resume import check_same_data, differs, warn_of_versions, with_free
+from records.run import task_number
+from records.summary import read_summary, summarize
+from records.task_config import METHOD, TaskRunConfig
+from records.task_invocation import PROGRAM, TaskCommand, TaskInvocation
+from records.task_monitor import TaskBoard, TaskConsole, TaskMonitor
+from records.writing import header_of, main_metric, resolve, saved_member, task_facts
+from training.launch import choose_launch
+from training.loop import Clock, Training
+from training.stacked import StackedTraining
+from training.threads import use_threads
+from training.times import times
+from utils.compute import Compute, describe_device, enough_memory, peak_memory, runs_in_bf16
+from utils.errors import UserError
+from utils.seeding import seeded
+from utils.settings import declarations
+from utils.trees import Tree, from_bytes
+
+_SECONDS = 10.0  # between two savings of the state of training when something was recorded, at least
+NAME = ("member", 0)  # of the network's random streams, as in a run of modelzoo.py on this task alone
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One run that is to be begun or resumed, or is finished."""
+
+    path: Path
+    config: TaskRunConfig
+    saved: Mapping[str, Any] | None = None  # config.yaml of the interrupted run
+    summary: Mapping[str, Any] | None = None  # of a finished one
+
+
+def planned(invocation: TaskInvocation, stack: ExitStack) -> list[TaskPlan]:
+    """Check options and saved configurations against each other; the runs are locked until `stack` closes."""
+    command, plans = invocation.command, []
+    for path, config in invocation.runs.items():
+        if not (command.resume and holds_run(path)):
+            if command.resume and not invocation.describes_run:
+                raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
+            check_free(path, command.overwrite)
+            stack.enter_context(locked(path, "--run_dir "))
+            plans.append(TaskPlan(path, _of_one_task(config, command)))
+            continue
+        stack.enter_context(locked(path, "--run_dir "))
+        check_whole(path)
+        saved, summary = read_config(path), read_summary(path)
+        plans.append(TaskPlan(path, _resumed(path, config, invocation, saved), saved, summary))
+    return plans
+
+
+def _of_one_task(config: TaskRunConfig, command: TaskCommand) -> TaskRunConfig:
+    """The configuration with the task that --task names as the only one."""
+    data = config.data
+    if command.task is None or len(data.tasks) == 1:
+        return config
+    stream = build_stream(data, config.seed, prepared(config))
+    number = task_number(Path(data.path), command.task, {task.id: task.name for task in stream.tasks})
+    return replace(config, data=replace(data, tasks=(data.tasks[number - 1],)))
+
+
+def _resumed(
+    path: Path, asked: TaskRunConfig, invocation: TaskInvocation, saved: Mapping[str, Any]
+) -> TaskRunConfig:  # fmt: skip
+    """The configuration of the interrupted run; UserError if this command line contradicts it."""
+    if saved.get("method") != METHOD:
+        raise UserError(f"--resume: {path} is a run of modelzoo.py; resume it with that program")
+    config: TaskRunConfig = saved_config(str(path / "config.yaml"), saved, TaskRunConfig)
+    if "data_config" in invocation.given or invocation.command.task is not None:
+        asked = _of_one_task(asked, invocation.command)
+    names = {key: declared.option for key, declared in PROGRAM.options().items()}
+    own = declarations(TaskCommand).keys() - {"data_config", "hp_config"}
+    differing = sorted(names.get(key, key) for key in invocation.given if differs(key, asked, config, own))
+    if differing:
+        raise UserError(
+            f"--resume: {path}/config.yaml has another {', '.join(differing)}; leave out what has changed, or name "
+            "another --run_dir for another run"
+        )
+    return with_free(asked, invocation.given, config)
+
+
+@dataclass
+class OneRun:
+    """A run under way."""
+
+    config: TaskRunConfig
+    stream: TaskStream
+    directory: RunDirectory
+    net: MultiHead
+    watching: Watching
+    start: RunStart
+    failure: str = ""  # why it cannot go on
+
+
+class Group:
+    """Runs whose networks train together: their state, and what is done at which step."""
+
+    def __init__(
+        self, runs: Sequence[OneRun], training: Training, checkpoints: TaskCheckpoints, monitor: TaskMonitor
+    ) -> None:  # fmt: skip
+        self.runs, self.training, self.checkpoints, self.monitor = runs, training, checkpoints, monitor
+        first, length = runs[0].config, training.length
+        self._kept, self._watched = set(times(first.checkpoints, length)), set(times(first.evaluations, length))
+        self._saved = time.monotonic()
+
+    def moments(self) -> Iterator[int]:
+        """The steps at which something is still to be recorded, in their order."""
+        begun = self.training.clock.steps
+        for step in sorted(self._kept | self._watched):
+            if step > begun or (step == begun and not self._recorded(step)):
+                yield step
+
+    def _recorded(self, step: int) -> bool:
+        directory = self.runs[0].directory
+        measured = any(row.step == step for row in directory.rows) or step not in self._watched
+        return measured and (directory.has_checkpoint(step) or step not in self._kept)
+
+    def record(self, step: int) -> None:
+        """Keep the weights and evaluate the networks, as it is due at this step."""
+        found: list[Sequence[Measurement]] = []
+        for number, run in enumerate(self.runs):
+            if not run.failure and number in getattr(self.training, "diverged", {}):
+                when = self.training.diverged[number]  # type: ignore[attr-defined]
+                run.failure = f"the training loss is not finite after {when} steps; try a smaller lr"
+            rows: Sequence[Measurement] = ()
+            if not run.failure and step in self._kept:
+                run.directory.add_checkpoint(step, run.net.state_dict())
+            if not run.failure and step in self._watched:
+                rows = run.watching.rows(run.net, self.training.clock)
+                run.directory.add_rows(rows)
+            found.append(rows)
+        if any(found):
+            self.monitor.measured(found)
+        if time.monotonic() - self._saved > _SECONDS:
+            self.checkpoints.save("_".join(map(str, NAME)), self.training.state)
+            self._saved = time.monotonic()
+        self.checkpoints.stop_if_asked()
+
+    def finish(self) -> list[Mapping[str, Any]]:
+        """Ask the final networks about the test examples and write the results; the summaries of the runs."""
+        found: list[Mapping[str, Any]] = []
+        for number, run in enumerate(self.runs):
+            if run.failure:
+                continue
+            rows = [*run.watching.test(run.net, self.training.clock, final=True), *_best(run, self.training.clock)]
+            summary = _finished(run, self._facts(number), rows, len(self.runs))
+            self.monitor.finished(number, rows, summary)
+            found.append(summary)
+        return found
+
+    def _facts(self, number: int) -> EpisodeFacts:
+        stats, losses = self.training.stats, getattr(self.training, "losses", None)
+        loss = stats.loss if losses is None else losses[number]
+        return EpisodeFacts(
+            1, [1], {}, stats.examples, stats.images, stats.gradients, stats.steps, self.checkpoints.seconds(),
+            stats.seconds, stats.images / stats.seconds, loss, peak_memory(self.runs[0].net.weight.device),
+        )  # fmt: skip
+
+
+def _best(run: OneRun, clock: Clock) -> list[Measurement]:
+    """The test scores of the checkpoint that is best on the development examples, if it is not the last one."""
+    step = best_step(run.directory.rows, run.watching.split, main_metric(run.stream).higher_is_better)
+    if step is None or step == clock.steps or not run.directory.has_checkpoint(step):
+        return []
+    net = new_network(run.config, run.stream.spec, run.net.head_sizes)
+    net.load_state_dict(run.directory.checkpoint(step))
+    examples = next(row.examples for row in run.directory.rows if row.step == step)
+    return run.watching.test(net.to(run.net.weight.device), Clock(step, examples, None), final=False)
+
+
+def best_step(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> int | None:
+    """The step at which the main metric on a split was best; the first of equals; None if it was not measured."""
+    if split == "test":
+        return None  # there are no examples to choose by
+    found = [row for row in rows if row.split == split and not row.slice and row.main == row.main]
+    watched = [row for row in found if row.scenario == "anytime"]
+    sign = 1 if higher_is_better else -1
+    return max(watched, key=lambda row: (sign * row.main, -row.step)).step if watched else None
+
+
+def _finished(run: OneRun, facts: EpisodeFacts, rows: Sequence[Measurement], together: int) -> dict[str, Any]:
+    """Write the last files of a run; its summary."""
+    directory, stream = run.directory, run.stream
+    directory.add_targets({}, {})
+    directory.add_member(saved_member(0, 1, run.net, stream, run.config.net), run.net.state_dict(), {})
+    directory.add_episode(facts, rows)
+    directory.commit(1, 1, facts.seconds, {})
+    higher = main_metric(stream).higher_is_better
+    summary = {
+        **task_facts(run.config, stream, run.net, directory.episodes, together),
+        **summarize(directory.rows, True, None, higher),
+        **chosen(directory.rows, run.watching.split, higher),
+        "total_seconds": facts.seconds,
+    }
+    directory.finish(summary, "")
+    return summary
+
+
+def chosen(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> dict[str, Any]:
+    """What is known of the final network and of the best checkpoint, by development examples; None where it is not."""
+    by_step = {row.step: row for row in rows if row.split == split and not row.slice and row.scenario == "anytime"}
+    last = max(row.step for row in rows)
+    test = {row.step: row for row in rows if row.split == "test" and not row.slice and (split != "test" or row.is_test)}
+    step = best_step(rows, split, higher_is_better)
+    final = next(iter(test[last].scores.values()))
+    found = {"dev": by_step[last].main if last in by_step and split != "test" else None, "test_stderr": final.stderr}
+    best = test.get(last if step is None else step)
+    return found | {
+        "best_step": step,
+        "best_dev": None if step is None else by_step[step].main,
+        "best_test": None if best is None else best.main,
+    }
+
+
+def groups(plans: Sequence[TaskPlan], command: TaskCommand, console: TaskConsole, stack: ExitStack) -> Iterator[Group]:
+    """Build and check everything, then open the run directories, which are closed with `stack`.
+
+    Runs whose networks can be stacked and that have taken the same number of steps are one group.
+    """
+    begin, config = time.perf_counter(), plans[0].config
+    compute = Compute(device := prepared(config), runs_in_bf16(config.precision, prepared(config)))
+    with enough_memory(f"the data on {device}", "fewer examples need less"):
+        stream = build_stream(config.data, config.seed, device)
+        trial = trial_network(config, stream)
+    if config.threads is None:
+        use_threads(trial.trunk, stream.spec.input_shape, config.hp.batch, device)
+    together = stackable(trial) and len(plans) > 1
+    opened = [_opened(plan, compute, stack, stream if plan is plans[0] else None) for plan in plans]
+    by_step: dict[tuple[int, int], list[tuple[OneRun, Tree | None]]] = {}
+    for place, (run, state) in enumerate(opened):
+        done = state["steps"]["done"] if state else 0
+        by_step.setdefault((done, 0 if together else place), []).append((run, state))
+    for found in by_step.values():
+        with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
+            yield _group(found, compute, command, console, begin, stack)
+
+
+def _opened(
+    plan: TaskPlan, compute: Compute, stack: ExitStack, stream: TaskStream | None
+) -> tuple[OneRun, Tree | None]:  # fmt: skip
+    """A run with its directory open, and the saved state of its training, if there is one."""
+    config, path, device = plan.config, plan.path, compute.device
+    stream = stream or build_stream(config.data, config.seed, device)
+    resolved = resolve(config, compute, stream, None, None)
+    if plan.saved is not None:
+        check_same_data(path, plan.saved, resolved["data_sha256"], config.data.data_dir)
+        warn_of_versions(plan.saved, resolved)
+        stack.enter_context(fitting(path))
+    stack.enter_context(writable(path, "train_task.py"))
+    directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
+    stack.callback(directory.close)
+    task = stream.tasks[0]
+    with seeded(config.seed, *NAME):
+        net = new_network(config, stream.spec, {task.id: task.num_outputs}).to(device)
+    content = directory.training("_".join(map(str, NAME)))
+    state = None if content is None else from_bytes(content, device)
+    launched = f"{describe_device(device)}, {resolved['precision']}"
+    header = header_of(config, stream, count_parameters(net), launched, path, 0)
+    start = RunStart(header, resolved, hyperparameters(config), 1, None, (), tuple(directory.rows))
+    watching = Watching(task, stream.spec, compute, config.evaluate)
+    return OneRun(config, stream, directory, net, watching, start), state
+
+
+def _group(
+    found: Sequence[tuple[OneRun, Tree | None]], compute: Compute, command: TaskCommand, console: TaskConsole,
+    begin: float, stack: ExitStack,
+) -> Group:  # fmt: skip
+    runs, states = [run for run, _ in found], [state for _, state in found]
+    first, seeds = runs[0], [run.config.seed for run in runs]
+    task, spec, recipe = first.stream.tasks[0], first.stream.spec, first.config.hp
+    earlier = max(run.directory.manifest.seconds for run in runs)
+    checkpoints = TaskCheckpoints(
+        [run.directory for run in runs], command.checkpoint_minutes,
+        lambda: earlier + time.perf_counter() - begin, compute.device,
+    )  # fmt: skip
+    kinds = hyperparameter_kinds()
+    boards = [TaskBoard(run.directory.log, kinds) for run in runs]
+    monitor = TaskMonitor(console, boards)
+    stack.callback(monitor.close)
+    for board, run in zip(boards, runs, strict=True):
+        board.run_begins(run.start)
+    console.begins(first.start, seeds)
+    common: dict[str, Any] = {"monitor": monitor, "checkpoints": checkpoints}
+    training: Training
+    if len(runs) == 1:
+        with seeded(first.config.seed, "trial"):
+            trial = new_network(first.config, spec, first.net.head_sizes).to(compute.device)
+            compute, _ = choose_launch(trial, task.id, task.train, spec, recipe, compute)
+        sources = [(task.id, task.train)]
+        training = Training(first.net, sources, spec, recipe, compute, seeds[0], NAME, **common)
+        if states[0]:
+            training.restore(states[0])
+    else:
+        every = [[(task.id, run.stream.tasks[0].train)] for run in runs]
+        rates, nets = [run.config.hp.lr for run in runs], [run.net for run in runs]
+        training = stacked = StackedTraining(nets, every, spec, recipe, compute, seeds, NAME, rates=rates, **common)
+        monitor.losses = lambda: stacked.losses
+        if states[0]:
+            training.restore(states)
+    monitor.clock = lambda: training.clock
+    console.training(training.examples * training.epochs, training.clock.examples)
+    return Group(runs, training, checkpoints, monitor)
