@@ -39,8 +39,9 @@ def do(invocation: TaskInvocation) -> None:
         run(invocation)
     except SignalError as error:
         begun = any(holds_run(path) for path in invocation.runs)
-        seeds = f" --seeds {invocation.command.seeds}" if invocation.command.seeds > 1 else ""
-        resume = f"resume with: {resuming_command(invocation.folder, 'train_task.py')}{seeds}"
+        several = f" --seeds {invocation.command.seeds}" if invocation.command.seeds > 1 else ""
+        several += f" --rates {','.join(map(str, invocation.command.rates))}" if invocation.command.rates else ""
+        resume = f"resume with: {resuming_command(invocation.folder, 'train_task.py')}{several}"
         raise SignalError(error.number, resume if begun else "repeat the command") from None
 
 
@@ -52,23 +53,24 @@ def run(invocation: TaskInvocation) -> list[Path]:
         from records.task_monitor import TaskConsole  # slow to import
 
         console, failures = TaskConsole(invocation.command.quiet), dict[Path, str]()
-        summaries: dict[int, Mapping[str, Any]] = {plan.config.seed: plan.summary for plan in plans if plan.summary}
+        summaries = {plan.path: plan.summary for plan in plans if plan.summary}
         missing = [plan for plan in plans if not plan.summary]
         for group in groups(missing, invocation.command, console, stack) if missing else ():
             remedy = "a smaller batch or model in --hp_config needs less"
             with enough_memory("training", remedy), group.checkpoints.catching():
-                summaries |= {summary["seed"]: summary for summary in learn(group)}
+                summaries |= learn(group)
             failures |= {run.directory.path: run.failure for run in group.runs if run.failure}
         if summaries:
-            console.ends(task_table(summaries))
+            finished = [(plan.config, summaries[plan.path]) for plan in plans if plan.path in summaries]
+            console.ends(task_table(finished))
         if failures:
             path, reason = next(iter(failures.items()))
             raise TrainingError(f"{path}: {reason}" + (f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""))
     return [plan.path for plan in plans]
 
 
-def learn(group: Group) -> list[Mapping[str, Any]]:
-    """Train from one recorded moment to the next, and to the end; the summaries of the runs."""
+def learn(group: Group) -> dict[Path, Mapping[str, Any]]:
+    """Train from one recorded moment to the next, and to the end; the summary of each run by its directory."""
     for step in group.moments():
         group.training.advance(step)
         group.record(step)

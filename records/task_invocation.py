@@ -7,8 +7,25 @@ from typing import Any
 
 from records.commandline import HOW, LEARNED, WHERE, BaseCommand, Parsed, Program, shipped
 from records.task_config import TaskRunConfig
+from training.recipe import Recipe
 from utils.errors import UserError
-from utils.settings import Range, setting
+from utils.settings import Range, declarations, setting
+
+
+class Rates:
+    """Accepts learning rates: a list, or a text with commas between them."""
+
+    @staticmethod
+    def read(where: str, value: object) -> tuple[float, ...]:
+        """The checked rates; a UserError begins with `where`."""
+        if not isinstance(value, (str, list, tuple)) or not value:
+            raise UserError(f"{where} is {value!r}; it must be learning rates, such as 0.01,0.03")
+        try:
+            rates = [float(rate) for rate in value.split(",")] if isinstance(value, str) else value
+        except ValueError:
+            raise UserError(f"{where} is {value!r}; it must be learning rates, such as 0.01,0.03") from None
+        declared = declarations(Recipe)["lr"]
+        return tuple(dict.fromkeys(declared.check(where, rate) for rate in rates))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +46,11 @@ class TaskCommand(BaseCommand):
         Range(1, 1000), "train N networks at once, with the seeds from --seed on, each a run of its own (default: 1)",
         default=1, option="seeds", group=HOW,
     )  # fmt: skip
+    rates: tuple[float, ...] = setting(
+        Rates, "learning rates with commas between them: one run for each and each seed, all trained at once, in "
+        "DIR/lr<rate>/seed<N> (default: the one of --hp_config)", default=(), option="rates", group=HOW,
+        metavar="LR,...",
+    )  # fmt: skip
 
 
 PROGRAM = Program(
@@ -41,7 +63,7 @@ PROGRAM = Program(
 
 @dataclass(frozen=True)
 class TaskInvocation:
-    """A command: the configuration of the runs but for their seeds, and the options of this command alone."""
+    """A command: the configuration of the runs but for seeds and rates, and the options of this command alone."""
 
     config: TaskRunConfig
     command: TaskCommand
@@ -53,15 +75,20 @@ class TaskInvocation:
         if self.command.run_dir is not None:
             return self.command.run_dir
         name = f"{self.config.stream}-{self.config.net.model.replace('/', '_')}"
-        return Path("runs") / (name if self.command.seeds > 1 else f"{name}-seed{self.config.seed}")
+        several = self.command.seeds > 1 or len(self.command.rates) > 1
+        return Path("runs") / (name if several else f"{name}-seed{self.config.seed}")
 
     @property
     def runs(self) -> dict[Path, TaskRunConfig]:
         """The configuration of each run by its directory."""
-        if self.command.seeds == 1:
-            return {self.folder: self.config}
-        seeds = range(self.config.seed, self.config.seed + self.command.seeds)
-        return {self.folder / f"seed{seed}": replace(self.config, seed=seed) for seed in seeds}
+        rates, first = self.command.rates or (self.config.hp.lr,), self.config.seed
+        found = {}
+        for rate in rates:
+            folder = self.folder / f"lr{rate}" if len(rates) > 1 else self.folder
+            for seed in range(first, first + self.command.seeds):
+                path = folder / f"seed{seed}" if len(rates) > 1 or self.command.seeds > 1 else folder
+                found[path] = replace(self.config, seed=seed, hp=replace(self.config.hp, lr=rate))
+        return found
 
     @property
     def describes_run(self) -> bool:
@@ -86,4 +113,9 @@ def _invocation(parsed: Parsed[TaskCommand, TaskRunConfig]) -> TaskInvocation:
         raise UserError(f"--set settings.{key}: these are settings of a method, of which train_task.py has none")
     if len(config.data.tasks) > 1 and command.task is None and not command.resume:
         raise UserError(f"{config.data.path} has {len(config.data.tasks)} tasks; say which with --task NUMBER or NAME")
-    return TaskInvocation(config, command, parsed.given)
+    given = parsed.given
+    if command.rates:
+        if "hp.lr" in given:
+            raise UserError("--rates and --set hp.lr are two ways to say the same; leave one out")
+        given |= {"hp.lr"}
+    return TaskInvocation(config, command, given)

@@ -38,9 +38,13 @@ class TaskConsole:
         self._quiet = quiet
         self._bar: tqdm[object] = tqdm(disable=True)  # it is not shown
 
-    def begins(self, run: RunStart, seeds: Sequence[int]) -> None:
-        """Print what is trained."""
-        together = [("seeds", f"{', '.join(map(str, seeds))}, trained together")] if len(seeds) > 1 else []
+    def begins(self, run: RunStart, seeds: Sequence[int], rates: Sequence[float]) -> None:
+        """Print what is trained: one network for each of the seeds and rates side by side."""
+        together = [
+            (name, f"{', '.join(values)}, trained together")
+            for name, found in (("seeds", seeds), ("rates", rates))
+            if len(values := list(dict.fromkeys(map(str, found)))) > 1
+        ]
         header = [*run.header, *together]
         width = max(len(name) for name, _ in header)
         for name, value in header:

@@ -161,16 +161,16 @@ class Group:
             self._saved = time.monotonic()
         self.checkpoints.stop_if_asked()
 
-    def finish(self) -> list[Mapping[str, Any]]:
-        """Ask the final networks about the test examples and write the results; the summaries of the runs."""
-        found: list[Mapping[str, Any]] = []
+    def finish(self) -> dict[Path, Mapping[str, Any]]:
+        """Ask the final networks about the test examples and write the results; summaries by run directory."""
+        found: dict[Path, Mapping[str, Any]] = {}
         for number, run in enumerate(self.runs):
             if run.failure:
                 continue
             rows = [*run.watching.test(run.net, self.training.clock, final=True), *_best(run, self.training.clock)]
             summary = _finished(run, self._facts(number), rows, len(self.runs))
             self.monitor.finished(number, rows, summary)
-            found.append(summary)
+            found[run.directory.path] = summary
         return found
 
     def _facts(self, number: int) -> EpisodeFacts:
@@ -250,7 +250,12 @@ def groups(plans: Sequence[TaskPlan], command: TaskCommand, console: TaskConsole
     if config.threads is None:
         use_threads(trial.trunk, stream.spec.input_shape, config.hp.batch, device)
     together = stackable(trial) and len(plans) > 1
-    opened = [_opened(plan, compute, stack, stream if plan is plans[0] else None) for plan in plans]
+    streams = {config.seed: stream}  # runs of one seed have the same data
+    opened = []
+    for plan in plans:
+        if (seed := plan.config.seed) not in streams:
+            streams[seed] = build_stream(plan.config.data, seed, device)
+        opened.append(_opened(plan, compute, stack, streams[seed]))
     by_step: dict[tuple[int, int], list[tuple[OneRun, Tree | None]]] = {}
     for place, (run, state) in enumerate(opened):
         done = state["steps"]["done"] if state else 0
@@ -261,11 +266,10 @@ def groups(plans: Sequence[TaskPlan], command: TaskCommand, console: TaskConsole
 
 
 def _opened(
-    plan: TaskPlan, compute: Compute, stack: ExitStack, stream: TaskStream | None
+    plan: TaskPlan, compute: Compute, stack: ExitStack, stream: TaskStream
 ) -> tuple[OneRun, Tree | None]:  # fmt: skip
     """A run with its directory open, and the saved state of its training, if there is one."""
     config, path, device = plan.config, plan.path, compute.device
-    stream = stream or build_stream(config.data, config.seed, device)
     resolved = resolve(config, compute, stream, None, None)
     if plan.saved is not None:
         check_same_data(path, plan.saved, resolved["data_sha256"], config.data.data_dir)
@@ -304,7 +308,7 @@ def _group(
     stack.callback(monitor.close)
     for board, run in zip(boards, runs, strict=True):
         board.run_begins(run.start)
-    console.begins(first.start, seeds)
+    console.begins(first.start, seeds, [run.config.hp.lr for run in runs])
     common: dict[str, Any] = {"monitor": monitor, "checkpoints": checkpoints}
     training: Training
     if len(runs) == 1:

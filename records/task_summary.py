@@ -1,33 +1,38 @@
-"""The final table of train_task.py: a line for each seed, and which is best on the development examples."""
+"""The final table of train_task.py: a line for each run, and which is best on the development examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from records.summary import figure
+from records.task_config import TaskRunConfig
+
+Finished = tuple[TaskRunConfig, Mapping[str, Any]]  # a run: its configuration and its summary
 
 
-def task_table(summaries: Mapping[int, Mapping[str, Any]]) -> str:
-    """The results of one network or of several seeds, by seed, for people; the test figures with standard errors."""
-    first = next(iter(summaries.values()))
+def task_table(runs: Sequence[Finished]) -> str:
+    """The results of one network or of several seeds and rates, for people; the test figures with standard errors."""
+    _, first = runs[0]
     metric, chosen = first["metric"], first["dev"] is not None
-    titles = [f"{'seed':>6}", *([f"{f'dev {metric}':>14}"] if chosen else []), f"{f'test {metric}':>14}"]
-    titles += [f"{'± error':>9}", *(["best checkpoint (test there)"] if chosen else [])]
+    rates = len({config.hp.lr for config, _ in runs}) > 1
+    titles = [*([f"{'lr':>8}"] if rates else []), f"{'seed':>6}", *([f"{f'dev {metric}':>14}"] if chosen else [])]
+    titles += [f"{f'test {metric}':>14}", f"{'± error':>9}", *(["best checkpoint (test there)"] if chosen else [])]
     lines = ["", "  ".join(titles)]
-    for seed, summary in sorted(summaries.items()):
+    for config, summary in sorted(runs, key=lambda run: (run[0].hp.lr, run[0].seed)):
         error, best = summary["test_stderr"], summary["best_test"]
-        cells = [f"{seed:>6}", *([f"{summary['dev']:>14.4f}"] if chosen else [])]
+        cells = [*([f"{config.hp.lr:>8g}"] if rates else []), f"{config.seed:>6}"]
+        cells += [f"{summary['dev']:>14.4f}"] if chosen else []
         cells += [f"{figure(summary, 'avg_acc_final'):>14.4f}", f"{'' if error is None else f'{error:.4f}':>9}"]
         if chosen and summary["best_step"] is not None:
             cells.append(f"step {summary['best_step']:,}" + (f" ({best:.4f})" if best is not None else ""))
         lines.append("  ".join(cells).rstrip())
-    if chosen and len(summaries) > 1:
-        best = best_seed(summaries)
-        value = figure(summaries[best], "avg_acc_final")
-        lines += ["", f"best seed on the development examples: {best}, test {metric} {value:.4f}"]
+    if chosen and len(runs) > 1:
+        config, best = best_run(runs)
+        name = f"seed on the development examples: {config.seed}" + (f" at lr {config.hp.lr:g}" if rates else "")
+        lines += ["", f"best {name}, test {metric} {figure(best, 'avg_acc_final'):.4f}"]
     return "\n".join(lines)
 
 
-def best_seed(summaries: Mapping[int, Mapping[str, Any]]) -> int:
-    """The seed whose final network is best on the development examples; of equals the smallest."""
-    sign = 1 if next(iter(summaries.values()))["higher_is_better"] else -1
-    return max(summaries, key=lambda seed: (sign * summaries[seed]["dev"], -seed))
+def best_run(runs: Sequence[Finished]) -> Finished:
+    """The run whose final network is best on the development examples; of equals the one with the smallest seed."""
+    sign = 1 if runs[0][1]["higher_is_better"] else -1
+    return max(runs, key=lambda run: (sign * run[1]["dev"], -run[0].seed))
