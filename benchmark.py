@@ -1,7 +1,7 @@
 """Compare methods × streams × networks × seeds, or our results with a published table.
 
 config/benchmark/*.yaml, config/papers/*.yaml -> Grid: every run checked before the first one starts
-modelzoo.py, one process a run, --jobs at a time -> run directories in the store
+modelzoo.py, one process a run, or train_task.py, one process for several; --jobs at a time -> runs in the store
 run directories -> results.csv, table.md, table.tex, report.html (derived; --tables_only redoes them)
 """
 
@@ -23,25 +23,30 @@ from pathlib import Path
 from tqdm import tqdm
 
 from methods import METHODS
+from methods.config import RunConfig
 from records.checkpoints import ENDING
 from records.directory import read_config
 from records.lock import locked
 from records.manifest import read_manifest
 from records.summary import figure
 from reporting import one_line_errors
-from studies.grid import AXES, OPTIONS, PROJECT, Grid, load_grid, undashed
+from studies import task_grid
+from studies.grid import AXES, OPTIONS, load_grid
+from studies.grid_file import PROJECT, undashed
 from studies.jobs import Job, run_jobs
 from studies.paper_tables import write_paper
 from studies.papers import Paper, chosen, load_paper, paper_path
-from studies.store import PlannedRun, check_run, write_tables
+from studies.planned import Grid, PlannedJob, PlannedRun
+from studies.store import check_run, write_tables
 from studies.tables import READING
+from studies.task_tables import write_task_tables
 from utils.compute import pick_device, runs_in_bf16
 from utils.errors import UserError, one_line, run_program
 from utils.files import check_own
 from utils.options import Parser, check_text, whole
 from utils.settings import Range
 
-PROGRAM = PROJECT / "modelzoo.py"
+PROGRAMS = {name: PROJECT / f"{name}.py" for name in ("modelzoo", "train_task")}
 HELP = """the grid, a YAML file (see config/benchmark/):
   streams, hyperparams   lists of YAML files, relative to the current directory, else to the project
   methods                list of names, or of mappings {method: zoo, label: small zoo, memory_per_class: 10}: the
@@ -52,6 +57,11 @@ HELP = """the grid, a YAML file (see config/benchmark/):
                          that does not use it runs without it, and an entry that says how many examples are kept wins
   any setting            by its dotted key, as with --set: hp.lr: 0.03, net.width: 64, settings.strength: 10
   vary                   {hp.lr: [0.01, 0.1], hp.batch: [16, 64]}: every method with every combination
+  streams, more          an entry may be {stream: YAML} with hyperparams, vary and options of its own
+  program: train_task    one network on one task, see train_task.py: no methods; any option of train_task.py; `vary`
+                         makes the cells, and one process trains all seeds of a cell, with all values of hp.lr
+  published              of train_task: {stream: {source, rows: net.hidden_size, columns: data.length, metric, scale,
+                         tolerance, values: {16: {10: 94.8}}}}, shown beside ours
 
 a published table, a YAML file of config/papers/ (see docs/papers.md):
   --paper NAME runs what a paper reports, and prints its values beside ours; table.md and table.tex have them, too.
@@ -60,7 +70,8 @@ a published table, a YAML file of config/papers/ (see docs/papers.md):
 
 the store:
   <stream>-<net>-<label>-seed<s>/   run directories; stream and net are the names of their YAML files
-  logs/<run>.log                    what the run printed
+  <stream>-<net>-<cell>/seed<s>/    those of train_task.py; with several values of hp.lr <cell>/lr<rate>/seed<s>/
+  logs/<run or cell>.log            what its process printed
   results.csv                       a row per run: finished, failed (in this invocation) or missing; all figures
   table.md, table.tex               means over seeds, rewritten by every invocation
   report.html, figures/             the same with curves and costs, see report.py
@@ -97,7 +108,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", metavar="N", default="1", help="runs at a time; each gets its share of the cores, "
                         "unless the grid gives threads (default: 1)")  # fmt: skip
     parser.add_argument("--tables_only", action="store_true", help="run nothing, rewrite the tables (default: run)")
-    options = parser.parse_known(argv, {*AXES, *OPTIONS, "continual"}, "the --config YAML")
+    keys = {*AXES, *task_grid.AXES, *OPTIONS.declared, *task_grid.OPTIONS.declared, "continual"}
+    options = parser.parse_known(argv, keys, "the --config YAML")
     if options.paper is None:
         for name in ("smoke", "only", "data_dir"):
             if getattr(options, name):
@@ -120,7 +132,7 @@ def benchmark(options: argparse.Namespace) -> int:
     store, failures = Path(options.store), dict[str, str]()
     paper = load_paper(options.config, store, options.smoke, options.data_dir) if options.paper else None
     grid = paper.grid if paper else load_grid(options.config, store)
-    wanted = chosen(paper, options.config, options.only or ()) if paper else grid.runs
+    wanted = chosen(paper, options.config, options.only or ()) if paper else grid.jobs
     for run in grid.runs:
         check_run(run, options.config)
     if options.tables_only and not store.is_dir():
@@ -130,9 +142,9 @@ def benchmark(options: argparse.Namespace) -> int:
     with locked(store) as lock:
         try:
             if not options.tables_only:
-                missing = [run for run in wanted if not run.finished]
-                print(f"{len(wanted)} runs, {len(missing)} of them to do", flush=True)
-                execute(missing, store, options.jobs, lock, failures)
+                missing, count = [job for job in wanted if job.missing], sum(len(job.runs) for job in wanted)
+                print(f"{count} runs, {sum(job.missing for job in missing)} of them to do", flush=True)
+                execute(missing, PROGRAMS[grid.program], store, options.jobs, lock, failures)
         finally:
             for name, reason in failures.items():
                 print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
@@ -156,7 +168,9 @@ def command_of(options: argparse.Namespace) -> str:
 
 def tables(paper: Paper | None, grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
     """Write the tables of a grid; those of a published table are printed as well."""
-    if paper is None:
+    if grid.program == "train_task":
+        write_task_tables(grid, store, failures, command)
+    elif paper is None:
         write_tables(grid.runs, store, failures, grid.options, command)
     else:
         print(f"\n{write_paper(paper, store, failures, command)}\n")
@@ -179,37 +193,49 @@ def check_machine(grid: Grid, path: str) -> None:
             )
 
 
-def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, failures: dict[str, str]) -> None:
-    """Run them and print a line for each that has ended; `failures` receives name -> reason."""
+def execute(
+    planned: Sequence[PlannedJob], program: Path, store: Path, at_a_time: int, lock: int, failures: dict[str, str]
+) -> None:  # fmt: skip
+    """Run them and print a line for each that has ended; `failures` receives name of a run -> reason."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // at_a_time)
     check_own(store / "logs")
     (store / "logs").mkdir(exist_ok=True)
-    by_name = {run.name: run for run in runs}
+    by_name = {job.name: job for job in planned}
     jobs = [
-        Job(run.name, [sys.executable, str(PROGRAM), *run.arguments, "--quiet", "--resume"],
-            {"OMP_NUM_THREADS": str(run.config.threads or share)}, store / "logs" / f"{run.name}.log")
-        for run in runs
+        Job(job.name, [sys.executable, str(program), *job.arguments, "--quiet", "--resume"],
+            {"OMP_NUM_THREADS": str(job.runs[0].config.threads or share)}, store / "logs" / f"{job.name}.log")
+        for job in planned
     ]  # fmt: skip
     lines = ProgressLines(by_name, at_a_time)
     with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.show)) as ended:
         for number, end in enumerate(ended, 1):
-            run, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
-            if not end.failure and run.finished:
-                result = f"{run.summary['metric']} {figure(run.summary, 'avg_acc_final'):.4f}"
-            else:
-                result, failures[run.name] = "failed", end.failure or "it ended without a summary.json"
-            text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(runs) - number} remain, about {left}"
+            job, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
+            alone = len(job.runs) == 1
+            failed = [run for run in job.runs if not run.finished or (alone and end.failure)]
+            failures |= {run.name: end.failure or "it ended without a summary.json" for run in failed}
+            result = outcome([run for run in job.runs if run not in failed], len(failed))
+            text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(planned) - number} remain, about {left}"
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+
+def outcome(finished: Sequence[PlannedRun], failed: int) -> str:
+    """The results of the runs of a process in a few words."""
+    if not finished:
+        return "failed"
+    summaries = [run.summary for run in finished]
+    values = sorted(figure(summary, "avg_acc_final") for summary in summaries)
+    shown = f"{summaries[0]['metric']} {values[0]:.4f}" + (f" to {values[-1]:.4f}" if len(values) > 1 else "")
+    return shown + (f", {failed} of {len(finished) + failed} runs failed" if failed else "")
 
 
 class ProgressLines:
     """Progress on a terminal: a line for each running job and one for the remaining time."""
 
-    def __init__(self, runs: Mapping[str, PlannedRun], at_a_time: int) -> None:
-        self.ended, self._runs, self._begin = 0, runs, time.perf_counter()
-        lines = range(at_a_time + 1) if runs and sys.stderr.isatty() else ()
+    def __init__(self, jobs: Mapping[str, PlannedJob], at_a_time: int) -> None:
+        self.ended, self._jobs, self._begin = 0, jobs, time.perf_counter()
+        lines = range(at_a_time + 1) if jobs and sys.stderr.isatty() else ()
         self._bars = [tqdm(position=line, bar_format="{desc}", leave=False) for line in lines]
 
     def close(self) -> None:
@@ -221,29 +247,37 @@ class ProgressLines:
         """Show the running jobs."""
         if not self._bars:
             return
-        progress = [episodes(self._runs[name]) for name in names]
-        texts = [f"{name}: {done} of {total} episodes" for name, (done, total) in zip(names, progress, strict=True)]
-        parts = self.ended + sum(done / total for done, total in progress)
+        progress = [(name, *progress_of(self._jobs[name])) for name in names]
+        texts = [f"{name}: {done} of {total} {what}" for name, done, total, what in progress]
+        parts = self.ended + sum(done / total for _, done, total, _ in progress)
         left = f", about {tqdm.format_interval(self.left(parts))}" if parts else ""
-        texts.append(f"{self.ended} of {len(self._runs)} runs ended{left} left")
+        texts.append(f"{self.ended} of {len(self._jobs)} runs ended{left} left")
         for bar, text in zip(self._bars, [*texts, *[""] * len(self._bars)], strict=False):
             bar.set_description_str(one_line(text))
 
     def left(self, ended: float) -> float:
         """Remaining seconds, at the mean time of the runs that have ended (a number with parts of runs)."""
-        return (time.perf_counter() - self._begin) / ended * (len(self._runs) - ended)
+        return (time.perf_counter() - self._begin) / ended * (len(self._jobs) - ended)
 
 
-def episodes(run: PlannedRun) -> tuple[int, int]:
-    """The number of complete episodes and of all episodes of a run."""
-    config, tasks = run.config, len(run.config.data.tasks)
+def progress_of(job: PlannedJob) -> tuple[int, int, str]:
+    """What is complete of a process, what all of it is, and what is counted."""
+    config = job.runs[0].config
+    if not isinstance(config, RunConfig):
+        return len(job.runs) - job.missing, len(job.runs), "runs"
+    tasks = len(config.data.tasks)
     rounds = (config.rounds or tasks) + config.warm_start if "rounds" in METHODS[config.method].options else 1
-    total = tasks if config.continual else rounds
     try:
-        manifest = read_manifest(run.directory)
+        done = episodes(job.runs[0])
     except UserError:  # the run reports it itself
-        manifest = None
-    return 0 if manifest is None else manifest.episode, total
+        done = 0
+    return done, tasks if config.continual else rounds, "episodes"
+
+
+def episodes(run: PlannedRun) -> int:
+    """The number of complete episodes of a run."""
+    manifest = read_manifest(run.directory)
+    return 0 if manifest is None else manifest.episode
 
 
 def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
@@ -251,7 +285,7 @@ def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
     from reporting.groups import compare  # imported here, as drawing libraries take a second to load
     from reporting.page import of_several_runs
 
-    runs = [run for run in runs if run.finished and episodes(run)[0]]
+    runs = [run for run in runs if run.finished and episodes(run)]
     if runs:
         comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
         print(f"the report is {of_several_runs(comparisons, command).write(store)}")

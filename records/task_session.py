@@ -65,7 +65,7 @@ def planned(invocation: TaskInvocation, stack: ExitStack) -> list[TaskPlan]:
                 raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
             check_free(path, command.overwrite)
             stack.enter_context(locked(path, "--run_dir "))
-            plans.append(TaskPlan(path, _of_one_task(config, command)))
+            plans.append(TaskPlan(path, of_one_task(config, command)))
             continue
         stack.enter_context(locked(path, "--run_dir "))
         check_whole(path)
@@ -74,7 +74,7 @@ def planned(invocation: TaskInvocation, stack: ExitStack) -> list[TaskPlan]:
     return plans
 
 
-def _of_one_task(config: TaskRunConfig, command: TaskCommand) -> TaskRunConfig:
+def of_one_task(config: TaskRunConfig, command: TaskCommand) -> TaskRunConfig:
     """The configuration with the task that --task names as the only one."""
     data = config.data
     if command.task is None or len(data.tasks) == 1:
@@ -92,7 +92,7 @@ def _resumed(
         raise UserError(f"--resume: {path} is a run of modelzoo.py; resume it with that program")
     config: TaskRunConfig = saved_config(str(path / "config.yaml"), saved, TaskRunConfig)
     if "data_config" in invocation.given or invocation.command.task is not None:
-        asked = _of_one_task(asked, invocation.command)
+        asked = of_one_task(asked, invocation.command)
     names = {key: declared.option for key, declared in PROGRAM.options().items()}
     own = declarations(TaskCommand).keys() - {"data_config", "hp_config"}
     differing = sorted(names.get(key, key) for key in invocation.given if differs(key, asked, config, own))

@@ -9,7 +9,7 @@ from pathlib import Path
 from records.summary import signed
 from studies.papers import Paper, Row
 from studies.statistics import mean_interval
-from studies.store import provenance_notes, write_results
+from studies.store import COLUMNS, figures, provenance_notes, write_results
 from studies.tables import Values, latex_text, markdown_table, markdown_text, readable
 from utils.errors import one_line
 from utils.files import write_bytes
@@ -77,8 +77,9 @@ def cells(measured: Measured, failures: Mapping[str, str], smoke: bool) -> list[
 
 def write_paper(paper: Paper, store: Path, failures: Mapping[str, str], command: str) -> str:
     """Write results.csv, table.md and table.tex; returns the table for the terminal."""
-    figures = write_results(paper.grid.runs, store, failures)
-    rows = [cells(measure(row, figures), failures, paper.smoke is not None) for row in paper.rows]
+    measured = figures(paper.grid.runs)
+    write_results(paper.grid.runs, store, failures, measured, COLUMNS)
+    rows = [cells(measure(row, measured), failures, paper.smoke is not None) for row in paper.rows]
     write_bytes(store / "table.md", _markdown(paper, rows, command).encode())
     write_bytes(store / "table.tex", _latex(paper, rows, command).encode())
     return "\n\n".join([*_warning(paper), _table(rows)])

@@ -21,21 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from studies.grid import (
-    FILES,
-    PROJECT,
-    Grid,
-    MethodEntry,
-    Setup,
-    listed,
-    method_entry,
-    option,
-    planned,
-    read_seeds,
-    replaced,
-    used_by,
-)
-from studies.store import PlannedRun
+from studies.grid import OPTIONS, MethodEntry, Setup, method_entry, planned, replaced, used_by
+from studies.grid_file import FILES, PROJECT, listed, read_seeds
+from studies.planned import Grid, PlannedJob, PlannedRun
 from studies.tables import METRICS
 from utils.errors import UserError, unknown
 from utils.settings import Range, declarations, read, setting
@@ -100,8 +88,8 @@ def load_paper(path: str, store: Path, smoke: bool = False, data_dir: str | None
     content = load_yaml(path)
     heading = _read(Heading, path, content)
     known = (*declarations(Heading), *FILES, "seeds", "rows", "smoke")
-    common = {key: option(path, key, value, known) for key, value in content.items() if key not in known}
-    shared = {key: option(path, key, content[key], (), FILES) for key in FILES if key in content}
+    common = {key: OPTIONS.check(path, key, value, known) for key, value in content.items() if key not in known}
+    shared = {key: OPTIONS.check(path, key, content[key], (), FILES) for key in FILES if key in content}
     quick = _smoke(path, content) if smoke else None
     above = {**(quick or {}), **({"data_dir": data_dir} if data_dir else {})}
     setups, claims = list[Setup](), dict[str, Claim]()
@@ -123,14 +111,14 @@ def load_paper(path: str, store: Path, smoke: bool = False, data_dir: str | None
     return Paper(heading, tuple(rows), grid, quick)
 
 
-def chosen(paper: Paper, path: str, labels: Sequence[str]) -> list[PlannedRun]:
-    """The runs of the rows with these labels, of all rows if there are none; UserError for an unknown label."""
+def chosen(paper: Paper, path: str, labels: Sequence[str]) -> list[PlannedJob]:
+    """The processes of the rows with these labels, of all rows if there are none; UserError for an unknown label."""
     names = {row.label.removesuffix(", smoke" if paper.smoke is not None else ""): row.label for row in paper.rows}
     for label in labels:
         if label not in names:
             raise UserError(f"--only: {unknown(f'row of {path}', label, names)}")
     wanted = {names[label] for label in labels or names}
-    return [run for run in paper.grid.runs if run.label in wanted]
+    return [job for job in paper.grid.jobs if any(run.label in wanted for run in job.runs)]
 
 
 def _row(where: str, given: object) -> tuple[MethodEntry, Claim]:
@@ -144,7 +132,7 @@ def _row(where: str, given: object) -> tuple[MethodEntry, Claim]:
 def _smoke(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(content.get("smoke"), dict) or not content["smoke"]:
         raise UserError(f"{path}: smoke must map options to values of a quick version, such as smoke: {{epochs: 1}}")
-    return {key: option(f"{path}: smoke", key, value, (), FILES) for key, value in content["smoke"].items()}
+    return {key: OPTIONS.check(f"{path}: smoke", key, value, (), FILES) for key, value in content["smoke"].items()}
 
 
 def _read(kind: type[T], where: str, content: Mapping[str, Any]) -> T:

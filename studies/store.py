@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from itertools import chain
 from pathlib import Path
@@ -14,8 +13,10 @@ from evaluation import metrics
 from methods.config import RunConfig
 from records.configuration import SECTIONS, comparable, keys_where, obstacle, plain_config
 from records.directory import check_free, holds_run, read_config
-from records.manifest import SUMMARY, read_manifest
+from records.manifest import SUMMARY
 from records.summary import by_task, figure, key_of, read_summary
+from records.task_config import TaskRunConfig
+from studies.planned import PlannedRun
 from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
 from utils.errors import UserError
 from utils.files import csv_bytes, write_bytes
@@ -26,36 +27,6 @@ COLUMNS = (
     *(column.key for column in LEDGER), "members_per_prediction", "images_trained", "images_per_second",
     "total_seconds",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of modelzoo.py that a grid asks for, finished or not."""
-
-    directory: Path
-    label: str
-    net: str
-    config: RunConfig
-    arguments: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return self.directory.name
-
-    @property
-    def table(self) -> str:
-        return f"{self.config.stream}, {self.net}"
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run is complete."""
-        manifest = read_manifest(self.directory)
-        return manifest is not None and manifest.finished
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """summary.json, empty if the run is not finished; UserError if it is damaged."""
-        return read_summary(self.directory) or {}
 
 
 def check_run(run: PlannedRun, grid: str) -> None:
@@ -76,7 +47,7 @@ def check_run(run: PlannedRun, grid: str) -> None:
 
 def determining(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a configuration that determine its result, by dotted key."""
-    parts = {*SECTIONS, *declarations(RunConfig), "settings"}
+    parts = {*SECTIONS, *declarations(RunConfig), *declarations(TaskRunConfig), "settings"}
     values = dict(flat({key: value for key, value in config.items() if key in parts}))
     return {key: value for key, value in values.items() if key not in keys_where("machine")}
 
@@ -85,7 +56,8 @@ def write_tables(
     runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
 ) -> None:
     """Write results.csv, table.md and table.tex; options and command appear in the notes below the tables."""
-    measured = write_results(runs, store, failures)
+    measured = figures(runs)
+    write_results(runs, store, failures, measured, COLUMNS)
     tables: dict[str, dict[str, dict[int, Values]]] = {}
     headings = titles([(run.table, plain_config(run.config)) for run in runs])
     for run, heading in zip(runs, headings, strict=True):
@@ -100,10 +72,12 @@ def write_tables(
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
 
 
-def write_results(runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Write results.csv; returns the figures of each finished run by name."""
-    measured = figures(runs)
-    columns = list(dict.fromkeys(chain(COLUMNS, *measured.values())))
+def write_results(
+    runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], measured: Mapping[str, Values],
+    columns: Sequence[str],
+) -> None:  # fmt: skip
+    """Write results.csv: a row per run with the `columns`, and what else was `measured`, by name of the run."""
+    columns = list(dict.fromkeys(chain(columns, *measured.values())))
     rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
     for run in runs:
         values = measured.get(run.name, {})
@@ -113,7 +87,6 @@ def write_results(runs: Sequence[PlannedRun], store: Path, failures: Mapping[str
             run.label, run.config.method, run.config.stream, run.net, run.config.seed, status, *shown, run.name
         ])  # fmt: skip
     write_bytes(store / "results.csv", csv_bytes(rows))
-    return measured
 
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:

@@ -182,7 +182,8 @@ def _latex_cell(cell: Cell) -> str:
 
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
-    "±": r"$\pm$", "[": "{[}", "*": "{*}",  # after the \\ of a row, [ and * would be read as its arguments
+    "±": r"$\pm$", "†": r"$\dagger$", "–": "--", "×": r"$\times$",
+    "[": "{[}", "*": "{*}",  # after the \\ of a row, [ and * would be read as its arguments
     **{character: "\\" + character for character in "{}&%$#_"},
 }  # fmt: skip
 

@@ -18,5 +18,5 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("program.py").write_text(PROGRAM)
     Path("orders").mkdir()
-    monkeypatch.setattr(benchmark, "PROGRAM", tmp_path / "program.py")
+    monkeypatch.setitem(benchmark.PROGRAMS, "modelzoo", tmp_path / "program.py")
     return tmp_path

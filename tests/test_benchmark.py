@@ -248,9 +248,9 @@ def test_files_of_the_current_directory_come_before_those_of_the_project(here):
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "config/benchmark").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_grids_of_the_project_are_good(path):
-    runs = load_grid(str(path), Path("store")).runs
-    assert len({run.name for run in runs}) == len(runs)
-    assert {"isolated", "zoo"} <= {run.config.method for run in runs}
+    grid = load_grid(str(path), Path("store"))
+    assert len({run.name for run in grid.runs}) == len(grid.runs)
+    assert grid.program == "train_task" or {"isolated", "zoo"} <= {run.config.method for run in grid.runs}
 
 
 BAD: dict[str, Any] = {
@@ -442,13 +442,14 @@ def test_on_a_terminal_a_line_for_each_run_that_is_under_way(here, capsys, monke
 
 def test_how_far_a_run_is(here):
     methods = ["zoo", "joint", {"method": "er", "memory_per_class": 2}]
-    runs = write_grid(methods=methods, seeds=1).runs
-    assert [benchmark.episodes(run) for run in runs] == [(0, 5), (0, 1), (0, 5)]
-    runs[0].directory.mkdir(parents=True)
-    Manifest(episode=3).write(runs[0].directory)
-    assert benchmark.episodes(runs[0]) == (3, 5)
-    rounds = write_grid(methods=["zoo"], seeds=1, continual=False, rounds=7, warm_start=True).runs
-    assert benchmark.episodes(rounds[0]) == (3, 8)
+    jobs = write_grid(methods=methods, seeds=1).jobs
+    assert [benchmark.progress_of(job) for job in jobs] == [(0, total, "episodes") for total in (5, 1, 5)]
+    directory = jobs[0].runs[0].directory
+    directory.mkdir(parents=True)
+    Manifest(episode=3).write(directory)
+    assert benchmark.progress_of(jobs[0]) == (3, 5, "episodes")
+    rounds = write_grid(methods=["zoo"], seeds=1, continual=False, rounds=7, warm_start=True).jobs
+    assert benchmark.progress_of(rounds[0]) == (3, 8, "episodes")
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):

@@ -1,0 +1,77 @@
+"""What a study is to run: runs, the processes that make them, and all of a grid."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from methods.config import RunConfig
+from records.manifest import read_manifest
+from records.summary import read_summary
+from records.task_config import TaskRunConfig
+
+if TYPE_CHECKING:
+    from studies.published import Published
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run that a grid asks for, finished or not."""
+
+    directory: Path
+    name: str  # of the directory within the store
+    label: str
+    net: str
+    config: RunConfig | TaskRunConfig
+    arguments: tuple[str, ...]  # of the program that makes this run alone
+
+    @property
+    def table(self) -> str:
+        return f"{self.config.stream}, {self.net}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        manifest = read_manifest(self.directory)
+        return manifest is not None and manifest.finished
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json, empty if the run is not finished; UserError if it is damaged."""
+        return read_summary(self.directory) or {}
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One process: the arguments of its program, and the runs that it makes."""
+
+    name: str
+    arguments: tuple[str, ...]
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def missing(self) -> int:
+        """How many of its runs are not finished."""
+        return sum(not run.finished for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All processes in their order, and the options of their runs in words for the notes below the tables.
+
+    Attributes:
+        program: that makes the runs, without .py.
+        axes: of train_task, the settings that `vary` by the name of the stream.
+        published: tables of others by the name of the stream.
+    """
+
+    jobs: tuple[PlannedJob, ...]
+    options: str
+    program: str = "modelzoo"
+    axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    published: Mapping[str, "Published"] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """The runs of all processes."""
+        return tuple(run for job in self.jobs for run in job.runs)

@@ -1,0 +1,106 @@
+"""Plan a grid of train_task.py: cells, whose seeds and learning rates are trained by one process."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from records.configuration import value_at
+from records.task_config import TaskRunConfig
+from records.task_invocation import PROGRAM, parse
+from records.task_session import of_one_task
+from studies.grid_file import (
+    Options,
+    StreamEntry,
+    arguments,
+    directory_name,
+    distinct,
+    in_words,
+    read_seeds,
+    read_streams,
+    undashed,
+)
+from studies.planned import Grid, PlannedJob, PlannedRun
+from studies.published import Published, read_published
+from utils.errors import UserError
+
+AXES = ("program", "streams", "hyperparams", "seeds", "vary", "published")
+RATE = "hp.lr"
+# Options that the grid or the program sets itself.
+_OWN = {"data_config", "hp_config", "seed", "seeds", "rates", "run_dir", "overwrite", "resume", "verify", "quiet"}
+OPTIONS = Options({of.option: of for of in PROGRAM.options().values() if of.option not in _OWN})
+
+
+def plan(path: str, content: Mapping[str, Any], store: Path) -> Grid:
+    """The cells of every stream, network and combination of the varied values; UserError names the file and the key."""
+    common = {key: OPTIONS.check(path, key, value, AXES) for key, value in content.items() if key not in AXES}
+    streams, seeds = read_streams(path, content, OPTIONS), _consecutive(path, read_seeds(path, content))
+    axes, jobs = dict[str, list[str]](), list[PlannedJob]()
+    for stream in streams:
+        for hyper in stream.hyperparams:
+            files = {"data_config": stream.path, "hp_config": hyper}
+            for values in _without_rates(stream).combinations:
+                options = {**common, **stream.options, **values}
+                job = _cell(path, store, {**files, **options}, in_words(values), stream.vary.get(RATE, ()), seeds)
+                jobs.append(job)
+                name = job.runs[0].config.stream
+                axes[name] = list(dict.fromkeys([*axes.get(name, ()), *stream.vary]))
+    published = read_published(path, content.get("published", {}), axes)
+    for job in jobs:
+        _check_axes(path, job.runs[0], published)
+    notes = [f"{key} {value}" for key, value in common.items()]
+    notes += [f"{Path(stream.path).stem}: {key} {value}" for stream in streams for key, value in stream.options.items()]
+    return Grid(distinct(path, jobs), "; ".join(notes) or "all defaults", "train_task", axes, published)
+
+
+def _without_rates(stream: StreamEntry) -> StreamEntry:
+    return stream._replace(vary={key: values for key, values in stream.vary.items() if key != RATE})
+
+
+def _consecutive(path: str, seeds: Sequence[int]) -> Sequence[int]:
+    if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+        raise UserError(f"{path}: seeds is {seeds}; those that are trained together follow each other, such as [3, 4]")
+    return seeds
+
+
+def _cell(
+    path: str, store: Path, given: Mapping[str, Any], label: Sequence[str], rates: Sequence[float], seeds: Sequence[int]
+) -> PlannedJob:  # fmt: skip
+    """The process of one cell; with several learning rates it has a run for each of them and each seed."""
+    words, runs = arguments(given), list[PlannedRun]()
+    stream, net = Path(given["data_config"]).stem, Path(given["hp_config"]).stem
+    name = directory_name(stream, net, ", ".join(label)).removesuffix("-")
+    for rate in rates or (None,):
+        own = [] if rate is None else [f"--set={RATE}={rate}"]
+        shown = ", ".join([*label, *in_words({} if rate is None else {RATE: rate})]) or net
+        config = _config(f"{path}: {stream}: {shown}", [*words, *own])
+        for seed in seeds:
+            part = f"{name}/seed{seed}" if rate is None else f"{name}/lr{float(rate)}/seed{seed}"
+            alone = (*words, *own, f"--seed={seed}", f"--run_dir={store / part}")
+            runs.append(PlannedRun(store / part, part, shown, net, replace(config, seed=seed), alone))
+    words += [f"--seed={seeds[0]}", f"--seeds={len(seeds)}"]
+    if len(rates) > 1:
+        words += [f"--rates={','.join(map(str, rates))}", f"--run_dir={store / name}"]
+    else:  # as train_task.py names the directories of one learning rate, and that of one run
+        folder = runs[0].directory if len(seeds) == 1 else runs[0].directory.parent
+        words += [*own, f"--run_dir={folder}"]
+    return PlannedJob(name, tuple(words), tuple(runs))
+
+
+def _config(where: str, words: Sequence[str]) -> TaskRunConfig:
+    try:
+        invocation = parse(words)
+        return of_one_task(invocation.config, invocation.command)
+    except UserError as error:
+        raise UserError(f"{where}: {undashed(error)}") from None
+
+
+def _check_axes(path: str, run: PlannedRun, published: Mapping[str, Published]) -> None:
+    config = run.config
+    table = published.get(config.stream)
+    for key in () if table is None else (table.rows, table.columns):
+        with suppress(AttributeError):
+            value_at(config, key)
+            continue
+        raise UserError(f"{path}: published: {config.stream}: there is no setting {key!r}")
