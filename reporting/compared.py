@@ -8,6 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from datasets.scenarios import SCENARIOS
 from records.summary import figure
+from reporting.affinity import affinity_over_runs
 from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured, short
 from reporting.groups import Group
 from reporting.style import empty_figure, line_style, percent
@@ -50,7 +51,8 @@ def _mean(group: Group, key: str) -> str:
 
 def of_several_runs(groups: Sequence[Group]) -> list[DrawnFigure]:
     """All figures that these runs have the data for."""
-    return [picture for picture in (accuracy_over_episodes(groups), accuracy_against_cost(groups)) if picture]
+    drawn = accuracy_over_episodes(groups), accuracy_against_cost(groups), affinity_over_runs(groups)
+    return [picture for picture in drawn if picture]
 
 
 def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
