@@ -14,10 +14,12 @@ from scipy import stats
 import benchmark
 import modelzoo
 from benchmark import main
+from studies.grid import load_grid
 from studies.jobs import Ended
 from studies.papers import load_paper
 from tests.standins import write_mnist
 from tests.test_benchmark import finish, order, results, started
+from utils.torchvision_ops import declare_missing_operators
 
 PROJECT = Path(__file__).parent.parent
 PAPERS = sorted((PROJECT / "config/papers").glob("*.yaml"))
@@ -241,6 +243,33 @@ def refused(capsys, attempt, *words):
     assert [word for word in words if word not in error] == []
     assert not Path("store").exists()
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--paper", "--config"])
+def test_without_its_data_nothing_is_run(here, capsys, monkeypatch, option):
+    """A line before the first run, for published tables and grids alike; finished runs need no data."""
+    declare_missing_operators()
+    import torchvision
+
+    def no_network(loader: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    mnist, label = "config/dataset/split_mnist.yaml", {"--paper": "SGD", "--config": "finetune"}[option]
+    paper = write_table(data_config=mnist, data_dir="nowhere", smoke={"samples": 1})
+    grid = {"streams": [mnist], "hyperparams": [TABLE["hp_config"]], "methods": ["finetune"], "seeds": 1}
+    Path("grid.yaml").write_text(yaml.safe_dump({**grid, "data_dir": "nowhere"}))
+    given = [option, {"--paper": "table.yaml", "--config": "grid.yaml"}[option], "--store", "store"]
+    refused(capsys, lambda: main(given), f".yaml: {label}: MNIST is not in nowhere", "no network", "into nowhere")
+    runs = paper.grid.runs if option == "--paper" else load_grid("grid.yaml", Path("store")).runs
+    for run in runs:
+        done(run, 0.5)
+    assert main(given) == 0
+
+
+def test_data_that_do_not_fit_are_found_before_anything_is_run(here, capsys):
+    write_table(rows=[*TABLE["rows"], {**TABLE["rows"][0], "label": "nine", "data.tasks": [[9, 10]]}])
+    refused(capsys, command, "table.yaml: nine: ", "10")
 
 
 # What is run, and what stands in the table.
