@@ -754,6 +754,28 @@ def test_a_table_for_each_stream_and_network(here):
     assert Path("store/table.tex").read_text().count(r"\begin{table}") == 4
 
 
+@pytest.mark.parametrize(
+    ("entries", "titles"),
+    [
+        ([{}, {"scenario": "class"}], ["scenario task", "scenario class"]),
+        ([{}, {"hold_out": 0.5}], ["", "hold_out 0.5"]),
+        ([{"data.tasks": [[0, 1]]}, {"data.tasks": [[0, 1], [2, 3]]}], ["1 task", "2 tasks"]),
+        ([{"data.tasks": [[0, 1]]}, {"data.tasks": [[2, 3]]}], ["data 1", "data 2"]),
+        (
+            [{"samples": 3}, {"data.tasks": [[2, 3]]}, {"data.tasks": [[4, 5]]}, {}],
+            ["5 tasks, samples 3", "data 1, 1 task, samples 2", "data 2, 1 task, samples 2", "5 tasks, samples 2"],
+        ),
+    ],
+)
+def test_titles_say_once_how_data_of_one_name_differ(here, entries, titles):
+    methods = [{"method": "er", "label": f"er {number}", **entry} for number, entry in enumerate(entries)]
+    for run in write_grid(methods=methods, seeds=1).runs:
+        finish(run)
+    assert command("--tables_only") == 0
+    headings = [line for line in Path("store/table.md").read_text().splitlines() if line.startswith("## ")]
+    assert headings == [", ".join(["## split_digits, conv", *filter(None, [title])]) for title in titles]
+
+
 def runs(*columns):
     """Seed -> values; what is not given is 0."""
     keys = ("avg_acc_final", "forgetting_chaudhry", "bwt", "learning_acc", "fwt_isolated", "gain_isolated",
