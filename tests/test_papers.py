@@ -15,7 +15,6 @@ import benchmark
 import modelzoo
 from benchmark import main
 from studies.grid import load_grid
-from studies.jobs import Ended
 from studies.papers import load_paper
 from tests.standins import write_mnist
 from tests.test_benchmark import finish, order, results, started
@@ -61,20 +60,14 @@ def cells(text):
     return {row[0]: dict(zip(lines[0][1:], row[1:], strict=True)) for row in lines[2:]}
 
 
-def in_process(jobs, at_a_time, lock, show):
-    """Run the jobs one after the other in this process."""
-    for job in jobs:
-        code = modelzoo.main(job.command[2:])
-        yield Ended(job.name, 0.0, f"exit code {code}" * (code != 0))
-
-
 # The tables of the project.
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
-def test_a_quick_version_of_each_table_runs_and_says_that_it_is_not_the_table(path, tmp_path, monkeypatch, capsys):
+def test_a_quick_version_of_each_table_runs_and_says_that_it_is_not_the_table(
+    path, tmp_path, monkeypatch, in_process, capsys
+):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(benchmark, "run_jobs", in_process)
     write_mnist(Path("data"))
     assert main(["--paper", path.stem, "--smoke"]) == 0
     store = Path("runs/papers", f"{path.stem}-smoke")
