@@ -20,8 +20,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
+from datasets import build_stream
 from methods import METHODS
 from records.checkpoints import ENDING
 from records.directory import read_config
@@ -125,12 +127,13 @@ def benchmark(options: argparse.Namespace) -> int:
         check_run(run, options.config)
     if options.tables_only and not store.is_dir():
         raise UserError(f"--store {store} does not exist; without --tables_only it is made")
+    missing = [] if options.tables_only else [run for run in wanted if not run.finished]
     if not options.tables_only:
         check_machine(grid, options.config)
+        check_data(missing, options.config)
     with locked(store) as lock:
         try:
             if not options.tables_only:
-                missing = [run for run in wanted if not run.finished]
                 print(f"{len(wanted)} runs, {len(missing)} of them to do", flush=True)
                 execute(missing, store, options.jobs, lock, failures)
         finally:
@@ -177,6 +180,15 @@ def check_machine(grid: Grid, path: str) -> None:
                 f"{path}: some runs of {run.label} are in {first}, others would be in {precision}; "
                 f"add precision: {first}, or name another --store"
             )
+
+
+def check_data(runs: Sequence[PlannedRun], path: str) -> None:
+    """Raise UserError if data of these runs are missing or do not fit; what can be downloaded is there afterwards."""
+    try:
+        for data, run in {run.config.data: run for run in reversed(runs)}.items():
+            build_stream(data, run.config.seed, torch.device("cpu"))
+    except UserError as error:
+        raise UserError(f"{path}: {run.label}: {undashed(error)}") from None
 
 
 def execute(runs: Sequence[PlannedRun], store: Path, at_a_time: int, lock: int, failures: dict[str, str]) -> None:
