@@ -26,7 +26,7 @@ class Stack(nn.Module):
         self.nets = nn.ModuleList(nets)
         self._trunk: Mapping[str, list[Tensor]] = _by_name([net.trunk for net in nets])
         self._weights: list[Tensor] = [net.weight for net in nets]
-        self._biases: list[Tensor] = [net.bias for net in nets]
+        self._biases: list[Tensor] = [net.bias for net in nets if "bias" in net.head_values()]
 
     @property
     def trunk(self) -> nn.Module:
@@ -36,17 +36,15 @@ class Stack(nn.Module):
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         parameters = {name: torch.stack(values) for name, values in self._trunk.items()}
         features = self.trunk.stacked(parameters, inputs)  # type: ignore[operator]
-        weight, bias = torch.stack(self._weights), torch.stack(self._biases)
-        shape = (len(bias), *(1,) * (features.ndim - 2), -1)
-        return torch.matmul(features, _along(weight, features).transpose(-1, -2)) + bias.view(shape)
+        weight, between = torch.stack(self._weights), (1,) * (features.ndim - 3)
+        # As a trunk may have it, the examples of a batch lie side by side in memory, for outputs as for features.
+        outputs = torch.matmul(weight.view(len(weight), *between, *weight.shape[1:]), features.transpose(-1, -2))
+        if self._biases:
+            outputs = outputs + torch.stack(self._biases).view(len(weight), *between, -1, 1)
+        return outputs.transpose(-1, -2)
 
 
 def _by_name(modules: Sequence[nn.Module]) -> dict[str, list[Tensor]]:
     """The parameters of modules of one architecture by name."""
     columns = zip(*(module.named_parameters() for module in modules), strict=True)
     return {column[0][0]: [parameter for _, parameter in column] for column in columns}
-
-
-def _along(weight: Tensor, features: Tensor) -> Tensor:
-    """Weights [S, C, D] beside features [S, B, ..., D], for a matrix product with each of S."""
-    return weight.view(len(weight), *(1,) * (features.ndim - 3), *weight.shape[1:])

@@ -249,7 +249,7 @@ def groups(plans: Sequence[TaskPlan], command: TaskCommand, console: TaskConsole
         trial = trial_network(config, stream)
     if config.threads is None:
         use_threads(trial.trunk, stream.spec.input_shape, config.hp.batch, device)
-    together = stackable(trial) and len(plans) > 1
+    together = stackable(trial)
     opened = [_opened(plan, compute, stack, stream if plan is plans[0] else None) for plan in plans]
     by_step: dict[tuple[int, int], list[tuple[OneRun, Tree | None]]] = {}
     for place, (run, state) in enumerate(opened):

@@ -47,6 +47,10 @@ class _StackedFeed(Feed):
             feed.restore(own)
 
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
+        if all(feed.plain for feed in self._feeds):
+            whole = [torch.stack(column) for column in zip(*(feed.drawn(count) for feed in self._feeds), strict=True)]
+            yield from map(StackedBatch, *(column.split(size, 1) for column in whole))
+            return
         for parts in zip(*(feed.epoch(size, count) for feed in self._feeds), strict=True):
             columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
             inputs, targets, task_ids = (torch.stack(column) for column in columns)
