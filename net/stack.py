@@ -40,6 +40,7 @@ class Stack(nn.Module):
                 self.rows.append(whole)
                 for value, row in zip(own, whole.detach(), strict=True):
                     value.data = row
+        self._alone = self._named() if len(self.parts) == 1 else None  # one part needs no new tensors
 
     @property
     def trunk(self) -> nn.Module:
@@ -57,14 +58,19 @@ class Stack(nn.Module):
         return super().train(mode)
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
-        parts = [self.part(number) for number in range(len(self.parts))]
-        whole = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        named = dict(zip(self._names, whole, strict=True))
-        parameters = {name.removeprefix(_TRUNK): value for name, value in named.items() if name.startswith(_TRUNK)}
-        features = self.trunk.stacked(parameters, inputs)  # type: ignore[operator]
+        trunk, named = self._alone or self._named()
+        features = self.trunk.stacked(trunk, inputs)  # type: ignore[operator]
         weight, between = named["weight"], (1,) * (features.ndim - 3)
         # As a trunk may have it, the examples of a batch lie side by side in memory, for outputs as for features.
         outputs = torch.matmul(weight.view(len(weight), *between, *weight.shape[1:]), features.transpose(-1, -2))
         if "bias" in named:
             outputs = outputs + named["bias"].view(len(weight), *between, -1, 1)
         return outputs.transpose(-1, -2)
+
+    def _named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The parameters of all networks by name, [S, ...]: those of the trunk, and those of the head."""
+        parts = [self.part(number) for number in range(len(self.parts))]
+        whole = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        named = dict(zip(self._names, whole, strict=True))
+        trunk = {name.removeprefix(_TRUNK): value for name, value in named.items() if name.startswith(_TRUNK)}
+        return trunk, {name: value for name, value in named.items() if not name.startswith(_TRUNK)}
