@@ -81,6 +81,9 @@ def publish(run: Path, out: Path) -> list[str]:
     if not found:
         what = "has no checkpoints of a network on an algorithm" if holds_run(run) else f"has no {CONFIG}"
         raise UserError(f"{run} {what}; only runs of train_task.py that began with drawn weights have such networks")
+    heads = getattr(found[0].run.net.settings, "heads", 1) if found[0].run else 1
+    if heads > 1:
+        raise UserError(f"{run} has {heads} attention heads, of which published files say nothing; those have one")
     files = {PUBLISHED_NAME.format(**vars(stored)): _published(stored) for stored in found}
     try:
         write_folder(Path(os.path.realpath(out)), files)
