@@ -66,8 +66,8 @@ def planned(invocation: TaskInvocation, stack: ExitStack) -> list[TaskPlan]:
             if command.resume and not invocation.describes_run:
                 raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
             check_free(path, command.overwrite)
-            stack.enter_context(locked(path, "--run_dir "))
             plans.append(_new(path, _of_one_task(config, command), command))
+            stack.enter_context(locked(path, "--run_dir "))
             continue
         stack.enter_context(locked(path, "--run_dir "))
         check_whole(path)
