@@ -171,12 +171,9 @@ class Training:
     @property
     def clock(self) -> Clock:
         """The current time of training."""
-        repeat = self._recipe.steps_per_batch
-        epochs, steps = divmod(self._steps.done, self._per_epoch)
-        batch, again = divmod(steps, repeat)
-        before, after = (min(count * self._size, self.examples) for count in (batch, batch + 1))
-        examples = epochs * self.examples * repeat + before * repeat + again * (after - before)
-        return Clock(self._steps.done, examples, examples / (self.examples * repeat) if self._feed.fixed else None)
+        examples = self._recipe.seen(self._steps.done, self.examples, self._size)
+        whole = self.examples * self._recipe.steps_per_batch
+        return Clock(self._steps.done, examples, examples / whole if self._feed.fixed else None)
 
     def optimizer_state(self) -> dict[str, Tree]:
         """A copy of the optimizer's state, by name of the parameter."""
