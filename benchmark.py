@@ -20,8 +20,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
+from datasets import build_stream
 from methods import METHODS
 from methods.config import RunConfig
 from records.checkpoints import ENDING
@@ -137,12 +139,14 @@ def benchmark(options: argparse.Namespace) -> int:
         check_run(run, options.config)
     if options.tables_only and not store.is_dir():
         raise UserError(f"--store {store} does not exist; without --tables_only it is made")
+    missing = [] if options.tables_only else [job for job in wanted if job.missing]
     if not options.tables_only:
         check_machine(grid, options.config)
+        check_data([run for job in missing for run in job.runs], options.config)
     with locked(store) as lock:
         try:
             if not options.tables_only:
-                missing, count = [job for job in wanted if job.missing], sum(len(job.runs) for job in wanted)
+                count = sum(len(job.runs) for job in wanted)
                 print(f"{count} runs, {sum(job.missing for job in missing)} of them to do", flush=True)
                 execute(missing, PROGRAMS[grid.program], store, options.jobs, lock, failures)
         finally:
@@ -191,6 +195,15 @@ def check_machine(grid: Grid, path: str) -> None:
                 f"{path}: some runs of {run.label} are in {first}, others would be in {precision}; "
                 f"add precision: {first}, or name another --store"
             )
+
+
+def check_data(runs: Sequence[PlannedRun], path: str) -> None:
+    """Raise UserError if data of these runs are missing or do not fit; what can be downloaded is there afterwards."""
+    try:
+        for data, run in {run.config.data: run for run in reversed(runs)}.items():
+            build_stream(data, run.config.seed, torch.device("cpu"))
+    except UserError as error:
+        raise UserError(f"{path}: {run.label}: {undashed(error)}") from None
 
 
 def execute(

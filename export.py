@@ -12,11 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.errors import one_line, run_program
+from utils.errors import UserError, one_line, run_program
 from utils.options import Parser, check_choice
 from zoo import Zoo
 from zoo.exporting import FILES, check_formats, ship
 from zoo.options import add_combination, check_new, repeatable
+from zoo.saved import PLAIN
+from zoo.tiny import PUBLISHED, publish
 
 BOTH = "both"
 
@@ -34,7 +36,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("run", metavar="RUN", help="a run directory")
     add("--out", metavar="DIR", required=True,
         help="where the files go: a folder that does not exist or is empty (needed)")  # fmt: skip
-    add("--format", metavar="F", default=BOTH, help=f"{', '.join(FILES)} or {BOTH} (default: {BOTH})")
+    add("--format", metavar="F", default=BOTH, help=f"{', '.join(FILES)}, {BOTH}, or {PUBLISHED}: the checkpoints of a "
+        f"run of train_task.py, as networks on algorithms are published (default: {BOTH})")  # fmt: skip
     add("--task", metavar="NAME", action="append", default=[], dest="tasks",
         help="number or name of a task to export (or number=N, name=NAME); can be repeated (default: all)")  # fmt: skip
     add_combination(parser)
@@ -44,9 +47,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @repeatable()
 def export(options: argparse.Namespace) -> None:
     """Export, check, write."""
-    check_choice("--format", "format", options.format, (*FILES, BOTH))
+    check_choice("--format", "format", options.format, (*FILES, BOTH, PUBLISHED))
     formats = tuple(FILES) if options.format == BOTH else (options.format,)
     out = Path(options.out)
+    if options.format == PUBLISHED:
+        if options.tasks or (options.combine, options.temperature, options.budget) != PLAIN:
+            raise UserError(f"--format {PUBLISHED} is of the network of one task; leave --task and combinations out")
+        check_new(out, "folder")
+        for line in publish(Path(options.run).expanduser(), out):
+            print(one_line(line))
+        return
     check_formats(formats)
     check_new(out, "folder")
     zoo = Zoo.load(options.run, "cpu").combined(options.combine, options.temperature, options.budget)

@@ -104,8 +104,7 @@ class CrossEntropy(_Probabilities):
         return F.cross_entropy(outputs.float(), targets)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        every = F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), reduction="none")
-        return every.view(targets.shape).mean(1)
+        return F.cross_entropy(outputs.float().transpose(1, 2), targets, reduction="none").mean(1)
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         right = predictions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -30,14 +30,16 @@ Sums = dict[str, Tensor]  # "n": examples of each class [C], "sum": of their fea
 def solve(sums: Sums, head: str, regularisation: float) -> tuple[Tensor, Tensor]:
     """Weight [C, D] and bias [C], float64, of the head for sums over the examples, with class means m and N examples.
 
-    mean    w_c = m_c,  b_c = -|m_c|^2 / 2: the nearest mean is the largest output
+    mean    w_c = m_c,  b_c = -|m_c|^2 / 2: the nearest mean has the largest output
     lda     w_c = S^-1 m_c,  b_c = -m_c' S^-1 m_c / 2 + log(n_c / N),  S the covariance within classes + r I
     ridge   the minimum of 1/N sum |W h + b - y|^2 + r |W|^2, y one-hot; b is not held down
+
+    A class without examples is never the answer.
     """
     n, total, square = sums["n"], sums["sum"], sums["square"]
     means, count = total / n.clamp_min(1).unsqueeze(1), n.sum()
     if head == "mean":
-        return means, -means.square().sum(1) / 2
+        return means, torch.where(n > 0, -means.square().sum(1) / 2, -torch.inf)
     identity = torch.eye(len(square), dtype=square.dtype, device=square.device)
     if head == "lda":
         within = (square - total.T @ means) / count + regularisation * identity
@@ -53,8 +55,8 @@ def solve(sums: Sums, head: str, regularisation: float) -> tuple[Tensor, Tensor]
 class ClosedForm(SingleNet):
     """One pass over each task adds to the sums of its head, and the head is solved anew; no gradient steps."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Settings(SingleNet.Settings):
+    @dataclass(frozen=True)
+    class Settings:  # not those of SingleNet, which are about training
         head: str = setting(HEADS, "nearest class mean, linear discriminant analysis or ridge regression, see `solve`")
         regularisation: float = setting(Range(0, whole=False, open_low=True), "r of `solve`")
 

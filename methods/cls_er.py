@@ -30,8 +30,8 @@ _RATE, _DECAY = Range(0, 1, whole=False, open_low=True), Range(0, 1, whole=False
 class Averaging(NormRule):
     """The loss of experience replay + strength |h(x) - z|^2 on replayed examples, z the outputs of an average.
 
-    It is the average that gives the true class the higher probability. After step n of the run each average a becomes,
-    with the probability of its rate,  d a + (1 - d) theta,  d = min(1 - 1 / (n + 1), its decay).
+    For each example z is of that average which gives its class the higher probability. After step n of the run each
+    average a becomes, with the probability of its rate,  d a + (1 - d) theta,  d = min(1 - 1 / (n + 1), its decay).
 
     Batch normalisation of the averages has statistics of its own, of the replayed examples, as in the authors' code:
     those of the network are not those of averaged weights. Dropout is for the network alone.
@@ -92,7 +92,10 @@ class Averaging(NormRule):
 
 
 class CLSER(ReplayNet):
-    """CLS-ER; with `fill: after` the averages begin at the network that has learned the first task."""
+    """The steps of `Averaging`; the stable average answers.
+
+    With `fill: after` both averages begin at the network that has learned the first task, with `during` at its start.
+    """
 
     @dataclass(frozen=True)
     class Settings(ReplayNet.Settings):

@@ -34,7 +34,7 @@ def in_test_mode(net: MultiHead) -> Iterator[None]:
 
 
 class MostInterfered(NormRule):
-    """A step of experience replay, `er`, on the new batch and the `count` candidates whose loss it would raise most.
+    """A step of the rule `er` on the new batch and the `count` candidates that are harmed most.
 
     The score of a candidate (x, y) is  l(h(x; theta - rate g), y) - l(h(x; theta), y),  g the gradient of the loss on
     the new batch. All of it is in test mode: no statistics of batch normalisation change, and dropout draws nothing.

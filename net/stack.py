@@ -1,11 +1,14 @@
 """Several networks of one architecture that compute together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from net.multihead import MultiHead
+
+_TRUNK = "trunk."
 
 
 def stackable(net: MultiHead) -> bool:
@@ -16,37 +19,58 @@ def stackable(net: MultiHead) -> bool:
 class Stack(nn.Module):
     """S networks on S batches: inputs [S, B, *input], task ids of any shape -> outputs [S, B, ..., C].
 
-    The networks keep their own parameters, so that each can be saved, evaluated and trained alone; a forward pass
-    stacks them. Their trunk has a function `stacked`: parameters by name [S, ...], inputs [S, B, *input] -> features
-    [S, B, ..., D].
+    Parameters of the same name are rows of one tensor, of which each network's own are views: what trains the stack
+    trains the networks, and each can be saved, loaded and evaluated alone. Networks next to each other that have the
+    same `key` share their tensors; others have some of their own, for an optimizer that tells them apart. Their trunk
+    has a function `stacked`: parameters by name [S, ...], inputs [S, B, *input] -> features [S, B, ..., D].
     """
 
-    def __init__(self, nets: Sequence[MultiHead]) -> None:
+    def __init__(self, nets: Sequence[MultiHead], keys: Sequence[Any] = ()) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(nets)
-        self._trunk: Mapping[str, list[Tensor]] = _by_name([net.trunk for net in nets])
-        self._weights: list[Tensor] = [net.weight for net in nets]
-        self._biases: list[Tensor] = [net.bias for net in nets]
+        self.nets = list(nets)
+        keys = keys or [None] * len(nets)
+        begins = [n for n, key in enumerate(keys) if n == 0 or key != keys[n - 1]]
+        self.parts = [range(*pair) for pair in zip(begins, [*begins[1:], len(nets)], strict=True)]
+        self._names = [name for name, _ in nets[0].named_parameters()]
+        self.rows = nn.ParameterList()  # for each part, the tensor [networks of the part, ...] of each name
+        for part in self.parts:
+            columns = zip(*(nets[n].parameters() for n in part), strict=True)
+            for own in map(list, columns):
+                whole = nn.Parameter(torch.stack([value.detach() for value in own]), own[0].requires_grad)
+                self.rows.append(whole)
+                for value, row in zip(own, whole.detach(), strict=True):
+                    value.data = row
+        self._alone = self._named() if len(self.parts) == 1 else None  # one part needs no new tensors
 
     @property
     def trunk(self) -> nn.Module:
         """One of the trunks, which have the same architecture."""
-        return self.nets[0].trunk  # type: ignore[return-value]
+        return self.nets[0].trunk
+
+    def part(self, number: int) -> list[nn.Parameter]:
+        """The tensors of one part, in the order of a network's parameters."""
+        count = len(self._names)
+        return list(self.rows)[number * count : (number + 1) * count]
+
+    def train(self, mode: bool = True) -> "Stack":
+        for net in self.nets:
+            net.train(mode)
+        return super().train(mode)
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
-        parameters = {name: torch.stack(values) for name, values in self._trunk.items()}
-        features = self.trunk.stacked(parameters, inputs)  # type: ignore[operator]
-        weight, bias = torch.stack(self._weights), torch.stack(self._biases)
-        shape = (len(bias), *(1,) * (features.ndim - 2), -1)
-        return torch.matmul(features, _along(weight, features).transpose(-1, -2)) + bias.view(shape)
+        trunk, named = self._alone or self._named()
+        features = self.trunk.stacked(trunk, inputs)  # type: ignore[operator]
+        weight, between = named["weight"], (1,) * (features.ndim - 3)
+        # As a trunk may have it, the examples of a batch lie side by side in memory, for outputs as for features.
+        outputs = torch.matmul(weight.view(len(weight), *between, *weight.shape[1:]), features.transpose(-1, -2))
+        if "bias" in named:
+            outputs = outputs + named["bias"].view(len(weight), *between, -1, 1)
+        return outputs.transpose(-1, -2)
 
-
-def _by_name(modules: Sequence[nn.Module]) -> dict[str, list[Tensor]]:
-    """The parameters of modules of one architecture by name."""
-    columns = zip(*(module.named_parameters() for module in modules), strict=True)
-    return {column[0][0]: [parameter for _, parameter in column] for column in columns}
-
-
-def _along(weight: Tensor, features: Tensor) -> Tensor:
-    """Weights [S, C, D] beside features [S, B, ..., D], for a matrix product with each of S."""
-    return weight.view(len(weight), *(1,) * (features.ndim - 3), *weight.shape[1:])
+    def _named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The parameters of all networks by name, [S, ...]: those of the trunk, and those of the head."""
+        parts = [self.part(number) for number in range(len(self.parts))]
+        whole = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        named = dict(zip(self._names, whole, strict=True))
+        trunk = {name.removeprefix(_TRUNK): value for name, value in named.items() if name.startswith(_TRUNK)}
+        return trunk, {name: value for name, value in named.items() if not name.startswith(_TRUNK)}

@@ -122,9 +122,14 @@ def run(case: Case, epochs: int, device: str, tasks: Sequence[Sequence[int]] = F
         return json.loads((modelzoo_run([*options, "--run_dir", f"{folder}/run"]) / "summary.json").read_text())
 
 
+def silent() -> contextlib.AbstractContextManager[object]:
+    """Without what programs print."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
 def modelzoo_run(arguments: Sequence[str]) -> Path:
     """Run modelzoo.py in this process, without its output; the run directory."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with silent():
         return modelzoo.run(parse([*arguments, "--quiet"]))
 
 

@@ -19,7 +19,7 @@ from utils.yaml_files import parse_value
 
 PROJECT = Path(__file__).resolve().parent.parent
 LEARNED, HOW, WHERE = "what is learned", "how", "where to"
-_LENGTHS = {"hp.epochs", "hp.steps", "hp.examples"}
+LENGTHS = {"hp.epochs", "hp.steps", "hp.examples"}
 
 
 def shipped(folder: str, name: str, what: str, option: str) -> Any:
@@ -144,8 +144,8 @@ class Program(Generic[C, R]):
         command = self.command(**{key: own[key].check(v.where, v.value) for key, v in values.items() if key in own})
         check_command(command, values)
         sections = {"data": data_section(command.data_config), **net_sections(command.hp_config), "settings": {}}
-        if _LENGTHS & values.keys():  # the length of training on the command line replaces the one of the YAML
-            for key in _LENGTHS:
+        if LENGTHS & values.keys():  # the length of training on the command line replaces the one of the YAML
+            for key in LENGTHS:
                 sections["hp"].pop(key.partition(".")[2], None)
         others = {}
         for key, value in values.items():

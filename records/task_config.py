@@ -35,6 +35,15 @@ class TaskRunConfig(BaseConfig):
         "(default: checkpoints)", default=CHECKPOINTS, option="evaluate_at", group="how", metavar="WHEN",
     )  # fmt: skip
 
+    evaluate_only: bool = setting(
+        bool, "train nothing: evaluate the network that training would begin with (default: train)", default=False,
+        option="evaluate_only", group="how",
+    )  # fmt: skip
+    begun_from: str | None = setting(
+        str, "the file with the first weights (default: they are drawn)", default=None, internal=True, machine=True
+    )
+    begun_from_sha256: str | None = setting(str, "checksum of that file", default=None, internal=True)
+
     @property
     def evaluations(self) -> str:
         """The policy of evaluations."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from records.commandline import HOW, LEARNED, WHERE, BaseCommand, Parsed, Program, shipped
+from records.commandline import HOW, LEARNED, LENGTHS, WHERE, BaseCommand, Parsed, Program, shipped
 from records.task_config import TaskRunConfig
+from records.tiny import HANDCRAFTED
 from training.recipe import Recipe
 from utils.errors import UserError
-from utils.settings import Range, declarations, setting
+from utils.settings import Range, counts, declarations, setting
 
 
 class Rates:
@@ -50,6 +51,15 @@ class TaskCommand(BaseCommand):
         Rates, "learning rates with commas between them: one run for each and each seed, all trained at once, in "
         "DIR/lr<rate>/seed<N> (default: the one of --hp_config)", default=(), option="rates", group=HOW,
         metavar="LR,...",
+    )  # fmt: skip
+    zoo_dir: str | None = setting(
+        str, "begin with the network of this folder that fits task, sizes and seed, a published file or a checkpoint "
+        f"of another run; {HANDCRAFTED}: with weights that were written down (default: drawn weights)",
+        default=None, option="zoo_dir", group=LEARNED, metavar="DIR",
+    )  # fmt: skip
+    n_seqs: int | None = setting(
+        counts(Range(0)), "which network of --zoo_dir: the one that has seen N examples, such as 2^20 (default: the "
+        "one trained longest)", default=None, option="n_seqs", group=LEARNED,
     )  # fmt: skip
 
 
@@ -111,6 +121,10 @@ def _invocation(parsed: Parsed[TaskCommand, TaskRunConfig]) -> TaskInvocation:
     if parsed.changes:
         key = next(iter(parsed.changes))
         raise UserError(f"--set settings.{key}: these are settings of a method, of which train_task.py has none")
+    if command.n_seqs is not None and command.zoo_dir in (None, HANDCRAFTED):
+        raise UserError(f"--n_seqs {command.n_seqs} chooses a network of a folder; name one with --zoo_dir")
+    if config.evaluate_only and (lengths := LENGTHS & parsed.given):
+        raise UserError(f"--evaluate_only trains nothing; leave --{min(lengths).removeprefix('hp.')} out")
     if len(config.data.tasks) > 1 and command.task is None and not command.resume:
         raise UserError(f"{config.data.path} has {len(config.data.tasks)} tasks; say which with --task NUMBER or NAME")
     given = parsed.given

@@ -30,6 +30,7 @@ from records.summary import read_summary, summarize
 from records.task_config import METHOD, TaskRunConfig
 from records.task_invocation import PROGRAM, TaskCommand, TaskInvocation
 from records.task_monitor import TaskBoard, TaskConsole, TaskMonitor
+from records.tiny import Begin, first_network
 from records.writing import header_of, main_metric, resolve, saved_member, task_facts
 from training.launch import choose_launch
 from training.loop import Clock, Training
@@ -54,6 +55,7 @@ class TaskPlan:
     config: TaskRunConfig
     saved: Mapping[str, Any] | None = None  # config.yaml of the interrupted run
     summary: Mapping[str, Any] | None = None  # of a finished one
+    begin: Begin | None = None  # where a new run does not begin with weights that are drawn
 
 
 def planned(invocation: TaskInvocation, stack: ExitStack) -> list[TaskPlan]:
@@ -64,14 +66,21 @@ def planned(invocation: TaskInvocation, stack: ExitStack) -> list[TaskPlan]:
             if command.resume and not invocation.describes_run:
                 raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
             check_free(path, command.overwrite)
+            plans.append(_new(path, of_one_task(config, command), command))
             stack.enter_context(locked(path, "--run_dir "))
-            plans.append(TaskPlan(path, of_one_task(config, command)))
             continue
         stack.enter_context(locked(path, "--run_dir "))
         check_whole(path)
         saved, summary = read_config(path), read_summary(path)
         plans.append(TaskPlan(path, _resumed(path, config, invocation, saved), saved, summary))
     return plans
+
+
+def _new(path: Path, config: TaskRunConfig, command: TaskCommand) -> TaskPlan:
+    if command.zoo_dir is None:
+        return TaskPlan(path, config)
+    begin = first_network(command.zoo_dir, config, command.n_seqs)
+    return TaskPlan(path, replace(config, begun_from=begin.path, begun_from_sha256=begin.sha256), begin=begin)
 
 
 def of_one_task(config: TaskRunConfig, command: TaskCommand) -> TaskRunConfig:
@@ -91,6 +100,8 @@ def _resumed(
     if saved.get("method") != METHOD:
         raise UserError(f"--resume: {path} is a run of modelzoo.py; resume it with that program")
     config: TaskRunConfig = saved_config(str(path / "config.yaml"), saved, TaskRunConfig)
+    if invocation.command.zoo_dir is not None and config.begun_from is None:
+        raise UserError(f"--resume: {path} began with weights that were drawn; leave --zoo_dir out")
     if "data_config" in invocation.given or invocation.command.task is not None:
         asked = of_one_task(asked, invocation.command)
     names = {key: declared.option for key, declared in PROGRAM.options().items()}
@@ -124,7 +135,8 @@ class Group:
         self, runs: Sequence[OneRun], training: Training, checkpoints: TaskCheckpoints, monitor: TaskMonitor
     ) -> None:  # fmt: skip
         self.runs, self.training, self.checkpoints, self.monitor = runs, training, checkpoints, monitor
-        first, length = runs[0].config, training.length
+        first = runs[0].config
+        length = 0 if first.evaluate_only else training.length
         self._kept, self._watched = set(times(first.checkpoints, length)), set(times(first.evaluations, length))
         self._saved = time.monotonic()
 
@@ -178,7 +190,8 @@ class Group:
         loss = stats.loss if losses is None else losses[number]
         return EpisodeFacts(
             1, [1], {}, stats.examples, stats.images, stats.gradients, stats.steps, self.checkpoints.seconds(),
-            stats.seconds, stats.images / stats.seconds, loss, peak_memory(self.runs[0].net.weight.device),
+            stats.seconds, stats.images / stats.seconds if stats.images else 0.0, loss,
+            peak_memory(self.runs[0].net.weight.device),
         )  # fmt: skip
 
 
@@ -249,7 +262,7 @@ def groups(plans: Sequence[TaskPlan], command: TaskCommand, console: TaskConsole
         trial = trial_network(config, stream)
     if config.threads is None:
         use_threads(trial.trunk, stream.spec.input_shape, config.hp.batch, device)
-    together = stackable(trial) and len(plans) > 1
+    together = stackable(trial)
     streams = {config.seed: stream}  # runs of one seed have the same data
     opened = []
     for plan in plans:
@@ -281,6 +294,8 @@ def _opened(
     task = stream.tasks[0]
     with seeded(config.seed, *NAME):
         net = new_network(config, stream.spec, {task.id: task.num_outputs}).to(device)
+    if config.begun_from is not None:
+        _begin(net, plan, directory)
     content = directory.training("_".join(map(str, NAME)))
     state = None if content is None else from_bytes(content, device)
     launched = f"{describe_device(device)}, {resolved['precision']}"
@@ -288,6 +303,16 @@ def _opened(
     start = RunStart(header, resolved, hyperparameters(config), 1, None, (), tuple(directory.rows))
     watching = Watching(task, stream.spec, compute, config.evaluate)
     return OneRun(config, stream, directory, net, watching, start), state
+
+
+def _begin(net: MultiHead, plan: TaskPlan, directory: RunDirectory) -> None:
+    """Give a network its first weights, which the run keeps: a resumed one does not need the folder they came from."""
+    if plan.begin is not None:
+        directory.add_checkpoint(0, plan.begin.state)
+        directory.keep_training(0.0, {})
+    if not directory.has_checkpoint(0):
+        raise UserError(f"{plan.path} was stopped before it held its first weights; begin it again with --overwrite")
+    net.load_state_dict(directory.checkpoint(0))
 
 
 def _group(
@@ -311,7 +336,9 @@ def _group(
     console.begins(first.start, seeds, [run.config.hp.lr for run in runs])
     common: dict[str, Any] = {"monitor": monitor, "checkpoints": checkpoints}
     training: Training
-    if len(runs) == 1:
+    # A stack computes faster on a CPU, also alone; steps of a single network can be CUDA graphs.
+    alone = len(runs) == 1 and (compute.device.type == "cuda" or not stackable(first.net))
+    if alone:
         with seeded(first.config.seed, "trial"):
             trial = new_network(first.config, spec, first.net.head_sizes).to(compute.device)
             compute, _ = choose_launch(trial, task.id, task.train, spec, recipe, compute)
@@ -327,5 +354,6 @@ def _group(
         if states[0]:
             training.restore(states)
     monitor.clock = lambda: training.clock
-    console.training(training.examples * training.epochs, training.clock.examples)
+    total = 0 if first.config.evaluate_only else training.examples * training.epochs
+    console.training(total, training.clock.examples)
     return Group(runs, training, checkpoints, monitor)

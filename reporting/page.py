@@ -76,9 +76,9 @@ class Page:
         check_own(folder / "figures")
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for picture in chain(*(section.pictures for section in self.sections)):
-            name, svg = picture.name, style.svg(picture.drawn)
+            name, (svg, png) = picture.name, style.svg_and_png(picture.drawn)
             svgs[name] = Markup(style.inline(svg, name, picture.title, themed))  # matplotlib has escaped its texts
-            files = {"png": style.png(picture.drawn), "svg": svg.encode(), "csv": _csv(picture.data)}
+            files = {"png": png, "svg": svg.encode(), "csv": _csv(picture.data)}
             for ending, content in files.items():
                 write_bytes(folder / "figures" / f"{name}.{ending}", content)
         page = environment.get_template("page.html").render(vars(self), svgs=svgs)

@@ -69,18 +69,13 @@ def whole(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def png(drawn: Figure) -> bytes:
-    """The figure as PNG on white, for slides."""
-    file = io.BytesIO()
-    drawn.savefig(file, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    return file.getvalue()
-
-
-def svg(drawn: Figure) -> str:
-    """The figure as SVG, for papers."""
-    file = io.StringIO()
-    drawn.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return printable(file.getvalue())
+def svg_and_png(drawn: Figure) -> tuple[str, bytes]:
+    """The figure as SVG, for papers, and as PNG on white, for slides."""
+    text, pixels = io.StringIO(), io.BytesIO()
+    drawn.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn.set_layout_engine("none")  # all has its place now; to find it again would take as long as to draw
+    drawn.savefig(pixels, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return printable(text.getvalue()), pixels.getvalue()
 
 
 def inline(text: str, name: str, title: str, palette: Iterable[str] = ()) -> str:

@@ -127,18 +127,31 @@ def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         place = next(fits, len(alike))
         alike[place:] = alike[place:] or [(data, {})]
         alike[place][1].update(sums)
-        found.append((name, place, alike))
-    headings = []
-    for name, place, alike in found:
-        data, _ = alike[place]
-        without = ", ".join(map(str, data.get("data.forgotten", ())))
-        shown = {"data.tasks": f"{len(data['data.tasks'])} tasks", "data.forgotten": f"without task {without}"}
-        words = [
-            shown.get(key, f"{key.removeprefix('data.')} {value}") for key, value in data.items()
-            if value and any(other.get(key) != value for other, _ in alike)
-        ]  # fmt: skip
-        headings.append(", ".join([name, *[f"data {place + 1}"] * (len(alike) > 1), *words]))
-    return headings
+        found.append((name, place))
+    words = {name: _differences([data for data, _ in alike]) for name, alike in kinds.items()}
+    return [", ".join([name, *words[name][place]]) for name, place in found]
+
+
+def _differences(alike: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """For each of some data, the words that tell it from the others; a number where words do not."""
+    found = [
+        [_in_words(key, value) for key, value in data.items() if value and any(o.get(key) != value for o in alike)]
+        for data in alike
+    ]
+    shared = set(found[0]).intersection(*found)  # as of other tasks, but as many
+    found = [[word for word in words if word not in shared] for words in found]
+    return [
+        [*[f"data {found[: place + 1].count(words)}"] * (found.count(words) > 1), *words]
+        for place, words in enumerate(found)
+    ]
+
+
+def _in_words(key: str, value: Any) -> str:
+    if key == "data.tasks":
+        return f"{len(value)} task{'s' * (len(value) != 1)}"
+    if key == "data.forgotten":
+        return f"without task {', '.join(map(str, value))}"
+    return f"{key.removeprefix('data.')} {value}"
 
 
 def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:

@@ -28,7 +28,20 @@ from utils.errors import UserError
 AXES = ("program", "streams", "hyperparams", "seeds", "vary", "published")
 RATE = "hp.lr"
 # Options that the grid or the program sets itself.
-_OWN = {"data_config", "hp_config", "seed", "seeds", "rates", "run_dir", "overwrite", "resume", "verify", "quiet"}
+_OWN = {
+    "data_config",
+    "hp_config",
+    "seed",
+    "seeds",
+    "rates",
+    "run_dir",
+    "overwrite",
+    "resume",
+    "verify",
+    "quiet",
+    "zoo_dir",
+    "n_seqs",
+}
 OPTIONS = Options({of.option: of for of in PROGRAM.options().values() if of.option not in _OWN})
 
 

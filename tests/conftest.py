@@ -1,12 +1,22 @@
-"""Before any test: how threads wait, which is decided before torch is loaded; and a fixture of several files."""
+"""Before any test: how threads wait, which is decided before torch is loaded; and fixtures of several files."""
 
 from utils.startup import prepare
 
 prepare(__name__)
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What is flushed to the disk outlives a power failure, which no test causes; some thousand waits are minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture
@@ -20,3 +30,18 @@ def here(tmp_path, monkeypatch):
     Path("orders").mkdir()
     monkeypatch.setitem(benchmark.PROGRAMS, "modelzoo", tmp_path / "program.py")
     return tmp_path
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Benchmarks run modelzoo.py in this process, one run after the other."""
+    import benchmark
+    import modelzoo
+    from studies.jobs import Ended
+
+    def run_jobs(jobs, at_a_time, lock, show):
+        for job in jobs:
+            code = modelzoo.main(job.command[2:])
+            yield Ended(job.name, 0.0, f"exit code {code}" * (code != 0))
+
+    monkeypatch.setattr(benchmark, "run_jobs", run_jobs)

@@ -66,6 +66,16 @@ def test_the_nearest_mean_is_that_of_scikit_learn(seed):
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_a_class_without_examples_is_never_the_answer(head):
+    """The other answers are those of the head without it; many examples are nearer to 0 than to any mean."""
+    h, targets = examples(0)
+    h, targets = h[targets != 1], targets[targets != 1]
+    one, other = (solve(sums_of(h, labels), head, 0.1) for labels in (targets, (targets - 1).clamp_min(0)))
+    found, expected = ((h @ weight.T + bias).argmax(1) for weight, bias in (one, other))
+    assert torch.equal(found, torch.where(expected > 0, expected + 1, 0))
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("scenario", ["class", "domain"])
 def test_the_order_of_the_tasks_does_not_matter(head, scenario):
     """Sums are in float64 and weights in float32, so that another order of summation changes no weight."""

@@ -14,10 +14,11 @@ from scipy import stats
 import benchmark
 import modelzoo
 from benchmark import main
-from studies.jobs import Ended
+from studies.grid import load_grid
 from studies.papers import load_paper
 from tests.standins import write_mnist
 from tests.test_benchmark import finish, order, results, started
+from utils.torchvision_ops import declare_missing_operators
 
 PROJECT = Path(__file__).parent.parent
 PAPERS = sorted((PROJECT / "config/papers").glob("*.yaml"))
@@ -59,20 +60,14 @@ def cells(text):
     return {row[0]: dict(zip(lines[0][1:], row[1:], strict=True)) for row in lines[2:]}
 
 
-def in_process(jobs, at_a_time, lock, show):
-    """Run the jobs one after the other in this process."""
-    for job in jobs:
-        code = modelzoo.main(job.command[2:])
-        yield Ended(job.name, 0.0, f"exit code {code}" * (code != 0))
-
-
 # The tables of the project.
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
-def test_a_quick_version_of_each_table_runs_and_says_that_it_is_not_the_table(path, tmp_path, monkeypatch, capsys):
+def test_a_quick_version_of_each_table_runs_and_says_that_it_is_not_the_table(
+    path, tmp_path, monkeypatch, in_process, capsys
+):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(benchmark, "run_jobs", in_process)
     write_mnist(Path("data"))
     assert main(["--paper", path.stem, "--smoke"]) == 0
     store = Path("runs/papers", f"{path.stem}-smoke")
@@ -241,6 +236,33 @@ def refused(capsys, attempt, *words):
     assert [word for word in words if word not in error] == []
     assert not Path("store").exists()
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--paper", "--config"])
+def test_without_its_data_nothing_is_run(here, capsys, monkeypatch, option):
+    """A line before the first run, for published tables and grids alike; finished runs need no data."""
+    declare_missing_operators()
+    import torchvision
+
+    def no_network(loader: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    mnist, label = "config/dataset/split_mnist.yaml", {"--paper": "SGD", "--config": "finetune"}[option]
+    paper = write_table(data_config=mnist, data_dir="nowhere", smoke={"samples": 1})
+    grid = {"streams": [mnist], "hyperparams": [TABLE["hp_config"]], "methods": ["finetune"], "seeds": 1}
+    Path("grid.yaml").write_text(yaml.safe_dump({**grid, "data_dir": "nowhere"}))
+    given = [option, {"--paper": "table.yaml", "--config": "grid.yaml"}[option], "--store", "store"]
+    refused(capsys, lambda: main(given), f".yaml: {label}: MNIST is not in nowhere", "no network", "into nowhere")
+    runs = paper.grid.runs if option == "--paper" else load_grid("grid.yaml", Path("store")).runs
+    for run in runs:
+        done(run, 0.5)
+    assert main(given) == 0
+
+
+def test_data_that_do_not_fit_are_found_before_anything_is_run(here, capsys):
+    write_table(rows=[*TABLE["rows"], {**TABLE["rows"][0], "label": "nine", "data.tasks": [[9, 10]]}])
+    refused(capsys, command, "table.yaml: nine: ", "10")
 
 
 # What is run, and what stands in the table.

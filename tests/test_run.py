@@ -274,7 +274,7 @@ def test_overwrite_replaces_a_run_and_the_same_seed_gives_the_same_run(runs, tmp
 def test_the_progress_bar_on_a_terminal(tmp_path):
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
-    arguments = ["--samples", "5", "--epochs", "150", "--continual", "--run_dir", "run"]
+    arguments = ["--samples", "5", "--epochs", "150", "--continual", "--method", "finetune", "--run_dir", "run"]
     program = [sys.executable, str(PROJECT / "modelzoo.py"), *arguments]
     process = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=child)
     os.close(child)

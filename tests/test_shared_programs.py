@@ -78,7 +78,6 @@ def test_a_run_says_how_the_task_is_told(here, capsys):
         page = " ".join(Path(f"er_{scenario}/report.html").read_text().split())
         assert f"as {scenario}-incremental learning: the task is not told" in page
         assert "task-trained heads" not in page
-    assert learn(Path(), "class", "finetune", "told") == 0
     assert modelzoo.main(["--data_config=d.yaml", "--hp_config=hp.yaml", "--samples=9", "--continual",
                           "--scenario=class", "--method=finetune", "--run_dir=loud"]) == 0  # fmt: skip
     told = capsys.readouterr().out
@@ -191,7 +190,7 @@ def test_an_extension_that_would_number_classes_anew_is_refused(here, capsys):
     assert "the data are not those that two was trained on" in told
 
 
-def test_a_benchmark_runs_a_scenario_and_refuses_methods_that_have_none(here, capsys):
+def test_a_benchmark_runs_a_scenario_and_refuses_methods_that_have_none(here, in_process, capsys):
     grid = {
         "streams": ["d.yaml"], "hyperparams": ["hp.yaml"], "seeds": 1, "samples": 4, "epochs": 1, "scenario": "class",
         "methods": ["finetune", {"method": "er", "memory_per_class": 2}, "joint"],

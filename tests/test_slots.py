@@ -1,5 +1,6 @@
 """A memory of slots that is filled while examples arrive: chance, brute force, and what real runs replay."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -15,6 +16,7 @@ from datasets.task import Episode
 from methods import METHODS, check_method
 from methods.er import ER
 from methods.memory.audit import Auditor, Budget, BudgetError
+from methods.memory.replay import ReplayMemory
 from methods.memory.slots import NONE, Arrivals, ClassReservoir, SlotReplays, distinct, reservoir_slots
 from methods.single import NormRule
 from tests.test_protocols import named_stream, of_scenario
@@ -49,6 +51,22 @@ def test_at_any_time_each_example_that_has_arrived_is_kept_equally_often(arrived
     statistic = sum((kept[i] - expected) ** 2 / expected for i in range(arrived)) * (arrived - 1) / (arrived - size)
     assert chi2.sf(statistic, arrived - 1) > 1e-3
     assert chi2.cdf(statistic, arrived - 1) > 1e-3  # nor more even than chance
+
+
+def test_tasks_of_which_few_examples_arrive_are_kept_equally_often():
+    """By the variance of draws without replacement; all slots are used."""
+    size, arriving, draws, kept = 10, 8, 300, Counter()
+    stream = toy_stream(3, count=25)
+    for seed in range(draws):
+        memory = ReplayMemory(Budget(total=size), seed, "reservoir", order=lambda _: torch.arange(arriving))
+        for number, task in enumerate(stream.tasks, 1):
+            with memory.auditor.lending(Episode(number, (task,))) as episode:
+                memory.add(episode.new[0])
+            assert memory.size()[0] == min(size, number * arriving)
+        kept.update({task: len(memory.examples(task)) for task in memory.tasks})
+    for task in (1, 2, 3):
+        variance = size * (1 / 3) * (2 / 3) * (24 - size) / 23
+        assert abs(kept[task] - draws * size / 3) < 4 * math.sqrt(draws * variance)
 
 
 def test_a_reservoir_of_one_class_is_a_reservoir():
@@ -209,6 +227,22 @@ def test_only_what_has_arrived_before_is_replayed(buffer, repeat, scenario, monk
     assert next(steps, None) is None
     assert len({image for _, replayed in STEPS[-3 * repeat :] for image in replayed}) <= 9  # the slots, as they stay
     assert learner.memory.size()[0] == 9
+
+
+@pytest.mark.parametrize(("count", "hp", "arriving"), [(25, {"epochs": 1}, 24), (24, {"epochs": None, "steps": 2}, 16)])
+def test_what_does_not_arrive_leaves_no_slot_empty(count, hp, arriving, monkeypatch):
+    """A last batch of one example, or what comes after the last step."""
+    monkeypatch.setitem(METHODS, "er", NotingER)
+    STEPS.clear()
+    settings = {"fill": "during", "buffer": "reservoir", "replay_batch": 40}
+    config = of_scenario("task", method="er", memory=40, hp={"augment": False, **hp}, settings=settings)
+    learner, _, _ = run_toy(config, toy_stream(3, count=count))
+    arrived = set()
+    for new, replayed in STEPS:
+        assert set(replayed) <= arrived
+        assert len(set(replayed)) == len(replayed) == min(40, len(arrived))
+        arrived |= set(new)
+    assert learner.memory.size()[0] == min(40, 3 * arriving)
 
 
 @pytest.mark.parametrize("repeat", [1, 3])

@@ -51,17 +51,22 @@ def batches(
     shuffle: bool = True,
 ) -> Iterator[Batch]:  # fmt: skip
     """The examples in a random order, or the first `count` of them, in batches of `size`; the last may be smaller."""
-    order = torch.randperm(len(data), generator=rng)[:count] if shuffle else torch.arange(len(data))[:count]
-    return _gathered(data.reordered(order), spec, size, spec.preprocess.draw(len(order), rng) if augment else None)
+    count = len(data) if count is None else min(count, len(data))
+    if shuffle:
+        data = data.reordered(torch.randperm(len(data), generator=rng)[:count])
+    return _gathered(data, spec, size, spec.preprocess.draw(count, rng) if augment else None, count)
 
 
-def _gathered(data: Mixture, spec: StreamSpec, size: int, choices: Tensor | None) -> Iterator[Batch]:
-    """The examples in order in batches of `size`, augmented by `choices` unless they are None."""
+def _gathered(
+    data: Mixture, spec: StreamSpec, size: int, choices: Tensor | None, count: int | None = None
+) -> Iterator[Batch]:  # fmt: skip
+    """The first `count` examples in order in batches of `size`, augmented by `choices` unless they are None."""
+    count = len(data) if count is None else count
     if choices is not None:
         choices = choices.to(data.device, non_blocking=True)
     chunk = size * _batches_at_once(size, spec)
-    for start in range(0, len(data), chunk):
-        part = slice(start, start + chunk)
+    for start in range(0, count, chunk):
+        part = slice(start, min(start + chunk, count))
         inputs = spec.preprocess(data.inputs(part), None if choices is None else choices[part])
         split = inputs.split(size), data.targets[part].split(size), data.task_ids[part].split(size)
         yield from (Batch(*batch) for batch in zip(*split, strict=True))

@@ -89,7 +89,10 @@ class Feed:
         self._rng = self.stream(seed, name)
         self.fixed = all(isinstance(source, Table) for _, source in sources)  # epochs have the same examples
         self._table: Mixture | None = None  # these examples
-        self._in_order = len(sources) == 1 and not self.fixed  # drawn at random, so that no order says anything
+        changed = recipe.augments and spec.preprocess.draw(1, generator(0, "trial")) is not None
+        # Examples that are drawn at random come as they are drawn: no other order is better.
+        self.in_order = len(sources) == 1 and not self.fixed
+        self.plain = self.in_order and not changed
 
     @staticmethod
     def stream(seed: int, name: tuple[object, ...]) -> torch.Generator:
@@ -104,14 +107,19 @@ class Feed:
         """Resume from what `state` returned."""
         self._rng.set_state(state)
 
+    def drawn(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and task ids of the next epoch's first `count` examples, where this feed is `plain`."""
+        ((number, source),) = self._sources
+        examples = source.epoch(self._rng)
+        inputs, targets = examples.store[examples.rows[:count]], examples.targets[:count]
+        return self._spec.preprocess(inputs), targets, torch.full((count,), number, device=targets.device)
+
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
         """The next epoch's first `count` examples in batches of `size`."""
         data = self._table or Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
         if self.fixed:
             self._table = data
-        return batches(
-            data, self._spec, size, self._rng, augment=self._augment, count=count, shuffle=not self._in_order
-        )
+        return batches(data, self._spec, size, self._rng, augment=self._augment, count=count, shuffle=not self.in_order)
 
 
 class Training:
@@ -163,12 +171,9 @@ class Training:
     @property
     def clock(self) -> Clock:
         """The current time of training."""
-        repeat = self._recipe.steps_per_batch
-        epochs, steps = divmod(self._steps.done, self._per_epoch)
-        batch, again = divmod(steps, repeat)
-        before, after = (min(count * self._size, self.examples) for count in (batch, batch + 1))
-        examples = epochs * self.examples * repeat + before * repeat + again * (after - before)
-        return Clock(self._steps.done, examples, examples / (self.examples * repeat) if self._feed.fixed else None)
+        examples = self._recipe.seen(self._steps.done, self.examples, self._size)
+        whole = self.examples * self._recipe.steps_per_batch
+        return Clock(self._steps.done, examples, examples / whole if self._feed.fixed else None)
 
     def optimizer_state(self) -> dict[str, Tree]:
         """A copy of the optimizer's state, by name of the parameter."""

@@ -102,6 +102,14 @@ class Recipe:
         assert epochs is not None
         return epochs * math.ceil(examples / size) * self.steps_per_batch + math.ceil(rest / size)
 
+    def seen(self, steps: int, examples: int, size: int) -> int:
+        """Training examples seen in the first `steps`, where an epoch has `examples` in batches of `size`."""
+        repeat = self.steps_per_batch
+        epochs, rest = divmod(steps, math.ceil(examples / size) * repeat)
+        batch, again = divmod(rest, repeat)
+        before, after = (min(count * size, examples) for count in (batch, batch + 1))
+        return epochs * examples * repeat + before * repeat + again * (after - before)
+
     def warmup_steps(self, steps: int) -> int:
         """Of `steps` in all, those in which the learning rate rises."""
         return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)

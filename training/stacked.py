@@ -47,6 +47,10 @@ class _StackedFeed(Feed):
             feed.restore(own.clone())  # torch crashes on a part of a tensor
 
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
+        if all(feed.plain for feed in self._feeds):
+            whole = [torch.stack(column) for column in zip(*(feed.drawn(count) for feed in self._feeds), strict=True)]
+            yield from map(StackedBatch, *(column.split(size, 1) for column in whole))
+            return
         for parts in zip(*(feed.epoch(size, count) for feed in self._feeds), strict=True):
             columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
             inputs, targets, task_ids = (torch.stack(column) for column in columns)
@@ -64,12 +68,13 @@ class _StackRule(StepRule):
 
     def optimizer(self, net: Any, recipe: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
         optimizer = make_optimizer(net, recipe, lr)
-        if len(set(self._factors)) > 1:
+        if len(net.parts) > 1:
             (group,) = optimizer.param_groups
             shared = {key: value for key, value in group.items() if key != "params"}
             optimizer.param_groups.clear()
-            for own, factor in zip(net.nets, self._factors, strict=True):
-                optimizer.add_param_group({**shared, "params": list(own.parameters()), "factor": factor})
+            for number, part in enumerate(net.parts):
+                own = {"params": net.part(number), "factor": self._factors[part.start]}
+                optimizer.add_param_group({**shared, **own})
         return optimizer
 
     def loss(self, net: Any, batch: Batch, objective: Objective) -> Tensor:
@@ -110,11 +115,12 @@ class StackedTraining(Training):
         monitor: Monitor | None = None, checkpoints: Checkpoints | None = None,
     ) -> None:  # fmt: skip
         feeds = [Feed(own, spec, recipe, seed, name) for own, seed in zip(sources, seeds, strict=True)]
-        self._stacked = _StackRule([rate / recipe.lr for rate in rates] or [1.0] * len(nets))
-        self._members = nets
+        factors = [rate / recipe.lr for rate in rates] or [1.0] * len(nets)
+        self._stacked, self._members = _StackRule(factors), nets
         self.losses = [math.nan] * len(nets)  # mean over the last epoch
         self.diverged: dict[int, int] = {}  # number of a network -> steps after which its loss was not finite
-        stack: Any = Stack(nets)
+        stack: Any = Stack(nets, factors)
+        self._parts = stack.parts
         super().__init__(
             stack, sources[0], spec, recipe, compute, seeds[0], name, rule=self._stacked, monitor=monitor,
             checkpoints=checkpoints, feed=_StackedFeed(feeds),
@@ -132,24 +138,36 @@ class StackedTraining(Training):
     def state(self) -> Tree:
         """All that is needed to resume: a list with the state of each network."""
         whole = super().state()
-        steps, count = whole["steps"], len(self._members)
-        each = len(steps["optimizer"]) // count
+        steps, count = whole["steps"], len(whole["steps"]["optimizer"]) // len(self._parts)
         states = []
-        for number in range(count):
-            own = f"nets.{number}."
-            net = {key.removeprefix(own): value for key, value in whole["net"].items() if key.startswith(own)}
-            optimizer = steps["optimizer"][number * each : (number + 1) * each]
-            mine = {**steps, "loss": whole["rule"][number], "optimizer": optimizer}
-            states.append({**whole, "rule": None, "order": whole["order"][number], "net": net, "steps": mine})
+        for number, part in enumerate(self._parts):
+            of_part = steps["optimizer"][number * count : (number + 1) * count]
+            for row, member in enumerate(part):
+                optimizer = [{key: _row(value, row) for key, value in own.items()} for own in of_part]
+                mine = {**steps, "loss": whole["rule"][member], "optimizer": optimizer}
+                net = self._members[member].state_dict()
+                states.append({**whole, "rule": None, "order": whole["order"][member], "net": net, "steps": mine})
         return states
 
     def restore(self, state: Tree) -> None:
         """Resume from a list of the states of the networks, which have taken the same number of steps."""
-        first = state[0]
-        nets = {f"nets.{n}.{key}": value for n, own in enumerate(state) for key, value in own["net"].items()}
-        steps = {**first["steps"], "optimizer": [part for own in state for part in own["steps"]["optimizer"]]}
+        optimizer: list[Tree] = []
+        for part in self._parts:
+            columns = zip(*(state[member]["steps"]["optimizer"] for member in part), strict=True)
+            optimizer += [{key: _rows([values[key] for values in own]) for key in own[0]} for own in columns]
+        for net, own in zip(self._members, state, strict=True):
+            net.load_state_dict(own["net"])
         losses = torch.stack([own["steps"]["loss"] for own in state])
-        super().restore({
-            **first, "net": nets, "rule": losses, "order": torch.stack([own["order"] for own in state]),
-            "steps": {**steps, "loss": losses.sum()},
-        })  # fmt: skip
+        steps = {**state[0]["steps"], "optimizer": optimizer, "loss": losses.sum()}
+        order = torch.stack([own["order"] for own in state])
+        super().restore({**state[0], "net": self._net.state_dict(), "rule": losses, "order": order, "steps": steps})
+
+
+def _row(value: Tree, row: int) -> Tree:
+    """The part of an optimizer's state that belongs to one network; counts of steps belong to all."""
+    return value[row] if isinstance(value, Tensor) and value.ndim else value
+
+
+def _rows(values: Sequence[Tree]) -> Tree:
+    """The inverse of `_row`."""
+    return torch.stack(list(values)) if isinstance(values[0], Tensor) and values[0].ndim else values[0]

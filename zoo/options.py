@@ -10,6 +10,7 @@ from records.checkpoints import ending_on_sigterm
 from records.directory import check_free
 from records.lock import locked
 from records.summary import read_summary
+from records.task_config import METHOD
 from utils.errors import SignalError, TrainingError, UserError
 from utils.options import whole
 from utils.settings import Range
@@ -49,6 +50,8 @@ def add_combination(
 def finished(path: str, device: str) -> Zoo:
     """The zoo of a finished run; a UserError if it cannot be read, or is not finished."""
     zoo = Zoo.load(path, device)
+    if zoo.config.method == METHOD:
+        raise UserError(f"{path} is a run of train_task.py, one network of one task; name a run of modelzoo.py")
     if read_summary(zoo.path) is None:
         raise UserError(f"{path} is not finished; resume it first (modelzoo.py --resume)")
     return zoo

@@ -281,7 +281,9 @@ class Zoo:
         return self.saved_predictions(HELD_OUT)
 
     def saved_predictions(self, split: str) -> dict[int, MemberPredictions]:
-        """By task, the members' saved predictions on a split, "test" or HELD_OUT."""
+        """By task, the members' saved predictions on a split, "test" or HELD_OUT; a UserError if there are none."""
+        if not any(name == split for _, name in self.targets):
+            raise UserError(f"{self.path} has saved no predictions on {split} examples")
         found: dict[int, dict[int, Tensor]] = {task.number: {} for task in self.tasks}
         for member in self.members:
             predictions = self.predictions(member)

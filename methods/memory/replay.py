@@ -41,6 +41,7 @@ class ReplayMemory:
         self._whole: dict[int, int] = {}  # by task: how many examples it had
         self._sources: dict[int, TrainSource] = {}  # of tasks that are kept whole
         self._slots: dict[int, Tensor] = {}  # by task: the slots with its kept examples
+        self._arrived = 0  # examples that the slots were offered; of a task perhaps fewer than it has
         self._class_slots = ClassReservoir(budget.total or 0)
         self._planned: tuple[int, Tensor, Tensor] | None = None  # task, order and slots of its examples, see `_plan`
 
@@ -145,8 +146,7 @@ class ReplayMemory:
             assert self.budget.total is not None
             order = self._order(task) if self._order else torch.randperm(len(targets), generator=rng)
             if self._buffer == "reservoir":
-                seen = sum(count for other, count in self._whole.items() if other != task.id)
-                slots = reservoir_slots(self.budget.total, seen, len(order), rng)
+                slots = reservoir_slots(self.budget.total, self._arrived, len(order), rng)
             else:
                 classes = by_class(targets)[0][order].tolist()
                 slots = self._class_slots.slots(classes if self._shared else [(task.id, c) for c in classes], rng)
@@ -157,6 +157,7 @@ class ReplayMemory:
         """Offer a new task's examples to the slots; positions to keep of it and of tasks that must shrink."""
         assert self.budget.total is not None
         task_id, (order, taken) = task.id, self._plan(task)
+        self._arrived += len(order)
         # The last example that took a slot is the one with the largest number.
         arrived, kept = torch.arange(len(taken)), taken != NONE
         taken_by = torch.full((self.budget.total,), -1).scatter_reduce_(0, taken[kept], arrived[kept], "amax")

@@ -60,21 +60,21 @@ class ClassReservoir:
             own.append(self._used)
             self._used += 1
             if self._used == self._size:
-                self._note_largest()
+                self._full.update(self._largest())
             return own[-1]
         if label in self._full:
-            return own[int(which * len(own))] if chance * self._seen[label] <= len(own) else NONE
-        largest = [slots for slots in self._slots.values() if len(slots) == max(map(len, self._slots.values()))]
-        place = int(which * sum(map(len, largest)))
-        victims = largest[place // len(largest[0])]
-        slot = victims.pop(place % len(largest[0]))
+            return own[int(which * len(own))] if chance * self._seen[label] < len(own) else NONE
+        largest = list(self._largest().values())
+        number, place = divmod(int(which * sum(map(len, largest))), len(largest[0]))
+        slot = largest[number].pop(place)
         own.append(slot)
-        self._note_largest()
+        self._full.update(self._largest())
         return slot
 
-    def _note_largest(self) -> None:
+    def _largest(self) -> dict[object, list[int]]:
+        """The slots of each of the largest classes."""
         most = max(map(len, self._slots.values()))
-        self._full.update(label for label, slots in self._slots.items() if len(slots) == most)
+        return {label: slots for label, slots in self._slots.items() if len(slots) == most}
 
 
 class Arrivals:
@@ -105,7 +105,7 @@ class Arrivals:
         return self._rows[torch.searchsorted(self._keys, asked, right=True) - 1]
 
     def written(self, start: int, count: int) -> Tensor:
-        """The slots that stay with the arrivals start, ..., start + count - 1, [count]; `size` for those with none."""
+        """For the arrivals start, ..., start + count - 1 the slot that each has after the last one; `size`: none."""
         slots = self.slots[start : start + count].clone()
         last = torch.full((self.size + 1,), NONE).scatter_reduce_(
             0, slots.where(slots != NONE, self.size), torch.arange(len(slots)), "amax"

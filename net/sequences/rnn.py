@@ -59,12 +59,18 @@ class RNN(nn.Module):
 
 
 def _states(parameters: Mapping[str, Tensor], inputs: Tensor, first: Tensor | None = None) -> Iterator[Tensor]:
-    """The state of each of S networks after each number, [S, B, h]."""
-    recurrent = parameters["rnn.weight_hh_l0"].transpose(1, 2)
-    driven = inputs.unsqueeze(-1) * parameters["rnn.weight_ih_l0"].transpose(1, 2).unsqueeze(1)  # [S, B, n, h]
+    """The state of each of S networks after each number, [S, B, h].
+
+    In memory the examples of a batch lie side by side, [S, h, B]: for narrow networks this is three times as fast.
+    """
+    recurrent, driving = parameters["rnn.weight_hh_l0"], parameters["rnn.weight_ih_l0"]
+    state = None if first is None else first.transpose(1, 2)
+    if state is None and inputs.shape[-1] == 1:  # then nothing else would give the recurrent weights a gradient
+        state = recurrent.new_zeros(len(recurrent), recurrent.shape[1], inputs.shape[1])
+    bias = None
     if "rnn.bias_ih_l0" in parameters:
-        driven = driven + (parameters["rnn.bias_ih_l0"] + parameters["rnn.bias_hh_l0"])[:, None, None]
-    state = torch.zeros_like(driven[:, :, 0]) if first is None else first
-    for number in driven.unbind(2):
-        state = torch.baddbmm(number, state, recurrent).relu()
-        yield state
+        bias = (parameters["rnn.bias_ih_l0"] + parameters["rnn.bias_hh_l0"]).unsqueeze(-1)
+    for number in inputs.transpose(1, 2).contiguous().split(1, 1):  # [S, 1, B]
+        driven = driving * number if bias is None else driving * number + bias
+        state = (driven if state is None else torch.baddbmm(driven, recurrent, state)).relu()
+        yield state.transpose(1, 2)
