@@ -75,7 +75,7 @@ def slice_curves(run: Run) -> list[DrawnFigure]:
         label_ends(axes, frame.examples.max(), ends, names, palette)
         caption = f"{_split_of(run, run.metric)} by {kind}: each line is a part of them."
         if kind == "answer":
-            caption += " Answers are positions, from 0: lines that part show which ones are learned first."
+            caption += " Lines that part show which answers are learned first."
         if kind == "gap":
             caption += " Gap: between the two largest entries, in equal parts; part 1 has the smallest, the hardest."
         pictures.append(DrawnFigure(_file(f"by_{kind}"), f"By {kind}", caption, drawn, frame))
@@ -97,15 +97,15 @@ def ablation(run: Run) -> list[DrawnFigure]:
     axes.axhline(last[whole_score], color=INK, linewidth=1.0, label="with all")
     for number, (name, value) in enumerate(analysis.baselines(run).items()):
         axes.axhline(value, color=MUTED, linewidth=0.9, linestyle=("--", ":")[number % 2], label=name)
-    axes.set(xlabel="neuron held at 0", ylim=(0, axes.get_ylim()[1]))
+    axes.set(xlabel=f"{_unit(run)} held at 0", ylim=(0, axes.get_ylim()[1]))
     _measured_axis(axes, run, run.metric)
     if len(neurons) <= 20:
         axes.set_xticks(range(len(neurons)), neurons)
     drawn.legend(loc="outside upper center", ncols=3)
-    subject = f"{_split_of(run, run.metric)} with one neuron held at 0, each in turn"
+    subject = f"{_split_of(run, run.metric)} with one {_unit(run)} held at 0, each in turn"
     caption = f"{subject}, after {readable(last.examples)} examples. {direction(run.config).capitalize()}."
     data = pd.DataFrame({"neuron": neurons, run.metric: [last[name] for name in columns]})
-    bars = DrawnFigure("ablation", "Without each neuron", caption, drawn, data)
+    bars = DrawnFigure("ablation", f"Without each {_unit(run)}", caption, drawn, data)
     return [bars, _drops(run, frame, columns, neurons, whole_score)]
 
 
@@ -122,16 +122,16 @@ def _drops(
         axes, changes, DIVERGING, Normalize(-bound, bound), lambda value: signed(scale * value, 0 if scale > 1 else 2)
     )
     bar.set_label("change, points" if run.shows_accuracy else f"change of the {run.metric}")
-    shown = _spread(len(some), 6)
-    axes.set_xticks(shown, [readable(some.examples.iloc[place]) for place in shown])
+    shown = list(range(0, len(some), -(-len(some) // 6)))
+    axes.set_xticks(shown, [readable(some.examples.iloc[place]) if place else "0" for place in shown])
     shown = _spread(len(neurons), 20)
     axes.set_yticks(shown, [neurons[place] for place in shown])
-    axes.set(xlabel=_EXAMPLES, ylabel="neuron held at 0")
+    axes.set(xlabel=_EXAMPLES, ylabel=f"{_unit(run)} held at 0")
     caption = (
-        f"How the {run.metric} changes when a neuron is held at 0, at moments of training: a row whose colour sets in "
-        "is a neuron that has come into use. The CSV file has all moments."
+        f"How the {run.metric} changes when a {_unit(run)} is held at 0, at moments of training: a row whose colour "
+        f"sets in is a {_unit(run)} that has come into use. The CSV file has all moments."
     )
-    return DrawnFigure("ablation_over_training", "When neurons come into use", caption, drawn, frame)
+    return DrawnFigure("ablation_over_training", f"When each {_unit(run)} comes into use", caption, drawn, frame)
 
 
 def regions(run: Run) -> DrawnFigure | None:
@@ -243,6 +243,11 @@ def _file(name: str) -> str:
     """A name for files, of letters and underscores only."""
     letters = re.sub(r"\d", lambda digit: chr(ord("a") + int(digit[0])), name.lower())
     return re.sub(r"[^a-z]+", "_", letters).strip("_")
+
+
+def _unit(run: Run) -> str:
+    """What an ablation holds at 0."""
+    return "neuron" if run.config["net"]["model"] == "rnn" else "feature"
 
 
 def _split_of(run: Run, metric: str) -> str:

@@ -1,12 +1,13 @@
 """The report of runs of train_task.py: one network, or several seeds, on one task."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from typing import TypeVar
 
 import pandas as pd
 
+from datasets.task import TEST
 from evaluation.watching import DEV
 from net import count_parameters
 from records.run import Run
@@ -19,6 +20,7 @@ from reporting.style import colours
 from studies.tables import Cell, readable, share
 from utils.errors import UserError
 
+Part = TypeVar("Part", Sheet, DrawnFigure)
 _ROWS = 6  # the most regions in a table of the page
 
 
@@ -37,7 +39,7 @@ def of_task_runs(runs: Sequence[Run], command: str) -> Page:
     shown = [replace(picture, title=f"{picture.title}{f': {name}' if of else ''}") for picture in slices]
     sections = [
         Section("How it was learned", [results(named, chosen)], [*figures.learning_curves(named), *shown]),
-        Section(f"Inside the network{of}", [_handcrafted(table)], _some(inside)),
+        Section(f"Inside the network{of}", _some([_handcrafted(table)]), _some(inside)),
         Section(f"Weights{of}", (), figures.weight_maps(run)),
     ]
     palette = {light: dark for picture in slices for light, dark in _themes(picture)}
@@ -51,39 +53,47 @@ def of_task_runs(runs: Sequence[Run], command: str) -> Page:
 
 def results(runs: Mapping[str, Run], chosen: str | None) -> Sheet:
     """A line for each run: development and test score, and the checkpoint that is best on development examples."""
-    header = ["run", "examples", "development", "test", "± error", "loss / uninformed", "best checkpoint", "test there"]
-    lines = [[name, *_result(run)] for name, run in runs.items()]
-    rows = []
-    for line in lines:
-        cells = [_text(value) for value in line]
-        rows.append([Cell(text, bold=line[0] == chosen and len(runs) > 1) for text in cells])
-    first, foot, notes = next(iter(runs.values())), list[str](), []
+    first, data = next(iter(runs.values())), pd.DataFrame([_result(run) for run in runs.values()], dtype=object)
+    data = data.dropna(axis=1, how="all")
+    data.insert(0, "run", list(runs))
+    rows = [
+        [Cell(_text(value), bold=line[0] == chosen and len(runs) > 1) for value in line]
+        for line in data.itertuples(index=False)
+    ]
+    foot, notes = list[str](), []
     if len(runs) > 2:
-        columns = [[value for line in lines if isinstance(value := line[place], float)] for place in (2, 3)]
-        foot = ["median", "", *(share(statistics.median(column)) if column else "n/a" for column in columns)]
-        foot += [""] * (len(header) - len(foot))
-    if chosen is not None and len(runs) > 1:
+        medians = {name: data[name].dropna().median() for name in ("development", "test") if name in data}
+        foot = ["median", *(share(medians[name]) if name in medians else "" for name in data.columns[1:])]
+    if chosen is None:
+        notes.append("No examples were set aside for choosing (--hold_out): the test examples are those of the curves.")
+    elif len(runs) > 1:
         notes.append("Bold: the run that is best on the development examples.")
-    notes.append(
-        "Error: the standard error of the test score, over test examples; it leaves out what another seed changes. "
-        "Best checkpoint: examples seen when the development score was best, and what the network of that moment has "
-        "on the test examples. Nothing was chosen on test examples."
-    )
-    title = f"{first.metric.capitalize()}, {direction(first.config)}"
-    return Sheet("results", title, header, rows, pd.DataFrame(lines, columns=header), foot, notes)
+    if "± error" in data:
+        notes.append(
+            "± error: standard error of the test score, over test examples; it leaves out what another seed changes."
+        )
+    if "best checkpoint" in data:
+        notes.append(
+            "Best checkpoint: examples seen when the development score was best, and the test score of the network of "
+            "that moment. Nothing was chosen on test examples."
+        )
+    title = f"{'Accuracy' if first.shows_accuracy else first.metric}, {direction(first.config)}"
+    return Sheet("results", title, list(data), rows, data, foot, notes)
 
 
-def _result(run: Run) -> list[object]:
-    """The cells of a run; None where a figure is not known."""
+def _result(run: Run) -> dict[str, float | int | None]:
+    """The figures of a run by title of the column; None where one is not known."""
     frame, summary = analysis.curve(run), run.summary
-    dev = None if analysis.watched_split(run) == "test" else float(frame[run.metric].iloc[-1])
-    seen = int(frame.examples.iloc[-1])
-    if not run.finished:
-        return [seen, dev, None, None, None, None, None]
-    step = summary["best_step"]
-    at = None if step is None else int(frame.examples[frame.step == step].iloc[0])
-    test = figure(summary, "avg_acc_final")
-    return [seen, dev, test, summary["test_stderr"], _ratio(run), at, summary["best_test"]]
+    step = summary.get("best_step")
+    return {
+        "examples": int(frame.examples.iloc[-1]),
+        "development": None if analysis.watched_split(run) == TEST else float(frame[run.metric].iloc[-1]),
+        "test": figure(summary, "avg_acc_final") if run.finished else None,
+        "± error": summary.get("test_stderr"),
+        "loss / uninformed": _ratio(run),
+        "best checkpoint": None if step is None else int(frame.examples[frame.step == step].iloc[0]),
+        "test there": None if step is None else summary["best_test"],
+    }
 
 
 def _ratio(run: Run) -> float | None:
@@ -119,7 +129,7 @@ def _tiles(run: Run, runs: Mapping[str, Run], name: str) -> list[tuple[str, str,
     tiles = []
     if run.finished:
         error = summary["test_stderr"]
-        around = "" if error is None else f"± {scale * error:.2g} "
+        around = "" if error is None else f"± {scale * error:.2g}" + (" " if run.shows_accuracy else "; ")
         tiles.append((f"test {run.metric}", f"{scale * figure(summary, 'avg_acc_final'):.4g}", f"{around}{unit}{of}"))
         if (ratio := _ratio(run)) is not None:
             tiles.append(("loss over uninformed loss", f"{ratio:.3g}", f"1: knows nothing{of}"))
@@ -150,13 +160,16 @@ def _in_words(runs: Mapping[str, Run], name: str) -> list[str]:
     """Two paragraphs: what was trained and how, and where."""
     config = runs[name].config
     net, recipe = config["net"], config["hp"]
-    settings = ", ".join(f"{key} {value}" for key, value in net.items() if key not in ("model", "path"))
+    settings = ", ".join(
+        f"{key} {value}" for key, value in net.items() if key not in ("model", "path") and value is not None
+    )
     length = next(count(recipe[key], key[:-1]) for key in ("examples", "steps", "epochs") if recipe.get(key))
     seeds = ", ".join(str(run.config["seed"]) for run in runs.values())
     whose = f"seed {seeds}" if len(runs) == 1 else f"the runs have the seeds {seeds}"
+    stream = "" if config["stream"] in runs[name].task_names else f" of {config['stream']}"
     network = f"{'Each' if len(runs) > 1 else 'One'} network ({net['model']}{f': {settings}' if settings else ''})"
     learned = (
-        f"{network} learned the task {runs[name].task_names[0]}"
+        f"{network} learned the task {runs[name].task_names[0]}{stream}"
         f"{_data(runs[name])} from {length}, in batches of {recipe['batch']} with {recipe['optimizer']}, learning rate "
         f"{recipe['lr']:g} and schedule {recipe['schedule']}; {whose}."
     )
@@ -183,8 +196,8 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     ]  # fmt: skip
 
 
-def _some(pictures: Sequence[DrawnFigure | None]) -> list[DrawnFigure]:
-    return [picture for picture in pictures if picture is not None]
+def _some(parts: Sequence[Part | None]) -> list[Part]:
+    return [part for part in parts if part is not None]
 
 
 def _themes(picture: DrawnFigure) -> list[tuple[str, str]]:
@@ -195,6 +208,8 @@ def _themes(picture: DrawnFigure) -> list[tuple[str, str]]:
 
 def _text(value: object) -> str:
     """A cell of the table of results."""
-    if value is None:
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
         return "n/a"
-    return share(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return share(value) if isinstance(value, float) else f"{value:,}"
