@@ -17,13 +17,19 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from records.directory import read_config
 from records.resume import other_run
 from records.summary import load_isolated
+from records.task_config import METHOD
 from studies.tables import WRITERS
 from utils.errors import UserError, run_program
 from utils.options import Parser, check_choice
+
+if TYPE_CHECKING:
+    from reporting.groups import Comparison
+    from reporting.layout import Page
 
 FORMATS = ("html", *WRITERS)
 
@@ -52,30 +58,53 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def report(options: argparse.Namespace, command: str) -> None:
     """Read the runs, draw and write; `command` is shown on the page."""
-    from records.run import Run, find_runs
-    from reporting import one_line_errors, page
-    from reporting.groups import compare
+    from records.run import find_runs
+    from reporting import one_line_errors
 
     with one_line_errors(", ".join(options.runs), options.out or options.runs[0]):
         paths = [path for given in options.runs for path in find_runs(Path(given))]
-        if len(paths) == 1 and options.format == "html":
-            run = Run.load(paths[0]).renumbered()
-            isolated = isolated_of(run.config, options.isolated)
-            made = page.of_one_run(run if isolated is None else run.against(isolated), command)
-            folder = Path(options.out or run.path)
-        else:
-            comparisons = compare(paths, find_runs(Path(options.isolated)) if options.isolated else ())
-            if options.format != "html":
-                tables = [table for comparison in comparisons if (table := comparison.table()).rows]
-                if not tables:
-                    raise UserError("none of the runs is finished, so there is no table yet; --format html shows how "
-                                    "far they are")  # fmt: skip
-                print(WRITERS[options.format](tables, [], command), end="")
-                return
-            made = page.of_several_runs(comparisons, command)
-            common = os.path.commonpath([path.absolute() for path in paths])
-            folder = Path(options.out or (common if len(options.runs) > 1 else options.runs[0]))
-        print(made.write(folder))
+        if options.format != "html":
+            print(table_of(paths, options, command), end="")
+            return
+        common = os.path.commonpath([path.absolute() for path in paths])
+        folder = paths[0] if len(paths) == 1 else Path(common if len(options.runs) > 1 else options.runs[0])
+        print(page_of(paths, options.isolated, command).write(Path(options.out or folder)))
+
+
+def page_of(paths: Sequence[Path], isolated: str | None, command: str) -> "Page":
+    """The page of the runs at these paths."""
+    from records.run import Run
+    from reporting import page, task_page
+
+    watched = [read_config(path).get("method") == METHOD for path in paths]
+    if any(watched):
+        if not all(watched):
+            path = paths[watched.index(False)]
+            raise UserError(f"{path} is a run of modelzoo.py, others are of train_task.py; make a report for each kind")
+        if isolated is not None:
+            raise UserError("--isolated is for runs of modelzoo.py; leave it out")
+        return task_page.of_task_runs([Run.load(path) for path in paths], command)
+    if len(paths) > 1:
+        return page.of_several_runs(compared(paths, isolated), command)
+    run = Run.load(paths[0]).renumbered()
+    alone = isolated_of(run.config, isolated)
+    return page.of_one_run(run if alone is None else run.against(alone), command)
+
+
+def table_of(paths: Sequence[Path], options: argparse.Namespace, command: str) -> str:
+    """The table of the finished runs in --format."""
+    tables = [table for comparison in compared(paths, options.isolated) if (table := comparison.table()).rows]
+    if not tables:
+        raise UserError("none of the runs is finished, so there is no table yet; --format html shows how far they are")
+    return WRITERS[options.format](tables, [], command)
+
+
+def compared(paths: Sequence[Path], isolated: str | None) -> "list[Comparison]":
+    """The runs side by side."""
+    from records.run import find_runs
+    from reporting.groups import compare
+
+    return compare(paths, find_runs(Path(isolated)) if isolated else ())
 
 
 def isolated_of(config: Mapping[str, Any], given: str | None) -> Mapping[int, float] | None:

@@ -20,8 +20,9 @@ from datasets.objectives import Scores
 from datasets.task import HELD_OUT, TEST, TRAIN, Episode, Examples, StreamSpec, Task, TaskStream
 from evaluation.measurements import ANYTIME, TRAINED, ZERO_SHOT, Measurement
 from evaluation.members import Learned, Member, PredictionCache
-from evaluation.questions import EVALUATIONS, Subject
+from evaluation.questions import EVALUATIONS
 from evaluation.scenarios import Answer, answer_of, score_without_task
+from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import outputs_of_heads
 from utils.compute import Compute

@@ -1,30 +1,20 @@
 """Evaluations: questions asked of every new network about each of its tasks, answered in rows of metrics.csv.
 
-To add one: a function Subject -> scores by name, and one line in EVALUATIONS; `--evaluate NAME` asks it.
+To add one: a function Subject -> scores by name, and one line in EVALUATIONS; `--evaluate NAME` asks it. If it cannot
+be asked of all networks, OBSTACLES says why not.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
-from datasets.task import StreamSpec, Task
+from evaluation import ablation, regions
+from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
-from utils.compute import Compute
 from utils.errors import UserError, unknown
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A trained network, in test mode and with its weights for one of its tasks."""
-
-    net: MultiHead
-    task: Task
-    spec: StreamSpec
-    compute: Compute
 
 
 @torch.no_grad()
@@ -46,7 +36,20 @@ def dormant_features(subject: Subject) -> Scores:
     return {"dormant_share": Scored(float(share), None, len(sizes))}
 
 
-EVALUATIONS: dict[str, Callable[[Subject], Scores]] = {"dormant": dormant_features}
+EVALUATIONS: dict[str, Callable[[Subject], Scores]] = {
+    "dormant": dormant_features,
+    "ablation": ablation.ablation,
+    "regions": regions.regions,
+}
+# Why an evaluation cannot be asked of a network; "" if it can. Those that are not here can be asked of all.
+OBSTACLES: dict[str, Callable[[MultiHead], str]] = {"ablation": ablation.obstacle, "regions": regions.obstacle}
+
+
+def check_evaluations(names: Sequence[str], net: MultiHead) -> None:
+    """UserError if one of the evaluations cannot be asked of a network."""
+    for name in names:
+        if reason := OBSTACLES.get(name, lambda _: "")(net):
+            raise UserError(f"--evaluate {name}: {reason}; leave it out")
 
 
 class EvaluationNames:

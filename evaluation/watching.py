@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datasets.objectives import Scores
 from datasets.task import HELD_OUT, StreamSpec, Task
 from evaluation.measurements import ANYTIME, TRAINED, Measurement
-from evaluation.questions import EVALUATIONS, Subject
+from evaluation.questions import EVALUATIONS
+from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.loop import Clock
 from training.prediction import predict_examples

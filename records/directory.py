@@ -32,7 +32,7 @@ from records.manifest import (
     read_manifest,
     reading,
 )  # fmt: skip
-from records.members import FACTS_FILE, KEPT_FILE, PREDICTIONS_FILE, WEIGHTS_FILE, SavedMember
+from records.members import CHECKPOINT_FILE, FACTS_FILE, KEPT_FILE, PREDICTIONS_FILE, WEIGHTS_FILE, SavedMember
 from records.monitor import EpisodeFacts
 from records.tables import EPISODES, METRICS, episode_line, header, metric_lines, read_measurements
 from utils.errors import UserError
@@ -42,7 +42,6 @@ from utils.yaml_files import load_yaml, parse_yaml
 
 CONFIG = "config.yaml"
 _FOLDERS = ("members", "predictions", "state")
-_CHECKPOINT = "checkpoints/step_{:012d}.safetensors"
 _TRAINING = "training-"  # opens the names of files in state/ that belong to an episode under way
 _OWN = re.compile(
     rf"(config\.yaml|(manifest|summary|certificate)\.json|{re.escape(TARGETS)}|{re.escape(NAMES)}|{GROWING.pattern}"
@@ -122,17 +121,17 @@ class RunDirectory:
 
     def add_checkpoint(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Save the weights that a network has after so many steps."""
-        (self.path / _CHECKPOINT).parent.mkdir(exist_ok=True)
-        self._write(_CHECKPOINT.format(step), tensor_bytes(weights))
+        (self.path / CHECKPOINT_FILE).parent.mkdir(exist_ok=True)
+        self._write(CHECKPOINT_FILE.format(step), tensor_bytes(weights))
 
     def checkpoint(self, step: int) -> dict[str, Tensor]:
         """The saved weights after so many steps."""
-        with reading(self.path, _CHECKPOINT.format(step)):
-            return safetensors.torch.load((self.path / _CHECKPOINT.format(step)).read_bytes())
+        with reading(self.path, CHECKPOINT_FILE.format(step)):
+            return safetensors.torch.load((self.path / CHECKPOINT_FILE.format(step)).read_bytes())
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether the weights after so many steps are saved."""
-        return _CHECKPOINT.format(step) in self._files
+        return CHECKPOINT_FILE.format(step) in self._files
 
     def add_rows(self, rows: Iterable[Measurement]) -> None:
         """Append to metrics.csv."""

@@ -18,6 +18,7 @@ from records.manifest import NAMES, Manifest, checked, reading
 # Names of the files of a member, by its number.
 FACTS_FILE = "members/member_{:03d}.json"
 WEIGHTS_FILE = "members/member_{:03d}.safetensors"
+CHECKPOINT_FILE = "checkpoints/step_{:012d}.safetensors"  # by the number of steps
 KEPT_FILE = "predictions/kept_{:03d}.safetensors"  # by the number of an episode
 PREDICTIONS_FILE = "predictions/member_{:03d}.safetensors"
 

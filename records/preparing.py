@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from datasets.task import TaskStream
+from evaluation.questions import check_evaluations
 from methods.base import new_network
 from methods.config import BaseConfig, RunConfig
 from net import input_dtype
@@ -43,6 +44,7 @@ def trial_network(config: RunConfig | TaskRunConfig, stream: TaskStream) -> Mult
                 raise UserError(f"model: {config.net.model} takes numbers of {takes}; the inputs are {kind}")
         except UserError as error:
             raise UserError(f"{config.net.path}: {error}") from None
+    check_evaluations(config.evaluate, net)
     return net
 
 

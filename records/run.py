@@ -15,6 +15,7 @@ from datasets.objectives import ACCURACY
 from evaluation.measurements import Measurement
 from evaluation.metrics import Matrix
 from records.directory import CONFIG, check_whole, holds_run, read_config
+from records.kept import Checkpoint, Networks, checkpoints_of
 from records.manifest import TARGETS, Manifest, checked, read_manifest
 from records.members import (
     KEPT_FILE,
@@ -26,7 +27,7 @@ from records.members import (
     read_tensors_of,
 )
 from records.monitor import EpisodeFacts
-from records.summary import by_task, costs, figure, matrix_of, read_summary, summarize
+from records.summary import by_task, costs, figure, matrix_of, read_summary, summarize, under_way
 from records.tables import METRICS, read_measurements
 from utils.errors import UserError, unknown
 from utils.files import from_cell
@@ -52,16 +53,19 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
-        """Read a run directory, also one that a process is writing to; UserError without a complete episode."""
+        """Read a run directory, also one that a process is writing to; UserError if nothing has been measured yet."""
         path = Path(path).expanduser()
-        config, manifest = opened(path)
+        config, manifest = opened(path, complete=False)
         rows, episodes = read_measurements(path, manifest)
         members = read_members(path, manifest)
         try:
             saved = read_summary(path) or {}
-            places = {row.task: row.task for row in rows if row.is_test and row.episode}  # not those to be learned yet
+            learned = [row for row in rows if row.is_test and row.episode] or rows  # not those to be learned yet
+            places = {row.task: row.task for row in learned}
             summary = {**costs(episodes), "total_seconds": sum(facts.seconds for facts in episodes), **saved}
             run = cls(path, config, manifest, rows, episodes, members, summary, places)
+            if not episodes:  # the network of a single task is on its way
+                return replace(run, summary=summary | under_way(rows, config["higher_is_better"]))
             return run.against(by_task(saved, "per_task_isolated_acc") if saved else None)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
@@ -133,6 +137,11 @@ class Run:
     def accuracy_matrix(self) -> Matrix:
         """R, [episodes, tasks]: the main metric on test examples; NaN where not measured."""
         return matrix_of(self.rows)
+
+    @cached_property
+    def checkpoints(self) -> Mapping[int, Checkpoint]:
+        """Step -> the network at that step, of a run of train_task.py; other runs have none."""
+        return checkpoints_of(Networks(self.path, self.config, self.members), self.manifest, self.rows)
 
     @cached_property
     def isolated(self) -> Array | None:
@@ -212,13 +221,13 @@ class Run:
         return {named[key]: values.numpy() for key, values in found.items() if key in named}
 
 
-def opened(path: Path) -> tuple[dict[str, Any], Manifest]:
-    """config.yaml and the manifest of a run with at least one complete episode."""
+def opened(path: Path, *, complete: bool = True) -> tuple[dict[str, Any], Manifest]:
+    """config.yaml and the manifest of a run with a complete episode; or, if it need not be, with measurements."""
     if not holds_run(path):
         raise UserError(f"{path} is not the directory of a run (it has no {CONFIG})")
     check_whole(path)
     manifest = read_manifest(path)
-    if manifest is None or not manifest.episode:
+    if manifest is None or not (manifest.episode or (METRICS in manifest.files and not complete)):
         raise UserError(f"{path}: no episode is complete yet")
     return read_config(path), manifest
 

@@ -109,6 +109,18 @@ def summarize(
     }
 
 
+def under_way(rows: Sequence[Measurement], higher_is_better: bool) -> dict[str, Any]:
+    """What is known of a run whose first episode is not complete."""
+    names = {row.task: row.task_name for row in rows}
+    first = next(row for row in rows if row.scenario == ANYTIME)
+    return {
+        "metric": first.metric,
+        "higher_is_better": higher_is_better,
+        "task_numbers": list(names),
+        "task_names": list(names.values()),
+    }
+
+
 def costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
     """The training cost of a run, by key of summary.json."""
     images, seconds = sum(facts.images for facts in episodes), sum(facts.train_seconds for facts in episodes)

@@ -1,17 +1,13 @@
-"""The report: one HTML page that needs no other file, and its figures as files for papers and slides."""
+"""The report of runs of modelzoo.py: one, or several side by side."""
 
-import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, starmap
-from pathlib import Path
+from dataclasses import replace
+from itertools import starmap
 from string import ascii_lowercase
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 from sklearn.metrics import balanced_accuracy_score
 
 from datasets.objectives import BINS
@@ -21,69 +17,11 @@ from records.summary import direction, figure, signed
 from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison, Group
+from reporting.layout import Page, Section, Sheet, configuration, count, duration
 from studies.statistics import against_best, share_interval
-from studies.tables import LEDGER, READING, Cell, Column, cells, readable, seeds_note, share
-from utils.errors import printable
-from utils.files import check_own, csv_bytes, write_bytes, yaml_bytes
+from studies.tables import LEDGER, READING, Column, cells, readable, seeds_note, share
 
 _CLASSES = 20  # the most classes in the table of the page
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of the page, and its data, which the page offers as CSV; without rows it is left out."""
-
-    name: str
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
-    data: pd.DataFrame
-    foot: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    text: bool = False  # cells hold text, which is set flush left
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, tables and figures."""
-
-    title: str
-    tables: Sequence[Sheet | None] = ()
-    pictures: Sequence[DrawnFigure] = ()
-
-
-@dataclass(frozen=True)
-class Page:
-    """The values that the template page.html fills in."""
-
-    title: str
-    lead: Sequence[str]
-    sections: Sequence[Section]
-    command: str
-    warnings: Sequence[str]
-    configuration: Sequence[tuple[str, str]]
-    tiles: Sequence[tuple[str, str, str]] = ()  # title, value, note: the numbers at the top of the page of one run
-    palette: Sequence[tuple[str, str]] = ()  # colours of tasks: on a light and on a dark ground
-
-    def write(self, folder: Path) -> Path:
-        """Write report.html and figures/ and return the path of the page; OSError if the folder cannot be written."""
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-        )
-        environment.filters["link"] = _link
-        themed = [light for light, dark in self.palette if light != dark]
-        svgs = dict[str, Markup]()
-        check_own(folder / "figures")
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for picture in chain(*(section.pictures for section in self.sections)):
-            name, (svg, png) = picture.name, style.svg_and_png(picture.drawn)
-            svgs[name] = Markup(style.inline(svg, name, picture.title, themed))  # matplotlib has escaped its texts
-            files = {"png": png, "svg": svg.encode(), "csv": _csv(picture.data)}
-            for ending, content in files.items():
-                write_bytes(folder / "figures" / f"{name}.{ending}", content)
-        page = environment.get_template("page.html").render(vars(self), svgs=svgs)
-        write_bytes(folder / "report.html", printable(page).encode())
-        return folder / "report.html"
 
 
 def of_one_run(run: Run, command: str) -> Page:
@@ -105,7 +43,7 @@ def of_one_run(run: Run, command: str) -> Page:
     sections.append(Section("Cost", (), pick("cost")))
     return Page(
         title=f"{run.config['method']} on {run.config['stream']}", lead=in_words(run), sections=sections,
-        command=command, warnings=_warnings([run]), configuration=_configuration([run]), tiles=_tiles(run),
+        command=command, warnings=_warnings([run]), configuration=configuration([run]), tiles=_tiles(run),
         palette=list(zip(light, dark, strict=True)),
     )  # fmt: skip
 
@@ -132,7 +70,7 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     return Page(
         title=f"Comparison: {'; '.join(comparison.title for comparison in comparisons)}", lead=[lead],
         sections=sections, command=command, warnings=_warnings(runs),
-        configuration=_configuration([group.first for group in groups]),
+        configuration=configuration([group.first for group in groups]),
     )  # fmt: skip
 
 
@@ -141,7 +79,7 @@ def in_words(run: Run) -> list[str]:
     config, recipe, data = run.config, run.config["hp"], run.config["data"]
     net, tasks = config["net"], len(data["tasks"]) - len(data["forgotten"])
     settings = ", ".join(f"{key} {value}" for key, value in net.items() if key not in ("model", "path"))
-    length = next(_count(recipe[key], key[:-1]) for key in ("epochs", "steps", "examples") if recipe.get(key))
+    length = next(count(recipe[key], key[:-1]) for key in ("epochs", "steps", "examples") if recipe.get(key))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
     if data["scenario"] != "task":
         how += f", as {TRAINED[data['scenario']]} learning: the task is not told"
@@ -153,13 +91,13 @@ def in_words(run: Run) -> list[str]:
     lost = tasks - len(run.task_names) if run.finished else 0
     images += f". No network answers {lost} of the tasks" if lost else ""
     learned = (
-        f"{derived}Method {config['method']} learned {_count(tasks, 'task')} of {config['stream']} {how}, from {images}"
+        f"{derived}Method {config['method']} learned {count(tasks, 'task')} of {config['stream']} {how}, from {images}"
         f". Each network is a {net['model']}{f' ({settings})' if settings else ''}, trained for {length} with batches "
         f"of {recipe['batch']}, learning rate {recipe['lr']:g} and weight decay {recipe['l2_reg']:g}; "
         f"seed {config['seed']}."
     )
     kept = run.summary.get("stored_examples") if run.continual else None
-    memory = "" if kept is None else f"At the end {_count(kept, 'training example')} of past tasks were kept. "
+    memory = "" if kept is None else f"At the end {count(kept, 'training example')} of past tasks were kept. "
     where = (
         f"{memory}It ran on {config['device']} in {config['precision']} with torch {config['versions']['torch']}, "
         f"commit {str(config['commit'])[:12]}{' with uncommitted changes' if config['uncommitted_changes'] else ''}."
@@ -350,7 +288,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles.append(("networks saved", str(len(run.members)), f"{readable(parameters)} parameters the last"))
     rate = summary["images_per_second"]
     speed = "nothing was trained" if rate is None else f"{rate:,.0f} images a second"
-    return [*tiles, ("training time", _duration(summary["train_seconds"]), speed)]
+    return [*tiles, ("training time", duration(summary["train_seconds"]), speed)]
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
@@ -359,25 +297,3 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
         + (f" of {len(run.config['data']['tasks'])}." if run.continual else ".")
         for run in runs if not run.finished
     ]  # fmt: skip
-
-
-def _configuration(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    return [(f"{run.path}/config.yaml", yaml_bytes(run.config).decode()) for run in runs]
-
-
-def _csv(data: pd.DataFrame) -> bytes:
-    return csv_bytes([list(data), *data.astype(object).where(data.notna(), "").itertuples(index=False, name=None)])
-
-
-def _link(data: pd.DataFrame) -> str:
-    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(_csv(data)).decode()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

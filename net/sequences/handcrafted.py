@@ -8,6 +8,8 @@ from net.multihead import MultiHead
 from net.sequences.rnn import RNN
 from utils.errors import UserError
 
+LENGTHS = (2, 3, 10)  # of the inputs of these networks
+
 Weights = tuple[Tensor, Tensor, Tensor]  # of the input [h, 1], of the recurrence [h, h], of the head [n, h]; float64
 
 
@@ -17,9 +19,9 @@ def handcrafted_2nd_argmax(length: int, gain: float = 100.0) -> MultiHead:
     With two numbers it is always right, with ten where at least two are positive; `gain` is that of the network of
     three numbers, see `_of_three`. UserError for other lengths.
     """
-    makers = {2: _of_two, 3: lambda: _of_three(gain), 10: _of_ten}
-    if length not in makers:
+    if length not in LENGTHS:
         raise UserError(f"length is {length}; there are handcrafted networks of the lengths 2, 3 and 10")
+    makers = {2: _of_two, 3: lambda: _of_three(gain), 10: _of_ten}
     into, recurrent, out = (weight.float() for weight in makers[length]())
     with torch.random.fork_rng(devices=[]):
         net = build_net("rnn", (length,), RNN.Settings(hidden_size=len(into)), {1: length})

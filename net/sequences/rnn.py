@@ -54,6 +54,16 @@ class RNN(nn.Module):
         begin = None if first is None else first.unsqueeze(0)
         return torch.stack([state[0] for state in _states(self._as_one(), inputs.unsqueeze(0), begin)], 1)
 
+    def holding(self, inputs: Tensor, neurons: Tensor) -> Tensor:
+        """The last states of K networks, in each of which one of the `neurons`, [K], is held at 0: [K, B, h]."""
+        held = {
+            name: parameter.repeat(len(neurons), *(1,) * parameter[0].ndim)
+            for name, parameter in self._as_one().items()
+        }
+        for parameter in held.values():  # without any input a neuron with ReLU is 0
+            parameter[torch.arange(len(neurons)), neurons] = 0
+        return self.stacked(held, inputs.expand(len(neurons), *inputs.shape))
+
     def _as_one(self) -> dict[str, Tensor]:
         return {name: parameter.unsqueeze(0) for name, parameter in self.named_parameters()}
 
