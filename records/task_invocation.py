@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from records.commandline import HOW, LEARNED, WHERE, BaseCommand, Parsed, Program, shipped
+from records.preparing import resuming_command
 from records.task_config import TaskRunConfig
 from utils.errors import UserError
 from utils.settings import Range, setting
@@ -62,6 +63,12 @@ class TaskInvocation:
             return {self.folder: self.config}
         seeds = range(self.config.seed, self.config.seed + self.command.seeds)
         return {self.folder / f"seed{seed}": replace(self.config, seed=seed) for seed in seeds}
+
+    @property
+    def resuming(self) -> str:
+        """The command that resumes the runs, for people to copy."""
+        command, first, count = resuming_command(self.folder, PROGRAM.name), self.config.seed, self.command.seeds
+        return command + (f" --seeds {count}" + (f" --seed {first}" if first else "") if count > 1 else "")
 
     @property
     def describes_run(self) -> bool:

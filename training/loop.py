@@ -163,12 +163,16 @@ class Training:
     @property
     def clock(self) -> Clock:
         """The current time of training."""
+        return self.clock_after(self._steps.done)
+
+    def clock_after(self, done: int) -> Clock:
+        """The time of training after so many steps."""
         repeat = self._recipe.steps_per_batch
-        epochs, steps = divmod(self._steps.done, self._per_epoch)
+        epochs, steps = divmod(done, self._per_epoch)
         batch, again = divmod(steps, repeat)
         before, after = (min(count * self._size, self.examples) for count in (batch, batch + 1))
         examples = epochs * self.examples * repeat + before * repeat + again * (after - before)
-        return Clock(self._steps.done, examples, examples / (self.examples * repeat) if self._feed.fixed else None)
+        return Clock(done, examples, examples / (self.examples * repeat) if self._feed.fixed else None)
 
     def optimizer_state(self) -> dict[str, Tree]:
         """A copy of the optimizer's state, by name of the parameter."""
