@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -54,7 +55,7 @@ def test_logarithmic_times_are_those_nearest_to_even_places(count, length):
 def test_logarithmic_times_are_evenly_spaced(count, length):
     found = times(f"log:{count}", length)[1:]
     factor = length ** (1 / count)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert abs(after - factor * before) <= factor / 2 + 1  # both were rounded
     assert found[0] == 1
     assert len(found) <= count + 1
@@ -79,7 +80,7 @@ def test_a_power_is_understood():
      "Every:1", "every:1 ", "powers_of_2", ["none"]],
 )  # fmt: skip
 def test_other_policies_are_refused_in_one_line(wrong):
-    with pytest.raises(UserError, match="^--checkpoints is .*; it must be powers_of_two .*every:N.*log:N") as caught:
+    with pytest.raises(UserError, match=r"^--checkpoints is .*; it must be powers_of_two .*every:N.*log:N") as caught:
         Times.read("--checkpoints", wrong)
     assert "\n" not in str(caught.value)
 

@@ -44,7 +44,7 @@ class _StackedFeed(Feed):
 
     def restore(self, state: Tensor) -> None:
         for feed, own in zip(self._feeds, state, strict=True):
-            feed.restore(own)
+            feed.restore(own.clone())  # torch crashes on a part of a tensor
 
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
         for parts in zip(*(feed.epoch(size, count) for feed in self._feeds), strict=True):
