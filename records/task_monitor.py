@@ -157,8 +157,8 @@ class TaskMonitor(Monitor):
         self.console.measured(self._training.clock, [rows[0] for rows in by_run if rows], more)
 
     def finished(self, number: int, rows: Sequence[Measurement], summary: dict[str, Any]) -> None:
-        """The results of one run."""
-        self._boards[number].measured(rows)
+        """The results of one run; of an earlier checkpoint they would be a point before those that are there."""
+        self._boards[number].measured([row for row in rows if row.step == self._training.clock.steps])
         self._boards[number].run_measured(summary)
 
     def close(self) -> None:
