@@ -17,7 +17,7 @@ from typing import Any
 
 from records.checkpoints import ending_on_sigterm
 from records.directory import holds_run
-from records.preparing import resuming_command, verify_run
+from records.preparing import verify_run
 from records.task_invocation import TaskInvocation, parse
 from records.task_session import Group, groups, planned
 from records.task_summary import task_table
@@ -33,16 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def do(invocation: TaskInvocation) -> None:
     """Verify or make runs; the exceptions of utils/errors.py say in one line why this is not possible."""
-    if invocation.command.verify is not None:
-        return verify_run(invocation.command.verify)
+    if (path := invocation.command.verify) is not None:
+        for run_dir in [found for found in sorted(path.glob("seed*")) if holds_run(found)] or [path]:
+            verify_run(run_dir)
+        return
     try:
         run(invocation)
     except SignalError as error:
         begun = any(holds_run(path) for path in invocation.runs)
-        several = f" --seeds {invocation.command.seeds}" if invocation.command.seeds > 1 else ""
-        several += f" --rates {','.join(map(str, invocation.command.rates))}" if invocation.command.rates else ""
-        resume = f"resume with: {resuming_command(invocation.folder, 'train_task.py')}{several}"
-        raise SignalError(error.number, resume if begun else "repeat the command") from None
+        advice = f"resume with: {invocation.resuming}" if begun else "repeat the command"
+        raise SignalError(error.number, advice) from None
 
 
 def run(invocation: TaskInvocation) -> list[Path]:
@@ -55,10 +55,11 @@ def run(invocation: TaskInvocation) -> list[Path]:
         console, failures = TaskConsole(invocation.command.quiet), dict[Path, str]()
         summaries = {plan.path: plan.summary for plan in plans if plan.summary}
         missing = [plan for plan in plans if not plan.summary]
-        for group in groups(missing, invocation.command, console, stack) if missing else ():
+        for group in groups(missing, invocation, console, stack) if missing else ():
             remedy = "a smaller batch or model in --hp_config needs less"
             with enough_memory("training", remedy), group.checkpoints.catching():
                 summaries |= learn(group)
+                group.checkpoints.stop_if_asked()
             failures |= {run.directory.path: run.failure for run in group.runs if run.failure}
         if summaries:
             finished = [(plan.config, summaries[plan.path]) for plan in plans if plan.path in summaries]
@@ -70,10 +71,13 @@ def run(invocation: TaskInvocation) -> list[Path]:
 
 
 def learn(group: Group) -> dict[Path, Mapping[str, Any]]:
-    """Train from one recorded moment to the next, and to the end; the summary of each run by its directory."""
-    for step in group.moments():
-        group.training.advance(step)
-        group.record(step)
+    """Train from one recorded moment to the next, and to the end; summaries of the runs that have not failed."""
+    try:
+        for step in group.moments():
+            group.training.advance(step)
+            group.record(step)
+    except TrainingError as error:
+        group.failed(str(error))
     return group.finish()
 
 

@@ -12,6 +12,7 @@ from net.multihead import MultiHead
 from training.loop import Clock
 from training.prediction import predict_examples
 from utils.compute import Compute
+from utils.errors import TrainingError
 
 DEV = "dev"  # name of the split of development examples, by which the best network is chosen
 
@@ -35,7 +36,10 @@ class Watching:
         return next((name for name in (DEV, HELD_OUT) if name in self.task.splits), "test")
 
     def rows(self, net: MultiHead, clock: Clock) -> list[Measurement]:
-        """Scores on the split that is watched and its slices, and what the evaluations find."""
+        """Scores on the split that is watched and its slices, and what the evaluations find.
+
+        TrainingError if an answer of the network is not finite.
+        """
         examples = self.task.splits[self.split]
         found = list(self._scored(net, clock, self.split, ANYTIME))
         subject = Subject(net.eval(), self.task.with_splits(test=examples), self.spec, self.compute)
@@ -48,10 +52,12 @@ class Watching:
     def _scored(self, net: MultiHead, clock: Clock, split: str, scenario: str) -> Iterator[Measurement]:
         examples, objective = self.task.splits[split], self.spec.objective
         predictions = predict_examples(net, self.task.id, examples, self.spec, self.compute)
+        if not predictions.isfinite().all():
+            what = f"an answer to the {split} examples is not finite after {clock.steps:,} steps"
+            raise TrainingError(f"{what}; try a smaller lr")
         yield self._row(clock, split, "", scenario, objective.evaluate(predictions, examples.targets))
-        for name, positions in examples.slices.items():
-            part = positions.to(predictions.device)
-            scores = objective.evaluate(predictions[part], examples.targets[part])
+        slices = {name: positions.to(predictions.device) for name, positions in examples.slices.items()}
+        for name, scores in objective.evaluate_slices(predictions, examples.targets, slices).items():
             yield self._row(clock, split, name, scenario, scores)
 
     def _row(self, clock: Clock, split: str, part: str, scenario: str, scores: Scores) -> Measurement:

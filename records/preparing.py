@@ -71,9 +71,9 @@ def verify_run(path: Path) -> None:
 
 
 @contextmanager
-def writable(path: Path, program: str = "modelzoo.py") -> Iterator[None]:
+def writable(path: Path, command: str = "") -> Iterator[None]:
     """Turn the errors of writing a run directory into one line, with the command that resumes the run."""
-    command = resuming_command(path, program)
+    command = command or resuming_command(path)
     try:
         yield
     except OSError as error:

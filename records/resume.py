@@ -11,6 +11,7 @@ from methods.config import BaseConfig, RunConfig
 from records.configuration import keys_where, saved_config, value_at
 from records.directory import CONFIG
 from records.invocation import Command, Invocation, options
+from records.task_config import METHOD
 from utils.errors import UserError
 from utils.settings import declarations, plain, read
 
@@ -20,6 +21,8 @@ C = TypeVar("C", bound=BaseConfig)
 def resumed(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
     """The invocation with the configuration of the interrupted run, whose config.yaml is `saved`."""
     path = str(invocation.run_dir / CONFIG)
+    if saved.get("method") == METHOD:
+        raise UserError(f"--resume: {invocation.run_dir} is a run of train_task.py; resume it with that program")
     config = saved_config(path, saved)
     check_name(config.method, f"{path}: method: ")
     if differing := _differing(invocation, config, invocation.given):

@@ -34,6 +34,7 @@ from records.monitor import RunStart
 from records.preparing import fitting, prepared, trial_network, writable
 from records.resume import check_same_data, extended, other_run, resumed, warn_of_versions
 from records.summary import load_isolated, read_summary
+from records.task_config import METHOD
 from records.writing import header_of, names_of, resolve, targets_of
 from training.launch import choose_launch
 from training.monitor import Monitor
@@ -178,11 +179,14 @@ def finished_run(path: Path) -> tuple[dict[str, Any], str]:
     manifest = read_manifest(path) if holds_run(path) else None
     if manifest is None or not manifest.finished:
         raise UserError(f"--extend {path} is not the directory of a finished run")
+    saved = read_config(path)
+    if saved.get("method") == METHOD:
+        raise UserError(f"--extend {path} is a run of train_task.py, which learns a single task; no task can join")
     if not any(name.startswith("state/") for name in manifest.files):
         raise UserError(f"--extend {path} has no state to continue from: it was derived from another run")
     for name in manifest.files:
         checked(path, manifest, name)
-    return read_config(path), manifest.sha256
+    return saved, manifest.sha256
 
 
 def schedule(config: RunConfig, stream: TaskStream) -> list[Episode]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from records.commandline import HOW, LEARNED, LENGTHS, WHERE, BaseCommand, Parsed, Program, shipped
+from records.preparing import resuming_command
 from records.task_config import TaskRunConfig
 from records.tiny import HANDCRAFTED
 from training.recipe import Recipe
@@ -99,6 +100,13 @@ class TaskInvocation:
                 path = folder / f"seed{seed}" if len(rates) > 1 or self.command.seeds > 1 else folder
                 found[path] = replace(self.config, seed=seed, hp=replace(self.config.hp, lr=rate))
         return found
+
+    @property
+    def resuming(self) -> str:
+        """The command that resumes the runs, for people to copy."""
+        command, first, count = resuming_command(self.folder, PROGRAM.name), self.config.seed, self.command.seeds
+        command += f" --rates {','.join(map(str, self.command.rates))}" if self.command.rates else ""
+        return command + (f" --seeds {count}" + (f" --seed {first}" if first else "") if count > 1 else "")
 
     @property
     def describes_run(self) -> bool:

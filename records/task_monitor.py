@@ -4,16 +4,55 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from datasets.task import HELD_OUT, TEST, Table
 from evaluation.measurements import ANYTIME, Measurement
-from records.monitor import RunStart
+from evaluation.watching import DEV, Watching
 from records.tensorboard import TensorBoard, scalars_of
-from training.loop import Clock
+from training.loop import Clock, Training
 from training.monitor import Monitor
+from utils.compute import describe_device
 from utils.errors import one_line
+from utils.machine import notice
+
+_SPLITS = {
+    DEV: "development examples",
+    HELD_OUT: "held-out examples",
+    TEST: "test examples, as none were held out: they cannot choose a checkpoint or a seed",
+}
+_ENOUGH = 2.0  # seconds of gradient steps from which the remaining time is told
+
+
+def task_header(
+    watching: Watching, network: str, training: Training, seeds: Sequence[int], rates: Sequence[float], folder: Path,
+    evaluate_only: bool,
+) -> list[tuple[str, str]]:  # fmt: skip
+    """Names and values that describe runs to people, before they are trained."""
+    task, spec, compute = watching.task, watching.spec, watching.compute
+    source = f"{len(task.train):,} training examples" if isinstance(task.train, Table) else "fresh examples"
+    shape, split = " x ".join(map(str, spec.input_shape)), watching.split
+    watched = f"{len(task.splits[split]):,} {_SPLITS[split]}"
+    total, now = training.clock_after(0 if evaluate_only else training.length), training.clock
+    together = [
+        (name, f"{', '.join(values)}, trained together")
+        for name, found in (("seeds", seeds), ("rates", rates))
+        if len(values := list(dict.fromkeys(map(str, found)))) > 1
+    ]
+    precision = "bf16" if compute.bf16 else "fp32"
+    return [
+        ("task", f"{task.name}: {shape} inputs, {task.num_outputs} outputs, {source}"),
+        ("watched", watched),
+        ("network", network),
+        ("length", f"{total.steps:,} steps, {total.examples:,} examples"),
+        *(together or [("seed", str(seeds[0]))]),
+        ("device", f"{describe_device(compute.device)}, {precision}"),
+        *([("machine", text)] if (text := notice()) else []),
+        ("folder", f"{folder}, resumed after {now.steps:,} steps" if now.steps else str(folder)),
+    ]
 
 
 class TaskBoard(TensorBoard):
@@ -38,33 +77,29 @@ class TaskConsole:
         self._quiet = quiet
         self._bar: tqdm[object] = tqdm(disable=True)  # it is not shown
 
-    def begins(self, run: RunStart, seeds: Sequence[int], rates: Sequence[float]) -> None:
-        """Print what is trained: one network for each of the seeds and rates side by side."""
-        together = [
-            (name, f"{', '.join(values)}, trained together")
-            for name, found in (("seeds", seeds), ("rates", rates))
-            if len(values := list(dict.fromkeys(map(str, found)))) > 1
-        ]
-        header = [*run.header, *together]
+    def begins(self, header: Sequence[tuple[str, str]]) -> None:
+        """Print what is trained, names and values."""
         width = max(len(name) for name, _ in header)
         for name, value in header:
             self._say(f"{name:<{width}}  {one_line(value)}")
         self._say()
 
-    def training(self, total: int, done: int) -> None:
-        """Show progress from `done` of `total` examples on."""
-        self._total, self._done, self._begin = total, done, time.perf_counter()
-        self._first = done
+    def training(self, training: Training, evaluate_only: bool) -> None:
+        """Show progress from the training's present state on."""
+        total = 0 if evaluate_only else training.clock_after(training.length).examples
+        done = training.clock.examples
+        self._training, self._begin = training, time.perf_counter()
+        self._first, self._asked = training.stats, 0
         hidden = self._quiet or not sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=done, unit=" examples", unit_scale=True, leave=False, disable=hidden)
 
     def step(self, examples: int) -> None:
         """Count the examples of a step."""
-        self._done += examples
         self._bar.update(examples)
 
-    def measured(self, clock: Clock, rows: Sequence[Measurement]) -> None:
-        """A line for an evaluation of one or several networks: the best one, and the range."""
+    def measured(self, clock: Clock, rows: Sequence[Measurement], more: int) -> None:
+        """A line for an evaluation of one or several networks: their range; `more` evaluations are to come."""
+        self._asked += 1
         values = [row.main for row in rows]
         metric = f"{rows[0].split} {rows[0].metric}"
         if len(values) == 1:
@@ -73,9 +108,20 @@ class TaskConsole:
             low, high = min(values), max(values)
             shown = f"{metric} {low:.4f} to {high:.4f}, median {statistics.median(values):.4f}"
         seconds = time.perf_counter() - self._begin
-        trained = self._done - self._first
-        left = f", {seconds * (self._total - self._done) / trained:,.0f} s left" if trained else ""
-        self._say(f"{clock.steps:>12,} steps  {clock.examples:>15,} examples  {shown}  {seconds:,.0f} s{left}")
+        left = self._left(seconds, more)
+        told = "" if left is None else f", {left:,.0f} s left"
+        self._say(f"{clock.steps:>12,} steps  {clock.examples:>15,} examples  {shown}  {seconds:,.0f} s{told}")
+
+    def _left(self, seconds: float, more: int) -> float | None:
+        """The seconds until the end, of which the steps and the evaluations take shares of their own.
+
+        None before there are a few seconds of steps to tell from, and at the end.
+        """
+        stats = self._training.stats
+        trained, steps = stats.seconds - self._first.seconds, stats.steps - self._first.steps
+        if trained < _ENOUGH or stats.steps == self._training.length:
+            return None
+        return trained / steps * (self._training.length - stats.steps) + (seconds - trained) / self._asked * more
 
     def ends(self, text: str) -> None:
         """Print the final table."""
@@ -96,8 +142,11 @@ class TaskMonitor(Monitor):
 
     def __init__(self, console: TaskConsole, boards: Sequence[TaskBoard]) -> None:
         self.console, self._boards = console, boards
-        self.clock: Callable[[], Clock] = lambda: Clock(0, 0, None)
         self.losses: Callable[[], Sequence[float]] | None = None  # of several networks
+
+    def trains(self, training: Training) -> None:
+        """The training whose clock is told."""
+        self._training = training
 
     def step(self, images: int) -> None:
         self.console.step(images)
@@ -105,17 +154,17 @@ class TaskMonitor(Monitor):
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
         own = [loss] if self.losses is None else self.losses()
         for board, value in zip(self._boards, own, strict=True):
-            board.trained(self.clock(), value, lr)
+            board.trained(self._training.clock, value, lr)
 
-    def measured(self, by_run: Sequence[Sequence[Measurement]]) -> None:
-        """What was measured of each network at one time; nothing of one that has failed."""
+    def measured(self, by_run: Sequence[Sequence[Measurement]], more: int) -> None:
+        """What was measured of each network at one time, nothing of one that has failed; `more` times are to come."""
         for board, rows in zip(self._boards, by_run, strict=True):
             board.measured(rows)
-        self.console.measured(self.clock(), [rows[0] for rows in by_run if rows])
+        self.console.measured(self._training.clock, [rows[0] for rows in by_run if rows], more)
 
     def finished(self, number: int, rows: Sequence[Measurement], summary: dict[str, Any]) -> None:
-        """The results of one run."""
-        self._boards[number].measured(rows)
+        """The results of one run; of an earlier checkpoint they would be a point before those that are there."""
+        self._boards[number].measured([row for row in rows if row.step == self._training.clock.steps])
         self._boards[number].run_measured(summary)
 
     def close(self) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import build_stream
-from datasets.task import TaskStream
-from evaluation.measurements import Measurement
+from datasets.task import TaskStream, TrainSource
+from evaluation.measurements import ANYTIME, Measurement
 from evaluation.watching import Watching
 from methods.base import new_network
 from net import count_parameters
@@ -22,6 +22,7 @@ from records.checkpoints import TaskCheckpoints
 from records.configuration import hyperparameter_kinds, hyperparameters, saved_config
 from records.directory import RunDirectory, check_free, check_whole, holds_run, read_config
 from records.lock import locked
+from records.manifest import SUMMARY
 from records.monitor import EpisodeFacts, RunStart
 from records.preparing import fitting, prepared, trial_network, writable
 from records.resume import check_same_data, differs, warn_of_versions, with_free
@@ -29,16 +30,16 @@ from records.run import task_number
 from records.summary import read_summary, summarize
 from records.task_config import METHOD, TaskRunConfig
 from records.task_invocation import PROGRAM, TaskCommand, TaskInvocation
-from records.task_monitor import TaskBoard, TaskConsole, TaskMonitor
+from records.task_monitor import TaskBoard, TaskConsole, TaskMonitor, task_header
 from records.tiny import Begin, first_network
-from records.writing import header_of, main_metric, resolve, saved_member, task_facts
+from records.writing import main_metric, resolve, saved_member, task_facts
 from training.launch import choose_launch
 from training.loop import Clock, Training
 from training.stacked import StackedTraining
 from training.threads import use_threads
 from training.times import times
-from utils.compute import Compute, describe_device, enough_memory, peak_memory, runs_in_bf16
-from utils.errors import UserError
+from utils.compute import Compute, enough_memory, peak_memory, runs_in_bf16
+from utils.errors import TrainingError, UserError
 from utils.seeding import seeded
 from utils.settings import declarations
 from utils.trees import Tree, from_bytes
@@ -60,24 +61,34 @@ class TaskPlan:
 
 def planned(invocation: TaskInvocation, stack: ExitStack) -> list[TaskPlan]:
     """Check options and saved configurations against each other; the runs are locked until `stack` closes."""
-    command, plans = invocation.command, []
-    for path, config in invocation.runs.items():
-        if not (command.resume and holds_run(path)):
-            if command.resume and not invocation.describes_run:
-                raise UserError(f"--resume: {path} holds no run; check --run_dir, or add the options of a run to begin")
+    command, runs = invocation.command, invocation.runs
+    begun = [path for path in runs if command.resume and holds_run(path)]
+    if command.resume and not begun and not invocation.describes_run:
+        where = next(iter(runs))
+        raise UserError(f"--resume: {where} holds no run; check --run_dir, or add the options of a run to begin")
+    for path in runs:
+        if path not in begun:
             check_free(path, command.overwrite)
-            plans.append(_new(path, of_one_task(config, command), command))
-            stack.enter_context(locked(path, "--run_dir "))
-            continue
+    if not begun or "data_config" in invocation.given or command.task is not None:
+        one = of_one_task(invocation.config, command)
+        runs = {path: replace(config, data=one.data) for path, config in runs.items()}
+    for path in begun:
         stack.enter_context(locked(path, "--run_dir "))
-        check_whole(path)
-        saved, summary = read_config(path), read_summary(path)
-        plans.append(TaskPlan(path, _resumed(path, config, invocation, saved), saved, summary))
-    return plans
+    plans = {path: _interrupted(path, runs[path], invocation) for path in begun}
+    missing = {path: config for path, config in runs.items() if path not in begun}
+    for path, config in missing.items():
+        # Runs that are still to be begun are as those that were, whatever this command line leaves out.
+        like = plans[begun[0]].config if begun else config
+        plans[path] = _new(path, replace(like, seed=config.seed, hp=replace(like.hp, lr=config.hp.lr)), command)
+    for path in missing:  # only now: a refusal leaves no folder
+        stack.enter_context(locked(path, "--run_dir "))
+    return [plans[path] for path in runs]
 
 
 def _new(path: Path, config: TaskRunConfig, command: TaskCommand) -> TaskPlan:
     if command.zoo_dir is None:
+        if config.begun_from is not None:
+            raise UserError(f"--resume: {path} is still to be begun; say with --zoo_dir from which network")
         return TaskPlan(path, config)
     begin = first_network(command.zoo_dir, config, command.n_seqs)
     return TaskPlan(path, replace(config, begun_from=begin.path, begun_from_sha256=begin.sha256), begin=begin)
@@ -86,24 +97,22 @@ def _new(path: Path, config: TaskRunConfig, command: TaskCommand) -> TaskPlan:
 def of_one_task(config: TaskRunConfig, command: TaskCommand) -> TaskRunConfig:
     """The configuration with the task that --task names as the only one."""
     data = config.data
-    if command.task is None or len(data.tasks) == 1:
+    if command.task is None:
         return config
     stream = build_stream(data, config.seed, prepared(config))
     number = task_number(Path(data.path), command.task, {task.id: task.name for task in stream.tasks})
     return replace(config, data=replace(data, tasks=(data.tasks[number - 1],)))
 
 
-def _resumed(
-    path: Path, asked: TaskRunConfig, invocation: TaskInvocation, saved: Mapping[str, Any]
-) -> TaskRunConfig:  # fmt: skip
-    """The configuration of the interrupted run; UserError if this command line contradicts it."""
+def _interrupted(path: Path, asked: TaskRunConfig, invocation: TaskInvocation) -> TaskPlan:
+    """The plan of a run that was begun or is finished; UserError if this command line contradicts it."""
+    check_whole(path)
+    saved = read_config(path)
     if saved.get("method") != METHOD:
         raise UserError(f"--resume: {path} is a run of modelzoo.py; resume it with that program")
     config: TaskRunConfig = saved_config(str(path / "config.yaml"), saved, TaskRunConfig)
     if invocation.command.zoo_dir is not None and config.begun_from is None:
         raise UserError(f"--resume: {path} began with weights that were drawn; leave --zoo_dir out")
-    if "data_config" in invocation.given or invocation.command.task is not None:
-        asked = of_one_task(asked, invocation.command)
     names = {key: declared.option for key, declared in PROGRAM.options().items()}
     own = declarations(TaskCommand).keys() - {"data_config", "hp_config"}
     differing = sorted(names.get(key, key) for key in invocation.given if differs(key, asked, config, own))
@@ -112,7 +121,7 @@ def _resumed(
             f"--resume: {path}/config.yaml has another {', '.join(differing)}; leave out what has changed, or name "
             "another --run_dir for another run"
         )
-    return with_free(asked, invocation.given, config)
+    return TaskPlan(path, with_free(asked, invocation.given, config), saved, read_summary(path))
 
 
 @dataclass
@@ -126,6 +135,11 @@ class OneRun:
     watching: Watching
     start: RunStart
     failure: str = ""  # why it cannot go on
+
+    def measured(self, step: int) -> bool:
+        """Whether it was evaluated at this step, the latest one."""
+        rows = self.directory.rows
+        return bool(rows) and rows[-1].step == step
 
 
 class Group:
@@ -144,34 +158,43 @@ class Group:
         """The steps at which something is still to be recorded, in their order."""
         begun = self.training.clock.steps
         for step in sorted(self._kept | self._watched):
-            if step > begun or (step == begun and not self._recorded(step)):
+            if step > begun or (step == begun and not all(self._recorded(run, step) for run in self.runs)):
                 yield step
 
-    def _recorded(self, step: int) -> bool:
-        directory = self.runs[0].directory
-        measured = any(row.step == step for row in directory.rows) or step not in self._watched
-        return measured and (directory.has_checkpoint(step) or step not in self._kept)
+    def _recorded(self, run: OneRun, step: int) -> bool:
+        measured = step not in self._watched or run.measured(step)
+        return measured and (step not in self._kept or run.directory.has_checkpoint(step))
 
     def record(self, step: int) -> None:
-        """Keep the weights and evaluate the networks, as it is due at this step."""
-        found: list[Sequence[Measurement]] = []
-        for number, run in enumerate(self.runs):
-            if not run.failure and number in getattr(self.training, "diverged", {}):
-                when = self.training.diverged[number]  # type: ignore[attr-defined]
-                run.failure = f"the training loss is not finite after {when} steps; try a smaller lr"
-            rows: Sequence[Measurement] = ()
-            if not run.failure and step in self._kept:
-                run.directory.add_checkpoint(step, run.net.state_dict())
-            if not run.failure and step in self._watched:
-                rows = run.watching.rows(run.net, self.training.clock)
-                run.directory.add_rows(rows)
-            found.append(rows)
+        """Evaluate the networks and keep their weights, as it is due at this step; TrainingError if all have failed."""
+        for number, when in getattr(self.training, "diverged", {}).items():
+            told = f"the training loss is not finite after {when:,} steps; try a smaller lr"
+            self.runs[number].failure = self.runs[number].failure or told
+        found = [self._record(run, step) for run in self.runs]
         if any(found):
-            self.monitor.measured(found)
-        if time.monotonic() - self._saved > _SECONDS:
+            self.monitor.measured(found, sum(step < later for later in self._watched))
+        if self.checkpoints.due() or time.monotonic() - self._saved > _SECONDS:
             self.checkpoints.save("_".join(map(str, NAME)), self.training.state)
             self._saved = time.monotonic()
-        self.checkpoints.stop_if_asked()
+        if all(run.failure for run in self.runs):
+            raise TrainingError(self.runs[0].failure)
+
+    def _record(self, run: OneRun, step: int) -> Sequence[Measurement]:
+        rows: Sequence[Measurement] = ()
+        if not run.failure and step in self._watched and not run.measured(step):
+            try:
+                rows = run.watching.rows(run.net, self.training.clock)
+            except TrainingError as error:
+                run.failure = str(error)
+            run.directory.add_rows(rows)
+        if not run.failure and step in self._kept and not run.directory.has_checkpoint(step):
+            run.directory.add_checkpoint(step, run.net.state_dict())
+        return rows
+
+    def failed(self, reason: str) -> None:
+        """No run can go on; `reason` is that of those that have no other."""
+        for run in self.runs:
+            run.failure = run.failure or reason
 
     def finish(self) -> dict[Path, Mapping[str, Any]]:
         """Ask the final networks about the test examples and write the results; summaries by run directory."""
@@ -179,9 +202,16 @@ class Group:
         for number, run in enumerate(self.runs):
             if run.failure:
                 continue
-            rows = [*run.watching.test(run.net, self.training.clock, final=True), *_best(run, self.training.clock)]
-            summary = _finished(run, self._facts(number), rows, len(self.runs))
-            self.monitor.finished(number, rows, summary)
+            try:
+                rows = [*run.watching.test(run.net, self.training.clock, final=True), *_best(run, self.training.clock)]
+            except TrainingError as error:
+                run.failure = str(error)
+                continue
+            summary = _summary(run, self._facts(number), rows, len(self.runs))
+            self.monitor.finished(number, rows, summary)  # before its file is committed
+            run.directory.add_document(SUMMARY, summary)  # with the episode: a run cannot do without both state and it
+            run.directory.commit(1, 1, summary["total_seconds"], {})
+            run.directory.finish(summary, "")
             found[run.directory.path] = summary
         return found
 
@@ -211,32 +241,29 @@ def best_step(rows: Sequence[Measurement], split: str, higher_is_better: bool) -
     if split == "test":
         return None  # there are no examples to choose by
     found = [row for row in rows if row.split == split and not row.slice and row.main == row.main]
-    watched = [row for row in found if row.scenario == "anytime"]
+    watched = [row for row in found if row.scenario == ANYTIME]
     sign = 1 if higher_is_better else -1
     return max(watched, key=lambda row: (sign * row.main, -row.step)).step if watched else None
 
 
-def _finished(run: OneRun, facts: EpisodeFacts, rows: Sequence[Measurement], together: int) -> dict[str, Any]:
-    """Write the last files of a run; its summary."""
+def _summary(run: OneRun, facts: EpisodeFacts, rows: Sequence[Measurement], together: int) -> dict[str, Any]:
+    """Write the last files of a run but for summary.json, whose content is returned."""
     directory, stream = run.directory, run.stream
     directory.add_targets({}, {})
     directory.add_member(saved_member(0, 1, run.net, stream, run.config.net), run.net.state_dict(), {})
     directory.add_episode(facts, rows)
-    directory.commit(1, 1, facts.seconds, {})
     higher = main_metric(stream).higher_is_better
-    summary = {
+    return {
         **task_facts(run.config, stream, run.net, directory.episodes, together),
-        **summarize(directory.rows, True, None, higher),
+        **summarize([row for row in directory.rows if row.scenario != ANYTIME], True, None, higher),
         **chosen(directory.rows, run.watching.split, higher),
         "total_seconds": facts.seconds,
     }
-    directory.finish(summary, "")
-    return summary
 
 
 def chosen(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> dict[str, Any]:
     """What is known of the final network and of the best checkpoint, by development examples; None where it is not."""
-    by_step = {row.step: row for row in rows if row.split == split and not row.slice and row.scenario == "anytime"}
+    by_step = {row.step: row for row in rows if row.split == split and not row.slice and row.scenario == ANYTIME}
     last = max(row.step for row in rows)
     test = {row.step: row for row in rows if row.split == "test" and not row.slice and (split != "test" or row.is_test)}
     step = best_step(rows, split, higher_is_better)
@@ -250,7 +277,9 @@ def chosen(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> d
     }
 
 
-def groups(plans: Sequence[TaskPlan], command: TaskCommand, console: TaskConsole, stack: ExitStack) -> Iterator[Group]:
+def groups(
+    plans: Sequence[TaskPlan], invocation: TaskInvocation, console: TaskConsole, stack: ExitStack
+) -> Iterator[Group]:  # fmt: skip
     """Build and check everything, then open the run directories, which are closed with `stack`.
 
     Runs whose networks can be stacked and that have taken the same number of steps are one group.
@@ -260,8 +289,14 @@ def groups(plans: Sequence[TaskPlan], command: TaskCommand, console: TaskConsole
     with enough_memory(f"the data on {device}", "fewer examples need less"):
         stream = build_stream(config.data, config.seed, device)
         trial = trial_network(config, stream)
+    count = len(stream.tasks[0].train)
+    for policy in (config.checkpoints, config.evaluations):
+        times(policy, config.hp.length(count, config.hp.batch_size(count)))
     if config.threads is None:
         use_threads(trial.trunk, stream.spec.input_shape, config.hp.batch, device)
+    if any(plan.saved for plan in plans):
+        stack.enter_context(fitting(invocation.folder))
+    stack.enter_context(writable(invocation.folder, invocation.resuming))
     together = stackable(trial)
     streams = {config.seed: stream}  # runs of one seed have the same data
     opened = []
@@ -275,7 +310,8 @@ def groups(plans: Sequence[TaskPlan], command: TaskCommand, console: TaskConsole
         by_step.setdefault((done, 0 if together else place), []).append((run, state))
     for found in by_step.values():
         with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
-            yield _group(found, compute, command, console, begin, stack)
+            group = _group(found, compute, invocation.command, console, begin, stack)
+        yield group
 
 
 def _opened(
@@ -287,8 +323,6 @@ def _opened(
     if plan.saved is not None:
         check_same_data(path, plan.saved, resolved["data_sha256"], config.data.data_dir)
         warn_of_versions(plan.saved, resolved)
-        stack.enter_context(fitting(path))
-    stack.enter_context(writable(path, "train_task.py"))
     directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
     stack.callback(directory.close)
     task = stream.tasks[0]
@@ -298,9 +332,7 @@ def _opened(
         _begin(net, plan, directory)
     content = directory.training("_".join(map(str, NAME)))
     state = None if content is None else from_bytes(content, device)
-    launched = f"{describe_device(device)}, {resolved['precision']}"
-    header = header_of(config, stream, count_parameters(net), launched, path, 0)
-    start = RunStart(header, resolved, hyperparameters(config), 1, None, (), tuple(directory.rows))
+    start = RunStart((), resolved, hyperparameters(config), 1, None, (), tuple(directory.rows))
     watching = Watching(task, stream.spec, compute, config.evaluate)
     return OneRun(config, stream, directory, net, watching, start), state
 
@@ -333,7 +365,6 @@ def _group(
     stack.callback(monitor.close)
     for board, run in zip(boards, runs, strict=True):
         board.run_begins(run.start)
-    console.begins(first.start, seeds, [run.config.hp.lr for run in runs])
     common: dict[str, Any] = {"monitor": monitor, "checkpoints": checkpoints}
     training: Training
     # A stack computes faster on a CPU, also alone; steps of a single network can be CUDA graphs.
@@ -347,13 +378,21 @@ def _group(
         if states[0]:
             training.restore(states[0])
     else:
-        every = [[(task.id, run.stream.tasks[0].train)] for run in runs]
+        every: list[list[tuple[int, TrainSource]]] = [[(task.id, run.stream.tasks[0].train)] for run in runs]
         rates, nets = [run.config.hp.lr for run in runs], [run.net for run in runs]
         training = stacked = StackedTraining(nets, every, spec, recipe, compute, seeds, NAME, rates=rates, **common)
         monitor.losses = lambda: stacked.losses
         if states[0]:
             training.restore(states)
-    monitor.clock = lambda: training.clock
-    total = 0 if first.config.evaluate_only else training.examples * training.epochs
-    console.training(total, training.clock.examples)
+    monitor.trains(training)
+    network = f"{first.config.net.model}, {count_parameters(first.net):,} parameters"
+    rates = [run.config.hp.lr for run in runs]
+    only = first.config.evaluate_only
+    console.begins(task_header(first.watching, network, training, seeds, rates, _where(runs), only))
+    console.training(training, only)
     return Group(runs, training, checkpoints, monitor)
+
+
+def _where(runs: Sequence[OneRun]) -> Path:
+    """The run directory of a single run, or the folder of several."""
+    return runs[0].directory.path if len(runs) == 1 else runs[0].directory.path.parent

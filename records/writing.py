@@ -38,7 +38,7 @@ _HEADS = {
 
 
 def header_of(
-    config: RunConfig | TaskRunConfig, stream: TaskStream, parameters: int, device: str, path: Path, done: int
+    config: RunConfig, stream: TaskStream, parameters: int, device: str, path: Path, done: int
 ) -> list[tuple[str, str]]:  # fmt: skip
     """Names and values that describe a run to people; `done`: episodes of earlier processes."""
     mode = "continual" if config.continual else "multi-task"

@@ -171,9 +171,13 @@ class Training:
     @property
     def clock(self) -> Clock:
         """The current time of training."""
-        examples = self._recipe.seen(self._steps.done, self.examples, self._size)
+        return self.clock_after(self._steps.done)
+
+    def clock_after(self, done: int) -> Clock:
+        """The time of training after so many steps."""
+        examples = self._recipe.seen(done, self.examples, self._size)
         whole = self.examples * self._recipe.steps_per_batch
-        return Clock(self._steps.done, examples, examples / whole if self._feed.fixed else None)
+        return Clock(done, examples, examples / whole if self._feed.fixed else None)
 
     def optimizer_state(self) -> dict[str, Tree]:
         """A copy of the optimizer's state, by name of the parameter."""

@@ -26,11 +26,16 @@ class Times:
 
 
 def times(policy: str, length: int) -> list[int]:
-    """The steps, in their order, at which a policy is due in a training of `length` steps: 0, ..., `length`."""
+    """The steps, in their order, at which a policy is due in a training of `length` steps: 0, ..., `length`.
+
+    UserError if there are more than a million.
+    """
     kind, _, number = policy.partition(":")
     if kind == POWERS:
         between = [2**power for power in range(length.bit_length())]
     elif kind == "every":
+        if length // int(number) > _MOST:
+            raise UserError(f"{policy} is more than {_MOST:,} times in {length:,} steps; choose a larger N")
         between = list(range(int(number), length, int(number)))
     elif kind == "log":
         count = min(int(number), _MOST)
