@@ -47,10 +47,14 @@ class _StackedFeed(Feed):
             feed.restore(own.clone())  # torch crashes on a part of a tensor
 
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
-        for parts in zip(*(feed.epoch(size, count) for feed in self._feeds), strict=True):
-            columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
-            inputs, targets, task_ids = (torch.stack(column) for column in columns)
-            yield StackedBatch(inputs, targets, task_ids)
+        # Now, not with the first batch: the random streams are those of the next epoch even if this one is skipped.
+        return map(_side_by_side, *[feed.epoch(size, count) for feed in self._feeds])
+
+
+def _side_by_side(*parts: Batch) -> StackedBatch:
+    columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
+    inputs, targets, task_ids = (torch.stack(column) for column in columns)
+    return StackedBatch(inputs, targets, task_ids)
 
 
 class _StackRule(StepRule):
