@@ -111,7 +111,7 @@ class TaskInvocation:
     @property
     def describes_run(self) -> bool:
         """Whether an option says what is to be learned or how, not only where."""
-        return PROGRAM.describing(self.given)
+        return PROGRAM.describing(self.given - {"seeds"})
 
 
 def parse(argv: Sequence[str] | None) -> TaskInvocation:

@@ -5,7 +5,7 @@ TaskInvocation -> TaskPlans (what is to be run) -> Groups of runs whose networks
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def of_one_task(config: TaskRunConfig, command: TaskCommand) -> TaskRunConfig:
 def _interrupted(path: Path, asked: TaskRunConfig, invocation: TaskInvocation) -> TaskPlan:
     """The plan of a run that was begun or is finished; UserError if this command line contradicts it."""
     check_whole(path)
-    saved = read_config(path)
+    saved, summary = read_config(path), read_summary(path)
     if saved.get("method") != METHOD:
         raise UserError(f"--resume: {path} is a run of modelzoo.py; resume it with that program")
     config: TaskRunConfig = saved_config(str(path / "config.yaml"), saved, TaskRunConfig)
@@ -121,7 +121,9 @@ def _interrupted(path: Path, asked: TaskRunConfig, invocation: TaskInvocation) -
             f"--resume: {path}/config.yaml has another {', '.join(differing)}; leave out what has changed, or name "
             "another --run_dir for another run"
         )
-    return TaskPlan(path, with_free(asked, invocation.given, config), saved, read_summary(path))
+    if summary:
+        tidy(path)
+    return TaskPlan(path, with_free(asked, invocation.given, config), saved, summary)
 
 
 @dataclass
@@ -275,6 +277,13 @@ def chosen(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> d
         "best_dev": None if step is None else by_step[step].main,
         "best_test": None if best is None else best.main,
     }
+
+
+def tidy(path: Path) -> None:
+    """Remove what is left of the state of a finished run whose process was killed before it did so."""
+    RunDirectory.reopen(path)
+    with suppress(OSError):  # it is not empty
+        (path / "state").rmdir()
 
 
 def groups(

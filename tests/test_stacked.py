@@ -12,6 +12,7 @@ from net.stack import Stack, stackable
 from records.task_invocation import configure
 from tests.toys import CPU
 from training.loop import Training
+from training.monitor import Checkpoints
 from training.stacked import StackedTraining
 from utils.errors import TrainingError
 from utils.seeding import seeded
@@ -48,10 +49,11 @@ def sources(stream):
     return [(1, stream.tasks[0].train)]
 
 
-def together(kind, rates=(), **changes):
+def together(kind, rates=(), checkpoints=None, **changes):
     recipe, streams, nets = built(kind, **changes)
     every = [sources(stream) for stream in streams]
-    return StackedTraining(nets, every, streams[0].spec, recipe, CPU, SEEDS, NAME, rates=rates), nets
+    spec, more = streams[0].spec, {"rates": rates, "checkpoints": checkpoints}
+    return StackedTraining(nets, every, spec, recipe, CPU, SEEDS, NAME, **more), nets
 
 
 def alone(kind, number, rates=(), **changes):
@@ -119,6 +121,28 @@ def test_training_goes_on_where_it_was_stopped_to_the_bit(fresh, optimizer, step
     for net, other in zip(nets, expected, strict=True):
         assert_same(net, other, rtol=0, atol=0)
     assert resumed.losses == whole.losses
+
+
+def test_training_saved_between_the_last_step_of_an_epoch_and_its_end_goes_on():
+    """A checkpoint can fall due there: the next epoch has other examples all the same."""
+
+    class Keeping(Checkpoints):
+        def due(self, *, epoch_ends=False):
+            return stacked.clock.steps in (3, 6) and not epoch_ends  # an epoch has three steps
+
+        def save(self, name, state):
+            saved.append(to_bytes(state()))
+
+    saved = []
+    stacked, expected = together("rnn", checkpoints=Keeping())
+    stacked.complete()
+    assert len(saved) == 2
+    for content in saved:
+        resumed, nets = together("rnn")
+        resumed.restore(from_bytes(content, CPU.device))
+        resumed.complete()
+        for net, other in zip(nets, expected, strict=True):
+            assert_same(net, other, rtol=0, atol=0)
 
 
 def test_a_network_goes_on_alone_from_the_state_it_had_among_others():

@@ -47,14 +47,17 @@ class _StackedFeed(Feed):
             feed.restore(own.clone())  # torch crashes on a part of a tensor
 
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
+        # Drawn now, not with the first batch: the streams are those of the next epoch even if this one is skipped.
         if all(feed.plain for feed in self._feeds):
             whole = [torch.stack(column) for column in zip(*(feed.drawn(count) for feed in self._feeds), strict=True)]
-            yield from map(StackedBatch, *(column.split(size, 1) for column in whole))
-            return
-        for parts in zip(*(feed.epoch(size, count) for feed in self._feeds), strict=True):
-            columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
-            inputs, targets, task_ids = (torch.stack(column) for column in columns)
-            yield StackedBatch(inputs, targets, task_ids)
+            return map(StackedBatch, *(column.split(size, 1) for column in whole))
+        return map(_side_by_side, *[feed.epoch(size, count) for feed in self._feeds])
+
+
+def _side_by_side(*parts: Batch) -> StackedBatch:
+    columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
+    inputs, targets, task_ids = (torch.stack(column) for column in columns)
+    return StackedBatch(inputs, targets, task_ids)
 
 
 class _StackRule(StepRule):
