@@ -79,7 +79,10 @@ class Generator(ABC):
 
     @abstractmethod
     def draw(self, n: int, rng: torch.Generator) -> Examples:
-        """`n` fresh examples on the device, computed by tensor operations from the random numbers of `rng`."""
+        """`n` fresh examples on the device, computed by tensor operations from the random numbers of `rng`.
+
+        Their order is random, their store has nothing else, and their rows are its own in order.
+        """
 
     def epoch(self, rng: torch.Generator) -> Examples:
         """The examples of one epoch, different ones each time."""

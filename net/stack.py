@@ -60,11 +60,14 @@ class Stack(nn.Module):
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         trunk, named = self._alone or self._named()
         features = self.trunk.stacked(trunk, inputs)  # type: ignore[operator]
-        weight, between = named["weight"], (1,) * (features.ndim - 3)
         # As a trunk may have it, the examples of a batch lie side by side in memory, for outputs as for features.
-        outputs = torch.matmul(weight.view(len(weight), *between, *weight.shape[1:]), features.transpose(-1, -2))
+        features, weight = features.transpose(-1, -2), named["weight"]
+        if features.ndim == 3:
+            outputs = torch.bmm(weight, features)
+        else:
+            outputs = torch.matmul(weight.view(len(weight), *(1,) * (features.ndim - 3), *weight.shape[1:]), features)
         if "bias" in named:
-            outputs = outputs + named["bias"].view(len(weight), *between, -1, 1)
+            outputs = outputs + named["bias"].view(len(weight), *(1,) * (features.ndim - 3), -1, 1)
         return outputs.transpose(-1, -2)
 
     def _named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,10 +1,10 @@
 """Tiny networks on a generated task: one alone, and several seeds as one computation.
 
-    python perf/tiny.py [--repeats 3] [--threads 2]
+    python perf/tiny.py [--repeats 3]
 
 The second largest of 10 numbers with 16 hidden units, and of 3 numbers with 4: recurrent networks with ReLU, batches of
 1,024 fresh examples, AdamW. On the CPU; sequences a second, of all seeds together.
-run: inside the training loop of train_task.py. bare: the same arithmetic in a plain loop that draws its examples too.
+run: inside the training loop of train_task.py, with as many threads as it takes. bare: the same arithmetic in a plain loop that draws its examples too.
 usual: nn.RNN, AdamW and a scheduler as they are by default, answers by sorting, and loss and accuracy read in every
 step, as in the published code of AlgZoo.
 """
@@ -36,7 +36,7 @@ def run(hidden: int, length: int, seeds: int) -> float:
         }  # fmt: skip
         invocation = configure(
             set=changes, steps=STEPS, seeds=seeds, checkpoints="none", run_dir=f"{folder}/run", quiet=True,
-            device="cpu", threads=torch.get_num_threads(),
+            device="cpu",
         )  # fmt: skip
         with common.silent():
             paths = train_task.run(invocation)
@@ -104,19 +104,26 @@ def usual(hidden: int, length: int) -> float:
     return rate(step, 1)
 
 
+def with_threads(threads: int, measure: Callable[..., float], *arguments: int) -> float:
+    """A measurement with so many threads."""
+    torch.set_num_threads(threads)
+    return measure(*arguments)
+
+
 def rate(step: Callable[[], object], seeds: int) -> float:
     """Sequences a second of steps on a batch for each seed."""
     return seeds * BATCH / common.seconds_a_call(step, torch.device("cpu"), seconds=2.0)
 
 
 def main() -> None:
-    options = common.options(__doc__, repeats=3, threads=torch.get_num_threads())
-    torch.set_num_threads(options.threads)
+    options, most = common.options(__doc__, repeats=3), torch.get_num_threads()
     print(f"Tiny networks: sequences/s. {common.title(torch.device('cpu'))}")
     for hidden, length in CASES:
         measures = [
-            lambda h=hidden, n=length: usual(h, n), lambda h=hidden, n=length: bare(h, n, 1),
-            lambda h=hidden, n=length: run(h, n, 1), lambda h=hidden, n=length: bare(h, n, SEEDS),
+            lambda h=hidden, n=length: with_threads(most, usual, h, n),
+            lambda h=hidden, n=length: with_threads(1, bare, h, n, 1),
+            lambda h=hidden, n=length: run(h, n, 1),
+            lambda h=hidden, n=length: with_threads(most if h > 4 else 1, bare, h, n, SEEDS),
             lambda h=hidden, n=length: run(h, n, SEEDS),
         ]  # fmt: skip
         columns = common.in_turn(measures, options.repeats)

@@ -302,7 +302,8 @@ def groups(
     for policy in (config.checkpoints, config.evaluations):
         times(policy, config.hp.length(count, config.hp.batch_size(count)))
     if config.threads is None:
-        use_threads(trial.trunk, stream.spec.input_shape, config.hp.batch, device)
+        networks = len(plans) if stackable(trial) else 1
+        use_threads(trial.trunk, stream.spec.input_shape, config.hp.batch, device, networks)
     if any(plan.saved for plan in plans):
         stack.enter_context(fitting(invocation.folder))
     stack.enter_context(writable(invocation.folder, invocation.resuming))

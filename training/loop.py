@@ -111,7 +111,7 @@ class Feed:
         """Inputs, targets and task ids of the next epoch's first `count` examples, where this feed is `plain`."""
         ((number, source),) = self._sources
         examples = source.epoch(self._rng)
-        inputs, targets = examples.store[examples.rows[:count]], examples.targets[:count]
+        inputs, targets = examples.store[:count], examples.targets[:count]
         return self._spec.preprocess(inputs), targets, torch.full((count,), number, device=targets.device)
 
     def epoch(self, size: int, count: int) -> Iterator[Batch]:

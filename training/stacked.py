@@ -63,6 +63,8 @@ def _side_by_side(*parts: Batch) -> StackedBatch:
 class _StackRule(StepRule):
     """The sum of the losses of the networks, whose gradients do not meet; and a learning rate for each."""
 
+    counts = True
+
     def __init__(self, factors: Sequence[float]) -> None:
         self._factors = factors  # on the learning rate of the recipe
 
@@ -130,7 +132,6 @@ class StackedTraining(Training):
         )  # fmt: skip
 
     def _epoch_loss(self, seen: int) -> float:
-        self._steps.take_loss()
         self.losses = [found / seen for found in self._stacked.take()]
         for number, loss in enumerate(self.losses):
             if not math.isfinite(loss):

@@ -35,10 +35,12 @@ class StepRule:
 
     Attributes:
         autocast: context in which networks run, for forward passes outside `loss`, which already is in it.
+        counts: whether it adds up the losses itself, so that `GradientSteps.take_loss` has none.
         recipe: the recipe of training, as `adapt` returned it.
     """
 
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    counts = False
     recipe = Recipe()
 
     def adapt(self, recipe: Recipe) -> Recipe:
@@ -162,7 +164,8 @@ class GradientSteps:
         self._rule.adjust(self._net, batch, objective)
         self._optimizer.step()
         self._rule.finish(self._net, self.rate if self._rate is None else self._rate)
-        self._loss.add_(loss.detach(), alpha=len(batch) - batch.replayed)
+        if not self._rule.counts:
+            self._loss.add_(loss.detach(), alpha=len(batch) - batch.replayed)
 
     def _replay(self, batch: Batch) -> None:
         size = len(batch), batch.replayed, batch.written is None

@@ -5,21 +5,28 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from net import input_dtype
-from utils.machine import threads_for
+from utils.machine import WORK_OF_A_THREAD, threads_for
 
 MOST_THREADS = torch.get_num_threads()  # as many as there are cores, or as OMP_NUM_THREADS says
 
+# Less work justifies one more thread where networks side by side share it out; see docs/performance.md.
+_EASIER = 8
 
-def use_threads(trunk: nn.Module, shape: tuple[int, ...], batch: int | str, device: torch.device) -> None:
+
+def use_threads(
+    trunk: nn.Module, shape: tuple[int, ...], batch: int | str, device: torch.device, networks: int = 1
+) -> None:  # fmt: skip
     """On a CPU, set the number of threads to what the work of a step is worth.
 
     Waking a second thread costs a small network more than it saves, on a busy machine. The last digits of a result
     depend on the number of threads, so it follows from the network, its inputs, of this `shape`, and the batch size
-    alone; a full batch is worth all threads.
+    alone; a full batch is worth all threads. Of several `networks` that compute together each thread takes some.
     """
     if device.type == "cpu":
-        work = multiply_adds(trunk, shape)
-        torch.set_num_threads(MOST_THREADS if isinstance(batch, str) else threads_for(batch * work, MOST_THREADS))
+        work = networks * multiply_adds(trunk, shape)
+        least = WORK_OF_A_THREAD if networks == 1 else WORK_OF_A_THREAD // _EASIER
+        most = MOST_THREADS
+        torch.set_num_threads(most if isinstance(batch, str) else threads_for(batch * work, most, least))
 
 
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:

@@ -86,6 +86,6 @@ def _times(stat: str) -> dict[int, list[int]]:
     return {int(core): [int(time) for time in times.split()[:8]] for core, times in lines}
 
 
-def threads_for(work: int, most: int) -> int:
+def threads_for(work: int, most: int, least: int = WORK_OF_A_THREAD) -> int:
     """Threads of a training step, by the multiply-adds of its forward pass alone: results do not depend on the load."""
-    return max(1, min(most, work // WORK_OF_A_THREAD))
+    return max(1, min(most, work // least))
