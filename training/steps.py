@@ -97,6 +97,7 @@ class GradientSteps:
         # A captured step reads its learning rate from the device.
         self._rate = torch.tensor(recipe.lr, device=compute.device) if compute.captured else None
         self._optimizer = rule.optimizer(net, recipe, recipe.lr if self._rate is None else self._rate)
+        self._trained = self._parameters()
         self._go_on(before or {})
         self._launched: Counter[_Shape] = Counter()  # steps by shape of the batch, before one is captured
         self._captured: dict[_Shape, tuple[Callable[[], None], Batch]] = {}
@@ -159,7 +160,8 @@ class GradientSteps:
         objective = self._spec.objective
         with self._compute.autocast():
             loss = self._rule.loss(self._net, batch, objective)
-        self._optimizer.zero_grad()
+        for parameter in self._trained:  # what zero_grad does, without its hooks
+            parameter.grad = None
         loss.backward()
         self._rule.adjust(self._net, batch, objective)
         self._optimizer.step()
