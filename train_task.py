@@ -18,8 +18,10 @@ from typing import Any
 from records.checkpoints import ending_on_sigterm
 from records.directory import holds_run
 from records.preparing import verify_run
+from records.task_group import Group
 from records.task_invocation import TaskInvocation, parse
-from records.task_session import Group, groups, planned
+from records.task_plan import planned
+from records.task_session import groups
 from records.task_summary import task_table
 from utils.compute import enough_memory
 from utils.errors import SignalError, TrainingError, run_program

@@ -4,7 +4,8 @@
 
 The second largest of 10 numbers with 16 hidden units, and of 3 numbers with 4: recurrent networks with ReLU, batches of
 1,024 fresh examples, AdamW. On the CPU; sequences a second, of all seeds together.
-run: inside the training loop of train_task.py, with as many threads as it takes. bare: the same arithmetic in a plain loop that draws its examples too.
+run: inside the training loop of train_task.py, with as many threads as it takes.
+bare: the same arithmetic in a plain loop that draws its examples too.
 usual: nn.RNN, AdamW and a scheduler as they are by default, answers by sorting, and loss and accuracy read in every
 step, as in the published code of AlgZoo.
 """

@@ -9,7 +9,7 @@ from typing import Any
 from records.configuration import value_at
 from records.task_config import TaskRunConfig
 from records.task_invocation import PROGRAM, parse
-from records.task_session import of_one_task
+from records.task_plan import of_one_task
 from studies.grid_file import (
     Options,
     StreamEntry,

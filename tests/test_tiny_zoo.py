@@ -23,7 +23,7 @@ from net.sequences.handcrafted import handcrafted_2nd_argmax
 from net.sequences.published import to_published
 from records import Run
 from records.directory import RunDirectory
-from records.task_session import Group
+from records.task_group import Group
 from tests.test_sequences import RecurrentTwin, Twin
 from utils.errors import UserError
 from utils.seeding import seeded

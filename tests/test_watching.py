@@ -26,7 +26,7 @@ from net.sequences.handcrafted import handcrafted_2nd_argmax
 from records import Run
 from records.configuration import saved_config
 from records.task_config import TaskRunConfig
-from records.task_session import Group
+from records.task_group import Group
 from reporting.task_analysis import handcrafted
 from tests.test_report import Tables, figure
 from tests.toys import CPU, table

@@ -1,0 +1,181 @@
+"""Runs of train_task.py whose networks train together: what is recorded on the way, and their results."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.task import TaskStream
+from evaluation.measurements import ANYTIME, Measurement
+from evaluation.watching import Watching
+from methods.base import new_network
+from net.multihead import MultiHead
+from records.checkpoints import TaskCheckpoints
+from records.directory import RunDirectory
+from records.manifest import SUMMARY
+from records.monitor import EpisodeFacts, RunStart
+from records.summary import summarize
+from records.task_config import TaskRunConfig
+from records.task_monitor import TaskMonitor
+from records.writing import main_metric, saved_member, task_facts
+from training.loop import Clock, Training
+from training.times import times
+from utils.compute import peak_memory
+from utils.errors import TrainingError
+
+_SECONDS = 10.0  # between two savings of the state of training when something was recorded, at least
+NAME = ("member", 0)  # of the network's random streams, as in a run of modelzoo.py on this task alone
+
+
+@dataclass
+class OneRun:
+    """A run under way."""
+
+    config: TaskRunConfig
+    stream: TaskStream
+    directory: RunDirectory
+    net: MultiHead
+    watching: Watching
+    start: RunStart
+    failure: str = ""  # why it cannot go on
+
+    def measured(self, step: int) -> bool:
+        """Whether it was evaluated at this step, the latest one."""
+        rows = self.directory.rows
+        return bool(rows) and rows[-1].step == step
+
+
+class Group:
+    """Runs whose networks train together: their state, and what is done at which step."""
+
+    def __init__(
+        self, runs: Sequence[OneRun], training: Training, checkpoints: TaskCheckpoints, monitor: TaskMonitor
+    ) -> None:  # fmt: skip
+        self.runs, self.training, self.checkpoints, self.monitor = runs, training, checkpoints, monitor
+        first = runs[0].config
+        length = 0 if first.evaluate_only else training.length
+        self._kept, self._watched = set(times(first.checkpoints, length)), set(times(first.evaluations, length))
+        self._saved = time.monotonic()
+
+    def moments(self) -> Iterator[int]:
+        """The steps at which something is still to be recorded, in their order."""
+        begun = self.training.clock.steps
+        for step in sorted(self._kept | self._watched):
+            if step > begun or (step == begun and not all(self._recorded(run, step) for run in self.runs)):
+                yield step
+
+    def _recorded(self, run: OneRun, step: int) -> bool:
+        measured = step not in self._watched or run.measured(step)
+        return measured and (step not in self._kept or run.directory.has_checkpoint(step))
+
+    def record(self, step: int) -> None:
+        """Evaluate the networks and keep their weights, as it is due at this step; TrainingError if all have failed."""
+        for number, when in getattr(self.training, "diverged", {}).items():
+            told = f"the training loss is not finite after {when:,} steps; try a smaller lr"
+            self.runs[number].failure = self.runs[number].failure or told
+        found = [self._record(run, step) for run in self.runs]
+        if any(found):
+            self.monitor.measured(found, sum(step < later for later in self._watched))
+        if self.checkpoints.due() or time.monotonic() - self._saved > _SECONDS:
+            self.checkpoints.save("_".join(map(str, NAME)), self.training.state)
+            self._saved = time.monotonic()
+        if all(run.failure for run in self.runs):
+            raise TrainingError(self.runs[0].failure)
+
+    def _record(self, run: OneRun, step: int) -> Sequence[Measurement]:
+        rows: Sequence[Measurement] = ()
+        if not run.failure and step in self._watched and not run.measured(step):
+            try:
+                rows = run.watching.rows(run.net, self.training.clock)
+            except TrainingError as error:
+                run.failure = str(error)
+            run.directory.add_rows(rows)
+        if not run.failure and step in self._kept and not run.directory.has_checkpoint(step):
+            run.directory.add_checkpoint(step, run.net.state_dict())
+        return rows
+
+    def failed(self, reason: str) -> None:
+        """No run can go on; `reason` is that of those that have no other."""
+        for run in self.runs:
+            run.failure = run.failure or reason
+
+    def finish(self) -> dict[Path, Mapping[str, Any]]:
+        """Ask the final networks about the test examples and write the results; summaries by run directory."""
+        found: dict[Path, Mapping[str, Any]] = {}
+        for number, run in enumerate(self.runs):
+            if run.failure:
+                continue
+            try:
+                rows = [*run.watching.test(run.net, self.training.clock, final=True), *_best(run, self.training.clock)]
+            except TrainingError as error:
+                run.failure = str(error)
+                continue
+            summary = _summary(run, self._facts(number), rows, len(self.runs))
+            self.monitor.finished(number, rows, summary)  # before its file is committed
+            run.directory.add_document(SUMMARY, summary)  # with the episode: a run cannot do without both state and it
+            run.directory.commit(1, 1, summary["total_seconds"], {})
+            run.directory.finish(summary, "")
+            found[run.directory.path] = summary
+        return found
+
+    def _facts(self, number: int) -> EpisodeFacts:
+        stats, losses = self.training.stats, getattr(self.training, "losses", None)
+        loss = stats.loss if losses is None else losses[number]
+        return EpisodeFacts(
+            1, [1], {}, stats.examples, stats.images, stats.gradients, stats.steps, self.checkpoints.seconds(),
+            stats.seconds, stats.images / stats.seconds if stats.images else 0.0, loss,
+            peak_memory(self.runs[0].net.weight.device),
+        )  # fmt: skip
+
+
+def _best(run: OneRun, clock: Clock) -> list[Measurement]:
+    """The test scores of the checkpoint that is best on the development examples, if it is not the last one."""
+    step = best_step(run.directory.rows, run.watching.split, main_metric(run.stream).higher_is_better)
+    if step is None or step == clock.steps or not run.directory.has_checkpoint(step):
+        return []
+    net = new_network(run.config, run.stream.spec, run.net.head_sizes)
+    net.load_state_dict(run.directory.checkpoint(step))
+    examples = next(row.examples for row in run.directory.rows if row.step == step)
+    return run.watching.test(net.to(run.net.weight.device), Clock(step, examples, None), final=False)
+
+
+def best_step(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> int | None:
+    """The step at which the main metric on a split was best; the first of equals; None if it was not measured."""
+    if split == "test":
+        return None  # there are no examples to choose by
+    found = [row for row in rows if row.split == split and not row.slice and row.main == row.main]
+    watched = [row for row in found if row.scenario == ANYTIME]
+    sign = 1 if higher_is_better else -1
+    return max(watched, key=lambda row: (sign * row.main, -row.step)).step if watched else None
+
+
+def _summary(run: OneRun, facts: EpisodeFacts, rows: Sequence[Measurement], together: int) -> dict[str, Any]:
+    """Write the last files of a run but for summary.json, whose content is returned."""
+    directory, stream = run.directory, run.stream
+    directory.add_targets({}, {})
+    directory.add_member(saved_member(0, 1, run.net, stream, run.config.net), run.net.state_dict(), {})
+    directory.add_episode(facts, rows)
+    higher = main_metric(stream).higher_is_better
+    return {
+        **task_facts(run.config, stream, run.net, directory.episodes, together),
+        **summarize([row for row in directory.rows if row.scenario != ANYTIME], True, None, higher),
+        **chosen(directory.rows, run.watching.split, higher),
+        "total_seconds": facts.seconds,
+    }
+
+
+def chosen(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> dict[str, Any]:
+    """What is known of the final network and of the best checkpoint, by development examples; None where it is not."""
+    by_step = {row.step: row for row in rows if row.split == split and not row.slice and row.scenario == ANYTIME}
+    last = max(row.step for row in rows)
+    test = {row.step: row for row in rows if row.split == "test" and not row.slice and (split != "test" or row.is_test)}
+    step = best_step(rows, split, higher_is_better)
+    final = next(iter(test[last].scores.values()))
+    found = {"dev": by_step[last].main if last in by_step and split != "test" else None, "test_stderr": final.stderr}
+    best = test.get(last if step is None else step)
+    return found | {
+        "best_step": step,
+        "best_dev": None if step is None else by_step[step].main,
+        "best_test": None if best is None else best.main,
+    }
