@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+import export
 import modelzoo
 from datasets import STREAMS
 from datasets.objectives import CrossEntropy
@@ -188,6 +189,15 @@ def test_many_networks_at_once_are_each_of_them(model, given):
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     expected = torch.stack([trunk(part) for trunk, part in zip(trunks, inputs, strict=True)])
     torch.testing.assert_close(trunks[0].stacked(stacked, inputs), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_every_parameter_is_trained(model):
+    with seeded(0, "net"):
+        net = build_net(model, (4,), settings_class(model)(**SMALL[model]), {1: 3, 2: 4})
+        inputs = torch.randn(40, 4) if model == "rnn" else torch.randint(4, (40, 4))
+    net(inputs, torch.arange(40) % 2 + 1)[:, :3].square().sum().backward()
+    assert {name for name, parameter in net.named_parameters() if not parameter.grad.any()} == set()
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -442,3 +452,32 @@ def test_a_run_without_biases_is_saved_and_answers_as_it_did(method, tmp_path, m
         found = zoo.predict(task.test.store[task.test.rows].numpy(), task.id).probabilities
         np.testing.assert_allclose(found, done.predictions(task.id, "test"), rtol=1e-4, atol=1e-5)
     assert modelzoo.main(["--verify", "run"]) == 0
+    assert export.main(["run", "--out", "out", "--format", "torch"]) == 0
+    exported = torch.export.load("out/model.pt2").module()
+    assert sum(value.numel() for value in exported.parameters()) == done.summary["parameters_total"]
+    said = exported(task.test.store[task.test.rows])["task_2"]
+    np.testing.assert_allclose(said.detach(), found, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("stream", "net", "words"),
+    [
+        ("attention_only", "model: attention_only, vocabulary: 2", "index out of range"),
+        ("rnn", "model: attention_only", "takes numbers of torch.int64; the inputs are torch.float32"),
+        (
+            "rnn",
+            "model: mlp, lr_scale: inverse_sqrt_width",
+            "lr_scale: inverse_sqrt_width needs a network with a width",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit_the_stream_is_one_line(stream, net, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(STREAMS, "sequences", lambda config, seed, device: sequences(stream))
+    (tmp_path / "d.yaml").write_text("{dataset: sequences, tasks: [[0, 1], [1, 2]]}")
+    (tmp_path / "h.yaml").write_text(f"{{{net}}}")
+    assert modelzoo.main(["--data_config", "d.yaml", "--hp_config", "h.yaml", "--continual", "--run_dir", "run"]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
