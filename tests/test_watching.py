@@ -267,7 +267,6 @@ def test_a_missing_or_damaged_checkpoint_is_one_line(tmp_path, capsys):
     file.unlink()
     with pytest.raises(UserError, match=r"step_000000000004.safetensors is missing"):
         run.checkpoints[4].weights()
-    assert run.checkpoints[8].network() is not None
     assert report.main([str(tmp_path / "run")]) == 2
     assert "step_000000000004.safetensors is missing" in capsys.readouterr().err
 
