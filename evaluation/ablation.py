@@ -11,7 +11,7 @@ from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
 
-EXAMPLES = 1 << 14  # the most that are asked about
+EXAMPLES = 1 << 13  # the most that are asked about
 FEATURES = 256  # the most that a network may have
 DROP, WITHOUT = "largest_drop", "without"
 _TOGETHER = 16  # neurons that are held at 0 in one batched computation

@@ -29,9 +29,8 @@ def region_numbers(subject: Subject, examples: Examples) -> Tensor:
         _packed(subject.net.trunk.states(inputs).flatten(1) > 0)  # type: ignore[operator]
         for inputs, _ in evaluation_batches(subject.net, data, subject.spec, subject.compute)
     ])  # fmt: skip
-    numbers = torch.zeros_like(words[:, 0])
-    for word in words.unbind(1):
-        places = word.unique(return_inverse=True)[1]
+    numbers, *others = (word.unique(return_inverse=True)[1] for word in words.unbind(1))
+    for places in others:
         numbers = (numbers * (places.max() + 1) + places).unique(return_inverse=True)[1]
     order = numbers.bincount().argsort(descending=True, stable=True)
     ranks = torch.empty_like(order)
