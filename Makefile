@@ -40,6 +40,8 @@ lint: install
 perf: install
 	$(BIN)/python perf/step_efficiency.py
 	$(BIN)/python perf/ablation.py
+	$(BIN)/python perf/tiny.py
+	OMP_NUM_THREADS=1 $(BIN)/python perf/online.py
 	$(BIN)/python perf/growth.py
 	$(BIN)/python perf/shared_machine.py
 	$(BIN)/python perf/safety.py

@@ -196,7 +196,7 @@ def begun(tmp_path_factory):
         raise UserError("stopped here")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("records.task_session._SECONDS", -1.0)  # what was recorded is saved each time
+        patch.setattr("records.task_group._SECONDS", -1.0)  # what was recorded is saved each time
         patch.setattr(Group, "finish", stop)
         assert trained(folder) == 2
     return folder
