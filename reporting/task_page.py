@@ -34,11 +34,13 @@ def of_task_runs(runs: Sequence[Run], command: str) -> Page:
     run = named[name]
     table = analysis.handcrafted(run)
     inside = [*figures.ablation(run), figures.regions(run), None if table is None else figures.handcrafted(table)]
-    slices = figures.slice_curves(run)
+    moving = not all(other.config["evaluate_only"] for other in runs)
+    slices = figures.slice_curves(run) if moving else []
+    curves = figures.learning_curves(named) if moving else []  # networks that were only evaluated have none
     of = "" if len(runs) == 1 else f" of {name}, the best on development examples" if chosen else f" of {name}"
     shown = [replace(picture, title=f"{picture.title}{f': {name}' if of else ''}") for picture in slices]
     sections = [
-        Section("How it was learned", [results(named, chosen)], [*figures.learning_curves(named), *shown]),
+        Section("How it was learned", [results(named, chosen)], [*curves, *shown]),
         Section(f"Inside the network{of}", _some([_handcrafted(table)]), _some(inside)),
         Section(f"Weights{of}", (), figures.weight_maps(run)),
     ]
@@ -168,11 +170,14 @@ def _in_words(runs: Mapping[str, Run], name: str) -> list[str]:
     whose = f"seed {seeds}" if len(runs) == 1 else f"the runs have the seeds {seeds}"
     stream = "" if config["stream"] in runs[name].task_names else f" of {config['stream']}"
     network = f"{'Each' if len(runs) > 1 else 'One'} network ({net['model']}{f': {settings}' if settings else ''})"
-    learned = (
-        f"{network} learned the task {runs[name].task_names[0]}{stream}"
-        f"{_data(runs[name])} from {length}, in batches of {recipe['batch']} with {recipe['optimizer']}, learning rate "
-        f"{recipe['lr']:g} and schedule {recipe['schedule']}; {whose}."
-    )
+    task = f"the task {runs[name].task_names[0]}{stream}{_data(runs[name])}"
+    begun = f", with the weights of {config['begun_from']}" if config["begun_from"] else ""
+    learned = f"{network} was asked about {task} without training{begun}; {whose}."
+    if not config["evaluate_only"]:
+        learned = (
+            f"{network} learned {task}{begun} from {length}, in batches of {recipe['batch']} with "
+            f"{recipe['optimizer']}, learning rate {recipe['lr']:g} and schedule {recipe['schedule']}; {whose}."
+        )
     where = (
         f"It ran on {config['device']} in {config['precision']} with torch {config['versions']['torch']}, commit "
         f"{str(config['commit'])[:12]}{' with uncommitted changes' if config['uncommitted_changes'] else ''}."

@@ -17,6 +17,7 @@ import export
 import forget
 import modelzoo
 import predict
+import report
 import train_task
 from datasets.synthetic.algorithms import longest_cycle, median, second_argmax
 from net.sequences.handcrafted import handcrafted_2nd_argmax
@@ -275,6 +276,13 @@ def test_a_handcrafted_network_is_asked_all_questions(tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["begun_from"], config["begun_from_sha256"]) == ("handcrafted", None)
     assert program(train_task.main, "--resume", "--run_dir", run)[0] == 0
+    assert program(train_task.main, "--verify", run)[0] == 0
+    assert program(report.main, run)[0] == 0
+    page = (run / "report.html").read_text()
+    assert "without training, with the weights of handcrafted" in page
+    drawn = {path.stem for path in (run / "figures").glob("*.svg")}
+    assert "handcrafted" in drawn
+    assert "learning_curves" not in drawn  # there is a single point
 
 
 def test_training_begins_with_a_downloaded_network(tmp_path):
