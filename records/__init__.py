@@ -9,5 +9,6 @@ Whatever reads or checks something here raises UserError, whose single line name
 
 from records.invocation import configure
 from records.run import Run
+from records.task_invocation import configure as configure_task
 
-__all__ = ["Run", "configure"]
+__all__ = ["Run", "configure", "configure_task"]
