@@ -44,8 +44,11 @@ class Objective(ABC):
         """Training loss: mean over the batch, a scalar on the device."""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The training losses of S networks that compute together, [S]; outputs [S, N, ...], targets [S, N, ...]."""
-        return torch.stack([self.loss(*pair) for pair in zip(outputs, targets, strict=True)])
+        """The training losses of S networks that compute together, [S]; targets [S, N, ...].
+
+        The outputs are those of a Stack, whose last two axes are the other way round: [S, ..., C, N].
+        """
+        return torch.stack([self.loss(*pair) for pair in zip(outputs.transpose(-1, -2), targets, strict=True)])
 
     @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ class CrossEntropy(_Probabilities):
         return F.cross_entropy(outputs.float(), targets)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.float().transpose(1, 2), targets, reduction="none").mean(1)
+        return F.cross_entropy(outputs.float(), targets, reduction="none").mean(1)
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         right = predictions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

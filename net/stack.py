@@ -17,7 +17,7 @@ def stackable(net: MultiHead) -> bool:
 
 
 class Stack(nn.Module):
-    """S networks on S batches: inputs [S, B, *input], task ids of any shape -> outputs [S, B, ..., C].
+    """S networks on S batches: inputs [S, B, *input], task ids of any shape -> outputs [S, ..., C, B].
 
     Parameters of the same name are rows of one tensor, of which each network's own are views: what trains the stack
     trains the networks, and each can be saved, loaded and evaluated alone. Networks next to each other that have the
@@ -60,7 +60,7 @@ class Stack(nn.Module):
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
         trunk, named = self._alone or self._named()
         features = self.trunk.stacked(trunk, inputs)  # type: ignore[operator]
-        # As a trunk may have it, the examples of a batch lie side by side in memory, for outputs as for features.
+        # As a trunk may have it, the examples of a batch lie side by side, for outputs as for features: the last axis.
         features, weight = features.transpose(-1, -2), named["weight"]
         if features.ndim == 3:
             outputs = torch.bmm(weight, features)
@@ -68,7 +68,7 @@ class Stack(nn.Module):
             outputs = torch.matmul(weight.view(len(weight), *(1,) * (features.ndim - 3), *weight.shape[1:]), features)
         if "bias" in named:
             outputs = outputs + named["bias"].view(len(weight), *(1,) * (features.ndim - 3), -1, 1)
-        return outputs.transpose(-1, -2)
+        return outputs
 
     def _named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The parameters of all networks by name, [S, ...]: those of the trunk, and those of the head."""

@@ -75,7 +75,7 @@ def test_a_stack_computes_what_its_networks_compute(kind):
     assert all(map(stackable, nets))
     draws = [stream.tasks[0].train.draw(7, torch.Generator().manual_seed(n)) for n, stream in enumerate(streams)]
     inputs, ids = [draw.store[draw.rows] for draw in draws], torch.ones(7, dtype=torch.int64)
-    found = Stack(nets)(torch.stack(inputs), ids.expand(3, 7))
+    found = Stack(nets)(torch.stack(inputs), ids.expand(3, 7)).transpose(1, 2)
     for net, own, outputs in zip(nets, inputs, found, strict=True):
         torch.testing.assert_close(outputs, net(own, ids))
 

@@ -112,7 +112,7 @@ class Feed:
         ((number, source),) = self._sources
         examples = source.epoch(self._rng)
         inputs, targets = examples.store[:count], examples.targets[:count]
-        return self._spec.preprocess(inputs), targets, torch.full((count,), number, device=targets.device)
+        return self._spec.preprocess(inputs), targets, torch.full((1,), number, device=targets.device).expand(count)
 
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
         """The next epoch's first `count` examples in batches of `size`."""

@@ -49,9 +49,14 @@ class _StackedFeed(Feed):
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
         # Drawn now, not with the first batch: the streams are those of the next epoch even if this one is skipped.
         if all(feed.plain for feed in self._feeds):
-            whole = [torch.stack(column) for column in zip(*(feed.drawn(count) for feed in self._feeds), strict=True)]
+            whole = [_stacked(column) for column in zip(*(feed.drawn(count) for feed in self._feeds), strict=True)]
             return map(StackedBatch, *(column.split(size, 1) for column in whole))
         return map(_side_by_side, *[feed.epoch(size, count) for feed in self._feeds])
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """The tensors as rows of one; a single one is not copied."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
 
 
 def _side_by_side(*parts: Batch) -> StackedBatch:
