@@ -1,6 +1,6 @@
 """Train one network on one task, keep its weights along the way, and ask questions about it.
 
-config/*.yaml + argv -> TaskInvocation -> TaskPlans -> Groups of runs that train as one computation
+config/*.yaml + argv -> TaskInvocation -> TaskPlans -> TaskGroups of runs that train as one computation
 at chosen steps: weights -> checkpoints/, evaluations -> metrics.csv
 at the end: test examples -> summary.json, final table
 """
@@ -18,7 +18,7 @@ from typing import Any
 from records.checkpoints import ending_on_sigterm
 from records.directory import holds_run
 from records.preparing import verify_run
-from records.task_group import Group
+from records.task_group import TaskGroup
 from records.task_invocation import TaskInvocation, parse
 from records.task_plan import planned
 from records.task_session import groups
@@ -72,7 +72,7 @@ def run(invocation: TaskInvocation) -> list[Path]:
     return [plan.path for plan in plans]
 
 
-def learn(group: Group) -> dict[Path, Mapping[str, Any]]:
+def learn(group: TaskGroup) -> dict[Path, Mapping[str, Any]]:
     """Train from one recorded moment to the next, and to the end; summaries of the runs that have not failed."""
     try:
         for step in group.moments():

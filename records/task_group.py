@@ -46,7 +46,7 @@ class OneRun:
         return bool(rows) and rows[-1].step == step
 
 
-class Group:
+class TaskGroup:
     """Runs whose networks train together: their state, and what is done at which step."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Group:
 
     def record(self, step: int) -> None:
         """Evaluate the networks and keep their weights, as it is due at this step; TrainingError if all have failed."""
-        for number, when in getattr(self.training, "diverged", {}).items():
+        for number, when in self.training.diverged.items():
             told = f"the training loss is not finite after {when:,} steps; try a smaller lr"
             self.runs[number].failure = self.runs[number].failure or told
         found = [self._record(run, step) for run in self.runs]
@@ -120,8 +120,7 @@ class Group:
         return found
 
     def _facts(self, number: int) -> EpisodeFacts:
-        stats, losses = self.training.stats, getattr(self.training, "losses", None)
-        loss = stats.loss if losses is None else losses[number]
+        stats, loss = self.training.stats, self.training.losses[number]
         return EpisodeFacts(
             1, [1], {}, stats.examples, stats.images, stats.gradients, stats.steps, self.checkpoints.seconds(),
             stats.seconds, stats.images / stats.seconds if stats.images else 0.0, loss,

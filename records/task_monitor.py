@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,6 @@ class TaskMonitor(Monitor):
 
     def __init__(self, console: TaskConsole, boards: Sequence[TaskBoard]) -> None:
         self.console, self._boards = console, boards
-        self.losses: Callable[[], Sequence[float]] | None = None  # of several networks
 
     def trains(self, training: Training) -> None:
         """The training whose clock is told."""
@@ -152,8 +151,7 @@ class TaskMonitor(Monitor):
         self.console.step(images)
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
-        own = [loss] if self.losses is None else self.losses()
-        for board, value in zip(self._boards, own, strict=True):
+        for board, value in zip(self._boards, self._training.losses, strict=True):
             board.trained(self._training.clock, value, lr)
 
     def measured(self, by_run: Sequence[Sequence[Measurement]], more: int) -> None:

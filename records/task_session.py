@@ -1,6 +1,6 @@
 """Opening runs of train_task.py: everything is built and checked before the first step.
 
-TaskInvocation -> TaskPlans (what is to be run) -> Groups of runs whose networks train as one computation
+TaskInvocation -> TaskPlans (what is to be run) -> TaskGroups of runs whose networks train as one computation
 """
 
 import os
@@ -23,7 +23,7 @@ from records.directory import RunDirectory
 from records.monitor import RunStart
 from records.preparing import fitting, prepared, trial_network, writable
 from records.resume import check_same_data, warn_of_versions
-from records.task_group import NAME, Group, OneRun
+from records.task_group import NAME, OneRun, TaskGroup
 from records.task_invocation import TaskCommand, TaskInvocation
 from records.task_monitor import TaskBoard, TaskConsole, TaskMonitor, task_header
 from records.task_plan import TaskPlan
@@ -41,7 +41,7 @@ from utils.trees import Tree, from_bytes
 
 def groups(
     plans: Sequence[TaskPlan], invocation: TaskInvocation, console: TaskConsole, stack: ExitStack
-) -> Iterator[Group]:  # fmt: skip
+) -> Iterator[TaskGroup]:  # fmt: skip
     """Build and check everything, then open the run directories, which are closed with `stack`.
 
     Runs whose networks can be stacked and that have taken the same number of steps are one group.
@@ -113,7 +113,7 @@ def _begin(net: MultiHead, plan: TaskPlan, directory: RunDirectory) -> None:
 def _group(
     found: Sequence[tuple[OneRun, Tree | None]], compute: Compute, command: TaskCommand, console: TaskConsole,
     begin: float, stack: ExitStack,
-) -> Group:  # fmt: skip
+) -> TaskGroup:  # fmt: skip
     runs, states = [run for run, _ in found], [state for _, state in found]
     first, seeds = runs[0], [run.config.seed for run in runs]
     earlier = max(run.directory.manifest.seconds for run in runs)
@@ -134,7 +134,7 @@ def _group(
     only = first.config.evaluate_only
     console.begins(task_header(first.watching, network, training, seeds, rates, _where(runs), only))
     console.training(training, only)
-    return Group(runs, training, checkpoints, monitor)
+    return TaskGroup(runs, training, checkpoints, monitor)
 
 
 def _where(runs: Sequence[OneRun]) -> Path:
@@ -164,7 +164,6 @@ def _training(
     every: list[list[tuple[int, TrainSource]]] = [[(task.id, run.stream.tasks[0].train)] for run in runs]
     rates, nets = [run.config.hp.lr for run in runs], [run.net for run in runs]
     stacked = StackedTraining(nets, every, spec, recipe, compute, seeds, NAME, rates=rates, **common)
-    monitor.losses = lambda: stacked.losses
     if states[0]:
         stacked.restore(states)
     return stacked

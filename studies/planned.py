@@ -11,7 +11,7 @@ from records.summary import read_summary
 from records.task_config import TaskRunConfig
 
 if TYPE_CHECKING:
-    from studies.published import Published
+    from studies.published import PublishedTable
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Grid:
     options: str
     program: str = "modelzoo"
     axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    published: Mapping[str, "Published"] = field(default_factory=dict)
+    published: Mapping[str, "PublishedTable"] = field(default_factory=dict)
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:

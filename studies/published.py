@@ -30,7 +30,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTable:
     """A published table."""
 
     source: str = setting(str, "where it is printed, and how it was made")
@@ -44,7 +44,7 @@ class Published:
     )
 
 
-def read_published(path: str, content: object, streams: Collection[str]) -> dict[str, Published]:
+def read_published(path: str, content: object, streams: Collection[str]) -> dict[str, PublishedTable]:
     """The tables of the key `published` by the name of their stream; UserError names the file and the key."""
     where = f"{path}: published"
     if not isinstance(content, Mapping):
@@ -54,4 +54,4 @@ def read_published(path: str, content: object, streams: Collection[str]) -> dict
             raise UserError(f"{where}: {unknown('stream', name, streams)}")
         if not isinstance(table, Mapping):
             raise UserError(f"{where}: {name} must be a table with the keys source, rows, columns and values")
-    return {name: read(Published, f"{where}: {name}", table) for name, table in content.items()}
+    return {name: read(PublishedTable, f"{where}: {name}", table) for name, table in content.items()}

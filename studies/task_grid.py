@@ -22,7 +22,7 @@ from studies.grid_file import (
     undashed,
 )
 from studies.planned import Grid, PlannedJob, PlannedRun
-from studies.published import Published, read_published
+from studies.published import PublishedTable, read_published
 from utils.errors import UserError
 
 AXES = ("program", "streams", "hyperparams", "seeds", "vary", "published")
@@ -109,7 +109,7 @@ def _config(where: str, words: Sequence[str]) -> TaskRunConfig:
         raise UserError(f"{where}: {undashed(error)}") from None
 
 
-def _check_axes(path: str, run: PlannedRun, published: Mapping[str, Published]) -> None:
+def _check_axes(path: str, run: PlannedRun, published: Mapping[str, PublishedTable]) -> None:
     config = run.config
     table = published.get(config.stream)
     for key in () if table is None else (table.rows, table.columns):

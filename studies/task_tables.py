@@ -14,7 +14,7 @@ from typing import Any
 from records.configuration import value_at
 from records.summary import figure, signed
 from studies.planned import Grid, PlannedRun
-from studies.published import Published
+from studies.published import PublishedTable
 from studies.store import provenance_notes, write_results
 from studies.tables import latex_text, markdown_table, markdown_text, readable
 from utils.errors import UserError, one_line
@@ -33,16 +33,16 @@ READING = (
     "Minutes: of the whole computation of a cell, with its evaluation; with --jobs 2 or more, cells share the machine.",
 )
 _LONG = ("cell", "published", "ours", "difference", "seeds", "examples", "minutes")
-_RAW = Published(source="", rows="", columns="", values={}, scale=1.0)  # of a stream without published values
+_RAW = PublishedTable(source="", rows="", columns="", values={}, scale=1.0)  # of a stream without published values
 
 
 @dataclass(frozen=True)
-class Scored:
+class CellResult:
     """The finished runs of one cell or of several."""
 
     runs: Sequence[tuple[PlannedRun, Mapping[str, Any]]]
     published: float | None
-    table: Published
+    table: PublishedTable
 
     @cached_property
     def best(self) -> Mapping[str, Any] | None:
@@ -101,7 +101,7 @@ def _test(summary: Mapping[str, Any]) -> float:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table: columns, each a title and its cells."""
 
     title: str
@@ -126,7 +126,7 @@ def write_task_tables(grid: Grid, store: Path, failures: Mapping[str, str], comm
     write_bytes(store / "table.tex", _latex(sheets, notes, command).encode())
 
 
-def _of_stream(grid: Grid, stream: str, summaries: Mapping[str, Mapping[str, Any]]) -> list[Sheet]:
+def _of_stream(grid: Grid, stream: str, summaries: Mapping[str, Mapping[str, Any]]) -> list[TextTable]:
     runs = [run for run in grid.runs if run.config.stream == stream]
     table = grid.published.get(stream, _RAW)
     columns, rows = ([*grid.axes[stream], "", ""])[:2]
@@ -136,12 +136,12 @@ def _of_stream(grid: Grid, stream: str, summaries: Mapping[str, Mapping[str, Any
     if stream in grid.published and metric != table.metric:
         raise UserError(f"published: {stream}: metric is {table.metric}; the runs have {metric}")
 
-    def scored(chosen: Callable[[PlannedRun], bool]) -> Scored:
+    def scored(chosen: Callable[[PlannedRun], bool]) -> CellResult:
         """Of the chosen runs; the published value if they all stand at one place of the table."""
         found = [run for run in runs if chosen(run)]
         values = {table.values.get(_at(run, rows), {}).get(_at(run, columns)) for run in found}
         one = values.pop() if len(values) == 1 else None
-        return Scored([(run, summaries[run.name]) for run in found if run.name in summaries], one, table)
+        return CellResult([(run, summaries[run.name]) for run in found if run.name in summaries], one, table)
 
     across = list(dict.fromkeys(_at(run, columns) for run in runs))
     down = list(dict.fromkeys(_at(run, rows) for run in runs))
@@ -150,14 +150,14 @@ def _of_stream(grid: Grid, stream: str, summaries: Mapping[str, Mapping[str, Any
     scale = f" × {table.scale:g}" if table.scale != 1 else ""
     notes = [f"Published: {table.source}. Tolerance {table.tolerance:g}."] if stream in grid.published else []
     found = []
-    for kind, show, more in (("best", Scored.show_best, notes), ("median", Scored.show_median, [])):
+    for kind, show, more in (("best", CellResult.show_best, notes), ("median", CellResult.show_median, [])):
         corner = [" / ".join(_short(key) for key in (rows, columns) if key) or stream, *map(_shown, down)]
         cells = [[_shown(c), *(show(places[r, c]) for r in down)] for c in across]
-        found.append(Sheet(f"{stream}: test {metric}{scale}, {kind} of the seeds", [corner, *cells], more))
+        found.append(TextTable(f"{stream}: test {metric}{scale}, {kind} of the seeds", [corner, *cells], more))
     labels = list(dict.fromkeys((run.net, run.label) for run in runs))
     lines = [_line(label, scored(lambda run, n=net, t=label: (run.net, run.label) == (n, t)))  # type: ignore[misc]
              for net, label in labels]  # fmt: skip
-    return [*found, Sheet(f"{stream}: cells", list(zip(_LONG, *lines, strict=True)))]
+    return [*found, TextTable(f"{stream}: cells", list(zip(_LONG, *lines, strict=True)))]
 
 
 def _at(run: PlannedRun, key: str) -> Any:
@@ -176,10 +176,10 @@ def _shown(value: object) -> str:
     return "all" if value == "" else str(value)
 
 
-def _line(label: str, cell: Scored) -> list[str]:
+def _line(label: str, cell: CellResult) -> list[str]:
     published = NONE if cell.published is None else f"{cell.published:g}"
     difference = NONE if cell.difference is None else signed(cell.difference, 2 if cell.table.scale >= 100 else 4)
-    ours = Scored(cell.runs, None, cell.table).show_best() + f" {MARK}" * cell.worse
+    ours = CellResult(cell.runs, None, cell.table).show_best() + f" {MARK}" * cell.worse
     counts = sorted({summary["examples"] for _, summary in cell.runs})
     examples = " to ".join(readable(count) for count in counts[:: max(1, len(counts) - 1)]) or NONE
     return [
@@ -188,7 +188,7 @@ def _line(label: str, cell: Scored) -> list[str]:
     ]  # fmt: skip
 
 
-def _markdown(sheets: Sequence[Sheet], notes: Sequence[str], command: str) -> str:
+def _markdown(sheets: Sequence[TextTable], notes: Sequence[str], command: str) -> str:
     parts = []
     for sheet in sheets:
         columns = [[markdown_text(cell) for cell in column] for column in sheet.columns]
@@ -197,7 +197,7 @@ def _markdown(sheets: Sequence[Sheet], notes: Sequence[str], command: str) -> st
     return "\n\n".join(parts) + "\n"
 
 
-def _latex(sheets: Sequence[Sheet], notes: Sequence[str], command: str) -> str:
+def _latex(sheets: Sequence[TextTable], notes: Sequence[str], command: str) -> str:
     r"""A table environment for each sheet; needs only \usepackage{booktabs}."""
     parts = [r"% \usepackage{booktabs}"]
     for sheet in sheets:

@@ -185,6 +185,27 @@ def test_a_run_killed_while_its_state_is_removed_is_tidied(kept, monkeypatch):
     same_as("run", "whole")
 
 
+def killed_at_writes(counts, start, check, monkeypatch):
+    """Kill a run after so many writes, and once more at its first one: resumed, it passes the check."""
+    for count in counts:
+        shutil.rmtree("run", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            kill_at_write(patch, count)
+            try:
+                assert start("run") == 0
+                break
+            except Killed:
+                pass
+        with monkeypatch.context() as patch, suppress(Killed):
+            kill_at_write(patch, 1)
+            assert start("run", "--resume") == 0
+        assert start("run", "--resume") == 0
+        check("run", "whole")
+    else:
+        pytest.fail("never finished")
+    assert count > 15
+
+
 @pytest.mark.parametrize(
     ("method", "every"), [("zoo", 23), ("isolated", 41), ("derpp", 41), ("packnet", 41), ("joint", 17)]
 )
@@ -193,20 +214,5 @@ def test_a_run_killed_between_any_two_files_goes_on(method, every, monkeypatch):
     given = [*options(method), "--checkpoint_minutes", "0"]
     assert start("whole", *given) == 0
     first = (1, 1.5, 2, 2.5) if method == "zoo" else ()  # what every run writes first
-    for count in (*first, *(n / 2 for n in range(6, 400, every))):
-        shutil.rmtree("run", ignore_errors=True)
-        with monkeypatch.context() as patch:
-            kill_at_write(patch, count)
-            try:
-                assert start("run", *given) == 0
-                break
-            except Killed:
-                pass
-        with monkeypatch.context() as patch, suppress(Killed):  # once more, before it has written anything
-            kill_at_write(patch, 1)
-            assert start("run", "--resume", *given) == 0
-        assert start("run", "--resume", *given) == 0
-        same_as("run", "whole")
-    else:
-        pytest.fail("never finished")
-    assert count > 15
+    counts = (*first, *(n / 2 for n in range(6, 400, every)))
+    killed_at_writes(counts, lambda where, *more: start(where, *more, *given), same_as, monkeypatch)

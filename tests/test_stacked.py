@@ -105,7 +105,7 @@ def test_each_network_may_have_a_learning_rate_of_its_own(optimizer):
         assert_same(net, own)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 10, 19])
+@pytest.mark.parametrize("steps", [1, 3, 10, 19, 20])  # 20: all
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_training_goes_on_where_it_was_stopped_to_the_bit(fresh, optimizer, steps):

@@ -24,7 +24,7 @@ from net.sequences.handcrafted import handcrafted_2nd_argmax
 from net.sequences.published import to_published
 from records import Run
 from records.directory import RunDirectory
-from records.task_group import Group
+from records.task_group import TaskGroup
 from tests.test_sequences import RecurrentTwin, Twin
 from utils.errors import UserError
 from utils.seeding import seeded
@@ -327,7 +327,7 @@ def test_a_resumed_run_does_not_need_the_folder(tmp_path):
     torch.save(recurrent(3, 4, 3).state_dict(), folder / "2nd_argmax_4_3_64_0.pth")
     train(*SHORT, "--zoo_dir", folder, "--run_dir", tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, Group, "record", 2)
+        stop_at(patch, TaskGroup, "record", 2)
         assert program(train_task.main, *FEW, *SHORT, "--zoo_dir", folder, "--run_dir", tmp_path / "cut")[0] == 130
     shutil.rmtree(folder)
     assert program(train_task.main, "--resume", "--run_dir", tmp_path / "cut", "--quiet")[0] == 0

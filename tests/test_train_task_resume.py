@@ -1,14 +1,13 @@
 """A resumed run of train_task.py is the run that was never interrupted, to the bit."""
 
+import csv
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 
 import train_task
 from records.checkpoints import TaskCheckpoints
-from tests.test_resume import Killed, kill_at_write, stop_after
+from tests.test_resume import Killed, killed_at_writes, stop_after
 from tests.test_train_task import CYCLE, PROJECT, RNN, TINY, settings
 from utils.trees import to_bytes
 
@@ -43,8 +42,10 @@ def results(run):
     names = ["metrics.csv", *(f"{folder}/{path.name}" for folder in ("members", "checkpoints", "predictions")
                               for path in (run / folder).iterdir())]  # fmt: skip
     told = json.loads((run / "summary.json").read_text())
+    (episode,) = csv.DictReader((run / "episodes.csv").read_text().splitlines())
     return {name: (run / name).read_bytes() for name in names} | {
-        "summary.json": {key: value for key, value in told.items() if key not in TIMES}
+        "episodes.csv": episode["train_loss"],
+        "summary.json": {key: value for key, value in told.items() if key not in TIMES},
     }
 
 
@@ -140,23 +141,9 @@ def close_to(where, expected):
 def test_a_run_killed_between_any_two_files_goes_on(seeds, monkeypatch):
     options = [*BASE[:-1], "12", "--seeds", seeds, "--checkpoint_minutes", "0", "--checkpoints", "every:6"]
     assert start("whole", *options) == 0
-    for count in (n / 2 for n in range(2, 400, 1 if seeds == "1" else 3)):
-        shutil.rmtree("run", ignore_errors=True)
-        with monkeypatch.context() as patch:
-            kill_at_write(patch, count)
-            try:
-                assert start("run", *options) == 0
-                break
-            except Killed:
-                pass
-        with monkeypatch.context() as patch, suppress(Killed):  # once more, before it has written anything
-            kill_at_write(patch, 1)
-            assert start("run", "--resume", *options) == 0
-        assert start("run", "--resume", *options) == 0
-        (same_as if seeds == "1" else close_to)("run", "whole")
-    else:
-        pytest.fail("never finished")
-    assert count > 15
+    counts = (n / 2 for n in range(2, 400, 1 if seeds == "1" else 3))
+    check = same_as if seeds == "1" else close_to
+    killed_at_writes(counts, lambda where, *more: start(where, *more, *options), check, monkeypatch)
 
 
 def test_runs_that_were_saved_at_unequal_steps_go_on_in_groups_of_their_own(monkeypatch, capsys):
@@ -189,14 +176,14 @@ def test_runs_that_were_saved_at_unequal_steps_go_on_in_groups_of_their_own(monk
 def test_a_signal_between_two_runs_stops_the_program(monkeypatch):
     options = CASES["one after the other"]
     assert start("whole", *options) == 0
-    finish = train_task.Group.finish
+    finish = train_task.TaskGroup.finish
 
     def signalled(self):
         os.kill(os.getpid(), signal.SIGTERM)
         return finish(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_task.Group, "finish", signalled)
+        patch.setattr(train_task.TaskGroup, "finish", signalled)
         assert start("run", *options) == 143
     assert (Path("run/seed0/summary.json").exists(), Path("run/seed1/summary.json").exists()) == (True, False)
     assert start("run", "--resume", *options) == 0

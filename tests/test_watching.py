@@ -26,7 +26,7 @@ from net.sequences.handcrafted import handcrafted_2nd_argmax
 from records import Run
 from records.configuration import saved_config
 from records.task_config import TaskRunConfig
-from records.task_group import Group
+from records.task_group import TaskGroup
 from reporting.task_analysis import handcrafted
 from tests.test_report import Tables, figure
 from tests.toys import CPU, table
@@ -197,7 +197,7 @@ def begun(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("records.task_group._SECONDS", -1.0)  # what was recorded is saved each time
-        patch.setattr(Group, "finish", stop)
+        patch.setattr(TaskGroup, "finish", stop)
         assert trained(folder) == 2
     return folder
 

@@ -138,6 +138,10 @@ class Training:
         before: the state of an optimizer that goes on, see `optimizer_state`.
         feed: where batches come from, by default the sources; see training/stacked.py.
         watch: what `complete` asks on the way; `watched` has the answers, each with the steps and examples until then.
+
+    Attributes:
+        losses: mean training loss over the last epoch, of each network (there is one; see training/stacked.py).
+        diverged: number of a network -> steps after which its loss was not finite; if it is all of them, TrainingError.
     """
 
     def __init__(
@@ -164,7 +168,9 @@ class Training:
         self.ended = 0  # epochs
         self._batches: Iterator[Batch] | None = None  # the rest of this epoch
         self._order = self._feed.state()  # at the start of this epoch
-        self._gradients, self._seconds, self._loss = 0, 0.0, math.nan
+        self._gradients, self._seconds = 0, 0.0
+        self.losses = [math.nan]
+        self.diverged: dict[int, int] = {}
         self._begin: float | None = None  # when `advance` was called, while it runs
         self._random: dict[str, Tensor] | None = None  # state of the global generators when it returned
 
@@ -192,7 +198,7 @@ class Training:
     def stats(self) -> TrainingStats:
         """What training took so far."""
         steps, examples, _ = self.clock
-        return TrainingStats(self.examples, examples, self._gradients, steps, self._time_taken(), self._loss)
+        return TrainingStats(self.examples, examples, self._gradients, steps, self._time_taken(), self._loss())
 
     def complete(self) -> TrainingStats:
         """Train to the end, from the last checkpoint if there is one; the network ends in test mode.
@@ -240,6 +246,7 @@ class Training:
             "steps": self._steps.state(),
             "rule": self._rule.state(),
             "watched": self.watched,
+            "losses": self.losses,
             "random": self._random if self._begin is None and self._random else random_state(self._compute.device),
         }
 
@@ -251,7 +258,7 @@ class Training:
         self._net.load_state_dict(state["net"])
         self._steps.restore(state["steps"])
         self._rule.restore(state["rule"])
-        self.watched = state["watched"]
+        self.watched, self.losses = state["watched"], state["losses"]
         for replays in self._past:
             replays.skip(self._steps.done)
         if taken := self._steps.done - self.ended * self._per_epoch:
@@ -299,16 +306,24 @@ class Training:
         """Read the loss of the epoch: the only wait for the device in it."""
         seen = self.clock.examples - self.ended * self.examples * self._recipe.steps_per_batch
         self.ended, self._batches, self._order = self.ended + 1, None, self._feed.state()
-        self._loss = self._epoch_loss(seen)
-        if not math.isfinite(self._loss):
+        self.losses = self._epoch_losses(seen)
+        for number, loss in enumerate(self.losses):
+            if not math.isfinite(loss):
+                self.diverged.setdefault(number, self._steps.done)
+        if len(self.diverged) == len(self.losses):
             raise not_finite("the training loss", self._when(), self._recipe, self._compute)
-        self._monitor.epoch_ends(self.ended, self._loss, self._steps.rate)
+        self._monitor.epoch_ends(self.ended, self._loss(), self._steps.rate)
         if not self.done and self._checkpoints.due(epoch_ends=True):
             self._checkpoints.save(self._file, self.state)
 
-    def _epoch_loss(self, seen: int) -> float:
-        """The mean training loss over the examples seen in this epoch; waits for the device."""
-        return self._steps.take_loss() / seen
+    def _epoch_losses(self, seen: int) -> list[float]:
+        """The mean training loss of each network over the examples seen in this epoch; waits for the device."""
+        return [self._steps.take_loss() / seen]
+
+    def _loss(self) -> float:
+        """The mean of the losses that are finite."""
+        going = [loss for loss in self.losses if math.isfinite(loss)]
+        return sum(going) / len(going) if going else math.nan
 
     def _when(self) -> str:
         if self._recipe.epochs is None:

@@ -108,8 +108,8 @@ class _StackRule(StepRule):
 class StackedTraining(Training):
     """The training of S networks, each as if it were alone up to rounding, as one computation.
 
-    For networks that are `stackable` and without replay, rules of a method or normalisation over batches. A network
-    whose loss is no longer finite is listed in `diverged`; the others go on. The state of each network is the one that
+    For networks that are `stackable` and without replay, rules of a method or normalisation over batches. Where the
+    loss of one is no longer finite the others go on. The state of each network is the one that
     a Training of its own would have: networks may be stopped together and resumed apart.
 
     Args:
@@ -127,22 +127,16 @@ class StackedTraining(Training):
         feeds = [Feed(own, spec, recipe, seed, name) for own, seed in zip(sources, seeds, strict=True)]
         factors = [rate / recipe.lr for rate in rates] or [1.0] * len(nets)
         self._stacked, self._members = _StackRule(factors), nets
-        self.losses = [math.nan] * len(nets)  # mean over the last epoch
-        self.diverged: dict[int, int] = {}  # number of a network -> steps after which its loss was not finite
         stack: Any = Stack(nets, factors)
         self._parts = stack.parts
         super().__init__(
             stack, sources[0], spec, recipe, compute, seeds[0], name, rule=self._stacked, monitor=monitor,
             checkpoints=checkpoints, feed=_StackedFeed(feeds),
         )  # fmt: skip
+        self.losses = [math.nan] * len(nets)
 
-    def _epoch_loss(self, seen: int) -> float:
-        self.losses = [found / seen for found in self._stacked.take()]
-        for number, loss in enumerate(self.losses):
-            if not math.isfinite(loss):
-                self.diverged.setdefault(number, self._steps.done)
-        going = [loss for loss in self.losses if math.isfinite(loss)]
-        return sum(going) / len(going) if going else math.nan
+    def _epoch_losses(self, seen: int) -> list[float]:
+        return [found / seen for found in self._stacked.take()]
 
     def state(self) -> Tree:
         """All that is needed to resume: a list with the state of each network."""
@@ -155,7 +149,8 @@ class StackedTraining(Training):
                 optimizer = [{key: _row(value, row) for key, value in own.items()} for own in of_part]
                 mine = {**steps, "loss": whole["rule"][member], "optimizer": optimizer}
                 net = self._members[member].state_dict()
-                states.append({**whole, "rule": None, "order": whole["order"][member], "net": net, "steps": mine})
+                own = {"losses": [self.losses[member]], "order": whole["order"][member], "net": net, "steps": mine}
+                states.append({**whole, "rule": None, **own})
         return states
 
     def restore(self, state: Tree) -> None:
@@ -169,7 +164,8 @@ class StackedTraining(Training):
         losses = torch.stack([own["steps"]["loss"] for own in state])
         steps = {**state[0]["steps"], "optimizer": optimizer, "loss": losses.sum()}
         order = torch.stack([own["order"] for own in state])
-        super().restore({**state[0], "net": self._net.state_dict(), "rule": losses, "order": order, "steps": steps})
+        joined = {"net": self._net.state_dict(), "rule": losses, "order": order, "steps": steps}
+        super().restore({**state[0], **joined, "losses": [loss for own in state for loss in own["losses"]]})
 
 
 def _row(value: Tree, row: int) -> Tree:

@@ -15,7 +15,7 @@ from utils.errors import UserError
 _FAMILIES: dict[str, Any] = {"rnn": RNN, "attention_only": AttentionOnly}
 
 
-class Published(NamedTuple):
+class PublishedNetwork(NamedTuple):
     """A network that weights with published names describe; the first four are for `build_net`."""
 
     model: str
@@ -36,7 +36,7 @@ def to_published(net: MultiHead, task: int | None = None) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in (net.trunk.state_dict() | heads).items()}
 
 
-def from_published(state: Mapping[str, Tensor], length: int | None = None, heads: int = 1) -> Published:
+def from_published(state: Mapping[str, Tensor], length: int | None = None, heads: int = 1) -> PublishedNetwork:
     """The network that a state dict with published names describes; UserError if names or shapes fit none.
 
     What weights do not tell must be given: the number of attention `heads`, and the `length` of the sequences of a
@@ -61,7 +61,7 @@ def from_published(state: Mapping[str, Tensor], length: int | None = None, heads
             wrong = f"{name} is {_size(shapes.get(name))}, expected {_size(expected.get(name))}"
             raise UserError(f"not a published {model}: {wrong}")
     renamed = {name.removeprefix(head) if name.startswith(head) else f"trunk.{name}": state[name] for name in state}
-    return Published(model, settings, shape, outputs, renamed)
+    return PublishedNetwork(model, settings, shape, outputs, renamed)
 
 
 _FIRST = {"rnn": "rnn.weight_ih_l0", "attention_only": "embed.weight"}
