@@ -261,7 +261,8 @@ class Training:
         self.watched, self.losses = state["watched"], state["losses"]
         for replays in self._past:
             replays.skip(self._steps.done)
-        if taken := self._steps.done - self.ended * self._per_epoch:
+        taken = self._steps.done - self.ended * self._per_epoch
+        if taken > 0:  # below 0 when training is over and its last epoch was cut short
             self._batches = self._epoch(taken)
 
     @contextmanager
