@@ -5,7 +5,8 @@
 The second largest of 10 numbers with 16 hidden units, and of 3 numbers with 4: recurrent networks with ReLU, batches of
 1,024 fresh examples, AdamW. On the CPU; sequences a second, of all seeds together.
 run: inside the training loop of train_task.py, with as many threads as it takes.
-bare: the same arithmetic in a plain loop that draws its examples too.
+bare: the same arithmetic in a plain loop that draws its examples too; by units: with the units of an example side by
+side in memory, as is usual, not the examples of a batch.
 usual: nn.RNN, AdamW and a scheduler as they are by default, answers by sorting, and loss and accuracy read in every
 step, as in the published code of AlgZoo.
 """
@@ -13,6 +14,7 @@ step, as in the published code of AlgZoo.
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 
 import common
 import torch
@@ -44,7 +46,16 @@ def run(hidden: int, length: int, seeds: int) -> float:
         return seeds * BATCH * STEPS / float(Run.load(paths[0]).summary["train_seconds"])
 
 
-def bare(hidden: int, length: int, seeds: int) -> float:
+def by_units(names: dict[str, nn.Parameter], inputs: Tensor) -> Tensor:
+    """The last states of the networks, [S, B, h], as RNN.stacked has them, with another order in memory."""
+    driving, recurrent = (names[f"rnn.weight_{kind}_l0"].transpose(1, 2) for kind in ("ih", "hh"))
+    state = (inputs[..., :1] * driving).relu()
+    for number in inputs.split(1, -1)[1:]:
+        state = torch.baddbmm(number * driving, state, recurrent).relu()
+    return state
+
+
+def bare(hidden: int, length: int, seeds: int, *, units: bool = False) -> float:
     """The same arithmetic in a plain loop; examples are drawn DRAWN batches at a time."""
 
     def parameter(*shape: int) -> nn.Parameter:
@@ -61,9 +72,12 @@ def bare(hidden: int, length: int, seeds: int) -> float:
             answers = second_argmax(inputs.flatten(0, 1)).view(seeds, -1)
             pending.extend(zip(inputs.split(BATCH, 1), answers.split(BATCH, 1), strict=True))
         inputs, answers = pending.pop()
-        states = RNN.stacked(names, inputs)
-        outputs = torch.bmm(head, states.transpose(1, 2))
-        loss = F.cross_entropy(outputs, answers, reduction="none").mean(1).sum()
+        if units:
+            outputs = torch.bmm(by_units(names, inputs), head.transpose(1, 2))
+            loss = seeds * F.cross_entropy(outputs.flatten(0, 1), answers.flatten())
+        else:
+            outputs = torch.bmm(head, RNN.stacked(names, inputs).transpose(1, 2))
+            loss = F.cross_entropy(outputs, answers, reduction="none").mean(1).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -126,11 +140,13 @@ def main() -> None:
             lambda h=hidden, n=length: run(h, n, 1),
             lambda h=hidden, n=length: with_threads(most if h > 4 else 1, bare, h, n, SEEDS),
             lambda h=hidden, n=length: run(h, n, SEEDS),
+            lambda h=hidden, n=length: with_threads(most if h > 4 else 1, partial(bare, units=True), h, n, SEEDS),
         ]  # fmt: skip
         columns = common.in_turn(measures, options.repeats)
         one, five = columns[2], columns[4]
         common.line(f"{hidden} hidden units, length {length}", "sequences/s", "over usual", "over bare")
         names = ["usual, one seed", "bare, one seed", "run, one seed", "bare, five seeds", "run, five seeds"]
+        names.append("bare, five seeds, by units")
         beside = {2: columns[1], 4: columns[3]}
         for place, (name, column) in enumerate(zip(names, columns, strict=True)):
             over = f"{common.ratio(column, beside[place]):.2f}" if place in beside else ""

@@ -71,7 +71,7 @@ class RNN(nn.Module):
 def _states(parameters: Mapping[str, Tensor], inputs: Tensor, first: Tensor | None = None) -> Iterator[Tensor]:
     """The state of each of S networks after each number, [S, B, h].
 
-    In memory the examples of a batch lie side by side, [S, h, B]: for narrow networks this is three times as fast.
+    In memory the examples of a batch lie side by side, [S, h, B]: faster for narrow networks, see docs/performance.md.
     """
     recurrent, driving = parameters["rnn.weight_hh_l0"], parameters["rnn.weight_ih_l0"]
     state = None if first is None else first.transpose(1, 2)
