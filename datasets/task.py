@@ -21,6 +21,7 @@ from datasets.objectives import Objective
 from utils.seeding import generator
 
 TRAIN, TEST, HELD_OUT = "train", "test", "held_out"  # names of splits
+DEV = "dev"  # development examples, by which seeds and checkpoints are chosen
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from datasets.objectives import Scores
-from datasets.task import HELD_OUT, StreamSpec, Task
+from datasets.task import DEV, HELD_OUT, StreamSpec, Task
 from evaluation.measurements import ANYTIME, TRAINED, Measurement
 from evaluation.questions import EVALUATIONS
 from evaluation.subject import Subject
@@ -13,8 +13,6 @@ from training.loop import Clock
 from training.prediction import predict_examples
 from utils.compute import Compute
 from utils.errors import TrainingError
-
-DEV = "dev"  # name of the split of development examples, by which the best network is chosen
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The checkpoints of a run of train_task.py: the weights of its network along the way."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +16,9 @@ from net import build_net
 from net.multihead import MultiHead
 from records.configuration import saved_config
 from records.manifest import Manifest, reading
-from records.members import CHECKPOINT_FILE, SavedMember, read_tensors_of
+from records.members import CHECKPOINT_FILE, SavedMember, checkpoint_steps, read_tensors_of
 from records.task_config import TaskRunConfig
 from utils.seeding import seeded
-
-_NAME = re.compile(r"checkpoints/step_(\d{12})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -76,5 +73,7 @@ def checkpoints_of(
 ) -> dict[int, Checkpoint]:  # fmt: skip
     """Step -> checkpoint, in their order."""
     examples = {row.step: row.examples for row in rows}
-    steps = sorted(int(found[1]) for name in manifest.files if (found := _NAME.fullmatch(name)))
-    return {step: Checkpoint(step, examples.get(step), networks.path, manifest, networks) for step in steps}
+    return {
+        step: Checkpoint(step, examples.get(step), networks.path, manifest, networks)
+        for step in checkpoint_steps(manifest)
+    }

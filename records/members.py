@@ -1,6 +1,7 @@
 """The files of a saved network in members/: its description (JSON) and its weights (safetensors)."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ WEIGHTS_FILE = "members/member_{:03d}.safetensors"
 CHECKPOINT_FILE = "checkpoints/step_{:012d}.safetensors"  # by the number of steps
 KEPT_FILE = "predictions/kept_{:03d}.safetensors"  # by the number of an episode
 PREDICTIONS_FILE = "predictions/member_{:03d}.safetensors"
+
+
+_CHECKPOINT = re.compile(r"checkpoints/step_(\d{12})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -111,3 +115,8 @@ def answering(members: Sequence[SavedMember]) -> Sequence[SavedMember]:
     """The members that no later member replaces."""
     first = max((place for place, member in enumerate(members) if member.replaces_earlier), default=0)
     return members[first:]
+
+
+def checkpoint_steps(manifest: Manifest) -> list[int]:
+    """The numbers of steps after which the weights of a network were kept, in their order."""
+    return sorted(int(found[1]) for name in manifest.files if (found := _CHECKPOINT.fullmatch(name)))

@@ -1,12 +1,13 @@
 """Runs of train_task.py whose networks train together: what is recorded on the way, and their results."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.task import TaskStream
+from datasets.task import TEST, TaskStream
 from evaluation.measurements import ANYTIME, Measurement
 from evaluation.watching import Watching
 from methods.base import new_network
@@ -55,7 +56,9 @@ class TaskGroup:
         self.runs, self.training, self.checkpoints, self.monitor = runs, training, checkpoints, monitor
         first = runs[0].config
         length = 0 if first.evaluate_only else training.length
-        self._kept, self._watched = set(times(first.checkpoints, length)), set(times(first.evaluations, length))
+        self._kept = set(times(first.checkpoints, length))
+        self._in_order = times(first.evaluations, length)
+        self._watched = set(self._in_order)
         self._saved = time.monotonic()
 
     def moments(self) -> Iterator[int]:
@@ -76,7 +79,7 @@ class TaskGroup:
             self.runs[number].failure = self.runs[number].failure or told
         found = [self._record(run, step) for run in self.runs]
         if any(found):
-            self.monitor.measured(found, sum(step < later for later in self._watched))
+            self.monitor.measured(found, len(self._in_order) - bisect_right(self._in_order, step))
         if self.checkpoints.due() or time.monotonic() - self._saved > _SECONDS:
             self.checkpoints.save("_".join(map(str, NAME)), self.training.state)
             self._saved = time.monotonic()
@@ -141,7 +144,7 @@ def _best(run: OneRun, clock: Clock) -> list[Measurement]:
 
 def best_step(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> int | None:
     """The step at which the main metric on a split was best; the first of equals; None if it was not measured."""
-    if split == "test":
+    if split == TEST:
         return None  # there are no examples to choose by
     found = [row for row in rows if row.split == split and not row.slice and row.main == row.main]
     watched = [row for row in found if row.scenario == ANYTIME]

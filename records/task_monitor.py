@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datasets.task import HELD_OUT, TEST, Table
+from datasets.task import DEV, HELD_OUT, TEST, Table
 from evaluation.measurements import ANYTIME, Measurement
-from evaluation.watching import DEV, Watching
+from evaluation.watching import Watching
 from records.tensorboard import TensorBoard, scalars_of
 from training.loop import Clock, Training
 from training.monitor import Monitor

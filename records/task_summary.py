@@ -34,5 +34,9 @@ def task_table(runs: Sequence[Finished]) -> str:
 
 def best_run(runs: Sequence[Finished]) -> Finished:
     """The run whose final network is best on the development examples; of equals the one with the smallest seed."""
-    sign = 1 if runs[0][1]["higher_is_better"] else -1
-    return max(runs, key=lambda run: (sign * run[1]["dev"], -run[0].seed))
+    return max(runs, key=lambda run: by_development(run[1]))
+
+
+def by_development(summary: Mapping[str, Any]) -> tuple[float, int]:
+    """The better a run is on the development examples the larger; of equals the one with the smallest seed."""
+    return (1 if summary["higher_is_better"] else -1) * summary["dev"], -summary["seed"]

@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from datasets.synthetic.algorithmic import DEV, AlgorithmConfig, AlgorithmSettings, AlgorithmTask, algorithmic
+from datasets.synthetic.algorithmic import AlgorithmConfig, AlgorithmSettings, AlgorithmTask, algorithmic
 from datasets.synthetic.algorithms import ALGORITHMS, MAP
+from datasets.task import DEV
 from net import build_net
 from net.config import NetConfig
 from net.multihead import MultiHead
@@ -27,6 +28,7 @@ from net.sequences.rnn import RNN
 from records.configuration import saved_config
 from records.directory import CONFIG, holds_run, read_config
 from records.manifest import checked, read_manifest, reading
+from records.members import CHECKPOINT_FILE, checkpoint_steps
 from records.task_config import METHOD, TaskRunConfig
 from training.prediction import predict_examples
 from utils.compute import Compute
@@ -35,7 +37,6 @@ from utils.settings import plain
 
 PUBLISHED_NAME = "{task}_{hidden_size}_{length}_{n_seqs}_{seed}.pth"
 _PUBLISHED = re.compile(rf"({'|'.join(ALGORITHMS)})_(\d{{1,4}})_(\d{{1,3}})_(\d{{1,18}})_(\d{{1,18}})\.pth")
-_CHECKPOINT = re.compile(r"checkpoints/step_(\d{12})\.safetensors")
 _SIZES = {"rnn": "hidden_size", "attention_only": "width"}  # what counts as the hidden size
 HANDCRAFTED = "handcrafted"  # in place of a folder
 _SHOWN = 30  # values in an error message
@@ -112,7 +113,7 @@ def find_networks(folder: Path) -> list[Stored]:
         folders.sort()
         if holds_run(Path(place)):
             folders.clear()
-            found += checkpoints_of(Path(place))
+            found += stored_in(Path(place))
             continue
         for name in sorted(files):
             if match := _PUBLISHED.fullmatch(name):
@@ -121,7 +122,7 @@ def find_networks(folder: Path) -> list[Stored]:
     return found
 
 
-def checkpoints_of(run: Path) -> list[Stored]:
+def stored_in(run: Path) -> list[Stored]:
     """The checkpoints of a run of train_task.py on an algorithm, finished or not; none of another run."""
     if f"method: {METHOD}".encode() not in (run / CONFIG).read_bytes():
         return []
@@ -135,10 +136,9 @@ def checkpoints_of(run: Path) -> list[Stored]:
     examples = own.epoch_examples if own.fresh else own.train_examples
     size, length = getattr(config.net.settings, _SIZES[config.net.model]), task.length or own.length
     found = []
-    for name in sorted(manifest.files):
-        if match := _CHECKPOINT.fullmatch(name):
-            seen = recipe.seen(int(match[1]), examples, recipe.batch_size(examples))
-            found.append(Stored(run / name, task.task, size, length, seen, config.seed, config))
+    for step in checkpoint_steps(manifest):
+        seen = recipe.seen(step, examples, recipe.batch_size(examples))
+        found.append(Stored(run / CHECKPOINT_FILE.format(step), task.task, size, length, seen, config.seed, config))
     return found
 
 

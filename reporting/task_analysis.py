@@ -12,11 +12,10 @@ import torch
 from datasets import build_stream
 from datasets.synthetic.algorithmic import AlgorithmConfig
 from datasets.synthetic.algorithms import ALGORITHMS
-from datasets.task import TEST
+from datasets.task import DEV, TEST
 from evaluation.measurements import ANYTIME
 from evaluation.regions import compared
 from evaluation.subject import Subject
-from evaluation.watching import DEV
 from net.sequences.handcrafted import LENGTHS, handcrafted_2nd_argmax
 from net.sequences.rnn import RNN
 from records.configuration import saved_config

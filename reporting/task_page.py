@@ -7,8 +7,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from datasets.task import TEST
-from evaluation.watching import DEV
+from datasets.task import DEV, TEST
 from net import count_parameters
 from records.run import Run
 from records.summary import direction, figure

@@ -13,6 +13,7 @@ from typing import Any
 
 from records.configuration import value_at
 from records.summary import figure, signed
+from records.task_summary import by_development
 from studies.planned import Grid, PlannedRun
 from studies.published import PublishedTable
 from studies.store import provenance_notes, write_results
@@ -48,7 +49,7 @@ class CellResult:
     def best(self) -> Mapping[str, Any] | None:
         """The summary of the best run; None without runs or without development examples."""
         found = [summary for _, summary in self.runs if summary["dev"] is not None]
-        return max(found, key=_dev) if found else None
+        return max(found, key=by_development) if found else None
 
     @property
     def ours(self) -> float | None:
@@ -90,10 +91,6 @@ class CellResult:
     def minutes(self) -> float:
         """Of all runs; those that were trained together share their time."""
         return sum(summary["total_seconds"] / summary["trained_together"] for _, summary in self.runs) / 60
-
-
-def _dev(summary: Mapping[str, Any]) -> tuple[float, int]:
-    return (1 if summary["higher_is_better"] else -1) * summary["dev"], -summary["seed"]
 
 
 def _test(summary: Mapping[str, Any]) -> float:

@@ -18,7 +18,7 @@ from net.multihead import MultiHead
 from net.sequences.handcrafted import handcrafted_2nd_argmax
 from net.sequences.published import to_published
 from records.directory import CONFIG, holds_run
-from records.tiny import HANDCRAFTED, PUBLISHED_NAME, Stored, best_of, checkpoints_of, networks_for
+from records.tiny import HANDCRAFTED, PUBLISHED_NAME, Stored, best_of, networks_for, stored_in
 from utils.errors import UserError, expanded
 from utils.files import write_folder
 
@@ -77,7 +77,7 @@ def load_handcrafted_2nd_argmax(length: int) -> TinyNetwork:
 
 def publish(run: Path, out: Path) -> list[str]:
     """Write the checkpoints of a run in the published format to a folder that is new or empty; a line for each file."""
-    found = checkpoints_of(run) if holds_run(run) else []
+    found = stored_in(run) if holds_run(run) else []
     if not found:
         what = "has no checkpoints of a network on an algorithm" if holds_run(run) else f"has no {CONFIG}"
         raise UserError(f"{run} {what}; only runs of train_task.py that began with drawn weights have such networks")

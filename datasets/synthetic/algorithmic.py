@@ -17,12 +17,11 @@ from torch import Tensor
 
 from datasets.config import DataConfig
 from datasets.synthetic.algorithms import ALGORITHMS, MAP, Algorithm, draw
-from datasets.task import TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.task import DEV, TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.errors import UserError
 from utils.seeding import generator
 from utils.settings import Range, counts, read, setting
 
-DEV = "dev"  # the split by which seeds and checkpoints are chosen
 _LENGTH = Range(2, 256)
 _COUNT = counts(Range(1, 10**8))
 
