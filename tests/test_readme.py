@@ -20,6 +20,7 @@ APPENDED = {
     "make demo": SMALL,
     # Stand-in images of the same format and the small net; the download has 169 MB.
     "python modelzoo.py --data_config config/dataset/coarse": f"--hp_config config/hyperparam/conv.yaml {SMALL}",
+    "python train_task.py": "--examples 2^14",
     "tensorboard": "--inspect",
 }
 SKIPPED = {"make test"}  # this is one of the tests that it runs
@@ -74,7 +75,7 @@ def test_the_commands_do_what_the_readme_shows(tmp_path, monkeypatch, capsys):
     write_cifar100(tmp_path / "data")
     commands = [command for command in blocks() if command[0] not in SKIPPED]
     assert all(any(command.startswith(begin) for command, _ in commands) for begin in APPENDED)
-    for program in ("modelzoo", "report", "predict", "distill", "export", "forget"):
+    for program in ("modelzoo", "train_task", "report", "predict", "distill", "export", "forget"):
         assert any(command.startswith(f"python {program}.py") for command, _ in commands)
     for command, expected in commands:
         capsys.readouterr()
