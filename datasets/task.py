@@ -172,6 +172,9 @@ class StreamSpec:
     preprocess: Preprocess
     heads: str = "task"  # one of net.multihead.HEADS
     scenario: str = "task"  # one of datasets.scenarios.SCENARIOS
+    # Inputs are tokens followed by so many positions among them whose outputs are asked for, -1 where there are fewer;
+    # or vectors, of which the last ones are asked about. 0: an input has a single output.
+    asked: int = 0
 
 
 @dataclass(frozen=True)
