@@ -201,7 +201,7 @@ def scores_from(state: Tree) -> dict[int, Scores]:
 
 def new_network(config: BaseConfig, spec: StreamSpec, head_sizes: Mapping[int, int]) -> MultiHead:
     """A network of a run, on the CPU; UserError if its architecture does not fit the inputs of the stream."""
-    return build_net(config.net.model, spec.input_shape, config.net.settings, head_sizes, spec.heads)
+    return build_net(config.net.model, spec.input_shape, config.net.settings, head_sizes, spec.heads, spec.asked)
 
 
 def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead, recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from net.images.wideresnet import WideResNet
 from net.mlp import MLP
 from net.multihead import MultiHead
 from net.sequences.attention_only import AttentionOnly
+from net.sequences.model import SequenceModel
 from net.sequences.rnn import RNN
 from utils.errors import UserError, unknown
 
@@ -27,6 +28,7 @@ TRUNKS: dict[str, Any] = {
     "mlp": MLP,
     "rnn": RNN,
     "attention_only": AttentionOnly,
+    "sequence": SequenceModel,
 }
 _TIMM = "timm/"
 # What trunks take, with the number of its axes; other trunks take anything.
@@ -45,8 +47,15 @@ def settings_class(model: str) -> Any:
     return TRUNKS.get(model, TimmTrunk).Settings
 
 
-def build_trunk(model: str, shape: tuple[int, ...], settings: Any) -> nn.Module:
-    """The trunk of a model for inputs of that shape, with settings of its class; UserError if it cannot take them."""
+def build_trunk(model: str, shape: tuple[int, ...], settings: Any, outputs: int = 0, asked: int = 0) -> nn.Module:
+    """The trunk of a model for inputs of that shape, with settings of its class; UserError if it cannot take them.
+
+    `asked`: positions of an input that are asked about (see StreamSpec); a trunk that can be has `outputs` at each.
+    """
+    if TRUNKS.get(model) is SequenceModel:
+        return SequenceModel(shape, settings, outputs, asked)
+    if asked:
+        raise UserError(f"model: {model} has a single output for an input; this task asks for {asked}: try sequence")
     what, axes = _TAKEN.get(TRUNKS.get(model, TimmTrunk), ("", len(shape)))
     if len(shape) != axes:
         raise UserError(f"model: {model} takes {what}; the inputs are {'x'.join(map(str, shape))}: try mlp")
@@ -75,14 +84,16 @@ def input_dtype(trunk: nn.Module) -> torch.dtype:
 
 
 def build_net(
-    model: str, shape: tuple[int, ...], settings: Any, head_sizes: Mapping[int, int], heads: str = "task"
-) -> MultiHead:
+    model: str, shape: tuple[int, ...], settings: Any, head_sizes: Mapping[int, int], heads: str = "task",
+    asked: int = 0,
+) -> MultiHead:  # fmt: skip
     """A network with heads (see MultiHead), on the CPU, initialised from torch's global generator.
 
-    `shape` is that of one input as the trunk receives it, `settings` are of `settings_class(model)`. UserError if the
-    parts do not fit. Convolution weights have the channels last in memory, like the images: this is faster.
+    `shape` is that of one input as the trunk receives it, `settings` are of `settings_class(model)`; for `asked` see
+    StreamSpec. UserError if the parts do not fit. Convolution weights have the channels last in memory, like the
+    images: this is faster.
     """
-    trunk = build_trunk(model, shape, settings)
+    trunk = build_trunk(model, shape, settings, max(head_sizes.values()), asked)
     net = MultiHead(trunk, feature_size(trunk, model, shape), head_sizes, heads)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for layer in (module for module in net.modules() if isinstance(module, nn.Conv2d)):

@@ -40,7 +40,7 @@ class Networks:
             if self.members:
                 facts, net = self.members[0], self.settings.net
                 sizes = dict(zip(facts.tasks, map(len, facts.classes), strict=True))
-                return build_net(net.model, facts.input_shape, net.settings, sizes, facts.heads)
+                return build_net(net.model, facts.input_shape, net.settings, sizes, facts.heads, facts.asked)
             stream = build_stream(self.settings.data, self.settings.seed, torch.device("cpu"))
             task = stream.tasks[0]
             return new_network(self.settings, stream.spec, {task.id: task.num_outputs})

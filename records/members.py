@@ -42,6 +42,7 @@ class SavedMember:
     input_shape: tuple[int, ...]
     parameters: int
     heads: str = "task"  # one of net.multihead.HEADS
+    asked: int = 0  # positions of an input that are asked about, see StreamSpec
 
     def weight(self, task: int) -> float:
         """The weight of its predictions in the mean of a task."""
@@ -92,7 +93,9 @@ def read_network(
             task_weights.setdefault(int(task), {})[tensor_name] = tensors.pop(key).to(device)
         sizes = dict(zip(member.tasks, map(len, member.classes), strict=True))
         with torch.random.fork_rng(devices=[]):
-            net = build_net(config.net.model, member.input_shape, config.net.settings, sizes, member.heads)
+            net = build_net(
+                config.net.model, member.input_shape, config.net.settings, sizes, member.heads, member.asked
+            )
         net.load_state_dict(tensors)
     return net.to(device).eval(), task_weights
 

@@ -1,10 +1,11 @@
 """The configuration of a run of train_task.py."""
 
+import math
 from dataclasses import dataclass
 
 from methods.config import BaseConfig
 from training.times import Times
-from utils.settings import setting
+from utils.settings import Range, setting
 
 METHOD = "train_task"  # what config.yaml says in place of a method
 CHECKPOINTS = "checkpoints"
@@ -34,7 +35,10 @@ class TaskRunConfig(BaseConfig):
         EvaluationTimes, "when the network is evaluated on development examples: the same words, or checkpoints "
         "(default: checkpoints)", default=CHECKPOINTS, option="evaluate_at", group="how", metavar="WHEN",
     )  # fmt: skip
-
+    until: float | None = setting(
+        Range(0, math.inf, whole=False), "stop when the main score on development examples is at least this, such as "
+        "0.99; at most, if smaller is better (default: train to the end)", default=None, option="until", group="how",
+    )  # fmt: skip
     evaluate_only: bool = setting(
         bool, "train nothing: evaluate the network that training would begin with (default: train)", default=False,
         option="evaluate_only", group="how",

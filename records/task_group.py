@@ -46,6 +46,15 @@ class OneRun:
         rows = self.directory.rows
         return bool(rows) and rows[-1].step == step
 
+    @property
+    def reached(self) -> int | None:
+        """The step after which its score was good enough to stop (--until); None if it was not."""
+        until, higher = self.config.until, main_metric(self.stream).higher_is_better
+        if until is None:
+            return None
+        return next((row.step for row in _watched(self.directory.rows, self.watching.split)
+                     if (row.main >= until if higher else row.main <= until)), None)  # fmt: skip
+
 
 class TaskGroup:
     """Runs whose networks train together: their state, and what is done at which step."""
@@ -65,10 +74,14 @@ class TaskGroup:
         """The steps at which something is still to be recorded, in their order."""
         begun = self.training.clock.steps
         for step in sorted(self._kept | self._watched):
+            if all(run.reached is not None for run in self.runs):
+                return
             if step > begun or (step == begun and not all(self._recorded(run, step) for run in self.runs)):
                 yield step
 
     def _recorded(self, run: OneRun, step: int) -> bool:
+        if run.reached is not None:
+            return run.directory.has_checkpoint(run.reached)
         measured = step not in self._watched or run.measured(step)
         return measured and (step not in self._kept or run.directory.has_checkpoint(step))
 
@@ -88,13 +101,16 @@ class TaskGroup:
 
     def _record(self, run: OneRun, step: int) -> Sequence[Measurement]:
         rows: Sequence[Measurement] = ()
+        if run.reached not in (None, step):
+            return rows
         if not run.failure and step in self._watched and not run.measured(step):
             try:
                 rows = run.watching.rows(run.net, self.training.clock)
             except TrainingError as error:
                 run.failure = str(error)
             run.directory.add_rows(rows)
-        if not run.failure and step in self._kept and not run.directory.has_checkpoint(step):
+        kept = step in self._kept or run.reached == step
+        if not run.failure and kept and not run.directory.has_checkpoint(step):
             run.directory.add_checkpoint(step, run.net.state_dict())
         return rows
 
@@ -106,15 +122,20 @@ class TaskGroup:
     def finish(self) -> dict[Path, Mapping[str, Any]]:
         """Ask the final networks about the test examples and write the results; summaries by run directory."""
         found: dict[Path, Mapping[str, Any]] = {}
+        self.training.stop()
         for number, run in enumerate(self.runs):
             if run.failure:
                 continue
+            clock = self.training.clock
+            if run.reached is not None and run.reached < clock.steps:  # others that compute with it went on
+                run.net.load_state_dict(run.directory.checkpoint(run.reached))
+                clock = self.training.clock_after(run.reached)
             try:
-                rows = [*run.watching.test(run.net, self.training.clock, final=True), *_best(run, self.training.clock)]
+                rows = [*run.watching.test(run.net, clock, final=True), *_best(run, clock)]
             except TrainingError as error:
                 run.failure = str(error)
                 continue
-            summary = _summary(run, self._facts(number), rows, len(self.runs))
+            summary = _summary(run, self._facts(number, clock), rows, len(self.runs))
             self.monitor.finished(number, rows, summary)  # before its file is committed
             run.directory.add_document(SUMMARY, summary)  # with the episode: a run cannot do without both state and it
             run.directory.commit(1, 1, summary["total_seconds"], {})
@@ -122,10 +143,10 @@ class TaskGroup:
             found[run.directory.path] = summary
         return found
 
-    def _facts(self, number: int) -> EpisodeFacts:
+    def _facts(self, number: int, clock: Clock) -> EpisodeFacts:
         stats, loss = self.training.stats, self.training.losses[number]
         return EpisodeFacts(
-            1, [1], {}, stats.examples, stats.images, stats.gradients, stats.steps, self.checkpoints.seconds(),
+            1, [1], {}, stats.examples, clock.examples, clock.examples, clock.steps, self.checkpoints.seconds(),
             stats.seconds, stats.images / stats.seconds if stats.images else 0.0, loss,
             peak_memory(self.runs[0].net.weight.device),
         )  # fmt: skip
@@ -146,10 +167,14 @@ def best_step(rows: Sequence[Measurement], split: str, higher_is_better: bool) -
     """The step at which the main metric on a split was best; the first of equals; None if it was not measured."""
     if split == TEST:
         return None  # there are no examples to choose by
-    found = [row for row in rows if row.split == split and not row.slice and row.main == row.main]
-    watched = [row for row in found if row.scenario == ANYTIME]
+    watched = [row for row in _watched(rows, split) if row.main == row.main]
     sign = 1 if higher_is_better else -1
     return max(watched, key=lambda row: (sign * row.main, -row.step)).step if watched else None
+
+
+def _watched(rows: Sequence[Measurement], split: str) -> list[Measurement]:
+    """The scores on a whole split on the way, in the order of their steps."""
+    return [row for row in rows if row.split == split and not row.slice and row.scenario == ANYTIME]
 
 
 def _summary(run: OneRun, facts: EpisodeFacts, rows: Sequence[Measurement], together: int) -> dict[str, Any]:
@@ -161,6 +186,7 @@ def _summary(run: OneRun, facts: EpisodeFacts, rows: Sequence[Measurement], toge
     higher = main_metric(stream).higher_is_better
     return {
         **task_facts(run.config, stream, run.net, directory.episodes, together),
+        "reached": run.reached,
         **summarize([row for row in directory.rows if row.scenario != ANYTIME], True, None, higher),
         **chosen(directory.rows, run.watching.split, higher),
         "total_seconds": facts.seconds,

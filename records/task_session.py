@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import build_stream
-from datasets.task import TaskStream, TrainSource
+from datasets.task import TEST, TaskStream, TrainSource
 from evaluation.watching import Watching
 from methods.base import new_network
 from net import count_parameters
@@ -30,6 +30,7 @@ from records.task_plan import TaskPlan
 from records.writing import resolve
 from training.launch import choose_launch
 from training.loop import Training
+from training.recipe import Recipe
 from training.stacked import StackedTraining
 from training.threads import use_threads
 from training.times import times
@@ -51,16 +52,17 @@ def groups(
     with enough_memory(f"the data on {device}", "fewer examples need less"):
         stream = build_stream(config.data, config.seed, device)
         trial = trial_network(config, stream)
-    count = len(stream.tasks[0].train)
+    together, count = _stacks(trial, config.hp), len(stream.tasks[0].train)
+    if config.until is not None and Watching(stream.tasks[0], stream.spec, compute).split == TEST:
+        raise UserError(f"--until {config.until:g}: there are no development examples to tell when; leave it out")
     for policy in (config.checkpoints, config.evaluations):
         times(policy, config.hp.length(count, config.hp.batch_size(count)))
     if config.threads is None:
-        networks = len(plans) if stackable(trial) else 1
+        networks = len(plans) if together else 1
         use_threads(trial.trunk, stream.spec.input_shape, config.hp.batch, device, networks)
     if any(plan.saved for plan in plans):
         stack.enter_context(fitting(invocation.folder))
     stack.enter_context(writable(invocation.folder, invocation.resuming))
-    together = stackable(trial)
     streams = {config.seed: stream}  # runs of one seed have the same data
     opened = []
     for plan in plans:
@@ -75,6 +77,11 @@ def groups(
         with enough_memory(f"training on {device}", "a smaller batch or model in --hp_config needs less"):
             group = _group(found, compute, invocation.command, console, begin, stack)
         yield group
+
+
+def _stacks(net: MultiHead, recipe: Recipe) -> bool:
+    """Whether several networks can be trained as one computation; their parameters are told apart by no name then."""
+    return stackable(net) and recipe.decayed == "all"
 
 
 def _opened(
@@ -151,7 +158,7 @@ def _training(
     task, spec, recipe = first.stream.tasks[0], first.stream.spec, first.config.hp
     common: dict[str, Any] = {"monitor": monitor, "checkpoints": checkpoints}
     # A stack computes faster on a CPU, also alone; steps of a single network can be CUDA graphs.
-    alone = len(runs) == 1 and (compute.device.type == "cuda" or not stackable(first.net))
+    alone = len(runs) == 1 and (compute.device.type == "cuda" or not _stacks(first.net, recipe))
     if alone:
         with seeded(first.config.seed, "trial"):
             trial = new_network(first.config, spec, first.net.head_sizes).to(compute.device)

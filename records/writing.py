@@ -19,6 +19,7 @@ from methods.memory.replay import ReplayMemory
 from net import count_parameters
 from net.config import NetConfig
 from net.multihead import MultiHead
+from net.sequences.model import SequenceModel
 from records.configuration import plain_config
 from records.directory import RunDirectory
 from records.members import SavedMember
@@ -112,7 +113,7 @@ def saved_member(
         task_names=tuple(task.name for task in found),
         classes=tuple(task.output_names[: net.head_sizes[task.id]] for task in found),
         net={"model": config.model, **plain(config.settings)}, input_shape=stream.spec.input_shape,
-        parameters=count_parameters(net), heads=stream.spec.heads,
+        parameters=count_parameters(net), heads=stream.spec.heads, asked=stream.spec.asked,
     )  # fmt: skip
 
 
@@ -176,10 +177,17 @@ def task_facts(
         "parameters_total": parameters,
         "members_per_prediction": 1,
         "parameters_per_prediction": parameters,
+        "state_bytes": state_bytes(net),
         "stored_examples": 0,
         "stored_bytes": 0,
         **costs(history),
     }
+
+
+def state_bytes(net: MultiHead) -> int | None:
+    """Bytes in float32 of what a network of sequence mixers remembers of its longest input; None for other networks."""
+    trunk = net.trunk
+    return 4 * trunk.state_size(trunk.length) if isinstance(trunk, SequenceModel) else None
 
 
 def resolve(

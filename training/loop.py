@@ -235,6 +235,12 @@ class Training:
                 self._end_epoch()
         self._net.eval()
 
+    def stop(self) -> None:
+        """End training here: the loss is that of the part of the epoch that was seen, if there is one."""
+        seen = self.clock.examples - self.ended * self.examples * self._recipe.steps_per_batch
+        if not self.done and seen > 0:
+            self.losses = self._epoch_losses(seen)
+
     def state(self) -> Tree:
         """All that is needed to resume; tensors are not copied, which would cost time and memory."""
         return {

@@ -25,6 +25,7 @@ SCHEDULES: dict[str, Callable[[int, int, Recipe], float]] = {
     "exponential": lambda step, steps, recipe: recipe.gamma**step,
     "half_exponential": lambda step, steps, recipe: max(0.01 ** (2 * step / steps), 0.01),  # 1 % from half of the steps
 }
+_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)  # layers whose weights decay, decayed: weights
 # Schedules that fall during the warm-up as well, which is a factor on them from 0 to 1.
 _FROM_THE_BEGINNING = ("half_exponential",)
 
@@ -42,8 +43,13 @@ def recipe_for(net: MultiHead, recipe: Recipe) -> Recipe:
 
 def make_optimizer(net: MultiHead, recipe: Recipe, lr: float | Tensor) -> torch.optim.Optimizer:
     """The recipe's optimizer of every trained parameter; `lr` is a tensor where steps are captured."""
-    parameters = trained_parameters(net)
+    parameters: Any = trained_parameters(net)
     device = parameters[0].device.type
+    if recipe.decayed == "weights":
+        decayed = {id(module.weight) for module in net.modules() if isinstance(module, _WEIGHTED)} | {id(net.weight)}
+        others = [parameter for parameter in parameters if id(parameter) not in decayed]
+        parameters = [parameter for parameter in parameters if id(parameter) in decayed]
+        parameters = [{"params": parameters}, {"params": others, "weight_decay": 0.0}]
     if recipe.optimizer == "sgd":
         options: dict[str, Any] = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
     else:  # capturable: keeps the step count where a CUDA graph can raise it

@@ -54,6 +54,10 @@ class Recipe:
         default="none",
     )
     l2_reg: float = setting(Range(0, 1000, whole=False), "weight decay", default=1e-5)
+    decayed: str = setting(
+        ("all", "weights"), "parameters with weight decay; weights: those of linear layers and convolutions alone",
+        default="all",
+    )  # fmt: skip
     optimizer: str = setting(("sgd", "adamw", "adam"), "how gradients become steps", default="sgd")
     momentum: float = setting(_SHARE, "of sgd", default=0.9)
     nesterov: bool = setting(bool, "Nesterov's form of the momentum of sgd", default=True)

@@ -1,0 +1,153 @@
+"""The network of sequence mixers: published sizes, its two forms, initialisation, and where weights decay."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from net import build_net, count_parameters, settings_class
+from training.optimizers import make_optimizer
+from training.recipe import Recipe
+from utils.errors import UserError
+from utils.seeding import seeded
+from utils.settings import read
+
+FIRST = torch.ones(1, dtype=torch.long)
+
+
+def net_of(shape=(12 + 3,), vocabulary=11, asked=3, **given):
+    settings = read(settings_class("sequence"), "net.yaml", {"width": 8, **given})
+    with seeded(0, "net"):
+        return build_net("sequence", shape, settings, {1: vocabulary}, "identity", asked)
+
+
+def token_inputs(batch=4, length=12, vocabulary=11, asked=3):
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocabulary, (batch, length), generator=rng)
+    return torch.cat([tokens, torch.rand(batch, length, generator=rng).argsort(-1)[:, :asked]], -1)
+
+
+def in_steps(net, inputs, asked):
+    """The outputs where they are asked for, from the step form."""
+    trunk, tokens = net.trunk, inputs[:, : net.trunk.length]
+    states, found = trunk.begin(len(inputs)), []
+    for place in range(trunk.length):
+        outputs, states = trunk.step(tokens[:, place], place, states)
+        found.append(outputs)
+    return torch.stack([torch.stack(found, 1)[row, places] for row, places in enumerate(asked)])
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_attention_with_positions_has_the_published_size(width):
+    net = net_of((64 + 4,), 8192, 4, width=width, positions=True, state_mixer="norm")
+    assert count_parameters(net) == {64: 562_304, 128: 1_190_144}[width]
+    assert count_parameters(net) - (8192 + 64) * width == {64: 33_920, 128: 133_376}[width]
+    assert 4 * net.trunk.state_size(1024) == {64: 1_048_576, 128: 2_097_152}[width]
+
+
+def test_the_quick_start_of_the_paper_has_its_size():
+    net = net_of((64 + 4,), 256, 4, width=128, positions=True, state_mixer="mlp")
+    assert count_parameters(net) == 437_760
+
+
+@pytest.mark.parametrize("state_mixer", ["mlp", "glu", "norm", "none"])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_outputs_are_those_of_the_step_form_at_the_positions_that_are_asked_about(state_mixer, norm):
+    net = net_of(state_mixer=state_mixer, norm=norm, positions=True, dropout=0.5).double().eval()
+    inputs = token_inputs()
+    with torch.no_grad():
+        outputs = net(inputs, FIRST.expand(4))
+        assert outputs.shape == (4, 3, 11)
+        assert (outputs - in_steps(net, inputs, inputs[:, 12:])).abs().max() < 1e-12
+
+
+def test_vectors_are_asked_about_at_their_last_positions():
+    net = net_of((6, 5), 7, 2).double().eval()
+    inputs = torch.randn(4, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        outputs = net(inputs, FIRST.expand(4))
+        assert (outputs - in_steps(net, inputs, [[4, 5]] * 4)).abs().max() < 1e-12
+
+
+def test_nothing_but_questions_depends_on_what_is_behind_the_last_question():
+    net = net_of(positions=True).eval()
+    inputs = token_inputs()
+    inputs[:, 12:] = torch.tensor([2, 5, -1])  # two questions; what is answered to -1 does not count
+    changed = inputs.clone()
+    changed[:, 6:12] = 0
+    with torch.no_grad():
+        before, after = net(inputs, FIRST.expand(4)), net(changed, FIRST.expand(4))
+    assert torch.equal(before[:, :2], after[:, :2])
+
+
+def test_a_layer_is_the_published_one():
+    """Two layers by the published order of residuals: r is added to before each norm, h is what a mixer returns."""
+    net = net_of(state_mixer="norm").double().eval()
+    trunk, inputs = net.trunk, token_inputs()
+    hidden = trunk.embed(inputs[:, :12])
+    residual = torch.zeros_like(hidden)
+    for block in trunk.blocks:
+        residual = residual + hidden
+        hidden = block.mixer(block.mixer_norm(residual))
+        residual = residual + hidden
+        hidden = block.state_norm(residual)  # the state mixer is the identity
+    expected = trunk.norm(residual + hidden) @ trunk.embed.weight.T
+    at = inputs[:, 12:].unsqueeze(-1).expand(-1, -1, 11)
+    assert (net(inputs, FIRST.expand(4)) - expected.gather(1, at)).abs().max() < 1e-12
+
+
+def test_weights_into_the_stream_begin_smaller():
+    trunk = net_of(width=64, layers=8, positions=True).trunk
+    for block in trunk.blocks:
+        for into in (block.mixer.out_proj, block.state.fc2):
+            assert math.isclose(into.weight.std().item(), 0.02 / 4, rel_tol=0.1)
+        for other in (block.mixer.qkv_proj, block.state.fc1):
+            assert math.isclose(other.weight.std().item(), 0.02, rel_tol=0.1)
+            assert not other.bias.any()
+    assert math.isclose(trunk.embed.weight.std().item(), 0.02, rel_tol=0.2)
+
+
+def test_weights_of_torch_stay_but_those_into_the_stream():
+    trunk = net_of(width=64, layers=4, init="torch").trunk
+    uniform = 1 / math.sqrt(3 * 64)  # the standard deviation of nn.Linear's weights
+    assert math.isclose(trunk.blocks[0].mixer.qkv_proj.weight.std().item(), uniform, rel_tol=0.05)
+    assert math.isclose(trunk.blocks[0].mixer.out_proj.weight.std().item(), uniform / 2, rel_tol=0.05)
+
+
+def test_only_weights_of_layers_decay_if_so_asked():
+    net = net_of(positions=True)
+    recipe = Recipe(optimizer="sgd", lr=0.1, momentum=0.0, l2_reg=0.5, decayed="weights")
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    optimizer = make_optimizer(net, recipe, recipe.lr)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    layers = {f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Linear)}
+    assert {"trunk.blocks.0.mixer.out_proj.weight", "trunk.blocks.1.state.fc2.weight"} <= layers
+    for name, value in net.named_parameters():
+        factor = 0.95 if name in layers else 1.0
+        torch.testing.assert_close(value.detach(), factor * before[name])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"mixers": []}, "mixers must be a list with at least one mixer"),
+        ({"mixers": ["atention"]}, "mixers 1: unknown mixer 'atention'"),
+        ({"mixers": ["attention", {"heads": 2}]}, "mixers 2: key 'mixer' is missing"),
+        ({"mixers": [{"mixer": "attention", "head": 2}]}, "mixers 1: unknown key 'head'"),
+        ({"mixers": [{"mixer": "attention", "heads": 3}]}, "heads is 3; it must divide the width, 8"),
+    ],
+)
+def test_wrong_mixers_are_named(given, told):
+    with pytest.raises(UserError) as error:
+        net_of(**given)
+    assert told in str(error.value)
+
+
+def test_tasks_and_networks_that_do_not_fit_are_told():
+    with pytest.raises(UserError, match="the task asks for none"):
+        net_of(shape=(12,), asked=0)
+    with pytest.raises(UserError, match="asks for 3: try sequence"):
+        build_net("rnn", (15,), settings_class("rnn")(), {1: 11}, "identity", 3)
