@@ -65,6 +65,10 @@ CASES = {
     "several seeds": [*BASE, "--seeds", "3", "--seed", "4"],
     "saved after every epoch": [*BASE, "--seeds", "2", "--checkpoint_minutes", "0"],
     "evaluated at other steps": [*BASE, "--seeds", "2", "--checkpoints", "every:7", "--evaluate_at", "log:5"],
+    "until a score": [
+        *BASE, "--set", "hp.batch=64", "--set", "hp.lr=0.1", "--seeds", "3", "--evaluate_at", "every:5",
+        "--until", "0.5",
+    ],
     "nothing on the way": [*BASE, "--checkpoints", "none", "--evaluate_at", "none"],
     "a table": [*BASE, "--seeds", "2", "--set", "data.fresh=false", "--set", "hp.optimizer=sgd"],
     "attention": [*CYCLE, *TINY, "--steps", "30", "--seeds", "2", "--evaluate", "dormant"],
