@@ -5,7 +5,17 @@ of flash-linear-attention, where they are installed.
 
 from net.sequences.mixers.attention import Attention
 from net.sequences.mixers.base import Mixer
+from net.sequences.mixers.base_conv import BaseConv
+from net.sequences.mixers.based import Based
+from net.sequences.mixers.h3 import H3
+from net.sequences.mixers.hyena import Hyena
+from net.sequences.mixers.sliding_attention import SlidingAttention
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
+    "sliding_attention": SlidingAttention,
+    "base_conv": BaseConv,
+    "based": Based,
+    "hyena": Hyena,
+    "h3": H3,
 }

@@ -32,7 +32,7 @@ class Attention(Mixer):
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
         if width % settings.heads:
-            raise UserError(f"attention: heads is {settings.heads}; it must divide the width, {width}")
+            raise UserError(f"{settings.mixer}: heads is {settings.heads}; it must divide the width, {width}")
         self.heads, self.dropout = settings.heads, settings.dropout
         self.qkv_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)

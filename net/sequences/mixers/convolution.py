@@ -1,0 +1,74 @@
+"""Causal convolutions over positions, short and as long as the input."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def causal_convolution(inputs: Tensor, kernel: Tensor) -> Tensor:
+    """y_t = sum_{s <= t} kernel_{t-s} inputs_s by a Fourier transform of length 2 L.
+
+    Args:
+        inputs: [B, L, ...].
+        kernel: [K, ...] with K >= L, of which the first L entries are used; broadcasts with the inputs.
+
+    Returns:
+        [B, L, ...].
+
+    Raises:
+        ValueError: the kernel is shorter than the inputs.
+    """
+    length = inputs.shape[1]
+    check_length(length, len(kernel))
+    exact = torch.promote_types(inputs.dtype, torch.float32)  # no Fourier transform of half precision on a CPU
+    spectrum = torch.fft.rfft(inputs.to(exact), n=2 * length, dim=1)
+    response = torch.fft.rfft(kernel[:length].to(exact), n=2 * length, dim=0)
+    return torch.fft.irfft(spectrum * response, n=2 * length, dim=1)[:, :length].to(inputs.dtype)
+
+
+def last_convolved(past: Tensor, kernel: Tensor) -> Tensor:
+    """The last position of `causal_convolution`: inputs [B, t, d] and kernel [K, d] with K >= t -> [B, d]."""
+    check_length(past.shape[1], len(kernel))
+    return torch.einsum("btd,td->bd", past, kernel[: past.shape[1]].flip(0))
+
+
+def check_length(positions: int, longest: int) -> None:
+    """ValueError if an input has more positions than a filter."""
+    if positions > longest:
+        raise ValueError(f"the input has {positions} positions, the filter only {longest}: build the mixer for longer")
+
+
+def position_features(length: int) -> Tensor:
+    """What an implicit filter is a function of, [length, 3].
+
+    z_t = (t / (length - 1), cos w_t, -sin w_t) with w_t = 1e-4 2 pi t / length: the slow wave leaves time alone as
+    input (Poli et al., "Hyena hierarchy" (2023), appendix D.3, with one frequency).
+    """
+    angle = 1e-4 * 2 * torch.pi * torch.arange(length) / length
+    return torch.stack([torch.linspace(0, 1, length), angle.cos(), -angle.sin()], -1)
+
+
+class ShortConvolution(nn.Module):
+    """Each channel convolved with its own short kernel: y_t = b + sum_{j < k} w_j x_{t-j}, [B, L, d] -> [B, L, d].
+
+    Args:
+        width: d.
+        kernel: k.
+    """
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.before = kernel - 1
+        self.conv = nn.Conv1d(width, width, kernel, groups=width)  # its last weight is w_0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.conv(F.pad(inputs.transpose(1, 2), (self.before, 0))).transpose(1, 2)
+
+    def begin(self, batch: int) -> Tensor:
+        """The k - 1 inputs before the first one, zeros [B, k - 1, d]."""
+        return self.conv.weight.new_zeros(batch, self.before, len(self.conv.weight))
+
+    def step(self, inputs: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [B, d] and the k - 1 before them -> outputs [B, d], the last k - 1 inputs."""
+        window = torch.cat([past, inputs.unsqueeze(1)], 1)
+        return self.conv(window.transpose(1, 2))[..., 0], window[:, 1:]
