@@ -1,9 +1,11 @@
 """The network of sequence mixers: published sizes, its two forms, initialisation, and where weights decay."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from net import build_net, count_parameters, settings_class
@@ -11,7 +13,9 @@ from training.optimizers import make_optimizer
 from training.recipe import Recipe
 from utils.errors import UserError
 from utils.seeding import seeded
-from utils.settings import read
+from utils.settings import declarations, read
+
+PROJECT = Path(__file__).parent.parent
 
 FIRST = torch.ones(1, dtype=torch.long)
 
@@ -151,3 +155,33 @@ def test_tasks_and_networks_that_do_not_fit_are_told():
         net_of(shape=(12,), asked=0)
     with pytest.raises(UserError, match="asks for 3: try sequence"):
         build_net("rnn", (15,), settings_class("rnn")(), {1: 11}, "identity", 3)
+
+
+# Published sizes at a vocabulary of 8192: parameters but for embedding and positions, and bytes of state after 1024.
+PUBLISHED = {
+    ("attention", 64): (33_920, 1_048_576),
+    ("attention", 128): (133_376, 2_097_152),
+    ("conv_attention", 64): (21_696, 525_056),
+    ("conv_attention", 128): (84_352, 1_050_112),
+    ("based", 64): (15_296, 40_548),
+    ("based", 128): (55_168, 80_484),
+    ("hyena", 64): (67_200, 524_288),
+    ("hyena", 128): (176_512, 1_048_576),
+    ("base_conv", 64): (13_440, 262_912),
+    ("base_conv", 128): (40_128, 525_824),
+    ("sliding_attention", 64): (21_696, 33_536),
+    ("sliding_attention", 128): (84_352, 67_072),
+    ("h3", 64): (41_344, 8_192),
+    ("h3", 128): (162_560, 32_768),
+}
+
+
+@pytest.mark.parametrize(("preset", "width"), PUBLISHED)
+def test_presets_have_the_published_sizes(preset, width):
+    content = yaml.safe_load((PROJECT / f"config/hyperparam/{preset}.yaml").read_text())
+    given = {key: value for key, value in content.items() if key not in declarations(Recipe) and key != "model"}
+    net = net_of((1024 + 4,), 8192, 4, **{**given, "width": width})
+    parameters, state = PUBLISHED[preset, width]
+    tables = 8192 * width + (1024 * width if given.get("positions") else 0)
+    assert count_parameters(net) - tables == parameters
+    assert 4 * net.trunk.state_size(1024) == state

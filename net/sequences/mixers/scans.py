@@ -1,0 +1,231 @@
+"""Linear recurrences over the positions of a sequence, computed chunk by chunk.
+
+    S_t = decay_t S_{t-1} + (what position t writes),   output_t = (what position t reads of S_t)
+
+Decays are at most 1 and enter as products of those between two positions, or as the exponential of a sum that is at
+most 0: nothing overflows, however fast a state decays.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+CHUNK = 64  # positions of a chunk in the forms of matrix products
+TILE = 2**19  # numbers of a chunk of `selective_scan` (2 MB): more leave the cache of a processor
+LEAST_ROWS = 8  # its positions at least: the state before each chunk is kept for the gradients
+
+
+def recurrence_(decays: Tensor, values: Tensor, *, doubling: bool, backwards: bool = False) -> None:
+    """values_t += decays_t values_{t-1} for t = 1.., both [c, ...], in place; backwards += decays_{t+1} values_{t+1}.
+
+    Doubling takes log2 c operations on all positions, for GPUs. On a processor a fused operation for each row, while it
+    is in the cache, is the least work.
+    """
+    if not doubling:
+        last = len(values) - 1
+        for t in range(last):
+            if backwards:
+                values[last - t - 1].addcmul_(decays[last - t], values[last - t])
+            else:
+                values[t + 1].addcmul_(decays[t + 1], values[t])
+    elif backwards:
+        reverse = values.flip(0)
+        recurrence_(decays.flip(0).roll(1, 0), reverse, doubling=True)
+        values.copy_(reverse.flip(0))
+    else:
+        span = 1
+        while span < len(values):
+            values[span:] += decays[span:] * values[:-span]
+            decays = torch.cat([decays[:span], decays[span:] * decays[:-span]])
+            span *= 2
+
+
+def selective_scan(steps: Tensor, inputs: Tensor, rates: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+    """The scan of Mamba: y_t,i = sum_n C_t,n h_t,i,n with h_t,i,n = exp(D_t,i A_i,n) h_{t-1},i,n + B_t,n u_t,i.
+
+    States exist for one chunk of positions at a time, and the gradients compute them again.
+    Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces" (2023), section 3.
+
+    Args:
+        steps: D >= 0, [B, L, d].
+        inputs: u, [B, L, d].
+        rates: A <= 0, [d, N].
+        keys: B, [B, L, N].
+        queries: C, [B, L, N].
+
+    Returns:
+        y, [B, L, d].
+    """
+    steps, inputs, rates, keys, queries = _exact(steps, inputs, rates.mT.contiguous(), keys, queries)
+    if not steps.is_cuda:  # so many sequences at a time that LEAST_ROWS positions fit into the cache
+        block = max(1, TILE // (LEAST_ROWS * rates.numel()))
+        parts = zip(*(part.split(block) for part in (steps, inputs, keys, queries)), strict=True)
+        return torch.cat([_SelectiveScan.apply(d, u, rates, k, q) for d, u, k, q in parts])
+    return _SelectiveScan.apply(steps, inputs, rates, keys, queries)  # type: ignore[no-any-return]
+
+
+class _SelectiveScan(Function):
+    """`selective_scan` with rates [N, d]; inside, positions come first and channels last, [c, B, N, d]."""
+
+    @staticmethod
+    def forward(ctx: Any, steps: Tensor, inputs: Tensor, rates: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+        batch, length, width = steps.shape
+        chunk = min(length, max(LEAST_ROWS, TILE // (batch * rates.numel())))
+        outputs, state = torch.empty_like(inputs), rates.new_zeros(batch, *rates.shape)
+        decays, states = rates.new_empty(2, chunk, batch, *rates.shape)
+        before = []
+        for start in range(0, length, chunk):
+            here = slice(start, min(start + chunk, length))
+            rows = here.stop - start
+            before.append(state)
+            _states(decays[:rows], states[:rows], state, rates, *_rows(here, steps, inputs, keys))
+            (read,) = _rows(here, queries)
+            read = read.reshape(-1, 1, read.shape[-1]) @ states[:rows].flatten(0, 1)
+            outputs[:, here] = read.view(rows, batch, width).transpose(0, 1)
+            state = states[rows - 1].clone()
+        ctx.save_for_backward(steps, inputs, rates, keys, queries, *before)
+        ctx.chunk = chunk
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        steps, inputs, rates, keys, queries, *before = ctx.saved_tensors
+        found = [torch.empty_like(part) for part in (steps, inputs, keys, queries)]
+        of_rates, carry = torch.zeros_like(rates), torch.zeros_like(before[0])
+        buffers = rates.new_empty(4, ctx.chunk, *carry.shape)
+        for number in reversed(range(len(before))):
+            here = slice(number * ctx.chunk, min((number + 1) * ctx.chunk, steps.shape[1]))
+            decays, states, grads, spare = buffers[:, : here.stop - here.start]
+            d, u, k, q, y = _rows(here, steps, inputs, keys, queries, gradient)
+            of_d, of_u, of_k, of_q = _rows(here, *found)
+            _states(decays, states, before[number], rates, d, u, k)
+            torch.mul(y.unsqueeze(2), q.unsqueeze(3), out=grads)  # dL/dh_t, first by way of y_t alone
+            grads[-1] += carry
+            recurrence_(decays, grads, doubling=d.is_cuda, backwards=True)
+            of_q.copy_(torch.mul(states, y.unsqueeze(2), out=spare).sum(3))
+            of_k.copy_(torch.mul(grads, u.unsqueeze(2), out=spare).sum(3))
+            of_u.copy_((k.reshape(-1, 1, k.shape[-1]) @ grads.flatten(0, 1)).view(u.shape))
+            torch.mul(decays[0], grads[0], out=carry)
+            decays[1:] *= states[:-1]
+            decays[0] *= before[number]
+            exponents = decays.mul_(grads)  # dL/d(D_t A)
+            of_d.copy_(torch.mul(exponents, rates, out=spare).sum(2))
+            of_rates += torch.mul(exponents, d.unsqueeze(2), out=spare).sum((0, 1))
+        return found[0], found[1], of_rates, found[2], found[3]
+
+
+def _rows(here: slice, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Some positions of each [B, L, ...], the positions first."""
+    return tuple(part[:, here].transpose(0, 1) for part in parts)
+
+
+def _states(
+    decays: Tensor, states: Tensor, before: Tensor, rates: Tensor, steps: Tensor, inputs: Tensor, keys: Tensor
+) -> None:
+    """Fill in the decays and states of a chunk, [c, B, N, d], from the state before it."""
+    # exp2 is four times as fast as exp on a processor
+    torch.mul(steps.unsqueeze(2), rates * math.log2(math.e), out=decays).exp2_()
+    torch.mul(inputs.unsqueeze(2), keys.unsqueeze(3), out=states)
+    states[0].addcmul_(decays[0], before)
+    recurrence_(decays, states, doubling=steps.is_cuda)
+
+
+def scalar_scan(log_decay: Tensor, queries: Tensor, keys: Tensor, values: Tensor, chunk: int = CHUNK) -> Tensor:
+    """The scan of Mamba-2: o_t = S_t^T C_t with S_t = exp(g_t) S_{t-1} + B_t v_t^T, for each head.
+
+    Inside a chunk o = (C B^T * M) v with M_ts = exp(g_{s+1} + .. + g_t) for s <= t.
+    Source: Dao and Gu, "Transformers are SSMs" (2024), section 6.
+
+    Args:
+        log_decay: g <= 0, [B, L, H].
+        queries: C, [B, L, N], the same for all heads.
+        keys: B, [B, L, N], likewise.
+        values: v, [B, L, H, P].
+        chunk: positions of a chunk.
+
+    Returns:
+        o, [B, L, H, P].
+    """
+    length = values.shape[1]
+    chunk = min(chunk, length)
+    exact = _exact(log_decay, queries, keys, values)
+    sums, queries, keys, values = (_chunks(part, chunk) for part in exact)
+    sums, values = sums.cumsum(2).transpose(2, 3), values.transpose(2, 3)  # [B, chunks, H, c], [B, chunks, H, c, P]
+    later = torch.ones(sums.shape[-1], sums.shape[-1], dtype=torch.bool, device=sums.device).triu(1)
+    between = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).masked_fill(later, -torch.inf).exp()
+    outputs = ((queries @ keys.mT).unsqueeze(2) * between) @ values
+    written = (keys.unsqueeze(2) * between[..., -1, :].unsqueeze(-1)).mT @ values
+    states = _before(sums[..., -1:, None].exp(), written)
+    outputs = outputs + (queries.unsqueeze(2) @ states) * sums.exp().unsqueeze(-1)
+    return outputs.transpose(2, 3).flatten(1, 2)[:, :length]
+
+
+def vector_scan(log_decay: Tensor, queries: Tensor, keys: Tensor, values: Tensor, chunk: int = CHUNK) -> Tensor:
+    """The scan of gated linear attention: o_t = S_t^T q_t with S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, for each head.
+
+    Source: Yang et al., "Gated linear attention transformers with hardware-efficient training" (2023), section 4.
+
+    Args:
+        log_decay: g <= 0, [B, L, H, K].
+        queries: q, [B, L, H, K].
+        keys: k, [B, L, H, K].
+        values: v, [B, L, H, V].
+        chunk: positions of a chunk, a power of 2.
+
+    Returns:
+        o, [B, L, H, V].
+    """
+    length = values.shape[1]
+    chunk = min(chunk, 1 << (length - 1).bit_length())
+    exact = _exact(log_decay, queries, keys, values)
+    sums, queries, keys, values = (_chunks(part, chunk).transpose(2, 3) for part in exact)  # [B, chunks, H, c, K]
+    sums = sums.cumsum(-2)
+    last = sums[..., -1:, :]
+    states = _before(last.exp().mT, (keys * (last - sums).exp()).mT @ values)
+    outputs = _halves(sums, queries, keys, values) + (queries * sums.exp()) @ states
+    return outputs.transpose(2, 3).flatten(1, 2)[:, :length]
+
+
+def _halves(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What the positions of a chunk read of what the chunk has written, [..., c, V]; c is a power of 2.
+
+    The second half of a block reads what the first has written, decayed from there to the end of the first half and
+    from there on: two factors of at most 1. Each half is then a block of its own.
+    """
+    outputs, size = (queries * keys).sum(-1, keepdim=True) * values, sums.shape[-2]
+    half = size // 2
+    while half:
+        (s1, s2), (_, q), (k, _), (v, _) = (
+            part.unflatten(-2, (-1, 2, half)).unbind(-3) for part in (sums, queries, keys, values)
+        )
+        middle = s1[..., -1:, :]
+        read = (q * (s2 - middle).exp()) @ (k * (middle - s1).exp()).mT @ v
+        outputs.unflatten(-2, (-1, 2, half))[..., 1, :, :] += read
+        half //= 2
+    return outputs
+
+
+def _before(decays: Tensor, written: Tensor) -> Tensor:
+    """The states before each chunk: [B, chunks, ...] decays over a chunk and what it writes -> [B, chunks, ...]."""
+    states = [torch.zeros_like(written[:, 0])]
+    for decay, new in zip(decays[:, :-1].unbind(1), written[:, :-1].unbind(1), strict=True):
+        states.append(decay * states[-1] + new)
+    return torch.stack(states, 1)
+
+
+def _exact(*parts: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in single precision, if they have less: states sum over many positions."""
+    return tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts)
+
+
+def _chunks(part: Tensor, chunk: int) -> Tensor:
+    """[B, L, ...] -> [B, chunks, c, ...], with zeros behind the last position: they write nothing."""
+    missing = -part.shape[1] % chunk
+    if missing:
+        part = torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], 1)
+    return part.unflatten(1, (-1, chunk))
