@@ -21,9 +21,11 @@ def causal_convolution(inputs: Tensor, kernel: Tensor) -> Tensor:
     length = inputs.shape[1]
     check_length(length, len(kernel))
     exact = torch.promote_types(inputs.dtype, torch.float32)  # no Fourier transform of half precision on a CPU
-    spectrum = torch.fft.rfft(inputs.to(exact), n=2 * length, dim=1)
-    response = torch.fft.rfft(kernel[:length].to(exact), n=2 * length, dim=0)
-    return torch.fft.irfft(spectrum * response, n=2 * length, dim=1)[:, :length].to(inputs.dtype)
+    # Contiguous positions make the transforms up to twice as fast.
+    spectrum = torch.fft.rfft(inputs.to(exact).movedim(1, -1).contiguous(), n=2 * length)
+    response = torch.fft.rfft(kernel[:length].to(exact).movedim(0, -1).contiguous(), n=2 * length)
+    convolved = torch.fft.irfft(spectrum * response, n=2 * length)[..., :length]
+    return convolved.movedim(-1, 1).to(inputs.dtype)
 
 
 def last_convolved(past: Tensor, kernel: Tensor) -> Tensor:
