@@ -44,7 +44,7 @@ def position_features(length: int) -> Tensor:
     """What an implicit filter is a function of, [length, 3].
 
     z_t = (t / (length - 1), cos w_t, -sin w_t) with w_t = 1e-4 2 pi t / length: the slow wave leaves time alone as
-    input (Poli et al., "Hyena hierarchy" (2023), appendix D.3, with one frequency).
+    input (Poli et al., "Hyena hierarchy" (2023), section 3.3, with one frequency).
     """
     angle = 1e-4 * 2 * torch.pi * torch.arange(length) / length
     return torch.stack([torch.linspace(0, 1, length), angle.cos(), -angle.sin()], -1)
