@@ -28,7 +28,7 @@ class BaseConv(Mixer):
         explicit:  K free, initially N(0, 1)
 
     all channel by channel; `silu` applies x sigmoid(x) to both factors. The short state counts k inputs and the long
-    one L, as published. Source: Arora et al., "Zoology" (2023), section 4.2 and appendix H.
+    one L, as published. Source: Arora et al., "Zoology" (2023), section 4.
     """
 
     @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from net.sequences.mixers.feature_maps import FEATURE_MAPS
 from utils.errors import UserError
 from utils.settings import Range, setting
 
-_QUADRATIC = 1024  # positions up to which the L x L scores are the cheaper view
+_QUADRATIC = 512  # positions up to which the L x L scores are the cheaper view
 _CHUNK = 128
 _EPSILON = 1e-12
 
@@ -87,11 +87,10 @@ class Based(Mixer):
 
     def _chunked(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """The same from the sums before each chunk and the scores within it."""
-        parts = (part.split(_CHUNK, 1) for part in (self.phi(q, positions), self.phi(k, positions), v))
+        parts = (part.split(_CHUNK, 1) for part in (q, k, v))
         before, found = self.begin(len(v))[0], []
-        for queries, keys, values in zip(*parts, strict=True):
-            within = torch.einsum("bthf,bshf->bhts", queries, keys).tril()
-            earlier = torch.einsum("bthf,bhfe->bthe", queries, before)
-            found.append(torch.einsum("bhts,bshe->bthe", within, values) + earlier)
-            before = before + torch.einsum("bshf,bshe->bhfe", keys, values)
+        for queries, keys, values, at in zip(*parts, positions.split(_CHUNK), strict=True):
+            within = self._quadratic(queries, keys, values, at)
+            found.append(within + torch.einsum("bthf,bhfe->bthe", self.phi(queries, at), before))
+            before = before + torch.einsum("bshf,bshe->bhfe", self.phi(keys, at), values)
         return torch.cat(found, 1)

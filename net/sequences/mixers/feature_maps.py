@@ -32,7 +32,7 @@ class Taylor(FeatureMap):
     """The exponential to second order: phi(q) . phi(k) = 1 + s + s^2 / 2 for s = q . k / sqrt(f).
 
     phi(x) = (1, x / f^(1/4), x_i^2 / sqrt(2 f), x_i x_j / sqrt(f) for i < j): each product once, F = 1 + f + f (f+1)/2.
-    Source: Arora et al., "Simple linear attention language models" (2024), section 4.1.
+    Source: Arora et al., "Simple linear attention language models" (2024), section 4.
     """
 
     def __init__(self, width: int, length: int) -> None:
@@ -79,7 +79,7 @@ class PosELU(FeatureMap):
 
 
 class Softmax(FeatureMap):
-    """phi(x) = softmax(x) over the features. Source: Shen et al., "Efficient attention" (2018), section 3.2."""
+    """phi(x) = softmax(x) over the features. Source: Shen et al., "Efficient attention" (2018), section 3."""
 
     def __call__(self, values: Tensor, positions: Tensor) -> Tensor:
         return values.softmax(-1)
@@ -89,7 +89,7 @@ class Cosformer(FeatureMap):
     """phi(x)_t = max(x, 0) (cos w t, sin w t), w = pi / (2 l): scores fall off with the distance.
 
     Longest length l, F = 2 f; a longer input raises ValueError, as its scores would turn negative.
-    Source: Qin et al., "cosFormer" (2022), equations 9 to 11.
+    Source: Qin et al., "cosFormer" (2022), section 3.
     """
 
     def __init__(self, width: int, length: int) -> None:

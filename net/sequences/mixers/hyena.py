@@ -69,7 +69,7 @@ class HyenaFilter(nn.Module):
         K_t = exp(-t / (l - 1) |delta|) * W_4 sin(w * (W_3 sin(w * (W_2 sin(w * (W_1 z_t + b_1)) + b_2)) + b_3))
 
     z trainable, initially `position_features`; w trainable, initially 1; delta fixed, evenly spaced over the channels
-    from ln(.01) / 1.5 to ln(.01) / .3; l is the longest length. Source: Poli et al. (2023), section 3.3, appendix D.3.
+    from ln(.01) / 1.5 to ln(.01) / .3; l is the longest length. Source: Poli et al. (2023), section 3.3.
     """
 
     def __init__(self, width: int, length: int, hidden: int) -> None:
