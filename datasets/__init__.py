@@ -20,6 +20,7 @@ from datasets.images.settings import ClassSettings, RotationSettings, ViewSettin
 from datasets.images.views import numbered
 from datasets.scenarios import blurred, in_scenario
 from datasets.synthetic.algorithmic import algorithmic
+from datasets.synthetic.sequences import sequences
 from datasets.task import Generator, TaskStream
 from utils.errors import UserError, unknown
 from utils.settings import NoSettings
@@ -35,6 +36,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "mini_imagenet": mini_imagenet,
     "image_folder": image_folder,
     "algorithmic": algorithmic,
+    "sequences": sequences,
 }
 rotated_digits.numbered = rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
 rotated_digits.Settings = rotated_mnist.Settings = RotationSettings  # type: ignore[attr-defined]

@@ -163,6 +163,32 @@ class Tokens(_Probabilities):
         }
 
 
+class TokenVectors(Tokens):
+    """Tokens that are vectors: outputs are [N, T, d], and their dot products with `table`, [V, d], are the logits.
+
+    Targets are rows of the table [N, T], predictions probabilities [N, T, V]; the table lies on the device.
+    """
+
+    def __init__(self, table: Tensor, ignored: int = -1) -> None:
+        super().__init__(ignored)
+        self.table = table
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().loss(self._logits(outputs), targets)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        return super().predict(self._logits(outputs))
+
+    def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
+        return super().uninformed(shape, len(self.table), training)
+
+    def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
+        return super().uninformed_loss(len(self.table), training)
+
+    def _logits(self, outputs: Tensor) -> Tensor:
+        return outputs.float() @ self.table.to(outputs.device).T
+
+
 class Reconstruction(Objective):
     """Vectors of real numbers: outputs, targets and predictions are [N, D], `importances` w [D] on their device.
 

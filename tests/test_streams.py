@@ -33,9 +33,9 @@ from tests.toys import toy_stream
 from utils.errors import UserError
 from utils.torchvision_ops import declare_missing_operators
 
-# Streams whose views the seed draws are in test_stream_settings.py, generated ones in test_algorithmic.py.
+# Streams whose views the seed draws are in test_stream_settings.py, generated ones in test_algorithmic.py and test_recall.py.
 YAMLS = [path for path in sorted((Path(__file__).parent.parent / "config" / "dataset").glob("*.yaml"))
-         if not {"views: seed", "dataset: algorithmic"} & set(path.read_text().splitlines())]  # fmt: skip
+         if not {"views: seed", "dataset: algorithmic", "dataset: sequences"} & set(path.read_text().splitlines())]  # fmt: skip
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CPU = torch.device("cpu")
 
@@ -152,7 +152,10 @@ def check_against_source(dataset: str, source: Source, tasks: list[list[int | st
 
 
 def test_every_data_set_has_a_yaml_file_or_is_an_old_name_of_one_that_has():
-    assert {yaml.safe_load(path.read_text())["dataset"] for path in YAMLS} == STREAMS.keys() - {"algorithmic"}
+    assert {yaml.safe_load(path.read_text())["dataset"] for path in YAMLS} == STREAMS.keys() - {
+        "algorithmic",
+        "sequences",
+    }
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)

@@ -22,6 +22,13 @@ def generator(seed: int, *name: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *name))
 
 
+def on_device(rng: torch.Generator, device: torch.device) -> torch.Generator:
+    """The generator itself for the CPU, else one on the device whose seed it draws."""
+    if device.type == "cpu":
+        return rng
+    return torch.Generator(device).manual_seed(int(torch.randint(2**63 - 1, (), generator=rng)))
+
+
 @contextmanager
 def seeded(seed: int, *name: object) -> Iterator[None]:
     """Seed torch's global generators (initialisation, dropout) and restore their states afterwards, on all devices."""

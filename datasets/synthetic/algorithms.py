@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from datasets.objectives import CrossEntropy, Objective, RealNumbers
+from utils.seeding import on_device
 
 GAUSSIAN, MAP = "gaussian", "map"  # kinds of inputs
 CLASSES = CrossEntropy()
@@ -123,9 +124,7 @@ def draw(inputs: str, count: int, length: int, readout: bool, rng: torch.Generat
 
     With `readout` a map is one of {0, ..., n - 2}, to which the token n - 1 is appended: there an answer can be read.
     """
-    if device.type != "cpu":
-        seed = int(torch.randint(2**63 - 1, (), generator=rng))
-        rng = torch.Generator(device).manual_seed(seed)
+    rng = on_device(rng, device)
     if inputs == GAUSSIAN:
         return torch.randn(count, length, generator=rng, device=device)
     maps = torch.randint(length - readout, (count, length - readout), generator=rng, device=device)

@@ -1,0 +1,94 @@
+"""Circuits: parity and majority of bits or tokens, at the end of a sequence or at every position.
+
+Each function draws `count` sequences of a shape with L tokens, on the device of the generator.
+
+Source: the circuit tasks of the code beside Arora et al., "Zoology" (2023). There cumulative parity has L - 1 bits.
+"""
+
+import torch
+from torch import Tensor
+
+from datasets.synthetic.asked import Asked, Fault, Kind, Shape
+
+END = 2  # the token behind the bits, at which the answer is asked for
+
+
+def parity(count: int, shape: Shape, rng: torch.Generator) -> Asked:
+    """L - 1 random bits and the token 2, where the answer is 1 if the number of ones is odd, else 0."""
+    bits = _bits(count, shape.length - 1, rng)
+    return _at_the_end(bits, END, bits.sum(-1) % 2)
+
+
+def majority(count: int, shape: Shape, rng: torch.Generator) -> Asked:
+    """L - 1 random bits and the token 2, where the answer is 1 if more than half of them are ones, else 0."""
+    bits = _bits(count, shape.length - 1, rng)
+    return _at_the_end(bits, END, (2 * bits.sum(-1) > bits.shape[-1]).long())
+
+
+def vocabulary_majority(count: int, shape: Shape, rng: torch.Generator) -> Asked:
+    """L - 1 random tokens of {1, ..., V - 1} and the token 0, where the answer is the most frequent one of them.
+
+    Of tokens that are equally frequent it is the smallest: it takes the place of one of the other tokens, drawn at
+    random, so that in the sequence it is more frequent than every other token.
+    """
+    tokens = torch.randint(1, shape.vocabulary, (count, shape.length - 1), generator=rng, device=rng.device)
+    ordered = tokens.sort(-1).values
+    times = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)
+    winner = ordered.gather(1, times.argmax(-1, keepdim=True))  # argmax is the first of several
+    others = tokens != winner
+    tied = ((times == times.amax(-1, keepdim=True)) & (ordered != winner)).any(-1, keepdim=True)
+    draws = torch.rand(tokens.shape, generator=rng, device=rng.device).masked_fill_(~others, -1)
+    place = draws.argmax(-1, keepdim=True)
+    tokens.scatter_(1, place, torch.where(tied, winner, tokens.gather(1, place)))
+    return _at_the_end(tokens, 0, winner.squeeze(-1))
+
+
+def cumulative_parity(count: int, shape: Shape, rng: torch.Generator) -> Asked:
+    """L random bits; at each the answer is the parity of the bits up to it."""
+    bits = _bits(count, shape.length, rng)
+    return _everywhere(bits, bits.cumsum(-1) % 2)
+
+
+def cumulative_majority(count: int, shape: Shape, rng: torch.Generator) -> Asked:
+    """L random bits; at each the answer is 1 if at least half of the bits up to it are ones, else 0."""
+    bits = _bits(count, shape.length, rng)
+    return _everywhere(bits, ((2 * bits - 1).cumsum(-1) >= 0).long())
+
+
+def _bits(count: int, length: int, rng: torch.Generator) -> Tensor:
+    return torch.randint(2, (count, length), generator=rng, device=rng.device)
+
+
+def _at_the_end(tokens: Tensor, end: int, answers: Tensor) -> Asked:
+    """Sequences to which the token `end` is appended, where the answer is asked for."""
+    last = torch.full_like(tokens[:, :1], end)
+    return Asked(torch.cat([tokens, last], -1), torch.full_like(last, tokens.shape[1]), answers.unsqueeze(-1))
+
+
+def _everywhere(tokens: Tensor, answers: Tensor) -> Asked:
+    return Asked(tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens), answers)
+
+
+def _end_fault(shape: Shape) -> Fault | None:
+    return ("vocabulary", f"is {shape.vocabulary}; it must be at least 3") if shape.vocabulary < 3 else None
+
+
+def _no_fault(shape: Shape) -> Fault | None:
+    return None
+
+
+def _one(shape: Shape) -> int:
+    return 1
+
+
+def _every(shape: Shape) -> int:
+    return shape.length
+
+
+CIRCUITS = {
+    "parity": Kind(parity, _one, _end_fault, ("length",)),
+    "majority": Kind(majority, _one, _end_fault, ("length",)),
+    "vocabulary_majority": Kind(vocabulary_majority, _one, _end_fault, ("length",)),
+    "cumulative_parity": Kind(cumulative_parity, _every, _no_fault, ("length",)),
+    "cumulative_majority": Kind(cumulative_majority, _every, _no_fault, ("length",)),
+}
