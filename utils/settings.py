@@ -77,7 +77,7 @@ def counts(within: Range) -> Accepted:
     """Whole numbers of a range, which may be written as a power such as 2^24."""
 
     def parse(value: Any) -> int:
-        power = re.fullmatch(r"(\d{1,4})(?:\^(\d{1,2}))?", value) if isinstance(value, str) else None
+        power = re.fullmatch(r"(\d{1,18})(?:\^(\d{1,2}))?", value) if isinstance(value, str) else None
         return within.check("", int(power[1]) ** int(power[2] or 1) if power else value)  # type: ignore[no-any-return]
 
     return Accepted(f"{within.describe()}, or a power such as 2^24", parse)
