@@ -74,6 +74,10 @@ class Layout(ABC):
         """The type of inputs."""
 
     @abstractmethod
+    def values(self, shape: Shape) -> int:
+        """Values of one sequence of a shape without what fills it up."""
+
+    @abstractmethod
     def stored(self, found: Asked) -> tuple[Tensor, Tensor]:
         """Inputs [N, *shape] and targets [N, asked]."""
 
@@ -91,6 +95,9 @@ class TokenLayout(Layout):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.length + self.asked,)
+
+    def values(self, shape: Shape) -> int:
+        return shape.length
 
     def stored(self, found: Asked) -> tuple[Tensor, Tensor]:
         behind = (0, self.asked - found.answers.shape[1])
@@ -110,6 +117,9 @@ class VectorLayout(Layout):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.length, 2 * self.table.shape[1])
+
+    def values(self, shape: Shape) -> int:
+        return (shape.passes + 1) * shape.pairs * 2 * self.table.shape[1]
 
     def stored(self, found: Asked) -> tuple[Tensor, Tensor]:
         rows = F.pad(found.tokens, (0, 0, self.length - found.tokens.shape[1], 0), value=UNASKED)

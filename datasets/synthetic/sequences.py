@@ -7,7 +7,6 @@ Training examples are a mixture of segments, test examples have equal numbers of
 seed of the run; development and test examples are the same in all runs, like the test images of a data set.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import accumulate, pairwise
@@ -28,7 +27,7 @@ from utils.seeding import generator, on_device
 from utils.settings import Range, counts, read, setting
 
 KINDS = {**RECALL, **CIRCUITS}
-_CHUNK = 2**18  # values of inputs that are drawn at once: more would need more memory, and be no faster
+_CHUNK = 2**18  # values of sequences that are drawn at once: more would need more memory, and be no faster
 _LENGTH, _PAIRS, _UPDATES = Range(2, 2**16), Range(1, 2**14), Range(0, 2**14)
 _COUNT = counts(Range(1, 10**8))
 
@@ -176,7 +175,7 @@ class Fresh(Generator):
         inputs = torch.empty(n, *self.layout.shape, dtype=self.layout.dtype, device=self.device)
         targets = torch.empty(n, self.layout.asked, dtype=torch.int64, device=self.device)
         for shape, segment in zip(self.blend.shapes, segments, strict=True):
-            for part in segment.split(max(1, _CHUNK // math.prod(self.layout.shape))):
+            for part in segment.split(max(1, _CHUNK // self.layout.values(shape))):
                 if len(part):  # a split of nothing is a part
                     inputs[part], targets[part] = self.layout.stored(self.kind.draw(len(part), shape, rng))
         return Examples(inputs, torch.arange(n, device=self.device), targets), segments
@@ -198,7 +197,8 @@ def sequences(config: DataConfig, seed: int, device: torch.device) -> TaskStream
         splits = {}
         for split, count in own.splits.items():
             source = replace(fresh, blend=blend[split])
-            splits[split] = source.frozen(count, seed if split == TRAIN else 0, task.task, split)
+            examples = source.frozen(count, seed if split == TRAIN else 0, task.task, split)
+            splits[split] = replace(examples, slices={}) if split == TRAIN else examples
         tasks.append(Task(number, _name(task), outputs, fresh if own.fresh else Table(splits[TRAIN]), splits))
     spec = StreamSpec(config.stream, layout.shape, objective, Preprocess(), heads="identity", asked=layout.asked)
     return TaskStream(spec, tuple(tasks))

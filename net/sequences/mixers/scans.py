@@ -7,6 +7,8 @@ most 0: nothing overflows, however fast a state decays.
 """
 
 import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -14,9 +16,24 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-CHUNK = 64  # positions of a chunk in the forms of matrix products
+LOG2_E = math.log2(math.e)  # exp x = exp2(x log_2 e): on a processor a quarter of the time
+LEAST_DECAY = -64  # log_2 of what a position keeps, at least: no state notices, but sums of such logs stay exact
+BLOCK = 4  # positions between which `vector_scan` has a decay for each pair and value of a key
+CHUNK = 32  # positions of a chunk in the forms of matrix products
 TILE = 2**19  # numbers of a chunk of `selective_scan` (2 MB): more leave the cache of a processor
 LEAST_ROWS = 8  # its positions at least: the state before each chunk is kept for the gradients
+
+
+def exact(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The scan at least in single precision, whatever its tensors have: a state is a sum over many positions."""
+
+    @wraps(scan)
+    def computed(*parts: Tensor, **more: int) -> Tensor:
+        with torch.autocast(parts[0].device.type, enabled=False):
+            kind = torch.promote_types(parts[0].dtype, torch.float32)
+            return scan(*(part.to(kind) for part in parts), **more).to(parts[1].dtype)
+
+    return computed
 
 
 def recurrence_(decays: Tensor, values: Tensor, *, doubling: bool, backwards: bool = False) -> None:
@@ -44,6 +61,7 @@ def recurrence_(decays: Tensor, values: Tensor, *, doubling: bool, backwards: bo
             span *= 2
 
 
+@exact
 def selective_scan(steps: Tensor, inputs: Tensor, rates: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
     """The scan of Mamba: y_t,i = sum_n C_t,n h_t,i,n with h_t,i,n = exp(D_t,i A_i,n) h_{t-1},i,n + B_t,n u_t,i.
 
@@ -60,8 +78,8 @@ def selective_scan(steps: Tensor, inputs: Tensor, rates: Tensor, keys: Tensor, q
     Returns:
         y, [B, L, d].
     """
-    steps, inputs, rates, keys, queries = _exact(steps, inputs, rates.mT.contiguous(), keys, queries)
-    if not steps.is_cuda:  # so many sequences at a time that LEAST_ROWS positions fit into the cache
+    rates = rates.mT.contiguous()
+    if steps.device.type == "cpu":  # so many sequences at a time that LEAST_ROWS positions fit into the cache
         block = max(1, TILE // (LEAST_ROWS * rates.numel()))
         parts = zip(*(part.split(block) for part in (steps, inputs, keys, queries)), strict=True)
         return torch.cat([_SelectiveScan.apply(d, u, rates, k, q) for d, u, k, q in parts])
@@ -106,7 +124,7 @@ class _SelectiveScan(Function):
             _states(decays, states, before[number], rates, d, u, k)
             torch.mul(y.unsqueeze(2), q.unsqueeze(3), out=grads)  # dL/dh_t, first by way of y_t alone
             grads[-1] += carry
-            recurrence_(decays, grads, doubling=d.is_cuda, backwards=True)
+            recurrence_(decays, grads, doubling=d.device.type != "cpu", backwards=True)
             of_q.copy_(torch.mul(states, y.unsqueeze(2), out=spare).sum(3))
             of_k.copy_(torch.mul(grads, u.unsqueeze(2), out=spare).sum(3))
             of_u.copy_((k.reshape(-1, 1, k.shape[-1]) @ grads.flatten(0, 1)).view(u.shape))
@@ -128,14 +146,14 @@ def _states(
     decays: Tensor, states: Tensor, before: Tensor, rates: Tensor, steps: Tensor, inputs: Tensor, keys: Tensor
 ) -> None:
     """Fill in the decays and states of a chunk, [c, B, N, d], from the state before it."""
-    # exp2 is four times as fast as exp on a processor
-    torch.mul(steps.unsqueeze(2), rates * math.log2(math.e), out=decays).exp2_()
+    torch.mul(steps.unsqueeze(2), rates * LOG2_E, out=decays).exp2_()
     torch.mul(inputs.unsqueeze(2), keys.unsqueeze(3), out=states)
     states[0].addcmul_(decays[0], before)
-    recurrence_(decays, states, doubling=steps.is_cuda)
+    recurrence_(decays, states, doubling=steps.device.type != "cpu")
 
 
-def scalar_scan(log_decay: Tensor, queries: Tensor, keys: Tensor, values: Tensor, chunk: int = CHUNK) -> Tensor:
+@exact
+def scalar_scan(log_decay: Tensor, queries: Tensor, keys: Tensor, values: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """The scan of Mamba-2: o_t = S_t^T C_t with S_t = exp(g_t) S_{t-1} + B_t v_t^T, for each head.
 
     Inside a chunk o = (C B^T * M) v with M_ts = exp(g_{s+1} + .. + g_t) for s <= t.
@@ -153,19 +171,21 @@ def scalar_scan(log_decay: Tensor, queries: Tensor, keys: Tensor, values: Tensor
     """
     length = values.shape[1]
     chunk = min(chunk, length)
-    exact = _exact(log_decay, queries, keys, values)
-    sums, queries, keys, values = (_chunks(part, chunk) for part in exact)
-    sums, values = sums.cumsum(2).transpose(2, 3), values.transpose(2, 3)  # [B, chunks, H, c], [B, chunks, H, c, P]
-    later = torch.ones(sums.shape[-1], sums.shape[-1], dtype=torch.bool, device=sums.device).triu(1)
-    between = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).masked_fill(later, -torch.inf).exp()
+    sums, queries, keys, values = (_chunks(part, chunk) for part in (log_decay, queries, keys, values))
+    sums, values = (
+        _log2_decays(sums, 2).transpose(2, 3),
+        values.transpose(2, 3),
+    )  # [B, chunks, H, c], [B, chunks, H, c, P]
+    between = _decays_between(sums)
     outputs = ((queries @ keys.mT).unsqueeze(2) * between) @ values
     written = (keys.unsqueeze(2) * between[..., -1, :].unsqueeze(-1)).mT @ values
-    states = _before(sums[..., -1:, None].exp(), written)
-    outputs = outputs + (queries.unsqueeze(2) @ states) * sums.exp().unsqueeze(-1)
+    states = _before(sums[..., -1:, None].exp2(), written)
+    outputs = outputs + (queries.unsqueeze(2) @ states) * sums.exp2().unsqueeze(-1)
     return outputs.transpose(2, 3).flatten(1, 2)[:, :length]
 
 
-def vector_scan(log_decay: Tensor, queries: Tensor, keys: Tensor, values: Tensor, chunk: int = CHUNK) -> Tensor:
+@exact
+def vector_scan(log_decay: Tensor, queries: Tensor, keys: Tensor, values: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """The scan of gated linear attention: o_t = S_t^T q_t with S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, for each head.
 
     Source: Yang et al., "Gated linear attention transformers with hardware-efficient training" (2023), section 4.
@@ -182,12 +202,13 @@ def vector_scan(log_decay: Tensor, queries: Tensor, keys: Tensor, values: Tensor
     """
     length = values.shape[1]
     chunk = min(chunk, 1 << (length - 1).bit_length())
-    exact = _exact(log_decay, queries, keys, values)
-    sums, queries, keys, values = (_chunks(part, chunk).transpose(2, 3) for part in exact)  # [B, chunks, H, c, K]
-    sums = sums.cumsum(-2)
+    sums, queries, keys, values = (
+        _chunks(part, chunk).transpose(2, 3) for part in (log_decay, queries, keys, values)
+    )  # [B, chunks, H, c, K]
+    sums = _log2_decays(sums, -2)
     last = sums[..., -1:, :]
-    states = _before(last.exp().mT, (keys * (last - sums).exp()).mT @ values)
-    outputs = _halves(sums, queries, keys, values) + (queries * sums.exp()) @ states
+    states = _before(last.exp2().mT, (keys * (last - sums).exp2()).mT @ values)
+    outputs = _halves(sums, queries, keys, values) + (queries * sums.exp2()) @ states
     return outputs.transpose(2, 3).flatten(1, 2)[:, :length]
 
 
@@ -197,17 +218,32 @@ def _halves(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tens
     The second half of a block reads what the first has written, decayed from there to the end of the first half and
     from there on: two factors of at most 1. Each half is then a block of its own.
     """
-    outputs, size = (queries * keys).sum(-1, keepdim=True) * values, sums.shape[-2]
-    half = size // 2
-    while half:
+    size = sums.shape[-2]
+    half = min(BLOCK, size)
+    s, q, k, v = (part.unflatten(-2, (-1, half)) for part in (sums, queries, keys, values))
+    between = _decays_between(s.movedim(-2, -1)).movedim(-3, -1)
+    outputs = (((q.unsqueeze(-2) * between) * k.unsqueeze(-3)).sum(-1) @ v).flatten(-3, -2)
+    while half < size:
         (s1, s2), (_, q), (k, _), (v, _) = (
             part.unflatten(-2, (-1, 2, half)).unbind(-3) for part in (sums, queries, keys, values)
         )
         middle = s1[..., -1:, :]
-        read = (q * (s2 - middle).exp()) @ (k * (middle - s1).exp()).mT @ v
+        read = (q * (s2 - middle).exp2()) @ (k * (middle - s1).exp2()).mT @ v
         outputs.unflatten(-2, (-1, 2, half))[..., 1, :, :] += read
-        half //= 2
+        half *= 2
     return outputs
+
+
+def _log2_decays(log_decay: Tensor, positions: int) -> Tensor:
+    """Sums over positions of the logarithms to base 2."""
+    return (log_decay * LOG2_E).clamp(min=LEAST_DECAY).cumsum(positions)
+
+
+def _decays_between(sums: Tensor) -> Tensor:
+    """From sums of log_2 decays, [..., c]: how much of what position s wrote is left at t >= s, [..., c, c]; else 0."""
+    later = torch.ones(sums.shape[-1], sums.shape[-1], dtype=torch.bool, device=sums.device).triu(1)
+    # Masked before the exponential, which could overflow above the diagonal.
+    return (sums.unsqueeze(-1) - sums.unsqueeze(-2)).masked_fill(later, -torch.inf).exp2()
 
 
 def _before(decays: Tensor, written: Tensor) -> Tensor:
@@ -216,11 +252,6 @@ def _before(decays: Tensor, written: Tensor) -> Tensor:
     for decay, new in zip(decays[:, :-1].unbind(1), written[:, :-1].unbind(1), strict=True):
         states.append(decay * states[-1] + new)
     return torch.stack(states, 1)
-
-
-def _exact(*parts: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in single precision, if they have less: states sum over many positions."""
-    return tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts)
 
 
 def _chunks(part: Tensor, chunk: int) -> Tensor:
