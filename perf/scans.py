@@ -1,0 +1,95 @@
+"""Chunked scans of sequence mixers against the same recurrence as a Python loop over positions.
+
+    OMP_NUM_THREADS=1 python perf/scans.py [--repeats 5] [--length 256]
+
+Batches of 32 sequences of width 64, forward and backward, on the CPU, in turn in one process.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import common
+import torch
+from torch import Tensor
+
+from net.sequences.mixers.delta import delta_rule, delta_step, generalised_delta_rule, generalised_delta_step
+
+BATCH, WIDTH = 32, 64
+Scan = Callable[[], Tensor]
+Case = Callable[[int], tuple[Scan, Scan]]  # sequence length -> outputs with gradients: chunked, and in a loop
+
+
+def _looped(step: Callable[..., tuple[Tensor, Tensor]], parts: list[Tensor], keys: int, values: int) -> Tensor:
+    """The outputs of the step form of a mixer with a matrix state."""
+    state, outputs = torch.zeros(BATCH, parts[0].shape[2], keys, values), []
+    for at_position in zip(*(part.unbind(1) for part in parts), strict=True):
+        output, state = step(*at_position, state)
+        outputs.append(output)
+    return torch.stack(outputs, 1)
+
+
+def _drawn(length: int, heads: int, *sizes: int) -> list[Tensor]:
+    """Leaves [B, L, H, size] of norm 1, with gradients."""
+    drawn = (torch.randn(BATCH, length, heads, size) for size in sizes)
+    return [torch.nn.functional.normalize(part, dim=-1).requires_grad_() for part in drawn]
+
+
+def _rates(length: int, heads: int) -> Tensor:
+    return torch.rand(BATCH, length, heads, requires_grad=True)
+
+
+def delta_net(length: int, heads: int = 2) -> tuple[Scan, Scan]:
+    """Heads with keys and values of 64 / heads."""
+    size = WIDTH // heads
+    parts = [*_drawn(length, heads, size, size, size), _rates(length, heads)]
+    step = lambda q, k, v, beta, state: delta_step(q, k, v, beta, None, state)  # noqa: E731
+    return lambda: delta_rule(*parts), lambda: _looped(step, parts, size, size)
+
+
+def gated_delta_net(length: int) -> tuple[Scan, Scan]:
+    """Two heads with keys of 32 and values of 64."""
+    parts = [*_drawn(length, 2, 32, 32, 64), _rates(length, 2), _rates(length, 2)]
+    chunked = lambda: delta_rule(*parts[:4], parts[4].log())  # noqa: E731
+    return chunked, lambda: _looped(delta_step, parts, 32, 64)
+
+
+def rwkv7(length: int) -> tuple[Scan, Scan]:
+    """One head of 64."""
+    r, k, v, a, b = _drawn(length, 1, *[WIDTH] * 5)
+    log_decay = (-0.6 * torch.rand(BATCH, length, 1, WIDTH)).requires_grad_()
+    parts = [r, log_decay, k, v, a, b]
+    chunked = lambda: generalised_delta_rule(r, log_decay, k, v, a, b)  # noqa: E731
+    return chunked, lambda: _looped(generalised_delta_step, parts, WIDTH, WIDTH)
+
+
+CASES: dict[str, Case] = {
+    "DeltaNet, 1 head": lambda length: delta_net(length, 1),
+    "DeltaNet, 2 heads": delta_net,
+    "Gated DeltaNet, 2 heads": gated_delta_net,
+    "RWKV-7, 1 head": rwkv7,
+}
+
+
+def seconds(scan: Scan) -> float:
+    """Time of one forward and backward pass."""
+    begin = time.perf_counter()
+    scan().sum().backward()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    options = common.options(__doc__, repeats=5, length=256)
+    print(f"Scans: ms, forward and backward. {common.title(torch.device('cpu'))}")
+    common.line("", "chunked", "loop", "loop / chunked")
+    for name, case in CASES.items():
+        scans = case(options.length)
+        for scan in scans:
+            seconds(scan)
+        chunked, loop = common.in_turn([lambda scan=scan: seconds(scan) for scan in scans], options.repeats)  # type: ignore[misc]
+        cells = [f"{1000 * statistics.median(column):.0f}" for column in (chunked, loop)]
+        common.line(name, *cells, f"{common.ratio(loop, chunked):.1f}")
+
+
+if __name__ == "__main__":
+    main()
