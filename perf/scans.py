@@ -16,7 +16,7 @@ import common
 import torch
 from torch import Tensor
 
-from net.sequences.mixers import scans
+from net.sequences.mixers import delta, scans
 
 WIDTH, STATE = 64, 16
 Inputs = list[Tensor]  # [B, L, ...] each
@@ -74,10 +74,48 @@ def mamba_chunked(steps: Tensor, x: Tensor, keys: Tensor, queries: Tensor) -> Te
     return scans.selective_scan(steps, x, RATES, keys, queries)
 
 
+def normed(batch: int, length: int, heads: int, *sizes: int) -> Inputs:
+    return [torch.nn.functional.normalize(torch.randn(batch, length, heads, size), dim=-1) for size in sizes]
+
+
+def delta_inputs(batch: int, length: int) -> Inputs:
+    return [*normed(batch, length, 2, 32, 32, 32), torch.rand(batch, length, 2)]
+
+
+def delta_step(state: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    q, k, v, beta = inputs
+    output, state = delta.delta_step(q, k, v, beta, None, state)
+    return state, output
+
+
+def gated_delta_inputs(batch: int, length: int) -> Inputs:
+    return [*normed(batch, length, 2, 32, 32, 64), torch.rand(batch, length, 2), -torch.rand(batch, length, 2)]
+
+
+def gated_delta_step(state: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    q, k, v, beta, log_decay = inputs
+    output, state = delta.delta_step(q, k, v, beta, log_decay.exp(), state)
+    return state, output
+
+
+def rwkv7_inputs(batch: int, length: int) -> Inputs:
+    r, k, v, a, b = normed(batch, length, 1, *[WIDTH] * 5)
+    return [r, -0.6 * torch.rand(batch, length, 1, WIDTH), k, v, a, b]
+
+
+def rwkv7_step(state: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    r, log_decay, k, v, a, b = inputs
+    output, state = delta.generalised_delta_step(r, log_decay, k, v, a, b, state)
+    return state, output
+
+
 CASES = [
     Case("Mamba, 16 states", mamba_inputs, mamba_chunked, (2 * WIDTH, STATE), mamba_step),
     Case("Mamba-2, 16 states", mamba2_inputs, scans.scalar_scan, (2 * WIDTH // 64, STATE, 64), mamba2_step),
     Case("GLA, one head", gla_inputs, scans.vector_scan, (1, WIDTH // 2, WIDTH), gla_step),
+    Case("DeltaNet, two heads", delta_inputs, delta.delta_rule, (2, 32, 32), delta_step),
+    Case("Gated DeltaNet, two heads", gated_delta_inputs, delta.delta_rule, (2, 32, 64), gated_delta_step),
+    Case("RWKV-7, one head", rwkv7_inputs, delta.generalised_delta_rule, (1, WIDTH, WIDTH), rwkv7_step),
 ]
 
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from net.sequences.mixers.convolution import ShortConvolution, causal_convolution, position_features
+from net.sequences.mixers.convolution import causal_convolution, position_features
+from net.sequences.mixers.short_conv import ShortConvolution
 from tests.mixing import check_causal, check_forms_agree, check_gradients, inputs_of, mixer_of, stepped
 from utils.errors import UserError
 
@@ -38,7 +39,7 @@ def convolved(inputs, kernel):
 
 
 def short_kernel(convolution):
-    return convolution.conv.weight[:, 0].flip(-1).T
+    return convolution.weight[:, 0].flip(-1).T
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,9 +79,9 @@ def test_fourier_convolution_keeps_half_precision():
 
 
 def test_short_convolution_is_the_direct_one():
-    convolution = ShortConvolution(3, 4).double()
+    convolution = ShortConvolution(3, 4, bias=True).double()
     inputs = torch.randn(2, 9, 3, dtype=torch.float64)
-    expected = convolved(inputs, short_kernel(convolution)) + convolution.conv.bias
+    expected = convolved(inputs, short_kernel(convolution)) + convolution.bias
     assert (convolution(inputs) - expected).abs().max() < 1e-12
 
 
@@ -89,7 +90,7 @@ def test_base_conv_is_its_equation(kind):
     mixer = built(kind)
     inputs = inputs_of(mixer)
     if kind.startswith("short"):
-        mixed = convolved(inputs, short_kernel(mixer.conv)) + mixer.conv.conv.bias
+        mixed = convolved(inputs, short_kernel(mixer.conv)) + mixer.conv.bias
     elif kind == "explicit":
         mixed = convolved(inputs, mixer.conv.filter.weight) + inputs
     else:
@@ -108,7 +109,7 @@ def test_hyena_is_its_equation():
         mixer.filter.frequency.uniform_(0.5, 2)
     inputs = inputs_of(mixer)
     projected = inputs @ mixer.in_proj.weight.T + mixer.in_proj.bias
-    x1, x2, v = (convolved(projected, short_kernel(mixer.short)) + mixer.short.conv.bias).split(8, -1)
+    x1, x2, v = (convolved(projected, short_kernel(mixer.short)) + mixer.short.bias).split(8, -1)
     kernel = torch.zeros(24, 8, dtype=torch.float64)
     for t in range(24):
         values = mixer.filter.positions[t]

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from net.sequences.mixers.base import Mixer, MixerSettings, State
 from net.sequences.mixers.convolution import (
-    ShortConvolution,
     causal_convolution,
     check_length,
     last_convolved,
     position_features,
 )
+from net.sequences.mixers.short_conv import ShortConvolution
 from utils.settings import Range, setting
 
 
@@ -47,7 +47,7 @@ class BaseConv(Mixer):
         self.gate = nn.Linear(width, width)
         self.conv: ShortConvolution | LongConvolution
         if settings.filter == "short":
-            self.conv = ShortConvolution(width, settings.kernel)
+            self.conv = ShortConvolution(width, settings.kernel, bias=True)
         elif settings.filter == "implicit":
             self.conv = LongConvolution(ImplicitFilter(width, length, settings.hidden))
         else:

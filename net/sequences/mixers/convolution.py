@@ -1,8 +1,7 @@
 """Causal convolutions over positions, short and as long as the input."""
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def causal_convolution(inputs: Tensor, kernel: Tensor) -> Tensor:
@@ -48,29 +47,3 @@ def position_features(length: int) -> Tensor:
     """
     angle = 1e-4 * 2 * torch.pi * torch.arange(length) / length
     return torch.stack([torch.linspace(0, 1, length), angle.cos(), -angle.sin()], -1)
-
-
-class ShortConvolution(nn.Module):
-    """Each channel convolved with its own short kernel: y_t = b + sum_{j < k} w_j x_{t-j}, [B, L, d] -> [B, L, d].
-
-    Args:
-        width: d.
-        kernel: k.
-    """
-
-    def __init__(self, width: int, kernel: int) -> None:
-        super().__init__()
-        self.before = kernel - 1
-        self.conv = nn.Conv1d(width, width, kernel, groups=width)  # its last weight is w_0
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.conv(F.pad(inputs.transpose(1, 2), (self.before, 0))).transpose(1, 2)
-
-    def begin(self, batch: int) -> Tensor:
-        """The k - 1 inputs before the first one, zeros [B, k - 1, d]."""
-        return self.conv.weight.new_zeros(batch, self.before, len(self.conv.weight))
-
-    def step(self, inputs: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [B, d] and the k - 1 before them -> outputs [B, d], the last k - 1 inputs."""
-        window = torch.cat([past, inputs.unsqueeze(1)], 1)
-        return self.conv(window.transpose(1, 2))[..., 0], window[:, 1:]

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from net.sequences.mixers.base import Mixer, MixerSettings, State
 from net.sequences.mixers.convolution import (
-    ShortConvolution,
     causal_convolution,
     check_length,
     last_convolved,
     position_features,
 )
+from net.sequences.mixers.short_conv import ShortConvolution
 from utils.settings import Range, setting
 
 
@@ -37,7 +37,7 @@ class Hyena(Mixer):
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
         self.in_proj = nn.Linear(width, 3 * width)
-        self.short = ShortConvolution(3 * width, settings.kernel)
+        self.short = ShortConvolution(3 * width, settings.kernel, bias=True)
         self.filter = HyenaFilter(width, length, settings.hidden)
         self.skip = nn.Parameter(torch.randn(width))
         self.out_proj = nn.Linear(width, width)

@@ -1,0 +1,134 @@
+"""The delta rule: a matrix state that drops what a key held before it stores the key's new value.
+
+    S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T,   o_t = S_t q_t
+
+S is kept transposed, [B, H, d_k, d_v]. The parallel forms split the positions into chunks. Inside a chunk, what a
+position writes depends on what the ones before it wrote: a triangular system, solved for all chunks at once. A chunk is
+then an affine map of the state before it, and only these maps are applied one after the other.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 32  # on a CPU, of 16, 32, 64 and 128 the fastest or close to it, for heads of 16, 32 and 64
+
+
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, chunk: int = CHUNK
+) -> Tensor:
+    """The outputs o, [B, L, H, d_v], from a state of 0; in float32 or better, under autocast too.
+
+    Source: Yang et al., "Parallelizing linear transformers with the delta rule over sequence length" (2024), section
+    3.2; with decay Yang et al., "Gated delta networks" (2024), section 3.3.
+
+    Args:
+        q, k: [B, L, H, d_k]; no k longer than 1.
+        v: [B, L, H, d_v].
+        beta: [B, L, H], from 0 to 1.
+        log_decay: log alpha, [B, L, H], at most 0; without it alpha is 1.
+        chunk: positions of a chunk.
+    """
+    shape = v.shape
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, beta = (_chunks(part, chunk) for part in (q, k, v, beta.unsqueeze(-1)))
+        erased, read, kept = -beta * k, q, torch.ones_like(beta[..., :1, :])
+        held, scores = erased @ k.mT, (q @ k.mT).tril()
+        if log_decay is not None:
+            logs = _chunks(log_decay.unsqueeze(-1), chunk).cumsum(-2)
+            later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+            between = (logs - logs.mT).masked_fill(later, -torch.inf).exp()  # masked first: exp could overflow
+            held, scores = held * between, scores * between
+            since, k = logs.exp(), k * between[..., -1:, :].mT
+            erased, read, kept = erased * since, q * since, since[..., -1:, :]
+        kept = kept.expand(*kept.shape[:-1], k.shape[-1])
+        outputs = _outputs(_solved(held, beta * v, erased), scores, read, k, kept)
+    return _positions(outputs, shape)
+
+
+def delta_step(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position of `delta_rule`: tensors without L, alpha, state [B, H, d_k, d_v] -> o, the state after it."""
+    if decay is not None:
+        state = state * decay[..., None, None]
+    held = (k.unsqueeze(-2) @ state).squeeze(-2)
+    state = state + k.unsqueeze(-1) * (beta.unsqueeze(-1) * (v - held)).unsqueeze(-2)
+    return (q.unsqueeze(-2) @ state).squeeze(-2), state
+
+
+def generalised_delta_rule(
+    r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, chunk: int = CHUNK
+) -> Tensor:
+    """The outputs o, [B, L, H, d_v], of S_t = S_{t-1} (diag(w_t) + a_t b_t^T) + v_t k_t^T, o_t = S_t r_t, from 0.
+
+    Keys are divided by the decay since their chunk began: -log_decay times chunk must stay below 80, for float32.
+
+    Args:
+        r, k, a, b: [B, L, H, d_k].
+        log_decay: log w, [B, L, H, d_k], at most 0.
+        v: [B, L, H, d_v].
+        chunk: positions of a chunk.
+    """
+    shape = v.shape
+    with torch.autocast(r.device.type, enabled=False):
+        r, log_decay, k, v, a, b = (_chunks(part, chunk) for part in (r, log_decay, k, v, a, b))
+        logs = log_decay.cumsum(-2)
+        since, inverse = logs.exp(), (-logs).exp()
+        met, read = a * (logs - log_decay).exp(), r * since  # a meets the state before its own position decays it
+        written = torch.cat([b * inverse, k * inverse], -2)
+        seen = torch.cat([met, read], -2) @ written.mT * _earlier(logs)
+        (of_b, of_k), scores = seen[..., : logs.shape[-2], :].chunk(2, -1), seen[..., logs.shape[-2] :, :]
+        stored = torch.cat([_solved(of_b, of_k @ v, met), F.pad(v, (0, k.shape[-1]))], -2)
+        kept = since[..., -1:, :]
+        outputs = _outputs(stored, scores, read, written * kept, kept)
+    return _positions(outputs, shape)
+
+
+def generalised_delta_step(
+    r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One position of `generalised_delta_rule`: tensors without L, state [B, H, d_k, d_v] -> o, the state after it."""
+    met = a.unsqueeze(-2) @ state
+    state = log_decay.exp().unsqueeze(-1) * state + b.unsqueeze(-1) * met + k.unsqueeze(-1) * v.unsqueeze(-2)
+    return (r.unsqueeze(-2) @ state).squeeze(-2), state
+
+
+def _chunks(tensor: Tensor, size: int) -> Tensor:
+    """[B, L, H, e] -> [B H, chunks, positions, e], in float32 at least; 0 beyond L, which leaves the state as it is."""
+    length = tensor.shape[1]
+    size = min(size, length)
+    padded = F.pad(tensor, (0, 0, 0, 0, 0, -length % size)).unflatten(1, (-1, size))
+    return padded.permute(0, 3, 1, 2, 4).flatten(0, 1).to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _positions(chunks: Tensor, shape: torch.Size) -> Tensor:
+    """[B H, chunks, positions, e] -> [B, L, H, e]."""
+    return chunks.flatten(1, 2).unflatten(0, (shape[0], -1)).transpose(1, 2)[:, : shape[1]]
+
+
+def _earlier(logs: Tensor) -> Tensor:
+    """[2 C, 2 C]: rows of `met` see the columns of positions before theirs, rows of `read` also those of theirs."""
+    all = logs.new_ones(logs.shape[-2], logs.shape[-2])
+    return torch.cat([all.tril(-1), all.tril()]).repeat(1, 2)
+
+
+def _solved(held: Tensor, own: Tensor, carried: Tensor) -> Tensor:
+    """What positions write, u = own + carried S + tril(held, -1) u, as [part without S | factor of S]."""
+    # From the right, which has the order in memory that LAPACK wants.
+    sides = torch.cat([own, carried], -1).mT
+    return torch.linalg.solve_triangular(-held.mT, sides, upper=True, left=False, unitriangular=True).mT
+
+
+def _outputs(stored: Tensor, scores: Tensor, read: Tensor, written: Tensor, kept: Tensor) -> Tensor:
+    """The outputs of all positions, from what they write and read in their chunks; kept: the chunks' decays."""
+    width = stored.shape[-1] - read.shape[-1]
+    outputs, seen = (scores @ stored).split([width, read.shape[-1]], -1)
+    if stored.shape[1] == 1:
+        return outputs
+    added, passed = (written.mT @ stored).split([width, read.shape[-1]], -1)
+    passed = passed + torch.diag_embed(kept.squeeze(-2))
+    states = [torch.zeros_like(added[:, 0])]
+    for factor, more in zip(passed.unbind(1)[:-1], added.unbind(1)[:-1], strict=True):
+        states.append(torch.baddbmm(more, factor, states[-1]))
+    return outputs + (read + seen) @ torch.stack(states, 1)
