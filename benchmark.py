@@ -30,7 +30,9 @@ from records.checkpoints import ENDING
 from records.directory import read_config
 from records.lock import locked
 from records.manifest import read_manifest
+from records.run import Run
 from records.summary import figure
+from records.task_config import TaskRunConfig
 from reporting import one_line_errors
 from studies import task_grid
 from studies.grid import AXES, OPTIONS, load_grid
@@ -302,9 +304,13 @@ def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
     """Write the report of the finished runs."""
     from reporting.groups import compare  # imported here, as drawing libraries take a second to load
     from reporting.page import of_several_runs
+    from reporting.task_page import of_task_runs
 
     runs = [run for run in runs if run.finished and episodes(run)]
-    if runs:
+    if runs and isinstance(runs[0].config, TaskRunConfig):
+        page = of_task_runs([Run.load(run.directory) for run in runs], command)
+        print(f"the report is {page.write(store)}")
+    elif runs:
         comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
         print(f"the report is {of_several_runs(comparisons, command).write(store)}")
 

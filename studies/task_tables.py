@@ -219,7 +219,9 @@ def _matrix(stream: str, blocks: Sequence[_Block], named: bool) -> list[TextTabl
 def _cells(stream: str, blocks: Sequence[_Block]) -> TextTable:
     """A line for each cell; columns in which nothing is known are left out."""
     lines = [{"network": block.net, **_line(job, block)} for block in blocks for job in block.jobs]
-    optional = {"network": len(blocks) > 1, "best rate": any(line["best rate"] != NONE for line in lines),
+    published = any(block.published for block in blocks)
+    optional = {"network": len(blocks) > 1, "published": published, "difference": published,
+                "best rate": any(line["best rate"] != NONE for line in lines),
                 "state bytes": any(line["state bytes"] != NONE for line in lines)}  # fmt: skip
     names = [name for name in lines[0] if optional.get(name, True)]
     return TextTable(f"{stream}: cells", [[name, *(line[name] for line in lines)] for name in names])
