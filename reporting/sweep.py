@@ -14,7 +14,8 @@ from studies.grid_file import RATE, in_words
 from studies.store import determining
 
 Options = Mapping[str, Any]
-_SHOWN = 2  # the most settings of the data that are named where fewer would tell panels apart
+_LONG = 12  # the most characters of a value that stands above a panel
+_ROOM = 22  # characters above a panel
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,16 @@ def _number(value: object) -> bool:
 
 
 def _panels(values: Sequence[tuple[Any, ...]], keys: Sequence[str]) -> list[str]:
-    """In words, the settings of the data of each run: as few as tell them apart, but two if there are two."""
-    plain = [place for place, key in enumerate(keys) if all(len(str(own[place])) <= 12 for own in values)]
-    for count in range(min(_SHOWN, len(plain)), len(plain) + 1):
-        words = [", ".join(in_words({keys[place]: own[place] for place in plain[:count]})) for own in values]
-        if len(set(zip(words, values, strict=True))) == len(set(words)):
-            return words
-    numbers = {own: number for number, own in enumerate(dict.fromkeys(values), 1)}
-    return [f"data {numbers[own]}" for own in values]
+    """In words, the settings of the data of each run: as few as tell them apart, or one more if there is room."""
+    plain = [place for place, key in enumerate(keys) if all(len(str(own[place])) <= _LONG for own in values)]
+    counted = range(len(plain) + 1)
+    words = [[", ".join(in_words({keys[at]: own[at] for at in plain[:count]})) for own in values] for count in counted]
+    enough = next((count for count in counted if len(set(words[count])) == len(set(values))), None)
+    if enough is None:
+        numbers = {own: number for number, own in enumerate(dict.fromkeys(values), 1)}
+        return [f"data {numbers[own]}" for own in values]
+    more = words[min(enough + 1, len(plain))]
+    return more if enough and max(map(len, more)) <= _ROOM else words[enough]
 
 
 def natural(text: str) -> list[tuple[int, float, str]]:

@@ -18,6 +18,7 @@ from reporting.task_figures import file_name, over_training, split_of
 from studies.tables import readable
 
 _PANELS = 12  # the most panels of a figure
+_ROOM = 24  # characters in a line above a panel
 _TICKS = 6  # the most numbers below a panel
 _EACH_POINT = "Learning rate and seed of each point are those that are best on the development examples."
 _EACH_NETWORK = (
@@ -163,14 +164,14 @@ def _small_multiples(data: pd.DataFrame, x: str, first: Run, marked: bool = True
         axes.set_axis_off()
     panels = dict(zip(names, grid, strict=False))
     for panel, axes in panels.items():
-        axes.set_title(panel, fontsize=8)
+        axes.set_title(panel if len(panel) <= _ROOM else panel.replace(", ", ",\n"), fontsize=8)
         for number, network in enumerate(networks):
             own = data[(data["data"] == panel) & (data.network == network)].sort_values(x)
             style = {**line_style(number), **({} if marked else {"marker": ""})}
             axes.plot(own[x], own[first.metric], label=network, linewidth=1.4, **style)  # type: ignore[arg-type]
     _same_scale(drawn, list(panels.values()), across, first)
     if len(networks) > 1:
-        drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+        drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     return drawn, panels
 
 

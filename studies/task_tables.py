@@ -182,9 +182,11 @@ def _stream_of(grid: Grid, name: str) -> str:
 def _block(grid: Grid, name: str, summaries: Mapping[str, Mapping[str, Any]]) -> _Block:
     jobs = [job for job in grid.jobs if job.runs[0].table == name]
     published = published_for(grid.published, jobs[0].runs[0])
-    columns, rows = (*grid.axes[name], (), ())[:2]
+    axes: Sequence[tuple[str, ...]] = grid.axes[name]
+    columns, rows = (*axes, (), ())[:2]
     if published is not None:
-        columns, rows = (published.columns,), (published.rows,)
+        keys = published.columns, published.rows
+        columns, rows = (next((axis for axis in axes if key in axis), (key,)) for key in keys)
     return _Block(jobs, summaries, published, columns, rows)
 
 
