@@ -45,15 +45,20 @@ def results(own: Sequence[Cell], name: str) -> Sheet | None:
     if not shown:
         return None
     data = pd.DataFrame([cell.result for cell in shown], dtype=object).dropna(axis=1, how="all")
-    unneeded = [key for key in ("learning rate", "seed") if data[key].nunique() == 1]
+    runs = [run for cell in shown for run in cell.runs]
+    tried = {"learning rate": {run.config["hp"]["lr"] for run in runs}, "seed": {run.config["seed"] for run in runs}}
+    unneeded = [name for name, values in tried.items() if len(values) == 1]
     header = [key for key in data if key not in unneeded]
     panels = dict.fromkeys(cell.panel for cell in shown)
     best = {id(best_of(cell for cell in shown if cell.panel == panel)) for panel in panels}
     rows = [
-        [TableCell(_text(value), bold=id(cell.best) in best and len(shown) > len(panels)) for value in line]
+        [
+            TableCell(_text(key, value), bold=id(cell.best) in best and len(shown) > len(panels))
+            for key, value in zip(header, line, strict=True)
+        ]
         for cell, line in zip(shown, data[header].itertuples(index=False), strict=True)
     ]
-    run = shown[0].runs[0]
+    run = runs[0]
     notes = ["Learning rate and seed: those of the run that is best on the development examples, of so many runs."]
     if len(shown) > len(panels):
         each = " of each setting of the data" if len(panels) > 1 else ""
@@ -70,11 +75,11 @@ def _title(run: Run) -> str:
     return stream if stream in names else f"{stream}, {', '.join(names)}"
 
 
-def _text(value: object) -> str:
+def _text(column: str, value: object) -> str:
     if isinstance(value, str):
         return value
     if value is None or value != value:
         return "n/a"
-    if isinstance(value, float):
-        return f"{value:.3g}" if value >= 1 or (value and value < 0.001) else share(value)
-    return f"{value:,}"
+    if column in ("development", "test", "± error"):
+        return share(float(value))  # type: ignore[arg-type]
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
