@@ -30,7 +30,9 @@ from records.checkpoints import ENDING
 from records.directory import read_config
 from records.lock import locked
 from records.manifest import read_manifest
+from records.run import Run
 from records.summary import figure
+from records.task_config import TaskRunConfig
 from reporting import one_line_errors
 from studies import task_grid
 from studies.grid import AXES, OPTIONS, load_grid
@@ -59,9 +61,14 @@ HELP = """the grid, a YAML file (see config/benchmark/):
                          that does not use it runs without it, and an entry that says how many examples are kept wins
   any setting            by its dotted key, as with --set: hp.lr: 0.03, net.width: 64, settings.strength: 10
   vary                   {hp.lr: [0.01, 0.1], hp.batch: [16, 64]}: every method with every combination
-  streams, more          an entry may be {stream: YAML} with hyperparams, vary and options of its own
+  together               [{data.length: 3, hp.batch: 64}, {data.length: 5, hp.batch: 32}]: settings that change at the
+                         same time, each step of the list with every combination of `vary`
+  streams, more          an entry may be {stream: YAML} with hyperparams, vary, together and options of its own, an
+                         entry of hyperparams {hp_config: YAML} with vary, together and options of its own
   program: train_task    one network on one task, see train_task.py: no methods; any option of train_task.py; `vary`
-                         makes the cells, and one process trains all seeds of a cell, with all values of hp.lr
+                         and `together` make the cells, and one process trains all seeds of a cell at all its `rates`
+  rates                  of train_task: [0.001, 0.01], also of a stream or an entry of hyperparams; the tables have the
+                         best rate on development examples
   published              of train_task: {stream: {source, rows: net.hidden_size, columns: data.length, metric, scale,
                          tolerance, values: {16: {10: 94.8}}}}, shown beside ours
 
@@ -72,7 +79,7 @@ a published table, a YAML file of config/papers/ (see docs/papers.md):
 
 the store:
   <stream>-<net>-<label>-seed<s>/   run directories; stream and net are the names of their YAML files
-  <stream>-<net>-<cell>/seed<s>/    those of train_task.py; with several values of hp.lr <cell>/lr<rate>/seed<s>/
+  <stream>-<net>-<cell>/seed<s>/    those of train_task.py; with several rates <cell>/lr<rate>/seed<s>/
   logs/<run or cell>.log            what its process printed
   results.csv                       a row per run: finished, failed (in this invocation) or missing; all figures
   table.md, table.tex               means over seeds, rewritten by every invocation
@@ -297,9 +304,13 @@ def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
     """Write the report of the finished runs."""
     from reporting.groups import compare  # imported here, as drawing libraries take a second to load
     from reporting.page import of_several_runs
+    from reporting.task_page import of_task_runs
 
     runs = [run for run in runs if run.finished and episodes(run)]
-    if runs:
+    if runs and isinstance(runs[0].config, TaskRunConfig):
+        page = of_task_runs([Run.load(run.directory) for run in runs], command)
+        print(f"the report is {page.write(store)}")
+    elif runs:
         comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
         print(f"the report is {of_several_runs(comparisons, command).write(store)}")
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = npt.NDArray[np.float64]
+_DEPTH = 3  # of a run in a store: cell/lr0.1/seed0
 
 
 @dataclass(frozen=True)
@@ -248,10 +249,14 @@ def task_number(path: Path, task: str | int, names: Mapping[int, str]) -> int:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The run at `path`, or all runs in this folder."""
+    """The run at `path`, all runs in this folder, or else all in the cells of this store."""
     if holds_run(path):
         return [path]
-    found = sorted(entry for entry in path.iterdir() if entry.is_dir() and holds_run(entry)) if path.is_dir() else []
+    found, folders = list[Path](), [path] if path.is_dir() else []
+    for depth in range(_DEPTH):
+        entries = sorted(entry for folder in folders for entry in folder.iterdir() if entry.is_dir())
+        found += [entry for entry in entries if holds_run(entry)]
+        folders = [] if depth == 0 and found else [entry for entry in entries if not holds_run(entry)]
     if not found:
         raise UserError(f"{path} is not the directory of a run, and has no runs in it")
     return found

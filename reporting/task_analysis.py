@@ -75,10 +75,14 @@ def slices(run: Run) -> dict[str, pd.DataFrame]:
     found: dict[str, list[dict[str, object]]] = {}
     for row in run.rows:
         if row.split == split and row.slice and row.scenario == ANYTIME:
-            kind = re.match(r"[a-z]*", row.slice.lower())[0] or "slice"  # type: ignore[index]
             line = {"slice": row.slice, "step": row.step, "examples": row.examples, run.metric: row.main}
-            found.setdefault(kind, []).append(line)
+            found.setdefault(kind_of(row.slice), []).append(line)
     return {kind: pd.DataFrame(lines) for kind, lines in found.items()}
+
+
+def kind_of(slice: str) -> str:
+    """The first word of the name of a slice."""
+    return re.match(r"[a-z]*", slice.lower())[0] or "slice"  # type: ignore[index]
 
 
 def answers(run: Run, evaluation: str) -> pd.DataFrame:

@@ -42,12 +42,12 @@ def _curves(first: Run, frames: Mapping[str, pd.DataFrame], metric: str, levels:
         axes.plot(frame.examples, frame[metric], label=name, linewidth=width, **style)  # type: ignore[arg-type]
     for name, value in levels.items():
         _level(axes, value, name)
-    _over_training(axes, [frame.examples for frame in frames.values()])
+    over_training(axes, [frame.examples for frame in frames.values()])
     _measured_axis(axes, first, metric)
     if 1 < len(frames) <= _NAMED:
         axes.legend(ncols=2 if len(frames) > 5 else 1)
     data = pd.concat([frame[["step", "examples", metric]].assign(run=name) for name, frame in frames.items()])
-    caption = f"{_split_of(first, metric)} over training"
+    caption = f"{split_of(first, metric)} over training"
     caption += f", a line for each of {len(frames)} runs. " if len(frames) > 1 else ". "
     caption += "Examples are on a logarithmic scale, with the untrained network at 0. "
     if metric == "loss":
@@ -70,15 +70,15 @@ def slice_curves(run: Run) -> list[DrawnFigure]:
                 line.examples, line[run.metric], color=colour, marker=marker(number), markersize=2.5, linewidth=1.2
             )
             ends.append(float(line[run.metric].iloc[-1]))
-        _over_training(axes, [frame.examples])
+        over_training(axes, [frame.examples])
         _measured_axis(axes, run, run.metric)
         label_ends(axes, frame.examples.max(), ends, names, palette)
-        caption = f"{_split_of(run, run.metric)} by {kind}: each line is a part of them."
+        caption = f"{split_of(run, run.metric)} by {kind}: each line is a part of them."
         if kind == "answer":
             caption += " Lines that part show which answers are learned first."
         if kind == "gap":
             caption += " Gap: between the two largest entries, in equal parts; part 1 has the smallest, the hardest."
-        pictures.append(DrawnFigure(_file(f"by_{kind}"), f"By {kind}", caption, drawn, frame))
+        pictures.append(DrawnFigure(file_name(f"by_{kind}"), f"By {kind}", caption, drawn, frame))
     return pictures
 
 
@@ -102,7 +102,7 @@ def ablation(run: Run) -> list[DrawnFigure]:
     if len(neurons) <= 20:
         axes.set_xticks(range(len(neurons)), neurons)
     drawn.legend(loc="outside upper center", ncols=3)
-    subject = f"{_split_of(run, run.metric)} with one {_unit(run)} held at 0, each in turn"
+    subject = f"{split_of(run, run.metric)} with one {_unit(run)} held at 0, each in turn"
     caption = f"{subject}, after {readable(last.examples)} examples. {direction(run.config).capitalize()}."
     data = pd.DataFrame({"neuron": neurons, run.metric: [last[name] for name in columns]})
     bars = DrawnFigure("ablation", f"Without each {_unit(run)}", caption, drawn, data)
@@ -154,7 +154,7 @@ def regions(run: Run) -> DrawnFigure | None:
     if run.shows_accuracy:
         percent(panels[2].yaxis)
     for axes in panels:
-        _over_training(axes, [frame.examples])
+        over_training(axes, [frame.examples])
     for axes in panels[:-1]:
         axes.set_xlabel("")
     caption = (
@@ -230,7 +230,7 @@ def _matrix(name: str, steps: Sequence[int], found: Sequence[Array]) -> DrawnFig
     ]  # fmt: skip
     caption = f"{name}, {rows}x{columns}, after so many steps; the colours mean the same at all of them."
     data = pd.DataFrame(lines, columns=["step", "row", "column", "value"])
-    return DrawnFigure(_file(f"weights_{shown}"), f"Weights: {shown}", caption, drawn, data)
+    return DrawnFigure(file_name(f"weights_{shown}"), f"Weights: {shown}", caption, drawn, data)
 
 
 def _shown(name: str) -> str:
@@ -239,7 +239,7 @@ def _shown(name: str) -> str:
     return usual.get(name, name.removeprefix("trunk."))
 
 
-def _file(name: str) -> str:
+def file_name(name: str) -> str:
     """A name for files, of letters and underscores only."""
     letters = re.sub(r"\d", lambda digit: chr(ord("a") + int(digit[0])), name.lower())
     return re.sub(r"[^a-z]+", "_", letters).strip("_")
@@ -250,14 +250,14 @@ def _unit(run: Run) -> str:
     return "neuron" if run.config["net"]["model"] == "rnn" else "feature"
 
 
-def _split_of(run: Run, metric: str) -> str:
+def split_of(run: Run, metric: str) -> str:
     """A metric on the split that was watched, to open a sentence."""
     split = analysis.watched_split(run)
     examples = {"dev": "development examples", "held_out": "held-out examples"}.get(split, f"{split} examples")
     return f"{metric if metric == 'rmse' else metric.capitalize()} on the {examples}"
 
 
-def _over_training(axes: Axes, examples: Sequence["pd.Series[int]"]) -> None:
+def over_training(axes: Axes, examples: Sequence["pd.Series[int]"]) -> None:
     """A logarithmic axis of examples, with 0 at its left end."""
     seen = np.concatenate([column.to_numpy() for column in examples])
     top, least = float(seen.max()), float(min(seen[seen > 0], default=1))

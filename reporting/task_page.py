@@ -16,18 +16,25 @@ from reporting import task_figures as figures
 from reporting.drawing import DrawnFigure
 from reporting.layout import Page, Section, Sheet, configuration, count, duration
 from reporting.style import colours
+from reporting.sweep import differs
+from reporting.sweep_page import of_a_sweep
 from studies.tables import Cell, readable, share
-from utils.errors import UserError
 
 Part = TypeVar("Part", Sheet, DrawnFigure)
 _ROWS = 6  # the most regions in a table of the page
 
 
 def of_task_runs(runs: Sequence[Run], command: str) -> Page:
-    """The report of runs of train_task.py, finished or not; details are of the best one. UserError for unlike tasks."""
+    """The report of runs of train_task.py, finished or not; details are of the best one.
+
+    Runs that differ in task, data or network are compared instead, see `of_a_sweep`.
+    """
+    tasks: dict[object, list[Run]] = {}
+    for run in runs:
+        tasks.setdefault((run.config["stream"], tuple(run.task_names), run.metric), []).append(run)
+    if len(tasks) > 1 or differs(runs):
+        return of_a_sweep(list(tasks.values()), command, _warnings(runs))
     named = analysis.labelled(runs)
-    if len({(run.config["stream"], tuple(run.task_names), run.metric) for run in runs}) > 1:
-        raise UserError("the runs are on different tasks; make a report for each task")
     chosen = analysis.best(named)
     name = chosen or next(iter(named))
     run = named[name]

@@ -28,7 +28,7 @@ from studies.planned import Grid, PlannedJob, PlannedRun
 from utils.errors import UserError, unknown
 from utils.yaml_files import load_yaml
 
-AXES = ("program", "streams", "hyperparams", "methods", "seeds", "vary")
+AXES = ("program", "streams", "hyperparams", "methods", "seeds", "vary", "together")
 # Options that the grid or the program sets itself.
 _OWN = {
     "data_config", "hp_config", "method", "seed", "run_dir", "overwrite", "resume", "verify", "extend", "quiet",
@@ -68,11 +68,11 @@ def load_grid(path: str, store: Path) -> Grid:
 def _methods_grid(path: str, content: Mapping[str, Any], store: Path) -> Grid:
     """A grid of modelzoo.py."""
     common = {key: OPTIONS.check(path, key, value, AXES) for key, value in content.items() if key not in AXES}
-    streams = read_streams(path, content, OPTIONS)
+    pairings = read_streams(path, content, OPTIONS)
     entries = [method_entry(f"{path}: methods", entry) for entry in listed(path, content, "methods")]
     setups = [
-        Setup(stream.path, hyper, _varied(entry, stream.options, values))
-        for stream in streams for hyper in stream.hyperparams for entry in entries for values in stream.combinations
+        Setup(pairing.path, pairing.hyper, _varied(entry, pairing.options, values))
+        for pairing in pairings for entry in entries for values in pairing.combinations
     ]  # fmt: skip
     return planned(path, "methods", store, setups, common, read_seeds(path, content))
 

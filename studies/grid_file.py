@@ -9,35 +9,53 @@ from typing import Any, NamedTuple
 
 from records.configuration import data_section, net_sections
 from studies.planned import PlannedJob
+from training.recipe import Recipe
 from utils.errors import UserError, unknown
-from utils.settings import Declaration, Range
+from utils.settings import Declaration, Range, declarations
 
 PROJECT = Path(__file__).resolve().parent.parent
 FILES = ("data_config", "hp_config")
 SECTIONS = ("data.", "net.", "hp.", "settings.")
+VARYING = ("vary", "together", "rates")
+RATE = "hp.lr"
 _LABEL = 80  # the most characters
 
 
-class StreamEntry(NamedTuple):
-    """An entry of `streams`: a stream, what is trained on it, and the options of this entry only."""
+class Pairing(NamedTuple):
+    """A stream and what is trained on it: the paths of their YAML files, the options of both, and what varies.
+
+    `together` are settings that change at the same time, a mapping for each step; `rates` learning rates.
+    """
 
     path: str
-    hyperparams: Sequence[str]
+    hyper: str
     options: Mapping[str, Any]
     vary: Mapping[str, Sequence[Any]]
+    together: Sequence[Mapping[str, Any]] = ()
+    rates: Sequence[float] = ()
 
     @property
     def combinations(self) -> list[dict[str, Any]]:
-        """Every combination of the values in `vary`, by key."""
+        """Every step of `together` with every combination of the values in `vary`, by key."""
         lists = [[(key, value) for value in values] for key, values in self.vary.items()]
-        return [dict(values) for values in itertools.product(*lists)]
+        return [{**step, **dict(values)} for step in self.together or ({},) for values in itertools.product(*lists)]
+
+    @property
+    def axes(self) -> list[tuple[str, ...]]:
+        """The settings that vary; those that vary together are one axis, the first."""
+        together = [tuple(self.together[0])] if self.together else []
+        return [*together, *((key,) for key in self.vary)]
 
 
 class Options(NamedTuple):
-    """The options that a grid of one program can set, by name; `others`: keys to suggest for an unknown one."""
+    """The options that a grid of one program can set, by name; `others`: keys to suggest for an unknown one.
+
+    `rates`: whether one process of the program trains at several learning rates.
+    """
 
     declared: Mapping[str, Declaration]
     others: Sequence[str] = ()
+    rates: bool = False
 
     def check(self, where: str, key: str, value: object, others: Sequence[str] = (), files: Sequence[str] = ()) -> Any:
         """The checked value; dotted keys are checked later, with the whole configuration.
@@ -73,40 +91,88 @@ def file_of(path: str, key: str, name: object) -> str:
     return str(PROJECT / name) if not Path(name).exists() and (PROJECT / name).exists() else name
 
 
-def _loadable(path: str, key: str, names: Sequence[object], load: Callable[[str], object]) -> list[str]:
-    files = [file_of(path, key, name) for name in names]
-    try:
-        for file in files:
-            load(file)
-    except UserError as error:
-        raise UserError(f"{path}: {key}: {error}") from None
-    return files
+def read_streams(path: str, content: Mapping[str, Any], options: Options) -> list[Pairing]:
+    """The entries of `streams`, each with each of its `hyperparams`; UserError names the file and the key.
 
-
-def read_streams(path: str, content: Mapping[str, Any], options: Options) -> list[StreamEntry]:
-    """The entries of `streams`; UserError names the file and the key.
-
-    An entry is a path, or a mapping {stream: path} that may have `hyperparams` and `vary` of its own, and options.
+    An entry of either is a path, or a mapping {stream: path} or {hp_config: path} with options and with what varies:
+    `vary`, `together` and, if the program has it, `rates`. Of a stream they stand in the place of those of the file, of
+    `hyperparams` in the place of those of the stream, in `vary` key by key.
     """
     found = []
     for entry in listed(path, content, "streams"):
-        own: dict[str, Any] = dict(entry) if isinstance(entry, dict) else {"stream": entry}
-        if "stream" not in own:
-            raise UserError(f"{path}: streams: {entry!r} has no key 'stream', the path of a YAML file")
-        (stream,) = _loadable(path, "streams", [own.pop("stream")], data_section)
-        hyper = _loadable(path, "hyperparams", listed(path, {**content, **own}, "hyperparams"), net_sections)
-        vary = _varied(path, own.pop("vary", content.get("vary", {})), options)
-        own.pop("hyperparams", None)
-        known = ("stream", "hyperparams", "vary")
-        more = {key: options.check(f"{path}: streams", key, value, known) for key, value in own.items()}
-        found.append(StreamEntry(stream, hyper, more, vary))
+        stream, own = _entry(path, "streams", "stream", entry, options, data_section, ("hyperparams",))
+        above = {key: content[key] for key in VARYING if key in content} | own
+        for row in listed(path, {**content, **own}, "hyperparams"):
+            hyper, more = _entry(path, "hyperparams", "hp_config", row, options, net_sections)
+            varied = {**_mapping(path, above.get("vary", {})), **_mapping(path, more.get("vary", {}))}
+            given = {**above, **more}
+            rest = {key: value for key, value in given.items() if key not in (*VARYING, "hyperparams")}
+            pairing = Pairing(
+                stream, hyper, rest, _varied(path, varied, options),
+                _together(path, given.get("together", []), options), _rates(path, given.get("rates")),
+            )  # fmt: skip
+            _check_once(path, pairing)
+            found.append(pairing)
     return found
 
 
-def _varied(path: str, content: object, options: Options) -> dict[str, list[Any]]:
+def _entry(
+    path: str, key: str, name: str, entry: object, options: Options, load: Callable[[str], object],
+    more: Sequence[str] = (),
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    """The file of an entry, and its other keys, of which the options are checked."""
+    own: dict[str, Any] = dict(entry) if isinstance(entry, dict) else {name: entry}
+    if name not in own:
+        raise UserError(f"{path}: {key}: {entry!r} has no key {name!r}, the path of a YAML file")
+    file = file_of(path, key, own.pop(name))
+    try:
+        load(file)
+    except UserError as error:
+        raise UserError(f"{path}: {key}: {error}") from None
+    known = (*(axis for axis in VARYING if axis in ("vary", "together") or options.rates), *more)
+    unchecked = {axis: own.pop(axis) for axis in known if axis in own}
+    return file, {each: options.check(f"{path}: {key}", each, value, (name, *known)) for each, value in own.items()} | (
+        unchecked
+    )
+
+
+def _mapping(path: str, content: object) -> dict[str, list[Any]]:
     if not isinstance(content, dict) or not all(isinstance(values, list) and values for values in content.values()):
         raise UserError(f"{path}: vary must map settings to lists of values, such as vary: {{hp.lr: [0.01, 0.1]}}")
+    return content
+
+
+def _varied(path: str, content: Mapping[str, Sequence[Any]], options: Options) -> dict[str, list[Any]]:
     return {key: [options.check(f"{path}: vary", key, each) for each in values] for key, values in content.items()}
+
+
+def _together(path: str, content: object, options: Options) -> list[dict[str, Any]]:
+    whole = isinstance(content, list) and all(isinstance(step, dict) and step for step in content)
+    if not whole or any(step.keys() != content[0].keys() for step in content):  # type: ignore[index, union-attr, attr-defined]
+        raise UserError(
+            f"{path}: together must list mappings with the same keys, such as together: "
+            "[{data.length: 3, hp.batch: 64}, {data.length: 5, hp.batch: 32}]"
+        )
+    steps: list[dict[str, Any]] = content  # type: ignore[assignment]
+    return [{key: options.check(f"{path}: together", key, value) for key, value in step.items()} for step in steps]
+
+
+def _rates(path: str, content: object) -> list[float]:
+    if content is None:
+        return []
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path}: rates is {content!r}; it must be a list of learning rates, such as [0.001, 0.01]")
+    return list(dict.fromkeys(declarations(Recipe)["lr"].check(f"{path}: rates", rate) for rate in content))
+
+
+def _check_once(path: str, pairing: Pairing) -> None:
+    """Refuse a setting that two of the keys vary."""
+    for key in pairing.together[0] if pairing.together else ():
+        if key in pairing.vary:
+            raise UserError(f"{path}: {key} stands in vary and in together; leave one out")
+    given = {*pairing.vary, *pairing.options, *(pairing.together[0] if pairing.together else ())}
+    if pairing.rates and RATE in given:
+        raise UserError(f"{path}: rates and {RATE} are two ways to say the same; leave one out")
 
 
 def read_seeds(path: str, content: Mapping[str, Any]) -> list[int]:

@@ -43,11 +43,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One process: the arguments of its program, and the runs that it makes."""
+    """One process: the arguments of its program, and the runs that it makes; `label`: what its runs have in common."""
 
     name: str
     arguments: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
+    label: str = ""
 
     @property
     def missing(self) -> int:
@@ -61,14 +62,14 @@ class Grid:
 
     Attributes:
         program: that makes the runs, without .py.
-        axes: of train_task, the settings that `vary` by the name of the stream.
-        published: tables of others by the name of the stream.
+        axes: of train_task, by "stream, network", the settings that vary; an axis may be several that vary together.
+        published: tables of others by the name of the stream, or by "stream, network".
     """
 
     jobs: tuple[PlannedJob, ...]
     options: str
     program: str = "modelzoo"
-    axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
     published: Mapping[str, "PublishedTable"] = field(default_factory=dict)
 
     @property

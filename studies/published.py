@@ -1,4 +1,4 @@
-"""Published values for the networks of a grid of train_task.py: a table for each stream.
+"""Published values for the networks of a grid of train_task.py: a table for each stream, or for "stream, network".
 
 published:
   2nd_argmax: {source: where it is printed, rows: net.hidden_size, columns: data.length, metric: accuracy,
@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from studies.planned import PlannedRun
 from utils.errors import UserError, unknown
 from utils.settings import Range, read, setting
 
@@ -44,8 +45,13 @@ class PublishedTable:
     )
 
 
+def published_for(tables: Mapping[str, PublishedTable], run: PlannedRun) -> PublishedTable | None:
+    """The table of the stream and the network of a run, else that of its stream; None if there is none."""
+    return tables.get(run.table, tables.get(run.config.stream))
+
+
 def read_published(path: str, content: object, streams: Collection[str]) -> dict[str, PublishedTable]:
-    """The tables of the key `published` by the name of their stream; UserError names the file and the key."""
+    """The tables of the key `published` by their names, each among `streams`; UserError names file and key."""
     where = f"{path}: published"
     if not isinstance(content, Mapping):
         raise UserError(f"{where} must map names of streams to tables")

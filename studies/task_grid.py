@@ -11,8 +11,8 @@ from records.task_config import TaskRunConfig
 from records.task_invocation import PROGRAM, parse
 from records.task_plan import of_one_task
 from studies.grid_file import (
+    RATE,
     Options,
-    StreamEntry,
     arguments,
     directory_name,
     distinct,
@@ -22,11 +22,10 @@ from studies.grid_file import (
     undashed,
 )
 from studies.planned import Grid, PlannedJob, PlannedRun
-from studies.published import PublishedTable, read_published
+from studies.published import PublishedTable, published_for, read_published
 from utils.errors import UserError
 
-AXES = ("program", "streams", "hyperparams", "seeds", "vary", "published")
-RATE = "hp.lr"
+AXES = ("program", "streams", "hyperparams", "seeds", "vary", "together", "rates", "published")
 # Options that the grid or the program sets itself.
 _OWN = {
     "data_config",
@@ -42,33 +41,36 @@ _OWN = {
     "zoo_dir",
     "n_seqs",
 }
-OPTIONS = Options({of.option: of for of in PROGRAM.options().values() if of.option not in _OWN})
+OPTIONS = Options({of.option: of for of in PROGRAM.options().values() if of.option not in _OWN}, rates=True)
 
 
 def plan(path: str, content: Mapping[str, Any], store: Path) -> Grid:
     """The cells of every stream, network and combination of the varied values; UserError names the file and the key."""
     common = {key: OPTIONS.check(path, key, value, AXES) for key, value in content.items() if key not in AXES}
-    streams, seeds = read_streams(path, content, OPTIONS), _consecutive(path, read_seeds(path, content))
-    axes, jobs = dict[str, list[str]](), list[PlannedJob]()
-    for stream in streams:
-        for hyper in stream.hyperparams:
-            files = {"data_config": stream.path, "hp_config": hyper}
-            for values in _without_rates(stream).combinations:
-                options = {**common, **stream.options, **values}
-                job = _cell(path, store, {**files, **options}, in_words(values), stream.vary.get(RATE, ()), seeds)
-                jobs.append(job)
-                name = job.runs[0].config.stream
-                axes[name] = list(dict.fromkeys([*axes.get(name, ()), *stream.vary]))
-    published = read_published(path, content.get("published", {}), axes)
+    pairings, seeds = read_streams(path, content, OPTIONS), _consecutive(path, read_seeds(path, content))
+    axes, jobs = dict[str, list[tuple[str, ...]]](), list[PlannedJob]()
+    for pairing in pairings:
+        files = {"data_config": pairing.path, "hp_config": pairing.hyper}
+        rates = pairing.rates or pairing.vary.get(RATE, ())
+        several = pairing._replace(vary={key: values for key, values in pairing.vary.items() if key != RATE})
+        for values in several.combinations:
+            given = {**common, **pairing.options, **values}
+            if rates:  # what varies wins, as for other settings
+                given.pop(RATE, None)
+            job = _cell(path, store, {**files, **given}, in_words(values), rates, seeds)
+            jobs.append(job)
+            table = job.runs[0].table
+            axes[table] = list(dict.fromkeys([*axes.get(table, ()), *several.axes]))
+    streams = dict.fromkeys(job.runs[0].config.stream for job in jobs)
+    published = read_published(path, content.get("published", {}), [*streams, *axes])
     for job in jobs:
         _check_axes(path, job.runs[0], published)
     notes = [f"{key} {value}" for key, value in common.items()]
-    notes += [f"{Path(stream.path).stem}: {key} {value}" for stream in streams for key, value in stream.options.items()]
+    notes += [
+        f"{Path(pairing.path).stem}, {Path(pairing.hyper).stem}: {key} {value}"
+        for pairing in pairings for key, value in pairing.options.items()
+    ]  # fmt: skip
     return Grid(distinct(path, jobs), "; ".join(notes) or "all defaults", "train_task", axes, published)
-
-
-def _without_rates(stream: StreamEntry) -> StreamEntry:
-    return stream._replace(vary={key: values for key, values in stream.vary.items() if key != RATE})
 
 
 def _consecutive(path: str, seeds: Sequence[int]) -> Sequence[int]:
@@ -98,7 +100,7 @@ def _cell(
     else:  # as train_task.py names the directories of one learning rate, and that of one run
         folder = runs[0].directory if len(seeds) == 1 else runs[0].directory.parent
         words += [*own, f"--run_dir={folder}"]
-    return PlannedJob(name, tuple(words), tuple(runs))
+    return PlannedJob(name, tuple(words), tuple(runs), ", ".join(label) or net)
 
 
 def _config(where: str, words: Sequence[str]) -> TaskRunConfig:
@@ -111,7 +113,7 @@ def _config(where: str, words: Sequence[str]) -> TaskRunConfig:
 
 def _check_axes(path: str, run: PlannedRun, published: Mapping[str, PublishedTable]) -> None:
     config = run.config
-    table = published.get(config.stream)
+    table = published_for(published, run)
     for key in () if table is None else (table.rows, table.columns):
         with suppress(AttributeError):
             value_at(config, key)

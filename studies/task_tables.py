@@ -1,6 +1,7 @@
 """Tables of a grid of train_task.py: for each stream its settings against each other, beside published values.
 
-results.csv a row per run; table.md, table.tex two matrices per stream (best of the seeds, median), and a line per cell.
+results.csv a row per run; table.md, table.tex two matrices per stream (best of seeds and rates, median), with rows for
+each network, and a line per cell.
 """
 
 import statistics
@@ -14,8 +15,9 @@ from typing import Any
 from records.configuration import value_at
 from records.summary import figure, signed
 from records.task_summary import by_development
-from studies.planned import Grid, PlannedRun
-from studies.published import PublishedTable
+from studies.grid_file import RATE
+from studies.planned import Grid, PlannedJob, PlannedRun
+from studies.published import PublishedTable, published_for
 from studies.store import provenance_notes, write_results
 from studies.tables import latex_text, markdown_table, markdown_text, readable
 from utils.errors import UserError, one_line
@@ -23,17 +25,16 @@ from utils.files import write_bytes
 
 COLUMNS = (
     "metric", "dev", "test", "test_stderr", "best_step", "best_dev", "best_test", "uninformed_loss", "examples",
-    "steps", "parameters_total", "trained_together", "total_seconds",
+    "steps", "parameters_total", "state_bytes", "trained_together", "total_seconds",
 )  # fmt: skip
 MARK, NONE = "†", "–"
 READING = (
-    "Best: the run that is best on the development examples after training; its score on the test examples, ± its "
-    "standard error.",
+    "Best: the run, of all seeds and learning rates, that is best on the development examples after training; its "
+    "score on the test examples, ± its standard error.",
     "Median: of the test scores of all finished runs.",
     f"In parentheses: published. {MARK}: ours is worse by more than the tolerance that is given beside the table.",
     "Minutes: of the whole computation of a cell, with its evaluation; with --jobs 2 or more, cells share the machine.",
 )
-_LONG = ("cell", "published", "ours", "difference", "seeds", "examples", "minutes")
 _RAW = PublishedTable(source="", rows="", columns="", values={}, scale=1.0)  # of a stream without published values
 
 
@@ -109,52 +110,123 @@ class TextTable:
 def write_task_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
     """Write results.csv, table.md and table.tex."""
     summaries = {run.name: summary for run in grid.runs if (summary := run.summary)}
-    keys = list(dict.fromkeys(chain(*grid.axes.values())))
+    keys = list(dict.fromkeys([*chain(*chain(*grid.axes.values())), RATE]))
     measured = {
         run.name: {key: _at(run, key) for key in keys}
         | {key: summary.get(key) for key in COLUMNS} | {"test": _test(summary)}
         for run in grid.runs for summary in (summaries.get(run.name),) if summary
     }  # fmt: skip
     write_results(grid.runs, store, failures, measured, [*keys, *COLUMNS])
-    sheets = [sheet for stream in grid.axes for sheet in _of_stream(grid, stream, summaries)]
+    sheets = list[TextTable]()
+    for stream in dict.fromkeys(run.config.stream for run in grid.runs):
+        blocks = [_block(grid, name, summaries) for name in grid.axes if _stream_of(grid, name) == stream]
+        sheets += [*_matrices(stream, blocks), _cells(stream, blocks)]
     notes = [*READING, f"Options, unless a row has its own: {grid.options}."]
     notes += provenance_notes([run for run in grid.runs if run.name in summaries])
     write_bytes(store / "table.md", _markdown(sheets, notes, command).encode())
     write_bytes(store / "table.tex", _latex(sheets, notes, command).encode())
 
 
-def _of_stream(grid: Grid, stream: str, summaries: Mapping[str, Mapping[str, Any]]) -> list[TextTable]:
-    runs = [run for run in grid.runs if run.config.stream == stream]
-    table = grid.published.get(stream, _RAW)
-    columns, rows = ([*grid.axes[stream], "", ""])[:2]
-    if stream in grid.published:
-        columns, rows = table.columns, table.rows
-    metric = next((summaries[run.name]["metric"] for run in runs if run.name in summaries), table.metric)
-    if stream in grid.published and metric != table.metric:
-        raise UserError(f"published: {stream}: metric is {table.metric}; the runs have {metric}")
+@dataclass(frozen=True)
+class _Block:
+    """What stands in the tables of one network on one stream; an axis is no setting, one, or several."""
 
-    def scored(chosen: Callable[[PlannedRun], bool]) -> CellResult:
+    jobs: Sequence[PlannedJob]
+    summaries: Mapping[str, Mapping[str, Any]]
+    published: PublishedTable | None
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+
+    @property
+    def net(self) -> str:
+        return self.jobs[0].runs[0].net
+
+    @property
+    def table(self) -> PublishedTable:
+        return self.published or _RAW
+
+    @property
+    def metric(self) -> str:
+        """Of the finished runs; UserError if it is not the published one."""
+        found = {self.summaries[run.name]["metric"] for run in self._runs if run.name in self.summaries}
+        metric = found.pop() if found else self.table.metric
+        if self.published and metric != self.published.metric:
+            stream = self.jobs[0].runs[0].config.stream
+            raise UserError(f"published: {stream}: metric is {self.published.metric}; the runs have {metric}")
+        return str(metric)
+
+    def places(self, axis: tuple[str, ...]) -> list[tuple[Any, ...]]:
+        """The values along an axis, in the order of the grid."""
+        return list(dict.fromkeys(_along(run, axis) for run in self._runs))
+
+    def scored(self, chosen: Callable[[PlannedRun], bool]) -> CellResult:
         """Of the chosen runs; the published value if they all stand at one place of the table."""
-        found = [run for run in runs if chosen(run)]
-        values = {table.values.get(_at(run, rows), {}).get(_at(run, columns)) for run in found}
+        found, table = [run for run in self._runs if chosen(run)], self.table
+        values = {table.values.get(_at(run, table.rows), {}).get(_at(run, table.columns)) for run in found}
         one = values.pop() if len(values) == 1 else None
-        return CellResult([(run, summaries[run.name]) for run in found if run.name in summaries], one, table)
+        return CellResult([(r, self.summaries[r.name]) for r in found if r.name in self.summaries], one, table)
 
-    across = list(dict.fromkeys(_at(run, columns) for run in runs))
-    down = list(dict.fromkeys(_at(run, rows) for run in runs))
-    places = {(r, c): scored(lambda run, r=r, c=c: (_at(run, rows), _at(run, columns)) == (r, c))  # type: ignore[misc]
-              for r in down for c in across}  # fmt: skip
-    scale = f" × {table.scale:g}" if table.scale != 1 else ""
-    notes = [f"Published: {table.source}. Tolerance {table.tolerance:g}."] if stream in grid.published else []
+    def at(self, row: tuple[Any, ...], column: tuple[Any, ...]) -> CellResult:
+        """The runs at one place of the matrix."""
+        return self.scored(lambda run: (_along(run, self.rows), _along(run, self.columns)) == (row, column))
+
+    @property
+    def _runs(self) -> list[PlannedRun]:
+        return [run for job in self.jobs for run in job.runs]
+
+
+def _stream_of(grid: Grid, name: str) -> str:
+    return next(run.config.stream for run in grid.runs if run.table == name)
+
+
+def _block(grid: Grid, name: str, summaries: Mapping[str, Mapping[str, Any]]) -> _Block:
+    jobs = [job for job in grid.jobs if job.runs[0].table == name]
+    published = published_for(grid.published, jobs[0].runs[0])
+    axes: Sequence[tuple[str, ...]] = grid.axes[name]
+    columns, rows = (*axes, (), ())[:2]
+    if published is not None:
+        keys = published.columns, published.rows
+        columns, rows = (next((axis for axis in axes if key in axis), (key,)) for key in keys)
+    return _Block(jobs, summaries, published, columns, rows)
+
+
+def _matrices(stream: str, blocks: Sequence[_Block]) -> list[TextTable]:
+    """Best and median, with a block of rows for each network; networks with other columns have tables of their own."""
+    alike: dict[object, list[_Block]] = {}
+    for block in blocks:
+        alike.setdefault((block.columns, block.table.scale, block.metric), []).append(block)
+    return [sheet for own in alike.values() for sheet in _matrix(stream, own, len(alike) > 1)]
+
+
+def _matrix(stream: str, blocks: Sequence[_Block], named: bool) -> list[TextTable]:
+    first = blocks[0]
+    rates = max(len({run.config.hp.lr for run in job.runs}) for block in blocks for job in block.jobs) > 1
+    sources = {f"Published: {of.source}. Tolerance {of.tolerance:g}." for block in blocks if (of := block.published)}
+    title = f"{', '.join([stream, *(block.net for block in blocks if named)])}: test {first.metric}"
+    title += f" × {first.table.scale:g}" if first.table.scale != 1 else ""
+    rows = [(block, row) for block in blocks for row in block.places(block.rows)]
+    settings = dict.fromkeys(_short(axis) for block in blocks for axis in (block.rows,) if axis)
+    corner = " / ".join([" or ".join(settings), *([_short(first.columns)] if first.columns else [])]) or stream
+    left = [[corner.removeprefix(" / "), *(_shown(row) for _, row in rows)]]
+    if len(blocks) > 1:  # each network is named in its first line
+        left.insert(0, ["network", *(block.net if row == block.places(block.rows)[0] else "" for block, row in rows)])
+    across = dict.fromkeys(place for block in blocks for place in block.places(block.columns))
     found = []
-    for kind, show, more in (("best", CellResult.show_best, notes), ("median", CellResult.show_median, [])):
-        corner = [" / ".join(_short(key) for key in (rows, columns) if key) or stream, *map(_shown, down)]
-        cells = [[_shown(c), *(show(places[r, c]) for r in down)] for c in across]
-        found.append(TextTable(f"{stream}: test {metric}{scale}, {kind} of the seeds", [corner, *cells], more))
-    labels = list(dict.fromkeys((run.net, run.label) for run in runs))
-    lines = [_line(label, scored(lambda run, n=net, t=label: (run.net, run.label) == (n, t)))  # type: ignore[misc]
-             for net, label in labels]  # fmt: skip
-    return [*found, TextTable(f"{stream}: cells", list(zip(_LONG, *lines, strict=True)))]
+    for kind, show, notes in (("best", CellResult.show_best, sorted(sources)), ("median", CellResult.show_median, [])):
+        cells = [[_shown(c), *(show(block.at(row, c)) for block, row in rows)] for c in across]
+        found.append(TextTable(f"{title}, {kind} of the seeds{' and rates' * rates}", [*left, *cells], notes))
+    return found
+
+
+def _cells(stream: str, blocks: Sequence[_Block]) -> TextTable:
+    """A line for each cell; columns in which nothing is known are left out."""
+    lines = [{"network": block.net, **_line(job, block)} for block in blocks for job in block.jobs]
+    published = any(block.published for block in blocks)
+    optional = {"network": len(blocks) > 1, "published": published, "difference": published,
+                "best rate": any(line["best rate"] != NONE for line in lines),
+                "state bytes": any(line["state bytes"] != NONE for line in lines)}  # fmt: skip
+    names = [name for name in lines[0] if optional.get(name, True)]
+    return TextTable(f"{stream}: cells", [[name, *(line[name] for line in lines)] for name in names])
 
 
 def _at(run: PlannedRun, key: str) -> Any:
@@ -165,24 +237,36 @@ def _at(run: PlannedRun, key: str) -> Any:
         return ""
 
 
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]
+def _along(run: PlannedRun, axis: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(_at(run, key) for key in axis)
 
 
-def _shown(value: object) -> str:
-    return "all" if value == "" else str(value)
+def _short(axis: Sequence[str]) -> str:
+    return ", ".join(key.rpartition(".")[2] for key in axis)
 
 
-def _line(label: str, cell: CellResult) -> list[str]:
+def _shown(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values)) or "all"
+
+
+def _line(job: PlannedJob, block: _Block) -> dict[str, str]:
+    """A cell by title of the column."""
+    cell = block.scored(lambda run: run in job.runs)
     published = NONE if cell.published is None else f"{cell.published:g}"
     difference = NONE if cell.difference is None else signed(cell.difference, 2 if cell.table.scale >= 100 else 4)
     ours = CellResult(cell.runs, None, cell.table).show_best() + f" {MARK}" * cell.worse
+    best, several = cell.best or {}, len({run.config.hp.lr for run in job.runs}) > 1
+    rate = next((run.config.hp.lr for run, summary in cell.runs if summary is cell.best), None)
     counts = sorted({summary["examples"] for _, summary in cell.runs})
     examples = " to ".join(readable(count) for count in counts[:: max(1, len(counts) - 1)]) or NONE
-    return [
-        label, published, ours, difference, str(len(cell.runs)), examples,
-        readable(cell.minutes) if cell.runs else NONE,
-    ]  # fmt: skip
+    return {
+        "cell": job.label, "published": published, "ours": ours, "difference": difference,
+        "best rate": f"{rate:.3g}" if several and rate is not None else NONE,
+        "parameters": f"{best['parameters_total']:,}" if best else NONE,
+        "state bytes": f"{size:,}" if (size := best.get("state_bytes")) is not None else NONE,
+        "runs": str(len(cell.runs)), "examples": examples,
+        "minutes": readable(cell.minutes) if cell.runs else NONE,
+    }  # fmt: skip
 
 
 def _markdown(sheets: Sequence[TextTable], notes: Sequence[str], command: str) -> str:

@@ -124,6 +124,34 @@ def test_streams_have_their_own_cells_networks_and_options():
     assert grid.runs[6].config.data.settings.length == 3
 
 
+def test_a_sweep_of_networks_widths_lengths_and_rates():
+    """Lengths and batches change together; one network has other widths, rates and evaluations."""
+    attention = {
+        "hp_config": "config/hyperparam/attention_only.yaml", "vary": {"net.width": [4]}, "rates": [1e-3],
+        "evaluate_at": "log:3",
+    }  # fmt: skip
+    together = [{"data.length": 3, "hp.batch": 64}, {"data.length": 5, "hp.batch": 32}]
+    grid = write_grid(
+        streams=["config/dataset/longest_cycle.yaml"], together=together, seeds=2,
+        hyperparams=[{"hp_config": attention["hp_config"], "vary": {"net.width": [8, 16]}}, attention],
+        vary={"net.layers": [1, 2]}, rates=[1e-4, 3e-3],
+    )  # fmt: skip
+    found = [
+        (config.data.settings.length, config.hp.batch, config.net.settings.layers, config.net.settings.width,
+         config.hp.lr, config.seed, config.evaluate_at)
+        for config in (run.config for run in grid.runs)
+    ]  # fmt: skip
+    assert found == [
+        (length, batch, layers, width, rate, seed, when)
+        for widths, rates, when in (([8, 16], [1e-4, 3e-3], "checkpoints"), ([4], [1e-3], "log:3"))
+        for length, batch in ((3, 64), (5, 32)) for layers in (1, 2) for width in widths for rate in rates
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert len(grid.jobs) == 8 + 4
+    for job in grid.jobs:
+        assert parse(job.arguments).runs == {run.directory: run.config for run in job.runs}
+
+
 def test_a_stream_of_a_grid_of_modelzoo_can_have_its_own_options():
     streams = [SECOND, {"stream": MEDIAN, "vary": {"hp.lr": [0.1, 0.2]}, "data.length": 3}]
     runs = write_grid(program=None, streams=streams, methods=["zoo", "joint"], seeds=1).runs
@@ -141,7 +169,16 @@ def test_a_stream_of_a_grid_of_modelzoo_can_have_its_own_options():
         ({"seeds": [1, 3]}, ["seeds is [1, 3]", "follow each other"]),
         ({"exampels": 5}, ["unknown key 'exampels'", "did you mean 'examples'"]),
         ({"examples": 0}, ["examples is 0"]),
-        ({"rates": "0.1"}, ["unknown key 'rates'"]),
+        ({"rates": "0.1"}, ["rates is '0.1'; it must be a list of learning rates"]),
+        ({"rates": [0.1, 0]}, ["rates is 0; it must be a number above 0"]),
+        ({"program": "modelzoo", "methods": ["zoo"], "rates": [0.1]}, ["unknown key 'rates'"]),
+        ({"streams": [{"stream": SECOND, "rates": [0.1], "vary": {"hp.lr": [0.1]}}]}, ["rates and hp.lr are two ways"]),
+        ({"together": {"data.length": [3]}}, ["together must list mappings with the same keys"]),
+        ({"together": [{"data.length": 3}, {"hp.batch": 64}]}, ["together must list mappings with the same keys"]),
+        ({"together": [{"data.length": 3}]}, ["data.length stands in vary and in together"]),
+        ({"together": [{"exampels": 3}]}, ["together: unknown key 'exampels'"]),
+        ({"hyperparams": [{"vary": {"net.hidden_size": [2]}}]}, ["hyperparams", "has no key 'hp_config'"]),
+        ({"hyperparams": [{"hp_config": RNN, "exampels": 5}]}, ["hyperparams: unknown key 'exampels'"]),
         ({"streams": [{"vary": {}}]}, ["no key 'stream'"]),
         ({"streams": [{"stream": SECOND, "vary": {"net.hiden": [1]}}]}, ["unknown key 'hiden'"]),
         ({"streams": [{"stream": SECOND, "vary": {"hp.lr": [0]}}]}, ["lr 0", "hp.lr is 0"]),
