@@ -23,7 +23,7 @@ NAMES = {  # module and function
 
 
 def kernel_for(name: str, inputs: Tensor) -> Kernel | None:
-    """The kernel of this name, or None: without the package (a version with cu_seqlens), for tensors elsewhere than on CUDA and for float64."""
+    """The kernel of this name, or None: without the package, for tensors not on CUDA and for float64."""
     return _kernel(name) if inputs.is_cuda and inputs.dtype != torch.float64 else None
 
 
