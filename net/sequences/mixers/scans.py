@@ -43,12 +43,11 @@ def recurrence_(decays: Tensor, values: Tensor, *, doubling: bool, backwards: bo
     is in the cache, is the least work.
     """
     if not doubling:
-        last = len(values) - 1
-        for t in range(last):
-            if backwards:
-                values[last - t - 1].addcmul_(decays[last - t], values[last - t])
-            else:
-                values[t + 1].addcmul_(decays[t + 1], values[t])
+        a, rows = decays.unbind(), values.unbind()
+        if backwards:
+            a, rows = (a[0], *a[:0:-1]), rows[::-1]
+        for t in range(1, len(rows)):
+            rows[t].addcmul_(a[t], rows[t - 1])
     elif backwards:
         reverse = values.flip(0)
         recurrence_(decays.flip(0).roll(1, 0), reverse, doubling=True)
@@ -79,11 +78,12 @@ def selective_scan(steps: Tensor, inputs: Tensor, rates: Tensor, keys: Tensor, q
         y, [B, L, d].
     """
     rates = rates.mT.contiguous()
-    if steps.device.type == "cpu":  # so many sequences at a time that LEAST_ROWS positions fit into the cache
-        block = max(1, TILE // (LEAST_ROWS * rates.numel()))
-        parts = zip(*(part.split(block) for part in (steps, inputs, keys, queries)), strict=True)
-        return torch.cat([_SelectiveScan.apply(d, u, rates, k, q) for d, u, k, q in parts])
-    return _SelectiveScan.apply(steps, inputs, rates, keys, queries)  # type: ignore[no-any-return]
+    block = len(steps)
+    if steps.device.type == "cpu":  # so many sequences at a time that LEAST_ROWS positions of them fit into the cache
+        block = min(block, max(1, TILE // (LEAST_ROWS * rates.numel())))
+    parts = zip(*(part.split(block) for part in (steps, inputs, keys, queries)), strict=True)
+    outputs = [_SelectiveScan.apply(d, u, rates, k, q) for d, u, k, q in parts]
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
 class _SelectiveScan(Function):
