@@ -213,3 +213,20 @@ def test_a_forgotten_task_leaves_the_others_as_they_are():
     assert [task.id for task in less.tasks] == [1, 2, 3]
     assert less.spec.input_shape == whole.spec.input_shape
     assert less.fingerprints() == {number: whole.fingerprints()[number] for number in (1, 2, 3)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ["mqar", "vocabulary_majority", "continuous_mqar"])
+def test_a_gpu_draws_by_the_same_rule_and_has_the_same_frozen_examples(name):
+    config = configure(data_config=str(CONFIGS / f"{name}.yaml"), set={f"data.{key}": 500 for key in SMALL}).config
+    stream, on_cpu = (build_stream(config.data, 0, torch.device(kind)) for kind in ("cuda", "cpu"))
+    (task,), (twin,) = stream.tasks, on_cpu.tasks
+    assert stream.fingerprints() == on_cpu.fingerprints()
+    drawn = task.train.epoch(generator(0, "gpu"))
+    assert drawn.store.is_cuda
+    assert drawn.targets.is_cuda
+    assert torch.equal(drawn.store, task.train.epoch(generator(0, "gpu")).store)
+    if name == "mqar":
+        checked(stream, drawn, 4, 64)
+    assert drawn.store.shape == twin.train_eval.store.shape

@@ -177,7 +177,9 @@ class Fresh(Generator):
         for shape, segment in zip(self.blend.shapes, segments, strict=True):
             for part in segment.split(max(1, _CHUNK // self.layout.values(shape))):
                 if len(part):  # a split of nothing is a part
-                    inputs[part], targets[part] = self.layout.stored(self.kind.draw(len(part), shape, rng))
+                    drawn = self.layout.stored(self.kind.draw(len(part), shape, rng))
+                    inputs.index_copy_(0, part, drawn[0])
+                    targets.index_copy_(0, part, drawn[1])
         return Examples(inputs, torch.arange(n, device=self.device), targets), segments
 
 
