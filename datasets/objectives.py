@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,14 @@ class Objective(ABC):
     ) -> dict[str, dict[str, Scored]]:  # fmt: skip
         """Scores of parts of the examples, positions [K] by name; those that are cheap, the main metric first."""
         return {name: self.evaluate(predictions[part], targets[part]) for name, part in slices.items()}
+
+    def evaluate_parts(
+        self, parts: Iterable[Tensor], targets: Tensor, slices: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Scored]]:  # fmt: skip
+        """Scores of all examples, under the name "", and of slices; predictions come in parts, in order."""
+        predictions = torch.cat(list(parts))
+        slices = {name: part.to(predictions.device) for name, part in slices.items()}
+        return {"": self.evaluate(predictions, targets), **self.evaluate_slices(predictions, targets, slices)}
 
     def energy(self, outputs: Tensor) -> Tensor | None:
         """log sum_c exp(output c), [N], of the outputs [N, C], by which the task of an input can be told.
@@ -152,13 +161,38 @@ class Tokens(_Probabilities):
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         """Loss and accuracy over scored tokens, and the share of sequences with all scored tokens right."""
+        return self._scored(*self._judged(predictions, targets), targets)
+
+    def evaluate_slices(
+        self, predictions: Tensor, targets: Tensor, slices: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Scored]]:  # fmt: skip
+        judged = self._judged(predictions, targets)
+        return {name: self._scored(*(of[part] for of in (*judged, targets))) for name, part in slices.items()}
+
+    def evaluate_parts(
+        self, parts: Iterable[Tensor], targets: Tensor, slices: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Scored]]:  # fmt: skip
+        """No more than one part is held at a time: probabilities of all tokens of a large vocabulary need gigabytes."""
+        found, start = [], 0
+        for predictions in parts:
+            found.append(self._judged(predictions, targets[start : start + len(predictions)]))
+            start += len(predictions)
+        losses, hits = (torch.cat(column) for column in zip(*found, strict=True))
+        chosen: dict[str, Any] = {"": slice(None), **{name: part.to(targets.device) for name, part in slices.items()}}
+        return {name: self._scored(losses[part], hits[part], targets[part]) for name, part in chosen.items()}
+
+    def _judged(self, predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each token, and whether it is right, [N, T]; anything at positions that are not scored."""
         scored = targets != self.ignored
         right = predictions.gather(-1, targets.where(scored, 0).unsqueeze(-1)).squeeze(-1)
-        hits = predictions.argmax(-1) == targets
+        return -right.clamp_min(_TINY).log().double(), predictions.argmax(-1) == targets
+
+    def _scored(self, losses: Tensor, hits: Tensor, targets: Tensor) -> dict[str, Scored]:
+        scored = targets != self.ignored
         whole = (hits | ~scored).all(-1)[scored.any(-1)]
         return {
             "accuracy": _clustered(hits.double(), scored),
-            "loss": _clustered(-right.clamp_min(_TINY).log().double(), scored),
+            "loss": _clustered(losses, scored),
             "exact_match": _share(whole.double().mean().item(), len(whole)),
         }
 

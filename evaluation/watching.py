@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from datasets.objectives import Scores
 from datasets.task import DEV, HELD_OUT, StreamSpec, Task
 from evaluation.measurements import ANYTIME, TRAINED, Measurement
@@ -10,7 +12,7 @@ from evaluation.questions import EVALUATIONS
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.loop import Clock
-from training.prediction import predict_examples
+from training.prediction import outputs_on
 from utils.compute import Compute
 from utils.errors import TrainingError
 
@@ -49,14 +51,16 @@ class Watching:
 
     def _scored(self, net: MultiHead, clock: Clock, split: str, scenario: str) -> Iterator[Measurement]:
         examples, objective = self.task.splits[split], self.spec.objective
-        predictions = predict_examples(net, self.task.id, examples, self.spec, self.compute)
+        outputs = outputs_on(net, self.task.id, examples, self.spec, self.compute)
+        predictions = (self._finite(objective.predict(part), split, clock) for part in outputs)
+        for name, scores in objective.evaluate_parts(predictions, examples.targets, examples.slices).items():
+            yield self._row(clock, split, name, scenario, scores)
+
+    def _finite(self, predictions: Tensor, split: str, clock: Clock) -> Tensor:
         if not predictions.isfinite().all():
             what = f"an answer to the {split} examples is not finite after {clock.steps:,} steps"
             raise TrainingError(f"{what}; try a smaller lr")
-        yield self._row(clock, split, "", scenario, objective.evaluate(predictions, examples.targets))
-        slices = {name: positions.to(predictions.device) for name, positions in examples.slices.items()}
-        for name, scores in objective.evaluate_slices(predictions, examples.targets, slices).items():
-            yield self._row(clock, split, name, scenario, scores)
+        return predictions
 
     def _row(self, clock: Clock, split: str, part: str, scenario: str, scores: Scores) -> Measurement:
         task = self.task

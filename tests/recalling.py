@@ -28,7 +28,7 @@ def first(task, **data):
 
 def questions(stream, examples, length=None):
     """Of each example its tokens, and its questions as pairs of position and answer; padding is checked and removed."""
-    total, found = stream.spec.input_shape[0] - stream.spec.asked, []
+    total, found = examples.store.shape[1] - stream.spec.asked, []
     for row, target in zip(examples.store[examples.rows].tolist(), examples.targets.tolist(), strict=True):
         tokens, positions = row[:total], row[total:]
         number = sum(position >= 0 for position in positions)

@@ -199,3 +199,22 @@ def test_squared_errors_are_those_of_scikit_learn():
     weights = torch.tensor([1.0, 0.5, 0.0])
     expected = 1.5 * mean_squared_error(targets, outputs, multioutput=weights.numpy())  # it divides by their sum
     assert Reconstruction(weights).evaluate(outputs, targets)["loss"].value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy(), Tokens()])
+def test_predictions_in_parts_are_scored_as_a_whole(objective):
+    rng = torch.Generator().manual_seed(0)
+    shape = (50,) if isinstance(objective, CrossEntropy) else (50, 4)
+    predictions = torch.rand(*shape, 5, generator=rng).softmax(-1)
+    targets = torch.randint(5, shape, generator=rng)
+    if isinstance(objective, Tokens):
+        targets[torch.rand(shape, generator=rng) < 0.3] = -1
+    slices = {"some": torch.arange(0, 50, 3), "others": torch.arange(10)}
+    found = objective.evaluate_parts(iter(predictions.split([20, 25, 5])), targets, slices)
+    assert found[""] == objective.evaluate(predictions, targets)
+    for name, part in slices.items():
+        alone = objective.evaluate(predictions[part], targets[part])
+        for metric, scored in found[name].items():
+            assert scored.value == pytest.approx(alone[metric].value, rel=1e-12)
+            assert scored.n == alone[metric].n
+    assert found.keys() == {"", *slices}

@@ -76,6 +76,7 @@ def test_training_examples_are_a_shuffled_mixture_of_segments(fresh):
     stream, task = first(MIXED, pairs=1, train_examples=800, epoch_examples=800, fresh=fresh)
     assert (stream.spec.input_shape, stream.spec.asked) == ((40 + 6,), 6)  # the largest of all segments and splits
     for examples in (task.train_eval, task.train.epoch(generator(0, "x"))):
+        assert examples.store.shape == (800, 32 + 6)  # training does not wait for what only tests have
         assert sizes(stream, examples) == {2: 500, 4: 200, 1: 100}
         for pairs, length in ((2, 16), (4, 32), (1, 24)):
             chosen = [n for n, (_, asked) in enumerate(questions(stream, examples)) if len(asked) == pairs]

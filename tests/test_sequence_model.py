@@ -85,6 +85,14 @@ def test_nothing_but_questions_depends_on_what_is_behind_the_last_question():
     assert torch.equal(before[:, :2], after[:, :2])
 
 
+def test_shorter_inputs_are_taken_as_they_are():
+    net = net_of(positions=True, mixers=["base_conv", "attention"]).double().eval()
+    inputs = token_inputs(length=7)
+    longer = torch.cat([inputs[:, :7], torch.zeros(4, 5, dtype=torch.long), inputs[:, 7:]], -1)
+    with torch.no_grad():
+        assert (net(inputs, FIRST.expand(4)) - net(longer, FIRST.expand(4))).abs().max() < 1e-12
+
+
 def test_a_layer_is_the_published_one():
     """Two layers by the published order of residuals: r is added to before each norm, h is what a mixer returns."""
     net = net_of(state_mixer="norm").double().eval()

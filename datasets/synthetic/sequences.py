@@ -189,19 +189,20 @@ def sequences(config: DataConfig, seed: int, device: torch.device) -> TaskStream
     own = config.settings
     blends = [_blends(config, number) for number in range(1, len(config.tasks) + 1)]
     kinds = [KINDS[task.task] for task in config.tasks]
-    layout, objective = _layout(config, kinds, blends, device)
+    layouts, objective = _layouts(config, kinds, blends, device)
     outputs = own.dimension if kinds[0].vectors else own.vocabulary
     tasks = []
     for number, (task, kind, blend) in enumerate(zip(config.tasks, kinds, blends, strict=True), 1):
         if number in config.forgotten:
             continue
-        fresh = Fresh(kind, blend[TRAIN], layout, own.epoch_examples, device)
+        fresh = Fresh(kind, blend[TRAIN], layouts[TRAIN], own.epoch_examples, device)
         splits = {}
         for split, count in own.splits.items():
-            source = replace(fresh, blend=blend[split])
+            source = replace(fresh, blend=blend[split], layout=layouts[split])
             examples = source.frozen(count, seed if split == TRAIN else 0, task.task, split)
             splits[split] = replace(examples, slices={}) if split == TRAIN else examples
         tasks.append(Task(number, _name(task), outputs, fresh if own.fresh else Table(splits[TRAIN]), splits))
+    layout = max(layouts.values(), key=lambda layout: layout.length)
     spec = StreamSpec(config.stream, layout.shape, objective, Preprocess(), heads="identity", asked=layout.asked)
     return TaskStream(spec, tuple(tasks))
 
@@ -252,22 +253,26 @@ def _shape(own: SequenceSettings, *parts: Segment) -> Shape:
     return Shape(length, own.vocabulary, pairs, updates, own.power, own.noise, own.passes)
 
 
-def _layout(
+def _layouts(
     config: SequenceConfig, kinds: Sequence[Kind], blends: Sequence[Mapping[str, Blend]], device: torch.device
-) -> tuple[Layout, Tokens]:
-    """One layout for all sequences of the stream, and its objective; UserError for tokens beside vectors."""
+) -> tuple[dict[str, Layout], Tokens]:  # fmt: skip
+    """The layout of each split, for the sequences of all tasks, and the objective; UserError for tokens beside vectors.
+
+    Splits have lengths of their own: training on short sequences does not wait for the long ones that are tested.
+    """
     if len({kind.vectors for kind in kinds}) > 1:
         raise UserError(f"{config.path}: tasks: continuous_mqar has vectors, the others tokens; make two streams")
-    found = [(kind, shape) for kind, blend in zip(kinds, blends, strict=True) for part in blend.values()
-             for shape in part.shapes]  # fmt: skip
-    asked = max(kind.questions(shape) for kind, shape in found)
+    found = {split: [(kind, shape) for kind, blend in zip(kinds, blends, strict=True) for shape in blend[split].shapes]
+             for split in blends[0]}  # fmt: skip
+    asked = max(kind.questions(shape) for parts in found.values() for kind, shape in parts)
     own = config.settings
     if not kinds[0].vectors:
-        return TokenLayout(max(shape.length for _, shape in found), asked), Tokens(ignored=UNASKED)
+        longest = {split: max(shape.length for _, shape in parts) for split, parts in found.items()}
+        return {split: TokenLayout(length, asked) for split, length in longest.items()}, Tokens(ignored=UNASKED)
     rng = generator(0, "sequences", "table", own.vocabulary, own.dimension)
     table = F.normalize(torch.randn(own.vocabulary, own.dimension, generator=rng), dim=-1).to(device)
     layout = VectorLayout((own.passes + 1) * asked, asked, F.pad(table, (0, 0, 0, 1)))
-    return layout, TokenVectors(table[own.vocabulary // 2 :], ignored=UNASKED)
+    return dict.fromkeys(found, layout), TokenVectors(table[own.vocabulary // 2 :], ignored=UNASKED)
 
 
 def _name(task: SequenceTask) -> str:

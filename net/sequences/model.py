@@ -105,7 +105,8 @@ class SequenceModel(nn.Module):
     """Sequences [B, L + K] -> outputs [B, K, V] at the K positions that are asked about.
 
     An input is L tokens and K positions (see StreamSpec.asked), or L vectors [B, L, D] of which the last K are asked
-    about. Outputs at a position depend on the inputs up to there. The layers take the `mixers` in turn.
+    about; L is that of the shape or smaller. Outputs at a position depend on the inputs up to there. The layers take
+    the `mixers` in turn.
 
         r = E[tokens] + P,   r <- block(r) in each layer,   outputs = U norm(r)
 
@@ -170,8 +171,9 @@ class SequenceModel(nn.Module):
 
     def streams(self, inputs: Tensor) -> Tensor:
         """The residual stream after the last layer at all positions, [B, L, d]."""
-        stream = self.embed(inputs[:, : self.length])
-        stream = self.dropout(stream if self.positions is None else stream + self.positions)
+        length = inputs.shape[1] - self.asked * self.tokens
+        stream = self.embed(inputs[:, :length])
+        stream = self.dropout(stream if self.positions is None else stream + self.positions[:length])
         for block in self.blocks:
             stream = block(stream)
         return stream  # type: ignore[no-any-return]
@@ -180,7 +182,7 @@ class SequenceModel(nn.Module):
         """The outputs [B, K, V] where `inputs` ask for them; anywhere for an input that asks fewer times."""
         if not self.tokens:
             return self.outputs_at(stream[:, -self.asked :])
-        places = inputs[:, self.length :].clamp_min(0).unsqueeze(-1).expand(-1, -1, self.width)
+        places = inputs[:, -self.asked :].clamp_min(0).unsqueeze(-1).expand(-1, -1, self.width)
         return self.outputs_at(stream.gather(1, places))
 
     def outputs_at(self, stream: Tensor) -> Tensor:
