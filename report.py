@@ -73,7 +73,7 @@ def report(options: argparse.Namespace, command: str) -> None:
 
 def page_of(paths: Sequence[Path], isolated: str | None, command: str) -> "Page":
     """The page of the runs at these paths."""
-    from records.run import Run
+    from records.run import Run, measured
     from reporting import page, task_page
 
     watched = [read_config(path).get("method") == METHOD for path in paths]
@@ -83,7 +83,10 @@ def page_of(paths: Sequence[Path], isolated: str | None, command: str) -> "Page"
             raise UserError(f"{path} is a run of modelzoo.py, others are of train_task.py; make a report for each kind")
         if isolated is not None:
             raise UserError("--isolated is for runs of modelzoo.py; leave it out")
-        return task_page.of_task_runs([Run.load(path) for path in paths], command)
+        shown = [path for path in paths if measured(path)] or paths
+        for path in [path for path in paths if path not in shown]:
+            print(f"{path} has no results yet and is left out", file=sys.stderr)
+        return task_page.of_task_runs([Run.load(path) for path in shown], command)
     if len(paths) > 1:
         return page.of_several_runs(compared(paths, isolated), command)
     run = Run.load(paths[0]).renumbered()

@@ -233,6 +233,12 @@ def opened(path: Path, *, complete: bool = True) -> tuple[dict[str, Any], Manife
     return read_config(path), manifest
 
 
+def measured(path: Path) -> bool:
+    """Whether a run has been measured at least once."""
+    manifest = read_manifest(path)
+    return manifest is not None and METRICS in manifest.files
+
+
 def task_number(path: Path, task: str | int, names: Mapping[int, str]) -> int:
     """The number of the one task that has a number or name, also as "number=..." or "name=..."; `names`: by number."""
     asked = f"number={task}" if isinstance(task, int) else class_name(task)

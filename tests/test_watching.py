@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -254,6 +255,15 @@ def test_a_run_of_modelzoo_has_no_checkpoints_and_one_without_measurements_is_no
     (tmp_path / "empty/config.yaml").write_text("method: train_task\n")
     with pytest.raises(UserError, match="no episode is complete yet"):
         Run.load(tmp_path / "empty")
+
+
+def test_a_run_without_results_is_left_out_of_a_report_of_several(tmp_path, capsys):
+    assert trained(tmp_path / "one") == 0
+    (tmp_path / "empty").mkdir()
+    shutil.copy(tmp_path / "one/config.yaml", tmp_path / "empty")
+    assert report.main([str(tmp_path)]) == 0
+    assert f"{tmp_path / 'empty'} has no results yet and is left out" in capsys.readouterr().err
+    assert report.main([str(tmp_path / "empty")]) == 2
 
 
 def test_a_missing_or_damaged_checkpoint_is_one_line(tmp_path, capsys):
