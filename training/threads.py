@@ -32,7 +32,8 @@ def use_threads(
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds in the forward pass of one example."""
     device, training = next(trunk.parameters()).device, trunk.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # The counter needs gradients where a parameter is the input of a layer.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         trunk.eval()(torch.zeros(1, *shape, dtype=input_dtype(trunk), device=device))
     trunk.train(training)
     return counter.get_total_flops() // 2
