@@ -58,6 +58,13 @@ class PredictionCache:
         """Weighted mean over the members added so far, [N, C]."""
         return self._means[task_id, split][0]
 
+    def joined(self, task_id: int, positions: Tensor, probabilities: Tensor, weight: float) -> Tensor:
+        """The average at some positions of the test split, [K, C], if one more member said this about them."""
+        if (task_id, "test") not in self._means:
+            return probabilities
+        mean, weights = self._means[task_id, "test"]
+        return mean[positions.to(mean.device)].lerp(probabilities, weight / (weights + weight))
+
     def restrict(self, task_id: int, split: str, positions: Tensor) -> None:
         """Keep only the examples at `positions`."""
         self._changed.add((task_id, split))

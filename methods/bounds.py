@@ -25,7 +25,7 @@ class Isolated(Ensemble):
             for _ in range(self.networks(episode)):
                 stats += self.grow(episode.number, {task.id: task.train}, {task.id: 1.0}, monitor)
         tasks = tuple(task.id for task in episode.new)
-        return Learned(tasks, {}, stats, changed=tasks)
+        return Learned(tasks, {}, stats, changed=tasks, moments=self.moments)
 
     def networks(self, episode: Episode) -> int:
         """How many networks are trained on each new task."""
@@ -39,7 +39,7 @@ class IsolatedEnsemble(Isolated):
     come from averaging networks.
     """
 
-    options = frozenset({"tasks_per_round"})
+    options = Isolated.options | {"tasks_per_round"}
     modes = frozenset({"continual"})
 
     def networks(self, episode: Episode) -> int:
@@ -55,7 +55,7 @@ class Joint(Ensemble):
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         sources = self.sources(episode)
         stats = self.grow(episode.number, sources, dict.fromkeys(sources, 1.0), monitor)
-        return Learned(tuple(sources), {}, stats, changed=tuple(sources))
+        return Learned(tuple(sources), {}, stats, changed=tuple(sources), moments=self.moments)
 
     def sources(self, episode: Episode) -> Mapping[int, TrainSource]:
         """What the network is trained on, by task."""

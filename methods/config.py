@@ -90,7 +90,7 @@ class RunConfig(BaseConfig):
         default=False, option="warm_start", group=_HOW,
     )  # fmt: skip
     evaluate_every: int | None = setting(
-        Range(1), "ask a single network about every task seen after every so many steps of an episode, too (default: "
+        Range(1), "ask about every task seen after every so many steps of an episode, too (default: "
         "only when an episode ends)", default=None, option="evaluate_every", group=_HOW,
     )  # fmt: skip
     settings: Any = field(default_factory=NoSettings)  # of the method, see config/method/

@@ -27,7 +27,7 @@ class GDumb(Cumulative):
         memory_per_class: int = setting(Range(1), "examples of each class of each task that are kept")
         buffer: str = setting(("balanced", "class_reservoir"), "which examples are kept, see ReplayMemory")
 
-    options = frozenset(KEPT)
+    options = Cumulative.options | KEPT.keys()
 
     def budget(self) -> Budget:
         return limited(self.config) or Budget(per_class=self.settings.memory_per_class)

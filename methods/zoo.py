@@ -45,7 +45,7 @@ def draw_tasks(weights: Mapping[int, float], count: int, rng: torch.Generator) -
 class ModelZoo(Ensemble):
     """The growing ensemble."""
 
-    options = frozenset({
+    options = Ensemble.options | frozenset({
         "rounds", "warm_start", "tasks_per_round", "replay_frac", "selection", *KEPT,
     })  # fmt: skip
 
@@ -67,7 +67,7 @@ class ModelZoo(Ensemble):
         seen = {t: self.memory.share(t) for t in drawn} | {task.id: 1.0 for task in new}
         stats = self.grow(episode.number, sources, seen, monitor)
         self._measure_fit({*self._keep(new), *self.new_members[-1].tasks})
-        return Learned(tuple(sources), weights, stats, changed=tuple(sources))
+        return Learned(tuple(sources), weights, stats, changed=tuple(sources), moments=self.moments)
 
     def sampling_weights(self) -> dict[int, float]:
         """Probability of each kept task, by task id; one without a member is scored as predicted uninformed."""

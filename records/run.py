@@ -27,7 +27,7 @@ from records.members import (
     read_tensors_of,
 )
 from records.monitor import EpisodeFacts
-from records.summary import by_task, costs, figure, matrix_of, read_summary, summarize, under_way
+from records.summary import by_task, costs, examples_to, figure, matrix_of, read_summary, summarize, under_way
 from records.tables import METRICS, read_measurements
 from utils.errors import UserError, unknown
 from utils.files import from_cell
@@ -133,6 +133,23 @@ class Run:
         content = checked(self.path, self.manifest, METRICS)
         frame = pd.read_csv(io.BytesIO(content), float_precision="round_trip", keep_default_na=False)
         return frame.assign(stderr=pd.to_numeric(frame.stderr), task_name=frame.task_name.astype(str).map(from_cell))
+
+    def examples_to(self, level: float) -> "pd.DataFrame":
+        """For each task how many training examples its episode took until the main metric was first at least `level`.
+
+        Columns episode, task, task_name and examples, <NA> if it never was, counted as --examples does. UserError
+        without --evaluate_every, whose test examples and moments these are. See docs/metrics.md.
+        """
+        import pandas as pd
+
+        better = bool(self.config["higher_is_better"])
+        found = examples_to(self.rows, level, continual=self.continual, higher_is_better=better)
+        if not found:
+            raise UserError(f"{self.path} was not asked about its tasks while it learned them: --evaluate_every does")
+        names = {row.task: row.task_name for row in self.rows}
+        lines = [(episode, task, names[task], examples) for episode, task, examples in found]
+        frame = pd.DataFrame(lines, columns=["episode", "task", "task_name", "examples"])
+        return frame.astype({"examples": "Int64"})
 
     @cached_property
     def accuracy_matrix(self) -> Matrix:

@@ -154,6 +154,30 @@ def curves_of(rows: Sequence[Measurement]) -> tuple[list[int], metrics.Matrix, l
     return [step for _, step in moments], values, list(ends.values())
 
 
+def examples_to(
+    rows: Sequence[Measurement], level: float, *, continual: bool, higher_is_better: bool = True
+) -> list[tuple[int, int, int | None]]:
+    """Episode, task, and the examples trained on in it before the main metric on the task was at least this good.
+
+    None if it never was. Without an episode for each task (`continual` false) all count, from the first one on. A score
+    of the scenario zero-shot that is good enough counts as 0 examples.
+    """
+    asked = [row for row in rows if row.scenario == ANYTIME and row.split == "test" and not row.slice]
+    own: dict[int, int] = {}
+    for row in asked:
+        own.setdefault(row.task, row.episode)
+    sign, found = 1.0 if higher_is_better else -1.0, list[tuple[int, int, int | None]]()
+    for task, episode in sorted(own.items()):
+        begin = max((row.examples for row in rows if row.episode < episode), default=0)
+        before = [row for row in rows if row.scenario == ZERO_SHOT and row.episode == episode - 1]
+        within = [row for row in asked if not continual or row.episode == episode]
+        good = [
+            row.examples - begin for row in [*before, *within] if row.task == task and sign * row.main >= sign * level
+        ]
+        found.append((episode, task, min(good, default=None)))
+    return found
+
+
 def _on_the_way(rows: Sequence[Measurement], sign: float) -> dict[str, float | None]:
     """The figures of --evaluate_every; None without it."""
     steps, values, ends = curves_of(rows)

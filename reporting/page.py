@@ -13,7 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 from datasets.objectives import BINS
 from evaluation.measurements import TRAINED, WITHOUT_TASK
 from records.run import Run
-from records.summary import direction, figure, signed
+from records.summary import curves_of, direction, figure, signed
 from reporting import analysis, compared, figures, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison, Group
@@ -21,6 +21,7 @@ from reporting.layout import Page, Section, Sheet, configuration, count, duratio
 from studies.statistics import against_best, share_interval
 from studies.tables import LEDGER, READING, Column, cells, readable, seeds_note, share
 
+_GOOD = 0.99  # the accuracy that the table of examples is about
 _CLASSES = 20  # the most classes in the table of the page
 
 
@@ -58,7 +59,10 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
-        sections += [Section(comparison.title, [results], pictures), Section(f"{comparison.title}: details", details)]
+        sections += [
+            Section(comparison.title, [results, examples_table(comparison, suffix)], pictures),
+            Section(f"{comparison.title}: details", details),
+        ]
     groups = [group for comparison in comparisons for group in comparison.groups]
     if (scenarios := across_scenarios(groups)) is not None:
         sections.insert(0, Section("Scenarios", [scenarios], ()))
@@ -234,6 +238,37 @@ def comparison_table(comparison: Comparison, columns: Sequence[Column], title: s
     ]  # fmt: skip
     data = pd.DataFrame(raw, columns=["method", "seed", *(column.key for column in columns)])
     return Sheet(name, title, ["method", *(column.title for column in columns)], rows, data, notes=notes)
+
+
+def examples_table(comparison: Comparison, suffix: str) -> Sheet | None:
+    """Training examples of each task until it was answered well; None where runs were not asked, or never were good."""
+    lines = [
+        (group.label, seed, run.task_labels[task - 1], examples)
+        for group in comparison.groups for seed, run in group.runs.items()
+        if run.finished and run.shows_accuracy and curves_of(run.rows)[0]
+        for _, task, _, examples in run.examples_to(_GOOD).itertuples(index=False)
+    ]  # fmt: skip
+    data = pd.DataFrame(lines, columns=["method", "seed", "task", "examples"]).astype({"examples": "Int64"})
+    if data.examples.isna().all():
+        return None
+    shown = data.groupby(["method", "task"], sort=False).examples.agg(_reached).unstack(sort=False)
+    rows = [[method, *cells] for method, *cells in shown.itertuples()]
+    note = (
+        f"Examples that were trained on in the task's episode, those of other tasks with them and replayed ones not, "
+        f"until the accuracy was first at least {_GOOD:g}: mean over the seeds in which it was, as far as it was asked "
+        "(--evaluate_every). Without an episode for each task: examples of the run."
+    )
+    title = f"Training examples until the accuracy is {_GOOD:g}"
+    return Sheet(f"examples{suffix}", title, ["method", *shown.columns], rows, data, notes=[note])
+
+
+def _reached(examples: "pd.Series[int]") -> str:
+    """The mean of the numbers that are known, and of how many seeds it is."""
+    known = examples.dropna()
+    if known.empty:
+        return "never"
+    some = f" ({len(known)} of {len(examples)} seeds)" if len(known) < len(examples) else ""
+    return f"{known.mean():,.0f}{some}"
 
 
 def paired_table(comparison: Comparison, suffix: str) -> Sheet:

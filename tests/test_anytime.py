@@ -24,7 +24,7 @@ from net import build_net
 from records.configuration import saved_config
 from records.directory import read_config
 from records.run import Run
-from records.summary import summarize
+from records.summary import examples_to, summarize
 from report import main as report
 from tests.tables import read_metrics
 from tests.test_resume import options, same_as, start, stop_after, untimed, write_configs
@@ -32,9 +32,10 @@ from tests.toys import CPU, draw, run_toy, table, toy_config, toy_stream
 from training.loop import Training
 from training.monitor import Monitor
 from training.prediction import predict_examples
+from utils.errors import UserError
 from utils.seeding import generator, seeded
 
-SINGLE = [name for name, method in METHODS.items() if "evaluate_every" in method.options]
+ASKED = [name for name, method in METHODS.items() if "evaluate_every" in method.options]
 WHERE = ["episode", "step", "task"]
 
 
@@ -55,7 +56,11 @@ DURING = ["--method", "er", "--set", "settings.fill=during", "--set", "settings.
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [*((name, []) for name in SINGLE), ("derpp", ["--scenario", "class"]), ("finetune", DURING)],
+    [
+        *((name, []) for name in ASKED if name != "isolated_ensemble"),
+        ("derpp", ["--scenario", "class"]),
+        ("finetune", DURING),
+    ],
 )
 def test_a_run_is_the_same_to_the_bit_with_and_without_the_option(method, more):
     given = [*options(method), "--epochs", "2", *more]
@@ -72,13 +77,13 @@ def test_a_run_is_the_same_to_the_bit_with_and_without_the_option(method, more):
     expected = {
         (episode, step, task)
         for episode, (begin, end) in enumerate(zip([0, *ends], ends, strict=False), 1)
-        for step in [*range(begin + 2, end, 2), end] for task in range(1, episode + 1)
+        for step in [*range(begin + 2, end, 2), end] for task in range(1, (3 if method == "joint" else episode) + 1)
     }  # fmt: skip
     assert set(within[WHERE].itertuples(index=False, name=None)) == expected
     last = within[within.step == ends[-1]].set_index("task")
-    R = rows[rows.scenario.str.endswith("-incremental") & (rows.split == "test") & (rows.episode == 3)].set_index(
-        "task"
-    )
+    R = rows[
+        rows.scenario.str.endswith("-incremental") & (rows.split == "test") & (rows.episode == len(ends))
+    ].set_index("task")
     assert last.accuracy.to_dict() == R.accuracy.to_dict()  # there are fewer than 1,000 test examples
 
 
@@ -150,7 +155,7 @@ def test_with_a_growing_head_all_classes_seen_compete(outputs):
     assert found[3] == pytest.approx({1: alone.loss(1, head=2), 2: alone.loss(2)}, rel=1e-5)
 
 
-@pytest.mark.parametrize(("method", "every"), [("er", "1"), ("wsn", "4"), ("lwf", "1")])
+@pytest.mark.parametrize(("method", "every"), [("er", "1"), ("wsn", "4"), ("lwf", "1"), ("isolated_ensemble", "2")])
 def test_a_run_stopped_by_signals_goes_on(method, every, monkeypatch, capsys):
     given = [*options(method), "--evaluate_every", every]
     assert start("whole", *given) == 0
@@ -166,13 +171,103 @@ def test_a_run_stopped_by_signals_goes_on(method, every, monkeypatch, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - SINGLE))
-def test_ensembles_refuse_the_option_in_one_line(method, capsys):
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - ASKED))
+def test_methods_without_gradient_steps_refuse_the_option_in_one_line(method, capsys):
+    assert method == "closed_form"
     assert main([*options(method), "--evaluate_every", "3", "--run_dir", "run"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("modelzoo.py: --evaluate_every is for --method finetune or ")
-    assert line.endswith(f"; {method} does not use it")
+    told = f"modelzoo.py: --evaluate_every means nothing to --method {method}\n"
+    assert capsys.readouterr().err == told
     assert not Path("run").exists()
+
+
+def test_a_zoo_answers_on_the_way_with_the_member_in_training():
+    """The member of the second episode, trained by hand for three steps: alone on its new task, with the first member
+    on the task of both, and the task that it does not learn is answered as before."""
+    stream = toy_stream(3)
+    config = toy_config(method="zoo", tasks_per_round=2, hp=HP)
+    learner, _, _ = run_toy(config, stream, episodes=2)
+    method = build_method(Context(config, stream.spec, CPU))
+    method.anytime = Anytime(stream, 3, config.seed)
+    *_, learned = (method.learn(episode, Monitor()) for episode in stream.continual())
+    (drawn,), (idle,) = {1, 2} & set(learned.tasks), {1, 2} - set(learned.tasks)
+    sizes = {task.id: task.num_outputs for task in stream.tasks}
+    with seeded(config.seed, "member", 2):
+        net = learner.new_network({drawn: sizes[drawn], 3: sizes[3]})
+        sources = [(drawn, learner.memory.source(drawn, 2)), (3, stream.tasks[2].train)]
+        training = Training(net, sources, stream.spec, config.hp, CPU, config.seed, ("member", 2))
+        training.advance(3)
+    before = {task.id: learner.predict(task) for task in stream.tasks[:2]}
+    now = {task: predict_examples(net, task, stream.tasks[task - 1].test, stream.spec, CPU) for task in (drawn, 3)}
+    others = 1 if drawn == 2 else 2  # the second member was trained on both tasks
+    found = {m.step: {task: scores["loss"].value for task, scores in m.scores.items()} for m in learned.moments}
+    assert list(found) == [3, 6, 7]
+    assert [m.examples for m in learned.moments] == [24, 48, 56]
+    answers = {idle: before[idle], drawn: (now[drawn] + others * before[drawn]) / (1 + others), 3: now[3]}
+    expected = {task: mean_loss(given, stream.tasks[task - 1]) for task, given in answers.items()}
+    assert found[3] == pytest.approx(expected, rel=1e-5)
+    assert found[3][3] != pytest.approx(found[6][3], rel=1e-3)
+
+
+def mean_loss(answers, task):
+    """-log p of the right answers."""
+    return float(-answers[torch.arange(len(task.test)), task.test.targets].log().mean())
+
+
+def test_moments_of_several_networks_of_an_episode_follow_each_other():
+    stream, config = toy_stream(2), toy_config(method="isolated_ensemble", hp=HP)
+    method = build_method(Context(config, stream.spec, CPU))
+    method.anytime = Anytime(stream, 3, config.seed)
+    first, second = (method.learn(episode, Monitor()).moments for episode in stream.continual())
+    assert [moment.step for moment in first] == [3, 6, 7]
+    assert [moment.step for moment in second] == [3, 6, 7, 10, 13, 14]
+    assert [moment.examples for moment in second] == [8 * step for step in (3, 6, 7, 10, 13, 14)]
+    assert all(moment.scores[1] == first[-1].scores[1] for moment in second)
+
+
+@pytest.mark.parametrize("continual", [True, False])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_examples_until_a_level_are_those_of_the_episode_of_the_task(continual, sign):
+    values = {  # episode, examples of the run -> main metric by task
+        (1, 10): [0.5], (1, 20): [0.99], (1, 30): [0.4],
+        (2, 40): [1.0, 0.2], (2, 60): [1.0, 0.98],
+        (3, 70): [0.0, 0.99, 1.0], (3, 80): [0.0, 0.0, 0.0],
+    }  # fmt: skip
+    rows = [
+        Measurement(episode, examples, examples, task, f"{task}", "test", "", "anytime",
+                    {"m": Scored(sign * value, None, 9)})
+        for (episode, examples), found in values.items() for task, value in enumerate(found, 1)
+    ]  # fmt: skip
+    given = {"continual": continual, "higher_is_better": sign > 0}
+    # Of the second task the third episode does not count, if it has one of its own.
+    second = (2, 2, None if continual else 40)
+    assert examples_to(rows, sign * 0.99, **given) == [(1, 1, 20), second, (3, 3, 10)]
+    assert examples_to(rows, sign * 0.1, **given) == [(1, 1, 10), (2, 2, 10), (3, 3, 10)]
+    assert examples_to(rows, sign * 1.1, **given) == [(1, 1, None), (2, 2, None), (3, 3, None)]
+    known = replace(rows[0], episode=2, examples=60, task=3, scenario="zero-shot", scores={"m": Scored(sign, None, 9)})
+    assert examples_to([*rows, known], sign * 0.99, **given)[2] == (3, 3, 0)
+    others = [replace(row, slice="a") for row in rows] + [replace(row, scenario="task-incremental") for row in rows]
+    assert examples_to(others, sign * 0.99, **given) == []
+
+
+@pytest.mark.parametrize("method", ["zoo", "er"])
+def test_examples_of_a_run_are_read_from_its_tables(method):
+    assert start("run", *options(method), "--evaluate_every", "1") == 0
+    rows, images = read_metrics("run"), pd.read_csv("run/episodes.csv").images.tolist()
+    level = 0.7
+    expected = []
+    for task in (1, 2, 3):
+        own = rows.query("scenario == 'anytime' and task == @task and episode == @task and accuracy >= @level")
+        expected.append(None if own.empty else own.examples.min() - sum(images[: task - 1]))
+    found = Run.load("run").examples_to(level)
+    assert [None if pd.isna(number) else number for number in found.examples] == expected
+    assert found.columns.tolist() == ["episode", "task", "task_name", "examples"]
+    assert set(expected) != {None}
+
+
+def test_a_run_that_was_not_asked_has_no_such_examples():
+    assert start("run", *options("er")) == 0
+    with pytest.raises(UserError, match="--evaluate_every"):
+        Run.load("run").examples_to(0.9)
 
 
 def test_at_most_1000_test_examples_of_a_task_are_asked_about():

@@ -115,6 +115,21 @@ def test_multiply_adds_of_groups_strides_and_linear_layers():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+class FromAParameter(nn.Module):
+    """A layer whose input is a part of a parameter, as in a filter that a network makes of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.positions = nn.Linear(3, 7), nn.Parameter(torch.ones(5, 3))
+
+    def forward(self, inputs):
+        return self.layer(self.positions[: inputs.shape[1]])
+
+
+def test_multiply_adds_of_a_layer_that_reads_a_parameter():
+    assert threads.multiply_adds(FromAParameter(), (4,)) == 4 * 3 * 7
+
+
 @pytest.mark.parametrize(("side", "expected"), [(8, 1), (28, 2), (32, 2)])
 def test_a_network_gets_the_threads_that_its_work_is_worth(monkeypatch, side, expected):
     asked = []

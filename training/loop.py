@@ -209,6 +209,7 @@ class Training:
         if "stats" in saved:
             self._net.load_state_dict(saved["net"])
             self._net.eval()
+            self.watched = saved["watched"]
             self._monitor.member_begins(self.epochs, self.examples * self._recipe.steps_per_batch, self.epochs)
             return TrainingStats(**saved["stats"])
         if saved:
@@ -220,7 +221,9 @@ class Training:
                 self.advance(step)
                 self.watched.append((step, self.clock.examples, self._watch.ask()))
         self.advance()
-        self._checkpoints.finished(self._file, lambda: {"net": self._net.state_dict(), "stats": asdict(self.stats)})
+        self._checkpoints.finished(
+            self._file, lambda: {"net": self._net.state_dict(), "stats": asdict(self.stats), "watched": self.watched}
+        )
         return self.stats
 
     def advance(self, to: int | None = None) -> None:

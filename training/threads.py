@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from net import input_dtype
@@ -32,8 +33,9 @@ def use_threads(
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds in the forward pass of one example."""
     device, training = next(trunk.parameters()).device, trunk.training
-    # The counter needs gradients where a parameter is the input of a layer.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        trunk.eval()(torch.zeros(1, *shape, dtype=input_dtype(trunk), device=device))
+    # Detached, since the counter fails if a part of a parameter is the input of a module.
+    values = {name: parameter.detach() for name, parameter in trunk.named_parameters()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(trunk.eval(), values, (torch.zeros(1, *shape, dtype=input_dtype(trunk), device=device),))
     trunk.train(training)
     return counter.get_total_flops() // 2
