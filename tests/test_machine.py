@@ -115,6 +115,18 @@ def test_multiply_adds_of_groups_strides_and_linear_layers():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_multiply_adds_of_a_layer_that_reads_part_of_a_parameter():
+    class Filtering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.layer = nn.Parameter(torch.randn(7, 3)), nn.Linear(3, 4)
+
+        def forward(self, inputs):
+            return inputs @ self.layer(self.table[: inputs.shape[1]])
+
+    assert threads.multiply_adds(Filtering(), (7,)) == 7 * 3 * 4 + 7 * 4
+
+
 @pytest.mark.parametrize(("side", "expected"), [(8, 1), (28, 2), (32, 2)])
 def test_a_network_gets_the_threads_that_its_work_is_worth(monkeypatch, side, expected):
     asked = []

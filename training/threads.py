@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from net import input_dtype
@@ -32,7 +33,10 @@ def use_threads(
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds in the forward pass of one example."""
     device, training = next(trunk.parameters()).device, trunk.training
+    # The counter cannot bear modules whose inputs are parts of a parameter, which say that they need a gradient.
+    values = {name: parameter.detach() for name, parameter in trunk.named_parameters()}
+    inputs = torch.zeros(1, *shape, dtype=input_dtype(trunk), device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        trunk.eval()(torch.zeros(1, *shape, dtype=input_dtype(trunk), device=device))
+        functional_call(trunk.eval(), values, (inputs,))
     trunk.train(training)
     return counter.get_total_flops() // 2
