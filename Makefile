@@ -42,6 +42,8 @@ perf: install
 	$(BIN)/python perf/ablation.py
 	$(BIN)/python perf/tiny.py
 	OMP_NUM_THREADS=1 $(BIN)/python perf/recall.py
+	OMP_NUM_THREADS=1 $(BIN)/python perf/scans.py
+	OMP_NUM_THREADS=1 $(BIN)/python perf/mixers.py
 	OMP_NUM_THREADS=1 $(BIN)/python perf/online.py
 	$(BIN)/python perf/growth.py
 	$(BIN)/python perf/shared_machine.py
