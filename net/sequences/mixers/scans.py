@@ -64,7 +64,7 @@ def recurrence_(decays: Tensor, values: Tensor, *, doubling: bool, backwards: bo
 def selective_scan(steps: Tensor, inputs: Tensor, rates: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
     """The scan of Mamba: y_t,i = sum_n C_t,n h_t,i,n with h_t,i,n = exp(D_t,i A_i,n) h_{t-1},i,n + B_t,n u_t,i.
 
-    States exist for one chunk of positions at a time, and the gradients compute them again.
+    States exist for one chunk of positions at a time, and the gradients compute them again if there are several.
     Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces" (2023), section 3.
 
     Args:
@@ -91,55 +91,57 @@ class _SelectiveScan(Function):
 
     @staticmethod
     def forward(ctx: Any, steps: Tensor, inputs: Tensor, rates: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-        batch, length, width = steps.shape
+        batch, length, _ = steps.shape
+        parts = [part.transpose(0, 1).contiguous() for part in (steps, inputs, keys, queries)]
         chunk = min(length, max(LEAST_ROWS, TILE // (batch * rates.numel())))
-        outputs, state = torch.empty_like(inputs), rates.new_zeros(batch, *rates.shape)
-        decays, states = rates.new_empty(2, chunk, batch, *rates.shape)
-        before = []
+        outputs, state = torch.empty_like(parts[1]), rates.new_zeros(batch, *rates.shape)
+        buffers, before = rates.new_empty(2, chunk, *state.shape), []
         for start in range(0, length, chunk):
             here = slice(start, min(start + chunk, length))
-            rows = here.stop - start
+            d, u, k, q = (part[here] for part in parts)
+            decays, states = buffers[:, : len(d)]
             before.append(state)
-            _states(decays[:rows], states[:rows], state, rates, *_rows(here, steps, inputs, keys))
-            (read,) = _rows(here, queries)
-            read = read.reshape(-1, 1, read.shape[-1]) @ states[:rows].flatten(0, 1)
-            outputs[:, here] = read.view(rows, batch, width).transpose(0, 1)
-            state = states[rows - 1].clone()
-        ctx.save_for_backward(steps, inputs, rates, keys, queries, *before)
-        ctx.chunk = chunk
-        return outputs
+            _states(decays, states, state, rates, d, u, k)
+            _products(q, states, out=outputs[here])
+            state = states[-1].clone()
+        ctx.save_for_backward(rates, *parts, *before)
+        ctx.chunk, ctx.states = chunk, buffers if len(before) == 1 else None
+        return outputs.transpose(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        steps, inputs, rates, keys, queries, *before = ctx.saved_tensors
-        found = [torch.empty_like(part) for part in (steps, inputs, keys, queries)]
+        rates, steps, inputs, keys, queries, *before = ctx.saved_tensors
+        parts = steps, inputs, keys, queries, gradient.transpose(0, 1).contiguous()
+        found = [torch.empty_like(part) for part in parts[:4]]
         of_rates, carry = torch.zeros_like(rates), torch.zeros_like(before[0])
-        buffers = rates.new_empty(4, ctx.chunk, *carry.shape)
+        buffers = rates.new_empty(4 if ctx.states is None else 2, ctx.chunk, *carry.shape)
         for number in reversed(range(len(before))):
-            here = slice(number * ctx.chunk, min((number + 1) * ctx.chunk, steps.shape[1]))
-            decays, states, grads, spare = buffers[:, : here.stop - here.start]
-            d, u, k, q, y = _rows(here, steps, inputs, keys, queries, gradient)
-            of_d, of_u, of_k, of_q = _rows(here, *found)
-            _states(decays, states, before[number], rates, d, u, k)
+            here = slice(number * ctx.chunk, min((number + 1) * ctx.chunk, len(steps)))
+            d, u, k, q, y = (part[here] for part in parts)
+            of_d, of_u, of_k, of_q = (part[here] for part in found)
+            grads, spare = buffers[:2, : len(d)]
+            decays, states = (buffers[2:] if ctx.states is None else ctx.states)[:, : len(d)]
+            if ctx.states is None:
+                _states(decays, states, before[number], rates, d, u, k)
             torch.mul(y.unsqueeze(2), q.unsqueeze(3), out=grads)  # dL/dh_t, first by way of y_t alone
             grads[-1] += carry
             recurrence_(decays, grads, doubling=d.device.type != "cpu", backwards=True)
-            of_q.copy_(torch.mul(states, y.unsqueeze(2), out=spare).sum(3))
-            of_k.copy_(torch.mul(grads, u.unsqueeze(2), out=spare).sum(3))
-            of_u.copy_((k.reshape(-1, 1, k.shape[-1]) @ grads.flatten(0, 1)).view(u.shape))
-            torch.mul(decays[0], grads[0], out=carry)
-            decays[1:] *= states[:-1]
-            decays[0] *= before[number]
-            exponents = decays.mul_(grads)  # dL/d(D_t A)
-            of_d.copy_(torch.mul(exponents, rates, out=spare).sum(2))
-            of_rates += torch.mul(exponents, d.unsqueeze(2), out=spare).sum((0, 1))
-        return found[0], found[1], of_rates, found[2], found[3]
+            _products(y, states.mT, out=of_q)
+            _products(u, grads.mT, out=of_k)
+            _products(k, grads, out=of_u)
+            carry.copy_(grads.mul_(decays)[0])
+            grads[1:] *= states[:-1]
+            grads[0] *= before[number]  # now dL/d(D_t A)
+            torch.sum(torch.mul(grads, rates, out=spare), 2, out=of_d)
+            of_rates += torch.mul(grads, d.unsqueeze(2), out=spare).sum((0, 1))
+        of_d, of_u, of_k, of_q = (part.transpose(0, 1) for part in found)
+        return of_d, of_u, of_rates, of_k, of_q
 
 
-def _rows(here: slice, *parts: Tensor) -> tuple[Tensor, ...]:
-    """Some positions of each [B, L, ...], the positions first."""
-    return tuple(part[:, here].transpose(0, 1) for part in parts)
+def _products(rows: Tensor, matrices: Tensor, out: Tensor) -> None:
+    """Products of rows and matrices: [c, B, k] and [c, B, k, n] -> [c, B, n]."""
+    torch.bmm(rows.flatten(0, 1).unsqueeze(1), matrices.flatten(0, 1), out=out.view(-1, 1, out.shape[-1]))
 
 
 def _states(

@@ -1,8 +1,11 @@
 """The short convolution of several sequence mixers."""
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 
 class ShortConvolution(nn.Conv1d):
@@ -15,10 +18,8 @@ class ShortConvolution(nn.Conv1d):
         super().__init__(width, width, kernel, groups=width, bias=bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        padded = F.pad(inputs, (0, 0, self.kernel_size[0] - 1, 0))
-        # As images of height 1, channels last: on a CPU several times faster than in one dimension.
-        mixed = F.conv2d(padded.mT.unsqueeze(-2), self.weight.unsqueeze(-2), self.bias, groups=self.groups)
-        return mixed.squeeze(-2).mT
+        mixed = _Convolution.apply(inputs, self.weight[:, 0].mT.contiguous().to(inputs.dtype))
+        return mixed if self.bias is None else mixed + self.bias.to(inputs.dtype)  # type: ignore[no-any-return]
 
     def begin(self, batch: int) -> Tensor:
         """The inputs before the first position, [B, kernel - 1, C]."""
@@ -29,3 +30,34 @@ class ShortConvolution(nn.Conv1d):
         window = torch.cat([seen, inputs.unsqueeze(1)], 1)
         mixed = torch.einsum("bkc,ck->bc", window, self.weight[:, 0])
         return mixed if self.bias is None else mixed + self.bias, window[:, 1:]
+
+
+class _Convolution(Function):
+    """Inputs [B, L, C], weights [k, C] -> [B, L, C]; on a CPU at half the cost of torch's own, its gradients above all.
+
+    Weight w_{k - 1 - j} belongs to the input j positions earlier.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weights)
+        mixed = inputs * weights[-1]
+        for j in _earlier(inputs, weights):
+            mixed[:, j:].addcmul_(inputs[:, :-j], weights[-1 - j])
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, weights = ctx.saved_tensors
+        of_inputs, of_weights = gradient * weights[-1], torch.zeros_like(weights)
+        of_weights[-1] = (gradient * inputs).sum((0, 1))
+        for j in _earlier(inputs, weights):
+            of_inputs[:, :-j].addcmul_(gradient[:, j:], weights[-1 - j])
+            of_weights[-1 - j] = (gradient[:, j:] * inputs[:, :-j]).sum((0, 1))
+        return of_inputs, of_weights
+
+
+def _earlier(inputs: Tensor, weights: Tensor) -> range:
+    """How many positions earlier the other inputs of a convolution are."""
+    return range(1, min(len(weights), inputs.shape[1]))
