@@ -70,10 +70,9 @@ def check_method(config: RunConfig, given: Iterable[str]) -> None:
     for option in given:
         if option in METHOD_OPTIONS and option not in METHODS[name].options:
             users = [other for other in METHODS if option in METHODS[other].options]
-            whose = f"is for --method {' or '.join(users)}; {name} does not use it"
-            raise UserError(
-                f"--{option} {whose if 2 * len(users) <= len(METHODS) else f'means nothing to --method {name}'}"
-            )
+            if 2 * len(users) > len(METHODS):
+                raise UserError(f"--{option} means nothing to --method {name}; leave it out")
+            raise UserError(f"--{option} is for --method {' or '.join(users)}; {name} does not use it")
     if config.continual and "continual" not in METHODS[name].modes:
         raise UserError(f"--method {name} learns all tasks at once; leave --continual out")
     if not config.continual and "multi-task" not in METHODS[name].modes:

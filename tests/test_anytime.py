@@ -175,7 +175,7 @@ def test_a_run_stopped_by_signals_goes_on(method, every, monkeypatch, capsys):
 def test_methods_without_gradient_steps_refuse_the_option_in_one_line(method, capsys):
     assert method == "closed_form"
     assert main([*options(method), "--evaluate_every", "3", "--run_dir", "run"]) == 2
-    told = f"modelzoo.py: --evaluate_every means nothing to --method {method}\n"
+    told = f"modelzoo.py: --evaluate_every means nothing to --method {method}; leave it out\n"
     assert capsys.readouterr().err == told
     assert not Path("run").exists()
 
