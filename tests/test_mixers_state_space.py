@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from net.sequences.mixers import MIXERS
 from net.sequences.mixers.scans import recurrence_, scalar_scan, selective_scan, vector_scan
-from tests.mixing import check_causal, check_forms_agree, check_gradients, inputs_of, mixer_of
+from tests.mixing import check_causal, check_forms_agree, check_gradients, mixer_of
 from utils.errors import UserError
 from utils.settings import read
 
@@ -164,16 +164,6 @@ def test_extreme_decays_neither_overflow_nor_lose_the_state(name):
     parts, looping, found = scanned(name, 6.0, 100, torch.float32)  # logarithms from about -1e8 to -1e-8
     assert (found - looped(name, *looping)).abs().max() < 1e-2
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found.sum(), parts))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_the_kernel_of_gated_linear_attention_is_the_pure_form():
-    pytest.importorskip("fla")
-    mixer = mixer_of("gla", width=64, dtype=torch.float32)
-    inputs = inputs_of(mixer, length=100, dtype=torch.float32)
-    with torch.no_grad():
-        assert (mixer(inputs) - mixer.cuda()(inputs.cuda()).cpu()).abs().max() < 1e-2
 
 
 def test_half_precision_is_computed_in_single():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from net.sequences.mixers.base import Mixer, MixerSettings, State
 from net.sequences.mixers.delta import delta_rule, delta_step
+from net.sequences.mixers.kernels import fused
 from net.sequences.mixers.short_conv import ShortConvolution
 from utils.errors import UserError
 from utils.settings import Range, setting
@@ -44,7 +45,9 @@ class DeltaNet(Mixer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         q, k, v = self._in_heads(self.conv(self.qkv_proj(inputs)))
-        read = delta_rule(q, k, v, self.beta_proj(inputs).sigmoid())
+        beta = self.beta_proj(inputs).sigmoid()
+        read = fused("delta_rule", v, k, q, beta=beta)
+        read = delta_rule(q, k, v, beta) if read is None else read
         return self.o_proj(self.norm(read).flatten(-2))
 
     def begin(self, batch: int) -> State:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from net.sequences.mixers.base import Mixer, MixerSettings, State
 from net.sequences.mixers.delta import delta_rule, delta_step
+from net.sequences.mixers.kernels import fused
 from net.sequences.mixers.short_conv import ShortConvolution
 from utils.errors import UserError
 from utils.settings import Range, setting
@@ -56,8 +57,9 @@ class GatedDeltaNet(Mixer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         q, k, v = self._in_heads(self.conv(self.qkv_proj(inputs)))
-        read = delta_rule(q, k, v, self.beta_proj(inputs).sigmoid(), self._log_decay(inputs))
-        return self._output(read, inputs)
+        beta, log_decay = self.beta_proj(inputs).sigmoid(), self._log_decay(inputs)
+        read = fused("gated_delta_rule", v, k, q, beta=beta, g=log_decay)
+        return self._output(delta_rule(q, k, v, beta, log_decay) if read is None else read, inputs)
 
     def begin(self, batch: int) -> State:
         shape = (self.heads, self.width // self.heads, VALUE_FACTOR * self.width // self.heads)

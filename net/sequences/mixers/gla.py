@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.sequences.mixers.base import Mixer, MixerSettings, State
-from net.sequences.mixers.kernels import kernel_for
+from net.sequences.mixers.kernels import fused
 from net.sequences.mixers.scans import vector_scan
 from utils.errors import UserError
 from utils.settings import Range, setting
@@ -44,9 +44,8 @@ class GatedLinearAttention(Mixer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         q, k, v, log_decay, gate = self._projected(inputs)
-        kernel = kernel_for("gla", v)
-        mixed = kernel(q, k, v, g=log_decay, scale=1.0)[0] if kernel else vector_scan(log_decay, q, k, v)
-        return self._read(mixed, gate)
+        mixed = fused("gla", v, k, q, g=log_decay)
+        return self._read(vector_scan(log_decay, q, k, v) if mixed is None else mixed, gate)
 
     def begin(self, batch: int) -> State:
         heads = self.heads

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.sequences.mixers.base import State
+from net.sequences.mixers.kernels import fused
 from net.sequences.mixers.mamba import StateSpace, StateSpaceSettings, convolution, initial_step_bias
 from net.sequences.mixers.scans import scalar_scan
 from utils.errors import UserError
@@ -51,8 +52,10 @@ class Mamba2(StateSpace):
         z, mixed, raw = self._projected(inputs)
         x, keys, queries = self._split(F.silu(self.conv(mixed) if self.conv else mixed))
         steps = F.softplus(raw + self.dt_bias)
-        y = scalar_scan(steps * -self.A_log.exp(), queries, keys, steps.unsqueeze(-1) * x)
-        return self._read(y, x, z)
+        log_decay, values = steps * -self.A_log.exp(), steps.unsqueeze(-1) * x
+        same = (part.unsqueeze(2).expand(-1, -1, self.heads, -1) for part in (keys, queries))  # for all heads
+        y = fused("scalar_decay", values, *same, g=log_decay)
+        return self._read(scalar_scan(log_decay, queries, keys, values) if y is None else y, x, z)
 
     def begin(self, batch: int) -> State:
         state = self.A_log.new_zeros(batch, self.heads, self.state, self.inner // self.heads)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from net.sequences.mixers.base import Mixer, MixerSettings, State
 from net.sequences.mixers.delta import generalised_delta_rule, generalised_delta_step
+from net.sequences.mixers.kernels import fused
 from utils.errors import UserError
 from utils.settings import Range, setting
 
@@ -66,7 +67,9 @@ class RWKV7(Mixer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         parts, gate = self._parts(inputs, F.pad(inputs, (0, 0, 1, 0))[:, :-1])
-        return self._output(generalised_delta_rule(*parts), parts, gate)
+        r, log_decay, k, v, a, b = parts
+        read = fused("generalised_delta_rule", v, k, r, a=a, b=b, gk=log_decay)
+        return self._output(generalised_delta_rule(*parts) if read is None else read, parts, gate)
 
     def begin(self, batch: int) -> State:
         matrix = self.mixing.new_zeros(batch, self.width // self.head_size, self.head_size, self.head_size)
