@@ -122,7 +122,7 @@ def test_tasks_of_one_stream_share_one_shape_and_vocabulary():
     assert isinstance(stream.spec.objective, Tokens)
     assert stream.spec.objective.ignored == -1
     assert {task.num_outputs for task in stream.tasks} == {256}
-    names = ["compositional of length 60, 9 pairs", "forgetting of 1 updates", "cumulative_parity of length 5"]
+    names = ["compositional of length 60, 9 pairs", "forgetting of 1 update", "cumulative_parity of length 5"]
     assert [task.name for task in stream.tasks] == ["mqar", *names, "mine"]
     checked(stream, stream.tasks[1].test, 9, 60, key=2)
     for tokens, found in questions(stream, stream.tasks[3].test, 5):

@@ -53,7 +53,9 @@ class Kind:
 
 def describe(difficulty: Mapping[str, int]) -> str:
     """A difficulty in words, such as "length 64, 4 pairs"."""
-    return ", ".join(f"length {value}" if key == "length" else f"{value} {key}" for key, value in difficulty.items())
+    named = {key: key.removesuffix("s") if value == 1 else key for key, value in difficulty.items()}
+    return ", ".join(f"length {value}" if key == "length" else f"{value} {named[key]}"
+                     for key, value in difficulty.items())  # fmt: skip
 
 
 @dataclass(frozen=True)
