@@ -182,9 +182,6 @@ def test_the_table_of_examples_has_means_over_the_seeds_that_came_so_far(here, m
 
 def test_all_methods_of_the_ladder_train_on_as_many_examples(tmp_path):
     grid = load_grid(str(PROJECT / "config/benchmark/recall_ladder.yaml"), tmp_path)
-    assert len(grid.runs) == 3 * 5 * 3
-    for run in grid.runs:
-        config = run.config
-        tasks = 1 if run.label == "joint" else 4
-        assert config.hp.examples * tasks == 320_000
-        assert (config.net.settings.width, config.evaluate_every, config.continual) == (32, 100, run.label != "joint")
+    together = {"joint": 1}  # trainings in a run; else one for each task
+    assert len({run.config.hp.examples * together.get(run.label, 4) for run in grid.runs}) == 1
+    assert {run.label for run in grid.runs if not run.config.continual} == {"joint"}
