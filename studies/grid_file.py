@@ -191,7 +191,15 @@ def check_label(where: str, label: object) -> str:
 
 def in_words(values: Mapping[str, Any]) -> list[str]:
     """Varied settings as they stand in a label: lr 0.1."""
-    return [f"{key.rpartition('.')[2]} {value}" for key, value in values.items()]
+    return [f"{key.rpartition('.')[2]} {_word(value)}" for key, value in values.items()]
+
+
+def _word(value: Any) -> str:
+    """A value in words; a mapping such as {mixer: based, feature: 4} is "based feature 4"."""
+    if isinstance(value, Mapping):
+        first, *others = value.items()
+        return " ".join([str(first[1]), *(f"{key} {_word(each)}" for key, each in others)])
+    return " + ".join(map(_word, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def arguments(given: Mapping[str, Any]) -> list[str]:
