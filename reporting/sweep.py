@@ -101,8 +101,15 @@ def size_names(own: Sequence[Cell]) -> str:
 
 
 def _options(run: Run) -> Options:
-    """Everything that determines the result but for seed and learning rate; what is no single value as text."""
-    found = determining(run.config)
+    """Everything that determines the result but for seed and learning rate; what is no single value as text.
+
+    Settings of parts of a network, such as its mixers, have keys of their own: net.mixers.2.window.
+    """
+    found = dict(determining(run.config))
+    for key, value in list(found.items()):
+        if key.startswith("net.") and isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+            del found[key]
+            found |= {f"{key}.{place}.{own}": part[own] for place, part in enumerate(value, 1) for own in part}
     plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in found.items()}
     return {key: value for key, value in plain.items() if key not in ("seed", RATE, "stream")}
 

@@ -287,3 +287,17 @@ def test_tables_have_a_block_for_each_network_and_its_best_rate(tmp_path, monkey
         results = list(csv.DictReader(file))
     assert {(line["hp.batch"], line["data.length"]) for line in results} == {("64", "3"), ("32", "5")}
     assert {line["hp.lr"] for line in results} == {"0.001", "0.02"}
+
+
+def test_a_setting_of_a_mixer_is_a_size(run):
+    """Networks that differ in a number of one of their parts are one line, in the order of that number."""
+    runs = []
+    for net, key, values in (("window", "window", (16, 2, 4)), ("feature", "feature", (8, 1))):
+        for value in values:
+            mixers = [{"mixer": "base_conv", "kernel": 3}, {"mixer": net, key: value}]
+            runs.append(copy(run, net, {"net": {"mixers": mixers}}, (value / 20, value / 20)))
+    found = cells(runs)
+    assert [(cell.network, cell.size) for cell in found] == [
+        ("window", 2), ("window", 4), ("window", 16), ("feature", 1), ("feature", 8),
+    ]  # fmt: skip
+    assert {cell.size_key for cell in found} == {"net.mixers.2.window", "net.mixers.2.feature"}
