@@ -42,25 +42,26 @@ def _rates(length: int, heads: int) -> Tensor:
 def delta_net(length: int, heads: int = 2) -> tuple[Scan, Scan]:
     """Heads with keys and values of 64 / heads."""
     size = WIDTH // heads
-    parts = [*_drawn(length, heads, size, size, size), _rates(length, heads)]
+    q, k, v = _drawn(length, heads, size, size, size)
+    beta = _rates(length, heads)
     step = lambda q, k, v, beta, state: delta_step(q, k, v, beta, None, state)  # noqa: E731
-    return lambda: delta_rule(*parts), lambda: _looped(step, parts, size, size)
+    return lambda: delta_rule(q, k, v, beta), lambda: _looped(step, [q, k, v, beta], size, size)
 
 
 def gated_delta_net(length: int) -> tuple[Scan, Scan]:
     """Two heads with keys of 32 and values of 64."""
-    parts = [*_drawn(length, 2, 32, 32, 64), _rates(length, 2), _rates(length, 2)]
-    chunked = lambda: delta_rule(*parts[:4], parts[4].log())  # noqa: E731
-    return chunked, lambda: _looped(delta_step, parts, 32, 64)
+    q, k, v = _drawn(length, 2, 32, 32, 64)
+    beta, decay = _rates(length, 2), _rates(length, 2)
+    chunked = lambda: delta_rule(q, k, v, beta, decay.log())  # noqa: E731
+    return chunked, lambda: _looped(delta_step, [q, k, v, beta, decay], 32, 64)
 
 
 def rwkv7(length: int) -> tuple[Scan, Scan]:
     """One head of 64."""
     r, k, v, a, b = _drawn(length, 1, *[WIDTH] * 5)
     log_decay = (-0.6 * torch.rand(BATCH, length, 1, WIDTH)).requires_grad_()
-    parts = [r, log_decay, k, v, a, b]
     chunked = lambda: generalised_delta_rule(r, log_decay, k, v, a, b)  # noqa: E731
-    return chunked, lambda: _looped(generalised_delta_step, parts, WIDTH, WIDTH)
+    return chunked, lambda: _looped(generalised_delta_step, [r, log_decay, k, v, a, b], WIDTH, WIDTH)
 
 
 CASES: dict[str, Case] = {

@@ -3,8 +3,8 @@
     S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T,   o_t = S_t q_t
 
 S is kept transposed, [B, H, d_k, d_v]. The parallel forms split the positions into chunks. Inside a chunk, what a
-position writes depends on what the ones before it wrote: a triangular system, solved for all chunks at once. A chunk is
-then an affine map of the state before it, and only these maps are applied one after the other.
+position writes depends on what the ones before it wrote: a triangular system, solved for all chunks at once and for any
+state before them. Only these states are then computed one after the other.
 """
 
 import torch
@@ -41,9 +41,8 @@ def delta_rule(
             held, scores = held * between, scores * between
             since, k = logs.exp(), k * between[..., -1:, :].mT
             erased, read, kept = erased * since, q * since, since[..., -1:, :]
-        kept = kept.expand(*kept.shape[:-1], k.shape[-1])
-        outputs = _outputs(_solved(held, beta * v, erased), scores, read, k, kept)
-    return _positions(outputs, shape)
+        stored, states = _scan(*_solved(held, beta * v, erased), k, kept)
+        return _positions(scores @ stored + read @ states, shape)
 
 
 def delta_step(
@@ -79,10 +78,9 @@ def generalised_delta_rule(
         written = torch.cat([b * inverse, k * inverse], -2)
         seen = torch.cat([met, read], -2) @ written.mT * _earlier(logs)
         (of_b, of_k), scores = seen[..., : logs.shape[-2], :].chunk(2, -1), seen[..., logs.shape[-2] :, :]
-        stored = torch.cat([_solved(of_b, of_k @ v, met), F.pad(v, (0, k.shape[-1]))], -2)
         kept = since[..., -1:, :]
-        outputs = _outputs(stored, scores, read, written * kept, kept)
-    return _positions(outputs, shape)
+        stored, states = _scan(*_solved(of_b, of_k @ v, met), written * kept, kept, v)
+        return _positions(scores @ stored + read @ states, shape)
 
 
 def generalised_delta_step(
@@ -113,22 +111,24 @@ def _earlier(logs: Tensor) -> Tensor:
     return torch.cat([all.tril(-1), all.tril()]).repeat(1, 2)
 
 
-def _solved(held: Tensor, own: Tensor, carried: Tensor) -> Tensor:
-    """What positions write, u = own + carried S + tril(held, -1) u, as [part without S | factor of S]."""
+def _solved(held: Tensor, own: Tensor, met: Tensor) -> tuple[Tensor, ...]:
+    """What positions write, u = own + met S + tril(held, -1) u, is the first result + the second S."""
     # From the right, which has the order in memory that LAPACK wants.
-    sides = torch.cat([own, carried], -1).mT
-    return torch.linalg.solve_triangular(-held.mT, sides, upper=True, left=False, unitriangular=True).mT
+    sides = torch.cat([own, met], -1).mT
+    solved = torch.linalg.solve_triangular(-held.mT, sides, upper=True, left=False, unitriangular=True).mT
+    return solved.split([own.shape[-1], met.shape[-1]], -1)
 
 
-def _outputs(stored: Tensor, scores: Tensor, read: Tensor, written: Tensor, kept: Tensor) -> Tensor:
-    """The outputs of all positions, from what they write and read in their chunks; kept: the chunks' decays."""
-    width = stored.shape[-1] - read.shape[-1]
-    outputs, seen = (scores @ stored).split([width, read.shape[-1]], -1)
-    if stored.shape[1] == 1:
-        return outputs
-    added, passed = (written.mT @ stored).split([width, read.shape[-1]], -1)
-    passed = passed + torch.diag_embed(kept.squeeze(-2))
-    states = [torch.zeros_like(added[:, 0])]
-    for factor, more in zip(passed.unbind(1)[:-1], added.unbind(1)[:-1], strict=True):
-        states.append(torch.baddbmm(more, factor, states[-1]))
-    return outputs + (read + seen) @ torch.stack(states, 1)
+def _scan(own: Tensor, met: Tensor, written: Tensor, kept: Tensor, more: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What positions store, u = own + met S and `more`, and the states S before each chunk, [B H, chunks, d_k, d_v].
+
+    written: keys with the decay from their position to the end of the chunk; kept: decay of the whole chunk.
+    """
+    state, stored, states = own.new_zeros(own.shape[0], met.shape[-1], own.shape[-1]), [], []
+    parts = [part.unbind(1) for part in (own, met, written.mT, kept.mT)]
+    for chunk, (own_c, met_c, written_c, kept_c) in enumerate(zip(*parts, strict=True)):
+        states.append(state)
+        values = torch.baddbmm(own_c, met_c, state)
+        stored.append(values if more is None else torch.cat([values, more[:, chunk]], -2))
+        state = torch.baddbmm(kept_c * state, written_c, stored[-1])
+    return torch.stack(stored, 1), torch.stack(states, 1)
