@@ -33,7 +33,7 @@ def delta_rule(
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, beta = (_chunks(part, chunk) for part in (q, k, v, beta.unsqueeze(-1)))
         met, read, kept = beta * k, q, None
-        held, scores = met @ k.mT, (q @ k.mT).tril_()
+        held, scores = met @ k.mT, (q @ k.mT).tril()
         if log_decay is not None:
             logs = _chunks(log_decay.unsqueeze(-1), chunk).cumsum(-2)
             later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
