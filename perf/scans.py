@@ -92,7 +92,7 @@ def seconds(scan: Scan) -> float:
 def main() -> None:
     options = common.options(__doc__, repeats=5, length=256)
     print(f"Scans: ms, forward and backward. {common.title(torch.device('cpu'))}")
-    common.line("", "chunked", "loop", "unbound", "loop, ratio", "unbound, ratio")
+    common.line("", "chunked", "loop", "unbound", "loop over", "unbound over")
     for name, case in CASES.items():
         scans = case(options.length)
         for scan in scans:
