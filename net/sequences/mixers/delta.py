@@ -3,15 +3,15 @@
     S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T,   o_t = S_t q_t
 
 S is kept transposed, [B, H, d_k, d_v]. The parallel forms split the positions into chunks. Inside a chunk, what a
-position writes depends on what the ones before it wrote: a triangular system, solved for all chunks at once. A chunk is
-then an affine map of the state before it, and only these maps are applied one after the other.
+position writes depends on what the ones before it wrote: a triangular system, solved for all chunks at once and for any
+state before them. Only these states are then computed one after the other.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 32  # on a CPU, of 16, 32, 64 and 128 the fastest or close to it, for heads of 16, 32 and 64
+CHUNK = 16  # of 8, 16, 32 and 64 the fastest on a CPU, or as fast, for heads of 16, 32 and 64
 
 
 def delta_rule(
@@ -32,18 +32,17 @@ def delta_rule(
     shape = v.shape
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, beta = (_chunks(part, chunk) for part in (q, k, v, beta.unsqueeze(-1)))
-        erased, read, kept = -beta * k, q, torch.ones_like(beta[..., :1, :])
-        held, scores = erased @ k.mT, (q @ k.mT).tril()
+        met, read, kept = beta * k, q, None
+        held, scores = met @ k.mT, (q @ k.mT).tril()
         if log_decay is not None:
             logs = _chunks(log_decay.unsqueeze(-1), chunk).cumsum(-2)
             later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
             between = (logs - logs.mT).masked_fill(later, -torch.inf).exp()  # masked first: exp could overflow
             held, scores = held * between, scores * between
             since, k = logs.exp(), k * between[..., -1:, :].mT
-            erased, read, kept = erased * since, q * since, since[..., -1:, :]
-        kept = kept.expand(*kept.shape[:-1], k.shape[-1])
-        outputs = _outputs(_solved(held, beta * v, erased), scores, read, k, kept)
-    return _positions(outputs, shape)
+            met, read, kept = met * since, q * since, since[..., -1:, :]
+        stored, states = _scan(_solved(held, beta * v, met), k, kept)
+        return _positions(scores @ stored + read @ states, shape)
 
 
 def delta_step(
@@ -60,7 +59,7 @@ def delta_step(
 def generalised_delta_rule(
     r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, chunk: int = CHUNK
 ) -> Tensor:
-    """The outputs o, [B, L, H, d_v], of S_t = S_{t-1} (diag(w_t) + a_t b_t^T) + v_t k_t^T, o_t = S_t r_t, from 0.
+    """The outputs o, [B, L, H, d_v], of S_t = S_{t-1} (diag(w_t) - a_t b_t^T) + v_t k_t^T, o_t = S_t r_t, from 0.
 
     Keys are divided by the decay since their chunk began: -log_decay times chunk must stay below 80, for float32.
 
@@ -79,18 +78,17 @@ def generalised_delta_rule(
         written = torch.cat([b * inverse, k * inverse], -2)
         seen = torch.cat([met, read], -2) @ written.mT * _earlier(logs)
         (of_b, of_k), scores = seen[..., : logs.shape[-2], :].chunk(2, -1), seen[..., logs.shape[-2] :, :]
-        stored = torch.cat([_solved(of_b, of_k @ v, met), F.pad(v, (0, k.shape[-1]))], -2)
         kept = since[..., -1:, :]
-        outputs = _outputs(stored, scores, read, written * kept, kept)
-    return _positions(outputs, shape)
+        stored, states = _scan(_solved(of_b, -of_k @ v, met), written * kept, kept, v)
+        return _positions(scores @ stored + read @ states, shape)
 
 
 def generalised_delta_step(
     r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One position of `generalised_delta_rule`: tensors without L, state [B, H, d_k, d_v] -> o, the state after it."""
-    met = a.unsqueeze(-2) @ state
-    state = log_decay.exp().unsqueeze(-1) * state + b.unsqueeze(-1) * met + k.unsqueeze(-1) * v.unsqueeze(-2)
+    held = a.unsqueeze(-2) @ state
+    state = log_decay.exp().unsqueeze(-1) * state - b.unsqueeze(-1) * held + k.unsqueeze(-1) * v.unsqueeze(-2)
     return (r.unsqueeze(-2) @ state).squeeze(-2), state
 
 
@@ -98,8 +96,14 @@ def _chunks(tensor: Tensor, size: int) -> Tensor:
     """[B, L, H, e] -> [B H, chunks, positions, e], in float32 at least; 0 beyond L, which leaves the state as it is."""
     length = tensor.shape[1]
     size = min(size, length)
-    padded = F.pad(tensor, (0, 0, 0, 0, 0, -length % size)).unflatten(1, (-1, size))
-    return padded.permute(0, 3, 1, 2, 4).flatten(0, 1).to(torch.promote_types(tensor.dtype, torch.float32))
+    if length % size:
+        tensor = F.pad(tensor, (0, 0, 0, 0, 0, -length % size))
+    return (
+        tensor.unflatten(1, (-1, size))
+        .permute(0, 3, 1, 2, 4)
+        .flatten(0, 1)
+        .to(torch.promote_types(tensor.dtype, torch.float32))
+    )
 
 
 def _positions(chunks: Tensor, shape: torch.Size) -> Tensor:
@@ -113,22 +117,32 @@ def _earlier(logs: Tensor) -> Tensor:
     return torch.cat([all.tril(-1), all.tril()]).repeat(1, 2)
 
 
-def _solved(held: Tensor, own: Tensor, carried: Tensor) -> Tensor:
-    """What positions write, u = own + carried S + tril(held, -1) u, as [part without S | factor of S]."""
+def _solved(held: Tensor, own: Tensor, met: Tensor) -> tuple[Tensor, Tensor]:
+    """The x, y of u = x - y S, for what positions write to the state S before the chunk: u = own - met S - held u.
+
+    Of held only what is below the diagonal counts.
+    """
     # From the right, which has the order in memory that LAPACK wants.
-    sides = torch.cat([own, carried], -1).mT
-    return torch.linalg.solve_triangular(-held.mT, sides, upper=True, left=False, unitriangular=True).mT
+    sides = torch.cat([own, met], -1).mT
+    solved = torch.linalg.solve_triangular(held.mT, sides, upper=True, left=False, unitriangular=True).mT
+    return solved[..., : own.shape[-1]], solved[..., own.shape[-1] :]
 
 
-def _outputs(stored: Tensor, scores: Tensor, read: Tensor, written: Tensor, kept: Tensor) -> Tensor:
-    """The outputs of all positions, from what they write and read in their chunks; kept: the chunks' decays."""
-    width = stored.shape[-1] - read.shape[-1]
-    outputs, seen = (scores @ stored).split([width, read.shape[-1]], -1)
-    if stored.shape[1] == 1:
-        return outputs
-    added, passed = (written.mT @ stored).split([width, read.shape[-1]], -1)
-    passed = passed + torch.diag_embed(kept.squeeze(-2))
-    states = [torch.zeros_like(added[:, 0])]
-    for factor, more in zip(passed.unbind(1)[:-1], added.unbind(1)[:-1], strict=True):
-        states.append(torch.baddbmm(more, factor, states[-1]))
-    return outputs + (read + seen) @ torch.stack(states, 1)
+def _scan(
+    solved: tuple[Tensor, Tensor], written: Tensor, kept: Tensor | None, more: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What chunks store, u and then `more`, [B H, chunks, C or 2 C, d_v], and the states before them, [..., d_k, d_v].
+
+    written: keys of what is stored, with the decay until the chunk ends; kept: decay of the whole chunk.
+    """
+    own, met = (part.unbind(1) for part in solved)  # not by index, whose gradient is as large as all chunks
+    keys = written.mT.unbind(1)
+    decays = [None] * len(own) if kept is None else kept.mT.unbind(1)
+    others = [None] * len(own) if more is None else more.unbind(1)
+    state, stored, states = own[0].new_zeros(own[0].shape[0], met[0].shape[-1], own[0].shape[-1]), [], []
+    for x, y, key, decay, other in zip(own, met, keys, decays, others, strict=True):
+        states.append(state)
+        values = torch.baddbmm(x, y, state, alpha=-1)
+        stored.append(values if other is None else torch.cat([values, other], -2))
+        state = torch.baddbmm(state if decay is None else decay * state, key, stored[-1])
+    return torch.stack(stored, 1), torch.stack(states, 1)

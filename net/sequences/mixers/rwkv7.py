@@ -68,7 +68,7 @@ class RWKV7(Mixer):
     def forward(self, inputs: Tensor) -> Tensor:
         parts, gate = self._parts(inputs, F.pad(inputs, (0, 0, 1, 0))[:, :-1])
         r, log_decay, k, v, a, b = parts
-        read = fused("generalised_delta_rule", v, k, r, a=a, b=b, gk=log_decay)
+        read = fused("generalised_delta_rule", v, k, r, a=-a, b=b, gk=log_decay)
         return self._output(generalised_delta_rule(*parts) if read is None else read, parts, gate)
 
     def begin(self, batch: int) -> State:
@@ -88,7 +88,7 @@ class RWKV7(Mixer):
             yield from (layer for layer in maps if isinstance(layer, nn.Linear))
 
     def _parts(self, inputs: Tensor, previous: Tensor) -> tuple[Parts, Tensor]:
-        """r, log w, k~, v, -k^ and a * k^, [..., H, head_size] each, and the gate [..., d]."""
+        """r, log w, k~, v, k^ and a * k^, [..., H, head_size] each, and the gate [..., d]."""
         change = previous - inputs
         streams = {name: torch.addcmul(inputs, change, mu) for name, mu in zip(STREAMS, self.mixing, strict=True)}
         log_decay = LOWEST_LOG_DECAY * (self.decay_bias + self.decay(streams["decay"])).sigmoid()
@@ -98,7 +98,7 @@ class RWKV7(Mixer):
         kept = key * (1 + (rate - 1) * self.replacement)
         parts = (self.read_proj(streams["read"]), log_decay, kept, value, rate)
         r, log_decay, kept, value, rate = (self._in_heads(part) for part in parts)
-        return (r, log_decay, kept, value, -removed, rate * removed), self.gate(streams["gate"])
+        return (r, log_decay, kept, value, removed, rate * removed), self.gate(streams["gate"])
 
     def _output(self, read: Tensor, parts: Parts, gate: Tensor) -> Tensor:
         r, _, key, value, *_ = parts
