@@ -48,16 +48,18 @@ class TaskConfig:
 
 
 class TaskList:
-    """The tasks of a stream: each a list of classes, or a mapping with `classes` and maybe `name`, `label_noise`."""
+    """The tasks of a stream: each a mapping with keys of a settings class, or its value of one key alone."""
 
-    @staticmethod
-    def read(where: str, value: object) -> tuple[TaskConfig, ...]:
+    def __init__(self, of: type, key: str, example: str) -> None:
+        self._of, self._key, self._example = of, key, example
+
+    def read(self, where: str, value: object) -> tuple[Any, ...]:
         """The checked tasks; a UserError names the wrong one."""
         if not isinstance(value, list) or not value:
-            raise UserError(f"{where} must be a list with at least one task, such as [[0, 1], [2, 3]]")
+            raise UserError(f"{where} must be a list with at least one {self._example}")
         path = where.removesuffix(": tasks")
-        entries = (task if isinstance(task, Mapping) else {"classes": task} for task in value)
-        return tuple(read(TaskConfig, f"{path}: task {number}", entry) for number, entry in enumerate(entries, 1))
+        entries = (task if isinstance(task, Mapping) else {self._key: task} for task in value)
+        return tuple(read(self._of, f"{path}: task {number}", entry) for number, entry in enumerate(entries, 1))
 
 
 class TaskNumbers:
@@ -74,7 +76,9 @@ class DataConfig:
     """Which tasks, in which order, and how many of their examples."""
 
     dataset: str = setting(str, "name of the data set")
-    tasks: tuple[TaskConfig, ...] = setting(TaskList, "classes of each task")
+    tasks: tuple[TaskConfig, ...] = setting(
+        TaskList(TaskConfig, "classes", "task, such as [[0, 1], [2, 3]]"), "classes of each task"
+    )
     samples: int | None = setting(
         Range(1), "use up to N training examples per class (default: all)", default=None, option="samples", group=_GROUP
     )

@@ -161,13 +161,7 @@ class Tokens(_Probabilities):
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         """Loss and accuracy over scored tokens, and the share of sequences with all scored tokens right."""
-        return self._scored(*self._judged(predictions, targets), targets)
-
-    def evaluate_slices(
-        self, predictions: Tensor, targets: Tensor, slices: Mapping[str, Tensor]
-    ) -> dict[str, dict[str, Scored]]:  # fmt: skip
-        judged = self._judged(predictions, targets)
-        return {name: self._scored(*(of[part] for of in (*judged, targets))) for name, part in slices.items()}
+        return self.evaluate_parts([predictions], targets, {})[""]
 
     def evaluate_parts(
         self, parts: Iterable[Tensor], targets: Tensor, slices: Mapping[str, Tensor]
@@ -220,7 +214,7 @@ class TokenVectors(Tokens):
         return super().uninformed_loss(len(self.table), training)
 
     def _logits(self, outputs: Tensor) -> Tensor:
-        return outputs.float() @ self.table.to(outputs.device).T
+        return outputs.float() @ self.table.T
 
 
 class Reconstruction(Objective):

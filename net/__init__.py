@@ -1,7 +1,8 @@
 """Networks: inputs -> features -> heads.
 
 To add a network: one file with a trunk, a module built from (shape of one input, settings) with a frozen dataclass
-`Settings` (see utils/settings.py), and one line in TRUNKS.
+`Settings` (see utils/settings.py), and one line in TRUNKS. A trunk with the attribute `can_be_asked` = True is built
+from (shape, settings, outputs, asked), see StreamSpec, and returns outputs in place of features.
 """
 
 from collections.abc import Mapping
@@ -52,8 +53,8 @@ def build_trunk(model: str, shape: tuple[int, ...], settings: Any, outputs: int 
 
     `asked`: positions of an input that are asked about (see StreamSpec); a trunk that can be has `outputs` at each.
     """
-    if TRUNKS.get(model) is SequenceModel:
-        return SequenceModel(shape, settings, outputs, asked)
+    if getattr(TRUNKS.get(model), "can_be_asked", False):
+        return TRUNKS[model](shape, settings, outputs, asked)  # type: ignore[no-any-return]
     if asked:
         raise UserError(f"model: {model} has a single output for an input; this task asks for {asked}: try sequence")
     what, axes = _TAKEN.get(TRUNKS.get(model, TimmTrunk), ("", len(shape)))

@@ -40,20 +40,28 @@ class OneRun:
     watching: Watching
     start: RunStart
     failure: str = ""  # why it cannot go on
+    reached: int | None = None  # the step after which its score was good enough to stop (--until)
+
+    def __post_init__(self) -> None:
+        self.look(self.directory.rows)
+
+    def look(self, rows: Sequence[Measurement]) -> None:
+        """See whether one of these measurements is good enough to stop."""
+        until, higher = self.config.until, main_metric(self.stream).higher_is_better
+        if until is not None and self.reached is None:
+            good = (row.step for row in _watched(rows, self.watching.split)
+                    if (row.main >= until if higher else row.main <= until))  # fmt: skip
+            self.reached = next(good, None)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be recorded, although the training goes on for others."""
+        return bool(self.failure) or (self.reached is not None and self.directory.has_checkpoint(self.reached))
 
     def measured(self, step: int) -> bool:
         """Whether it was evaluated at this step, the latest one."""
         rows = self.directory.rows
         return bool(rows) and rows[-1].step == step
-
-    @property
-    def reached(self) -> int | None:
-        """The step after which its score was good enough to stop (--until); None if it was not."""
-        until, higher = self.config.until, main_metric(self.stream).higher_is_better
-        if until is None:
-            return None
-        return next((row.step for row in _watched(self.directory.rows, self.watching.split)
-                     if (row.main >= until if higher else row.main <= until)), None)  # fmt: skip
 
 
 class TaskGroup:
@@ -74,16 +82,14 @@ class TaskGroup:
         """The steps at which something is still to be recorded, in their order."""
         begun = self.training.clock.steps
         for step in sorted(self._kept | self._watched):
-            if all(run.reached is not None for run in self.runs):
+            if all(run.over for run in self.runs):
                 return
             if step > begun or (step == begun and not all(self._recorded(run, step) for run in self.runs)):
                 yield step
 
     def _recorded(self, run: OneRun, step: int) -> bool:
-        if run.reached is not None:
-            return run.directory.has_checkpoint(run.reached)
         measured = step not in self._watched or run.measured(step)
-        return measured and (step not in self._kept or run.directory.has_checkpoint(step))
+        return run.over or (measured and (step not in self._kept or run.directory.has_checkpoint(step)))
 
     def record(self, step: int) -> None:
         """Evaluate the networks and keep their weights, as it is due at this step; TrainingError if all have failed."""
@@ -109,6 +115,7 @@ class TaskGroup:
             except TrainingError as error:
                 run.failure = str(error)
             run.directory.add_rows(rows)
+            run.look(rows)
         kept = step in self._kept or run.reached == step
         if not run.failure and kept and not run.directory.has_checkpoint(step):
             run.directory.add_checkpoint(step, run.net.state_dict())

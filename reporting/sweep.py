@@ -19,7 +19,7 @@ _ROOM = 22  # characters above a panel
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """The finished runs that differ in learning rate and seed only."""
 
     network: str
@@ -57,7 +57,7 @@ def differs(runs: Sequence[Run]) -> bool:
     return any(key.startswith(("data.", "net.")) for key in _differing([_options(run) for run in runs]))
 
 
-def cells(runs: Sequence[Run]) -> list[Cell]:
+def cells(runs: Sequence[Run]) -> list[SweepCell]:
     """The cells of the finished runs of one stream: by network in the order of the runs, data, and size."""
     finished = [run for run in runs if run.finished]
     options = [_options(run) for run in finished]
@@ -82,11 +82,11 @@ def cells(runs: Sequence[Run]) -> list[Cell]:
             found[network, panels[place], key, size].append(finished[place])
     order = {panel: number for number, panel in enumerate(sorted(set(panels), key=natural))}
     networks = {network: number for number, (network, *_) in enumerate(found)}
-    every = [Cell(network, panel, key, size, own) for (network, panel, key, size), own in found.items()]
+    every = [SweepCell(network, panel, key, size, own) for (network, panel, key, size), own in found.items()]
     return sorted(every, key=lambda cell: (networks[cell.network], order[cell.panel], cell.size or 0))
 
 
-def best_of(own: Iterable[Cell]) -> Run | None:
+def best_of(own: Iterable[SweepCell]) -> Run | None:
     """The best run of several cells on development examples; None if that cannot be said."""
     found = [run for cell in own if (run := cell.best) is not None]
     if len(found) < 2:
@@ -95,7 +95,7 @@ def best_of(own: Iterable[Cell]) -> Run | None:
     return max(chosen, key=lambda run: by_development(run.summary)) if chosen else None
 
 
-def size_names(own: Sequence[Cell]) -> str:
+def size_names(own: Sequence[SweepCell]) -> str:
     """What the sizes of these cells are: width, or hidden_size or width."""
     return " or ".join(dict.fromkeys(_name(cell.size_key) for cell in own if cell.size_key))
 

@@ -13,7 +13,7 @@ from records.summary import direction, figure
 from reporting import task_analysis as analysis
 from reporting.drawing import DrawnFigure
 from reporting.style import empty_figure, line_style, percent
-from reporting.sweep import Cell, best_of, natural, size_names
+from reporting.sweep import SweepCell, best_of, natural, size_names
 from reporting.task_figures import file_name, over_training, split_of
 from studies.tables import readable
 
@@ -26,7 +26,7 @@ _EACH_NETWORK = (
 )
 
 
-def of_sweep(cells: Sequence[Cell]) -> list[DrawnFigure]:
+def of_sweep(cells: Sequence[SweepCell]) -> list[DrawnFigure]:
     """All figures that these cells have the data for."""
     if not any(cell.best for cell in cells):
         return []
@@ -34,7 +34,7 @@ def of_sweep(cells: Sequence[Cell]) -> list[DrawnFigure]:
     return [picture for picture in found if picture]
 
 
-def against_size(cells: Sequence[Cell]) -> DrawnFigure | None:
+def against_size(cells: Sequence[SweepCell]) -> DrawnFigure | None:
     """The test score over the size of the network; None if no network has several sizes."""
     first, what = _first(cells), size_names(cells)
     data = _results(cells, what or "size", lambda cell, _: cell.size)
@@ -54,7 +54,7 @@ def against_size(cells: Sequence[Cell]) -> DrawnFigure | None:
     return DrawnFigure("score_against_size", f"{_title(first)} against {what}", caption, drawn, _named(data))
 
 
-def against_state(cells: Sequence[Cell]) -> DrawnFigure | None:
+def against_state(cells: Sequence[SweepCell]) -> DrawnFigure | None:
     """The test score over the bytes of state; None if fewer than two sizes are known."""
     first, x = _first(cells), "state bytes"
     data = _results(cells, x, lambda _, run: run.summary.get("state_bytes") or None)
@@ -74,7 +74,7 @@ def against_state(cells: Sequence[Cell]) -> DrawnFigure | None:
     return DrawnFigure("score_against_state", f"{_title(first)} against state", caption, drawn, _named(data))
 
 
-def by_slice(cells: Sequence[Cell]) -> list[DrawnFigure]:
+def by_slice(cells: Sequence[SweepCell]) -> list[DrawnFigure]:
     """The test score on each part of the test examples, a figure for each kind of parts."""
     first, lines = _first(cells), []
     for (network, panel), run in _chosen(cells).items():
@@ -105,7 +105,7 @@ def _by_kind(first: Run, kind: str, data: pd.DataFrame) -> DrawnFigure:
     return DrawnFigure(name, f"{_title(first)} by {kind}", caption, drawn, _named(data.drop(columns="place")))
 
 
-def learning_curves(cells: Sequence[Cell]) -> DrawnFigure | None:
+def learning_curves(cells: Sequence[SweepCell]) -> DrawnFigure | None:
     """The score on the way over the examples seen; None if nothing was trained."""
     first = _first(cells)
     frames = [
@@ -129,18 +129,18 @@ def learning_curves(cells: Sequence[Cell]) -> DrawnFigure | None:
     return DrawnFigure("sweep_curves", "Learning curves", caption, drawn, _named(data))
 
 
-def _first(cells: Sequence[Cell]) -> Run:
+def _first(cells: Sequence[SweepCell]) -> Run:
     return next(run for cell in cells if (run := cell.best))
 
 
-def _chosen(cells: Sequence[Cell]) -> Mapping[tuple[str, str], Run]:
+def _chosen(cells: Sequence[SweepCell]) -> Mapping[tuple[str, str], Run]:
     """By network and data, the best run over sizes, rates and seeds."""
     places = dict.fromkeys((cell.network, cell.panel) for cell in cells)
     found = {key: best_of(cell for cell in cells if (cell.network, cell.panel) == key) for key in places}
     return {key: run for key, run in found.items() if run is not None}
 
 
-def _results(cells: Sequence[Cell], column: str, x: Callable[[Cell, Run], float | None]) -> pd.DataFrame:
+def _results(cells: Sequence[SweepCell], column: str, x: Callable[[SweepCell, Run], float | None]) -> pd.DataFrame:
     """A line for each cell that has a best run and a value on the x axis."""
     lines = [
         (cell.network, cell.panel, value, figure(run.summary, "avg_acc_final"), run.config["hp"]["lr"],

@@ -9,10 +9,9 @@ import pandas as pd
 from records.run import Run
 from records.summary import direction
 from reporting.layout import Page, Section, Sheet, configuration, count
-from reporting.sweep import Cell, best_of, cells
+from reporting.sweep import SweepCell, best_of, cells
 from reporting.sweep_figures import of_sweep
-from studies.tables import Cell as TableCell
-from studies.tables import share
+from studies.tables import Cell, share
 
 _LETTERS = len(ascii_lowercase)
 
@@ -39,7 +38,7 @@ def of_a_sweep(tasks: Sequence[Sequence[Run]], command: str, warnings: Sequence[
     )  # fmt: skip
 
 
-def results(own: Sequence[Cell], name: str) -> Sheet | None:
+def results(own: Sequence[SweepCell], name: str) -> Sheet | None:
     """A line for each cell, a block for each network; bold: the best network of each setting of the data."""
     shown = [cell for cell in own if cell.result]
     if not shown:
@@ -53,7 +52,7 @@ def results(own: Sequence[Cell], name: str) -> Sheet | None:
     best = {id(best_of(cell for cell in shown if cell.panel == panel)) for panel in panels}
     rows = [
         [
-            TableCell(_text(key, value), bold=id(cell.best) in best and len(shown) > len(panels))
+            Cell(_text(key, value), bold=id(cell.best) in best and len(shown) > len(panels))
             for key, value in zip(header, line, strict=True)
         ]
         for cell, line in zip(shown, data[header].itertuples(index=False), strict=True)

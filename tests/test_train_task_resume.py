@@ -141,12 +141,18 @@ def close_to(where, expected):
     assert train_task.main(["--verify", where]) == 0
 
 
-@pytest.mark.parametrize("seeds", ["1", "2"])
-def test_a_run_killed_between_any_two_files_goes_on(seeds, monkeypatch):
-    options = [*BASE[:-1], "12", "--seeds", seeds, "--checkpoint_minutes", "0", "--checkpoints", "every:6"]
+@pytest.mark.parametrize("case", ["one seed", "two seeds", "until a score"])
+def test_a_run_killed_between_any_two_files_goes_on(case, monkeypatch):
+    options = [*BASE[:-1], "12", "--checkpoint_minutes", "0", "--checkpoints", "every:6"]
+    options += {
+        "one seed": [], "two seeds": ["--seeds", "2"],
+        "until a score": ["--set", "hp.lr=0.02", "--seed", "5", "--evaluate_at", "every:2", "--until", "0.475"],
+    }[case]  # fmt: skip
     assert start("whole", *options) == 0
-    counts = (n / 2 for n in range(2, 400, 1 if seeds == "1" else 3))
-    check = same_as if seeds == "1" else close_to
+    if case == "until a score":  # where no checkpoint is due
+        assert json.loads(Path("whole/summary.json").read_text())["reached"] % 6
+    counts = (n / 2 for n in range(2, 400, 1 if case == "one seed" else 3))
+    check = close_to if case == "two seeds" else same_as
     killed_at_writes(counts, lambda where, *more: start(where, *more, *options), check, monkeypatch)
 
 

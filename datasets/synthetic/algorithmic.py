@@ -6,7 +6,7 @@ Tasks of one length share their inputs in every split. Training examples depend 
 test examples are the same in all runs, like the test images of a data set.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.config import DataConfig
+from datasets.config import DataConfig, TaskList
 from datasets.synthetic.algorithms import ALGORITHMS, MAP, Algorithm, draw
 from datasets.task import DEV, TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.errors import UserError
 from utils.seeding import generator
-from utils.settings import Range, counts, read, setting
+from utils.settings import Range, counts, setting
 
 _LENGTH = Range(2, 256)
 _COUNT = counts(Range(1, 10**8))
@@ -36,24 +36,13 @@ class AlgorithmTask:
     label_noise: ClassVar[float] = 0.0  # answers are computed
 
 
-class AlgorithmList:
-    """The tasks of a stream: each the name of an algorithm, or a mapping with `task` and maybe `length`, `name`."""
-
-    @staticmethod
-    def read(where: str, value: object) -> tuple[AlgorithmTask, ...]:
-        """The checked tasks; a UserError names the wrong one."""
-        if not isinstance(value, list) or not value:
-            raise UserError(f"{where} must be a list with at least one algorithm, such as [argmax, 2nd_argmax]")
-        path = where.removesuffix(": tasks")
-        entries = (task if isinstance(task, Mapping) else {"task": task} for task in value)
-        return tuple(read(AlgorithmTask, f"{path}: task {number}", entry) for number, entry in enumerate(entries, 1))
-
-
 @dataclass(frozen=True)
 class AlgorithmConfig(DataConfig):
     """Which algorithms, in which order."""
 
-    tasks: tuple[Any, ...] = setting(AlgorithmList, "the algorithms")
+    tasks: tuple[Any, ...] = setting(
+        TaskList(AlgorithmTask, "task", "algorithm, such as [argmax, 2nd_argmax]"), "the algorithms"
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ class AlgorithmSettings:
 
 
 @dataclass(frozen=True)
-class Fresh(Generator):
+class FreshInputs(Generator):
     """Examples of an algorithm, drawn on the device."""
 
     algorithm: Algorithm
@@ -119,7 +108,7 @@ def algorithmic(config: DataConfig, seed: int, device: torch.device) -> TaskStre
             continue
         algorithm = ALGORITHMS[task.task]
         splits = {split: frozen(algorithm, length, split) for split in own.splits}
-        fresh = Fresh(algorithm, length, width, own.readout, own.epoch_examples, device)
+        fresh = FreshInputs(algorithm, length, width, own.readout, own.epoch_examples, device)
         name = task.name or (f"{task.task} of length {length}" if task.length else task.task)
         source = fresh if own.fresh else Table(splits[TRAIN])
         tasks.append(Task(number, name, algorithm.outputs(length), source, splits))

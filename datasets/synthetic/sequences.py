@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.config import DataConfig
+from datasets.config import DataConfig, TaskList
 from datasets.objectives import Tokens, TokenVectors
 from datasets.synthetic.asked import UNASKED, Kind, Layout, Shape, TokenLayout, VectorLayout, describe
 from datasets.synthetic.circuits import CIRCUITS
@@ -76,24 +76,11 @@ class SequenceTask(Segment):
     label_noise: ClassVar[float] = 0.0  # answers are computed
 
 
-class SequenceList:
-    """The tasks of a stream: each the name of a kind, or a mapping with `task` and maybe more."""
-
-    @staticmethod
-    def read(where: str, value: object) -> tuple[SequenceTask, ...]:
-        """The checked tasks; a UserError names the wrong one."""
-        if not isinstance(value, list) or not value:
-            raise UserError(f"{where} must be a list with at least one task, such as [mqar, forgetting]")
-        path = where.removesuffix(": tasks")
-        entries = (task if isinstance(task, Mapping) else {"task": task} for task in value)
-        return tuple(read(SequenceTask, f"{path}: task {number}", entry) for number, entry in enumerate(entries, 1))
-
-
 @dataclass(frozen=True)
 class SequenceConfig(DataConfig):
     """Which tasks, in which order."""
 
-    tasks: tuple[Any, ...] = setting(SequenceList, "the tasks")
+    tasks: tuple[Any, ...] = setting(TaskList(SequenceTask, "task", "task, such as [mqar, forgetting]"), "the tasks")
 
 
 @dataclass(frozen=True)
@@ -141,7 +128,7 @@ class Blend(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fresh(Generator):
+class FreshSequences(Generator):
     """Examples of a mixture, drawn on the device."""
 
     kind: Kind
@@ -195,7 +182,7 @@ def sequences(config: DataConfig, seed: int, device: torch.device) -> TaskStream
     for number, (task, kind, blend) in enumerate(zip(config.tasks, kinds, blends, strict=True), 1):
         if number in config.forgotten:
             continue
-        fresh = Fresh(kind, blend[TRAIN], layouts[TRAIN], own.epoch_examples, device)
+        fresh = FreshSequences(kind, blend[TRAIN], layouts[TRAIN], own.epoch_examples, device)
         splits = {}
         for split, count in own.splits.items():
             source = replace(fresh, blend=blend[split], layout=layouts[split])

@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.settings import Range, setting
 
 
-class Attention(nn.Module):
+class AttentionWeights(nn.Module):
     """The weights of one layer, with the names and the initialisation of nn.MultiheadAttention without biases."""
 
     def __init__(self, width: int) -> None:
@@ -53,7 +53,7 @@ class AttentionOnly(nn.Module):
         self.width, self.attention_heads = width, settings.heads
         self.embed = nn.ParameterDict({"weight": torch.randn(settings.vocabulary or length, width)})
         self.pos_embed = nn.ParameterDict({"weight": torch.randn(length, width)})
-        self.attns = nn.ModuleList(Attention(width) for _ in range(settings.layers))
+        self.attns = nn.ModuleList(AttentionWeights(width) for _ in range(settings.layers))
 
     def forward(self, tokens: Tensor) -> Tensor:
         parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named_parameters()}

@@ -19,7 +19,7 @@ NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 _STD = 0.02  # of drawn weights, init: normal
 
 
-class MLP(nn.Module):
+class PositionwiseMLP(nn.Module):
     """fc2(gelu(fc1(x))), at each position alone."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -47,7 +47,7 @@ class GLU(nn.Module):
 
 
 # norm: the normalised stream itself is added, as in the published sweeps of recall, whose state mixer is an identity.
-STATE_MIXERS: dict[str, type[nn.Module] | None] = {"mlp": MLP, "glu": GLU, "norm": None, "none": None}
+STATE_MIXERS: dict[str, type[nn.Module] | None] = {"mlp": PositionwiseMLP, "glu": GLU, "norm": None, "none": None}
 
 
 class MixerList:
@@ -114,7 +114,7 @@ class SequenceModel(nn.Module):
     (2024), appendix.
     """
 
-    head_bias = False
+    can_be_asked = True
 
     @dataclass(frozen=True)
     class Settings:

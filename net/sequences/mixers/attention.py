@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.sequences.mixers.base import Mixer, MixerSettings, State
-from utils.errors import UserError
+from net.sequences.mixers.base import Mixer, MixerSettings, State, check_divides
 from utils.settings import Range, setting
 
 
@@ -31,8 +30,7 @@ class Attention(Mixer):
 
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
-        if width % settings.heads:
-            raise UserError(f"{settings.mixer}: heads is {settings.heads}; it must divide the width, {width}")
+        check_divides(settings, "heads", width)
         self.heads, self.dropout = settings.heads, settings.dropout
         self.qkv_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from utils.errors import UserError
 from utils.settings import setting
 
 State = tuple[Tensor, ...]
@@ -17,6 +18,13 @@ class MixerSettings:
     """Settings of a sequence mixer; each mixer derives its own class from this one."""
 
     mixer: str = setting(str, "name of the sequence mixer")
+
+
+def check_divides(settings: MixerSettings, key: str, width: int, what: str = "the width") -> None:
+    """UserError if a setting of a mixer does not divide a width."""
+    value = getattr(settings, key)
+    if width % value:
+        raise UserError(f"{settings.mixer}: {key} is {value}; it must divide {what}, {width}")
 
 
 class Mixer(nn.Module, ABC):

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.sequences.mixers.base import Mixer, MixerSettings, State
+from net.sequences.mixers.base import Mixer, MixerSettings, State, check_divides
 from net.sequences.mixers.feature_maps import FEATURE_MAPS
-from utils.errors import UserError
 from utils.settings import Range, setting
 
 _QUADRATIC = 512  # positions up to which the L x L scores are the cheaper view
@@ -45,8 +44,7 @@ class Based(Mixer):
 
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
-        if width % settings.heads:
-            raise UserError(f"{settings.mixer}: heads is {settings.heads}; it must divide the width, {width}")
+        check_divides(settings, "heads", width)
         self.heads, self.view = settings.heads, settings.view
         self.phi = FEATURE_MAPS[settings.feature_map](settings.feature, length)
         self.q, self.k = (nn.Linear(width, self.heads * settings.feature, bias=False) for _ in range(2))

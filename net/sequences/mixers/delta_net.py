@@ -6,12 +6,19 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.sequences.mixers.base import Mixer, MixerSettings, State
+from net.sequences.mixers.base import Mixer, MixerSettings, State, check_divides
 from net.sequences.mixers.delta import delta_rule, delta_step
 from net.sequences.mixers.kernels import fused
 from net.sequences.mixers.short_conv import ShortConvolution
-from utils.errors import UserError
 from utils.settings import Range, setting
+
+
+@dataclass(frozen=True)
+class DeltaSettings(MixerSettings):
+    """Settings of DeltaNet and Gated DeltaNet."""
+
+    heads: int = setting(Range(1, 4096), "heads, a divisor of the width", default=2)
+    kernel: int = setting(Range(1, 4096), "positions that the convolution sees", default=4)
 
 
 class DeltaNet(Mixer):
@@ -25,17 +32,11 @@ class DeltaNet(Mixer):
     Source: Yang et al., "Parallelizing linear transformers with the delta rule over sequence length" (2024), section 3.
     """
 
-    @dataclass(frozen=True)
-    class Settings(MixerSettings):
-        """Settings of DeltaNet."""
+    Settings = DeltaSettings
 
-        heads: int = setting(Range(1, 4096), "heads, a divisor of the width", default=2)
-        kernel: int = setting(Range(1, 4096), "positions that the convolution sees", default=4)
-
-    def __init__(self, width: int, length: int, settings: Settings) -> None:
+    def __init__(self, width: int, length: int, settings: DeltaSettings) -> None:
         super().__init__(width, length, settings)
-        if width % settings.heads:
-            raise UserError(f"delta_net: heads is {settings.heads}; it must divide the width, {width}")
+        check_divides(settings, "heads", width)
         self.heads = settings.heads
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.conv = ShortConvolution(3 * width, settings.kernel)

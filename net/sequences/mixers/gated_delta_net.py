@@ -1,18 +1,17 @@
 """Gated DeltaNet."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.sequences.mixers.base import Mixer, MixerSettings, State
+from net.sequences.mixers.base import Mixer, State, check_divides
 from net.sequences.mixers.delta import delta_rule, delta_step
+from net.sequences.mixers.delta_net import DeltaSettings
 from net.sequences.mixers.kernels import fused
+from net.sequences.mixers.mamba import initial_step_bias
 from net.sequences.mixers.short_conv import ShortConvolution
-from utils.errors import UserError
-from utils.settings import Range, setting
 
 VALUE_FACTOR = 2  # width of the values over that of the keys
 
@@ -31,17 +30,11 @@ class GatedDeltaNet(Mixer):
     Source: Yang et al., "Gated delta networks: improving Mamba2 with delta rule" (2024), sections 3.2 and 3.4.
     """
 
-    @dataclass(frozen=True)
-    class Settings(MixerSettings):
-        """Settings of Gated DeltaNet."""
+    Settings = DeltaSettings
 
-        heads: int = setting(Range(1, 4096), "heads, a divisor of the width", default=2)
-        kernel: int = setting(Range(1, 4096), "positions that the convolution sees", default=4)
-
-    def __init__(self, width: int, length: int, settings: Settings) -> None:
+    def __init__(self, width: int, length: int, settings: DeltaSettings) -> None:
         super().__init__(width, length, settings)
-        if width % settings.heads:
-            raise UserError(f"gated_delta_net: heads is {settings.heads}; it must divide the width, {width}")
+        check_divides(settings, "heads", width)
         self.heads, values = settings.heads, VALUE_FACTOR * width
         self.widths = [width, width, values]
         self.qkv_proj = nn.Linear(width, sum(self.widths), bias=False)
@@ -49,8 +42,7 @@ class GatedDeltaNet(Mixer):
         self.beta_proj = nn.Linear(width, self.heads, bias=False)
         self.decay_proj = nn.Linear(width, self.heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(0, 16).log())
-        step = torch.empty(self.heads).uniform_(math.log(0.001), math.log(0.1)).exp()
-        self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        self.dt_bias = nn.Parameter(initial_step_bias(self.heads, 0.001, 0.1))
         self.gate_proj = nn.Linear(width, values, bias=False)
         self.norm = nn.RMSNorm(values // self.heads, eps=1e-5)
         self.o_proj = nn.Linear(values, width, bias=False)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.sequences.mixers.base import Mixer, MixerSettings, State
+from net.sequences.mixers.base import Mixer, MixerSettings, State, check_divides
 from net.sequences.mixers.convolution import causal_convolution
 from utils.errors import UserError
 from utils.settings import Range, setting
@@ -34,8 +34,7 @@ class H3(Mixer):
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
         self.states = width // 4 if settings.state is None else settings.state
-        if width % settings.group:
-            raise UserError(f"{settings.mixer}: group is {settings.group}; it must divide the width, {width}")
+        check_divides(settings, "group", width)
         if self.states % 2 or not self.states:
             raise UserError(f"{settings.mixer}: state is {self.states}; it must be an even number at least 2")
         self.groups = width // settings.group

@@ -51,10 +51,9 @@ def convolution(width: int, kernel: int) -> ShortConvolution | None:
     return ShortConvolution(width, kernel, bias=True) if kernel else None
 
 
-def initial_step_bias(count: int, settings: StateSpaceSettings) -> Tensor:
-    """Biases b, [count], for which softplus(b) is log-uniform between step_min and step_max."""
-    low, high = math.log(settings.step_min), math.log(settings.step_max)
-    steps = torch.empty(count).uniform_(low, high).exp()
+def initial_step_bias(count: int, low: float, high: float) -> Tensor:
+    """Biases b, [count], for which softplus(b) is log-uniform between two values."""
+    steps = torch.empty(count).uniform_(math.log(low), math.log(high)).exp()
     return steps + torch.log(-torch.expm1(-steps))  # the inverse of softplus
 
 
@@ -80,7 +79,7 @@ class Mamba(StateSpace):
         self.dt_proj = nn.Linear(self.rank, inner)
         with torch.no_grad():
             self.dt_proj.weight.uniform_(-(self.rank**-0.5), self.rank**-0.5)
-            self.dt_proj.bias.copy_(initial_step_bias(inner, settings))
+            self.dt_proj.bias.copy_(initial_step_bias(inner, settings.step_min, settings.step_max))
         self.A_log = nn.Parameter(torch.arange(1.0, self.state + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)

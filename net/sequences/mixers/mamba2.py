@@ -42,7 +42,7 @@ class Mamba2(StateSpace):
         self.heads, self.mixed = inner // head, inner + 2 * self.state
         self.in_proj = nn.Linear(width, inner + self.mixed + self.heads, bias=False)
         self.conv = convolution(self.mixed, settings.kernel)
-        self.dt_bias = nn.Parameter(initial_step_bias(self.heads, settings))
+        self.dt_bias = nn.Parameter(initial_step_bias(self.heads, settings.step_min, settings.step_max))
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(inner, eps=1e-5)

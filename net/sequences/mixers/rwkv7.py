@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net.sequences.mixers.base import Mixer, MixerSettings, State
+from net.sequences.mixers.base import Mixer, MixerSettings, State, check_divides
 from net.sequences.mixers.delta import generalised_delta_rule, generalised_delta_step
 from net.sequences.mixers.kernels import fused
-from utils.errors import UserError
 from utils.settings import Range, setting
 
 STREAMS = {"read": 0.2, "decay": 0.9, "key": 0.9, "value": 0.4, "rate": 0.9, "gate": 0.2}  # and powers of their mixing
@@ -48,8 +47,7 @@ class RWKV7(Mixer):
 
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
-        if width % settings.head_size:
-            raise UserError(f"rwkv7: head_size is {settings.head_size}; it must divide the width, {width}")
+        check_divides(settings, "head_size", width)
         self.head_size, heads = settings.head_size, width // settings.head_size
         channel = torch.arange(width) / width
         self.mixing = nn.Parameter(torch.stack([1 - channel**power for power in STREAMS.values()]))
