@@ -9,7 +9,7 @@ import torch
 from datasets.task import Examples, Table, TaskStream
 from methods import METHODS, build_method
 from methods.base import Context
-from net import build_net, settings_class
+from net import build_net
 from tests.toys import CPU, SHAPE, run_toy, toy_config, toy_stream
 from training.monitor import Monitor
 from training.prediction import predict_examples
@@ -57,8 +57,8 @@ def learned(method, fresh, limit):
 def test_every_method_learns_tables_and_generators_reproducibly(method, fresh, limit):
     config = config_of(method, limit)
     first, once = learned(method, fresh, limit)
-    _, _, twice = run_toy(config, toy_stream(3, fresh=fresh))
-    assert all(same(a, b) for a, b in zip(once, twice, strict=True))
+    _, _, twice = run_toy(config, toy_stream(2, fresh=fresh))
+    assert all(same(a, b) for a, b in zip(once[:2], twice, strict=True))
     _, _, other_seed = run_toy(dataclasses.replace(config, seed=1), toy_stream(1, fresh=fresh))
     assert not same(once[0], other_seed[0])
     for task, probabilities in once[-1].items():
@@ -134,9 +134,10 @@ def test_the_first_task_is_learned_the_same_by_every_method_with_one_network():
 def test_what_the_untrained_network_says_is_recorded(method):
     """The network of the first episode as it is initialised, before any step."""
     stream = toy_stream(2)
-    learner, _, _ = run_toy(toy_config(method=method), stream)
+    config = toy_config(method=method)
+    learner, _, _ = run_toy(config, stream)
     with seeded(0, "member", 0):
-        net = build_net("conv", SHAPE, settings_class("conv")(dropout=0.0), {1: 3})
+        net = build_net("conv", SHAPE, config.net.settings, {1: 3})
     assert learner.untrained.keys() == {1}
     assert torch.equal(learner.untrained[1], predict_examples(net, 1, stream.tasks[0].test, stream.spec, CPU))
 

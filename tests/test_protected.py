@@ -81,7 +81,7 @@ def test_packnet_gives_every_task_the_same_share_of_each_layer():
 def test_packnet_keeps_the_largest_of_the_free_weights_and_frees_the_rest():
     stream = toy_stream(2)
     method, _, _ = run_toy(toy_config(method="packnet", settings={"tasks": 3}), toy_stream(1))
-    rule, net = method.rule(), new_net(stream)
+    rule, net = method.rule(), method.new_network({task.id: task.num_outputs for task in stream.tasks})
     rule.begin(net)
     before = {name: weight.detach().clone() for name, weight in layer_weights(net.trunk).items()}
     for step in range(9):

@@ -33,7 +33,7 @@ def write_configs():
     """A stream of three tasks, into the current directory."""
     tasks = [[0, 1], [10, 11, 12], [22, 23]]
     Path("d.yaml").write_text(yaml.safe_dump({"dataset": "rotated_digits", "tasks": tasks}))
-    Path("h.yaml").write_text("{model: conv, batch: 8, epochs: 3}")
+    Path("h.yaml").write_text("{model: conv, width: 16, batch: 8, epochs: 3}")
 
 
 def options(method):

@@ -148,7 +148,7 @@ def toy_config(
     model: str = "conv",
     **options: object,
 ) -> RunConfig:
-    """Two epochs of batches of 8 of the small conv net, continual unless said otherwise.
+    """Two epochs of batches of 8 of the small conv net of width 32, continual unless said otherwise.
 
     Args:
         settings: of the method, where they are not those that ship with it.
@@ -157,7 +157,12 @@ def toy_config(
     recipe: dict[str, Any] = {"epochs": 2, "batch": 8, "augment": True, **(hp or {})}
     values: dict[str, Any] = {"continual": True, **options}
     toy = DataConfig("toy", (TaskConfig((0, 1)),), data_dir=Path("none"), path="toy.yaml")
-    config = RunConfig(data=toy, net=configured(model, dropout=0.0), hp=Recipe(**recipe), **values)
+    config = RunConfig(
+        data=toy,
+        net=configured(model, dropout=0.0, **({"width": 32} if model == "conv" else {})),
+        hp=Recipe(**recipe),
+        **values,
+    )
     known = METHODS[config.method].Settings
     shipped: dict[str, Any] = {}
     if declarations(known):
