@@ -108,6 +108,10 @@ class DataConfig:
         keys = ("class_order", "task_order", "views")
         return next((f"{key}: seed" for key in keys if getattr(self.settings, key, None) == "seed"), "")
 
+    def baselines(self, task: int) -> dict[str, float]:
+        """The main score of answers to a task, by its place in the stream, that need no network, by name; if known."""
+        return {}
+
     @property
     def stream(self) -> str:
         """The stream's name: that of its YAML file."""

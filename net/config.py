@@ -1,9 +1,10 @@
 """The settings of a network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.settings import NoSettings, Range, setting
+from utils.settings import NoSettings, Range, plain, setting
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,17 @@ class NetConfig:
     model: str = setting(str, "name of the network")
     path: str = setting(str, "the hyperparameter YAML", default="", machine=True, internal=True)
     settings: Any = field(default_factory=NoSettings)
+
+    @property
+    def title(self) -> str:
+        """What tells it from other networks: its model or, if it is made of sequence mixers, these."""
+        return network_title({"model": self.model, **plain(self.settings)})
+
+
+def network_title(net: Mapping[str, Any]) -> str:
+    """`NetConfig.title` of plain values, as in config.yaml."""
+    mixers = [layer["mixer"] for layer in net.get("mixers", ())]
+    return "+".join(dict.fromkeys(mixers)) if mixers else str(net["model"])
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Invocation:
             return command.run_dir
         if command.extend is not None:
             return beside(command.extend, "-extended")
-        return Path("runs") / f"{config.stream}-{config.net.model.replace('/', '_')}-{config.method}-seed{config.seed}"
+        return Path("runs") / f"{config.stream}-{config.net.title.replace('/', '_')}-{config.method}-seed{config.seed}"
 
     @property
     def describes_run(self) -> bool:

@@ -85,7 +85,7 @@ class TaskInvocation:
         """The run directory, or with several seeds the folder of their run directories."""
         if self.command.run_dir is not None:
             return self.command.run_dir
-        name = f"{self.config.stream}-{self.config.net.model.replace('/', '_')}"
+        name = f"{self.config.stream}-{self.config.net.title.replace('/', '_')}"
         several = self.command.seeds > 1 or len(self.command.rates) > 1
         return Path("runs") / (name if several else f"{name}-seed{self.config.seed}")
 

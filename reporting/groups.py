@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from net.config import network_title
 from records.configuration import comparable, obstacle
 from records.run import Run
 from records.summary import by_task
@@ -31,7 +32,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The groups with the same data and the same model of network, whose settings may differ."""
+    """The groups with the same data and the same model of network (or sequence mixers), whose settings may differ."""
 
     title: str
     groups: Sequence[Group]
@@ -73,7 +74,7 @@ def compare(
             "any of the runs"
         )
     comparisons: dict[str, dict[str, dict[int, Run]]] = {}
-    headings = titles([(f"{run.config['stream']}, {run.config['net']['model']}", run.config) for run in runs])
+    headings = titles([(f"{run.config['stream']}, {network_title(run.config['net'])}", run.config) for run in runs])
     for title, run in zip(headings, runs, strict=True):
         alone = _isolated(run, [*given, *runs])
         run = (run if alone is None else run.against(alone)).renumbered()

@@ -111,11 +111,9 @@ def uninformed_loss(run: Run) -> float | None:
 
 def baselines(run: Run) -> dict[str, float]:
     """The main metric of answers that need no network, by name."""
-    data, loss = settings_of(run).data, uninformed_loss(run)
-    if isinstance(data, AlgorithmConfig):
-        task, own = data.tasks[0], data.settings
-        return ALGORITHMS[task.task].baselines(task.length or own.length, own.readout)
-    return {"chance": math.exp(-loss)} if run.shows_accuracy and loss is not None else {}
+    loss = uninformed_loss(run)
+    chance = {"chance": math.exp(-loss)} if run.shows_accuracy and loss is not None else {}
+    return settings_of(run).data.baselines(0) or chance
 
 
 def weights(run: Run) -> tuple[list[int], dict[str, list[Array]]]:
@@ -123,7 +121,8 @@ def weights(run: Run) -> tuple[list[int], dict[str, list[Array]]]:
     steps = list(run.checkpoints)
     steps = [steps[place] for place in sorted({round(p) for p in np.linspace(0, len(steps) - 1, PICTURED)})]
     states = [run.checkpoints[step].weights() for step in steps]
-    shown = [name for name, value in states[0].items() if value.ndim == 2 and max(value.shape) <= _SIDE]
+    shapes = {name: value.shape for name, value in states[0].items() if value.ndim == 2 and value.numel()}
+    shown = [name for name, shape in shapes.items() if max(shape) <= _SIDE]
     return steps, {name: [state[name].double().numpy() for state in states] for name in shown[:_MATRICES]}
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from datasets.task import DEV, TEST
 from net import count_parameters
+from net.config import network_title
 from records.run import Run
 from records.summary import direction, figure
 from reporting import task_analysis as analysis
@@ -18,6 +19,7 @@ from reporting.layout import Page, Section, Sheet, configuration, count, duratio
 from reporting.style import colours
 from reporting.sweep import differs
 from reporting.sweep_page import of_a_sweep
+from studies.grid_file import in_words
 from studies.tables import Cell, readable, share
 
 Part = TypeVar("Part", Sheet, DrawnFigure)
@@ -52,7 +54,7 @@ def of_task_runs(runs: Sequence[Run], command: str) -> Page:
     ]
     palette = {light: dark for picture in slices for light, dark in _themes(picture)}
     return Page(
-        title=f"{run.config['net']['model']} on {', '.join(run.task_names)}", lead=_in_words(named, name),
+        title=f"{network_title(run.config['net'])} on {', '.join(run.task_names)}", lead=_in_words(named, name),
         sections=sections, command=command, warnings=_warnings(runs),
         configuration=configuration(list(named.values())), tiles=_tiles(run, named, name),
         palette=list(palette.items()),
@@ -149,7 +151,7 @@ def _tiles(run: Run, runs: Mapping[str, Run], name: str) -> list[tuple[str, str,
         tiles.append((title, f"{scale * value:.4g}", f"{unit}, without a network"))
     if run.checkpoints:
         weights = run.checkpoints[min(run.checkpoints)].network()
-        tiles.append(("parameters", readable(count_parameters(weights)), run.config["net"]["model"]))
+        tiles.append(("parameters", readable(count_parameters(weights)), network_title(run.config["net"])))
     seen, steps = int(frame.examples.iloc[-1]), int(frame.step.iloc[-1])
     log = f"2^{math.log2(seen):.3g}, " if seen else ""
     tiles.append(("examples seen", readable(seen) if seen else "0", f"{log}{count(steps, 'step')}"))
@@ -168,9 +170,8 @@ def _in_words(runs: Mapping[str, Run], name: str) -> list[str]:
     """Two paragraphs: what was trained and how, and where."""
     config = runs[name].config
     net, recipe = config["net"], config["hp"]
-    settings = ", ".join(
-        f"{key} {value}" for key, value in net.items() if key not in ("model", "path") and value is not None
-    )
+    shown = {key: value for key, value in net.items() if key not in ("model", "path") and value is not None}
+    settings = ", ".join(in_words(shown))
     length = next(count(recipe[key], key[:-1]) for key in ("examples", "steps", "epochs") if recipe.get(key))
     seeds = ", ".join(str(run.config["seed"]) for run in runs.values())
     whose = f"seed {seeds}" if len(runs) == 1 else f"the runs have the seeds {seeds}"

@@ -1,11 +1,14 @@
 """Networks of sequence mixers learn recall, through the program."""
 
+import html
 import json
 
 import pytest
 import torch
 
+import report
 import train_task
+from records import configure_task
 from tests.test_train_task import PROJECT, checkpoints, here, network_of, settings, summary, train, whole
 
 __all__ = ["here"]
@@ -56,3 +59,15 @@ def test_every_task_is_trained(task):
     options = ["--steps", "2", "--checkpoints", "none", "--set", "data.length=32"]
     run = recall("run", "conv_attention", *options, task=task)
     assert 0 <= summary(run)["avg_acc_final"] <= 1
+
+
+def test_runs_and_reports_are_named_after_the_sequence_mixers(tmp_path):
+    run = recall("run", "based", "--steps", "1", "--checkpoints", "none")
+    assert report.main([str(run)]) == 0
+    text = html.unescape((run / "report.html").read_text())
+    assert "base_conv+based on mqar" in text
+    assert "mixers base_conv filter short kernel 3" in text
+    assert "a value of the context" in text
+    given = {"hp_config": str(PROJECT / "config/hyperparam/based.yaml"),
+             "data_config": str(PROJECT / "config/dataset/mqar.yaml")}  # fmt: skip
+    assert str(configure_task(**given).folder) == "runs/mqar-base_conv+based-seed0"

@@ -231,3 +231,25 @@ def test_a_gpu_draws_by_the_same_rule_and_has_the_same_frozen_examples(name):
     if name == "mqar":
         checked(stream, drawn, 4, 64)
     assert drawn.store.shape == twin.train_eval.store.shape
+
+
+@pytest.mark.parametrize("kind", ["mqar", "compositional", "forgetting"])
+def test_a_guessed_value_of_the_context_is_right_as_often_as_is_said(kind):
+    """One of the values that are shown, drawn evenly, for each question."""
+    _, task = first({"task": kind, "pairs": 4, "length": 48, "test": [{"length": 48}]}, test_examples=3000)
+    path = str(CONFIGS / "mqar.yaml")
+    changes = {"data.tasks": [{"task": kind, "pairs": 4, "length": 48}], "data.vocabulary": 256}
+    (said,) = configure(data_config=path, set=changes).config.data.baselines(0).values()
+    shown, width = (6, 2) if kind == "forgetting" else (4, 3 if kind == "compositional" else 2)
+    values = task.test.store[:, [place * width + width - 1 for place in range(shown)]]
+    rng = generator(0, "guess")
+    asked = task.test.targets >= 0
+    guess = values.gather(1, torch.randint(shown, task.test.targets.shape, generator=rng))
+    right = (guess == task.test.targets)[asked].double()
+    assert right.mean() == pytest.approx(said, abs=5 * 0.5 / math.sqrt(len(right)))
+    assert said == pytest.approx(1 / shown)
+
+
+def test_a_mixture_of_difficulties_has_no_single_guess():
+    changes = {"data.tasks": [{"task": "mqar", "test": [{"pairs": 2}, {"pairs": 4}]}]}
+    assert configure(data_config=str(CONFIGS / "mqar.yaml"), set=changes).config.data.baselines(0) == {}

@@ -44,6 +44,10 @@ class AlgorithmConfig(DataConfig):
         TaskList(AlgorithmTask, "task", "algorithm, such as [argmax, 2nd_argmax]"), "the algorithms"
     )
 
+    def baselines(self, task: int) -> dict[str, float]:
+        asked = self.tasks[task]
+        return ALGORITHMS[asked.task].baselines(asked.length or self.settings.length, self.settings.readout)
+
 
 @dataclass(frozen=True)
 class AlgorithmSettings:

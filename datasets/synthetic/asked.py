@@ -44,6 +44,7 @@ class Kind:
     questions: Callable[[Shape], int]  # of each sequence
     fault: Callable[[Shape], Fault | None]  # why there is no such sequence
     keys: tuple[str, ...]  # what sets the difficulty, some of "length", "pairs" and "updates"
+    baselines: Callable[[Shape], dict[str, float]]  # the expected accuracy of answers that need no network, by name
     vectors: bool = False  # inputs are vectors, not tokens
 
     def difficulty(self, shape: Shape) -> dict[str, int]:

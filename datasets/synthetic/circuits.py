@@ -85,10 +85,18 @@ def _every(shape: Shape) -> int:
     return shape.length
 
 
+def _bit(shape: Shape) -> dict[str, float]:
+    return {"a random bit": 0.5}
+
+
+def _token(shape: Shape) -> dict[str, float]:
+    return {"a random token": 1 / (shape.vocabulary - 1)}
+
+
 CIRCUITS = {
-    "parity": Kind(parity, _one, _end_fault, ("length",)),
-    "majority": Kind(majority, _one, _end_fault, ("length",)),
-    "vocabulary_majority": Kind(vocabulary_majority, _one, _end_fault, ("length",)),
-    "cumulative_parity": Kind(cumulative_parity, _every, _no_fault, ("length",)),
-    "cumulative_majority": Kind(cumulative_majority, _every, _no_fault, ("length",)),
+    "parity": Kind(parity, _one, _end_fault, ("length",), _bit),
+    "majority": Kind(majority, _one, _end_fault, ("length",), _bit),
+    "vocabulary_majority": Kind(vocabulary_majority, _one, _end_fault, ("length",), _token),
+    "cumulative_parity": Kind(cumulative_parity, _every, _no_fault, ("length",), _bit),
+    "cumulative_majority": Kind(cumulative_majority, _every, _no_fault, ("length",), _bit),
 }

@@ -166,9 +166,17 @@ def _all_pairs(shape: Shape) -> int:
     return shape.pairs
 
 
+def _guessed(shape: Shape) -> dict[str, float]:
+    return {"a value of the context": 1 / shape.pairs}
+
+
+def _guessed_of_all(shape: Shape) -> dict[str, float]:
+    return {"a value of the context": 1 / (shape.pairs + shape.updates)}
+
+
 RECALL = {
-    "mqar": Kind(mqar, _all_pairs, _mqar_fault, ("length", "pairs")),
-    "compositional": Kind(compositional, _all_pairs, _compositional_fault, ("length", "pairs")),
-    "forgetting": Kind(forgetting, _all_pairs, _forgetting_fault, ("length", "pairs", "updates")),
-    "continuous_mqar": Kind(continuous_mqar, _all_pairs, _continuous_fault, ("pairs",), vectors=True),
+    "mqar": Kind(mqar, _all_pairs, _mqar_fault, ("length", "pairs"), _guessed),
+    "compositional": Kind(compositional, _all_pairs, _compositional_fault, ("length", "pairs"), _guessed),
+    "forgetting": Kind(forgetting, _all_pairs, _forgetting_fault, ("length", "pairs", "updates"), _guessed_of_all),
+    "continuous_mqar": Kind(continuous_mqar, _all_pairs, _continuous_fault, ("pairs",), _guessed, vectors=True),
 }

@@ -82,6 +82,12 @@ class SequenceConfig(DataConfig):
 
     tasks: tuple[Any, ...] = setting(TaskList(SequenceTask, "task", "task, such as [mqar, forgetting]"), "the tasks")
 
+    def baselines(self, task: int) -> dict[str, float]:
+        """Of what tests ask, if all of it is of one difficulty."""
+        asked = self.tasks[task]
+        shapes = {_shape(self.settings, part, asked) for part in asked.test or asked.train or [Segment()]}
+        return KINDS[asked.task].baselines(shapes.pop()) if len(shapes) == 1 else {}
+
 
 @dataclass(frozen=True)
 class SequenceSettings:
