@@ -20,6 +20,7 @@ from datasets.images.settings import ClassSettings, RotationSettings, ViewSettin
 from datasets.images.views import numbered
 from datasets.scenarios import blurred, in_scenario
 from datasets.synthetic.algorithmic import algorithmic
+from datasets.synthetic.languages import languages
 from datasets.synthetic.sequences import sequences
 from datasets.task import Generator, TaskStream
 from utils.errors import UserError, unknown
@@ -37,6 +38,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "image_folder": image_folder,
     "algorithmic": algorithmic,
     "sequences": sequences,
+    "languages": languages,
 }
 rotated_digits.numbered = rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
 rotated_digits.Settings = rotated_mnist.Settings = RotationSettings  # type: ignore[attr-defined]

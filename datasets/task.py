@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from datasets.objectives import Objective
+from datasets.schema import Schema
 from utils.seeding import generator
 
 TRAIN, TEST, HELD_OUT = "train", "test", "held_out"  # names of splits
@@ -38,6 +39,7 @@ class Examples:
     view: Tensor | None = None  # [P] int64, P the number of values of one input
     slices: Mapping[str, Tensor] = field(default_factory=dict)  # by name: positions [K] that are scored on their own
     names: Sequence[str] | None = None  # of the rows of the store, such as files
+    schema: Schema | None = None  # of the rows of the store, if these are documents
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,6 +48,11 @@ class Examples:
         """The examples at `positions`, [K] int64, repeats allowed; without slices."""
         rows = self.rows[positions.to(self.rows.device)]
         return replace(self, rows=rows, targets=self.targets[positions.to(self.targets.device)], slices={})
+
+    def to(self, device: torch.device) -> "Examples":
+        """The examples on a device; without slices."""
+        moved = {name: getattr(self, name).to(device) for name in ("store", "rows", "targets")}
+        return replace(self, **moved, slices={}, schema=None if self.schema is None else self.schema.to(device))
 
     @property
     def nbytes(self) -> int:

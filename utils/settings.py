@@ -179,6 +179,13 @@ def _value(kind: type, where: str, key: str, value: Any) -> Any:
     return None if value is None and optional else declarations(kind)[key].check(where, value)
 
 
+def optional(kind: type, name: str, *, bases: tuple[type, ...] = ()) -> type:
+    """A class with the settings of another one, each of which may be left out: it is None then."""
+    own = [(key, Any, setting(declared.accepts, declared.help, default=None)) for key, declared in
+           declarations(kind).items()]  # fmt: skip
+    return dataclasses.make_dataclass(name, own, bases=bases, frozen=True)
+
+
 @dataclass(frozen=True)
 class Given:
     """A value and its origin, with which error messages begin."""

@@ -1,0 +1,118 @@
+"""A language: documents with a question, whose structure is known.
+
+    bos content eos query [relation] answer eos
+
+The network reads a document and is scored where the answer is next: at the query, or at the token of the relation.
+Tokens: 0 pads documents, 1 begins them, 2 ends the content and the document, 3 to 5 are relations; symbols follow.
+
+Source: Arora et al., "Mechanistic evaluation of Transformers and state space models" (2025).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.settings import Range, setting
+
+PAD, BEGIN, END = range(3)
+RELATIONS = ("parent", "child", "sibling")  # of the query to the answer; their tokens follow END
+FIRST_SYMBOL = 3 + len(RELATIONS)
+# The items of a document: those of the content that the question is about, the token between content and question, and
+# the question with its answer.
+ORIGINAL, TARGET, DIVIDER, QUERY, RELATION, ANSWER = ITEMS = (
+    "original_query", "target", "divider", "query", "relation", "answer"
+)  # fmt: skip
+_ROUNDS = 1000  # of drawing documents until there are enough that can be asked about
+
+
+class Documents(NamedTuple):
+    """N documents in tokens [N, L], 0 behind the end of each."""
+
+    tokens: Tensor  # [N, L] int64
+    positions: dict[str, Tensor]  # by item, [N] int64, -1 where there is none
+    answers: Tensor  # [N, A] int64, the tokens that may answer
+    probabilities: Tensor  # [N, A] float32
+
+    @property
+    def asked(self) -> Tensor:
+        """Where the answer is next, [N]."""
+        return self.positions[ANSWER] - 1
+
+    @property
+    def right(self) -> Tensor:
+        """The tokens that answer, [N]."""
+        return self.tokens.gather(1, self.positions[ANSWER].unsqueeze(1)).squeeze(1)
+
+    def kept(self, chosen: Tensor | slice) -> "Documents":
+        """Some of the documents: their numbers [K], a mask [N] or a slice."""
+        places = {item: found[chosen] for item, found in self.positions.items()}
+        return Documents(self.tokens[chosen], places, self.answers[chosen], self.probabilities[chosen])
+
+
+class Language(ABC):
+    """Documents of one kind."""
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings that all languages have."""
+
+        withheld: float = setting(
+            Range(0, 1, whole=False, open_high=True), "share of the pairs of symbols that only test examples ask for",
+            default=0.0,
+        )  # fmt: skip
+        seed: int = setting(Range(0), "of what is drawn once: the pairs that are withheld, the grammar", default=0)
+
+    settings: Any  # of its class `Settings`
+    symbols: int  # tokens from FIRST_SYMBOL on
+    longest: int  # positions of the longest document
+
+    @abstractmethod
+    def __init__(self, settings: Any) -> None:
+        """The language with these settings, of its class `Settings`; UserError if there is none."""
+
+    @abstractmethod
+    def draw(self, count: int, rng: torch.Generator, withheld: bool) -> Documents:
+        """`count` documents, on the device of the generator; those that ask for withheld pairs or the others."""
+
+    @abstractmethod
+    def replacements(self, documents: Documents, rng: torch.Generator) -> dict[str, Tensor]:
+        """By item, a token for each document that could stand in its place in a document of the language, [N]."""
+
+    @abstractmethod
+    def baselines(self) -> dict[str, float]:
+        """The expected accuracy of answers that need no network, by name."""
+
+    def drawn_until(self, count: int, draw: Callable[[int], Documents], what: str) -> Documents:
+        """The first `count` documents that calls of `draw` return; it is asked for a number and may return fewer.
+
+        UserError if they do not come together; `what` says which documents these are.
+        """
+        found, got = list[Documents](), 0
+        for _ in range(_ROUNDS):
+            found.append(draw(max(64, count - got)))
+            got += len(found[-1].tokens)
+            if got >= count:
+                return joined([part for part in found if len(part.tokens)]).kept(slice(count))
+        raise UserError(f"there are too few {what}: {got} of {count}")
+
+
+def joined(parts: list[Documents]) -> Documents:
+    """Documents one after another, with as many positions and answers as the longest and the most of them need."""
+    length = max(part.tokens.shape[1] for part in parts)
+    most = max(part.answers.shape[1] for part in parts)
+
+    def filled(values: Tensor, width: int) -> Tensor:
+        return F.pad(values, (0, width - values.shape[1]))
+
+    return Documents(
+        torch.cat([filled(part.tokens, length) for part in parts]),
+        {item: torch.cat([part.positions[item] for part in parts]) for item in parts[0].positions},
+        torch.cat([filled(part.answers, most) for part in parts]),
+        torch.cat([filled(part.probabilities, most) for part in parts]),
+    )
