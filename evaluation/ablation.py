@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
+from datasets.task import Task
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
@@ -43,7 +44,7 @@ def ablation(subject: Subject) -> Scores:
     return {DROP: Scored(drop, None, whole.n), f"{metric.name} with all": whole, **found}
 
 
-def obstacle(net: MultiHead) -> str:
+def obstacle(net: MultiHead, task: Task) -> str:
     """Why the question cannot be asked of a network; "" if it can."""
     features = net.weight.shape[1]
     return f"the network has {features} features, and at most {FEATURES} are possible" if features > FEATURES else ""

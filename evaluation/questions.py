@@ -1,15 +1,18 @@
 """Evaluations: questions asked of every new network about each of its tasks, answered in rows of metrics.csv.
 
 To add one: a function Subject -> scores by name, and one line in EVALUATIONS; `--evaluate NAME` asks it. If it cannot
-be asked of all networks, OBSTACLES says why not.
+be asked of all networks or about all tasks, its `obstacle` says why not.
 """
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
+from datasets.task import Task
 from evaluation import ablation, regions
 from evaluation.subject import Subject
 from net.multihead import MultiHead
@@ -36,31 +39,72 @@ def dormant_features(subject: Subject) -> Scores:
     return {"dormant_share": Scored(float(share), None, len(sizes))}
 
 
-EVALUATIONS: dict[str, Callable[[Subject], Scores]] = {
-    "dormant": dormant_features,
-    "ablation": ablation.ablation,
-    "regions": regions.regions,
+ALWAYS, END = "always", "end"
+
+
+def _no_obstacle(net: MultiHead, task: Task) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """An evaluation: the question, and when it is asked while a network is trained."""
+
+    ask: Callable[[Subject], Scores]
+    obstacle: Callable[[MultiHead, Task], str] = _no_obstacle  # why it cannot be asked; "" if it can
+    when: str = ALWAYS  # unless `--evaluate NAME:WHEN` says otherwise
+
+
+EVALUATIONS: dict[str, Question] = {
+    "dormant": Question(dormant_features),
+    "ablation": Question(ablation.ablation, ablation.obstacle),
+    "regions": Question(regions.regions, regions.obstacle),
 }
-# Why an evaluation cannot be asked of a network; "" if it can. Those that are not here can be asked of all.
-OBSTACLES: dict[str, Callable[[MultiHead], str]] = {"ablation": ablation.obstacle, "regions": regions.obstacle}
 
 
-def check_evaluations(names: Sequence[str], net: MultiHead) -> None:
-    """UserError if one of the evaluations cannot be asked of a network."""
-    for name in names:
-        if reason := OBSTACLES.get(name, lambda _: "")(net):
-            raise UserError(f"--evaluate {name}: {reason}; leave it out")
+@dataclass(frozen=True)
+class Asked:
+    """An evaluation of a run, written NAME or NAME:WHEN."""
+
+    name: str
+    when: str  # at each evaluation of the network (ALWAYS), at each N-th and the last one, or at the last one (END)
+
+    @classmethod
+    def parsed(cls, text: str) -> "Asked":
+        name, _, when = text.partition(":")
+        return cls(name, when or EVALUATIONS[name].when)
+
+    def due(self, place: int, last: bool) -> bool:
+        """Whether it is asked at an evaluation of the network, numbered from 0."""
+        if last or self.when == ALWAYS:
+            return True
+        return self.when != END and place % int(self.when) == 0
+
+
+def check_evaluations(names: Sequence[str], net: MultiHead, task: Task) -> None:
+    """UserError if one of the evaluations cannot be asked of a network about a task."""
+    for asked in map(Asked.parsed, names):
+        if reason := EVALUATIONS[asked.name].obstacle(net, task):
+            raise UserError(f"--evaluate {asked.name}: {reason}; leave it out")
 
 
 class EvaluationNames:
-    """Accepts names of evaluations: a list, or a text with commas between them."""
+    """Accepts evaluations: a list, or a text with commas between them, each NAME or NAME:WHEN."""
 
     @staticmethod
     def read(where: str, value: object) -> tuple[str, ...]:
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, (list, tuple)):
             raise UserError(f"{where} is {value!r}; it must be names of evaluations, such as {next(iter(EVALUATIONS))}")
-        for name in names:
+        for text in names:
+            name, colon, when = str(text).partition(":")
             if name not in EVALUATIONS:
                 raise UserError(f"{where}: {unknown('evaluation', name, EVALUATIONS)}")
+            if colon and when not in (ALWAYS, END) and not re.fullmatch(r"[1-9]\d{0,8}", when):
+                raise UserError(
+                    f"{where}: {text} asks {name} when it is {when!r}; it must be {ALWAYS}, {END}, or a number N: at "
+                    "each N-th evaluation of the network"
+                )
+        if len({text.partition(":")[0] for text in names}) < len(set(names)):
+            raise UserError(f"{where} names an evaluation twice, at different times; name each once")
         return tuple(dict.fromkeys(names))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
-from datasets.task import Examples
+from datasets.task import Examples, Task
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches, predict_examples
@@ -62,7 +62,7 @@ def regions(subject: Subject) -> Scores:
     return found
 
 
-def obstacle(net: MultiHead) -> str:
+def obstacle(net: MultiHead, task: Task) -> str:
     """Why the question cannot be asked of a network; "" if it can."""
     return "" if hasattr(net.trunk, "states") else "only networks with states, such as rnn, have these regions"
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from datasets.objectives import Scores
 from datasets.task import DEV, HELD_OUT, StreamSpec, Task
 from evaluation.measurements import ANYTIME, TRAINED, Measurement
-from evaluation.questions import EVALUATIONS
+from evaluation.questions import EVALUATIONS, Asked
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.loop import Clock
@@ -28,7 +28,7 @@ class Watching:
     task: Task
     spec: StreamSpec
     compute: Compute
-    evaluations: Sequence[str] = ()  # names in EVALUATIONS
+    evaluations: Sequence[str] = ()  # see evaluation/questions.py
 
     @property
     def split(self) -> str:
@@ -36,14 +36,18 @@ class Watching:
         return next((name for name in (DEV, HELD_OUT) if name in self.task.splits), "test")
 
     def rows(self, net: MultiHead, clock: Clock) -> list[Measurement]:
-        """Scores on the split that is watched and its slices, and what the evaluations find.
+        """Scores on the split that is watched and its slices.
 
         TrainingError if an answer of the network is not finite.
         """
+        return list(self._scored(net, clock, self.split, ANYTIME))
+
+    def answers(self, net: MultiHead, clock: Clock, place: int, last: bool) -> list[Measurement]:
+        """What the evaluations find that are due at an evaluation of the network, numbered from 0."""
         examples = self.task.splits[self.split]
-        found = list(self._scored(net, clock, self.split, ANYTIME))
         subject = Subject(net.eval(), self.task.with_splits(test=examples), self.spec, self.compute)
-        return found + [self._row(clock, self.split, "", name, EVALUATIONS[name](subject)) for name in self.evaluations]
+        due = [asked.name for asked in map(Asked.parsed, self.evaluations) if asked.due(place, last)]
+        return [self._row(clock, self.split, "", name, EVALUATIONS[name].ask(subject)) for name in due]
 
     def test(self, net: MultiHead, clock: Clock, *, final: bool) -> list[Measurement]:
         """Scores on the test split and its slices; those of the final network are an entry of R."""

@@ -23,8 +23,9 @@ class BaseConfig:
     hp: Recipe
     seed: int = setting(Range(0, 2**63 - 1), "of all random choices (default: 0)", default=0, option="seed", group=_HOW)
     evaluate: tuple[str, ...] = setting(
-        EvaluationNames, "what else is asked of every new network, names with commas between them: "
-        f"{', '.join(EVALUATIONS)} (default: nothing)", default=(), option="evaluate", metavar="NAMES", group=_HOW,
+        EvaluationNames, "what else is asked of every new network, names with commas between: "
+        f"{', '.join(EVALUATIONS)}; in train_task.py NAME:N asks it at each N-th evaluation, NAME:end at the end "
+        "(default: nothing)", default=(), option="evaluate", metavar="NAMES", group=_HOW,
     )  # fmt: skip
     device: str = setting(
         str, "auto, cpu, cuda, cuda:N or mps (default: auto: a GPU if there is one)",

@@ -106,16 +106,19 @@ class TaskGroup:
             raise TrainingError(self.runs[0].failure)
 
     def _record(self, run: OneRun, step: int) -> Sequence[Measurement]:
-        rows: Sequence[Measurement] = ()
+        rows: list[Measurement] = []
         if run.reached not in (None, step):
             return rows
         if not run.failure and step in self._watched and not run.measured(step):
             try:
                 rows = run.watching.rows(run.net, self.training.clock)
+                run.look(rows)
+                place = self._in_order.index(step)
+                last = step == self._in_order[-1] or run.reached == step
+                rows += run.watching.answers(run.net, self.training.clock, place, last)
             except TrainingError as error:
                 run.failure = str(error)
             run.directory.add_rows(rows)
-            run.look(rows)
         kept = step in self._kept or run.reached == step
         if not run.failure and kept and not run.directory.has_checkpoint(step):
             run.directory.add_checkpoint(step, run.net.state_dict())

@@ -70,7 +70,7 @@ def steps(net, numbers, held=None):
 def test_ablation_holds_each_neuron_of_the_state_at_0_at_all_times(bias):
     net, inputs = network(hidden_size=5, bias=bias), numbers()
     targets = ALGORITHMS["2nd_argmax"].answer(inputs)
-    found = EVALUATIONS["ablation"](subject(net, inputs, targets, CrossEntropy()))
+    found = EVALUATIONS["ablation"].ask(subject(net, inputs, targets, CrossEntropy()))
     right = [
         np.mean([steps(net, x, held)[1].argmax() == y for x, y in zip(inputs, targets.tolist(), strict=True)])
         for held in (None, *range(5))
@@ -86,7 +86,7 @@ def test_ablation_holds_each_neuron_of_the_state_at_0_at_all_times(bias):
 def test_ablation_of_a_number_that_is_to_be_small():
     net, inputs = network(hidden_size=3, outputs=1), numbers()
     targets = ALGORITHMS["median"].answer(inputs)
-    found = EVALUATIONS["ablation"](subject(net, inputs, targets, RealNumbers()))
+    found = EVALUATIONS["ablation"].ask(subject(net, inputs, targets, RealNumbers()))
     errors = [
         np.sqrt(np.mean([(steps(net, x, held)[1] - y.item()) ** 2 for x, y in zip(inputs, targets, strict=True)]))
         for held in (None, 0, 1, 2)
@@ -102,7 +102,7 @@ def test_ablation_of_other_networks_holds_each_feature_at_0(heads):
     net = build_net("mlp", (LENGTH,), settings, {1: LENGTH}, heads).eval()
     inputs = numbers()
     targets = inputs.argmax(1)
-    found = EVALUATIONS["ablation"](subject(net, inputs, targets, CrossEntropy()))
+    found = EVALUATIONS["ablation"].ask(subject(net, inputs, targets, CrossEntropy()))
     features = net.trunk(inputs).detach()
     for number in range(features.shape[1]):
         held = features.clone()
@@ -116,7 +116,7 @@ def test_ablation_of_other_networks_holds_each_feature_at_0(heads):
 def test_ablation_of_many_examples_asks_about_some_of_all_classes():
     net, inputs = network(hidden_size=2), numbers(20_000)
     inputs = inputs[inputs.argmax(1).argsort()]
-    found = EVALUATIONS["ablation"](subject(net, inputs, inputs.argmax(1), CrossEntropy()))["accuracy with all"]
+    found = EVALUATIONS["ablation"].ask(subject(net, inputs, inputs.argmax(1), CrossEntropy()))["accuracy with all"]
     right = net(inputs, torch.ones(20_000, dtype=torch.int64)).argmax(1) == inputs.argmax(1)
     assert found.n == 8192
     assert found.value == pytest.approx(right.double().mean().item(), abs=4 * found.stderr)
@@ -131,7 +131,7 @@ def patterns(net, inputs):
 def test_regions_are_the_patterns_of_positive_neurons(hidden):
     net, inputs = network(hidden_size=hidden), numbers()
     targets = ALGORITHMS["2nd_argmax"].answer(inputs)
-    found = EVALUATIONS["regions"](subject(net, inputs, targets, CrossEntropy()))
+    found = EVALUATIONS["regions"].ask(subject(net, inputs, targets, CrossEntropy()))
     seen = patterns(net, inputs)
     counts = Counter(seen)
     assert found["regions"].value == len(counts) > 1

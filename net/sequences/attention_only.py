@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.sequences.sites import Tap
 from utils.errors import UserError
 from utils.settings import Range, setting
 
@@ -58,6 +59,21 @@ class AttentionOnly(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named_parameters()}
         return self.stacked(parameters, tokens.unsqueeze(0))[0]
+
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites, see net/sequences/sites.py."""
+        parts = ("input", "mixer.output", "output")
+        return tuple(f"blocks.{layer}.{part}" for layer in range(len(self.attns)) for part in parts)
+
+    def tapped(self, tokens: Tensor, tap: Tap) -> Tensor:
+        """The residual stream at the last position, where each activation is replaced by what a tap makes of it."""
+        stream = self.embed["weight"][tokens] + self.pos_embed["weight"]
+        for number, weights in enumerate(self.attns):
+            stream = tap(f"blocks.{number}.input", stream)
+            into, out = (weights.get_parameter(name).unsqueeze(0) for name in ("in_proj_weight", "out_proj.weight"))
+            mixed = _attention(stream.unsqueeze(0), stream.unsqueeze(0), into, out, self.attention_heads)[0]
+            stream = tap(f"blocks.{number}.output", stream + tap(f"blocks.{number}.mixer.output", mixed))
+        return stream[:, -1]
 
     def stacked(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
         """The features of S networks at once, parameters by name [S, ...], tokens [S, B, n] -> [S, B, d]."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from net.sequences.mixers import MIXERS
 from net.sequences.mixers.attention import Attention
 from net.sequences.mixers.base import MixerSettings, State
+from net.sequences.sites import Hook, Tap, hooked
 from utils.errors import UserError, unknown
 from utils.settings import Range, read, setting
 
@@ -93,6 +94,18 @@ class Block(nn.Module):
         mixed, state = self.mixer.step(self.mixer_norm(stream), state)
         return self.mixed_states(stream + mixed), state
 
+    def hooks(self) -> dict[str, Hook]:
+        """Where the sites of the layer are, by name, in the order of computation."""
+        found = {"input": Hook(self, enters=True), "mixer.input": Hook(self.mixer, enters=True)}
+        if (joining := self.mixer.joining) is not None:
+            found["mixer.heads"] = Hook(joining, enters=True, heads=self.mixer.heads)
+        found["mixer.output"] = Hook(self.mixer, enters=False)
+        if self.state is not None:
+            found |= {"state.input": Hook(self.state, enters=True), "state.output": Hook(self.state, enters=False)}
+        elif self.state_norm is not None:  # the normalised stream is added once more
+            found["state.output"] = Hook(self.state_norm, enters=False)
+        return found | {"output": Hook(self, enters=False)}
+
     def mixed_states(self, stream: Tensor) -> Tensor:
         """The second half of the layer, which is at each position alone."""
         if self.state_norm is None:
@@ -171,12 +184,19 @@ class SequenceModel(nn.Module):
 
     def streams(self, inputs: Tensor) -> Tensor:
         """The residual stream after the last layer at all positions, [B, L, d]."""
+        return self.after_layers(self.embedded(inputs))
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        """The residual stream before the first layer at all positions, [B, L, d]."""
         length = inputs.shape[1] - self.asked * self.tokens
         stream = self.embed(inputs[:, :length])
-        stream = self.dropout(stream if self.positions is None else stream + self.positions[:length])
-        for block in self.blocks:
+        return self.dropout(stream if self.positions is None else stream + self.positions[:length])  # type: ignore[no-any-return]
+
+    def after_layers(self, stream: Tensor, first: int = 0) -> Tensor:
+        """The residual stream after the last layer, [B, L, d], from that before the layer `first`."""
+        for block in self.blocks[first:]:
             stream = block(stream)
-        return stream  # type: ignore[no-any-return]
+        return stream
 
     def read(self, stream: Tensor, inputs: Tensor) -> Tensor:
         """The outputs [B, K, V] where `inputs` ask for them; anywhere for an input that asks fewer times."""
@@ -189,6 +209,22 @@ class SequenceModel(nn.Module):
         """The outputs of the residual stream at any positions, [..., d] -> [..., V]."""
         weight = self.embed.weight if self.unembed is None else self.unembed.weight
         return F.linear(self.norm(stream), weight)  # type: ignore[arg-type]
+
+    def hooks(self) -> dict[str, Hook]:
+        """Where the sites are in the modules, by name, in the order of computation."""
+        found = dict[str, Hook]()
+        for number, block in enumerate(self.blocks):
+            found |= {f"blocks.{number}.{name}": hook for name, hook in block.hooks().items()}  # type: ignore[operator]
+        return found
+
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites, see net/sequences/sites.py."""
+        return tuple(self.hooks())
+
+    def tapped(self, inputs: Tensor, tap: Tap) -> Tensor:
+        """The outputs, where each activation is replaced by what a tap makes of it."""
+        with hooked(self.hooks(), tap):
+            return self(inputs)  # type: ignore[no-any-return]
 
     def begin(self, batch: int) -> list[State]:
         """The state of each layer before the first position of so many sequences."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from net.sequences.sites import Tap
 from utils.settings import Range, setting
 
 
@@ -30,6 +31,7 @@ class RNN(nn.Module):
     def __init__(self, shape: tuple[int, ...], settings: Settings) -> None:
         super().__init__()
         self.width = width = settings.hidden_size
+        self.length = shape[0]
         self.head_bias = settings.bias
         sizes = {"weight_ih_l0": (width, 1), "weight_hh_l0": (width, width)}
         if settings.bias:
@@ -53,6 +55,18 @@ class RNN(nn.Module):
         """The states after each number, [B, n, h]; the recurrence begins at `first`, [B, h], by default at 0."""
         begin = None if first is None else first.unsqueeze(0)
         return torch.stack([state[0] for state in _states(self._as_one(), inputs.unsqueeze(0), begin)], 1)
+
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites, see net/sequences/sites.py: the states after each number, [B, h]."""
+        return tuple(f"states.{place}" for place in range(self.length))
+
+    def tapped(self, inputs: Tensor, tap: Tap) -> Tensor:
+        """The last state, where each state is replaced by what a tap makes of it."""
+        state = None
+        for place in range(inputs.shape[1]):
+            state = tap(f"states.{place}", self.states(inputs[:, place : place + 1], state)[:, -1])
+        assert state is not None
+        return state
 
     def holding(self, inputs: Tensor, neurons: Tensor) -> Tensor:
         """The last states of K networks, in each of which one of the `neurons`, [K], is held at 0: [K, B, h]."""

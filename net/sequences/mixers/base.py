@@ -41,6 +41,8 @@ class Mixer(nn.Module, ABC):
     """
 
     Settings: type[MixerSettings]
+    heads = 1
+    joined_by = "out_proj"  # the linear map whose inputs are what the heads have read, side by side
 
     def __init__(self, width: int, length: int, settings: Any) -> None:
         super().__init__()
@@ -61,6 +63,11 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def state_size(self, length: int) -> int:
         """Numbers that the step form has to remember of one sequence after `length` positions."""
+
+    @property
+    def joining(self) -> nn.Module | None:
+        """The linear map that joins the heads; None if there is none."""
+        return getattr(self, self.joined_by, None)
 
     def keeps_init(self) -> Iterator[nn.Module]:
         """Linear layers whose initialisation is part of the mixer's definition."""

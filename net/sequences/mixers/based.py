@@ -42,6 +42,8 @@ class Based(Mixer):
             machine=True,
         )
 
+    joined_by = "output"
+
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
         check_divides(settings, "heads", width)

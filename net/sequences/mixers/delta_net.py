@@ -34,6 +34,8 @@ class DeltaNet(Mixer):
 
     Settings = DeltaSettings
 
+    joined_by = "o_proj"
+
     def __init__(self, width: int, length: int, settings: DeltaSettings) -> None:
         super().__init__(width, length, settings)
         check_divides(settings, "heads", width)

@@ -32,6 +32,8 @@ class GatedDeltaNet(Mixer):
 
     Settings = DeltaSettings
 
+    joined_by = "o_proj"
+
     def __init__(self, width: int, length: int, settings: DeltaSettings) -> None:
         super().__init__(width, length, settings)
         check_divides(settings, "heads", width)

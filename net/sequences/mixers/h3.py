@@ -31,6 +31,8 @@ class H3(Mixer):
         state: int | None = setting(Range(2, 4096), "N, an even number; by default width / 4", default=None)
         group: int = setting(Range(1, 4096), "channels of a group, a divisor of the width", default=2)
 
+    joined_by = "output"
+
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
         self.states = width // 4 if settings.state is None else settings.state

@@ -45,10 +45,12 @@ class RWKV7(Mixer):
             default=None,
         )  # fmt: skip
 
+    joined_by = "o_proj"
+
     def __init__(self, width: int, length: int, settings: Settings) -> None:
         super().__init__(width, length, settings)
         check_divides(settings, "head_size", width)
-        self.head_size, heads = settings.head_size, width // settings.head_size
+        self.head_size, self.heads = settings.head_size, width // settings.head_size
         channel = torch.arange(width) / width
         self.mixing = nn.Parameter(torch.stack([1 - channel**power for power in STREAMS.values()]))
         self.read_proj, self.key_proj, self.value_proj = (nn.Linear(width, width, bias=False) for _ in range(3))
@@ -60,7 +62,7 @@ class RWKV7(Mixer):
         self.removal = nn.Parameter(torch.full((width,), 0.85))
         self.replacement = nn.Parameter(torch.ones(width))
         self.bonus = nn.Parameter(torch.zeros(width))
-        self.norm = nn.GroupNorm(heads, width, eps=1e-5 * self.head_size)
+        self.norm = nn.GroupNorm(self.heads, width, eps=1e-5 * self.head_size)
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
