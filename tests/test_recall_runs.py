@@ -180,8 +180,9 @@ def test_the_table_of_examples_has_means_over_the_seeds_that_came_so_far(here, m
     assert examples_table(comparison, "") is None
 
 
-def test_all_methods_of_the_ladder_train_on_as_many_examples(tmp_path):
-    grid = load_grid(str(PROJECT / "config/benchmark/recall_ladder.yaml"), tmp_path)
+@pytest.mark.parametrize("name", ["recall_ladder", "recall_ladder_small"])
+def test_all_methods_of_the_ladder_train_on_as_many_examples(name, tmp_path):
+    grid = load_grid(str(PROJECT / f"config/benchmark/{name}.yaml"), tmp_path)
     together = {"joint": 1}  # trainings in a run; else one for each task
     assert len({run.config.hp.examples * together.get(run.label, 4) for run in grid.runs}) == 1
     assert {run.label for run in grid.runs if not run.config.continual} == {"joint"}
