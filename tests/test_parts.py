@@ -1,10 +1,13 @@
 """What each part of a network of sequence mixers does: attribution, attention and ablation."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+import report
+import train_task
 from datasets.objectives import Tokens
 from datasets.schema import Schema
 from datasets.synthetic.associative_recall import AssociativeRecall
@@ -19,10 +22,12 @@ from net.sequences.handset import direct, induction
 from net.sequences.mixers import MIXERS
 from net.sequences.model import NORMS, STATE_MIXERS, SequenceModel
 from net.sequences.sites import run
+from tests.test_report import figure
 from tests.test_sites import BATCH, LENGTH, SETTINGS, VOCABULARY, inputs_of, model_of
 from tests.toys import CPU
 from utils.settings import read
 
+CONFIG = Path(__file__).parent.parent / "config"
 PAIRS, SYMBOLS, DOCUMENTS = 4, 20, 500
 
 
@@ -311,3 +316,22 @@ def test_what_cannot_be_asked(examples):
     assert "no layer" in attention(mlp, task)
     vectors = build_net("sequence", (9, 5), read(SequenceModel.Settings, "net", {}), {1: 6}, "identity", 2)
     assert "the answers are no tokens" in attribution(vectors, task)
+
+
+def test_a_run_and_its_report(tmp_path, capsys):
+    data = {"pairs": 2, "symbols": 8, "dev_examples": 64, "test_examples": 64}
+    changes = {"net.width": 8, "net.mixers": "[{mixer: attention, heads: 2}]", "hp.batch": 16,
+               **{f"data.{key}": value for key, value in data.items()}}  # fmt: skip
+    given = [arg for name, value in changes.items() for arg in ("--set", f"{name}={value}")]
+    assert train_task.main([
+        "--data_config", str(CONFIG / "dataset/associative_recall.yaml"), "--hp_config",
+        str(CONFIG / "hyperparam/attention.yaml"), "--steps", "4", "--evaluate", "ablation,attribution,attention",
+        "--run_dir", str(tmp_path), "--quiet", *given]) == 0  # fmt: skip
+    scenarios = {line.split(",")[7] for line in (tmp_path / "metrics.csv").read_text().splitlines()}
+    assert scenarios >= {"ablation", "attribution", "attention"}
+    assert report.main([str(tmp_path)]) == 0
+    capsys.readouterr()
+    parts = ["mixer", "mixer head 0", "mixer head 1", "state"]
+    names = [f"blocks.{number}.{part}" for number in range(2) for part in parts]
+    assert list(figure(tmp_path / "report.html", "ablation")["part"]) == names
+    assert "with one part replaced by its mean, each in turn" in (tmp_path / "report.html").read_text()
