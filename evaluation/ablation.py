@@ -9,14 +9,13 @@ from torch import Tensor
 from datasets.mixture import Mixture
 from datasets.objectives import Metric, Scored, Scores
 from datasets.task import Examples, Task
-from evaluation.subject import Subject
+from evaluation.subject import DOCUMENTS, Subject
 from net.multihead import MultiHead
 from net.sequences.model import SequenceModel
 from net.sequences.sites import Tap, run
 from training.prediction import evaluation_batches
 
-EXAMPLES = 1 << 13  # the most that are asked about
-DOCUMENTS = 1 << 10  # the same of a network of sequence mixers
+EXAMPLES = 1 << 13  # the most that are asked about, if it is for features
 FEATURES = 256  # the most that a network may have
 DROP, WITHOUT = "largest_drop", "without"
 _TOGETHER = 16  # neurons that are held at 0 in one batched computation

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from datasets.mixture import Mixture
 from datasets.objectives import Scores, mean
 from datasets.task import Task
-from evaluation.subject import Subject
+from evaluation.subject import DOCUMENTS, Subject
 from net.multihead import MultiHead
 from net.sequences.model import SequenceModel
 from net.sequences.sites import run
 from training.prediction import evaluation_batches
 
-DOCUMENTS = 320  # the most that are asked about
 WEIGHT = "weight"
 _TOGETHER = 1 << 24  # weights of a layer that are computed at once
 

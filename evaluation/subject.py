@@ -8,6 +8,8 @@ from datasets.task import Examples, StreamSpec, Task
 from net.multihead import MultiHead
 from utils.compute import Compute
 
+DOCUMENTS = 320  # the most that a network of sequence mixers is asked about part by part
+
 
 @dataclass(frozen=True)
 class Subject:
