@@ -137,7 +137,7 @@ class CrossEntropy(_Probabilities):
         losses = -predictions.gather(-1, targets.unsqueeze(-1)).squeeze(-1).clamp_min(_TINY).log().double()
         hits = (predictions.argmax(-1) == targets).double()
         return {
-            name: {"accuracy": _share(hits[part].mean().item(), len(part)), "loss": _mean(losses[part])}
+            name: {"accuracy": _share(hits[part].mean().item(), len(part)), "loss": mean(losses[part])}
             for name, part in slices.items()
         }
 
@@ -246,7 +246,7 @@ class Reconstruction(Objective):
         return self._errors(self.uninformed(training.shape, num_outputs, training), training).double().mean().item()
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
-        return {"loss": _mean(self._errors(predictions, targets).double())}
+        return {"loss": mean(self._errors(predictions, targets).double())}
 
     def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each example, [N]."""
@@ -271,7 +271,7 @@ class RealNumbers(Reconstruction):
         return (outputs.float() - targets.float()).square().mean(-1)
 
 
-def _mean(values: Tensor) -> Scored:
+def mean(values: Tensor) -> Scored:
     """The mean of independent values [N] with its standard error s / sqrt(N), which a single value does not have."""
     mean, variance = torch.stack([values.mean(), values.var() if len(values) > 1 else values.new_zeros(())]).tolist()
     return Scored(mean, math.sqrt(variance / len(values)) if len(values) > 1 else None, len(values))

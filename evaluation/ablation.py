@@ -1,18 +1,21 @@
-"""How well a network does without one of its features."""
+"""How well a network does without one of its parts."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from datasets.mixture import Mixture
-from datasets.objectives import Scored, Scores
-from datasets.task import Task
-from evaluation.subject import Subject
+from datasets.objectives import Metric, Scored, Scores
+from datasets.task import Examples, Task
+from evaluation.subject import DOCUMENTS, Subject
 from net.multihead import MultiHead
+from net.sequences.model import SequenceModel
+from net.sequences.sites import Tap, run
 from training.prediction import evaluation_batches
 
-EXAMPLES = 1 << 13  # the most that are asked about
+EXAMPLES = 1 << 13  # the most that are asked about, if it is for features
 FEATURES = 256  # the most that a network may have
 DROP, WITHOUT = "largest_drop", "without"
 _TOGETHER = 16  # neurons that are held at 0 in one batched computation
@@ -20,34 +23,114 @@ _TOGETHER = 16  # neurons that are held at 0 in one batched computation
 
 @torch.no_grad()
 def ablation(subject: Subject) -> Scores:
-    """The main metric with all features and without each of them, and how much worse it gets at most.
+    """The main metric with all parts and without each of them, and how much worse it gets at most.
 
-    A feature is held at 0. That of a recurrent network is a neuron of its state, which is held at 0 at all times.
+    Parts of a network of sequence mixers are its sequence mixers, each of their heads if there are several, and its
+    state mixers: what one adds is replaced by its mean over the examples, at each position. Parts of other networks are
+    their features, which are held at 0; that of a recurrent network is a neuron of its state, held at 0 at all times.
     """
-    objective, examples = subject.spec.objective, subject.task.test
-    if len(examples) > EXAMPLES:  # evenly, because examples may be in the order of their classes
-        examples = examples.subset(torch.arange(EXAMPLES) * len(examples) // EXAMPLES)
-    metric = next(iter(objective.metrics.values()))
-    data = Mixture([(subject.task.id, examples)])
-    batches = [
-        torch.stack(list(_outputs(subject, inputs, data.task_ids[part])))
-        for inputs, part in evaluation_batches(subject.net, data, subject.spec, subject.compute)
-    ]
-    scored = [
-        objective.evaluate(objective.predict(outputs), examples.targets)[metric.name]
-        for outputs in torch.cat(batches, 1)
-    ]
-    whole, *others = scored
+    metric = next(iter(subject.spec.objective.metrics.values()))
+    trunk = subject.net.trunk
+    scored = _of_parts(subject, trunk, metric) if isinstance(trunk, SequenceModel) else _of_features(subject, metric)
+    whole, *others = scored.values()
     sign = 1 if metric.higher_is_better else -1
     drop = max(sign * (whole.value - other.value) for other in others)
-    found = {f"{metric.name} {WITHOUT} {number}": score for number, score in enumerate(others)}
-    return {DROP: Scored(drop, None, whole.n), f"{metric.name} with all": whole, **found}
+    return {DROP: Scored(drop, None, whole.n), **scored}
 
 
 def obstacle(net: MultiHead, task: Task) -> str:
     """Why the question cannot be asked of a network; "" if it can."""
     features = net.weight.shape[1]
-    return f"the network has {features} features, and at most {FEATURES} are possible" if features > FEATURES else ""
+    if isinstance(net.trunk, SequenceModel) or features <= FEATURES:
+        return ""
+    return f"the network has {features} features, and at most {FEATURES} are possible"
+
+
+class _Part(NamedTuple):
+    """A part of a network of sequence mixers."""
+
+    name: str
+    site: str
+    head: int | None = None  # of the heads that are at this site
+
+
+def _of_parts(subject: Subject, trunk: SequenceModel, metric: Metric) -> dict[str, Scored]:
+    """The metric with all parts of a network of sequence mixers, and without each of them."""
+    examples, objective = subject.some(DOCUMENTS), subject.spec.objective
+    parts, found = _parts(trunk), {}
+    means = _means(subject, examples, {part.site for part in parts})
+    for part in (None, *parts):
+        predictions = map(objective.predict, _outputs_without(subject, examples, part, means))
+        name = "with all" if part is None else f"{WITHOUT} {part.name}"
+        found[f"{metric.name} {name}"] = objective.evaluate_parts(predictions, examples.targets, {})[""][metric.name]
+    return found
+
+
+def _parts(trunk: SequenceModel) -> list[_Part]:
+    """The parts, in the order of computation."""
+    hooks, found = trunk.hooks(), []
+    for number in range(len(trunk.blocks)):
+        mixer, state, heads = (f"blocks.{number}.{name}" for name in ("mixer", "state", "mixer.heads"))
+        found.append(_Part(mixer, f"{mixer}.output"))
+        if heads in hooks and (count := hooks[heads].heads) > 1:
+            found += [_Part(f"{mixer} head {head}", heads, head) for head in range(count)]
+        if f"{state}.output" in hooks:
+            found.append(_Part(state, f"{state}.output"))
+    return found
+
+
+def _means(subject: Subject, examples: Examples, sites: set[str]) -> dict[str, Tensor]:
+    """The mean activations over the examples, by site: [L, ...]."""
+    data, sums = Mixture([(subject.task.id, examples)]), dict[str, Tensor]()
+    for inputs, _ in evaluation_batches(subject.net, data, subject.spec, subject.compute):
+        with subject.compute.autocast():
+            found = run(subject.net.trunk, inputs, read=sites).activations  # type: ignore[arg-type]
+        for site, values in found.items():
+            sums[site] = sums.get(site, 0) + values.double().sum(0)
+    return {site: total / len(examples) for site, total in sums.items()}
+
+
+def _outputs_without(
+    subject: Subject, examples: Examples, part: _Part | None, means: dict[str, Tensor]
+) -> Iterator[Tensor]:
+    """The outputs without a part, or with all of them: parts of [N, ..., C]."""
+    net, outputs, tap = subject.net, subject.net.head_sizes[subject.task.id], _replacing(part, means)
+    data = Mixture([(subject.task.id, examples)])
+    for inputs, batch in evaluation_batches(net, data, subject.spec, subject.compute):
+        with subject.compute.autocast():
+            features = net.trunk.tapped(inputs, tap)  # type: ignore[operator]
+            found = net.head(features, data.task_ids[batch])
+        yield found[..., :outputs]
+
+
+def _replacing(part: _Part | None, means: dict[str, Tensor]) -> Tap:
+    """A tap that replaces a part by its mean."""
+
+    def tap(site: str, values: Tensor) -> Tensor:
+        if part is None or site != part.site:
+            return values
+        mean = means[site].to(values.dtype).expand_as(values)
+        if part.head is None:
+            return mean
+        return torch.cat([values[:, :, : part.head], mean[:, :, part.head, None], values[:, :, part.head + 1 :]], 2)
+
+    return tap
+
+
+def _of_features(subject: Subject, metric: Metric) -> dict[str, Scored]:
+    """The metric with all features of a network, and without each of them."""
+    objective, examples = subject.spec.objective, subject.some(EXAMPLES)
+    data = Mixture([(subject.task.id, examples)])
+    batches = [
+        torch.stack(list(_outputs(subject, inputs, data.task_ids[part])))
+        for inputs, part in evaluation_batches(subject.net, data, subject.spec, subject.compute)
+    ]
+    whole, *others = (
+        objective.evaluate(objective.predict(outputs), examples.targets)[metric.name]
+        for outputs in torch.cat(batches, 1)
+    )
+    found = {f"{metric.name} {WITHOUT} {number}": score for number, score in enumerate(others)}
+    return {f"{metric.name} with all": whole, **found}
 
 
 def _outputs(subject: Subject, inputs: Tensor, task_ids: Tensor) -> Iterator[Tensor]:

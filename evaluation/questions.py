@@ -13,7 +13,7 @@ import torch
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.task import Task
-from evaluation import ablation, regions
+from evaluation import ablation, attention, attribution, regions
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
@@ -58,6 +58,8 @@ class Question:
 EVALUATIONS: dict[str, Question] = {
     "dormant": Question(dormant_features),
     "ablation": Question(ablation.ablation, ablation.obstacle),
+    "attribution": Question(attribution.attribution, attribution.obstacle),
+    "attention": Question(attention.attention, attention.obstacle),
     "regions": Question(regions.regions, regions.obstacle),
 }
 

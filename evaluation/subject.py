@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
-from datasets.task import StreamSpec, Task
+import torch
+
+from datasets.task import Examples, StreamSpec, Task
 from net.multihead import MultiHead
 from utils.compute import Compute
+
+DOCUMENTS = 320  # the most that a network of sequence mixers is asked about part by part
 
 
 @dataclass(frozen=True)
@@ -15,3 +19,9 @@ class Subject:
     task: Task
     spec: StreamSpec
     compute: Compute
+
+    def some(self, most: int) -> Examples:
+        """The test examples; of more than `most` so many, evenly: they may be in the order of their classes."""
+        examples = self.task.test
+        count = len(examples)
+        return examples if count <= most else examples.subset(torch.arange(most) * count // most)

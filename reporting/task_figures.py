@@ -83,40 +83,45 @@ def slice_curves(run: Run) -> list[DrawnFigure]:
 
 
 def ablation(run: Run) -> list[DrawnFigure]:
-    """The main metric without each neuron: at the last evaluation, and the change over training; none if not asked."""
+    """The main metric without each part: at the last evaluation, and the change over training; none if not asked."""
     frame = analysis.answers(run, "ablation")
     if frame.empty:
         return []
     beginning = f"{run.metric} {WITHOUT} "
     columns = [name for name in frame if name.startswith(beginning)]
-    neurons, whole_score = [name.removeprefix(beginning) for name in columns], f"{run.metric} with all"
+    parts, whole_score = [name.removeprefix(beginning) for name in columns], f"{run.metric} with all"
+    unit, removed = _ablated(run, parts)
     last = frame.iloc[-1]
-    drawn, (axes,) = empty_figure(3.2)
-    axes.bar(range(len(neurons)), [last[name] for name in columns], color="#0072b2", width=0.7)
+    drawn, (axes,) = empty_figure(3.2 if unit != "part" else 4.2)
+    axes.bar(range(len(parts)), [last[name] for name in columns], color="#0072b2", width=0.7)
     axes.grid(axis="x", visible=False)
     axes.axhline(last[whole_score], color=INK, linewidth=1.0, label="with all")
     for number, (name, value) in enumerate(analysis.baselines(run).items()):
         axes.axhline(value, color=MUTED, linewidth=0.9, linestyle=("--", ":")[number % 2], label=name)
-    axes.set(xlabel=f"{_unit(run)} held at 0", ylim=(0, axes.get_ylim()[1]))
+    axes.set(xlabel=f"{unit} {removed}", ylim=(0, axes.get_ylim()[1]))
     _measured_axis(axes, run, run.metric)
-    if len(neurons) <= 20:
-        axes.set_xticks(range(len(neurons)), neurons)
+    if unit == "part":
+        shown = _spread(len(parts), 32)
+        axes.set_xticks(shown, [parts[place] for place in shown], rotation=90)
+    elif len(parts) <= 20:
+        axes.set_xticks(range(len(parts)), parts)
     drawn.legend(loc="outside upper center", ncols=3)
-    subject = f"{split_of(run, run.metric)} with one {_unit(run)} held at 0, each in turn"
+    subject = f"{split_of(run, run.metric)} with one {unit} {removed}, each in turn"
     caption = f"{subject}, after {readable(last.examples)} examples. {direction(run.config).capitalize()}."
-    data = pd.DataFrame({"neuron": neurons, run.metric: [last[name] for name in columns]})
-    bars = DrawnFigure("ablation", f"Without each {_unit(run)}", caption, drawn, data)
-    return [bars, _drops(run, frame, columns, neurons, whole_score)]
+    data = pd.DataFrame({unit: parts, run.metric: [last[name] for name in columns]})
+    bars = DrawnFigure("ablation", f"Without each {unit}", caption, drawn, data)
+    return [bars, _drops(run, frame, columns, parts, whole_score)]
 
 
 def _drops(
-    run: Run, frame: pd.DataFrame, columns: Sequence[str], neurons: Sequence[str], whole_score: str
+    run: Run, frame: pd.DataFrame, columns: Sequence[str], parts: Sequence[str], whole_score: str
 ) -> DrawnFigure:
-    """The change by the ablation of each neuron over training."""
+    """The change by the ablation of each part over training."""
+    unit, removed = _ablated(run, parts)
     some = frame.iloc[_spread(len(frame), _TIMES)]
     changes = some[[*columns]].to_numpy().T - some[whole_score].to_numpy()
     bound = max(1e-3, float(np.nanmax(np.abs(changes))))
-    drawn, (axes,) = empty_figure(height(len(neurons)))
+    drawn, (axes,) = empty_figure(height(len(parts)))
     scale = 100 if run.shows_accuracy else 1
     bar = heat_map(
         axes, changes, DIVERGING, Normalize(-bound, bound), lambda value: signed(scale * value, 0 if scale > 1 else 2)
@@ -124,14 +129,14 @@ def _drops(
     bar.set_label("change, points" if run.shows_accuracy else f"change of the {run.metric}")
     shown = list(range(0, len(some), -(-len(some) // 6)))
     axes.set_xticks(shown, [readable(some.examples.iloc[place]) if place else "0" for place in shown])
-    shown = _spread(len(neurons), 20)
-    axes.set_yticks(shown, [neurons[place] for place in shown])
-    axes.set(xlabel=_EXAMPLES, ylabel=f"{_unit(run)} held at 0")
+    shown = _spread(len(parts), 20)
+    axes.set_yticks(shown, [parts[place] for place in shown])
+    axes.set(xlabel=_EXAMPLES, ylabel=f"{unit} {removed}")
     caption = (
-        f"How the {run.metric} changes when a {_unit(run)} is held at 0, at moments of training: a row whose colour "
-        f"sets in is a {_unit(run)} that has come into use. The CSV file has all moments."
+        f"How the {run.metric} changes when a {unit} is {removed}, at moments of training: a row whose colour "
+        f"sets in is a {unit} that has come into use. The CSV file has all moments."
     )
-    return DrawnFigure("ablation_over_training", f"When each {_unit(run)} comes into use", caption, drawn, frame)
+    return DrawnFigure("ablation_over_training", f"When each {unit} comes into use", caption, drawn, frame)
 
 
 def regions(run: Run) -> DrawnFigure | None:
@@ -245,9 +250,11 @@ def file_name(name: str) -> str:
     return re.sub(r"[^a-z]+", "_", letters).strip("_")
 
 
-def _unit(run: Run) -> str:
-    """What an ablation holds at 0."""
-    return "neuron" if run.config["net"]["model"] == "rnn" else "feature"
+def _ablated(run: Run, parts: Sequence[str]) -> tuple[str, str]:
+    """What an ablation takes away, and how; features have numbers for names."""
+    if not parts[0].isdecimal():
+        return "part", "replaced by its mean"
+    return "neuron" if run.config["net"]["model"] == "rnn" else "feature", "held at 0"
 
 
 def split_of(run: Run, metric: str) -> str:

@@ -200,15 +200,23 @@ class SequenceModel(nn.Module):
 
     def read(self, stream: Tensor, inputs: Tensor) -> Tensor:
         """The outputs [B, K, V] where `inputs` ask for them; anywhere for an input that asks fewer times."""
+        return self.outputs_at(self.at_asked(stream, inputs))
+
+    def at_asked(self, values: Tensor, inputs: Tensor) -> Tensor:
+        """Values at all positions [B, L, D] -> [B, K, D] where `inputs` ask for outputs, as in `read`."""
         if not self.tokens:
-            return self.outputs_at(stream[:, -self.asked :])
-        places = inputs[:, -self.asked :].clamp_min(0).unsqueeze(-1).expand(-1, -1, self.width)
-        return self.outputs_at(stream.gather(1, places))
+            return values[:, -self.asked :]
+        places = inputs[:, -self.asked :].clamp_min(0).unsqueeze(-1).expand(-1, -1, values.shape[-1])
+        return values.gather(1, places)
 
     def outputs_at(self, stream: Tensor) -> Tensor:
         """The outputs of the residual stream at any positions, [..., d] -> [..., V]."""
-        weight = self.embed.weight if self.unembed is None else self.unembed.weight
-        return F.linear(self.norm(stream), weight)  # type: ignore[arg-type]
+        return F.linear(self.norm(stream), self.unembedding)
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The weights U that read the outputs, [V, d]."""
+        return self.embed.weight if self.unembed is None else self.unembed.weight  # type: ignore[return-value]
 
     def hooks(self) -> dict[str, Hook]:
         """Where the sites are in the modules, by name, in the order of computation."""

@@ -41,6 +41,16 @@ class Attention(Mixer):
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropped, is_causal=True)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
+    def weights(self, inputs: Tensor) -> Tensor:
+        """How much position t attends to position s, [B, H, t, s], without dropout."""
+        q, k, _ = self._projected(inputs)
+        scores = torch.einsum("bthe,bshe->bhts", q, k) / math.sqrt(self.width / self.heads)
+        return scores.masked_fill(~self.seen(inputs.shape[1], inputs.device), -torch.inf).softmax(-1)
+
+    def seen(self, length: int, device: torch.device) -> Tensor:
+        """Whether position t sees position s, [t, s]."""
+        return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
     def begin(self, batch: int) -> State:
         none = self.qkv_proj.weight.new_zeros(batch, 0, self.heads, self.width // self.heads)
         return none, none

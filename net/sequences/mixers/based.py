@@ -59,6 +59,12 @@ class Based(Mixer):
         summed = (self._quadratic if quadratic else self._chunked)(*self._projected(inputs), positions)
         return self._normalised(summed)
 
+    def weights(self, inputs: Tensor) -> Tensor:
+        """How much position t attends to position s: phi(q_t) . phi(k_s), divided as the outputs are, [B, H, t, s]."""
+        q, k, _ = self._projected(inputs)
+        scores = self.phi.scores(q, k, torch.arange(inputs.shape[1], device=inputs.device)).tril()
+        return scores / (scores.sum(-1, keepdim=True) + _EPSILON)
+
     def begin(self, batch: int) -> State:
         sums = self.v.weight.new_zeros(batch, self.heads, self.phi.size, self.width // self.heads + 1)
         return sums, torch.zeros(1, dtype=torch.long, device=sums.device)

@@ -32,12 +32,13 @@ class SlidingAttention(Attention):
 
     def forward(self, inputs: Tensor) -> Tensor:
         q, k, v = (part.transpose(1, 2) for part in self._projected(inputs))
-        position = torch.arange(inputs.shape[1], device=inputs.device)
-        distance = position[:, None] - position
-        seen = (distance >= 0) & (distance < self.window)
+        seen = self.seen(inputs.shape[1], inputs.device)
         dropped = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropped)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def seen(self, length: int, device: torch.device) -> Tensor:
+        return super().seen(length, device).triu(1 - self.window)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         first = max(0, state[0].shape[1] - self.window + 1)  # of those that the new position still sees
