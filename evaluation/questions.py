@@ -13,7 +13,7 @@ import torch
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.task import Task
-from evaluation import ablation, regions
+from evaluation import ablation, probes, regions, transplant
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
@@ -59,6 +59,8 @@ EVALUATIONS: dict[str, Question] = {
     "dormant": Question(dormant_features),
     "ablation": Question(ablation.ablation, ablation.obstacle),
     "regions": Question(regions.regions, regions.obstacle),
+    "probes": Question(probes.probes, probes.obstacle, END),
+    "transplant": Question(transplant.transplant, transplant.obstacle, END),
 }
 
 

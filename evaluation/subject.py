@@ -1,6 +1,7 @@
 """What an evaluation is asked about."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from datasets.task import StreamSpec, Task
 from net.multihead import MultiHead
@@ -15,3 +16,6 @@ class Subject:
     task: Task
     spec: StreamSpec
     compute: Compute
+    step: int = 0  # training steps behind it, where it is asked while it is trained
+    # By step, in their order: builds the network as it was then, in test mode. Empty where nothing was kept.
+    earlier: Mapping[int, Callable[[], MultiHead]] = field(default_factory=dict)
