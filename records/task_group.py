@@ -25,7 +25,6 @@ from training.loop import Clock, Training
 from training.times import times
 from utils.compute import peak_memory
 from utils.errors import TrainingError
-from utils.seeding import seeded
 
 _SECONDS = 10.0  # between two savings of the state of training when something was recorded, at least
 NAME = ("member", 0)  # of the network's random streams, as in a run of modelzoo.py on this task alone
@@ -181,8 +180,7 @@ def _best(run: OneRun, clock: Clock) -> list[Measurement]:
 
 def _network_at(run: OneRun, step: int) -> MultiHead:
     """The network of a checkpoint, in test mode."""
-    with seeded(run.config.seed, "trial"):  # the random numbers of training stay as they are
-        net = new_network(run.config, run.stream.spec, run.net.head_sizes)
+    net = new_network(run.config, run.stream.spec, run.net.head_sizes)
     net.load_state_dict(run.directory.checkpoint(step))
     return net.to(run.net.weight.device).eval()
 
