@@ -13,7 +13,7 @@ import torch
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.task import Task
-from evaluation import ablation, attention, attribution, regions
+from evaluation import ablation, attention, attribution, probes, regions, transplant
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
@@ -61,6 +61,8 @@ EVALUATIONS: dict[str, Question] = {
     "attribution": Question(attribution.attribution, attribution.obstacle),
     "attention": Question(attention.attention, attention.obstacle),
     "regions": Question(regions.regions, regions.obstacle),
+    "probes": Question(probes.probes, probes.obstacle, END),
+    "transplant": Question(transplant.transplant, transplant.obstacle, END),
 }
 
 

@@ -1,6 +1,7 @@
 """What an evaluation is asked about."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,6 +20,9 @@ class Subject:
     task: Task
     spec: StreamSpec
     compute: Compute
+    step: int = 0  # training steps behind it, where it is asked while it is trained
+    # By step, in their order: builds the network as it was then, in test mode. Empty where nothing was kept.
+    earlier: Mapping[int, Callable[[], MultiHead]] = field(default_factory=dict)
 
     def some(self, most: int) -> Examples:
         """The test examples; of more than `most` so many, evenly: they may be in the order of their classes."""

@@ -1,6 +1,6 @@
 """Measuring one network on one task while it is trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,10 +42,15 @@ class Watching:
         """
         return list(self._scored(net, clock, self.split, ANYTIME))
 
-    def answers(self, net: MultiHead, clock: Clock, place: int, last: bool) -> list[Measurement]:
-        """What the evaluations find that are due at an evaluation of the network, numbered from 0."""
-        examples = self.task.splits[self.split]
-        subject = Subject(net.eval(), self.task.with_splits(test=examples), self.spec, self.compute)
+    def answers(
+        self, net: MultiHead, clock: Clock, place: int, last: bool, earlier: Mapping[int, Callable[[], MultiHead]]
+    ) -> list[Measurement]:  # fmt: skip
+        """What the evaluations find that are due at an evaluation of the network, numbered from 0.
+
+        `earlier`: the network as it was after fewer steps, see Subject.
+        """
+        task = self.task.with_splits(test=self.task.splits[self.split])
+        subject = Subject(net.eval(), task, self.spec, self.compute, clock.steps, earlier)
         due = [asked.name for asked in map(Asked.parsed, self.evaluations) if asked.due(place, last)]
         return [self._row(clock, self.split, "", name, EVALUATIONS[name].ask(subject)) for name in due]
 

@@ -2,8 +2,9 @@
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ class TaskGroup:
                 run.look(rows)
                 place = self._in_order.index(step)
                 last = step == self._in_order[-1] or run.reached == step
-                rows += run.watching.answers(run.net, self.training.clock, place, last)
+                earlier = self._earlier(run, step)
+                rows += run.watching.answers(run.net, self.training.clock, place, last, earlier)
             except TrainingError as error:
                 run.failure = str(error)
             run.directory.add_rows(rows)
@@ -123,6 +125,11 @@ class TaskGroup:
         if not run.failure and kept and not run.directory.has_checkpoint(step):
             run.directory.add_checkpoint(step, run.net.state_dict())
         return rows
+
+    def _earlier(self, run: OneRun, step: int) -> dict[int, Callable[[], MultiHead]]:
+        """By step, in their order, what builds the network of each checkpoint before a step."""
+        steps = [before for before in sorted(self._kept) if before < step and run.directory.has_checkpoint(before)]
+        return {before: partial(_network_at, run, before) for before in steps}
 
     def failed(self, reason: str) -> None:
         """No run can go on; `reason` is that of those that have no other."""
@@ -167,10 +174,15 @@ def _best(run: OneRun, clock: Clock) -> list[Measurement]:
     step = best_step(run.directory.rows, run.watching.split, main_metric(run.stream).higher_is_better)
     if step is None or step == clock.steps or not run.directory.has_checkpoint(step):
         return []
+    examples = next(row.examples for row in run.directory.rows if row.step == step)
+    return run.watching.test(_network_at(run, step), Clock(step, examples, None), final=False)
+
+
+def _network_at(run: OneRun, step: int) -> MultiHead:
+    """The network of a checkpoint, in test mode."""
     net = new_network(run.config, run.stream.spec, run.net.head_sizes)
     net.load_state_dict(run.directory.checkpoint(step))
-    examples = next(row.examples for row in run.directory.rows if row.step == step)
-    return run.watching.test(net.to(run.net.weight.device), Clock(step, examples, None), final=False)
+    return net.to(run.net.weight.device).eval()
 
 
 def best_step(rows: Sequence[Measurement], split: str, higher_is_better: bool) -> int | None:

@@ -36,7 +36,7 @@ from training.threads import use_threads
 from training.times import times
 from utils.compute import Compute, enough_memory, runs_in_bf16
 from utils.errors import UserError
-from utils.seeding import seeded
+from utils.seeding import derive_seed, seeded
 from utils.trees import Tree, from_bytes
 
 
@@ -167,6 +167,8 @@ def _training(
         training = Training(first.net, sources, spec, recipe, compute, seeds[0], NAME, **common)
         if states[0]:
             training.restore(states[0])
+        else:
+            torch.manual_seed(derive_seed(seeds[0], *NAME, "training"))  # of dropout
         return training
     every: list[list[tuple[int, TrainSource]]] = [[(task.id, run.stream.tasks[0].train)] for run in runs]
     rates, nets = [run.config.hp.lr for run in runs], [run.net for run in runs]
