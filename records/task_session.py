@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datasets import build_stream
 from datasets.task import TEST, TaskStream, TrainSource
 from evaluation.watching import Watching
