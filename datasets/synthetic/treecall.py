@@ -26,7 +26,7 @@ from utils.errors import UserError, unknown
 from utils.seeding import generator
 from utils.settings import Range, setting
 
-_AT_ONCE = 2**16  # sentences that are drawn together: more would need more memory, and be no faster
+_AT_ONCE = 2**22  # terminals that are drawn together, at most: more would need more memory, and be no faster
 PARENT, CHILD, SIBLING = range(len(RELATIONS))
 
 
@@ -104,7 +104,8 @@ class Treecall(Language):
     def draw(self, count: int, rng: torch.Generator, withheld: bool) -> Documents:
         which = "" if not self.settings.withheld else " that are withheld" if withheld else " that are not withheld"
         what = f"sentences of 3 to {self.settings.longest} terminals with pairs to ask for{which}"
-        return self.drawn_until(count, lambda n: self.ask(self.trees(min(n, _AT_ONCE), rng), rng, withheld), what)
+        most = max(64, _AT_ONCE // self.settings.longest)
+        return self.drawn_until(count, lambda n: self.ask(self.trees(min(n, most), rng), rng, withheld), what)
 
     def trees(self, count: int, rng: torch.Generator) -> Trees:
         """Of `count` random sentences those that are neither too short nor too long."""
