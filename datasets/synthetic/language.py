@@ -9,8 +9,9 @@ Source: Arora et al., "Mechanistic evaluation of Transformers and state space mo
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class Documents(NamedTuple):
     positions: dict[str, Tensor]  # by item, [N] int64, -1 where there is none
     answers: Tensor  # [N, A] int64, the tokens that may answer
     probabilities: Tensor  # [N, A] float32
+    known: Mapping[str, Tensor] = MappingProxyType({})  # what else statistics tell of each document, by name, [N]
 
     @property
     def asked(self) -> Tensor:
@@ -52,7 +54,8 @@ class Documents(NamedTuple):
     def kept(self, chosen: Tensor | slice) -> "Documents":
         """Some of the documents: their numbers [K], a mask [N] or a slice."""
         places = {item: found[chosen] for item, found in self.positions.items()}
-        return Documents(self.tokens[chosen], places, self.answers[chosen], self.probabilities[chosen])
+        known = {name: values[chosen] for name, values in self.known.items()}
+        return Documents(self.tokens[chosen], places, self.answers[chosen], self.probabilities[chosen], known)
 
 
 class Language(ABC):
@@ -101,6 +104,20 @@ class Language(ABC):
                 return joined([part for part in found if len(part.tokens)]).kept(slice(count))
         raise UserError(f"there are too few {what}: {got} of {count}")
 
+    def statistics(self, documents: Documents) -> dict[str, float]:
+        """What documents are like, by name: means over them, where a name says nothing else."""
+        lengths = documents.positions[DIVIDER] - 1  # of the content
+        away = (documents.positions[TARGET] - documents.positions[ORIGINAL]).abs()
+        places = torch.arange(documents.tokens.shape[1], device=lengths.device)
+        content = documents.tokens.where(places < documents.positions[DIVIDER].unsqueeze(1), 0).sort(1).values
+        repeated = ((content[:, 1:] == content[:, :-1]) & (content[:, 1:] >= FIRST_SYMBOL)).sum(1) / lengths
+        found = {
+            "length": lengths, "shortest length": lengths.min(), "longest length": lengths.max(),
+            "distance of query and target": away, "share of neighbours": away == 1,
+            "share of repeated symbols": repeated, **documents.known,
+        }  # fmt: skip
+        return {name: float(values.double().mean()) for name, values in found.items()}
+
 
 def joined(parts: list[Documents]) -> Documents:
     """Documents one after another, with as many positions and answers as the longest and the most of them need."""
@@ -115,4 +132,5 @@ def joined(parts: list[Documents]) -> Documents:
         {item: torch.cat([part.positions[item] for part in parts]) for item in parts[0].positions},
         torch.cat([filled(part.answers, most) for part in parts]),
         torch.cat([filled(part.probabilities, most) for part in parts]),
+        {name: torch.cat([part.known[name] for part in parts]) for name in parts[0].known},
     )

@@ -19,12 +19,13 @@ from datasets.objectives import Tokens
 from datasets.schema import Schema
 from datasets.synthetic.associative_recall import AssociativeRecall
 from datasets.synthetic.language import FIRST_SYMBOL, Documents, Language
+from datasets.synthetic.treecall import Treecall
 from datasets.task import DEV, TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.errors import UserError, unknown
 from utils.seeding import generator, on_device
 from utils.settings import Range, counts, declarations, optional, read, setting
 
-LANGUAGES: dict[str, type[Language]] = {"recall": AssociativeRecall}
+LANGUAGES: dict[str, type[Language]] = {"recall": AssociativeRecall, "treecall": Treecall}
 _COUNT = counts(Range(1, 10**8))
 _OPTIONAL = {name: optional(kind.Settings, f"{kind.__name__}Keys") for name, kind in LANGUAGES.items()}
 
