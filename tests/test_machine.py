@@ -16,7 +16,7 @@ from utils import machine, startup
 from utils.machine import Load, cores_in_use, threads_for
 
 PROJECT = Path(__file__).parent.parent
-PROGRAMS = ["modelzoo", "benchmark", "predict", "distill", "export", "forget", "report"]
+PROGRAMS = ["modelzoo", "benchmark", "predict", "distill", "export", "forget", "report", "describe"]
 #                user nice system idle iowait irq softirq steal guest guest_nice
 BEFORE = """cpu  300 0 50 900 20 0 5 0 0 0
 cpu0 100 0 20 400 10 0 5 0 0 0

@@ -22,7 +22,8 @@ from utils.settings import Range, setting
 
 PAD, BEGIN, END = range(3)
 RELATIONS = ("parent", "child", "sibling")  # of the query to the answer; their tokens follow END
-FIRST_SYMBOL = 3 + len(RELATIONS)
+SPECIAL = ("pad", "bos", "eos", *RELATIONS)  # words for the tokens that are no symbols
+FIRST_SYMBOL = len(SPECIAL)
 # The items of a document: those of the content that the question is about, the token between content and question, and
 # the question with its answer.
 ORIGINAL, TARGET, DIVIDER, QUERY, RELATION, ANSWER = ITEMS = (
@@ -100,6 +101,26 @@ class Language(ABC):
             if got >= count:
                 return joined([part for part in found if len(part.tokens)]).kept(slice(count))
         raise UserError(f"there are too few {what}: {got} of {count}")
+
+    def word(self, token: int) -> str:
+        """A token for people, such as bos or k12."""
+        return SPECIAL[token] if token < FIRST_SYMBOL else self._symbol(token - FIRST_SYMBOL)
+
+    def _symbol(self, number: int) -> str:
+        """A symbol for people, by its number from 0."""
+        return f"s{number}"
+
+    def statistics(self, documents: Documents) -> dict[str, float]:
+        """What documents are like on average, by name."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What people may want to know of the language, as values for JSON."""
+        return {}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What was drawn once, by name."""
+        return {}
 
 
 def joined(parts: list[Documents]) -> Documents:
