@@ -7,6 +7,7 @@ DIR/1-recall/language.json          which language, its settings, tokens, facts,
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,14 +87,21 @@ def read_language(folder: Path) -> SavedLanguage:
 
     The language is made from its settings; what it draws once must be what was saved.
     """
-    with _reading(folder / DESCRIPTION):
-        description = json.loads((folder / DESCRIPTION).read_bytes())
+    path = folder / DESCRIPTION
+    with _reading(path):
+        description = json.loads(path.read_bytes())
         if (written := description["format"]) != FORMAT:
-            raise UserError(f"{folder / DESCRIPTION} has format {written!r}; this version reads {FORMAT}")
-        if (name := description["language"]) not in LANGUAGES:
-            raise UserError(f"{folder / DESCRIPTION}: {unknown('language', name, LANGUAGES)}")
-        settings = read(LANGUAGES[name].Settings, f"{folder / DESCRIPTION}: settings", description["settings"])
-        language, splits = LANGUAGES[name](settings), list(description["splits"])
+            raise UserError(f"{path} has format {written!r}; this version reads {FORMAT}")
+        if (name := description["language"]) not in list(LANGUAGES):
+            raise UserError(f"{path}: {unknown('language', name, LANGUAGES)}")
+        settings = read(LANGUAGES[name].Settings, f"{path}: settings", description["settings"])
+        try:
+            language = LANGUAGES[name](settings)
+        except UserError as error:
+            raise UserError(f"{path}: settings: {error}") from None
+        splits = list(description["splits"])
+        if not all(re.fullmatch("[a-z_]+", split) for split in splits):
+            raise ValueError("a split has a name that is none")
     drawn, saved = language.arrays(), _arrays(folder / ARRAYS)
     if drawn.keys() != saved.keys() or not all(torch.equal(drawn[key], saved[key]) for key in drawn):
         raise UserError(f"{folder / ARRAYS} is not what {name} draws with these settings: it is damaged, or of another "
