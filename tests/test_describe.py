@@ -163,7 +163,7 @@ DAMAGE = {
     "language": (lambda at: edited(at, language="recal"), "language.json: unknown language 'recal'; did you mean"),
     "no language": (lambda at: edited(at, language=["recall"]), "language.json: unknown language"),
     "setting": (lambda at: edited(at, settings={"pears": 1}), "language.json: settings: unknown key 'pears'"),
-    "settings": (lambda at: edited(at, settings={"pairs": 99, "symbols": 20}), "settings: pairs is 99; 20 symbols have"),
+    "settings": (lambda at: edited(at, settings={"pairs": 99, "symbols": 20}), "settings: pairs is 99; 20 symbols"),
     "other pairs": (lambda at: edited(at, settings={"symbols": 20, "withheld": 0.5}), "arrays.safetensors is not what"),
     "split elsewhere": (lambda at: edited(at, splits={"../1-recall/test": {}}), "language.json is damaged ("),
     "no arrays": (lambda at: (at / "arrays.safetensors").unlink(), "arrays.safetensors is missing"),

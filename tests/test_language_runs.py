@@ -11,10 +11,10 @@ import train_task
 from datasets import build_stream
 from records.configuration import saved_config
 from records.directory import read_config
+from records.run import Run
 from records.task_config import TaskRunConfig
 from tests.test_resume import same_as, start, stop_after
 from tests.test_train_task import PROJECT, settings, summary
-from zoo import Zoo
 
 SIZES = {"train_examples": 64, "dev_examples": 256, "test_examples": 256, "epoch_examples": 1024}
 TASKS = [{"language": "recall", "pairs": 2}, {"language": "recall", "ask": "value", "fewest_pairs": 1}]
@@ -62,14 +62,12 @@ def test_a_stream_stopped_by_signals_goes_on_to_the_same_bits(method, monkeypatc
                 break
     assert stops > 0
     same_as("run", "whole")
-    zoo = Zoo.load("run", "cpu")
-    names = ["recall (pairs 2)", "recall (fewest_pairs 1, ask value)"]
-    assert [task.name for task in zoo.tasks] == names
-    for own, given_task in zip(zoo.config.data.tasks, TASKS, strict=True):
-        found = {key: getattr(own.settings, key) for key in ("pairs", "ask", "fewest_pairs")}
-        assert {key: value for key, value in found.items() if value is not None} == {
-            key: value for key, value in given_task.items() if key != "language"
-        }
+    assert Run.load("run").task_names == ["recall (pairs 2)", "recall (fewest_pairs 1, ask value)"]
+    content = read_config(Path("run"))
+    again = saved_config("run/config.yaml", content)
+    for number, given_task in enumerate(TASKS):
+        assert {key: content["data"]["tasks"][number][key] for key in given_task} == given_task
+    assert build_stream(again.data, again.seed, torch.device("cpu")).fingerprints() == content["data_sha256"]
     assert modelzoo.main(["--verify", "run"]) == 0
 
 
@@ -81,20 +79,29 @@ def test_a_wrong_language_leaves_no_run(capsys):
     assert not Path("run").exists()
 
 
-def learned(name, mixers, *options, **data):
-    """Test accuracy, and whether 0.9 was reached, of two layers of width 32."""
-    yaml_of("d.yaml", {"dataset": "languages", "tasks": ["recall"], "symbols": 32, "pairs": 4, **SIZES, **data})
-    yaml_of("hp.yaml", {**NET, "mixers": mixers, "width": 32, "dropout": 0, "schedule": "constant"})
+def learned(name, kernel, mixer, *options):
+    """The summary of two layers on two pairs: a convolution, and a mixer that looks back."""
+    yaml_of("d.yaml", {"dataset": "languages", "tasks": ["recall"], "symbols": 16, "pairs": 2, **SIZES})
+    mixers = [{"mixer": "base_conv", "kernel": kernel}, mixer]
+    own = {
+        "mixers": mixers,
+        "width": 64,
+        "batch": 128,
+        "lr": 0.003,
+        "dropout": 0.0,
+        "l2_reg": 0.0,
+        "schedule": "constant",
+    }
+    yaml_of("hp.yaml", {**NET, **own})
     assert train_task.main([*GIVEN, "--threads", "1", "--checkpoints", "none", "--run_dir", name, *options]) == 0
     return summary(Path(name))
 
 
-@pytest.mark.parametrize("ask", ["key", "value"])
-def test_attention_finds_pairs_behind_a_convolution_of_two_tokens_and_not_of_one(ask):
-    """One of the four pairs is right by chance."""
-    mixers = {kernel: [{"mixer": "base_conv", "kernel": kernel}, "attention"] for kernel in (1, 2)}
+@pytest.mark.parametrize("mixer", ["attention", {"mixer": "based", "feature": 8}], ids=["attention", "based"])
+def test_a_convolution_of_two_tokens_makes_recall_possible_and_one_of_one_does_not(mixer):
+    """One of the two values of a document is right by chance."""
     until = ["--evaluate_at", "every:50", "--until", "0.95"]
-    found = learned("two", mixers[2], "--steps", "1500", *until, ask=ask)
-    guessed = learned("one", mixers[1], "--steps", str(found["reached"]), ask=ask)
+    found = learned("two", 2, mixer, "--steps", "500", *until)
+    guessed = learned("one", 1, mixer, "--steps", str(found["reached"]))
     assert found["avg_acc_final"] > 0.9
-    assert guessed["avg_acc_final"] < 0.5
+    assert 0.3 < guessed["avg_acc_final"] < 0.7
