@@ -78,18 +78,16 @@ def _config(options: argparse.Namespace) -> LanguageConfig:
 
 
 def _table(language: Language, task: Task) -> Iterator[str]:
-    """A line for each split with its statistics."""
-    rows = {name: {"documents": len(part), **language.statistics(documents_of(part))}
-            for name, part in task.splits.items()}  # fmt: skip
-    cells = [["", *next(iter(rows.values()))]]
-    for split, row in rows.items():
-        cells.append(
-            [split, *(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in row.values())]
-        )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for first, *others in cells:
-        numbers = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        yield "  ".join(["", first.ljust(widths[0]), *numbers])
+    """A line for each statistic, with a column for each split."""
+    columns = [{"documents": len(part), **language.statistics(documents_of(part))} for part in task.splits.values()]
+    width = max(map(len, columns[0]))
+    yield "  ".join(["", " " * width, *(f"{split:>9}" for split in task.splits)])
+    for name in columns[0]:
+        yield "  ".join(["", name.ljust(width), *(f"{_shown(column[name]):>9}" for column in columns)])
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _documents(language: Language, examples: Examples) -> Iterator[str]:

@@ -48,7 +48,7 @@ def test_a_language_that_is_read_has_the_documents_of_a_run(folder):
             assert torch.equal(examples.store, own.store)
             assert torch.equal(examples.targets, own.targets)
             assert examples.schema.positions.keys() == set(ITEMS)
-            for part in ("positions", "replacements"):
+            for part in ("positions", "replacements", "known"):
                 one, other = getattr(examples.schema, part), getattr(own.schema, part)
                 assert one.keys() == other.keys()
                 assert all(torch.equal(one[item], other[item]) for item in one)
@@ -87,7 +87,9 @@ def test_what_is_printed(capsys):
     assert describe.main(["d.yaml", "--out", "out", "--set", "data.fewest_pairs=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1. recall"
-    assert [line.split()[:2] for line in lines[2:5]] == [["train", "64"], ["dev", "96"], ["test", "128"]]
+    assert lines[1].split() == ["train", "dev", "test"]
+    assert lines[2].split() == ["documents", "64", "96", "128"]
+    assert lines[3].split() == ["length", "8", "8", "8"]
     assert "2. the other way" in lines
     assert lines[-1] == "out"
     documents = [line.split() for line in lines if line.startswith("  bos")]

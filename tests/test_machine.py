@@ -161,7 +161,8 @@ def test_more_work_never_gets_fewer_threads(one, other, most):
         ("modelzoo", ["--method", "er", "--method_config", "none.yaml"], "none.yaml does not exist"),
         ("modelzoo", ["--extend", "none"], "--extend none does not exist"),
         ("benchmark", ["--config", "none.yaml", "--store", "s"], "none.yaml does not exist"),
-        *[(program, ["none"], "none is not the directory of a run") for program in PROGRAMS[2:]],
+        ("describe", ["none.yaml", "--out", "out"], "none.yaml does not exist"),
+        *[(program, ["none"], "none is not the directory of a run") for program in PROGRAMS[2:-1]],
     ],
 )
 def test_a_path_that_does_not_exist_is_refused_before_torch_is_loaded(program, arguments, said):

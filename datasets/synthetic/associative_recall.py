@@ -108,7 +108,7 @@ class AssociativeRecall(Language):
                      RELATION: torch.full_like(end, NOWHERE), ANSWER: end + 2}  # fmt: skip
         documents = Documents(
             tokens, {item: place.squeeze(1) for item, place in positions.items()}, asked[:, 1:],
-            torch.ones(count, 1, device=device),
+            torch.ones(count, 1, device=device), {"pairs": sizes.squeeze(1)},
         )  # fmt: skip
         return documents.kept(allowed.any(1))
 

@@ -9,8 +9,9 @@ Source: Arora et al., "Mechanistic evaluation of Transformers and state space mo
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ class Documents(NamedTuple):
     positions: dict[str, Tensor]  # by item, [N] int64, -1 where there is none
     answers: Tensor  # [N, A] int64, the tokens that may answer
     probabilities: Tensor  # [N, A] float32
+    known: Mapping[str, Tensor] = MappingProxyType({})  # what else statistics tell of each document, by name, [N]
 
     @property
     def asked(self) -> Tensor:
@@ -53,7 +55,8 @@ class Documents(NamedTuple):
     def kept(self, chosen: Tensor | slice) -> "Documents":
         """Some of the documents: their numbers [K], a mask [N] or a slice."""
         places = {item: found[chosen] for item, found in self.positions.items()}
-        return Documents(self.tokens[chosen], places, self.answers[chosen], self.probabilities[chosen])
+        known = {name: values[chosen] for name, values in self.known.items()}
+        return Documents(self.tokens[chosen], places, self.answers[chosen], self.probabilities[chosen], known)
 
 
 class Language(ABC):
@@ -89,6 +92,22 @@ class Language(ABC):
     def baselines(self) -> dict[str, float]:
         """The expected accuracy of answers that need no network, by name."""
 
+    def word(self, token: int) -> str:
+        """A token for people, such as bos or k12."""
+        return SPECIAL[token] if token < FIRST_SYMBOL else self._symbol(token - FIRST_SYMBOL)
+
+    def _symbol(self, number: int) -> str:
+        """A symbol for people, by its number from 0."""
+        return f"s{number}"
+
+    def facts(self) -> dict[str, Any]:
+        """What people may want to know of the language, as values for JSON."""
+        return {}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What was drawn once, by name."""
+        return {}
+
     def drawn_until(self, count: int, draw: Callable[[int], Documents], what: str) -> Documents:
         """The first `count` documents that calls of `draw` return; it is asked for a number and may return fewer.
 
@@ -102,25 +121,19 @@ class Language(ABC):
                 return joined([part for part in found if len(part.tokens)]).kept(slice(count))
         raise UserError(f"there are too few {what}: {got} of {count}")
 
-    def word(self, token: int) -> str:
-        """A token for people, such as bos or k12."""
-        return SPECIAL[token] if token < FIRST_SYMBOL else self._symbol(token - FIRST_SYMBOL)
-
-    def _symbol(self, number: int) -> str:
-        """A symbol for people, by its number from 0."""
-        return f"s{number}"
-
     def statistics(self, documents: Documents) -> dict[str, float]:
-        """What documents are like on average, by name."""
-        return {}
-
-    def facts(self) -> dict[str, Any]:
-        """What people may want to know of the language, as values for JSON."""
-        return {}
-
-    def arrays(self) -> dict[str, Tensor]:
-        """What was drawn once, by name."""
-        return {}
+        """What documents are like, by name: means over them, where a name says nothing else."""
+        lengths = documents.positions[DIVIDER] - 1  # of the content
+        away = (documents.positions[TARGET] - documents.positions[ORIGINAL]).abs()
+        places = torch.arange(documents.tokens.shape[1], device=lengths.device)
+        content = documents.tokens.where(places < documents.positions[DIVIDER].unsqueeze(1), 0).sort(1).values
+        repeated = ((content[:, 1:] == content[:, :-1]) & (content[:, 1:] >= FIRST_SYMBOL)).sum(1) / lengths
+        found = {
+            "length": lengths, "shortest length": lengths.min(), "longest length": lengths.max(),
+            "distance of query and target": away, "share of neighbours": away == 1,
+            "share of repeated symbols": repeated, **documents.known,
+        }  # fmt: skip
+        return {name: float(values.double().mean()) for name, values in found.items()}
 
 
 def joined(parts: list[Documents]) -> Documents:
@@ -136,4 +149,5 @@ def joined(parts: list[Documents]) -> Documents:
         {item: torch.cat([part.positions[item] for part in parts]) for item in parts[0].positions},
         torch.cat([filled(part.answers, most) for part in parts]),
         torch.cat([filled(part.probabilities, most) for part in parts]),
+        {name: torch.cat([part.known[name] for part in parts]) for name in parts[0].known},
     )

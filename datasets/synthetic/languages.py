@@ -142,7 +142,8 @@ def examples_of(documents: Documents, length: int, replacements: Mapping[str, Te
     inputs = torch.cat([tokens, documents.asked.unsqueeze(1)], 1)
     schema = None
     if replacements is not None:
-        schema = Schema(documents.positions, replacements, documents.answers, documents.probabilities)
+        positions, answers, probabilities, known = documents[1:]
+        schema = Schema(positions, replacements, answers, probabilities, known)
     rows = torch.arange(len(inputs), device=inputs.device)
     return Examples(inputs, rows, documents.right.unsqueeze(1), schema=schema)
 
@@ -152,7 +153,7 @@ def documents_of(examples: Examples) -> Documents:
     assert examples.schema is not None
     schema = examples.schema.rows(examples.rows)
     tokens = examples.store[examples.rows, :-1]
-    return Documents(tokens, dict(schema.positions), schema.answers, schema.probabilities)
+    return Documents(tokens, dict(schema.positions), schema.answers, schema.probabilities, schema.known)
 
 
 def languages(config: DataConfig, seed: int, device: torch.device) -> TaskStream:

@@ -76,7 +76,7 @@ def described(name: str, language: Language, task: Task, seed: int) -> dict[str,
 def _tensors(examples: Examples) -> dict[str, Tensor]:
     assert examples.schema is not None
     schema = examples.schema.rows(examples.rows)
-    parts = {"positions": schema.positions, "replacements": schema.replacements}
+    parts = {"positions": schema.positions, "replacements": schema.replacements, "known": schema.known}
     found = {f"{part}.{item}": values for part, own in parts.items() for item, values in own.items()}
     tokens = examples.store[examples.rows, :-1]
     return {"tokens": tokens, **found, "answers": schema.answers, "probabilities": schema.probabilities}
@@ -113,17 +113,19 @@ def _examples(folder: Path, split: str, language: Language) -> Examples:
     path = folder / SPLIT.format(split)
     tensors = _arrays(path)
     with _reading(path):
-        parts = {part: {key.removeprefix(f"{part}."): values for key, values in tensors.items()
-                        if key.startswith(f"{part}.")} for part in ("positions", "replacements")}  # fmt: skip
-        documents = Documents(tensors["tokens"], parts["positions"], tensors["answers"], tensors["probabilities"])
-        if fault := _fault(documents, parts["replacements"], language):
+        positions, replacements, known = (
+            {key.removeprefix(part): values for key, values in tensors.items() if key.startswith(part)}
+            for part in ("positions.", "replacements.", "known.")
+        )
+        documents = Documents(tensors["tokens"], positions, tensors["answers"], tensors["probabilities"], known)
+        if fault := _fault(documents, replacements, language):
             raise ValueError(fault)
-        return examples_of(documents, documents.tokens.shape[1], parts["replacements"])
+        return examples_of(documents, documents.tokens.shape[1], replacements)
 
 
 def _fault(documents: Documents, replacements: Mapping[str, Tensor], language: Language) -> str:
     """What is wrong with documents that were read; "" if nothing is."""
-    tokens, positions, answers, probabilities = documents
+    tokens, positions, answers, probabilities, known = documents
     if tokens.dim() != 2 or answers.dim() != 2 or probabilities.shape != answers.shape:
         return "tokens, answers or probabilities are no tables"
     if positions.keys() != set(ITEMS) or not replacements.keys() <= set(ITEMS):
@@ -132,7 +134,8 @@ def _fault(documents: Documents, replacements: Mapping[str, Tensor], language: L
     whole = {"tokens": tokens, "answers": answers, **positions, **replacements}
     if any(values.dtype != torch.int64 or len(values) != count for values in whole.values()):
         return f"all but the probabilities must be int64, of {count} documents"
-    if any(values.dim() != 1 for values in (*positions.values(), *replacements.values())):
+    single = [*positions.values(), *replacements.values(), *known.values()]
+    if any(values.shape != (count,) for values in single):
         return "a document has one position and one replacement of an item"
     if not all(_within(values, 0, end) for values in (tokens, answers, *replacements.values())):
         return f"tokens must be from 0 to {end - 1}"
