@@ -1,7 +1,7 @@
 """The structure of documents: where their items stand, what could stand there instead, and the exact answers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class Schema:
     replacements: Mapping[str, Tensor]  # by item that can be replaced: another token which could stand there, [M] int64
     answers: Tensor  # [M, A] int64, the tokens that may answer the question; anything where the probability is 0
     probabilities: Tensor  # [M, A] float32, how probable each is, given the document
+    known: Mapping[str, Tensor] = field(default_factory=dict)  # what else is known of each document, by name, [M]
 
     def rows(self, rows: Tensor) -> "Schema":
         """The schema of some of the documents, rows [N]."""
@@ -27,7 +28,8 @@ class Schema:
         return self._each(lambda values: values.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Schema":
-        positions, replacements = (
-            {item: change(values) for item, values in part.items()} for part in (self.positions, self.replacements)
+        positions, replacements, known = (
+            {item: change(values) for item, values in part.items()}
+            for part in (self.positions, self.replacements, self.known)
         )
-        return Schema(positions, replacements, change(self.answers), change(self.probabilities))
+        return Schema(positions, replacements, change(self.answers), change(self.probabilities), known)

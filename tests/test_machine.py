@@ -16,7 +16,7 @@ from utils import machine, startup
 from utils.machine import Load, cores_in_use, threads_for
 
 PROJECT = Path(__file__).parent.parent
-PROGRAMS = ["modelzoo", "benchmark", "predict", "distill", "export", "forget", "report"]
+PROGRAMS = ["modelzoo", "benchmark", "predict", "distill", "export", "forget", "report", "describe"]
 #                user nice system idle iowait irq softirq steal guest guest_nice
 BEFORE = """cpu  300 0 50 900 20 0 5 0 0 0
 cpu0 100 0 20 400 10 0 5 0 0 0
@@ -161,7 +161,8 @@ def test_more_work_never_gets_fewer_threads(one, other, most):
         ("modelzoo", ["--method", "er", "--method_config", "none.yaml"], "none.yaml does not exist"),
         ("modelzoo", ["--extend", "none"], "--extend none does not exist"),
         ("benchmark", ["--config", "none.yaml", "--store", "s"], "none.yaml does not exist"),
-        *[(program, ["none"], "none is not the directory of a run") for program in PROGRAMS[2:]],
+        ("describe", ["none.yaml", "--out", "out"], "none.yaml does not exist"),
+        *[(program, ["none"], "none is not the directory of a run") for program in PROGRAMS[2:-1]],
     ],
 )
 def test_a_path_that_does_not_exist_is_refused_before_torch_is_loaded(program, arguments, said):

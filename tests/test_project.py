@@ -25,6 +25,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
         "export": (),
         "distill": ("modelzoo",),
         "benchmark": (),
+        "describe": (),
     },
 ]
 MAY_IMPORT: dict[str, set[str]] = {}

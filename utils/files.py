@@ -51,12 +51,16 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder that appears with all its files or not at all; OSError if it exists and is not empty."""
+    """Write a folder that appears with all its files or not at all; OSError if it exists and is not empty.
+
+    A file may lie in a folder below: its name has a / then.
+    """
     parent = next(folder for folder in path.parents if folder.is_dir())  # on the same disk, and it exists
     aside = _aside(parent / path.name)
     aside.mkdir()
     try:
         for name, content in files.items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(aside / name, content)
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(aside, path)

@@ -68,6 +68,8 @@ def wrong_path(program: str, argv: Sequence[str]) -> str | None:
         first = expanded(argv[0])
         if program in _RUN_COMES_FIRST and not os.path.lexists(Path(first, "config.yaml")):
             return f"{argv[0]} is not the directory of a run (it has no config.yaml)"
+        if program == "describe.py" and not os.path.lexists(first):
+            return missing_file(first)
         if program == "report.py" and not os.path.lexists(first):
             return f"{argv[0]} is not the directory of a run, and has no runs in it"
     return None

@@ -1,10 +1,12 @@
 """Associative recall: pairs of a key and a value, and a question for one half of one pair."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from datasets.schema import NOWHERE
 from datasets.synthetic.language import (
     ANSWER,
     BEGIN,
@@ -22,6 +24,8 @@ from datasets.synthetic.recall import distinct
 from utils.errors import UserError
 from utils.seeding import generator
 from utils.settings import Range, setting
+
+_MOST_WITHHELD = 2**14  # symbols of a language with withheld pairs, whose table then has 2^26 of them
 
 
 class AssociativeRecall(Language):
@@ -47,21 +51,33 @@ class AssociativeRecall(Language):
     def __init__(self, settings: Settings) -> None:
         self.settings, self.symbols = settings, settings.symbols
         self.fewest = settings.pairs if settings.fewest_pairs is None else settings.fewest_pairs
+        self.asks_value = int(settings.ask == "value")
         self.longest = 2 * settings.pairs + 5
         if settings.symbols % 2:
             raise UserError(f"symbols is {settings.symbols}; it must be even, half keys and half values")
-        if settings.pairs >= settings.symbols // 2:
-            raise UserError(f"pairs is {settings.pairs}; {settings.symbols} symbols have room for "
-                            f"{settings.symbols // 2 - 1}, and one left out")  # fmt: skip
-        if self.fewest > settings.pairs:
-            raise UserError(f"fewest_pairs is {self.fewest}; pairs are at most {settings.pairs}")
         self.half = settings.symbols // 2
-        rng = generator(settings.seed, "languages", "recall", "withheld")
-        drawn = torch.rand(self.half, self.half, generator=rng) if settings.withheld else torch.ones(1, 1)
-        self.withheld = drawn < settings.withheld  # [key, value], or of all of them
+        if settings.pairs >= self.half:
+            raise UserError(f"pairs is {settings.pairs}; {settings.symbols} symbols have room for {self.half - 1}, as "
+                            "one key and one value are left out of a document")  # fmt: skip
+        if self.fewest > settings.pairs:
+            raise UserError(f"fewest_pairs is {self.fewest}; it must be at most the pairs, {settings.pairs}")
+        self.withheld = self._withheld() if settings.withheld else None  # [key, value]
+        self._placed: dict[torch.device, Tensor] = {}  # copies of it
+
+    def _withheld(self) -> Tensor:
+        """Which pairs are withheld, bool [key, value]."""
+        share, symbols = self.settings.withheld, self.symbols
+        if symbols > _MOST_WITHHELD:
+            raise UserError(f"symbols is {symbols}; with withheld pairs there can be at most {_MOST_WITHHELD}")
+        rng = generator(self.settings.seed, "languages", "recall", "withheld")
+        drawn = torch.rand(self.half, self.half, generator=rng) < share
+        if drawn.all() or not drawn.any():
+            which = "all" if drawn.any() else "none"
+            raise UserError(f"withheld is {share:g}; that is {which} of the {drawn.numel()} pairs of {symbols} symbols")
+        return drawn
 
     def draw(self, count: int, rng: torch.Generator, withheld: bool) -> Documents:
-        if not withheld and not self.settings.withheld:
+        if self.withheld is None:
             return self._drawn(count, rng, withheld)
         which = "that are withheld" if withheld else "that are not withheld"
         return self.drawn_until(count, lambda n: self._drawn(n, rng, withheld), f"documents with pairs {which}")
@@ -72,8 +88,10 @@ class AssociativeRecall(Language):
         keys, values = (distinct(count, most, self.half, rng) for _ in range(2))
         sizes = torch.randint(self.fewest, most + 1, (count, 1), generator=rng, device=device)
         allowed = torch.arange(most, device=device) < sizes
-        if self.settings.withheld:
-            allowed &= self.withheld.to(device)[keys, values] == withheld
+        if self.withheld is not None:
+            if device not in self._placed:
+                self._placed[device] = self.withheld.to(device)
+            allowed &= self._placed[device][keys, values] == withheld
         luck = torch.rand(count, most, generator=rng, device=device)
         chosen = luck.masked_fill(~allowed, -1).argmax(1, keepdim=True)
         content = torch.stack([keys, values + self.half], -1).flatten(1) + FIRST_SYMBOL
@@ -81,14 +99,13 @@ class AssociativeRecall(Language):
         tokens[:, 0] = BEGIN
         inside = torch.arange(2 * most, device=device) < 2 * sizes
         tokens[:, 1 : 2 * most + 1] = content.where(inside, 0)
-        asks_value = int(self.settings.ask == "value")
-        original, target = 1 + 2 * chosen + asks_value, 2 + 2 * chosen - asks_value
+        original, target = 1 + 2 * chosen + self.asks_value, 2 + 2 * chosen - self.asks_value
         end = 2 * sizes + 1
         asked = tokens.gather(1, torch.cat([original, target], 1))
         tokens.scatter_(1, end, END).scatter_(1, end + 3, END)
         tokens.scatter_(1, torch.cat([end + 1, end + 2], 1), asked)
-        positions = {ORIGINAL: original, TARGET: target, DIVIDER: end, QUERY: end + 1, RELATION: 0 * end - 1,
-                     ANSWER: end + 2}  # fmt: skip
+        positions = {ORIGINAL: original, TARGET: target, DIVIDER: end, QUERY: end + 1,
+                     RELATION: torch.full_like(end, NOWHERE), ANSWER: end + 2}  # fmt: skip
         documents = Documents(
             tokens, {item: place.squeeze(1) for item, place in positions.items()}, asked[:, 1:],
             torch.ones(count, 1, device=device), {"pairs": sizes.squeeze(1)},
@@ -96,21 +113,37 @@ class AssociativeRecall(Language):
         return documents.kept(allowed.any(1))
 
     def replacements(self, documents: Documents, rng: torch.Generator) -> dict[str, Tensor]:
-        """A key or a value that is not in the document."""
-        found = {}
-        for item in (ORIGINAL, TARGET):
-            is_value = (item == TARGET) == (self.settings.ask == "key")
-            first = FIRST_SYMBOL + self.half * is_value
-            symbols = documents.tokens - first
-            here = (symbols >= 0) & (symbols < self.half)
-            luck = torch.rand(len(symbols), self.half + 1, generator=rng, device=symbols.device)
-            luck.scatter_(1, symbols.where(here, self.half), -1.0)
-            found[item] = first + luck[:, : self.half].argmax(1)
-        return found
+        """A key or a value that is not in the document; all are equally likely."""
+        return {ORIGINAL: self._other(documents, self.asks_value, rng),
+                TARGET: self._other(documents, 1 - self.asks_value, rng)}  # fmt: skip
+
+    def _other(self, documents: Documents, value: int, rng: torch.Generator) -> Tensor:
+        """A key (`value` 0) or a value (1) for each document that has it nowhere, [N]."""
+        first = FIRST_SYMBOL + self.half * value
+        shown = documents.tokens[:, 1 + value : 2 * self.settings.pairs + 1 + value : 2]
+        places = torch.arange(shown.shape[1], device=shown.device)
+        sizes = (documents.positions[DIVIDER] - 1) // 2
+        taken = (shown - first).where(places < sizes.unsqueeze(1), self.symbols).sort(1).values
+        luck = torch.rand(len(shown), dtype=torch.float64, generator=rng, device=shown.device)
+        number = (luck * (self.half - sizes)).long()  # among those that are left, in their order
+        # Symbol number n of those that are left has before it as many taken ones as have at most n left ones before.
+        before = (taken - places <= number.unsqueeze(1)).sum(1)
+        return first + number + before
 
     def baselines(self) -> dict[str, float]:
-        return {f"a {'key' if self.settings.ask == 'value' else 'value'} of the document": self._one_of_all()}
-
-    def _one_of_all(self) -> float:
         sizes = range(self.fewest, self.settings.pairs + 1)
-        return sum(1 / size for size in sizes) / len(sizes)
+        # A test document has a withheld pair, which large ones have more often.
+        allowed = 0.0 if self.withheld is None else float(1 - self.withheld.float().mean())
+        shares = [1 - allowed**size for size in sizes]
+        expected = sum(share / size for share, size in zip(shares, sizes, strict=True)) / sum(shares)
+        return {f"a {'key' if self.asks_value else 'value'} of the document": expected}
+
+    def facts(self) -> dict[str, Any]:
+        numbers = {"keys": self.half, "values": self.half}
+        return numbers if self.withheld is None else {**numbers, "withheld pairs": int(self.withheld.sum())}
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {} if self.withheld is None else {"withheld": self.withheld}
+
+    def _symbol(self, number: int) -> str:
+        return f"k{number}" if number < self.half else f"v{number - self.half}"

@@ -23,7 +23,8 @@ from utils.settings import Range, setting
 
 PAD, BEGIN, END = range(3)
 RELATIONS = ("parent", "child", "sibling")  # of the query to the answer; their tokens follow END
-FIRST_SYMBOL = 3 + len(RELATIONS)
+SPECIAL = ("pad", "bos", "eos", *RELATIONS)  # words for the tokens that are no symbols
+FIRST_SYMBOL = len(SPECIAL)
 # The items of a document: those of the content that the question is about, the token between content and question, and
 # the question with its answer.
 ORIGINAL, TARGET, DIVIDER, QUERY, RELATION, ANSWER = ITEMS = (
@@ -90,6 +91,22 @@ class Language(ABC):
     @abstractmethod
     def baselines(self) -> dict[str, float]:
         """The expected accuracy of answers that need no network, by name."""
+
+    def word(self, token: int) -> str:
+        """A token for people, such as bos or k12."""
+        return SPECIAL[token] if token < FIRST_SYMBOL else self._symbol(token - FIRST_SYMBOL)
+
+    def _symbol(self, number: int) -> str:
+        """A symbol for people, by its number from 0."""
+        return f"s{number}"
+
+    def facts(self) -> dict[str, Any]:
+        """What people may want to know of the language, as values for JSON."""
+        return {}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What was drawn once, by name."""
+        return {}
 
     def drawn_until(self, count: int, draw: Callable[[int], Documents], what: str) -> Documents:
         """The first `count` documents that calls of `draw` return; it is asked for a number and may return fewer.

@@ -2,17 +2,19 @@
 
     {dataset: languages, tasks: [{language: recall, pairs: 8}, {language: treecall, relations: [parent]}], symbols: 256}
 
-The tasks share their tokens, and a network scores the answer alone. Training examples depend on the seed of the run;
-development and test examples are the same in all runs, and have a schema. With `withheld` pairs, test examples ask for
-these and all others for the rest.
+The tasks share their tokens, and only the answer is scored. Training examples depend on the seed of the run,
+development and test examples of a language are the same in all runs. Frozen examples have a schema, fresh ones none.
+With `withheld` pairs, test examples ask for these and all others for the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from datasets.config import DataConfig
 from datasets.objectives import Tokens
@@ -23,7 +25,7 @@ from datasets.synthetic.treecall import Treecall
 from datasets.task import DEV, TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.errors import UserError, unknown
 from utils.seeding import generator, on_device
-from utils.settings import Range, counts, declarations, optional, read, setting
+from utils.settings import Range, counts, declarations, optional, plain, read, setting
 
 LANGUAGES: dict[str, type[Language]] = {"recall": AssociativeRecall, "treecall": Treecall}
 _COUNT = counts(Range(1, 10**8))
@@ -48,13 +50,18 @@ class LanguageList:
         """The checked tasks; a UserError names the wrong one."""
         if not isinstance(value, list) or not value:
             raise UserError(f"{where} must be a list with at least one language, such as [recall]")
-        path, found = where.removesuffix(": tasks"), []
-        for number, entry in enumerate(value, 1):
-            content = entry if isinstance(entry, Mapping) else {"language": entry}
-            if (name := content.get("language")) not in LANGUAGES:
-                raise UserError(f"{path}: task {number}: {unknown('language', name, LANGUAGES)}")
-            found.append(read(LanguageTask, f"{path}: task {number}", content, _OPTIONAL[name]))
-        return tuple(found)
+        path = where.removesuffix(": tasks")
+        return tuple(LanguageList._task(f"{path}: task {number}", entry) for number, entry in enumerate(value, 1))
+
+    @staticmethod
+    def _task(where: str, entry: object) -> LanguageTask:
+        content = entry if isinstance(entry, Mapping) else {"language": entry}
+        if "language" not in content:
+            raise UserError(f"{where}: key 'language' is missing")
+        name = content["language"]
+        if not isinstance(name, str) or name not in LANGUAGES:
+            raise UserError(f"{where}: {unknown('language', name, LANGUAGES)}")
+        return read(LanguageTask, where, content, _OPTIONAL[name])
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,21 @@ class LanguageConfig(DataConfig):
 
     def language(self, task: int) -> Language:
         """The language of a task, by its place; UserError if there is none with such settings."""
-        asked = self.tasks[task]
-        kind, given = LANGUAGES[asked.language], {}
-        for part in (self.settings, asked.settings):
-            for key in declarations(kind.Settings):
-                if getattr(part, key, None) is not None:
-                    given[key] = getattr(part, key)
-        try:
+        asked, given = self.tasks[task], {}
+        kind = LANGUAGES[asked.language]
+        with self.naming(task):
+            for part in (self.settings, asked.settings):
+                for key, declared in declarations(kind.Settings).items():
+                    if (value := getattr(part, key, None)) is not None:
+                        # What the stream says was checked for any of the languages that have the key.
+                        given[key] = declared.check(key, value) if isinstance(declared.accepts, Range) else value
             return kind(kind.Settings(**given))
+
+    @contextmanager
+    def naming(self, task: int) -> Iterator[None]:
+        """Begin what a UserError says with the file and the task, by its place."""
+        try:
+            yield
         except UserError as error:
             raise UserError(f"{self.path}: task {task + 1}: {error}") from None
 
@@ -112,25 +126,35 @@ class FreshDocuments(Generator):
     device: torch.device
 
     def draw(self, n: int, rng: torch.Generator) -> Examples:
-        return self._examples(self.documents(n, on_device(rng, self.device)))
-
-    def documents(self, n: int, rng: torch.Generator) -> Documents:
-        """Documents with their schema, on the device of the generator."""
-        return self.language.draw(n, rng, self.withheld)
+        documents = self.language.draw(n, on_device(rng, self.device), self.withheld)
+        return examples_of(documents, self.length)
 
     def frozen(self, n: int, seed: int, *name: object) -> Examples:
         """`n` examples with their schema from the random stream `name` of `seed`, the same on every device."""
         rng = generator(seed, "languages", *name)
-        documents = self.documents(n, rng)
+        documents = self.language.draw(n, rng, self.withheld)
         replacements = self.language.replacements(documents, rng)
-        examples = self._examples(documents)
-        schema = Schema(documents.positions, replacements, documents.answers, documents.probabilities)
-        return replace(examples, schema=schema).to(self.device)
+        return examples_of(documents, self.length, replacements).to(self.device)
 
-    def _examples(self, documents: Documents) -> Examples:
-        tokens = F.pad(documents.tokens, (0, self.length - documents.tokens.shape[1]))
-        inputs = torch.cat([tokens, documents.asked.unsqueeze(1)], 1)
-        return Examples(inputs, torch.arange(len(inputs), device=inputs.device), documents.right.unsqueeze(1))
+
+def examples_of(documents: Documents, length: int, replacements: Mapping[str, Tensor] | None = None) -> Examples:
+    """Documents as examples of `length` tokens; with a schema if there are tokens that could stand in for others."""
+    tokens = F.pad(documents.tokens, (0, length - documents.tokens.shape[1]))
+    inputs = torch.cat([tokens, documents.asked.unsqueeze(1)], 1)
+    schema = None
+    if replacements is not None:
+        positions, answers, probabilities, known = documents[1:]
+        schema = Schema(positions, replacements, answers, probabilities, known)
+    rows = torch.arange(len(inputs), device=inputs.device)
+    return Examples(inputs, rows, documents.right.unsqueeze(1), schema=schema)
+
+
+def documents_of(examples: Examples) -> Documents:
+    """The documents of examples that have a schema."""
+    assert examples.schema is not None
+    schema = examples.schema.rows(examples.rows)
+    tokens = examples.store[examples.rows, :-1]
+    return Documents(tokens, dict(schema.positions), schema.answers, schema.probabilities, schema.known)
 
 
 def languages(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
@@ -144,12 +168,12 @@ def languages(config: DataConfig, seed: int, device: torch.device) -> TaskStream
     for number, (task, language) in enumerate(zip(config.tasks, spoken, strict=True), 1):
         if number in config.forgotten:
             continue
-        splits = {}
-        for split, count in own.splits.items():
-            withheld = split == TEST and language.settings.withheld > 0
-            source = FreshDocuments(language, length, withheld, own.epoch_examples, device)
-            splits[split] = source.frozen(count, seed if split == TRAIN else 0, number, split)
         fresh = FreshDocuments(language, length, False, own.epoch_examples, device)
+        splits, said = {}, (task.language, plain(language.settings))
+        for split, count in own.splits.items():
+            source = replace(fresh, withheld=split == TEST and language.settings.withheld > 0)
+            with config.naming(number - 1):
+                splits[split] = source.frozen(count, seed if split == TRAIN else 0, *said, split)
         tasks.append(Task(number, _name(task), vocabulary, fresh if own.fresh else Table(splits[TRAIN]), splits))
     spec = StreamSpec(config.stream, (length + 1,), Tokens(), Preprocess(), heads="identity", asked=1)
     return TaskStream(spec, tuple(tasks))
