@@ -13,7 +13,7 @@ import torch
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.task import Task
-from evaluation import ablation, regions
+from evaluation import ablation, behaviour, interchange, regions
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
@@ -59,6 +59,8 @@ EVALUATIONS: dict[str, Question] = {
     "dormant": Question(dormant_features),
     "ablation": Question(ablation.ablation, ablation.obstacle),
     "regions": Question(regions.regions, regions.obstacle),
+    "behaviour": Question(behaviour.behaviour, behaviour.obstacle),
+    "interchange": Question(interchange.interchange, interchange.obstacle),
 }
 
 
