@@ -10,6 +10,7 @@ Few cells need a run through all layers:
   nothing. What is behind the last mixer matters where the question is, alone.
 * The input of the first layer and the output of the last one are all that the answer depends on: they restore it.
 * What is behind the mixer of a layer changes the input of the next layer at one position, so it is known there.
+* Some cells have the same effects as others, see `patched_sites` and `_Patching._same`.
 All others enter a layer with one position changed. They are stacked, and computed from there on, the last layer
 behind its mixer where the question is, alone.
 
@@ -41,7 +42,7 @@ DEFINED = 0.05  # what a corruption has to change in the probability of the answ
 RESAMPLES = 1000
 MEASURES = ("probability", "logit", "kl")
 # Bytes of the residual streams that are computed together. A CPU is fastest where activations stay in its caches.
-_BYTES, _BYTES_CPU = 64 << 20, 1 << 18
+_BYTES, _BYTES_CPU = 64 << 20, 1 << 20
 _SHORT = {TARGET: "induction", QUERY: "direct early", ORIGINAL: "direct late"}  # what is at the input of layer 1
 
 
@@ -159,16 +160,35 @@ class _Patching:
     def measured(self) -> tuple[Tensor, ...]:
         """Measures of the clean and the corrupted runs, [B, 3], and of the patches of distinct sites, [S, I, B, 3]."""
         clean, corrupted = (self._measures(ran.outputs, self.rows) for ran in (self.clean, self.corrupted))
-        sites = list(dict.fromkeys(patched_sites(self.net).values()))
+        sites, same = list(dict.fromkeys(patched_sites(self.net).values())), self._same()
         found = corrupted.repeat(len(sites), len(self.places), 1, 1)  # what changes nothing
         entries = [self._entry(site) for site in sites]
+        for site, (_, where) in same.items():
+            entries[sites.index(site)].matters.masked_fill_(where, False)
         for number in (0, -1):  # all that the answer depends on
             found[number] = clean.where(entries[number].matters.unsqueeze(-1), corrupted)
         for layer in range(len(self.blocks) + 1):
             chosen = [number for number in range(1, len(sites) - 1) if entries[number].layer == layer]
             if chosen:
                 found[chosen] = self._layer(layer, [entries[number] for number in chosen], found[chosen])
+        for site, (other, where) in same.items():
+            place = sites.index(site)
+            found[place] = found[sites.index(other)].where(where.unsqueeze(-1), found[place])
         return clean, corrupted, found
+
+    def _same(self) -> dict[str, tuple[str, Tensor]]:
+        """By site another one, and where their patches have the same effects, [I, B].
+
+        What enters a layer and is the same in both runs: then the mixer's output alone decides what leaves it there.
+        What enters the last layer where no question is: it is read by the mixer alone.
+        """
+        found, names = dict[str, tuple[str, Tensor]](), patched_sites(self.net)
+        for layer in range(len(self.blocks)):
+            name = f"blocks.{layer}"
+            before, after = (self._at_items(ran.activations[f"{name}.input"]) for ran in (self.clean, self.corrupted))
+            found[f"{name}.mixer.output"] = names[f"{name}.output"], (before == after).all(-1)
+        found[f"{name}.mixer.input"] = f"{name}.input", self.places != self.asked
+        return found
 
     def _layer(self, layer: int, entries: list[_Entry], found: Tensor) -> Tensor:
         """Measures of patches that enter at one layer, [S, I, B, 3]; `found` has those of what changes nothing."""
@@ -177,7 +197,7 @@ class _Patching:
         )
         cells = matters.nonzero()
         cells = cells[self.asked[cells[:, 2]].argsort(stable=True)]  # those computed together are equally long
-        for part in cells.split(_together(self.net, self.documents)):
+        for part in cells.split(_together(self.net, self.documents)) if len(cells) else ():
             s, i, b = part.unbind(1)
             outputs = self._outputs(layer, b, self.places[i, b], stream[s, i, b], normed[s, i, b])
             found[s, i, b] = self._measures(outputs, b)

@@ -110,7 +110,7 @@ def test_the_patches_are_those_of_runs_one_by_one(first, second, settings, monke
         assert (effects.corrupted - corrupted).abs().max() < 1e-10
         for cell, values in expected.items():
             assert (effects.restored[cell] - values).abs().max() < 1e-10, cell
-        assert max((values - corrupted).abs().max() for values in expected.values()) > 1e-3
+        assert max((values - corrupted).abs().max() for values in expected.values()) > 1e-5
     monkeypatch.setattr(interchange, "_BYTES_CPU", 0)  # eight at a time
     many, again = documents_of(batch=40), {}
     for item, effects in intervened(net, many).items():
@@ -196,17 +196,17 @@ def test_scores_are_means_over_documents_taken_evenly():
     assert not [name for name in found if "association" in name]
 
 
-class Table3(SequenceModel):
-    """Wide outputs, so that probabilities differ."""
+class Sure(SequenceModel):
+    """Wide outputs: almost all of the probability is on one token."""
 
     def outputs_at(self, stream):
-        return 6 * super().outputs_at(stream)
+        return 50 * super().outputs_at(stream)
 
 
 @torch.no_grad()
 def test_associations_where_the_corruption_changes_the_answer():
     subject = recall()
-    subject.net.trunk.__class__ = Table3
+    subject.net.trunk.__class__ = Sure
     # the answer of each document is what this network says, so that corruptions lower its probability
     examples = subject.task.test
     said = subject.net.trunk(examples.store[examples.rows]).argmax(-1)
