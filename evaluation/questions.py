@@ -13,7 +13,7 @@ import torch
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.task import Task
-from evaluation import ablation, attention, attribution, probes, regions, transplant
+from evaluation import ablation, attention, attribution, behaviour, interchange, probes, regions, transplant
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
@@ -63,6 +63,8 @@ EVALUATIONS: dict[str, Question] = {
     "regions": Question(regions.regions, regions.obstacle),
     "probes": Question(probes.probes, probes.obstacle, END),
     "transplant": Question(transplant.transplant, transplant.obstacle, END),
+    "behaviour": Question(behaviour.behaviour, behaviour.obstacle),
+    "interchange": Question(interchange.interchange, interchange.obstacle),
 }
 
 
