@@ -35,10 +35,6 @@ from utils.torchvision_ops import declare_missing_operators
 
 # See test_algorithmic.py, test_recall_streams.py and test_languages.py.
 GENERATED = {"algorithmic", "sequences", "languages"}
-    "algorithmic",
-    "sequences",
-    "languages",
-}  # see test_algorithmic.py, test_recall_streams.py, test_languages.py
 # Streams whose views the seed draws are in test_stream_settings.py.
 ELSEWHERE = {"views: seed", *(f"dataset: {name}" for name in GENERATED)}
 YAMLS = [path for path in sorted((Path(__file__).parent.parent / "config" / "dataset").glob("*.yaml"))
