@@ -11,7 +11,7 @@ from datasets.objectives import Scored
 
 def averages(columns: Mapping[str, Tensor]) -> dict[str, Scored]:
     """The means of values [N] by name, with the standard errors s / sqrt(N), which a single value does not have."""
-    values = torch.stack(list(columns.values())).double().cpu()
+    values = torch.stack(list(columns.values())).cpu().double()
     count = values.shape[1]
     errors = (values.std(1) / math.sqrt(count)).tolist() if count > 1 else [None] * len(values)
     return {

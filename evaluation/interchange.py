@@ -263,10 +263,10 @@ def _ran(net: SequenceModel, inputs: Tensor) -> _Run:
 
 def _associations(effects: Effects, item: str, drawn: Tensor) -> dict[str, Scored]:
     """The associations of all cells, and those with names of their own."""
-    clean, corrupted = (values[:, 0].double().cpu() for values in effects[:2])
+    clean, corrupted = (values[:, 0].cpu().double() for values in effects[:2])
     if abs(float((clean - corrupted).mean())) < DEFINED:
         return {}
-    restored = torch.stack([values[:, 0] for values in effects.restored.values()]).double().cpu()
+    restored = torch.stack([values[:, 0] for values in effects.restored.values()]).cpu().double()
     found, count = dict[str, Scored](), len(clean)
     table = ratios(restored - corrupted, clean - corrupted, drawn).tolist()
     for (site, place), (value, error, low, high) in zip(effects.restored, table, strict=True):
