@@ -149,6 +149,10 @@ class SequenceModel(nn.Module):
         norm: str = setting(tuple(NORMS), "normalisation before each mixer and before the outputs", default="layer")
         positions: bool = setting(bool, "learned positions are added to the inputs", default=False)
         tied: bool = setting(bool, "the outputs have the weights of the embedding", default=True)
+        embedding_std: float = setting(
+            Range(0, 100, whole=False, open_low=True), "standard deviation of the first embeddings and positions",
+            default=_STD,
+        )  # fmt: skip
         dropout: float = setting(
             Range(0, 1, whole=False, open_high=True), "share of embedded values dropped in training", default=0.0
         )
@@ -177,7 +181,7 @@ class SequenceModel(nn.Module):
         )
         self.norm = NORMS[settings.norm](self.width)
         self.unembed = None if settings.tied and self.tokens else nn.Linear(self.width, outputs, bias=False)
-        self._initialise(settings.init)
+        self._initialise(settings.init, settings.embedding_std)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.read(self.streams(inputs), inputs)
@@ -252,7 +256,7 @@ class SequenceModel(nn.Module):
         return sum(block.mixer.state_size(length) for block in self.blocks)  # type: ignore[operator,union-attr]
 
     @torch.no_grad()
-    def _initialise(self, rule: str) -> None:
+    def _initialise(self, rule: str, embedding_std: float) -> None:
         """The first weights.
 
         Weights into the residual stream are smaller the more layers add to it: by 1 / sqrt(2 layers) if normal, by
@@ -270,4 +274,4 @@ class SequenceModel(nn.Module):
                     module.bias.zero_()
         for table in (self.embed.weight, self.positions):
             if table is not None:
-                table.normal_(0, _STD)  # type: ignore[operator]
+                table.normal_(0, embedding_std)  # type: ignore[operator]
