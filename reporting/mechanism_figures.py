@@ -11,6 +11,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from datasets.synthetic.language import ITEMS
 from records.run import Array, Run
 from reporting import mechanisms, task_figures
 from reporting.drawing import DrawnFigure, cells
@@ -34,7 +35,7 @@ def of_runs(runs: Mapping[str, Run], chosen: str) -> list[DrawnFigure]:
 
 
 def associations_table(runs: Mapping[str, Run]) -> Sheet | None:
-    """The named associations of each run at its last evaluation, with their intervals; None if none is defined."""
+    """The named associations of each run at its last evaluation, with their intervals; None if they were not asked."""
     found = {name: mechanisms.over_training(run) for name, run in runs.items()}
     lines = [frame.groupby("score", sort=False).tail(1).assign(run=name) for name, frame in found.items()
              if len(frame)]  # fmt: skip
@@ -62,7 +63,7 @@ def associations_table(runs: Mapping[str, Run]) -> Sheet | None:
 def association_curves(runs: Mapping[str, Run]) -> DrawnFigure | None:
     """The main metric and the named associations over training; None if none is ever defined."""
     frames = {name: mechanisms.over_training(run) for name, run in runs.items()}
-    frames = {name: frame for name, frame in frames.items() if len(frame)}
+    frames = {name: frame for name, frame in frames.items() if len(frame) and frame.low.notna().any()}
     if not frames:
         return None
     metric = next(iter(runs.values())).metric
@@ -108,8 +109,8 @@ def interchange_maps(run: Run) -> DrawnFigure | None:
     caption = (
         "Where the answer is decided: one item of each document is replaced by another token, and one activation, row "
         "by row in the order of computation, is put back to what it was at one item of the document (columns, in "
-        "their order). The association is the share of the lost probability of the answer that this restores: 1 all, "
-        f"0 nothing; colours end at -1 and 1. After {_examples(run, mechanisms.INTERCHANGE)} examples."
+        "their usual order). The association is the share of the lost probability of the answer that this restores: "
+        f"1 all, 0 nothing; colours end at -1 and 1. After {_examples(run, mechanisms.INTERCHANGE)} examples."
     )
     if len(defined) < data.corrupted.nunique():
         caption += " A replacement that changes the probability by less than 0.05 has no panel."
@@ -155,12 +156,13 @@ def attention(run: Run) -> DrawnFigure | None:
     data = mechanisms.attended(run)
     if data.empty:
         return None
-    heads, items = list(dict.fromkeys(data["head"])), _items(run, data)
+    heads, items = list(dict.fromkeys(data["head"])), _items(data)
     later, earlier = ([item for item in items if item in set(data[end])] for end in ("later", "earlier"))
-    across = min(4, len(heads[:_HEADS]))
-    down = math.ceil(len(heads[:_HEADS]) / across)
+    count = min(len(heads), _HEADS)
+    across = next((number for number in (4, 3, 2) if count % number == 0), min(4, count))
+    down, ragged = math.ceil(count / across), count % across > 0
     side = min(0.4 * len(items), (WIDTH - 1.6) / across)
-    drawn, panels = empty_figure(down * (side + 0.35) + 0.85, down, across)
+    drawn, panels = empty_figure(down * (side + 0.35) + 0.85 * (1 + ragged), down, across)
     for axes in panels[len(heads) :]:
         axes.set_axis_off()
     for number, (axes, head) in enumerate(zip(panels, heads, strict=False)):
@@ -168,7 +170,7 @@ def attention(run: Run) -> DrawnFigure | None:
         text = (lambda value: f"{100 * value:.0f}") if side / len(items) > 0.15 else None
         values = own.reindex(index=later, columns=earlier).to_numpy(float)
         image = _cells(axes, values, Normalize(0, 1), text, SHADES, min(7.5, 30 * side / len(items)))
-        below = number + across >= len(heads[:_HEADS])
+        below = number + across >= count
         _named(axes, later if number % across == 0 else [], earlier if below else [], upright=True)
         axes.set_title(head.replace("blocks.", "layer ").replace(".mixer", ""), fontsize=7)
     _shared_bar(drawn, image, panels, "weight, %", lambda value: f"{100 * value:.0f}")
@@ -275,7 +277,7 @@ def _named(axes: Axes, rows: Sequence[str], columns: Sequence[str], *, upright: 
     """Name the rows and columns of a heat map."""
     axes.set_yticks(range(len(rows)), [_words(name) for name in rows], fontsize=7.5)
     words = [_words(name) if upright else name.replace("_", "\n") for name in columns]
-    axes.set_xticks(range(len(columns)), words, fontsize=7.5, rotation=90 if upright else 0)
+    axes.set_xticks(range(len(columns)), words, fontsize=7.5 if len(columns) < 6 else 7, rotation=90 if upright else 0)
     axes.tick_params(length=0)
 
 
@@ -292,12 +294,10 @@ def _shared_bar(drawn: Figure, image: AxesImage, panels: Sequence[Axes], label: 
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
-def _items(run: Run, weights: pd.DataFrame) -> list[str]:
+def _items(weights: pd.DataFrame) -> list[str]:
     """The items between which there is attention, in the order of the document."""
-    names = [*weights.earlier, *weights.later]
-    known = list(dict.fromkeys(names))
-    after = {name: set(weights.later[weights.earlier == name]) for name in known}
-    return sorted(known, key=lambda name: (-len(after[name]), known.index(name)))
+    known = [item for item in ITEMS if item in {*weights.earlier, *weights.later}]
+    return sorted(known, key=lambda item: -weights.later[weights.earlier == item].nunique())
 
 
 def _examples(run: Run, evaluation: str) -> str:

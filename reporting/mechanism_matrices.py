@@ -113,9 +113,9 @@ def ranges_by_method(groups: Sequence[Group], suffix: str) -> Sheet | None:
         for method in dict.fromkeys(data.method)
     ]
     note = (
-        "Associations at the end, mean over tasks and seeds, and in brackets how far apart the lowest and the highest "
-        "of the networks that answer a task are, in the mean over the tasks that several of them answer with a "
-        "defined association: large if members implement a task in different ways."
+        "Associations at the end, mean over the tasks and seeds where they are defined. In brackets: how far apart the "
+        "lowest and the highest of the networks that answer a task are, mean over the tasks where it is defined in "
+        "several; large if members implement a task in different ways."
     )
     return Sheet(f"mechanisms{suffix}", "Mechanism", ["method", *scores], rows, data, notes=[note])
 
@@ -148,9 +148,9 @@ def mechanism_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
     drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     caption = (
         "Behaviour and mechanism on the tasks seen so far, after each episode: mean accuracy, and mean induction of "
-        "the networks that answer, R_m, over the tasks where it is defined. Induction is the share of the lost probability "
-        "of the answer that the input of the second layer at the target restores when the original query is replaced. "
-        "Lines are means over seeds, bands reach from the lowest to the highest one."
+        "the networks that answer, R_m, over the tasks where it is defined. Induction is the share of the lost "
+        "probability of the answer that the input of the second layer at the target restores when the original query "
+        "is replaced. Lines are means over seeds, bands reach from the lowest to the highest one."
     )
     return DrawnFigure("mechanism_over_episodes", "Behaviour and mechanism over episodes", caption, drawn, data)
 

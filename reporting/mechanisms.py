@@ -27,9 +27,12 @@ def rows_of(run: Run, evaluation: str) -> list[Measurement]:
 
 
 def over_training(run: Run) -> pd.DataFrame:
-    """Lines score, step, examples, value, low and high: the main metric, and each named association where defined."""
+    """Lines score, step, examples, value, low and high: the main metric, and each named association, NaN if undefined.
+
+    Empty if they were not asked, or cannot be, for want of a second layer.
+    """
     rows = rows_of(run, INTERCHANGE)
-    if not any(score in row.scores for row in rows for score in SHORT.values()):
+    if not any(f"restored probability blocks.1.input@{TARGET} of {ORIGINAL}" in row.scores for row in rows):
         return pd.DataFrame()
     curve = analysis.curve(run).rename(columns={run.metric: "value"})
     lines = [curve[["step", "examples", "value"]].assign(score=run.metric)]
