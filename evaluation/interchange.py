@@ -43,7 +43,7 @@ RESAMPLES = 1000
 MEASURES = ("probability", "logit", "kl")
 # Bytes of the residual streams that are computed together. A CPU is fastest where activations stay in its caches.
 _BYTES, _BYTES_CPU = 64 << 20, 1 << 20
-_SHORT = {TARGET: "induction", QUERY: "direct early", ORIGINAL: "direct late"}  # what is at the input of layer 1
+SHORT = {TARGET: "induction", QUERY: "direct early", ORIGINAL: "direct late"}  # what is at the input of layer 1
 
 
 class Documents(NamedTuple):
@@ -274,8 +274,8 @@ def _associations(effects: Effects, item: str, drawn: Tensor) -> dict[str, Score
         found[f"association {cell}"] = Scored(value, error, count)
         found[f"association low {cell}"] = Scored(low, None, count)
         found[f"association high {cell}"] = Scored(high, None, count)
-        if item == ORIGINAL and site == "blocks.1.input" and place in _SHORT:
-            found[_SHORT[place]] = Scored(value, error, count)
+        if item == ORIGINAL and site == "blocks.1.input" and place in SHORT:
+            found[SHORT[place]] = Scored(value, error, count)
     return found
 
 

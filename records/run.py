@@ -156,6 +156,38 @@ class Run:
         """R, [episodes, tasks]: the main metric on test examples; NaN where not measured."""
         return matrix_of(self.rows)
 
+    def evaluated(self, score: str, evaluation: str = "interchange") -> "pd.DataFrame":
+        """What an evaluation has found in each network about each of its tasks, in the order of joining.
+
+        Columns task, episode (the one of the network), until (the last one in which it answers) and value, NaN where
+        the score is not defined. UserError if nothing was asked.
+        """
+        import pandas as pd
+
+        rows = [row for row in self.rows if row.scenario == evaluation and row.split == "test" and row.episode]
+        if not rows:
+            raise UserError(f"{self.path} was not asked: --evaluate {evaluation} does")
+        replacing, last = [m.episode for m in self.members if m.replaces_earlier], len(self.accuracy_matrix)
+        ends = {row.episode: min((e - 1 for e in replacing if e > row.episode), default=last) for row in rows}
+        lines = [
+            (row.task, row.episode, ends[row.episode], row.scores[score].value if score in row.scores else np.nan)
+            for row in rows
+        ]  # fmt: skip
+        return pd.DataFrame(lines, columns=["task", "episode", "until", "value"])
+
+    def mechanism_matrix(self, score: str = "induction", evaluation: str = "interchange") -> Matrix:
+        """R_m, [episodes, tasks]: mean of a score over the networks that answer the task after the episode.
+
+        These are one network, or all members of an ensemble so far that were trained on the task. Those in which the
+        score is not defined are left out, NaN if it is in none. UserError if the evaluation was not asked.
+        """
+        found, R_m = self.evaluated(score, evaluation), np.full(self.accuracy_matrix.shape, np.nan)
+        tasks = sorted({row.task for row in self.rows if row.is_test and row.episode})
+        for episode, place in np.ndindex(R_m.shape):
+            answering_now = (found.episode <= episode + 1) & (found.until >= episode + 1)
+            R_m[episode, place] = found.value[answering_now & (found.task == tasks[place])].mean()
+        return R_m
+
     @cached_property
     def checkpoints(self) -> Mapping[int, Checkpoint]:
         """Step -> the network at that step, of a run of train_task.py; other runs have none."""

@@ -11,6 +11,7 @@ from records.summary import figure
 from reporting.affinity import affinity_over_runs
 from reporting.drawing import DrawnFigure, against_steps, height, label_ends, measured, short
 from reporting.groups import Group
+from reporting.mechanism_matrices import mechanism_over_episodes
 from reporting.style import empty_figure, line_style, percent
 from studies.tables import readable, share
 
@@ -51,7 +52,12 @@ def _mean(group: Group, key: str) -> str:
 
 def of_several_runs(groups: Sequence[Group]) -> list[DrawnFigure]:
     """All figures that these runs have the data for."""
-    drawn = accuracy_over_episodes(groups), accuracy_against_cost(groups), affinity_over_runs(groups)
+    drawn = (
+        accuracy_over_episodes(groups),
+        mechanism_over_episodes(groups),
+        accuracy_against_cost(groups),
+        affinity_over_runs(groups),
+    )
     return [picture for picture in drawn if picture]
 
 

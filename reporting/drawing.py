@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from records.run import Array, Run
 from records.summary import direction
@@ -48,20 +49,27 @@ def against_steps(axes: Axes, xlabel: str, ylabel: str, as_percent: bool) -> Non
 
 def heat_map(axes: Axes, values: Array, palette: object, norm: Normalize, text: Callable[[float], str]) -> Colorbar:
     """Draw a heat map, with numbers in the cells if there are few, and a colour bar."""
-    image = axes.imshow(values, cmap=palette, norm=norm, aspect="auto", interpolation="nearest")  # type: ignore[arg-type]
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    if max(values.shape) <= _LABELLED:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                red, green, blue, _ = image.cmap(norm(value))
-                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-                axes.text(column, row, text(value), ha="center", va="center", fontsize=7.5,
-                          color="#ffffff" if dark else "#000000")  # fmt: skip
+    image = cells(axes, values, palette, norm, text if max(values.shape) <= _LABELLED else None)
     count_from_one(axes, values.shape[1], len(values))
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, format=lambda value, _: text(value))
     bar.outline.set_visible(False)  # type: ignore[operator]
     return bar
+
+
+def cells(
+    axes: Axes, values: Array, palette: object, norm: Normalize, text: Callable[[float], str] | None, size: float = 7.5
+) -> AxesImage:  # fmt: skip
+    """Draw the cells of a heat map, with `text` in those that have a value."""
+    image = axes.imshow(values, cmap=palette, norm=norm, aspect="auto", interpolation="nearest")  # type: ignore[arg-type]
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(values) if text else ():
+        if text and np.isfinite(value):
+            red, green, blue, _ = image.cmap(norm(value))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+            axes.text(column, row, text(value), ha="center", va="center", fontsize=size,
+                      color="#ffffff" if dark else "#000000")  # fmt: skip
+    return image
 
 
 def count_from_one(axes: Axes, columns: int, rows: int, offset: int = 0) -> None:

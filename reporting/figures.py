@@ -12,6 +12,7 @@ from records.run import Array, Run
 from records.summary import curves_of, direction, signed
 from reporting import analysis
 from reporting.drawing import DrawnFigure, against_steps, count_from_one, heat_map, height, label_ends, measured
+from reporting.mechanism_matrices import mechanism_matrices
 from reporting.style import DIVERGING, MUTED, SHADES, WIDTH, colours, empty_figure, marker, whole
 from studies.tables import readable
 
@@ -21,7 +22,7 @@ _PANELS = 20  # the most tasks whose confusion matrices are drawn
 def of_one_run(run: Run) -> list[DrawnFigure]:
     """All figures that this run has the data for."""
     pictures = [accuracy_matrix(run), transfer_curves(run), while_learning(run), training_grid(run)]
-    pictures.append(sampling_weights(run))
+    pictures += [sampling_weights(run), mechanism_matrices(run)]
     if run.classifies:
         several = any(len(members) > 1 for members in run.test_predictions.values())
         pictures += [added_by_members(run), task_affinity(run)] if several else []

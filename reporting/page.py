@@ -14,7 +14,7 @@ from datasets.objectives import BINS
 from evaluation.measurements import TRAINED, WITHOUT_TASK
 from records.run import Run
 from records.summary import curves_of, direction, figure, signed
-from reporting import analysis, compared, figures, style
+from reporting import analysis, compared, figures, mechanism_matrices, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison, Group
 from reporting.layout import Page, Section, Sheet, configuration, count, duration
@@ -36,6 +36,7 @@ def of_one_run(run: Run, command: str) -> Page:
     learned = ("transfer_curves", "while_learning", "accuracy_matrix")
     sections = [
         Section("What was learned", [task_table(run), scenario_table(run)], pick(*learned)),
+        Section("Mechanism", [mechanism_matrices.ranges_table(run)], pick("mechanism_matrix")),
         Section("How it was learned", (), pick("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
     if run.classifies:
@@ -58,9 +59,10 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         pictures = [replace(drawn, name=drawn.name + suffix) for drawn in compared.of_several_runs(comparison.groups)]
         results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
+        inside = mechanism_matrices.ranges_by_method(comparison.groups, suffix)
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
         sections += [
-            Section(comparison.title, [results, examples_table(comparison, suffix)], pictures),
+            Section(comparison.title, [results, examples_table(comparison, suffix), inside], pictures),
             Section(f"{comparison.title}: details", details),
         ]
     groups = [group for comparison in comparisons for group in comparison.groups]

@@ -12,6 +12,7 @@ from net import count_parameters
 from net.config import network_title
 from records.run import Run
 from records.summary import direction, figure
+from reporting import mechanism_figures
 from reporting import task_analysis as analysis
 from reporting import task_figures as figures
 from reporting.drawing import DrawnFigure
@@ -50,6 +51,9 @@ def of_task_runs(runs: Sequence[Run], command: str) -> Page:
     sections = [
         Section("How it was learned", [results(named, chosen)], [*curves, *shown]),
         Section(f"Inside the network{of}", _some([_handcrafted(table)]), _some(inside)),
+        Section(
+            "Mechanism", _some([mechanism_figures.associations_table(named)]), mechanism_figures.of_runs(named, name)
+        ),
         Section(f"Weights{of}", (), figures.weight_maps(run)),
     ]
     palette = {light: dark for picture in slices for light, dark in _themes(picture)}
