@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from datasets.mixture import Mixture
 from datasets.objectives import Scores, mean
 from datasets.task import Task
-from evaluation.subject import DOCUMENTS, Subject
+from evaluation.subject import DOCUMENTS, Subject, schema_lacks
 from net.multihead import MultiHead
 from net.sequences.model import SequenceModel
 from net.sequences.sites import run
@@ -46,7 +46,7 @@ def obstacle(net: MultiHead, task: Task) -> str:
     """Why the question cannot be asked of a network; "" if it can."""
     if not isinstance(net.trunk, SequenceModel) or not _attending(net.trunk):
         return "no layer of the network has weights of attention"
-    return "" if task.test.schema is not None else "the task does not say where the items of its documents are"
+    return schema_lacks(task)
 
 
 def between(net: nn.Module, inputs: Tensor, places: Tensor) -> dict[str, Tensor]:

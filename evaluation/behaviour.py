@@ -5,7 +5,7 @@ import torch
 from datasets.objectives import Scores
 from datasets.task import Task
 from evaluation.bootstrap import averages
-from evaluation.subject import Subject
+from evaluation.subject import Subject, schema_lacks
 from net.multihead import MultiHead
 from training.prediction import outputs_on
 
@@ -38,6 +38,4 @@ def behaviour(subject: Subject) -> Scores:
 
 def obstacle(net: MultiHead, task: Task) -> str:
     """Why the question cannot be asked about a task; "" if it can."""
-    if task.test.schema is None:
-        return "the task has no documents with a schema, such as those of dataset: languages"
-    return ""
+    return schema_lacks(task)

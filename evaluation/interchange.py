@@ -29,15 +29,13 @@ from datasets.objectives import Scored, Scores
 from datasets.schema import Schema
 from datasets.synthetic.language import ORIGINAL, QUERY, TARGET
 from datasets.task import Task
-from evaluation import behaviour
 from evaluation.bootstrap import averages, ratios, resamples
-from evaluation.subject import Subject
+from evaluation.subject import DOCUMENTS, Subject, schema_lacks
 from net.multihead import MultiHead
 from net.sequences.model import SequenceModel
 from net.sequences.sites import run
 from utils.seeding import generator
 
-DOCUMENTS = 320  # the most that are asked about
 DEFINED = 0.05  # what a corruption has to change in the probability of the answer, so that there are associations
 RESAMPLES = 1000
 MEASURES = ("probability", "logit", "kl")
@@ -104,7 +102,7 @@ def obstacle(net: MultiHead, task: Task) -> str:
     """Why the question cannot be asked of a network about a task; "" if it can."""
     if not isinstance(net.trunk, SequenceModel) or not net.trunk.tokens:
         return "only networks of sequence mixers that read tokens, model: sequence, have these sites"
-    return behaviour.obstacle(net, task)
+    return schema_lacks(task)
 
 
 def patched_sites(net: SequenceModel) -> dict[str, str]:
@@ -281,9 +279,7 @@ def _associations(effects: Effects, item: str, drawn: Tensor) -> dict[str, Score
 
 def _chosen(subject: Subject) -> Documents:
     """At most DOCUMENTS documents, evenly."""
-    examples = subject.task.test
-    if len(examples) > DOCUMENTS:
-        examples = examples.subset(torch.arange(DOCUMENTS) * len(examples) // DOCUMENTS)
+    examples = subject.some(DOCUMENTS)
     assert examples.schema is not None  # see `obstacle`
     data = Mixture([(subject.task.id, examples)])
     inputs = subject.spec.preprocess(data.inputs(slice(0, len(data))))

@@ -13,7 +13,7 @@ from datasets.objectives import Scored, Scores
 from datasets.schema import NOWHERE
 from datasets.synthetic.language import ORIGINAL, TARGET
 from datasets.task import DEV, TEST, Examples, Task
-from evaluation.subject import Subject
+from evaluation.subject import Subject, schema_lacks
 from net.multihead import MultiHead
 from net.sequences.sites import run
 from training.prediction import evaluation_batches
@@ -41,8 +41,7 @@ def probes(subject: Subject) -> Scores:
 
     Source: Hewitt & Liang, "Designing and interpreting probes with control tasks" (2019), section 2.
     """
-    examples = subject.task.test
-    examples = examples.subset(torch.arange(min(DOCUMENTS, len(examples))))
+    examples = subject.some(DOCUMENTS)
     tokens, activations = activations_at_items(subject, examples)
     half, vocabulary = len(examples) // 2, subject.net.head_sizes[subject.task.id]
     labels = {label: tokens[label] for label in LABELS if label in tokens}
@@ -69,8 +68,8 @@ def probes(subject: Subject) -> Scores:
 
 def obstacle(net: MultiHead, task: Task) -> str:
     """Why the question cannot be asked of a network; "" if it can."""
-    if task.test.schema is None:
-        return f"the structure of the examples of {task.name} is not known; it is known of languages"
+    if reason := schema_lacks(task):
+        return reason
     if min(len(task.splits[name]) for name in (DEV, TEST) if name in task.splits) < 2:
         return "it takes two documents at least"
     return "" if probed_sites(net) else "the network has no layers whose activations can be read"

@@ -9,7 +9,7 @@ from datasets.task import Examples, StreamSpec, Task
 from net.multihead import MultiHead
 from utils.compute import Compute
 
-DOCUMENTS = 320  # the most that a network of sequence mixers is asked about part by part
+DOCUMENTS = 320  # the most that are asked about where a network of sequence mixers is taken apart
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,10 @@ class Subject:
         examples = self.task.test
         count = len(examples)
         return examples if count <= most else examples.subset(torch.arange(most) * count // most)
+
+
+def schema_lacks(task: Task) -> str:
+    """Why nothing can be asked about the items of a task's documents; "" if it can."""
+    return (
+        "" if task.test.schema is not None else "the task has no documents with a schema; those of languages have one"
+    )

@@ -11,12 +11,11 @@ from datasets.objectives import Scored, Scores
 from datasets.synthetic.language import ORIGINAL, QUERY, TARGET
 from datasets.task import Task
 from evaluation import probes
-from evaluation.subject import Subject
+from evaluation.subject import DOCUMENTS, Subject
 from net.multihead import MultiHead
 from net.sequences.sites import Ran, Write, run
 from training.prediction import evaluation_batches
 
-DOCUMENTS = 320  # the most that are asked about
 NETWORKS = 6  # the most that are compared
 SITE = "blocks.1.input"
 ITEMS = (TARGET, QUERY, ORIGINAL)  # where induction, early and late direct retrieval keep what tells the answer
@@ -95,8 +94,7 @@ class _Found:
 
 
 def _batches(subject: Subject) -> Iterator[_Batch]:
-    examples = subject.task.test
-    examples = examples.subset(torch.arange(min(DOCUMENTS, len(examples))))
+    examples = subject.some(DOCUMENTS)
     assert examples.schema is not None
     schema = examples.schema.rows(examples.rows).to(subject.compute.device)
     data = Mixture([(subject.task.id, examples)])

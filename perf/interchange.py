@@ -22,9 +22,9 @@ from torch import Tensor
 import train_task
 from datasets import build_stream
 from datasets.task import DEV, TaskStream
-from evaluation.interchange import DOCUMENTS, Documents, intervened, patched_sites
+from evaluation.interchange import Documents, intervened, patched_sites
 from evaluation.questions import EVALUATIONS
-from evaluation.subject import Subject
+from evaluation.subject import DOCUMENTS, Subject
 from methods.base import new_network
 from net.sequences.model import SequenceModel
 from net.sequences.sites import Write, run

@@ -310,7 +310,7 @@ def test_what_cannot_be_asked(examples):
     task = subject(drawn_net(examples), examples).task
     assert "no layer" in attention(drawn_net(examples, mixers=["mamba"]), task)
     bare = Examples(examples.store, examples.rows, examples.targets)
-    assert "does not say where the items" in attention(drawn_net(examples), task.with_splits(test=bare))
+    assert "no documents with a schema" in attention(drawn_net(examples), task.with_splits(test=bare))
     mlp = build_net("mlp", (4,), settings_class("mlp")(), {1: 3})
     assert "only networks of sequence mixers" in attribution(mlp, task)
     assert "no layer" in attention(mlp, task)

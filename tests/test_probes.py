@@ -156,7 +156,7 @@ def test_tokens_that_training_never_shows_set_a_ceiling():
 def test_it_is_not_asked_where_there_is_nothing_to_probe():
     net = induction(*sizes(RECALL))
     assert obstacle(net, TASK) == ""
-    assert "the structure of the examples of recall is not known" in obstacle(net, without_schema(TASK))
+    assert "no documents with a schema" in obstacle(net, without_schema(TASK))
     assert "two documents at least" in obstacle(net, task(RECALL, 1))
     rnn = build_net("rnn", (4,), settings_class("rnn")(hidden_size=2), {1: 4})
     assert "no layers whose activations can be read" in obstacle(rnn, TASK)

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from datasets.config import DataConfig, TaskList
 from datasets.synthetic.algorithms import ALGORITHMS, MAP, Algorithm, draw
-from datasets.task import DEV, TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.synthetic.amounts import COUNT, Amounts
+from datasets.task import TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.errors import UserError
 from utils.seeding import generator
-from utils.settings import Range, counts, setting
+from utils.settings import Range, setting
 
 _LENGTH = Range(2, 256)
-_COUNT = counts(Range(1, 10**8))
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,14 @@ class AlgorithmConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class AlgorithmSettings:
+class AlgorithmSettings(Amounts):
     """Keys of the dataset YAML."""
 
     length: int = setting(_LENGTH, "entries of an input, where a task has no length of its own", default=10)
     readout: bool = setting(bool, "the last token of longest_cycle is one at which the answer is read", default=False)
-    fresh: bool = setting(bool, "train on fresh examples; false: on the frozen training examples", default=True)
-    train_examples: int = setting(_COUNT, "frozen training examples of a task", default=1 << 14)
-    dev_examples: int = setting(_COUNT, "development examples of a task", default=1 << 16)
-    test_examples: int = setting(_COUNT, "test examples of a task", default=1 << 18)
-    epoch_examples: int = setting(_COUNT, "fresh examples that are drawn at once", default=1 << 16)
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """The number of examples of each split."""
-        return {TRAIN: self.train_examples, DEV: self.dev_examples, TEST: self.test_examples}
+    dev_examples: int = setting(COUNT, "development examples of a task", default=1 << 16)
+    test_examples: int = setting(COUNT, "test examples of a task", default=1 << 18)
+    epoch_examples: int = setting(COUNT, "fresh examples that are drawn at once", default=1 << 16)
 
 
 @dataclass(frozen=True)

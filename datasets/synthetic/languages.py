@@ -19,16 +19,16 @@ from torch import Tensor
 from datasets.config import DataConfig
 from datasets.objectives import Tokens
 from datasets.schema import Schema
+from datasets.synthetic.amounts import Amounts
 from datasets.synthetic.associative_recall import AssociativeRecall
 from datasets.synthetic.language import FIRST_SYMBOL, Documents, Language
 from datasets.synthetic.treecall import Treecall
-from datasets.task import DEV, TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.task import TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.errors import UserError, unknown
 from utils.seeding import generator, on_device
-from utils.settings import Range, counts, declarations, optional, plain, read, setting
+from utils.settings import Range, declarations, optional, plain, read, setting
 
 LANGUAGES: dict[str, type[Language]] = {"recall": AssociativeRecall, "treecall": Treecall}
-_COUNT = counts(Range(1, 10**8))
 _OPTIONAL = {name: optional(kind.Settings, f"{kind.__name__}Keys") for name, kind in LANGUAGES.items()}
 
 
@@ -94,23 +94,7 @@ class LanguageConfig(DataConfig):
         return self.language(task).baselines()
 
 
-@dataclass(frozen=True)
-class Amounts:
-    """How many examples there are; the settings of languages hold where a task has none of its own."""
-
-    fresh: bool = setting(bool, "train on fresh examples; false: on the frozen training examples", default=True)
-    train_examples: int = setting(_COUNT, "frozen training examples of a task", default=1 << 14)
-    dev_examples: int = setting(_COUNT, "development examples of a task", default=1 << 10)
-    test_examples: int = setting(_COUNT, "test examples of a task", default=3000)
-    epoch_examples: int = setting(_COUNT, "fresh examples that are drawn at once", default=1 << 14)
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """The number of examples of each split."""
-        return {TRAIN: self.train_examples, DEV: self.dev_examples, TEST: self.test_examples}
-
-
-LanguageSettings: type = Amounts
+LanguageSettings: type = Amounts  # and the settings of languages, which hold where a task has none of its own
 for _kind in LANGUAGES.values():
     LanguageSettings = optional(_kind.Settings, "LanguageSettings", bases=(LanguageSettings,))
 

@@ -18,18 +18,18 @@ from torch import Tensor
 
 from datasets.config import DataConfig, TaskList
 from datasets.objectives import Tokens, TokenVectors
+from datasets.synthetic.amounts import COUNT, Amounts
 from datasets.synthetic.asked import UNASKED, Kind, Layout, Shape, TokenLayout, VectorLayout, describe
 from datasets.synthetic.circuits import CIRCUITS
 from datasets.synthetic.recall import RECALL
 from datasets.task import DEV, TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.errors import UserError
 from utils.seeding import generator, on_device
-from utils.settings import Range, counts, read, setting
+from utils.settings import Range, read, setting
 
 KINDS = {**RECALL, **CIRCUITS}
 _CHUNK = 2**18  # values of sequences that are drawn at once: more would need more memory, and be no faster
 _LENGTH, _PAIRS, _UPDATES = Range(2, 2**16), Range(1, 2**14), Range(0, 2**14)
-_COUNT = counts(Range(1, 10**8))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Segment:
 class TrainSegment(Segment):
     """Training examples of one difficulty."""
 
-    examples: int = setting(_COUNT, "its share of the training examples is proportional to this number", default=1)
+    examples: int = setting(COUNT, "its share of the training examples is proportional to this number", default=1)
 
 
 class Segments:
@@ -90,7 +90,7 @@ class SequenceConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class SequenceSettings:
+class SequenceSettings(Amounts):
     """Keys of the dataset YAML; `length`, `pairs` and `updates` hold where a task or segment has none of its own."""
 
     vocabulary: int = setting(Range(2, 2**20), "different tokens, or vectors", default=256)
@@ -105,16 +105,6 @@ class SequenceSettings:
     noise: bool = setting(bool, "the tokens around questions are random; false: 0", default=True)
     passes: int = setting(Range(1, 256), "how often continuous_mqar shows all pairs", default=1)
     dimension: int = setting(Range(1, 4096), "values of a key or a value of continuous_mqar", default=32)
-    fresh: bool = setting(bool, "train on fresh examples; false: on the frozen training examples", default=True)
-    train_examples: int = setting(_COUNT, "frozen training examples of a task", default=1 << 14)
-    dev_examples: int = setting(_COUNT, "development examples of a task", default=1 << 10)
-    test_examples: int = setting(_COUNT, "test examples of a task", default=3000)
-    epoch_examples: int = setting(_COUNT, "fresh examples that are drawn at once", default=1 << 14)
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """The number of examples of each split."""
-        return {TRAIN: self.train_examples, DEV: self.dev_examples, TEST: self.test_examples}
 
 
 class Blend(NamedTuple):
