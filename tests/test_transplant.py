@@ -127,7 +127,7 @@ def test_it_takes_two_layers_and_a_language():
     length, vocabulary = sizes(RECALL)
     net = build_net("sequence", (length + 1,), settings_class("sequence")(layers=1), {1: vocabulary}, "identity", 1)
     assert "one layer" in obstacle(net, TASK)
-    assert "is not known" in obstacle(net, without_schema(TASK))
+    assert "no documents with a schema" in obstacle(net, without_schema(TASK))
     assert obstacle(induction(length, vocabulary), TASK) == ""
 
 
