@@ -12,7 +12,7 @@ from tqdm import tqdm
 from datasets.task import DEV, HELD_OUT, TEST, Table
 from evaluation.measurements import ANYTIME, Measurement
 from evaluation.watching import Watching
-from records.tensorboard import TensorBoard, scalars_of
+from records.tensorboard import TensorBoard, board_values, scalars_of
 from training.loop import Clock, Training
 from training.monitor import Monitor
 from utils.compute import describe_device
@@ -67,7 +67,9 @@ class TaskBoard(TensorBoard):
         for row in rows:
             begin = row.split if row.scenario == ANYTIME or row.is_test else row.scenario
             end = f"/{row.slice}" if row.slice else ""
-            self._write(row.step, scalars_of({f"{begin}_{name}{end}": s.value for name, s in row.scores.items()}))
+            self._write(
+                row.step, scalars_of({f"{begin}_{name}{end}": value for name, value in board_values(row).items()})
+            )
 
 
 class TaskConsole:

@@ -26,6 +26,7 @@ from utils.files import yaml_bytes
 from utils.settings import Kind
 
 # TensorBoard's names for the types of hyperparameters.
+_CURVES = 40  # the most scores of an evaluation that all have one
 _TYPES: Mapping[type, Mapping[str, Any]] = {
     bool: {"type": "DATA_TYPE_BOOL", "domain_discrete": [False, True]},
     float: {"type": "DATA_TYPE_FLOAT64"},
@@ -209,9 +210,15 @@ def _of_tasks(facts: EpisodeFacts, rows: Sequence[Measurement]) -> dict[str, flo
     scalars = {f"sampling_weight/{tags[task]}": weight for task, weight in facts.sampling_weights.items()}
     apart = {*WITHOUT_TASK, ANYTIME, ZERO_SHOT}
     for row in [row for row in rows if row.scenario not in apart and not row.slice]:
-        for name, scored in row.scores.items():
-            scalars[f"{row.split}_{name}/{tags[row.task]}"] = scored.value
+        for name, value in board_values(row).items():
+            scalars[f"{row.split}_{name}/{tags[row.task]}"] = value
     return scalars
+
+
+def board_values(row: Measurement) -> dict[str, float]:
+    """The values that have a curve, by score: where there are many not those of single activations, SITE@ITEM."""
+    many = len(row.scores) > _CURVES
+    return {name: scored.value for name, scored in row.scores.items() if not (many and "@" in name)}
 
 
 def _tag(row: Measurement) -> str:

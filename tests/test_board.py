@@ -17,13 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
+from datasets.objectives import Scored
 from evaluation import metrics
 from methods import METHODS
 from records.configuration import hyperparameter_kinds, hyperparameters
 from records.invocation import parse, with_settings
 from records.monitor import RunStart
 from records.pictures import heat_map
-from records.tensorboard import TensorBoard
+from records.tensorboard import TensorBoard, board_values
 from tests.tables import read_metrics
 from tests.test_resume import options, start, stop_after, write_configs
 
@@ -309,6 +310,14 @@ def test_pictures_are_neither_tiny_nor_huge(rows, columns):
     image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert tuple(image[0, 0]) == (68, 1, 84)
     assert rows == 1 or (image[-1] == 224).all()
+
+
+def test_scores_of_single_activations_have_no_curves_where_there_are_many():
+    few = {"induction": 1.0, **{f"association blocks.{number}.input@target": 0.0 for number in range(39)}}
+    for values in (few, {**few, "association blocks.9.input@target": 0.0}):
+        scores = {name: Scored(value, None, 1) for name, value in values.items()}
+        row = Measurement(1, 1, 1, 1, "recall", "dev", "", "interchange", scores)
+        assert board_values(row) == (few if values is few else {"induction": 1.0})
 
 
 def test_a_full_disk_while_a_failed_run_is_closed_hides_no_error():
