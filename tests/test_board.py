@@ -19,6 +19,7 @@ from tensorboard.plugins.hparams import metadata
 
 from datasets.objectives import Scored
 from evaluation import metrics
+from evaluation.measurements import Measurement
 from methods import METHODS
 from records.configuration import hyperparameter_kinds, hyperparameters
 from records.invocation import parse, with_settings
