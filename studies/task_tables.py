@@ -12,8 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from evaluation.questions import EVALUATIONS
 from records.configuration import value_at
 from records.summary import figure, signed
+from records.tables import METRICS
 from records.task_summary import by_development
 from studies.grid_file import RATE
 from studies.planned import Grid, PlannedJob, PlannedRun
@@ -27,6 +31,7 @@ COLUMNS = (
     "metric", "dev", "test", "test_stderr", "best_step", "best_dev", "best_test", "uninformed_loss", "examples",
     "steps", "parameters_total", "state_bytes", "trained_together", "total_seconds",
 )  # fmt: skip
+_ANSWERS = 12  # the most scores of an evaluation in a table
 MARK, NONE = "†", "–"
 READING = (
     "Best: the run, of all seeds and learning rates, that is best on the development examples after training; its "
@@ -111,16 +116,19 @@ def write_task_tables(grid: Grid, store: Path, failures: Mapping[str, str], comm
     """Write results.csv, table.md and table.tex."""
     summaries = {run.name: summary for run in grid.runs if (summary := run.summary)}
     keys = list(dict.fromkeys([*chain(*chain(*grid.axes.values())), RATE]))
+    asking = [run for run in grid.runs if run.name in summaries and run.config.evaluate]
+    answers = {run.name: last_answers(run.directory) for run in asking}
     measured = {
-        run.name: {key: _at(run, key) for key in keys}
+        run.name: {key: _at(run, key) for key in keys} | answers.get(run.name, {})
         | {key: summary.get(key) for key in COLUMNS} | {"test": _test(summary)}
         for run in grid.runs for summary in (summaries.get(run.name),) if summary
     }  # fmt: skip
-    write_results(grid.runs, store, failures, measured, [*keys, *COLUMNS])
+    asked = list(dict.fromkeys(chain(*answers.values())))
+    write_results(grid.runs, store, failures, measured, [*keys, *COLUMNS, *asked])
     sheets = list[TextTable]()
     for stream in dict.fromkeys(run.config.stream for run in grid.runs):
         blocks = [_block(grid, name, summaries) for name in grid.axes if _stream_of(grid, name) == stream]
-        sheets += [*_matrices(stream, blocks), _cells(stream, blocks)]
+        sheets += [*_matrices(stream, blocks), _cells(stream, blocks), *_asked(stream, blocks, answers)]
     notes = [*READING, f"Options, unless a row has its own: {grid.options}."]
     notes += provenance_notes([run for run in grid.runs if run.name in summaries])
     write_bytes(store / "table.md", _markdown(sheets, notes, command).encode())
@@ -227,6 +235,30 @@ def _cells(stream: str, blocks: Sequence[_Block]) -> TextTable:
                 "state bytes": any(line["state bytes"] != NONE for line in lines)}  # fmt: skip
     names = [name for name in lines[0] if optional.get(name, True)]
     return TextTable(f"{stream}: cells", [[name, *(line[name] for line in lines)] for name in names])
+
+
+def last_answers(directory: Path) -> dict[str, float]:
+    """What the evaluations of a run have found last, by "evaluation: score"; of each the first scores, without "@"."""
+    columns = ["step", "scenario", "metric", "value"]
+    found = pd.read_csv(directory / METRICS, keep_default_na=False, usecols=columns)
+    found = found[found.scenario.isin(EVALUATIONS) & ~found.metric.str.contains("@")]
+    found = found[found.step == found.groupby("scenario").step.transform("max")]
+    found = found.groupby("scenario", sort=False).head(_ANSWERS)
+    return {f"{row.scenario}: {row.metric}": float(row.value) for row in found.itertuples()}
+
+
+def _asked(stream: str, blocks: Sequence[_Block], answers: Mapping[str, Mapping[str, float]]) -> list[TextTable]:
+    """What the evaluations found in the best run of each cell, a line each; nothing where nothing was asked."""
+    cells = [(block, job, block.scored(job.runs.__contains__)) for block in blocks for job in block.jobs]
+    best = [next((run.name for run, summary in cell.runs if summary is cell.best), "") for _, _, cell in cells]
+    names = list(dict.fromkeys(chain(*(answers.get(run, {}) for run in best))))
+    if not names:
+        return []
+    columns = [["network", *(block.net for block, _, _ in cells)], ["cell", *(job.label for _, job, _ in cells)]]
+    for name in names:
+        values = [answers.get(run, {}).get(name) for run in best]
+        columns.append([name, *(NONE if value is None else f"{value:.3g}" for value in values)])
+    return [TextTable(f"{stream}: evaluations of the best run of each cell", columns)]
 
 
 def _at(run: PlannedRun, key: str) -> Any:

@@ -315,7 +315,7 @@ def test_pictures_are_neither_tiny_nor_huge(rows, columns):
 
 def test_scores_of_single_activations_have_no_curves_where_there_are_many():
     few = {"induction": 1.0, **{f"association blocks.{number}.input@target": 0.0 for number in range(39)}}
-    for values in (few, {**few, "association blocks.9.input@target": 0.0}):
+    for values in (few, {**few, "association blocks.99.input@target": 0.0}):
         scores = {name: Scored(value, None, 1) for name, value in values.items()}
         row = Measurement(1, 1, 1, 1, "recall", "dev", "", "interchange", scores)
         assert board_values(row) == (few if values is few else {"induction": 1.0})

@@ -208,7 +208,7 @@ def test_a_grid_from_runs_to_tables(capsys):
         "2nd_argmax": {**PUBLISHED, "scale": 100},
         "median": {**PUBLISHED, "metric": "rmse", "tolerance": 0.005, "values": {4: {2: 5.0}}},
     }
-    grid = write_grid(streams=streams, published=published)
+    grid = write_grid(streams=streams, published=published, evaluate="dormant")
     command = ["--config=grid.yaml", "--store=store", "--jobs=2"]
     assert benchmark.main(command) == 0
     assert "6 runs, 6 of them to do" in capsys.readouterr().out
@@ -220,6 +220,8 @@ def test_a_grid_from_runs_to_tables(capsys):
     for name, summary in found.items():
         assert float(rows[name]["dev"]) == summary["dev"]
         assert float(rows[name]["test"]) == summary[f"avg_{'rmse' if 'median' in name else 'acc'}_final"]
+        asked = pd.read_csv(f"store/{name}/metrics.csv").query("scenario == 'dormant'")
+        assert float(rows[name]["dormant: dormant_share"]) == pytest.approx(asked.value.iloc[-1], abs=1e-6)
     lines = Path("store/table.md").read_text().splitlines()
     classes = [summary for name, summary in found.items() if name.startswith("2nd")]
     best = max(classes, key=lambda summary: summary["dev"])
@@ -229,6 +231,7 @@ def test_a_grid_from_runs_to_tables(capsys):
     assert any(line.split("|")[2].strip() == f"{median:.2f}" for line in lines if line.startswith("| 4 "))
     (cell,) = [line for line in lines if line.startswith("| length 2, hidden_size 4 ")]
     assert f"| {test - 100:+.2f} " in " ".join(cell.split())
+    assert "## median: evaluations of the best run of each cell" in lines
     numbers = [summary for name, summary in found.items() if name.startswith("median")]
     lowest = min(numbers, key=lambda summary: summary["dev"])
     assert f"{lowest['avg_rmse_final']:.4f} ± {lowest['test_stderr']:.4f} (5)" in "\n".join(lines)  # better: no mark
@@ -243,7 +246,7 @@ def test_a_grid_from_runs_to_tables(capsys):
     again = summary_of(gone)
     assert again["dev"] == pytest.approx(found[grid.runs[1].name]["dev"], abs=0.02)
 
-    write_grid(streams=streams, examples="2^12")
+    write_grid(streams=streams, examples="2^12", evaluate="dormant")
     assert benchmark.main(command) == 2
     assert "was run with hp.examples: 8192" in capsys.readouterr().err
 

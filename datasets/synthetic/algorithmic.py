@@ -50,11 +50,17 @@ class AlgorithmConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class AlgorithmSettings(Amounts):
+class AlgorithmKeys:
     """Keys of the dataset YAML."""
 
     length: int = setting(_LENGTH, "entries of an input, where a task has no length of its own", default=10)
     readout: bool = setting(bool, "the last token of longest_cycle is one at which the answer is read", default=False)
+
+
+@dataclass(frozen=True)
+class AlgorithmSettings(Amounts, AlgorithmKeys):
+    """All keys of the dataset YAML: how many examples there are stands last."""
+
     dev_examples: int = setting(COUNT, "development examples of a task", default=1 << 16)
     test_examples: int = setting(COUNT, "test examples of a task", default=1 << 18)
     epoch_examples: int = setting(COUNT, "fresh examples that are drawn at once", default=1 << 16)

@@ -9,7 +9,7 @@ With `withheld` pairs, test examples ask for these and all others for the rest.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -94,9 +94,11 @@ class LanguageConfig(DataConfig):
         return self.language(task).baselines()
 
 
-LanguageSettings: type = Amounts  # and the settings of languages, which hold where a task has none of its own
+# Keys of the dataset YAML: settings of languages, which hold where a task has none of its own, and amounts.
+_keys: type = object
 for _kind in LANGUAGES.values():
-    LanguageSettings = optional(_kind.Settings, "LanguageSettings", bases=(LanguageSettings,))
+    _keys = optional(_kind.Settings, "LanguageKeys", bases=(_keys,))
+LanguageSettings = make_dataclass("LanguageSettings", (), bases=(Amounts, _keys), frozen=True)
 
 
 @dataclass(frozen=True)

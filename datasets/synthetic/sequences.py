@@ -90,7 +90,7 @@ class SequenceConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class SequenceSettings(Amounts):
+class SequenceKeys:
     """Keys of the dataset YAML; `length`, `pairs` and `updates` hold where a task or segment has none of its own."""
 
     vocabulary: int = setting(Range(2, 2**20), "different tokens, or vectors", default=256)
@@ -105,6 +105,11 @@ class SequenceSettings(Amounts):
     noise: bool = setting(bool, "the tokens around questions are random; false: 0", default=True)
     passes: int = setting(Range(1, 256), "how often continuous_mqar shows all pairs", default=1)
     dimension: int = setting(Range(1, 4096), "values of a key or a value of continuous_mqar", default=32)
+
+
+@dataclass(frozen=True)
+class SequenceSettings(Amounts, SequenceKeys):
+    """All keys of the dataset YAML: how many examples there are stands last."""
 
 
 class Blend(NamedTuple):
