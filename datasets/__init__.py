@@ -22,6 +22,7 @@ from datasets.scenarios import blurred, in_scenario
 from datasets.synthetic.algorithmic import algorithmic
 from datasets.synthetic.languages import languages
 from datasets.synthetic.sequences import sequences
+from datasets.synthetic.superposition import superposition
 from datasets.task import Generator, TaskStream
 from utils.errors import UserError, unknown
 from utils.settings import NoSettings
@@ -39,6 +40,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "algorithmic": algorithmic,
     "sequences": sequences,
     "languages": languages,
+    "superposition": superposition,
 }
 rotated_digits.numbered = rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
 rotated_digits.Settings = rotated_mnist.Settings = RotationSettings  # type: ignore[attr-defined]

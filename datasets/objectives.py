@@ -217,30 +217,25 @@ class TokenVectors(Tokens):
         return outputs.float() @ self.table.T
 
 
-class Reconstruction(Objective):
-    """Vectors of real numbers: outputs, targets and predictions are [N, D], `importances` w [D] on their device.
-
-        loss = 1/N sum_n sum_d w_d (output_nd - target_nd)^2
+class _SquaredErrors(Objective):
+    """Base of vectors of real numbers: outputs and predictions are [N, D], the loss is a mean of squared errors.
 
     The uninformed prediction is the mean of the training targets, or 0 if these are not known.
-
-    Source: Elhage et al., "Toy Models of Superposition" (2022).
     """
-
-    metrics = _named(Metric("loss"))
-
-    def __init__(self, importances: Tensor) -> None:
-        self.importances = importances
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self._errors(outputs, targets).mean()
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._errors(outputs.transpose(-1, -2), targets).mean(1)
 
     def predict(self, outputs: Tensor) -> Tensor:
         return outputs.float()
 
     def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
-        mean = torch.zeros(num_outputs) if training is None else training.float().mean(0)
-        return mean.expand(*shape).clone()
+        known = None if training is None else self._values(training.float())
+        guess = torch.zeros(num_outputs) if known is None else known.mean(0)
+        return guess.expand(shape[0], -1).clone()
 
     def uninformed_loss(self, num_outputs: int, training: Tensor) -> float:
         return self._errors(self.uninformed(training.shape, num_outputs, training), training).double().mean().item()
@@ -248,17 +243,37 @@ class Reconstruction(Objective):
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         return {"loss": mean(self._errors(predictions, targets).double())}
 
+    def _values(self, targets: Tensor) -> Tensor:
+        """The right outputs, [..., D]."""
+        return targets
+
+    @abstractmethod
     def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each example, [N]."""
-        return (self.importances * (outputs.float() - targets.float()).square()).sum(-1)
+        """The loss of each example, [...], of outputs [..., D]."""
 
 
-class RealNumbers(Reconstruction):
-    """Regression: the loss is the squared error, averaged over N and D, and `rmse` its square root."""
+class Reconstruction(_SquaredErrors):
+    """Vectors of real numbers that are not equally important: targets [N, 2, D] are the values and their importances w.
+
+        loss = 1/N sum_n sum_d w_nd (output_nd - value_nd)^2
+
+    Source: Elhage et al., "Toy models of superposition" (2022).
+    """
+
+    metrics = _named(Metric("loss"))
+
+    def _values(self, targets: Tensor) -> Tensor:
+        return targets[..., 0, :]
+
+    def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        values, importances = targets.float().unbind(-2)
+        return (importances * (outputs.float() - values).square()).sum(-1)
+
+
+class RealNumbers(_SquaredErrors):
+    """Regression: targets are [N, D], the loss is the squared error averaged over N and D, `rmse` its square root."""
 
     metrics = _named(Metric("rmse"), Metric("loss"))
-
-    def __init__(self) -> None: ...
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         loss = super().evaluate(predictions, targets)["loss"]

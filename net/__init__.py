@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from net.autoencoder import Autoencoder
 from net.images.resnet import ResNet18
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
@@ -30,13 +31,15 @@ TRUNKS: dict[str, Any] = {
     "rnn": RNN,
     "attention_only": AttentionOnly,
     "sequence": SequenceModel,
+    "autoencoder": Autoencoder,
 }
 _TIMM = "timm/"
 # What trunks take, with the number of its axes; other trunks take anything.
-_IMAGES, _SEQUENCES = ("images, channels x height x width", 3), ("sequences", 1)
+_IMAGES, _SEQUENCES, _VECTORS = ("images, channels x height x width", 3), ("sequences", 1), ("vectors", 1)
 _TAKEN = {
     **dict.fromkeys((SmallConv, WideResNet, ResNet18, TimmTrunk), _IMAGES),
     **dict.fromkeys((RNN, AttentionOnly), _SEQUENCES),
+    Autoencoder: _VECTORS,
 }
 BatchNorm = nn.modules.batchnorm._BatchNorm
 

@@ -12,8 +12,8 @@ _TRUNK = "trunk."
 
 
 def stackable(net: MultiHead) -> bool:
-    """Whether networks of this architecture can be a Stack: the trunk says how, and there is a single head."""
-    return hasattr(net.trunk, "stacked") and len(net.head_sizes) == 1 and net.kind != "identity"
+    """Whether networks of this architecture can be a Stack: the trunk says how, and there is one task."""
+    return hasattr(net.trunk, "stacked") and len(net.head_sizes) == 1
 
 
 class Stack(nn.Module):
@@ -62,6 +62,8 @@ class Stack(nn.Module):
         features = self.trunk.stacked(trunk, inputs)  # type: ignore[operator]
         # As a trunk may have it, the examples of a batch lie side by side, for outputs as for features: the last axis.
         features, weight = features.transpose(-1, -2), named["weight"]
+        if self.nets[0].kind == "identity":
+            return features  # type: ignore[no-any-return]
         if features.ndim == 3:
             outputs = torch.bmm(weight, features)
         else:

@@ -40,10 +40,7 @@ def loss_affinity(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _members(run: Run) -> Iterator[tuple[int, frozenset[int], float]]:
     """Task, tasks that the member was trained on, and its test loss over that of the uninformed prediction."""
-    kind = getattr(objectives, run.config["objective"])
-    if kind is objectives.Reconstruction:  # its weights are not in the run
-        return
-    objective: objectives.Objective = kind()
+    objective: objectives.Objective = getattr(objectives, run.config["objective"])()
     for task, members in run.test_predictions.items():
         targets = torch.from_numpy(run.targets[task])
         for number, values in members.items():

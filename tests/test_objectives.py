@@ -129,8 +129,10 @@ def some(kind, rng):
         return CrossEntropy(), torch.randn(20, 4, generator=rng), torch.randint(4, (20,), generator=rng), 4
     if kind is Tokens:
         return Tokens(), torch.randn(20, 6, 5, generator=rng), torch.randint(-1, 5, (20, 6), generator=rng), 5
-    objective = RealNumbers() if kind is RealNumbers else Reconstruction(torch.rand(3, generator=rng))
-    return objective, torch.randn(20, 3, generator=rng), torch.randn(20, 3, generator=rng) + 1, 3
+    outputs, values = torch.randn(2, 20, 3, generator=rng)
+    if kind is RealNumbers:
+        return RealNumbers(), outputs, values + 1, 3
+    return Reconstruction(), outputs, torch.stack([values + 1, torch.rand(20, 3, generator=rng)], 1), 3
 
 
 @pytest.mark.parametrize("kind", [CrossEntropy, Tokens, RealNumbers, Reconstruction])
@@ -198,7 +200,16 @@ def test_squared_errors_are_those_of_scikit_learn():
     assert found["rmse"].stderr == pytest.approx(slope * found["loss"].stderr, rel=1e-3)
     weights = torch.tensor([1.0, 0.5, 0.0])
     expected = 1.5 * mean_squared_error(targets, outputs, multioutput=weights.numpy())  # it divides by their sum
-    assert Reconstruction(weights).evaluate(outputs, targets)["loss"].value == pytest.approx(expected, rel=1e-5)
+    weighted = torch.stack([targets, weights.expand_as(targets)], 1)
+    assert Reconstruction().evaluate(outputs, weighted)["loss"].value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [RealNumbers, Reconstruction])
+def test_losses_of_networks_that_compute_together_are_those_of_each(kind):
+    objective, outputs, targets, _ = some(kind, torch.Generator().manual_seed(4))
+    several = torch.stack([outputs, 2 * outputs, outputs - 1])
+    found = objective.losses(several.transpose(1, 2), targets.expand(3, *targets.shape))
+    assert found.tolist() == pytest.approx([objective.loss(one, targets).item() for one in several], rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", [CrossEntropy(), Tokens()])
