@@ -131,7 +131,7 @@ def test_what_is_not_defined_is_said_and_not_drawn():
     undefined = hand_made([*rows, *((1, 1, 1, "interchange", *cell) for cell in cells)])
     assert mechanism_figures.of_runs({"seed 0": undefined}, "seed 0") == []
     assert mechanism_figures.associations_table({"seed 0": undefined}).rows == [["seed 0", *["undefined"] * 3]]
-    own = [("induction", 0.8), (f"association low {INDUCTION}", 0.75), (f"association high {INDUCTION}", 0.86),
+    own = [("induction", 0.8), ("induction low", 0.75), ("induction high", 0.86),
            (f"association {INDUCTION}", 0.8)]  # fmt: skip
     run = hand_made([*rows, *((1, 1, 1, "interchange", *cell) for cell in [*cells, *own])])
     sheet = mechanism_figures.associations_table({"seed 0": run})
