@@ -14,9 +14,9 @@ class Schema:
     """What is known of M documents, the rows of a store."""
 
     positions: Mapping[str, Tensor]  # by item: where it stands in each document, [M] int64, or NOWHERE
-    replacements: Mapping[str, Tensor]  # by item that can be replaced: another token which could stand there, [M] int64
+    replacements: Mapping[str, Tensor]  # by item that can be replaced: another token of its kind, [M] int64
     answers: Tensor  # [M, A] int64, the tokens that may answer the question; anything where the probability is 0
-    probabilities: Tensor  # [M, A] float32, how probable each is, given the document
+    probabilities: Tensor  # [M, A] float32, how probable each is, given the document and its structure
     known: Mapping[str, Tensor] = field(default_factory=dict)  # what else is known of each document, by name, [M]
 
     def rows(self, rows: Tensor) -> "Schema":

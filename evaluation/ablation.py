@@ -26,8 +26,9 @@ def ablation(subject: Subject) -> Scores:
     """The main metric with all parts and without each of them, and how much worse it gets at most.
 
     Parts of a network of sequence mixers are its sequence mixers, each of their heads if there are several, and its
-    state mixers: what one adds is replaced by its mean over the examples, at each position. Parts of other networks are
-    their features, which are held at 0; that of a recurrent network is a neuron of its state, held at 0 at all times.
+    state mixers: what one adds is replaced by its mean over the examples, at each position up to the last question, and
+    where they ask by the mean over all such places. Parts of other networks are their features, which are held at 0;
+    that of a recurrent network is a neuron of its state, held at 0 at all times.
     """
     metric = next(iter(subject.spec.objective.metrics.values()))
     trunk = subject.net.trunk
@@ -79,37 +80,56 @@ def _parts(trunk: SequenceModel) -> list[_Part]:
     return found
 
 
-def _means(subject: Subject, examples: Examples, sites: set[str]) -> dict[str, Tensor]:
-    """The mean activations over the examples, by site: [L, ...]."""
-    data, sums = Mixture([(subject.task.id, examples)]), dict[str, Tensor]()
+class _Mean(NamedTuple):
+    """Mean activations over examples, which may be of unequal lengths and ask at different positions."""
+
+    positions: Tensor  # [L, ...], at each position, of the examples that ask there or later
+    asked: Tensor  # [...], where examples ask
+
+
+def _means(subject: Subject, examples: Examples, sites: set[str]) -> dict[str, _Mean]:
+    """The means by site."""
+    net, data = subject.net.trunk, Mixture([(subject.task.id, examples)])
+    assert isinstance(net, SequenceModel)
+    sums, counts = dict[str, list[Tensor]](), [torch.zeros((), device=data.device), torch.zeros((), device=data.device)]
     for inputs, _ in evaluation_batches(subject.net, data, subject.spec, subject.compute):
         with subject.compute.autocast():
-            found = run(subject.net.trunk, inputs, read=sites).activations  # type: ignore[arg-type]
+            found = run(net, inputs, read=sites).activations
+        asked = net.asked_positions(inputs)
+        inside = asked.flip(1).cumsum(1).flip(1) > 0  # behind its last question an example does not matter
+        counts = [counts[0] + inside.sum(0), counts[1] + asked.sum()]
         for site, values in found.items():
-            sums[site] = sums.get(site, 0) + values.double().sum(0)
-    return {site: total / len(examples) for site, total in sums.items()}
+            parts = [torch.einsum("bl,bl...->l...", inside.double(), values.double()), values[asked].double().sum(0)]
+            sums[site] = [one + other for one, other in zip(sums[site], parts, strict=True)] if site in sums else parts
+    shared, alone = counts[0].clamp_min(1), counts[1]
+    return {
+        site: _Mean(of / shared.view(-1, *(1,) * (of.ndim - 1)), where / alone) for site, (of, where) in sums.items()
+    }
 
 
 def _outputs_without(
-    subject: Subject, examples: Examples, part: _Part | None, means: dict[str, Tensor]
+    subject: Subject, examples: Examples, part: _Part | None, means: dict[str, _Mean]
 ) -> Iterator[Tensor]:
     """The outputs without a part, or with all of them: parts of [N, ..., C]."""
-    net, outputs, tap = subject.net, subject.net.head_sizes[subject.task.id], _replacing(part, means)
+    net, outputs = subject.net, subject.net.head_sizes[subject.task.id]
+    assert isinstance(net.trunk, SequenceModel)
     data = Mixture([(subject.task.id, examples)])
     for inputs, batch in evaluation_batches(net, data, subject.spec, subject.compute):
         with subject.compute.autocast():
-            features = net.trunk.tapped(inputs, tap)  # type: ignore[operator]
+            features = net.trunk.tapped(inputs, _replacing(part, means, net.trunk.asked_positions(inputs)))
             found = net.head(features, data.task_ids[batch])
         yield found[..., :outputs]
 
 
-def _replacing(part: _Part | None, means: dict[str, Tensor]) -> Tap:
-    """A tap that replaces a part by its mean."""
+def _replacing(part: _Part | None, means: dict[str, _Mean], asked: Tensor) -> Tap:
+    """A tap that replaces a part by its mean; `asked` says where the inputs ask, [B, L]."""
 
     def tap(site: str, values: Tensor) -> Tensor:
         if part is None or site != part.site:
             return values
-        mean = means[site].to(values.dtype).expand_as(values)
+        of = means[site]
+        here = asked.view(*asked.shape, *(1,) * (values.ndim - 2))
+        mean = of.asked.where(here, of.positions).to(values.dtype)
         if part.head is None:
             return mean
         return torch.cat([values[:, :, : part.head], mean[:, :, part.head, None], values[:, :, part.head + 1 :]], 2)

@@ -16,7 +16,7 @@ def behaviour(subject: Subject) -> Scores:
 
         KL = sum_a p(a | document) (log p(a | document) - log q(a))
 
-    p is that of the schema and q the network's; means over documents.
+    p is that of the schema, which knows the tree of a sentence, and q the network's; means over documents.
     """
     examples = subject.task.test
     assert examples.schema is not None  # see `obstacle`

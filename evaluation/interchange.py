@@ -6,13 +6,16 @@ item, has the value which it has in the clean document. That is a cell:
     (site, item) of a corruption -> the runs of the network that it needs -> probability, logit and KL of each document
 
 Few cells need a run through all layers:
-* What has the same value in both runs, what is before the corrupted item, and what is behind the question changes
-  nothing. What is behind the last mixer matters where the question is, alone.
-* The input of the first layer and the output of the last one are all that the answer depends on: they restore it.
-* What is behind the mixer of a layer changes the input of the next layer at one position, so it is known there.
+* A patch changes nothing if the value is the same in both runs, if it is at a position before the corrupted item or
+  after the question, or if it is after the last mixer at any other position than that of the question.
+* A patch of the input of the first layer at the corrupted item, or of the output of the last layer at the question,
+  gives the clean run.
+* A patch after the mixer of layer l is one of the input of layer l + 1 at the same position: what follows the mixer
+  computes each position alone.
+* A patch of the input of layer l, or of its mixer, leaves the layers before l as they are in the corrupted run.
+  These patches are stacked into large batches and computed from layer l on; what follows the last mixer is
+  computed where the question is, alone.
 * Some cells have the same effects as others, see `patched_sites` and `_Patching._same`.
-All others enter a layer with one position changed. They are stacked, and computed from there on, the last layer
-behind its mixer where the question is, alone.
 
 Source: Arora et al., "Mechanistic evaluation of Transformers and state space models" (2025), section 4; Geiger et al.,
 "Causal abstractions of neural networks" (2021).
@@ -27,7 +30,7 @@ from torch import Tensor
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.schema import Schema
-from datasets.synthetic.language import ORIGINAL, QUERY, TARGET
+from datasets.synthetic.language import ANSWER, ORIGINAL, QUERY, TARGET
 from datasets.task import Task
 from evaluation.bootstrap import averages, ratios, resamples
 from evaluation.subject import DOCUMENTS, Subject, schema_lacks
@@ -36,15 +39,16 @@ from net.sequences.model import SequenceModel
 from net.sequences.sites import run
 from utils.seeding import generator
 
-DEFINED = 0.05  # what a corruption has to change in the probability of the answer, so that there are associations
+DEFINED = 0.05  # by how much a corruption must lower the probability of the answer, so that there are associations
+SITE = "blocks.1.input"  # of the associations with names
+INDUCTION, EARLY, LATE = NAMED = ("induction", "direct early", "direct late")
 RESAMPLES = 1000
 MEASURES = ("probability", "logit", "kl")
 # Bytes of the residual streams that are computed together. A CPU is fastest where activations stay in its caches.
 _BYTES, _BYTES_CPU = 64 << 20, 1 << 20
-SHORT = {TARGET: "induction", QUERY: "direct early", ORIGINAL: "direct late"}  # what is at the input of layer 1
 
 
-class Documents(NamedTuple):
+class AskedDocuments(NamedTuple):
     """B documents with their questions."""
 
     inputs: Tensor  # [B, L + 1], tokens and the position of the question
@@ -89,12 +93,17 @@ def interchange(subject: Subject) -> Scores:
     assert isinstance(net, SequenceModel)
     drawn = resamples(len(data.inputs), RESAMPLES, generator(0, "interchange", "bootstrap"))
     columns, found = dict[str, Tensor](), dict[str, Scored]()
+    same = patched_sites(net)
     for item, effects in intervened(net, data).items():
+        # Those that are not the same as others, and not what stands behind the question, which changes nothing.
+        cells = effects.restored.items()
+        shown = {(site, place): values for (site, place), values in cells if same[site] == site and place != ANSWER}
+        effects = effects._replace(restored=shown)
         columns["probability"], columns["logit"] = effects.clean[:, :2].T
         columns |= {f"corrupted {name} of {item}": effects.corrupted[:, i] for i, name in enumerate(MEASURES[:2])}
         for (site, place), values in effects.restored.items():
             columns |= {f"restored {name} {site}@{place} of {item}": values[:, i] for i, name in enumerate(MEASURES)}
-        found |= _associations(effects, item, drawn)
+        found |= _associations(effects, item, drawn, named_cells(data.schema))
     return averages(columns) | found
 
 
@@ -118,7 +127,7 @@ def patched_sites(net: SequenceModel) -> dict[str, str]:
 
 
 @torch.no_grad()
-def intervened(net: SequenceModel, documents: Documents) -> dict[str, Effects]:
+def intervened(net: SequenceModel, documents: AskedDocuments) -> dict[str, Effects]:
     """The effects of all patches, by corrupted item: those of the schema that can be replaced.
 
     Patched are the sites of the residual stream, the mixers and the state mixers at the items which all documents have.
@@ -143,7 +152,7 @@ class _Patching:
     """All patches of one corruption of some documents."""
 
     def __init__(
-        self, net: SequenceModel, documents: Documents, items: list[str], clean: _Run, corrupted: str
+        self, net: SequenceModel, documents: AskedDocuments, items: list[str], clean: _Run, corrupted: str
     ) -> None:  # fmt: skip
         self.net, self.documents, self.clean = net, documents, clean
         self.blocks: list[Any] = list(net.blocks)
@@ -259,10 +268,29 @@ def _ran(net: SequenceModel, inputs: Tensor) -> _Run:
     return _Run(outputs.squeeze(1), activations)
 
 
-def _associations(effects: Effects, item: str, drawn: Tensor) -> dict[str, Scored]:
+def named_cells(schema: Schema) -> dict[tuple[str, str, str], str]:
+    """The associations that have names, by site, item and corrupted item.
+
+    Induction: the second layer gets at the later one of original query and target what tells the earlier one. There is
+    none where their order is not the same in all documents. Direct retrieval: what tells the original query is already
+    at the query, or still where it stood, which is asked where the target stands behind it: else it stands where
+    induction would bring the target.
+    """
+    original, target = schema.positions[ORIGINAL], schema.positions[TARGET]
+    found = {(SITE, QUERY, ORIGINAL): EARLY}
+    if bool((original < target).all()):
+        found |= {(SITE, TARGET, ORIGINAL): INDUCTION, (SITE, ORIGINAL, ORIGINAL): LATE}
+    elif bool((target < original).all()):
+        found |= {(SITE, ORIGINAL, TARGET): INDUCTION}
+    return found
+
+
+def _associations(
+    effects: Effects, item: str, drawn: Tensor, names: Mapping[tuple[str, str, str], str]
+) -> dict[str, Scored]:  # fmt: skip
     """The associations of all cells, and those with names of their own."""
     clean, corrupted = (values[:, 0].cpu().double() for values in effects[:2])
-    if abs(float((clean - corrupted).mean())) < DEFINED:
+    if float((clean - corrupted).mean()) < DEFINED:
         return {}
     restored = torch.stack([values[:, 0] for values in effects.restored.values()]).cpu().double()
     found, count = dict[str, Scored](), len(clean)
@@ -272,28 +300,29 @@ def _associations(effects: Effects, item: str, drawn: Tensor) -> dict[str, Score
         found[f"association {cell}"] = Scored(value, error, count)
         found[f"association low {cell}"] = Scored(low, None, count)
         found[f"association high {cell}"] = Scored(high, None, count)
-        if item == ORIGINAL and site == "blocks.1.input" and place in SHORT:
-            found[SHORT[place]] = Scored(value, error, count)
+        if name := names.get((site, place, item)):
+            found[name] = Scored(value, error, count)
+            found[f"{name} low"], found[f"{name} high"] = Scored(low, None, count), Scored(high, None, count)
     return found
 
 
-def _chosen(subject: Subject) -> Documents:
+def _chosen(subject: Subject) -> AskedDocuments:
     """At most DOCUMENTS documents, evenly."""
     examples = subject.some(DOCUMENTS)
     assert examples.schema is not None  # see `obstacle`
     data = Mixture([(subject.task.id, examples)])
     inputs = subject.spec.preprocess(data.inputs(slice(0, len(data))))
-    return Documents(inputs, examples.targets.squeeze(1), examples.schema.rows(examples.rows).to(inputs.device))
+    return AskedDocuments(inputs, examples.targets.squeeze(1), examples.schema.rows(examples.rows).to(inputs.device))
 
 
-def _split(net: SequenceModel, documents: Documents) -> Iterator[Documents]:
+def _split(net: SequenceModel, documents: AskedDocuments) -> Iterator[AskedDocuments]:
     """Parts of documents whose runs are computed together."""
     size = _together(net, documents)
     for rows in torch.arange(len(documents.inputs), device=documents.inputs.device).split(size):
-        yield Documents(documents.inputs[rows], documents.answers[rows], documents.schema.rows(rows))
+        yield AskedDocuments(documents.inputs[rows], documents.answers[rows], documents.schema.rows(rows))
 
 
-def _together(net: SequenceModel, documents: Documents) -> int:
+def _together(net: SequenceModel, documents: AskedDocuments) -> int:
     """How many residual streams are computed together."""
     budget = _BYTES_CPU if documents.inputs.device.type == "cpu" else _BYTES
     return max(8, budget // (4 * net.width * documents.inputs.shape[1]))

@@ -20,7 +20,7 @@ from training.prediction import evaluation_batches
 from utils.seeding import generator
 
 LABELS = (ORIGINAL, TARGET)  # items whose tokens are to be told
-DOCUMENTS = 1024  # the most that are used; the first half trains
+MOST = 1024  # documents that are used at most; the first half trains
 PENALTY = 1.0  # C of scikit-learn: the loss is C sum_n loss_n + |W|^2 / 2
 ITERATIONS = 100
 _ROUNDING = 1e-5  # of the root mean square of all values at a site: a feature that deviates by less is a constant
@@ -32,7 +32,7 @@ def probes(subject: Subject) -> Scores:
     A probe is a multinomial logistic regression of standardised activations (scikit-learn: lbfgs, C = 1, at most 100
     iterations), trained on the first half of at most 1,024 documents. "accuracy LABEL from SITE@ITEM" is that on the
     other half, where a token that did not occur in the first one counts as wrong; "ceiling LABEL" is the share of
-    those that did occur, which no accuracy exceeds.
+    those that did occur, which no accuracy exceeds, and "ceiling control at ITEM" the same of the tokens at an item.
 
     "control" is the same for labels that are a fixed random function of the token at the item, drawn with the
     frequencies of the true labels, and "selectivity" is accuracy - control: a probe that is selective finds what the
@@ -41,7 +41,7 @@ def probes(subject: Subject) -> Scores:
 
     Source: Hewitt & Liang, "Designing and interpreting probes with control tasks" (2019), section 2.
     """
-    examples = subject.some(DOCUMENTS)
+    examples = subject.some(MOST)
     tokens, activations = activations_at_items(subject, examples)
     half, vocabulary = len(examples) // 2, subject.net.head_sizes[subject.task.id]
     labels = {label: tokens[label] for label in LABELS if label in tokens}
@@ -51,7 +51,8 @@ def probes(subject: Subject) -> Scores:
         for item in tokens
         if len(tokens[item].unique()) > 1
     }
-    found = {f"ceiling {label}": _share(torch.isin(true[half:], true[:half]).numpy()) for label, true in labels.items()}
+    bounded = labels | {f"control at {item}": tokens[item] for _, item in controls}
+    found = {f"ceiling {name}": _share(torch.isin(of[half:], of[:half]).numpy()) for name, of in bounded.items()}
     for (site, item), values in activations.items():
         asked = [(label, kind) for label in labels for kind in ("accuracy", "control")
                  if kind == "accuracy" or (label, item) in controls]  # fmt: skip
@@ -78,8 +79,8 @@ def obstacle(net: MultiHead, task: Task) -> str:
 def probed_sites(net: MultiHead) -> list[str]:
     """The sites of a network that are probed.
 
-    Those that are left out hold no more to a linear probe: the stream after a layer is the one before the next, what
-    heads have read has the mixer's output as a linear map, and what mixers get is the normalised stream.
+    The stream after a layer is the one before the next. Left out for the time they would take are what mixers get, the
+    normalised stream, and what heads have read, of which the mixer's output is a linear map: they may hold more.
     """
     sites = net.trunk.sites() if hasattr(net.trunk, "sites") else ()  # type: ignore[operator]
     chosen = re.compile(r"blocks\.\d+\.(input|mixer\.output|state\.output)")

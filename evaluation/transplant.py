@@ -11,15 +11,14 @@ from datasets.objectives import Scored, Scores
 from datasets.synthetic.language import ORIGINAL, QUERY, TARGET
 from datasets.task import Task
 from evaluation import probes
+from evaluation.interchange import DEFINED, SITE
 from evaluation.subject import DOCUMENTS, Subject
 from net.multihead import MultiHead
 from net.sequences.sites import Ran, Write, run
 from training.prediction import evaluation_batches
 
 NETWORKS = 6  # the most that are compared
-SITE = "blocks.1.input"
 ITEMS = (TARGET, QUERY, ORIGINAL)  # where induction, early and late direct retrieval keep what tells the answer
-SMALLEST = 0.05  # effect of a corruption of which shares are taken
 
 
 @torch.no_grad()
@@ -46,7 +45,7 @@ def transplant(subject: Subject) -> Scores:
     for step, effect in effects.items():
         scores[f"effect {step} of {ORIGINAL}"] = _ratio(effect, torch.ones_like(effect))
     for into, effect in effects.items():
-        if effect.mean() < SMALLEST:
+        if effect.mean() < DEFINED:
             continue
         for step, other in known.items():
             for item in ITEMS:

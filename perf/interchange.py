@@ -22,7 +22,7 @@ from torch import Tensor
 import train_task
 from datasets import build_stream
 from datasets.task import DEV, TaskStream
-from evaluation.interchange import Documents, intervened, patched_sites
+from evaluation.interchange import AskedDocuments, intervened, patched_sites
 from evaluation.questions import EVALUATIONS
 from evaluation.subject import DOCUMENTS, Subject
 from methods.base import new_network
@@ -50,16 +50,16 @@ class Timed(NamedTuple):
     found: Tensor
 
 
-def documents_of(stream: TaskStream) -> Documents:
+def documents_of(stream: TaskStream) -> AskedDocuments:
     """The documents that are asked about."""
     examples = stream.tasks[0].test.subset(torch.arange(DOCUMENTS))
     assert examples.schema is not None
     schema = examples.schema.rows(examples.rows)
-    return Documents(examples.store[examples.rows], examples.targets[:, 0], schema)
+    return AskedDocuments(examples.store[examples.rows], examples.targets[:, 0], schema)
 
 
 @torch.no_grad()
-def one_by_one(net: SequenceModel, documents: Documents) -> Tensor:
+def one_by_one(net: SequenceModel, documents: AskedDocuments) -> Tensor:
     """Probability and logit of the answer in every cell, each by three runs of all documents."""
     inputs, answers, schema = documents
     rows, found = torch.arange(len(inputs), device=inputs.device), []
@@ -77,7 +77,7 @@ def one_by_one(net: SequenceModel, documents: Documents) -> Tensor:
     return torch.stack(found)
 
 
-def stacked(net: SequenceModel, documents: Documents) -> Tensor:
+def stacked(net: SequenceModel, documents: AskedDocuments) -> Tensor:
     """The same as the evaluation does it."""
     effects = intervened(net, documents).values()
     return torch.stack([values[:, :2] for effect in effects for values in effect.restored.values()])

@@ -45,6 +45,11 @@ def trial_network(config: RunConfig | TaskRunConfig, stream: TaskStream) -> Mult
         except UserError as error:
             raise UserError(f"{config.net.path}: {error}") from None
     check_evaluations(config.evaluate, net, tasks[0])
+    if isinstance(config, RunConfig):
+        for text in config.evaluate:
+            if ":" in text:
+                name = text.partition(":")[0]
+                raise UserError(f"--evaluate {text}: modelzoo.py asks after every episode; write {name}")
     return net
 
 

@@ -160,13 +160,14 @@ class Run:
         """What an evaluation has found in each network about each of its tasks, in the order of joining.
 
         Columns task, episode (the one of the network), until (the last one in which it answers) and value, NaN where
-        the score is not defined. UserError if nothing was asked.
+        the score is not defined. UserError if nothing was asked after an episode; of runs of train_task.py, which ask
+        on the way, `metrics` has the answers.
         """
         import pandas as pd
 
         rows = [row for row in self.rows if row.scenario == evaluation and row.split == "test" and row.episode]
         if not rows:
-            raise UserError(f"{self.path} was not asked: --evaluate {evaluation} does")
+            raise UserError(f"{self.path} was not asked after its episodes: modelzoo.py --evaluate {evaluation} does")
         replacing, last = [m.episode for m in self.members if m.replaces_earlier], len(self.accuracy_matrix)
         ends = {row.episode: min((e - 1 for e in replacing if e > row.episode), default=last) for row in rows}
         lines = [

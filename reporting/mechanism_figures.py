@@ -52,7 +52,7 @@ def associations_table(runs: Mapping[str, Run]) -> Sheet | None:
     note = (
         "What the input of the second layer restores of the answer when the original query is replaced: induction at "
         "the target, direct early at the query, direct late at the original query. 0: nothing, 1: all. With 95 % "
-        "bootstrap intervals over documents. Undefined: the replacement changes the probability of the answer by less "
+        "bootstrap intervals over documents. Undefined: the replacement lowers the probability of the answer by less "
         "than 0.05."
     )
     title = "Associations at the last evaluation"
@@ -84,7 +84,7 @@ def association_curves(runs: Mapping[str, Run]) -> DrawnFigure | None:
         "the answer depends on: the original query is replaced by another token, and the input of the second layer at "
         "one position is put back to what it was. The association is the share of the lost probability of the answer "
         "that this restores: induction at the target, direct early at the query, direct late at the original query. A "
-        "line begins where the replacement changes the probability by at least 0.05. "
+        "line begins where the replacement lowers the probability by at least 0.05. "
     )
     caption += "Bands: 95 % bootstrap intervals." if len(frames) == 1 else f"A line for each of {len(frames)} runs."
     data = pd.concat([frame.assign(run=name) for name, frame in frames.items()])
@@ -113,7 +113,7 @@ def interchange_maps(run: Run) -> DrawnFigure | None:
         f"1 all, 0 nothing; colours end at -1 and 1. After {_examples(run, mechanisms.INTERCHANGE)} examples."
     )
     if len(defined) < data.corrupted.nunique():
-        caption += " A replacement that changes the probability by less than 0.05 has no panel."
+        caption += " A replacement that lowers the probability by less than 0.05 has no panel."
     return DrawnFigure("interchange", "Interchange interventions", caption, drawn, data)
 
 
@@ -254,7 +254,7 @@ def transplants(run: Run) -> DrawnFigure | None:
         f"second layer at the {_words(item)} is taken from the network of one checkpoint (column), which has read the "
         "document itself, and put into that of another (row). The number is the share of the lost probability of the "
         "answer that this restores, on the diagonal the association; colours end at -1 and 1. Grey: the replacement "
-        f"changes the probability by less than 0.05. Of {_words(', '.join(own.index))} the item with the largest mean "
+        f"lowers the probability by less than 0.05. Of {_words(', '.join(own.index))} the item with the largest mean "
         "on the diagonal; the CSV file has all."
     )
     return DrawnFigure("transplants", "Transplants between checkpoints", caption, drawn, data)

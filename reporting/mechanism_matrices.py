@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.interchange import SHORT
+from evaluation.interchange import NAMED
 from records.run import Array, Run
 from reporting.drawing import DrawnFigure, cells, count_from_one, short
 from reporting.groups import Group
@@ -21,7 +21,8 @@ _NUMBERED = 8  # the most columns of a panel whose cells show numbers
 _WHERE = (
     "They are the share of the lost probability of the answer that the input of the second layer restores at one "
     "position when the original query is replaced: induction at the target, direct early at the query, direct late at "
-    "the original query"
+    "the original query. Where the target stands before the original query, induction is that at the original query "
+    "when the target is replaced"
 )
 
 
@@ -29,7 +30,7 @@ def matrices(run: Run) -> dict[str, Array]:
     """R_m of each association that is defined anywhere, by name; none if interchange was not asked."""
     if not any(row.scenario == INTERCHANGE for row in run.rows):
         return {}
-    found = {score: run.mechanism_matrix(score) for score in SHORT.values()}
+    found = {score: run.mechanism_matrix(score) for score in NAMED}
     return {score: R_m for score, R_m in found.items() if np.isfinite(R_m).any()}
 
 
@@ -64,7 +65,8 @@ def mechanism_matrices(run: Run) -> DrawnFigure | None:
         "Is a mechanism forgotten before or after the behaviour? Row k, column t: the accuracy on the test examples of "
         "task t after episode k, and associations, R_m[k, t], of the networks that answer the task then: their mean, "
         f"where there are several. {_WHERE}; colours end at -1 and 1. Grey: not seen yet, or not defined, as the "
-        "replacement changes the probability of the answer by less than 0.05."
+        "replacement lowers the probability of the answer by less than 0.05, as of a task "
+        "that is no longer answered."
     )
     data = pd.DataFrame(lines, columns=["score", "episode", "task", "value"]).dropna()
     return DrawnFigure("mechanism_matrix", "Behaviour and mechanism", caption, drawn, data)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from datasets.objectives import Scored
 from datasets.synthetic.language import ORIGINAL, TARGET
-from evaluation.interchange import SHORT
+from evaluation.interchange import NAMED, SITE
 from evaluation.measurements import Measurement
 from records.run import Array, Run
 from reporting import task_analysis as analysis
@@ -32,12 +32,12 @@ def over_training(run: Run) -> pd.DataFrame:
     Empty if they were not asked, or cannot be, for want of a second layer.
     """
     rows = rows_of(run, INTERCHANGE)
-    if not any(f"restored probability blocks.1.input@{TARGET} of {ORIGINAL}" in row.scores for row in rows):
+    if not any(f"restored probability {SITE}@{TARGET} of {ORIGINAL}" in row.scores for row in rows):
         return pd.DataFrame()
     curve = analysis.curve(run).rename(columns={run.metric: "value"})
     lines = [curve[["step", "examples", "value"]].assign(score=run.metric)]
-    for item, score in SHORT.items():
-        names = [score, *(f"association {end} blocks.1.input@{item} of {ORIGINAL}" for end in ("low", "high"))]
+    for score in NAMED:
+        names = [score, f"{score} low", f"{score} high"]
         found = [[row.step, row.examples, *(_value(row.scores, name) for name in names)] for row in rows]
         columns = ["step", "examples", "value", "low", "high"]
         lines.append(pd.DataFrame(found, columns=columns).assign(score=score))

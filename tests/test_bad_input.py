@@ -185,6 +185,7 @@ CASES = [
     option("--tasks_per_round 0", "--tasks_per_round is 0", "a whole number at least 1"),
     option("--selection boost", "--selection", "'boost'", "did you mean 'boosting'?"),
     option("--method zooo", "--method", "unknown method 'zooo'", "did you mean 'zoo'?"),
+    option("--evaluate dormant:3", "--evaluate dormant:3", "modelzoo.py asks after every episode; write dormant"),
     option("--device gpu", "--device", "unknown device 'gpu'", "did you mean 'cpu'?"),
     option("--device cuda", "--device cuda", "no CUDA devices", "use --device cpu or auto"),
     # options that contradict each other

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from datasets import build_stream
 from datasets.objectives import Tokens
 from datasets.schema import Schema
+from datasets.synthetic.languages import FreshDocuments
+from datasets.synthetic.treecall import Treecall
 from datasets.task import Examples, Preprocess, StreamSpec, Table, Task
 from evaluation import interchange
 from evaluation.bootstrap import ratios, resamples
-from evaluation.interchange import Documents, intervened, patched_sites
+from evaluation.interchange import AskedDocuments, intervened, named_cells, patched_sites
 from evaluation.questions import EVALUATIONS, check_evaluations
 from evaluation.subject import Subject
 from net import build_net, settings_class
@@ -61,7 +63,7 @@ def documents_of(seed=0, batch=BATCH):
         for item in ("first", "second")
     }
     schema = Schema(places, replacements, drawn(VOCABULARY, batch, 1), torch.ones(batch, 1))
-    return Documents(torch.cat([tokens, asked.unsqueeze(1)], 1), schema.answers.squeeze(1), schema)
+    return AskedDocuments(torch.cat([tokens, asked.unsqueeze(1)], 1), schema.answers.squeeze(1), schema)
 
 
 def measures(outputs, answers, reference):
@@ -151,9 +153,9 @@ def test_state_mixers_and_sites_that_are_the_same():
     assert list(same)[-1] == same["blocks.1.output"] == "blocks.1.output"
 
 
-def recall():
+def recall(**changes):
     """A network with drawn weights asked about associative recall."""
-    changes = {"train_examples": 64, "dev_examples": 64, "test_examples": 400, "symbols": 16, "pairs": 3}
+    changes = {"train_examples": 64, "dev_examples": 64, "test_examples": 400, "symbols": 16, "pairs": 3, **changes}
     config = configure(data_config=str(CONFIG), set={f"data.{key}": value for key, value in changes.items()}).config
     stream = build_stream(config.data, 0, CPU.device)
     task = stream.tasks[0]
@@ -173,7 +175,7 @@ def test_scores_are_means_over_documents_taken_evenly():
     found = EVALUATIONS["interchange"].ask(subject)
     examples = subject.task.test
     rows = torch.tensor([400 * number // 320 for number in range(320)])
-    documents = Documents(
+    documents = AskedDocuments(
         examples.store[examples.rows[rows]], examples.targets[rows, 0], examples.schema.rows(examples.rows[rows])
     )
     names = {"probability", "logit"}
@@ -185,7 +187,10 @@ def test_scores_are_means_over_documents_taken_evenly():
             assert of.value == pytest.approx(corrupted[:, number].mean().item(), abs=1e-9)
             assert of.stderr == pytest.approx(corrupted[:, number].std().item() / math.sqrt(320), abs=1e-9)
             names |= {f"corrupted {name} of {item}"}
+        same = patched_sites(subject.net.trunk)
         for (site, place), values in effects.restored.items():
+            if same[site] != site or place == "answer":
+                continue  # known: the same as another one, or nothing
             for number, name in enumerate(("probability", "logit", "kl")):
                 of = f"restored {name} {site}@{place} of {item}"
                 assert found[of].value == pytest.approx(values[:, number].double().mean().item(), abs=1e-9)
@@ -217,8 +222,8 @@ def test_associations_where_the_corruption_changes_the_answer():
     for item in ("original_query", "target"):
         drop = found["probability"].value - found[f"corrupted probability of {item}"].value
         assert drop > 0.05
-        for site in patched_sites(subject.net.trunk):
-            for place in ("original_query", "target", "divider", "query", "answer"):
+        for site in set(patched_sites(subject.net.trunk).values()):
+            for place in ("original_query", "target", "divider", "query"):
                 cell = f"{site}@{place} of {item}"
                 gain = found[f"restored probability {cell}"].value - found[f"corrupted probability of {item}"].value
                 value = found[f"association {cell}"]
@@ -228,11 +233,12 @@ def test_associations_where_the_corruption_changes_the_answer():
                 assert 0 <= value.stderr <= high - low + 1e-12
         for restoring in (f"blocks.0.input@{item}", "blocks.1.output@query"):
             assert found[f"association {restoring} of {item}"].value == pytest.approx(1, abs=1e-12)
-        assert found[f"association blocks.1.output@answer of {item}"].value == 0
     shorts = {"induction": "target", "direct early": "query", "direct late": "original_query"}
     for name, place in shorts.items():
         cell = f"association blocks.1.input@{place} of original_query"
         assert found[name] == found[cell]
+        for end in ("low", "high"):
+            assert found[f"{name} {end}"] == found[cell.replace("association", f"association {end}")]
     assert EVALUATIONS["interchange"].ask(subject) == found  # the same every time
 
 
@@ -240,12 +246,16 @@ CONTROLS = [
     (induction, {}, {"induction": 1, "direct early": 0, "direct late": 0}),
     (direct, {}, {"induction": 0, "direct early": 1, "direct late": 0}),
     (direct, {"idle": 1}, {"induction": 0, "direct early": 0, "direct late": 1}),
+    # Asked for what stands before a value: it is the key that induction would bring to the value.
+    (induction, {"ask": "value"}, {"induction": 1, "direct early": 0}),
+    (direct, {"ask": "value"}, {"induction": 0, "direct early": 1}),
 ]
 
 
 @pytest.mark.parametrize(("make", "given", "expected"), CONTROLS)
 def test_mechanisms_that_are_written_down(make, given, expected):
-    subject = recall()
+    ask = given.get("ask", "key")
+    subject = recall(ask=ask)
     length = subject.task.test.store.shape[1] - 1
     net = make(length, subject.task.num_outputs, **given)
     found = EVALUATIONS["interchange"].ask(Subject(net, subject.task, subject.spec, CPU))
@@ -253,12 +263,40 @@ def test_mechanisms_that_are_written_down(make, given, expected):
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value, abs=0.01)
         assert found[name].stderr < 0.01
-    for place in ("original_query", "query", "target"):  # nothing has moved away from the target itself
+    assert set(expected) == {name for name in ("induction", "direct early", "direct late") if name in found}
+    for place in ("original_query", "query", "target") if ask == "key" else ():  # nothing has moved from the target
         value = found[f"association blocks.1.input@{place} of target"].value
         assert value == pytest.approx(float(place == "target"), abs=0.01)
     behaves = EVALUATIONS["behaviour"].ask(Subject(net, subject.task, subject.spec, CPU))
     assert behaves["accuracy"].value == 1
     assert behaves["kl"].value == pytest.approx(0, abs=1e-3)
+
+
+def test_induction_has_no_place_where_the_order_of_the_items_varies():
+    places = {"query": torch.tensor([7, 7]), "original_query": torch.tensor([1, 3]), "target": torch.tensor([2, 2])}
+    mixed = Schema(places, {}, torch.zeros(2, 1), torch.ones(2, 1))
+    assert set(named_cells(mixed).values()) == {"direct early"}
+
+
+@torch.no_grad()
+def test_documents_of_trees_with_relations():
+    """Documents of unequal lengths with a token of the relation: the same as by runs one by one."""
+    spoken = Treecall(Treecall.Settings(terminals=12, relations=("parent", "sibling"), longest=12))
+    examples = FreshDocuments(spoken, spoken.longest, False, 20, CPU.device).frozen(20, 0, "trees")
+    documents = AskedDocuments(examples.store, examples.targets[:, 0], examples.schema)
+    assert (documents.inputs[:, -1] == examples.schema.positions["relation"]).all()
+    with seeded(0, "trees"):
+        settings = read(SequenceModel.Settings, "net", {"width": 8, "mixers": ["attention"], "positions": True})
+        net = SequenceModel((spoken.longest + 1,), settings, 6 + 12, asked=1)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter)
+    for item, effects in intervened(net.double().eval(), documents).items():
+        expected, clean, corrupted = one_by_one(net, documents, item)
+        assert "relation" in {place for _, place in expected}
+        assert (effects.clean - clean).abs().max() < 1e-10
+        assert (effects.corrupted - corrupted).abs().max() < 1e-10
+        for cell, values in expected.items():
+            assert (effects.restored[cell] - values).abs().max() < 1e-10
 
 
 def test_the_bootstrap_of_a_ratio():

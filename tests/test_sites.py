@@ -77,6 +77,12 @@ def test_one_position_of_some_rows():
     assert different.tolist() == [True, False, True]
 
 
+def test_positions_need_rows():
+    write = Write(torch.zeros(BATCH, 8, dtype=torch.float64), positions=torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="positions without rows"):
+        run(model_of("attention"), inputs_of(), write={"blocks.0.input": write})
+
+
 def test_state_mixers_have_sites_if_they_are_there():
     with_none, with_norm = model_of("attention", "none").sites(), model_of("attention", "norm").sites()
     assert not [site for site in with_none if "state" in site]

@@ -22,7 +22,6 @@ from datasets.synthetic.language import (
 )  # fmt: skip
 from datasets.synthetic.recall import distinct
 from utils.errors import UserError
-from utils.seeding import generator
 from utils.settings import Range, setting
 
 _MOST_WITHHELD = 2**14  # symbols of a language with withheld pairs, whose table then has 2^26 of them
@@ -66,15 +65,9 @@ class AssociativeRecall(Language):
 
     def _withheld(self) -> Tensor:
         """Which pairs are withheld, bool [key, value]."""
-        share, symbols = self.settings.withheld, self.symbols
-        if symbols > _MOST_WITHHELD:
-            raise UserError(f"symbols is {symbols}; with withheld pairs there can be at most {_MOST_WITHHELD}")
-        rng = generator(self.settings.seed, "languages", "recall", "withheld")
-        drawn = torch.rand(self.half, self.half, generator=rng) < share
-        if drawn.all() or not drawn.any():
-            which = "all" if drawn.any() else "none"
-            raise UserError(f"withheld is {share:g}; that is {which} of the {drawn.numel()} pairs of {symbols} symbols")
-        return drawn
+        if self.symbols > _MOST_WITHHELD:
+            raise UserError(f"symbols is {self.symbols}; with withheld pairs there can be at most {_MOST_WITHHELD}")
+        return self.drawn_withheld(self.half, "recall")
 
     def draw(self, count: int, rng: torch.Generator, withheld: bool) -> Documents:
         if self.withheld is None:

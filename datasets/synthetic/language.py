@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.seeding import generator
 from utils.settings import Range, setting
 
 PAD, BEGIN, END = range(3)
@@ -31,6 +32,7 @@ ORIGINAL, TARGET, DIVIDER, QUERY, RELATION, ANSWER = ITEMS = (
     "original_query", "target", "divider", "query", "relation", "answer"
 )  # fmt: skip
 _ROUNDS = 1000  # of drawing documents until there are enough that can be asked about
+_MOST_AT_ONCE = 2**17  # documents
 
 
 class Documents(NamedTuple):
@@ -108,15 +110,28 @@ class Language(ABC):
         """What was drawn once, by name."""
         return {}
 
+    def drawn_withheld(self, symbols: int, name: str) -> Tensor:
+        """Which pairs of so many symbols each are withheld, bool [symbols, symbols]; UserError if all are, or none."""
+        share = self.settings.withheld
+        rng = generator(self.settings.seed, "languages", name, "withheld")
+        drawn = torch.rand(symbols, symbols, generator=rng) < share
+        if drawn.all() or not drawn.any():
+            which = "all" if drawn.any() else "none"
+            raise UserError(f"withheld is {share:g}; that is {which} of the {drawn.numel()} pairs of symbols")
+        return drawn
+
     def drawn_until(self, count: int, draw: Callable[[int], Documents], what: str) -> Documents:
         """The first `count` documents that calls of `draw` return; it is asked for a number and may return fewer.
 
         UserError if they do not come together; `what` says which documents these are.
         """
-        found, got = list[Documents](), 0
+        found, got, asked = list[Documents](), 0, 0
         for _ in range(_ROUNDS):
-            found.append(draw(max(64, count - got)))
-            got += len(found[-1].tokens)
+            some = max(64, count - got)
+            if asked:  # as many as will do if the same share of them is kept, and not many more than before
+                some = min(2 * asked, _MOST_AT_ONCE, int(some * (asked + 1) / (got + 1)) + 1)
+            found.append(draw(some))
+            got, asked = got + len(found[-1].tokens), asked + some
             if got >= count:
                 return joined([part for part in found if len(part.tokens)]).kept(slice(count))
         raise UserError(f"there are too few {what}: {got} of {count}")

@@ -147,6 +147,7 @@ def languages(config: DataConfig, seed: int, device: torch.device) -> TaskStream
     """The stream whose tasks the dataset YAML names; UserError if there are no such languages."""
     assert isinstance(config, LanguageConfig)
     own = config.settings
+    _check_used(config)
     spoken = [config.language(place) for place in range(len(config.tasks))]
     length = max(language.longest for language in spoken)
     vocabulary = FIRST_SYMBOL + max(language.symbols for language in spoken)
@@ -169,9 +170,19 @@ languages.Settings = LanguageSettings  # type: ignore[attr-defined]
 languages.Config = LanguageConfig  # type: ignore[attr-defined]
 
 
+def _check_used(config: LanguageConfig) -> None:
+    """UserError if the stream has a setting that none of its languages has."""
+    named = {task.language for task in config.tasks}
+    used = {key for name in named for key in declarations(LANGUAGES[name].Settings)}
+    for key in declarations(_keys):
+        if getattr(config.settings, key) is not None and key not in used:
+            raise UserError(f"{config.path}: {key} means nothing to {' or '.join(sorted(named))}; leave it out")
+
+
 def _name(task: LanguageTask) -> str:
     """The name of a task: the given one, or its language and what sets it apart."""
     keys = declarations(type(task.settings))
     given = {key: value for key in keys if (value := getattr(task.settings, key)) is not None}
-    words = ", ".join(f"{key} {value}" for key, value in given.items())
+    said = {key: " and ".join(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    words = ", ".join(f"{key} {value}" for key, value in said.items())
     return task.name or (f"{task.language} ({words})" if words else task.language)

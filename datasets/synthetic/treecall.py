@@ -96,9 +96,8 @@ class Treecall(Language):
         if settings.withheld and settings.terminals > 2**13:
             raise UserError(f"terminals is {settings.terminals}; at most {2**13} if pairs are withheld")
         self.grammar = Grammar.drawn(settings, generator(settings.seed, "languages", "grammar"))
-        shape = (self.symbols, self.symbols) if settings.withheld else (1, 1)
-        self.withheld = torch.empty(shape, dtype=torch.bool)  # [target, query]
-        self.withheld.bernoulli_(settings.withheld, generator=generator(settings.seed, "languages", "tree", "withheld"))
+        none = torch.zeros(1, 1, dtype=torch.bool)
+        self.withheld = self.drawn_withheld(self.symbols, "tree") if settings.withheld else none  # [target, query]
         self._copies = {torch.device("cpu"): (self.grammar, self.withheld)}  # one for each device
 
     def draw(self, count: int, rng: torch.Generator, withheld: bool) -> Documents:
@@ -117,7 +116,7 @@ class Treecall(Language):
         document, number = trees.document[pairs.query], len(trees.lengths)
         first = pairs.target if self.settings.first == "target" else pairs.query
         share = 1 / first.bincount(minlength=1)[first].double()  # the chance of a pair is proportional to it
-        # The first of exponential clocks with these rates rings.
+        # The smallest of exponential variables with these rates: each is it with a chance in proportion to its rate.
         luck = torch.rand(len(share), dtype=torch.float64, generator=rng, device=rng.device)
         winner = _first(-luck.log() / share, document, number)
         asked = winner < len(share)

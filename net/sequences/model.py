@@ -222,6 +222,15 @@ class SequenceModel(nn.Module):
         """The weights U that read the outputs, [V, d]."""
         return self.embed.weight if self.unembed is None else self.unembed.weight  # type: ignore[return-value]
 
+    def asked_positions(self, inputs: Tensor) -> Tensor:
+        """Where the inputs ask for outputs, a mask [B, L]."""
+        if not self.tokens:
+            length = inputs.shape[1]
+            return (torch.arange(length, device=inputs.device) >= length - self.asked).expand(len(inputs), length)
+        places = inputs[:, -self.asked :]
+        counts = inputs.new_zeros(len(inputs), inputs.shape[1] - self.asked)
+        return counts.scatter_add(1, places.clamp_min(0), (places >= 0).to(counts.dtype)) > 0
+
     def hooks(self) -> dict[str, Hook]:
         """Where the sites are in the modules, by name, in the order of computation."""
         found = dict[str, Hook]()

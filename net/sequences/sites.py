@@ -77,6 +77,8 @@ def recorder(net: HasSites, read: Iterable[str], write: Mapping[str, Write]) -> 
 
 def overwritten(activations: Tensor, change: Write) -> Tensor:
     """Activations with other values."""
+    if change.rows is None and change.positions is not None:
+        raise ValueError("positions without rows: which rows are to be overwritten there?")
     places = [place for place in (change.rows, change.positions) if place is not None]
     return activations.index_put(tuple(places), change.values) if places else change.values
 
