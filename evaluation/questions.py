@@ -13,7 +13,7 @@ import torch
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.task import Task
-from evaluation import ablation, attention, attribution, behaviour, interchange, probes, regions, transplant
+from evaluation import ablation, attention, attribution, behaviour, geometry, interchange, probes, regions, transplant
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
@@ -65,6 +65,7 @@ EVALUATIONS: dict[str, Question] = {
     "transplant": Question(transplant.transplant, transplant.obstacle, END),
     "behaviour": Question(behaviour.behaviour, behaviour.obstacle),
     "interchange": Question(interchange.interchange, interchange.obstacle),
+    "geometry": Question(geometry.geometry, geometry.obstacle),
 }
 
 
