@@ -1,0 +1,210 @@
+"""Superposition: sparse features, the autoencoder, exact losses, geometry and the local learning coefficient."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import build_stream
+from datasets.objectives import Reconstruction
+from datasets.synthetic.superposition import KINDS, Law, importances, table
+from evaluation.geometry import measures
+from evaluation.landscape import one_active_loss, polygon_weights, polygons, two_features_loss
+from evaluation.learning_coefficient import Sampler, between_chains, effective_samples, estimate
+from evaluation.questions import EVALUATIONS
+from evaluation.subject import Subject
+from net import build_net, settings_class
+from net.autoencoder import Autoencoder
+from net.stack import Stack, stackable
+from records.invocation import configure
+from tests.toys import CPU
+from utils.seeding import generator, seeded
+from utils.settings import read
+
+
+def stream_of(tmp_path, **content):
+    """A stream from a YAML file of these keys."""
+    (tmp_path / "d.yaml").write_text(str({"dataset": "superposition", "tasks": ["k_hot"], **content}).replace("'", '"'))
+    config = configure(data_config=str(tmp_path / "d.yaml"), hp_config="config/hyperparam/autoencoder.yaml").config
+    return build_stream(config.data, 0, CPU.device)
+
+
+# Features
+
+
+@pytest.mark.parametrize("kind", ["sparse", "k_hot", "correlated", "anticorrelated"])
+def test_how_often_features_and_pairs_of_them_are_there(kind):
+    law = Law(features=6, probability=0.3, active=2, group=3)
+    there = KINDS[kind](60_000, law, generator(0, kind)).double()
+    each = {"sparse": 0.3, "k_hot": 2 / 6, "correlated": 0.3, "anticorrelated": 0.1}[kind]
+    inside = {"sparse": 0.09, "k_hot": 1 / 15, "correlated": 0.3, "anticorrelated": 0}[kind]
+    across = {"sparse": 0.09, "k_hot": 1 / 15, "correlated": 0.09, "anticorrelated": 0.01}[kind]
+    together = there.T @ there / len(there)
+    for i, j in itertools.product(range(6), repeat=2):
+        expected = each if i == j else inside if i // 3 == j // 3 else across
+        assert together[i, j] == pytest.approx(expected, abs=5 * math.sqrt(expected / 60_000) + 1e-9)
+
+
+def test_a_stream_of_tasks_with_importances_of_their_own(tmp_path):
+    tasks = ['{"task": "sparse", "decay": 0.5}', '{"task": "k_hot", "active": 2, "values": "ones", "averaged": true}']
+    (tmp_path / "d.yaml").write_text(
+        f'{{"dataset": "superposition", "features": 4, "dev_examples": 50, "tasks": [{", ".join(tasks)}]}}'
+    )
+    config = configure(data_config=str(tmp_path / "d.yaml"), hp_config="config/hyperparam/autoencoder.yaml").config
+    first, second = build_stream(config.data, 0, CPU.device).tasks
+    for task, weights in ((first, [1, 0.5, 0.25, 0.125]), (second, [0.25] * 4)):
+        examples = task.splits["dev"]
+        values, found = examples.targets.unbind(1)
+        assert torch.equal(values, examples.store[examples.rows])
+        assert found.unique(dim=0).tolist() == [weights]
+    ones = second.splits["dev"].store
+    assert set(ones.unique().tolist()) == {0, 1}
+    assert (ones.sum(1) == 2).all()
+    assert 0 < first.splits["dev"].store.max() < 1
+
+
+def test_the_table_has_every_choice_once(tmp_path):
+    rows = table(Law(features=5, active=2))
+    expected = [[float(i in pair) for i in range(5)] for pair in itertools.combinations(range(5), 2)]
+    assert rows.tolist() == expected
+    task = stream_of(tmp_path, tasks=["table"], features=5, active=2).tasks[0]
+    assert task.train.epoch(None).store.tolist() == expected
+
+
+# The autoencoder
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"tied": False}, {"bias": False}, {"hidden_bias": True}, {"activation": "identity", "scale": 2.0},
+    {"lengths": "unit"}, {"lengths": "equal"}, {"trained_scale": True, "tied": False, "hidden_bias": True},
+])  # fmt: skip
+def test_the_autoencoder_is_its_formula(settings):
+    with seeded(0, "autoencoder"):
+        nets = [build_net("autoencoder", (5,), read(Autoencoder.Settings, "net", {"hidden": 3, **settings}), {1: 5},
+                          "identity").double() for _ in range(3)]  # fmt: skip
+    inputs, outputs = torch.rand(3, 7, 5, dtype=torch.float64), []
+    for net, own in zip(nets, inputs, strict=True):
+        for parameter in net.trunk.parameters():
+            torch.nn.init.normal_(parameter)
+        trunk = net.trunk
+        W = trunk.encoder
+        if trunk.lengths != "free":
+            sizes = W.norm(dim=0)
+            W = W / sizes * (1 if trunk.lengths == "unit" else sizes.mean())
+        hidden = own @ W.T + (trunk.hidden_bias if settings.get("hidden_bias") else 0)
+        before = hidden @ (W if trunk.decoder is None else trunk.decoder.T) + (0 if trunk.bias is None else trunk.bias)
+        y = before if settings.get("activation") == "identity" else before.clamp_min(0)
+        y = y * (trunk.factor if settings.get("trained_scale") else settings.get("scale", 1.0))
+        assert (net(own, torch.ones(7, dtype=torch.int64)) - y).abs().max() < 1e-12
+        outputs.append(y)
+    assert stackable(nets[0])
+    together = Stack(nets)(inputs, torch.ones(3, 7, dtype=torch.int64))  # [S, f, B]
+    assert (together.transpose(1, 2) - torch.stack(outputs)).abs().max() < 1e-12
+    tied = settings.get("tied", True)
+    names = {name for name, _ in nets[0].trunk.named_parameters()}
+    assert ("decoder" in names) == (not tied)  # one parameter for tied weights
+
+
+# Exact losses
+
+
+@pytest.mark.parametrize("weights", [(0.9, 0.4), (-0.9, -0.4), (0.9, -0.4), (0.4, -0.9), (-0.9, 0.4), (1.2, 0.0)])
+def test_the_loss_of_two_features_is_that_of_drawn_ones(weights):
+    rng, w = torch.Generator().manual_seed(0), torch.tensor(weights, dtype=torch.float64)
+    x = torch.rand(400_000, 2, generator=rng, dtype=torch.float64)
+    x *= torch.rand(400_000, 2, generator=rng) > 0.5
+    losses = (x - ((x @ w).unsqueeze(1) * w).relu()).square().sum(1)
+    assert two_features_loss(w[0], w[1], 0.5).item() == pytest.approx(losses.mean().item(), abs=1e-3)
+
+
+def test_the_loss_of_one_feature_at_a_time_is_that_of_drawn_ones():
+    rng = torch.Generator().manual_seed(1)
+    W, b = torch.randn(2, 6, generator=rng, dtype=torch.float64), torch.randn(6, generator=rng, dtype=torch.float64) / 3
+    W[:, 2] = 0  # a level line
+    x = torch.zeros(600_000, 6, dtype=torch.float64)
+    x[torch.arange(len(x)), torch.arange(len(x)) % 6] = torch.rand(len(x), generator=rng, dtype=torch.float64)
+    losses = (x - (x @ W.T @ W + b).relu()).square().sum(1)
+    assert one_active_loss(W, b).item() == pytest.approx(losses.mean().item(), abs=5 * losses.std().item() / 770)
+
+
+def test_the_polygons_are_the_published_critical_points():
+    found = {polygon.name: polygon for polygon in polygons(6)}
+    published = {"2-gon+": 0.19444, "3-gon+": 0.14583, "4-gon+": 0.09722, "5-gon+": 0.06180, "5-gon-": 0.06874,
+                 "6-gon": 0.04819}  # fmt: skip
+    for name, loss in published.items():
+        assert found[name].loss == pytest.approx(loss, abs=1e-5)
+    assert (found["5-gon+"].length, found["5-gon+"].bias) == pytest.approx((1.1704, -0.2822), abs=2e-4)
+    assert (found["6-gon"].length, found["6-gon"].bias) == pytest.approx((1.3203, -0.6178), abs=2e-3)
+    five = found["5-gon+"]  # critical: no slope in any direction
+    W, b = polygon_weights(5, 6, five.length, five.bias, 1 / 12)
+    W.requires_grad_(), b.requires_grad_()
+    for gradient in torch.autograd.grad(one_active_loss(W, b), (W, b)):
+        assert gradient.abs().max() < 1e-4
+
+
+# Geometry
+
+
+def test_dimensionality_of_known_figures():
+    pentagon = polygon_weights(5, 5, 1.0, 0.0, 0.0)[0]
+    _, shares, _ = measures(pentagon)
+    assert shares.tolist() == pytest.approx([2 / 5] * 5)
+    pairs = torch.tensor([[1.0, -1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0, 0.0]])
+    lengths, shares, interference = measures(pairs)
+    assert lengths.tolist() == [1, 1, 1, 1, 0]
+    assert shares.tolist() == [0.5] * 4 + [0]
+    assert interference.tolist() == [1, 1, 1, 1, 0]
+
+
+def test_a_network_at_a_polygon_is_recognised(tmp_path):
+    stream = stream_of(tmp_path, test_examples=200)
+    five = next(polygon for polygon in polygons(6) if polygon.name == "5-gon+")
+    net = build_net("autoencoder", (6,), settings_class("autoencoder")(), {1: 6}, "identity")
+    with torch.no_grad():
+        W, b = polygon_weights(5, 6, five.length, five.bias, 1 / 12)
+        net.trunk.encoder.copy_(W)
+        net.trunk.bias.copy_(b)
+    found = EVALUATIONS["geometry"].ask(Subject(net, stream.tasks[0], stream.spec, CPU))
+    expected = {"polygon": 5, "above the polygon": 0, "represented": 5, "dead": 1, "dead, bias above 0": 1,
+                "dead, bias below 0": 0, "dimensionality": 2.0}  # fmt: skip
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value, abs=1e-6)
+    outputs = net(stream.tasks[0].test.store, torch.ones(200, dtype=torch.int64))
+    sampled = Reconstruction().evaluate(outputs.detach(), stream.tasks[0].test.targets)["loss"]
+    assert abs(sampled.value - found["loss"].value) < 5 * sampled.stderr
+
+
+# The local learning coefficient
+
+
+@pytest.mark.parametrize(("loss", "size", "known"), [
+    (lambda w: w[:, :3].square().sum(1) / 2, 4, 1.5),  # quadratic of rank 3: r / 2
+    (lambda w: w[:, 0] ** 4, 1, 0.25),
+], ids=["rank 3", "w^4"])  # fmt: skip
+def test_learning_coefficients_that_are_known(loss, size, known):
+    sampler = Sampler(step=1e-3, localisation=0.1, chains=64, steps=3000, burn_in=1000)
+    centre = torch.zeros(size, dtype=torch.float64)
+    found = estimate(lambda w, _: loss(w), centre, 1000, sampler, generator(0, "llc"))
+    assert found.value == pytest.approx(known, rel=0.1)
+    assert abs(found.value - known) < 4 * found.stderr + 0.03 * known
+    assert found.between_chains < 1.05
+    assert 64 < found.effective_samples < 64 * 3000
+
+
+def test_diagnostics_of_chains():
+    rng = np.random.default_rng(0)
+    plain = torch.tensor(rng.normal(size=(8, 4000)))
+    assert effective_samples(plain) == pytest.approx(8 * 4000, rel=0.15)
+    slow = torch.zeros(8, 4000, dtype=torch.float64)
+    for t in range(1, 4000):  # autocorrelation .9^k: each sample is worth (1 - .9) / (1 + .9)
+        slow[:, t] = 0.9 * slow[:, t - 1] + plain[:, t]
+    assert effective_samples(slow) == pytest.approx(8 * 4000 / 19, rel=0.25)
+    assert between_chains(plain) == pytest.approx(1, abs=0.01)
+    assert between_chains(plain + torch.arange(8).unsqueeze(1)) > 2
+
+
+def test_importances():
+    assert importances(Law(features=3, decay=0.5)).tolist() == [1, 0.5, 0.25]
+    assert importances(Law(features=4, averaged=True)).tolist() == [0.25] * 4
