@@ -136,6 +136,20 @@ class Language(ABC):
                 return joined([part for part in found if len(part.tokens)]).kept(slice(count))
         raise UserError(f"there are too few {what}: {got} of {count}")
 
+    def statistics(self, documents: Documents) -> dict[str, float]:
+        """What documents are like, by name: means over them, where a name says nothing else."""
+        lengths = documents.positions[DIVIDER] - 1  # of the content
+        away = (documents.positions[TARGET] - documents.positions[ORIGINAL]).abs()
+        places = torch.arange(documents.tokens.shape[1], device=lengths.device)
+        content = documents.tokens.where(places < documents.positions[DIVIDER].unsqueeze(1), 0).sort(1).values
+        repeated = ((content[:, 1:] == content[:, :-1]) & (content[:, 1:] >= FIRST_SYMBOL)).sum(1) / lengths
+        found = {
+            "length": lengths, "shortest length": lengths.min(), "longest length": lengths.max(),
+            "distance of query and target": away, "share of neighbours": away == 1,
+            "share of repeated symbols": repeated, **documents.known,
+        }  # fmt: skip
+        return {name: float(values.double().mean()) for name, values in found.items()}
+
 
 def joined(parts: list[Documents]) -> Documents:
     """Documents one after another, with as many positions and answers as the longest and the most of them need."""
