@@ -114,8 +114,8 @@ def test_attention_with_learned_positions_recalls():
     """Two layers, six pairs: one of six values is right by chance."""
     yaml_of("d.yaml", {"dataset": "languages", "tasks": ["recall"], "symbols": 16, "pairs": 6, **SIZES})
     own = {
-        "mixers": ["attention"], "positions": True, "width": 64, "batch": 64, "lr": 0.001, "dropout": 0.0, "l2_reg": 0.0,
-        "schedule": "constant", "init": "torch", "embedding_std": 0.2, "state_mixer": "mlp",
+        "mixers": ["attention"], "positions": True, "width": 64, "batch": 64, "lr": 0.001, "dropout": 0.0,
+        "l2_reg": 0.0, "schedule": "constant", "init": "torch", "embedding_std": 0.2, "state_mixer": "mlp",
     }  # fmt: skip
     yaml_of("hp.yaml", {**NET, **own})
     until = ("--steps", "900", "--evaluate_at", "every:50", "--until", "0.95")
