@@ -20,7 +20,7 @@ from datasets.objectives import Scores
 from datasets.task import HELD_OUT, TEST, TRAIN, Episode, Examples, StreamSpec, Task, TaskStream
 from evaluation.measurements import ANYTIME, TRAINED, ZERO_SHOT, Measurement
 from evaluation.members import Learned, Member, PredictionCache
-from evaluation.questions import EVALUATIONS, Asked
+from evaluation.questions import EVALUATIONS, Scheduled
 from evaluation.scenarios import Answer, answer_of, score_without_task
 from evaluation.subject import Subject
 from net.multihead import MultiHead
@@ -124,7 +124,7 @@ class Evaluation:
             for task in map(self._stream.task, member.tasks):
                 with member.net.for_task(member.task_weights.get(task.id, {})):
                     subject = Subject(member.net.eval(), task, self._method.spec, self._method.compute)
-                    for name in (Asked.parsed(text).name for text in self._evaluations):
+                    for name in (Scheduled.parsed(text).name for text in self._evaluations):
                         yield self._row(episode, task, "test", "", name, EVALUATIONS[name].ask(subject))
 
     def untrained(self) -> list[Measurement]:

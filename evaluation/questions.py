@@ -70,14 +70,14 @@ EVALUATIONS: dict[str, Question] = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class Scheduled:
     """An evaluation of a run, written NAME or NAME:WHEN."""
 
     name: str
     when: str  # at each evaluation of the network (ALWAYS), at each N-th and the last one, or at the last one (END)
 
     @classmethod
-    def parsed(cls, text: str) -> "Asked":
+    def parsed(cls, text: str) -> "Scheduled":
         name, _, when = text.partition(":")
         return cls(name, when or EVALUATIONS[name].when)
 
@@ -90,7 +90,7 @@ class Asked:
 
 def check_evaluations(names: Sequence[str], net: MultiHead, task: Task) -> None:
     """UserError if one of the evaluations cannot be asked of a network about a task."""
-    for asked in map(Asked.parsed, names):
+    for asked in map(Scheduled.parsed, names):
         if reason := EVALUATIONS[asked.name].obstacle(net, task):
             raise UserError(f"--evaluate {asked.name}: {reason}; leave it out")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from datasets.objectives import Scores
 from datasets.task import DEV, HELD_OUT, StreamSpec, Task
 from evaluation.measurements import ANYTIME, TRAINED, Measurement
-from evaluation.questions import EVALUATIONS, Asked
+from evaluation.questions import EVALUATIONS, Scheduled
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.loop import Clock
@@ -51,7 +51,7 @@ class Watching:
         """
         task = self.task.with_splits(test=self.task.splits[self.split])
         subject = Subject(net.eval(), task, self.spec, self.compute, clock.steps, earlier)
-        due = [asked.name for asked in map(Asked.parsed, self.evaluations) if asked.due(place, last)]
+        due = [asked.name for asked in map(Scheduled.parsed, self.evaluations) if asked.due(place, last)]
         return [self._row(clock, self.split, "", name, EVALUATIONS[name].ask(subject)) for name in due]
 
     def test(self, net: MultiHead, clock: Clock, *, final: bool) -> list[Measurement]:

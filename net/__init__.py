@@ -59,7 +59,7 @@ def build_trunk(model: str, shape: tuple[int, ...], settings: Any, outputs: int 
     if getattr(TRUNKS.get(model), "can_be_asked", False):
         return TRUNKS[model](shape, settings, outputs, asked)  # type: ignore[no-any-return]
     if asked:
-        raise UserError(f"model: {model} has a single output for an input; this task asks for {asked}: try sequence")
+        raise UserError(f"model: {model} cannot be asked about positions, as this task does: try sequence")
     what, axes = _TAKEN.get(TRUNKS.get(model, TimmTrunk), ("", len(shape)))
     if len(shape) != axes:
         raise UserError(f"model: {model} takes {what}; the inputs are {'x'.join(map(str, shape))}: try mlp")

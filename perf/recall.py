@@ -1,4 +1,4 @@
-"""Multi-query associative recall: how fast examples are drawn, and with how much memory.
+"""Multi-query associative recall and languages: how fast examples are drawn, and with how much memory.
 
     python perf/recall.py [--examples 100000] [--repeats 3]
 
@@ -7,6 +7,7 @@ drawn: as a training loop draws an epoch of them.
 usual: keys, values and slots of each example by numpy.random.choice without replacement, from a copy of all keys for
 each example; of a fiftieth of the examples.
 memory: what the process grew by at most while all were drawn, over what they take.
+Then the seconds for 16,384 documents of each language, with the settings of its YAML file.
 """
 
 import resource
@@ -27,13 +28,17 @@ from utils.seeding import generator
 LENGTH, PAIRS, VOCABULARY, POWER = 64, 4, 8192, 0.01
 
 
-def source() -> Generator:
-    """The generator of the stream."""
-    changes = {
+LANGUAGES = ("associative_recall", "treecall", "treecall_medium", "treecall_wide")
+DOCUMENTS = 16_384
+
+
+def source(name: str = "mqar") -> Generator:
+    """The generator of a stream of the project."""
+    changes = {} if name in LANGUAGES else {
         "data.length": LENGTH, "data.pairs": PAIRS, "data.vocabulary": VOCABULARY, "data.power": POWER,
         "data.train_examples": 64, "data.dev_examples": 64, "data.test_examples": 64,
     }  # fmt: skip
-    config = configure(data_config=str(common.PROJECT / "config/dataset/mqar.yaml"), set=changes).config
+    config = configure(data_config=str(common.PROJECT / f"config/dataset/{name}.yaml"), set=changes).config
     (task,) = build_stream(config.data, 0, torch.device("cpu")).tasks
     assert isinstance(task.train, Generator)
     return task.train
@@ -89,6 +94,12 @@ def main() -> None:
     common.line("usual", f"{statistics.median(theirs):,.0f}")
     common.line("drawn", f"{statistics.median(ours):,.0f}", f"{common.ratio(ours, theirs):.0f}")
     common.line("memory over that of the examples", f"{growth:.2f}")
+    common.line("", "seconds")
+    for name in LANGUAGES:
+        documents = source(name)
+        documents.draw(100, rng)
+        rates = [rate(lambda: documents.draw(DOCUMENTS, rng), DOCUMENTS) for _ in range(options.repeats)]  # noqa: B023
+        common.line(name, f"{DOCUMENTS / statistics.median(rates):.3f}")
 
 
 if __name__ == "__main__":

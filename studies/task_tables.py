@@ -6,7 +6,7 @@ each network, and a line per cell.
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -257,7 +257,7 @@ def _asked(stream: str, blocks: Sequence[_Block], answers: Mapping[str, Mapping[
     columns = [["network", *(block.net for block, _, _ in cells)], ["cell", *(job.label for _, job, _ in cells)]]
     for name in names:
         values = [answers.get(run, {}).get(name) for run in best]
-        columns.append([name, *(NONE if value is None else f"{value:.3g}" for value in values)])
+        columns.append([name, *(NONE if value is None else f"{value:.3f}" for value in values)])
     return [TextTable(f"{stream}: evaluations of the best run of each cell", columns)]
 
 
@@ -278,7 +278,19 @@ def _short(axis: Sequence[str]) -> str:
 
 
 def _shown(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values)) or "all"
+    return ", ".join(map(_short_of, values)) or "all"
+
+
+def _short_of(value: object) -> str:
+    """A value of a setting; of settings themselves, such as those of a mixer, those that are not the usual ones."""
+    if isinstance(value, tuple):
+        return " + ".join(map(_short_of, value))
+    if not is_dataclass(value):
+        return str(value)
+    own = {
+        field.name: getattr(value, field.name) for field in fields(value) if getattr(value, field.name) != field.default
+    }
+    return " ".join(str(each) if number == 0 else f"{name} {each}" for number, (name, each) in enumerate(own.items()))
 
 
 def _line(job: PlannedJob, block: _Block) -> dict[str, str]:

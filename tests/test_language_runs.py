@@ -9,12 +9,15 @@ import yaml
 import modelzoo
 import train_task
 from datasets import build_stream
+from datasets.synthetic.associative_recall import AssociativeRecall
+from net.sequences.model import SequenceModel
 from records.configuration import saved_config
 from records.directory import read_config
 from records.run import Run
 from records.task_config import TaskRunConfig
 from tests.test_resume import same_as, start, stop_after
 from tests.test_train_task import PROJECT, settings, summary
+from utils.seeding import seeded
 
 SIZES = {"train_examples": 64, "dev_examples": 256, "test_examples": 256, "epoch_examples": 1024}
 TASKS = [{"language": "recall", "pairs": 2}, {"language": "recall", "ask": "value", "fewest_pairs": 1}]
@@ -105,3 +108,32 @@ def test_a_convolution_of_two_tokens_makes_recall_possible_and_one_of_one_does_n
     guessed = learned("one", 1, mixer, "--steps", str(found["reached"]))
     assert found["avg_acc_final"] > 0.9
     assert 0.3 < guessed["avg_acc_final"] < 0.7
+
+
+def test_attention_with_learned_positions_recalls():
+    """Two layers, six pairs: one of six values is right by chance."""
+    yaml_of("d.yaml", {"dataset": "languages", "tasks": ["recall"], "symbols": 16, "pairs": 6, **SIZES})
+    own = {
+        "mixers": ["attention"], "positions": True, "width": 64, "batch": 64, "lr": 0.001, "dropout": 0.0,
+        "l2_reg": 0.0, "schedule": "constant", "init": "torch", "embedding_std": 0.2, "state_mixer": "mlp",
+    }  # fmt: skip
+    yaml_of("hp.yaml", {**NET, **own})
+    until = ("--steps", "900", "--evaluate_at", "every:50", "--until", "0.95")
+    assert train_task.main([*GIVEN, "--threads", "1", "--checkpoints", "none", "--run_dir", "run", *until]) == 0
+    assert summary(Path("run"))["avg_acc_final"] > 0.9
+
+
+@torch.no_grad()
+def test_one_layer_without_positions_cannot_tell_which_value_follows_a_key():
+    """It answers alike when all values trade places, so it is right by chance; with positions it need not."""
+    spoken = AssociativeRecall(AssociativeRecall.Settings(symbols=16, pairs=4))
+    documents = spoken.draw(50, torch.Generator().manual_seed(0), False)
+    inputs = torch.cat([documents.tokens, documents.asked.unsqueeze(1)], 1)
+    traded = inputs.clone()
+    traded[:, 2:9:2] = inputs[:, 2:9:2].roll(1, 1)
+    for positions in (False, True):
+        settings = SequenceModel.Settings(width=16, layers=1, positions=positions, init="torch", embedding_std=1.0)
+        with seeded(0, "one layer"):
+            net = SequenceModel((inputs.shape[1],), settings, 22, asked=1).double().eval()
+        difference = (net(inputs) - net(traded)).abs().max()
+        assert difference > 1e-3 if positions else difference < 1e-12

@@ -302,7 +302,7 @@ def test_a_wrong_file_is_one_line(tmp_path, monkeypatch, content, words):
 
 def test_pairs_that_hardly_ever_come_together_are_one_line(monkeypatch):
     """One pair of 640,000 is withheld."""
-    monkeypatch.setattr("datasets.synthetic.language._ROUNDS", 20)
+    monkeypatch.setattr("datasets.synthetic.language._IN_VAIN", 1)
     with pytest.raises(
         UserError, match=r"yaml: task 1: there are too few documents with pairs that are withheld: \d+ of 128"
     ):

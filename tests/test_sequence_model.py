@@ -161,7 +161,7 @@ def test_wrong_mixers_are_named(given, told):
 def test_tasks_and_networks_that_do_not_fit_are_told():
     with pytest.raises(UserError, match="the task asks for none"):
         net_of(shape=(12,), asked=0)
-    with pytest.raises(UserError, match="asks for 3: try sequence"):
+    with pytest.raises(UserError, match="rnn cannot be asked about positions, as this task does: try sequence"):
         build_net("rnn", (15,), settings_class("rnn")(), {1: 11}, "identity", 3)
 
 

@@ -251,6 +251,24 @@ def test_a_grid_from_runs_to_tables(capsys):
     assert "was run with hp.examples: 8192" in capsys.readouterr().err
 
 
+def test_lists_of_mixers_in_a_table(capsys):
+    recall = {
+        "data.length": 8,
+        "data.pairs": 1,
+        "data.vocabulary": 16,
+        "data.dev_examples": 20,
+        "data.test_examples": 20,
+    }
+    mixers = [[{"mixer": "base_conv", "kernel": 2}, "attention"], ["attention"]]
+    stream = {"stream": "config/dataset/mqar.yaml", "hyperparams": ["config/hyperparam/conv_attention.yaml"],
+              "vary": {"net.width": [4], "net.mixers": mixers}, **recall}  # fmt: skip
+    write_grid(streams=[stream], seeds=1, examples=64, checkpoints="none")
+    assert benchmark.main(["--config=grid.yaml", "--store=store"]) == 0
+    first = Path("store/table.md").read_text().split("##")[1]
+    assert [line.split("|")[1].strip() for line in first.splitlines() if line.startswith("| ")][2:] == [
+        "base_conv kernel 2 + attention", "attention"]  # fmt: skip
+
+
 # Task affinity.
 
 

@@ -209,7 +209,8 @@ def test_asking_does_not_change_what_is_learned(whole, tmp_path):
 
 
 def test_a_run_of_modelzoo_has_one_network(tmp_path):
-    path = trained(tmp_path / "zoo", *GIVEN, *ASKED, "--continual", program=modelzoo)
+    asked = ("--evaluate", "transplant,probes")
+    path = trained(tmp_path / "zoo", *GIVEN, *asked, "--continual", program=modelzoo)
     found = rows(path, "transplant")
     assert [row["metric"] for row in found][:2] == ["checkpoints", "effect 0 of original_query"]
     assert float(found[0]["value"]) == 1

@@ -31,8 +31,8 @@ FIRST_SYMBOL = len(SPECIAL)
 ORIGINAL, TARGET, DIVIDER, QUERY, RELATION, ANSWER = ITEMS = (
     "original_query", "target", "divider", "query", "relation", "answer"
 )  # fmt: skip
-_ROUNDS = 1000  # of drawing documents until there are enough that can be asked about
-_MOST_AT_ONCE = 2**17  # documents
+# Documents that are drawn at once at most, and before it is given up: at least so many, and for each that is needed.
+_AT_LEAST, _IN_VAIN = 2**16, 1000
 
 
 class Documents(NamedTuple):
@@ -126,10 +126,10 @@ class Language(ABC):
         UserError if they do not come together; `what` says which documents these are.
         """
         found, got, asked = list[Documents](), 0, 0
-        for _ in range(_ROUNDS):
+        while asked < _AT_LEAST + _IN_VAIN * count:
             some = max(64, count - got)
             if asked:  # as many as will do if the same share of them is kept, and not many more than before
-                some = min(2 * asked, _MOST_AT_ONCE, int(some * (asked + 1) / (got + 1)) + 1)
+                some = min(2 * asked, _AT_LEAST, int(some * (asked + 1) / (got + 1)) + 1)
             found.append(draw(some))
             got, asked = got + len(found[-1].tokens), asked + some
             if got >= count:
