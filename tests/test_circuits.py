@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from datasets.objectives import Tokens, TokenVectors
 from tests.recalling import chi_square, expected, first, made, questions
+from utils.errors import UserError
 from utils.seeding import generator
 
 BITS = ("parity", "majority", "cumulative_parity", "cumulative_majority")
@@ -54,6 +55,40 @@ def test_bits_are_fair(task):
     seen = Counter(tuple(tokens[:number]) for tokens, _ in questions(stream, made_task.test))
     shares = dict.fromkeys(itertools.product((0, 1), repeat=number), 2**-number)
     assert chi_square(seen, shares) < len(shares) + 5 * math.sqrt(2 * len(shares))
+
+
+# Skip-trigrams
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 30), st.integers(1, 8))
+def test_the_answer_to_a_skip_trigram_is_told_two_places_behind_the_mark(length, half):
+    stream, task = first("skip_trigram", length=length, vocabulary=2 * half + 1)
+    assert (stream.spec.input_shape, stream.spec.asked, task.num_outputs) == ((length + 1,), 1, 2 * half + 1)
+    for number, (tokens, ((place, answer),)) in enumerate(questions(stream, task.test)):
+        assert (tokens.count(0), tokens[place], tokens[place + 2]) == (1, 0, answer - half)
+        assert all(0 <= token <= 2 * half for token in tokens)
+        assert {tokens[place + 1], tokens[place + 2]} <= set(range(1, half + 1))
+        assert [name for name, rows in task.test.slices.items() if number in rows] == [f"answer {answer}"]
+
+
+def test_skip_trigrams_stand_anywhere_among_random_tokens():
+    stream, task = first("skip_trigram", length=6, vocabulary=5, test_examples=9000)
+    found = [(place, tokens[place + 1], answer, tokens[place - 1] if place else None)
+             for tokens, ((place, answer),) in questions(stream, task.test)]  # fmt: skip
+    triples = dict.fromkeys(itertools.product(range(4), (1, 2), (3, 4)), 1 / 16)
+    assert chi_square(Counter(case[:3] for case in found), triples) < 16 + 5 * math.sqrt(32)
+    before = Counter(case[3] for case in found if case[3])
+    assert chi_square(before, dict.fromkeys((1, 2, 3, 4), 1 / 4)) < 4 + 5 * math.sqrt(8)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"vocabulary": 10}, "is 10; it must be odd"), ({"vocabulary": 2}, "at least 3"), ({"length": 2}, "length is 2")],
+)
+def test_skip_trigrams_that_there_are_not(change, why):
+    with pytest.raises(UserError, match=why):
+        first("skip_trigram", **{"length": 8, "vocabulary": 11, **change})
 
 
 # Vectors

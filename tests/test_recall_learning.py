@@ -3,6 +3,7 @@
 import html
 import json
 
+import pandas as pd
 import pytest
 import torch
 
@@ -39,6 +40,31 @@ def test_the_summary_has_the_bytes_of_the_state():
     assert member["asked"] == 4
 
 
+def test_an_encoder_learns_every_skip_trigram_through_its_heads(here):
+    """The logit of the answer is what attention brings, directly and through the perceptron; the mark knows nothing.
+
+    At a faster rate than that of the preset, on sequences half as long.
+    """
+    options = settings(data__length=10, data__dev_examples=512, data__test_examples=512, hp__lr=0.005)
+    files = [
+        ("--data_config", "config/dataset/skip_trigram.yaml"),
+        ("--hp_config", "config/hyperparam/skip_trigram.yaml"),
+    ]
+    given = [value for option, file in files for value in (option, str(PROJECT / file))]
+    run = train("trigrams", *given, *options, "--steps", "200", "--checkpoints", "none", "--evaluate",
+                "attribution:end")  # fmt: skip
+    rows = pd.read_csv(run / "metrics.csv")
+    tested = rows[(rows.split == "test") & (rows.metric == "accuracy")]
+    by_answer = tested[tested.slice.str.startswith("answer", na=False)]
+    assert set(by_answer.slice) == {f"answer {number}" for number in range(6, 11)}
+    assert by_answer.value.min() > 0.98
+    found = rows[rows.scenario == "attribution"].set_index("metric").value
+    heads = found["attribution blocks.0.mixer head 0"] + found["attribution blocks.0.mixer head 1"]
+    assert heads == pytest.approx(found["attribution blocks.0.mixer"], rel=1e-4)  # attention has no biases
+    parts = heads + found["attribution blocks.0.state"]
+    assert parts > 5 > 1 > abs(found["attribution embedding"])
+
+
 PRESETS = ["attention", "conv_attention", "sliding_attention", "based", "base_conv", "hyena", "h3", "mamba", "mamba2",
            "gla", "delta_net", "gated_delta_net", "rwkv7"]  # fmt: skip
 
@@ -54,9 +80,10 @@ def test_every_preset_is_trained_and_read_again(preset):
 
 
 @pytest.mark.parametrize("task", ["compositional", "forgetting", "continuous_mqar", "parity", "majority",
-                                  "vocabulary_majority", "cumulative_parity", "cumulative_majority"])  # fmt: skip
+                                  "vocabulary_majority", "cumulative_parity", "cumulative_majority",
+                                  "skip_trigram"])  # fmt: skip
 def test_every_task_is_trained(task):
-    options = ["--steps", "2", "--checkpoints", "none", "--set", "data.length=32"]
+    options = ["--steps", "2", "--checkpoints", "none", "--set", "data.length=32", "--set", "data.vocabulary=49"]
     run = recall("run", "conv_attention", *options, task=task)
     assert 0 <= summary(run)["avg_acc_final"] <= 1
 

@@ -46,6 +46,7 @@ class Kind:
     keys: tuple[str, ...]  # what sets the difficulty, some of "length", "pairs" and "updates"
     baselines: Callable[[Shape], dict[str, float]]  # the expected accuracy of answers that need no network, by name
     vectors: bool = False  # inputs are vectors, not tokens
+    by_answer: bool = False  # of one question; tests are also scored for each answer alone
 
     def difficulty(self, shape: Shape) -> dict[str, int]:
         """The values of `keys`."""

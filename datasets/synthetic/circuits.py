@@ -1,11 +1,13 @@
-"""Circuits: parity and majority of bits or tokens, at the end of a sequence or at every position.
+"""Circuits: parity and majority of bits or tokens, at the end of a sequence or at every position; skip-trigrams.
 
 Each function draws `count` sequences of a shape with L tokens, on the device of the generator.
 
 Source: the circuit tasks of the code beside Arora et al., "Zoology" (2023). There cumulative parity has L - 1 bits.
+Skip-trigrams are named after Elhage et al., "A mathematical framework for transformer circuits" (2021).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.synthetic.asked import Asked, Fault, Kind, Shape
@@ -55,6 +57,20 @@ def cumulative_majority(count: int, shape: Shape, rng: torch.Generator) -> Asked
     return _everywhere(bits, ((2 * bits - 1).cumsum(-1) >= 0).long())
 
 
+def skip_trigram(count: int, shape: Shape, rng: torch.Generator) -> Asked:
+    """L random tokens of {1, ..., 2m}, m = (V - 1) / 2, with the triple 0, r, e in the place of three of them.
+
+    r and e are random tokens of {1, ..., m}, and the triple stands anywhere. Asked at the 0, the answer is e + m: the
+    token two places further on tells it, and r is skipped.
+    """
+    half, device = (shape.vocabulary - 1) // 2, rng.device
+    tokens = torch.randint(1, 2 * half + 1, (count, shape.length), generator=rng, device=device)
+    place = torch.randint(shape.length - 2, (count, 1), generator=rng, device=device)
+    pair = torch.randint(1, half + 1, (count, 2), generator=rng, device=device)
+    tokens.scatter_(1, place + torch.arange(3, device=device), F.pad(pair, (1, 0)))
+    return Asked(tokens, place, pair[:, 1:] + half)
+
+
 def _bits(count: int, length: int, rng: torch.Generator) -> Tensor:
     return torch.randint(2, (count, length), generator=rng, device=rng.device)
 
@@ -71,6 +87,12 @@ def _everywhere(tokens: Tensor, answers: Tensor) -> Asked:
 
 def _end_fault(shape: Shape) -> Fault | None:
     return ("vocabulary", f"is {shape.vocabulary}; it must be at least 3") if shape.vocabulary < 3 else None
+
+
+def _trigram_fault(shape: Shape) -> Fault | None:
+    if shape.vocabulary < 3 or shape.vocabulary % 2 == 0:
+        return "vocabulary", f"is {shape.vocabulary}; it must be odd and at least 3: a mark and two halves"
+    return ("length", f"is {shape.length}; it must be at least 3") if shape.length < 3 else None
 
 
 def _no_fault(shape: Shape) -> Fault | None:
@@ -93,10 +115,15 @@ def _token(shape: Shape) -> dict[str, float]:
     return {"a random token": 1 / (shape.vocabulary - 1)}
 
 
+def _half(shape: Shape) -> dict[str, float]:
+    return {"a random answer": 2 / (shape.vocabulary - 1)}
+
+
 CIRCUITS = {
     "parity": Kind(parity, _one, _end_fault, ("length",), _bit),
     "majority": Kind(majority, _one, _end_fault, ("length",), _bit),
     "vocabulary_majority": Kind(vocabulary_majority, _one, _end_fault, ("length",), _token),
     "cumulative_parity": Kind(cumulative_parity, _every, _no_fault, ("length",), _bit),
     "cumulative_majority": Kind(cumulative_majority, _every, _no_fault, ("length",), _bit),
+    "skip_trigram": Kind(skip_trigram, _one, _trigram_fault, ("length",), _half, by_answer=True),
 }

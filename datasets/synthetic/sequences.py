@@ -151,6 +151,9 @@ class FreshSequences(Generator):
         if len(segments) > 1:
             names = (describe(self.kind.difficulty(shape)) for shape in self.blend.shapes)
             slices = {name: part.sort().values for name, part in zip(names, segments, strict=True) if len(part)}
+        if self.kind.by_answer:
+            answers = examples.targets[:, 0]
+            slices |= {f"answer {answer}": (answers == answer).nonzero()[:, 0] for answer in answers.unique().tolist()}
         store, rows, targets = (part.to(self.device) for part in (examples.store, examples.rows, examples.targets))
         return Examples(store, rows, targets, slices=slices)
 
