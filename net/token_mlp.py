@@ -24,7 +24,7 @@ class TokenMLP(nn.Module):
 
     UserError for tasks that do not ask about one position of tokens.
 
-    Source: Gromov, "Grokking modular arithmetic" (2023), equation 1, act(x) = x^2, without its factors; with
+    Source: Gromov, "Grokking modular arithmetic" (2023), act(x) = x^2, without the factors of its layers; with
     embeddings as in Liu et al., "Towards understanding grokking" (2022).
     """
 
