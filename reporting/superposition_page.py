@@ -1,0 +1,79 @@
+"""The sections of a page about superposition, learning coefficients and grokking."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from records.run import Run
+from reporting import complexity_figures as complexity
+from reporting import grokking_figures as grokking
+from reporting import superposition
+from reporting import superposition_figures as figures
+from reporting.drawing import DrawnFigure
+from reporting.layout import Section, Sheet
+from reporting.slider import Slider, plane_slider
+from reporting.style import colours
+
+_MOVING = 12  # the most runs of the slider
+
+
+def sections(runs: Mapping[str, Run], chosen: str) -> list[Section]:
+    """What the runs were asked about: over training of all of them, else of the chosen one; none if of nothing."""
+    run, suffix = runs[chosen], f": {chosen}" if len(runs) > 1 else ""
+    sliders: list[list[Slider | None]] = [[feature_slider(runs, chosen)], [], []]
+    tables = [points_table(runs), complexity.coefficients_table(runs), grokking.measures_table(runs)]
+    over = [figures.staircase(runs), figures.visited(runs)], [complexity.against_loss(runs), complexity.traces(runs)], [
+        grokking.progress(runs)]  # fmt: skip
+    inside = [figures.of_features(run)], [complexity.spectrum(run)], [grokking.frequencies(run)]
+    titles = ("Superposition", "Complexity", "Grokking")
+    return [
+        Section(
+            title, [table] if table else [],
+            [*_there(of_all), *(replace(picture, title=picture.title + suffix) for picture in _there(of_one))],
+            [slider for slider in moving if slider],
+        )
+        for title, table, of_all, of_one, moving in zip(titles, tables, over, inside, sliders, strict=True)
+    ]  # fmt: skip
+
+
+def points_table(runs: Mapping[str, Run]) -> Sheet | None:
+    """How many runs end at each critical point; None if they were not asked, or it is not known."""
+    data = superposition.final_points(runs)
+    if data.empty:
+        return None
+    asked = data["learning coefficient"].notna().any()
+    header = ["point", "runs", "share", "95 % interval", "loss", *(["learning coefficient"] if asked else [])]
+    rows = []
+    for line in data.to_dict("records"):
+        low, high = line["lowest loss"], line["highest loss"]
+        row = [str(line["point"]), f"{line['runs']}", f"{line['share']:.2f}", f"{line['low']:.2f}–{line['high']:.2f}"]
+        row.append(f"{low:.5f}" if low == high else f"{low:.5f}–{high:.5f}")
+        error, mean = line["error"], line["learning coefficient"]
+        text = "n/a" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
+        rows.append([*row, text] if asked else row)
+    note = (
+        "The k-gon whose geometry the network has at its last evaluation: k features at equal angles, the others dead, "
+        "with biases above (+) or below (-) 0; none: no k-gon. Interval: of the share (Wilson). Loss: the lowest and "
+        "the highest, exactly from the weights."
+    )
+    note += " Learning coefficient: the mean of the estimates ± its standard error over runs." if asked else ""
+    return Sheet("critical_points", "Where the runs end", header, rows, data, notes=[note])
+
+
+def feature_slider(runs: Mapping[str, Run], chosen: str) -> Slider | None:
+    """The features of up to twelve runs, the chosen one first; None unless they lie in the plane."""
+    names = [chosen, *(name for name in runs if name != chosen)][:_MOVING]
+    found = {name: superposition.features(runs[name]) for name in names}
+    found = {name: moments for name, moments in found.items() if moments}
+    hidden = {len(at.vectors) for moments in found.values() for at in moments.values()}
+    return plane_slider(found) if hidden == {2} else None
+
+
+def themes(run: Run) -> list[tuple[str, str]]:
+    """The colours of the features on a light and on a dark ground."""
+    number = superposition.count_features(run) if run.config["net"]["model"] == "autoencoder" else 0
+    return list(zip(colours(number), colours(number, dark=True), strict=True))
+
+
+def _there(pictures: Sequence[DrawnFigure | None]) -> list[DrawnFigure]:
+    return [picture for picture in pictures if picture]
