@@ -19,21 +19,21 @@ _MOVING = 12  # the most runs of the slider
 
 def sections(runs: Mapping[str, Run], chosen: str) -> list[Section]:
     """What the runs were asked about: over training of all of them, else of the chosen one; none if of nothing."""
-    run, suffix = runs[chosen], f": {chosen}" if len(runs) > 1 else ""
-    sliders: list[list[Slider | None]] = [[feature_slider(runs, chosen)], [], []]
-    tables = [points_table(runs), complexity.coefficients_table(runs), grokking.measures_table(runs)]
-    over = [figures.staircase(runs), figures.visited(runs)], [complexity.against_loss(runs), complexity.traces(runs)], [
-        grokking.progress(runs)]  # fmt: skip
-    inside = [figures.of_features(run)], [complexity.spectrum(run)], [grokking.frequencies(run)]
-    titles = ("Superposition", "Complexity", "Grokking")
+    run, slider = runs[chosen], feature_slider(runs, chosen)
+
+    def pictures(of_all: Sequence[DrawnFigure | None], of_one: DrawnFigure | None) -> list[DrawnFigure]:
+        suffix = f": {chosen}" if len(runs) > 1 else ""
+        own = [] if of_one is None else [replace(of_one, title=of_one.title + suffix)]
+        return [*(picture for picture in of_all if picture), *own]
+
+    features = pictures([figures.staircase(runs), figures.visited(runs)], figures.of_features(run))
+    estimates = pictures([complexity.against_loss(runs), complexity.traces(runs)], complexity.spectrum(run))
+    grokked = pictures([grokking.progress(runs)], grokking.frequencies(run))
     return [
-        Section(
-            title, [table] if table else [],
-            [*_there(of_all), *(replace(picture, title=picture.title + suffix) for picture in _there(of_one))],
-            [slider for slider in moving if slider],
-        )
-        for title, table, of_all, of_one, moving in zip(titles, tables, over, inside, sliders, strict=True)
-    ]  # fmt: skip
+        Section("Superposition", _some(points_table(runs)), features, [slider] if slider else []),
+        Section("Complexity", _some(complexity.coefficients_table(runs)), estimates),
+        Section("Grokking", _some(grokking.measures_table(runs)), grokked),
+    ]
 
 
 def points_table(runs: Mapping[str, Run]) -> Sheet | None:
@@ -75,5 +75,5 @@ def themes(run: Run) -> list[tuple[str, str]]:
     return list(zip(colours(number), colours(number, dark=True), strict=True))
 
 
-def _there(pictures: Sequence[DrawnFigure | None]) -> list[DrawnFigure]:
-    return [picture for picture in pictures if picture]
+def _some(table: Sheet | None) -> list[Sheet]:
+    return [] if table is None else [table]
