@@ -229,9 +229,10 @@ def trained(tmp_path_factory):
     """Two seeds of six features in two dimensions, with their page."""
     folder = tmp_path_factory.mktemp("trained")
     options = ["--data_config", "config/dataset/superposition.yaml",
-               "--hp_config", "config/hyperparam/autoencoder.yaml", "--set", "data.epoch_examples=1024", "--set", "hp.batch=128", "--steps", "300", "--seeds", "2",
-               "--checkpoints", "log:10", "--evaluate_at", "log:10", "--evaluate", "geometry", "--run_dir",
-               str(folder), "--quiet", "--threads", "1"]  # fmt: skip
+               "--hp_config", "config/hyperparam/autoencoder.yaml",
+               "--set", "data.epoch_examples=1024", "--set", "hp.batch=128", "--steps", "300", "--seeds", "2",
+               "--checkpoints", "log:10", "--evaluate_at", "log:10", "--evaluate", "geometry",
+               "--run_dir", str(folder), "--quiet", "--threads", "1"]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         assert train_task.main(options) == 0
     runs = [Run.load(folder / f"seed{seed}") for seed in (0, 1)]
