@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from records.run import Run
 from reporting import superposition
@@ -14,7 +15,6 @@ from reporting.layout import Sheet
 from reporting.style import INK, MUTED, SHADES, empty_figure, line_style
 from reporting.superposition import NONE
 from reporting.superposition_figures import steps_axis
-from reporting.task_figures import logarithmic
 from studies.tables import Cell, readable
 
 _LISTED = 24  # the most runs in the table of the page
@@ -39,7 +39,8 @@ def against_loss(runs: Mapping[str, Run]) -> DrawnFigure | None:
     marked = known_points(runs, data)
     for line in marked.itertuples():
         axes.plot(line.loss, line.coefficient, "x", color=INK, markersize=7, zorder=3)
-        axes.annotate(line.point, (line.loss, line.coefficient), (5, 4), textcoords="offset points", fontsize=7.5)
+        where = {"xytext": (1, 6), "textcoords": "offset points", "rotation": 60, "fontsize": 7.5}
+        axes.annotate(line.point, (line.loss, line.coefficient), **where)  # type: ignore[arg-type]
     bar = drawn.colorbar(cloud, ax=axes, pad=0.02, format=lambda value, _: readable(value))
     bar.set_label("steps")
     bar.minorticks_off()
@@ -130,7 +131,9 @@ def spectrum(run: Run) -> DrawnFigure | None:
         axes.plot(below.step, -below.eigenvalue, "x", color="#d55e00", markersize=3, markeredgewidth=0.8)
     steps_axis(axes, [data.step])
     if (data.eigenvalue.abs() > bottom).any():
-        logarithmic(axes)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set(ylabel="size of the eigenvalue")
     shapes = {"positive": (SHADES(0.0), "o", "-"), "negative": ("#d55e00", "x", "")}
     signs = [

@@ -40,7 +40,7 @@ def _planes(moments: Mapping[int, Features]) -> DrawnFigure:
     biased = next(iter(moments.values())).bias is not None
     bound = 1.12 * max(1.0, *(float(np.linalg.norm(at.vectors, axis=0).max()) for at in moments.values()))
     widest = max((float(np.abs(at.bias).max()) for at in moments.values() if at.bias is not None), default=0) or 1.0
-    drawn = Figure(figsize=(WIDTH, rows * (1.75 if biased else 1.4)), layout="constrained")
+    drawn = Figure(figsize=(WIDTH, rows * (1.65 if biased else 1.4)), layout="constrained")
     ratios = {"height_ratios": [4, 1] * rows if biased else [1] * rows}
     panels = drawn.subplots(rows * (1 + biased), _ACROSS, squeeze=False, gridspec_kw=ratios)
     for axes in panels.flat:
