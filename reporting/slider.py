@@ -59,7 +59,6 @@ def plane_slider(runs: Mapping[str, Mapping[int, Features]]) -> Slider:
     parts = [_lines(found).assign(run=name) for name, found in shown.items()]
     caption = "The vectors of the features, numbered from 0; the circle has the radius 1."
     caption += f" Bars: the bias of each output, up to ±{widest:.2g}." if biased else ""
-    caption += " Move the slider with the mouse or the arrow keys." if len(moments) > 1 else ""
     title, data = "Features in the plane, step by step", pd.concat(parts, ignore_index=True)
     return Slider("features_by_step", title, caption, data, frames, shapes, round(RADIUS / longest, 1), biased)
 

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,19 @@ _DIAGNOSTICS = {
     "estimate, step halved", "step doubled": "estimate, step doubled", "localisation halved":
     "estimate, localisation halved", "localisation doubled": "estimate, localisation doubled",
 }  # fmt: skip
+
+
+class Jump(Protocol):
+    """A drop of the loss between two plateaus: steps, losses, and when it was halfway."""
+
+    start: float
+    end: float
+    before: float
+    after: float
+    time: float
+
+
+Finder = Callable[[Sequence[float], Sequence[float]], Sequence[Jump]]  # steps, losses -> the drops in their order
 
 
 class Features(NamedTuple):
@@ -66,6 +79,16 @@ def losses(runs: Mapping[str, Run]) -> pd.DataFrame:
         frame = found if exact else analysis.curve(run)
         frames.append(frame[["step", "loss"]].drop_duplicates("step").assign(run=name, exact=exact))
     return pd.concat(frames, ignore_index=True)[["run", "step", "loss", "exact"]]
+
+
+def jumps(runs: Mapping[str, Run], find: Finder) -> pd.DataFrame:
+    """Lines run, number, time, start, end, before and after: the drops that `find` sees in the loss of each run."""
+    lines = [
+        (name, number, jump.time, jump.start, jump.end, jump.before, jump.after)
+        for name, line in losses(runs).groupby("run", sort=False)
+        for number, jump in enumerate(find(line.step.tolist(), line.loss.tolist()), 1)
+    ]
+    return pd.DataFrame(lines, columns=["run", "number", "time", "start", "end", "before", "after"])
 
 
 def points(runs: Mapping[str, Run]) -> pd.DataFrame:

@@ -115,8 +115,11 @@ def _products(moments: Mapping[int, Features]) -> DrawnFigure:
     return DrawnFigure("features", "Products of features over training", caption, drawn, data)
 
 
-def staircase(runs: Mapping[str, Run]) -> DrawnFigure | None:
-    """The loss of all runs over steps with the levels of the critical points; None if it is the measured one only."""
+def staircase(runs: Mapping[str, Run], jumps: pd.DataFrame | None = None) -> DrawnFigure | None:
+    """The loss of all runs over steps with the levels of the critical points; None if it is the measured one only.
+
+    `jumps`: phase transitions to mark, see `superposition.jumps`.
+    """
     data = superposition.losses(runs)
     if not data.exact.any():
         return None
@@ -129,6 +132,8 @@ def staircase(runs: Mapping[str, Run]) -> DrawnFigure | None:
     steps_axis(axes, [data.step])
     top = 1.05 * min(data.loss.max(), 1.5 * max(levels.values(), default=math.inf))
     axes.set(ylabel="exact expected loss", ylim=(0, top))
+    if jumps is not None:
+        axes.plot(jumps.time, (jumps.before + jumps.after) / 2, "|", color=MUTED, markersize=9, zorder=3)
     inside = {name: loss for name, loss in levels.items() if loss < top}
     for loss in inside.values():
         axes.axhline(loss, color=MUTED, linewidth=0.6, linestyle="--", zorder=1)
@@ -141,6 +146,7 @@ def staircase(runs: Mapping[str, Run]) -> DrawnFigure | None:
         "critical point"
     )
     caption += "; the colour of a line tells where it ends, as in the figure of shares." if len(last) else "."
+    caption += " Upright strokes: phase transitions." if jumps is not None and len(jumps) else ""
     return DrawnFigure("staircase", "The loss staircase", caption, drawn, data)
 
 

@@ -58,7 +58,7 @@ def of_task_runs(runs: Sequence[Run], command: str) -> Page:
         Section(f"Weights{of}", (), figures.weight_maps(run)),
     ]
     palette = {light: dark for picture in slices for light, dark in _themes(picture)}
-    palette |= dict(superposition_page.themes(run))
+    palette |= dict(superposition_page.themes(named))
     return Page(
         title=f"{network_title(run.config['net'])} on {', '.join(run.task_names)}", lead=_in_words(named, name),
         sections=sections, command=command, warnings=_warnings(runs),

@@ -22,7 +22,7 @@ from records.run import Run
 from reporting import complexity_figures, grokking_figures, slider, superposition, superposition_figures
 from reporting.layout import Page, Section
 from reporting.superposition import Features
-from reporting.superposition_page import feature_slider, points_table, sections
+from reporting.superposition_page import feature_slider, jumps_table, points_table, sections
 from reporting.task_page import of_task_runs
 
 ESTIMATE = {"estimate": 8.4, "loss": 0.0618, "effective samples": 1234.4, "between chains": 1.02,
@@ -99,6 +99,23 @@ def test_where_runs_end_with_intervals_and_learning_coefficients():
 def test_levels_without_biases_are_those_that_runs_have_met():
     run = given(at(1, 5, 1, critical=0.05005), at(2, 0, critical=math.nan), bias=False)
     assert superposition.levels({"a": run}) == {"5-gon+": 0.05005}
+
+
+def test_phase_transitions_are_those_that_are_found():
+    def find(steps, losses):
+        places = np.flatnonzero(np.diff(losses) < -0.05)
+        ends = [(steps[n], steps[n + 1], losses[n], losses[n + 1], steps[n] + 1) for n in places]
+        return [SimpleNamespace(**dict(zip(names, found, strict=True))) for found in ends]
+
+    names = ("start", "end", "before", "after", "time")
+    stay = [at(1, 4, 2, loss=0.2), at(4, 4, 2, loss=0.19), at(9, 5, 1, loss=0.1), at(2000, 6, loss=0.04)]
+    runs = {"a": given(*stay), "b": given(at(1, 5, 1, loss=0.06), at(9, 5, 1, loss=0.05))}
+    data = superposition.jumps(runs, find)
+    assert data.values.tolist() == [["a", 1, 5, 4, 9, 0.19, 0.1], ["a", 2, 10, 9, 2000, 0.1, 0.04]]
+    assert jumps_table(data).rows[1] == ["a", "2", "10", "9–2,000", "0.1000", "0.0400"]
+    tables = {table.name for part in sections(runs, "a", find) for table in part.tables}
+    assert tables == {"critical_points", "transitions"}
+    assert jumps_table(superposition.jumps({"b": runs["b"]}, find)) is None
 
 
 # Learning coefficients, the Hessian, grokking
