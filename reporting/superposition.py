@@ -17,6 +17,7 @@ from studies.statistics import share_interval
 
 GEOMETRY, COEFFICIENT, HESSIAN, FOURIER = "geometry", "learning_coefficient", "hessian", "fourier"
 NONE = "none"  # the network is at no k-gon
+_FEW = 8  # features of which all k-gons are named
 PARTS = 16  # of the trace of a learning coefficient
 _DIAGNOSTICS = {
     "by dimension": "by dimension", "loss": "loss", "R-hat": "between chains",
@@ -102,15 +103,19 @@ def points(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def levels(runs: Mapping[str, Run]) -> dict[str, float]:
-    """The losses of the critical points by name, the highest first; empty if the exact loss is not known."""
+    """The losses of the critical points by name, the highest first.
+
+    Those that the runs have met and, of few features whose output has a bias, all k-gons; empty if none was met.
+    """
     seen = points(runs)
-    if seen.empty:
-        return {}
     met = seen[(seen.point != NONE) & seen["critical loss"].notna()]
-    found = dict(zip(met.point, met["critical loss"], strict=True))
     run = next(iter(runs.values()))
-    if run.config["net"]["bias"]:  # without biases of the outputs these are no critical points
-        found |= {point.name: point.loss for point in polygons(count_features(run))}
+    found: dict[str, float] = dict(zip(met.point, met["critical loss"], strict=True))
+    if found and run.config["net"]["bias"] and count_features(run) <= _FEW:
+        known = {point.name: point.loss for point in polygons(count_features(run))}
+        # The task may have another loss than that of these k-gons, such as the mean over features.
+        if all(math.isclose(known.get(name, loss), loss, rel_tol=1e-3) for name, loss in found.items()):
+            found |= known
     return dict(sorted(found.items(), key=lambda level: -level[1]))
 
 
@@ -183,12 +188,14 @@ def _numbered(run: Run, evaluation: str, pattern: str, value: str) -> pd.DataFra
 
 
 def _point(row: Measurement) -> str:
-    """The name of a critical point: its k, and the signs of the biases of dead features."""
+    """The name of a critical point: its k, and the sign of the biases of dead features, of each if they differ."""
     k = _value(row, "polygon")
     if not k > 0:
         return NONE
-    signs = {"+": "dead, bias above 0", "-": "dead, bias below 0"}
-    return f"{k:.0f}-gon" + "".join(sign for sign, score in signs.items() if _value(row, score) > 0)
+    above, below = (_value(row, f"dead, bias {side} 0") for side in ("above", "below"))
+    if above > 0 and below > 0:
+        return f"{k:.0f}-gon{'+' * int(above)}{'-' * int(below)}"
+    return f"{k:.0f}-gon{'+' if above > 0 else '-' if below > 0 else ''}"
 
 
 def _rows(run: Run, evaluation: str) -> list[Measurement]:

@@ -37,13 +37,9 @@ def sections(runs: Mapping[str, Run], chosen: str, find: superposition.Finder | 
     features = pictures([figures.staircase(runs, jumps), figures.visited(runs)], figures.of_features(run))
     estimates = pictures([complexity.against_loss(runs), complexity.traces(runs)], complexity.spectrum(run))
     grokked = pictures([grokking.progress(runs)], grokking.frequencies(run))
+    ends = [*_some(points_table(runs)), *_some(jumps_table(jumps))]
     return [
-        Section(
-            "Superposition",
-            [*_some(points_table(runs)), *_some(jumps_table(jumps))],
-            features,
-            [slider] if slider else [],
-        ),
+        Section("Superposition", ends, features, [slider] if slider else []),
         Section("Complexity", _some(complexity.coefficients_table(runs)), estimates),
         Section("Grokking", _some(grokking.measures_table(runs)), grokked),
     ]
