@@ -13,6 +13,7 @@ from markupsafe import Markup
 from records.run import Run
 from reporting import style
 from reporting.drawing import DrawnFigure
+from reporting.slider import Slider
 from studies.tables import Cell
 from utils.errors import printable
 from utils.files import check_own, csv_bytes, write_bytes, yaml_bytes
@@ -34,11 +35,12 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, tables and figures."""
+    """A heading, tables, figures and figures with a slider."""
 
     title: str
     tables: Sequence[Sheet | None] = ()
     pictures: Sequence[DrawnFigure] = ()
+    sliders: Sequence[Slider] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Page:
             files = {"png": png, "svg": svg.encode(), "csv": _csv(picture.data)}
             for ending, content in files.items():
                 write_bytes(folder / "figures" / f"{name}.{ending}", content)
-        page = environment.get_template("page.html").render(vars(self), svgs=svgs)
+        moving = [*chain(*(section.sliders for section in self.sections))]
+        for slider in moving:
+            write_bytes(folder / "figures" / f"{slider.name}.csv", _csv(slider.data))
+        page = environment.get_template("page.html").render(vars(self), svgs=svgs, moving=moving)
         write_bytes(folder / "report.html", printable(page).encode())
         return folder / "report.html"
 

@@ -147,7 +147,7 @@ def regions(run: Run) -> DrawnFigure | None:
     drawn, panels = empty_figure(6.2, 3)
     panels[0].plot(frame.examples, frame[REGIONS], color="#0072b2", marker="o", markersize=3)
     panels[0].set(title="regions that are visited")
-    _logarithmic(panels[0])
+    logarithmic(panels[0])
     for number, top in enumerate(TOP):
         style = {**line_style(number), "marker": marker(number), "markersize": 3}
         panels[1].plot(frame.examples, frame[f"{SHARE} {top}"], label=f"top {top}", **style)  # type: ignore[arg-type]
@@ -285,10 +285,10 @@ def _measured_axis(axes: Axes, run: Run, metric: str) -> None:
     axes.set_ylabel(metric)
     if metric != "loss":
         return
-    _logarithmic(axes)
+    logarithmic(axes)
 
 
-def _logarithmic(axes: Axes) -> None:
+def logarithmic(axes: Axes) -> None:
     """A logarithmic y axis with a few round numbers."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()

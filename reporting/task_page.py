@@ -12,7 +12,7 @@ from net import count_parameters
 from net.config import network_title
 from records.run import Run
 from records.summary import direction, figure
-from reporting import mechanism_figures
+from reporting import mechanism_figures, superposition_page
 from reporting import task_analysis as analysis
 from reporting import task_figures as figures
 from reporting.drawing import DrawnFigure
@@ -54,9 +54,11 @@ def of_task_runs(runs: Sequence[Run], command: str) -> Page:
         Section(
             "Mechanism", _some([mechanism_figures.associations_table(named)]), mechanism_figures.of_runs(named, name)
         ),
+        *superposition_page.sections(named, name),
         Section(f"Weights{of}", (), figures.weight_maps(run)),
     ]
     palette = {light: dark for picture in slices for light, dark in _themes(picture)}
+    palette |= dict(superposition_page.themes(named))
     return Page(
         title=f"{network_title(run.config['net'])} on {', '.join(run.task_names)}", lead=_in_words(named, name),
         sections=sections, command=command, warnings=_warnings(runs),

@@ -1,0 +1,150 @@
+"""The figures and the table of learning coefficients, and the spectrum of the Hessian."""
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from records.run import Run
+from reporting import superposition
+from reporting.drawing import DrawnFigure
+from reporting.layout import Sheet
+from reporting.style import INK, MUTED, SHADES, empty_figure, line_style
+from reporting.superposition import NONE
+from reporting.superposition_figures import steps_axis
+from studies.tables import Cell, readable
+
+_LISTED = 24  # the most runs in the table of the page
+_NAMED = 7  # the most runs that a legend names
+_TRUSTED = 1.1  # R-hat up to which chains agree
+_NEAR = 1e-3  # distance from the critical loss within which the dimensions of a run are those of the point
+
+
+def against_loss(runs: Mapping[str, Run]) -> DrawnFigure | None:
+    """Learning coefficient against loss, a point each time it was asked; None if it was not."""
+    data = superposition.coefficients(runs)
+    if data.empty:
+        return None
+    drawn, (axes,) = empty_figure(3.6)
+    for _, line in data.groupby("run", sort=False):
+        axes.plot(line.loss, line.estimate, color=MUTED, linewidth=0.6, alpha=0.6, zorder=1)
+    seen = data.step.clip(lower=1)
+    times = LogNorm(seen.min(), max(seen.max(), 1.001 * seen.min()))
+    cloud = axes.scatter(data.loss, data.estimate, c=seen, cmap=SHADES, norm=times, s=16, linewidth=0, zorder=2)
+    error = {"ecolor": MUTED, "elinewidth": 0.7, "fmt": "none", "zorder": 1}
+    axes.errorbar(data.loss, data.estimate, data.stderr.fillna(0), **error)  # type: ignore[arg-type]
+    marked = known_points(runs, data)
+    for line in marked.itertuples():
+        axes.plot(line.loss, line.coefficient, "x", color=INK, markersize=7, zorder=3)
+        where = {"xytext": (1, 6), "textcoords": "offset points", "rotation": 60, "fontsize": 7.5}
+        axes.annotate(line.point, (line.loss, line.coefficient), **where)  # type: ignore[arg-type]
+    bar = drawn.colorbar(cloud, ax=axes, pad=0.02, format=lambda value, _: readable(value))
+    bar.set_label("steps")
+    bar.minorticks_off()
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    axes.set(xlabel="loss", ylabel="local learning coefficient")
+    caption = (
+        "Complexity against loss: the estimated local learning coefficient of the networks, with its standard error "
+        "over chains; colours tell the time, lines join the points of a run. In a Bayesian phase transition the loss "
+        "falls and the coefficient rises."
+    )
+    caption += " Crosses: critical points, with half the rank of the Hessian there." if len(marked) else ""
+    return DrawnFigure("learning_coefficient", "Learning coefficient against loss", caption, drawn, data)
+
+
+def known_points(runs: Mapping[str, Run], found: pd.DataFrame) -> pd.DataFrame:
+    """Lines point, loss and coefficient: critical points at which the count of dimensions is known from a run there."""
+    seen = superposition.points(runs).drop(columns="loss")
+    both = found.merge(seen[(seen.point != NONE) & seen["critical loss"].notna()], on=["run", "step"])
+    both = both[both["by dimension"].notna() & ((both.loss - both["critical loss"]).abs() < _NEAR)]
+    last = both.groupby("point", sort=False).tail(1)
+    return pd.DataFrame({"point": last.point, "loss": last["critical loss"], "coefficient": last["by dimension"]})
+
+
+def traces(runs: Mapping[str, Run]) -> DrawnFigure | None:
+    """The trace of the chains of the last estimate of each run; None if it was not asked."""
+    data = superposition.traces(runs)
+    if data.empty:
+        return None
+    drawn, (axes,) = empty_figure(2.8)
+    for number, (name, line) in enumerate(data.groupby("run", sort=False)):
+        style = {**line_style(number), "marker": "", "linewidth": 1.2 if len(runs) <= _NAMED else 0.6}
+        axes.plot(line.part, line.value, label=name, **style)  # type: ignore[arg-type]
+    axes.set(xlabel="sixteenth of the steps of the chains", ylabel="n β (L(w) - L(w*))")
+    axes.set_xticks(range(1, superposition.PARTS + 1))
+    if 1 < data.run.nunique() <= _NAMED:
+        axes.legend(ncols=2)
+    caption = (
+        "How far the chains have come: what the estimate is the mean of, over all chains in sixteen equal parts of "
+        "their steps, burn-in included. A line that still rises at the end says that the chains are too short; one "
+        "that falls below 0, that the network has not arrived at a minimum."
+    )
+    return DrawnFigure("learning_coefficient_trace", "Trace of the chains", caption, drawn, data)
+
+
+def coefficients_table(runs: Mapping[str, Run]) -> Sheet | None:
+    """The last estimate of each run beside what tells whether to trust it; None if it was not asked."""
+    data = superposition.coefficients(runs).groupby("run", sort=False).tail(1)
+    if data.empty:
+        return None
+    rows = [_row(line) for line in data.head(_LISTED).to_dict("records")]
+    notes = [
+        "±: standard error over chains. R-hat near 1: the chains agree (above 1.1 in bold). Effective samples: "
+        "independent ones that tell as much as the chains. Chains that left: those that did not stay finite or near, "
+        "which are left out. Halved and doubled: the estimate with another step size or strength of localisation; an "
+        "estimate to trust changes by little more than its error. By dimension: half the rank of the Hessian, which is "
+        "the coefficient at a critical point with a quadratic minimum."
+    ]
+    if len(data) > _LISTED:
+        notes.append(f"The first {_LISTED} of {len(data)} runs; the CSV file has all.")
+    header = [name for name in data if name != "stderr"]
+    title = "Local learning coefficient: the last estimates"
+    return Sheet("learning_coefficients", title, header, rows, data, notes=notes)
+
+
+def _row(line: Mapping[str, float]) -> list[str | Cell]:
+    """The cells of a run."""
+    shown: list[str | Cell] = [str(line["run"]), f"{line['step']:,}"]
+    around = "" if math.isnan(line["stderr"]) else f" ± {line['stderr']:.2f}"
+    shown.append(f"{line['estimate']:.2f}{around}")
+    formats = {"loss": ".4f", "R-hat": ".3f", "effective samples": ",.0f", "chains that left": ".0f"}
+    for name in list(line)[4:]:
+        text = "n/a" if math.isnan(line[name]) else format(line[name], formats.get(name, ".2f"))
+        shown.append(Cell(text, bold=name == "R-hat" and line[name] > _TRUSTED))
+    return shown
+
+
+def spectrum(run: Run) -> DrawnFigure | None:
+    """The eigenvalues of the Hessian over steps; None if it was not asked."""
+    data = superposition.spectrum(run)
+    if data.empty:
+        return None
+    drawn, (axes,) = empty_figure(3.6)
+    most, bottom = data.number.max(), 1e-10 * data.eigenvalue.abs().max()
+    for number, line in data.groupby("number"):
+        colour = SHADES(0.9 * (number - 1) / max(1, most - 1))
+        above, below = line[line.eigenvalue > bottom], line[line.eigenvalue < -bottom]
+        axes.plot(above.step, above.eigenvalue, color=colour, linewidth=0.8, marker="o", markersize=1.5)
+        axes.plot(below.step, -below.eigenvalue, "x", color="#d55e00", markersize=3, markeredgewidth=0.8)
+    steps_axis(axes, [data.step])
+    if (data.eigenvalue.abs() > bottom).any():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.set(ylabel="size of the eigenvalue")
+    shapes = {"positive": (SHADES(0.0), "o", "-"), "negative": ("#d55e00", "x", "")}
+    signs = [
+        Line2D([], [], color=colour, marker=shape, markersize=3, linestyle=dashes, label=name)
+        for name, (colour, shape, dashes) in shapes.items()
+    ]
+    drawn.legend(handles=signs, loc="outside upper center", ncols=2)
+    listed = "" if most < 64 else " The largest 64."
+    caption = (
+        "The eigenvalues of the Hessian of the loss over steps, both axes logarithmic; a line for each place in the "
+        "order from the largest (dark). At a minimum all are positive or 0, and half the number of those above 0 is "
+        f"the learning coefficient if the others belong to directions in which the loss does not change.{listed}"
+    )
+    return DrawnFigure("hessian", "Spectrum of the Hessian", caption, drawn, data)
