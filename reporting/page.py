@@ -18,6 +18,7 @@ from reporting import analysis, compared, figures, mechanism_matrices, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison, Group
 from reporting.layout import Page, Section, Sheet, configuration, count, duration
+from reporting.reuse import reuse_table
 from studies.statistics import against_best, share_interval
 from studies.tables import LEDGER, READING, Column, cells, readable, seeds_note, share
 
@@ -37,6 +38,7 @@ def of_one_run(run: Run, command: str) -> Page:
     sections = [
         Section("What was learned", [task_table(run), scenario_table(run)], pick(*learned)),
         Section("Mechanism", [mechanism_matrices.ranges_table(run)], pick("mechanism_matrix")),
+        Section("Geometry", [reuse_table([Group(run.config["method"], {run.config["seed"]: run})])]),
         Section("How it was learned", (), pick("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
     if run.classifies:
@@ -60,9 +62,10 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         inside = mechanism_matrices.ranges_by_method(comparison.groups, suffix)
+        reuse = reuse_table(comparison.groups, suffix)
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
         sections += [
-            Section(comparison.title, [results, examples_table(comparison, suffix), inside], pictures),
+            Section(comparison.title, [results, examples_table(comparison, suffix), inside, reuse], pictures),
             Section(f"{comparison.title}: details", details),
         ]
     groups = [group for comparison in comparisons for group in comparison.groups]
