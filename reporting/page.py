@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import balanced_accuracy_score
 
-from datasets.objectives import BINS
+from datasets.objectives import ACCURACY, BINS
 from evaluation.measurements import TRAINED, WITHOUT_TASK
 from records.run import Run
 from records.summary import curves_of, direction, figure, signed
@@ -59,7 +59,9 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         turn, place = divmod(number, 26)  # names of files consist of letters and underscores: _a, _b, ..., _z, _aa
         suffix = "_" + (turn + 1) * ascii_lowercase[place] if len(comparisons) > 1 else ""
         pictures = [replace(drawn, name=drawn.name + suffix) for drawn in compared.of_several_runs(comparison.groups)]
-        results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
+        table = comparison.table()
+        score = str(table.first.get("metric", ACCURACY.name)).capitalize()
+        results = comparison_table(comparison, table.metrics, score, f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         inside = mechanism_matrices.ranges_by_method(comparison.groups, suffix)
         reuse = reuse_table(comparison.groups, suffix)
@@ -290,7 +292,8 @@ def paired_table(comparison: Comparison, suffix: str) -> Sheet:
          f"{p:.3g}" if n > 1 else "n/a"]
         for label, n, mean, half, p in lines if len(lines) > 1
     ]  # fmt: skip
-    notes = ["Final accuracy minus that of the best method with the same seed, mean ± half-width of the 95 % "
+    score = table.first.get("metric", ACCURACY.name)
+    notes = [f"Final {score} minus that of the best method with the same seed, mean ± half-width of the 95 % "
              "t-interval; p of the paired two-sided t-test, not corrected for multiple comparisons."]  # fmt: skip
     data = pd.DataFrame(lines, columns=["method", "common_seeds", "difference", "half_width", "p"])
     header = ["method", "common seeds", "difference from the best", "p"]

@@ -103,7 +103,7 @@ class Zoo:
     def relative_loss(self) -> float:
         """The loss at the end as a share of that of the uninformed prediction, mean over tasks."""
         objective, ratios = Reconstruction(), []
-        for task, loss in zip(self.run.targets, self.run.accuracy_matrix[-1], strict=True):
+        for task, loss in enumerate(self.run.accuracy_matrix[-1], 1):
             targets = torch.from_numpy(self.run.targets[task])
             ratios.append(loss / objective.uninformed_loss(targets.shape[-1], targets))
         return float(np.mean(ratios))
