@@ -88,7 +88,8 @@ def accuracy_over_episodes(groups: Sequence[Group]) -> DrawnFigure | None:
     caption = f"Mean test {first.metric} on the tasks seen so far, after each episode: the mean over seeds" + (
         ", and the range from the lowest to the highest seed." if len(groups) <= _BANDS else "."
     )
-    return DrawnFigure("accuracy_over_episodes", "Accuracy over episodes", caption, drawn, data)
+    title = f"{first.metric.capitalize()} over episodes"
+    return DrawnFigure("accuracy_over_episodes", title, caption, drawn, data)
 
 
 def accuracy_against_cost(groups: Sequence[Group]) -> DrawnFigure | None:

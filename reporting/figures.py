@@ -45,11 +45,12 @@ def accuracy_matrix(run: Run) -> DrawnFigure:
     heat_map(axes, R, SHADES, norm, text).set_label(measured(run))
     axes.set(xlabel="task", ylabel="after episode")
     shown = "accuracy" if run.shows_accuracy else measured(run)
-    caption = f"Accuracy matrix R. Row k, column t: {shown} on the test examples of task t after episode k"
+    title = f"{run.metric.capitalize()} matrix"
+    caption = f"{title} R. Row k, column t: {shown} on the test examples of task t after episode k"
     caption += ", in percent." if run.shows_accuracy else "."
     if run.continual and run.shows_accuracy:
         caption += " Down a column, a task is forgotten (darker) or improved by later episodes."
-    return DrawnFigure("accuracy_matrix", "Accuracy matrix", caption, drawn, _by_episode(R, run))
+    return DrawnFigure("accuracy_matrix", title, caption, drawn, _by_episode(R, run))
 
 
 def transfer_curves(run: Run) -> DrawnFigure | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import balanced_accuracy_score
 
-from datasets.objectives import BINS
+from datasets.objectives import ACCURACY, BINS
 from evaluation.measurements import TRAINED, WITHOUT_TASK
 from records.run import Run
 from records.summary import curves_of, direction, figure, signed
@@ -18,6 +18,7 @@ from reporting import analysis, compared, figures, mechanism_matrices, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison, Group
 from reporting.layout import Page, Section, Sheet, configuration, count, duration
+from reporting.reuse import reuse_table
 from studies.statistics import against_best, share_interval
 from studies.tables import LEDGER, READING, Column, cells, readable, seeds_note, share
 
@@ -37,6 +38,7 @@ def of_one_run(run: Run, command: str) -> Page:
     sections = [
         Section("What was learned", [task_table(run), scenario_table(run)], pick(*learned)),
         Section("Mechanism", [mechanism_matrices.ranges_table(run)], pick("mechanism_matrix")),
+        Section("Geometry", [reuse_table([Group(run.config["method"], {run.config["seed"]: run})])]),
         Section("How it was learned", (), pick("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
     if run.classifies:
@@ -57,12 +59,15 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
         turn, place = divmod(number, 26)  # names of files consist of letters and underscores: _a, _b, ..., _z, _aa
         suffix = "_" + (turn + 1) * ascii_lowercase[place] if len(comparisons) > 1 else ""
         pictures = [replace(drawn, name=drawn.name + suffix) for drawn in compared.of_several_runs(comparison.groups)]
-        results = comparison_table(comparison, comparison.table().metrics, "Accuracy", f"results{suffix}")
+        table = comparison.table()
+        score = str(table.first.get("metric", ACCURACY.name)).capitalize()
+        results = comparison_table(comparison, table.metrics, score, f"results{suffix}")
         costs = comparison_table(comparison, LEDGER, "Cost", f"costs{suffix}")
         inside = mechanism_matrices.ranges_by_method(comparison.groups, suffix)
+        reuse = reuse_table(comparison.groups, suffix)
         details = [costs, paired_table(comparison, suffix), options_table(comparison, suffix)]
         sections += [
-            Section(comparison.title, [results, examples_table(comparison, suffix), inside], pictures),
+            Section(comparison.title, [results, examples_table(comparison, suffix), inside, reuse], pictures),
             Section(f"{comparison.title}: details", details),
         ]
     groups = [group for comparison in comparisons for group in comparison.groups]
@@ -287,7 +292,8 @@ def paired_table(comparison: Comparison, suffix: str) -> Sheet:
          f"{p:.3g}" if n > 1 else "n/a"]
         for label, n, mean, half, p in lines if len(lines) > 1
     ]  # fmt: skip
-    notes = ["Final accuracy minus that of the best method with the same seed, mean ± half-width of the 95 % "
+    score = table.first.get("metric", ACCURACY.name)
+    notes = [f"Final {score} minus that of the best method with the same seed, mean ± half-width of the 95 % "
              "t-interval; p of the paired two-sided t-test, not corrected for multiple comparisons."]  # fmt: skip
     data = pd.DataFrame(lines, columns=["method", "common_seeds", "difference", "half_width", "p"])
     header = ["method", "common seeds", "difference from the best", "p"]

@@ -1,6 +1,7 @@
 """The stream of sparse features: inputs that are to be reconstructed, drawn fresh while a network trains, or frozen.
 
     {dataset: superposition, tasks: [sparse, {task: k_hot, active: 2}], features: 6, probability: 0.1, decay: 0.9}
+    {dataset: superposition, tasks: [{importances: [1, 1, 0]}, {importances: [0, 1, 1]}], features: 3}
 
 The target of an input is the input itself. Training examples depend on the seed of the run; development and test
 examples are the same in all runs.
@@ -10,7 +11,7 @@ in a toy model of superposition" (2023).
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +28,19 @@ from utils.seeding import generator, on_device
 from utils.settings import Range, declarations, optional, setting
 
 
+class Importances:
+    """A list of numbers that are at least 0, at least one of them above it."""
+
+    @staticmethod
+    def read(where: str, value: object) -> tuple[float, ...]:
+        """The checked numbers; a UserError begins with `where`."""
+        numbers = value if isinstance(value, (list, tuple)) else ()
+        found = tuple(Range(0, whole=False).check(where, number) for number in numbers)
+        if not any(found):
+            raise UserError(f"{where} is {value!r}; it must be a number for each feature, at least one of them above 0")
+        return found
+
+
 @dataclass(frozen=True)
 class Law:
     """How features are distributed, and how much each of them matters."""
@@ -40,6 +54,9 @@ class Law:
     values: str = setting(("uniform", "ones"), "of features that are not 0: uniform in [0, 1), or 1", default="uniform")
     decay: float = setting(
         Range(0, whole=False, open_low=True), "r: feature i, from 0, has the importance r^i", default=1.0
+    )
+    importances: Sequence[float] | None = setting(
+        Importances, "the importance of each feature, in place of decay; 0: it need not be reconstructed", default=None
     )
     averaged: bool = setting(bool, "the loss is the mean over features; false: the sum", default=False)
 
@@ -107,6 +124,12 @@ class FeatureConfig(DataConfig):
         for part in (self.settings, asked):
             given |= {key: value for key in declarations(Law) if (value := getattr(part, key)) is not None}
         law, where = Law(**given), f"{self.path}: task {task + 1}"
+        if law.importances is not None and law.decay != 1:
+            raise UserError(f"{where}: importances and decay are given; leave one out")
+        if law.importances is not None and len(law.importances) != law.features:
+            raise UserError(
+                f"{where}: importances are given for {len(law.importances)} features; there are {law.features}"
+            )
         if asked.task in ("k_hot", TABLE) and law.active > law.features:
             raise UserError(f"{where}: active is {law.active}; there are {law.features} features")
         if asked.task in ("correlated", "anticorrelated") and law.features % law.group:
@@ -151,7 +174,8 @@ class FreshFeatures(Generator):
 
 def importances(law: Law) -> Tensor:
     """How much the squared error of each feature counts, [f]."""
-    found = law.decay ** torch.arange(law.features)
+    given = law.importances
+    found = law.decay ** torch.arange(law.features) if given is None else torch.tensor(given)
     return found / law.features if law.averaged else found
 
 
