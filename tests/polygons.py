@@ -7,6 +7,7 @@ from datasets.task import Examples, Preprocess, StreamSpec, Table, Task
 from evaluation.landscape import polygon_weights, polygons
 from evaluation.subject import Subject
 from net import build_net, settings_class
+from net.autoencoder import Autoencoder
 from tests.toys import CPU
 
 VALUES = 160  # of each feature
@@ -18,8 +19,10 @@ def at_polygon(name: str, shift: float = 0.0) -> Subject:
     net = build_net("autoencoder", (6,), settings_class("autoencoder")(), {1: 6}, "identity").eval()
     dead = -1.0 if polygon.dead_bias == "negative" else 1 / 12
     vectors, biases = polygon_weights(polygon.k, 6, polygon.length, polygon.bias, dead)
+    assert isinstance(net.trunk, Autoencoder)
     with torch.no_grad():
         net.trunk.encoder.copy_(vectors + shift)
+        assert net.trunk.bias is not None
         net.trunk.bias.copy_(biases + shift)
     values = (torch.arange(VALUES) + 0.5) / VALUES
     inputs = torch.block_diag(*[values.unsqueeze(1)] * 6)

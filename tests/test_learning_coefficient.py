@@ -18,6 +18,9 @@ from evaluation.learning_coefficient import (
     largest_curvature,
 )
 from evaluation.questions import EVALUATIONS, check_evaluations, settings_asked
+from records.configuration import obstacle, plain_config, saved_config
+from records.invocation import configure
+from records.resume import differs
 from tests.polygons import at_polygon
 from utils.errors import UserError
 from utils.seeding import generator
@@ -235,3 +238,18 @@ def test_settings_of_evaluations():
     ):
         with pytest.raises(UserError, match=words.replace("?", r"\?")):
             settings_asked(names, given)
+
+
+def test_settings_of_evaluations_are_part_of_a_run():
+    usual = {"data_config": "config/dataset/superposition.yaml", "hp_config": "config/hyperparam/autoencoder.yaml"}
+    key = "ask.learning_coefficient.step"
+    one, other = (configure(**usual, evaluate="learning_coefficient", set={key: step}).config for step in (1e-4, 2e-4))
+    content = plain_config(one)
+    assert content["ask"]["learning_coefficient"] == {**vars(Settings()), "step": 1e-4}
+    assert saved_config("config.yaml", content) == one
+    assert "ask" not in plain_config(configure(**usual, evaluate="geometry").config)
+    assert obstacle(content, plain_config(other)) is None  # the networks are the same
+    assert differs(key, other, one, ())  # a resumed run may not change them
+    assert not differs(key, one, one, ())
+    with pytest.raises(UserError, match="step is 0; it must be a number above 0"):
+        configure(**usual, evaluate="learning_coefficient", set={key: 0})
