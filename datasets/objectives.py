@@ -92,6 +92,11 @@ class Objective(ABC):
         return None
 
 
+def _precise(outputs: Tensor) -> Tensor:
+    """Outputs in at least single precision, also under autocast: bf16 has two to three digits."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
 def _named(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
@@ -118,11 +123,10 @@ class CrossEntropy(_Probabilities):
     metrics = _named(ACCURACY, Metric("loss"), Metric("ece"))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        # In float32 also under autocast: bf16 has two to three digits.
-        return F.cross_entropy(outputs.float(), targets)
+        return F.cross_entropy(_precise(outputs), targets)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.float(), targets, reduction="none").mean(1)
+        return F.cross_entropy(_precise(outputs), targets, reduction="none").mean(1)
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         right = predictions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -157,7 +161,7 @@ class Tokens(_Probabilities):
         self.ignored = ignored
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), ignore_index=self.ignored)
+        return F.cross_entropy(_precise(outputs).flatten(0, -2), targets.flatten(), ignore_index=self.ignored)
 
     def evaluate(self, predictions: Tensor, targets: Tensor) -> dict[str, Scored]:
         """Loss and accuracy over scored tokens, and the share of sequences with all scored tokens right."""
@@ -217,7 +221,7 @@ class TokenVectors(Tokens):
         return outputs.float() @ self.table.T
 
 
-class _SquaredErrors(Objective):
+class SquaredErrors(Objective):
     """Base of vectors of real numbers: outputs and predictions are [N, D], the loss is a mean of squared errors.
 
     The uninformed prediction is the mean of the training targets, or 0 if these are not known.
@@ -252,7 +256,7 @@ class _SquaredErrors(Objective):
         """The loss of each example, [...], of outputs [..., D]."""
 
 
-class Reconstruction(_SquaredErrors):
+class Reconstruction(SquaredErrors):
     """Vectors of real numbers that are not equally important: targets [N, 2, D] are the values and their importances w.
 
         loss = 1/N sum_n sum_d w_nd (output_nd - value_nd)^2
@@ -267,10 +271,10 @@ class Reconstruction(_SquaredErrors):
 
     def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
         values, importances = targets.float().unbind(-2)
-        return (importances * (outputs.float() - values).square()).sum(-1)
+        return (importances * (_precise(outputs) - values).square()).sum(-1)
 
 
-class RealNumbers(_SquaredErrors):
+class RealNumbers(SquaredErrors):
     """Regression: targets are [N, D], the loss is the squared error averaged over N and D, `rmse` its square root."""
 
     metrics = _named(Metric("rmse"), Metric("loss"))
@@ -283,7 +287,7 @@ class RealNumbers(_SquaredErrors):
         return {"rmse": Scored(root, stderr, loss.n), "loss": loss}
 
     def _errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (outputs.float() - targets.float()).square().mean(-1)
+        return (_precise(outputs) - targets.float()).square().mean(-1)
 
 
 def mean(values: Tensor) -> Scored:

@@ -10,7 +10,7 @@ moments of the episode, see evaluation/anytime.py  -> rows as they are
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -57,9 +57,9 @@ class Evaluation:
 
     def __init__(
         self, stream: TaskStream, method: Learner, seed: int, rows: Iterable[Measurement] = (),
-        evaluations: Sequence[str] = (),
+        evaluations: Sequence[str] = (), settings: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self._evaluations = evaluations
+        self._evaluations, self._settings = evaluations, settings or {}
         self._stream, self._method = stream, method
         self._scores: dict[int, dict[tuple[str, str], Scores]] = {}  # by task, split and slice
         self._step = self._examples = 0
@@ -125,7 +125,8 @@ class Evaluation:
                 with member.net.for_task(member.task_weights.get(task.id, {})):
                     subject = Subject(member.net.eval(), task, self._method.spec, self._method.compute)
                     for name in (Scheduled.parsed(text).name for text in self._evaluations):
-                        yield self._row(episode, task, "test", "", name, EVALUATIONS[name].ask(subject))
+                        found = EVALUATIONS[name].about(subject, self._settings.get(name))
+                        yield self._row(episode, task, "test", "", name, found)
 
     def untrained(self) -> list[Measurement]:
         """Rows of episode 0: the first network before training, on the tasks that it has a head for."""

@@ -5,13 +5,56 @@ algorithm 1; Watanabe, "Algebraic geometry and statistical learning theory" (200
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.func import grad
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # parameters of C chains [C, P], rows of the data [C, B] -> losses [C]
+from datasets.objectives import Scored, Scores, SquaredErrors
+from evaluation.flat_loss import FlatLoss
+from evaluation.hessian import hessian_matrix, negative, rank
+from evaluation.subject import Subject
+from utils.seeding import generator
+from utils.settings import Range, setting
+
+_STEP = 0.25  # step times largest curvature: the energy comes out too large by at most 1/16; 4 is unstable
+_LOCALISATION = 1e-3  # over the largest curvature
+_PARTS = 16  # of the trace
+_SMALL = 200  # parameters up to which the Hessian costs nothing
+_NEAR = 0.1  # fall of the energy, as a share of the coefficient, up to which a point counts as a minimum
+_DRAWS, _ALIKE = 100, 0.25  # points around one, and how well a parabola must agree with the mean of the loss there
+Loss = Callable[
+    [Tensor, Tensor | None], Tensor
+]  # parameters of C chains [C, P], rows [C, B] or None: all -> losses [C]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the evaluation."""
+
+    examples: int = setting(Range(3, 10**6), "n, examples that the loss is the mean over, at most", default=1000)
+    precision: float = setting(
+        Range(0, whole=False, open_low=True), "1 / variance of the noise that squared errors are taken for; log losses "
+        "need none", default=100.0,
+    )  # fmt: skip
+    step: float | None = setting(
+        Range(0, whole=False, open_low=True), "epsilon, length of a step (default: 0.25 / largest curvature of the "
+        "energy)", default=None,
+    )  # fmt: skip
+    localisation: float | None = setting(
+        Range(0, whole=False, open_low=True), "gamma, of the Gaussian that holds chains near the network (default: "
+        "0.001 times the largest curvature of the energy)", default=None,
+    )  # fmt: skip
+    descent: int = setting(
+        Range(0, 10**6), "steps of gradient descent to the minimum of the loss on the examples, first", default=300
+    )
+    chains: int = setting(Range(2, 1000), "chains of the estimate", default=8)
+    steps: int = setting(Range(16, 10**6), "steps of a chain that count", default=1500)
+    burn_in: int = setting(Range(0, 10**6), "steps of a chain before them", default=500)
+    batch: int | None = setting(Range(1, 10**6), "examples of a gradient (default: all)", default=None)
+    most_parameters: int = setting(Range(1, 10**8), "refuse larger networks", default=10_000)
 
 
 @dataclass(frozen=True)
@@ -28,56 +71,202 @@ class Sampler:
     burn_in: int = 1000  # steps that are left out
     batch: int | None = None  # B rows that a gradient is of; None: all
 
-    def beta(self, examples: int) -> float:
+    def beta(self, examples: float) -> float:
         """The inverse temperature."""
         return 1 / math.log(examples)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimate with what tells whether to trust it."""
+    """The estimate with what tells whether to trust it, from the chains that stayed finite."""
 
     value: float
     stderr: float  # of the mean over chains, from their spread
     effective_samples: float  # in all chains, from the autocorrelation of their losses
     between_chains: float  # R-hat: near 1 if chains agree
-    trace: Tensor  # [C, T], n beta (L(w_t) - L(w*)) after the burn-in
+    left: int  # chains that did not stay
+    trace: Tensor  # [C, T], n beta (L(w_t) - L(w*)) at all steps, the burn-in included, of the chains that stayed
+    burn_in: int
+
+    def of_multiplicity(self, multiplicity: int) -> float:
+        """The estimate corrected for a singularity of this multiplicity m: E X + sqrt((m - 1) (E X - Var X)).
+
+        X = n beta (L(w) - L(w*)). With t = n beta the integral of exp(-t L) goes as t^-lambda (log t + c)^(m - 1), so
+        that E X = lambda - (m - 1) / (log t + c), which converges slowly, and Var X = E X - (m - 1) / (log t + c)^2.
+        """
+        kept = self.trace[:, self.burn_in :].double()
+        mean = float(kept.mean())
+        return mean + math.sqrt(max(0.0, (multiplicity - 1) * (mean - float(kept.var()))))
 
 
-def estimate(loss: Loss, centre: Tensor, examples: int, sampler: Sampler, rng: torch.Generator) -> Estimate:
+def learning_coefficient(subject: Subject) -> Scores:
+    """The local learning coefficient of a network by SGLD, and what tells whether to trust the estimate.
+
+    The energy of the chains is n times the mean loss of the task, a log loss, on n examples; squared errors are
+    multiplied by precision / 2, which makes them the log loss of Gaussian noise. The coefficient does not depend on
+    that: it is the exponent with which the volume of {L(w) - L(w*) < a} vanishes, whatever L is multiplied by. It is
+    a property of a minimum: chains begin at the one that gradient descent on the examples leads to, and "fall" tells
+    what n beta L loses on the way there. Chains with half and twice the step and localisation tell how far the
+    estimate depends on these; chains that left are left out, and counted. "by dimension" is half the rank of the
+    Hessian, where the network is small and has come to a minimum.
+    """
+    own = subject.own(Settings)
+    flat = FlatLoss(subject, own.examples)
+    n, rng = flat.examples, generator(0, "learning coefficient")
+    factor = own.precision / 2 if isinstance(subject.spec.objective, SquaredErrors) else 1.0
+    scale = n * Sampler().beta(n) * factor
+    curvature = largest_curvature(flat, flat.centre, rng)
+    centre = _descended(flat, flat.centre, curvature, own.descent)
+    main = Sampler(
+        own.step or _STEP / (scale * curvature), own.localisation or _LOCALISATION * scale * curvature,
+        own.chains, own.steps, own.burn_in, own.batch,
+    )  # fmt: skip
+    few = replace(main, chains=max(2, own.chains // 2))
+    changed = {
+        "step halved": replace(few, step=main.step / 2),
+        "step doubled": replace(few, step=main.step * 2),
+        "localisation halved": replace(few, localisation=main.localisation / 2),
+        "localisation doubled": replace(few, localisation=main.localisation * 2),
+    }
+    samplers = [main, *changed.values()]
+    first, *others = estimates(lambda points, rows: factor * flat(points, rows), centre, n, samplers, rng)
+    with torch.no_grad():
+        begin, end = flat(torch.stack([flat.centre, centre])).tolist()
+    dimension = math.nan
+    if len(centre) <= _SMALL:
+        dimension = _by_dimension(subject, own, centre, scale, main.localisation, rng)
+    found = {
+        "estimate": Scored(first.value, first.stderr, n),
+        **{f"estimate, {name}": Scored(each.value, each.stderr, n) for name, each in zip(changed, others, strict=True)},
+    }
+    values = {"loss": begin, "fall": scale * (begin - end), "step": main.step, "localisation": main.localisation,
+              "by dimension": dimension, **_diagnostics(first)}  # fmt: skip
+    found |= {name: Scored(value, None, n) for name, value in values.items()}
+    return {name: score for name, score in found.items() if math.isfinite(score.value)}
+
+
+def _diagnostics(found: Estimate) -> dict[str, float]:
+    parts = found.trace.mean(0).tensor_split(_PARTS) if len(found.trace) else ()
+    return {
+        "effective samples": found.effective_samples,
+        "between chains": found.between_chains,
+        "chains that left": float(found.left),
+        **{f"trace {place}": float(part.mean()) for place, part in enumerate(parts, 1)},
+    }
+
+
+def _descended(loss: Loss, start: Tensor, curvature: float, steps: int) -> Tensor:
+    """The lowest point [P] that gradient descent from a point [P] comes to; the rate is 1 / curvature."""
+    best, lowest, point = start, math.inf, start
+    for _ in range(steps):
+        point = point.detach().requires_grad_()
+        value = loss(point.unsqueeze(0), None).sum()
+        if not value.item() < lowest:  # it has arrived, or the curvature has grown on the way
+            break
+        best, lowest = point.detach(), value.item()
+        point = point - torch.autograd.grad(value, point)[0] / curvature
+    return best
+
+
+def _by_dimension(
+    subject: Subject, own: Settings, centre: Tensor, scale: float, localisation: float, rng: torch.Generator
+) -> float:  # fmt: skip
+    """Half the rank of the Hessian at a point; NaN if it is no minimum on the examples, or none like a parabola."""
+    flat = FlatLoss(subject, own.examples, torch.float64)
+
+    def energy(point: Tensor) -> Tensor:
+        return scale * flat(point.unsqueeze(0))[0]
+
+    point = centre.double()
+    values, vectors = torch.linalg.eigh(hessian_matrix(energy, point))
+    # How far the energy falls from here to the minimum of its quadratic approximation: near 0 at a minimum.
+    slopes = vectors.T @ grad(energy)(point)
+    fall = float((slopes**2 / (values.abs() + localisation)).sum() / 2)
+    # At kinks, as of ReLU at 0, the energy rises in directions in which the Hessian is 0.
+    away = torch.randn(_DRAWS, len(point), generator=rng, dtype=point.dtype).to(point.device)
+    away = torch.cat([away, -away]) / values.abs().max().sqrt()
+    risen = scale * (flat(point + away) - flat(point.unsqueeze(0))).mean()
+    expected = ((away @ vectors).square() @ values).mean() / 2
+    dimension = rank(values) / 2
+    critical = not negative(values) and fall <= _NEAR * max(dimension, 1)
+    return dimension if critical and abs(risen / expected - 1) < _ALIKE else math.nan
+
+
+def estimate(loss: Loss, centre: Tensor, examples: float, sampler: Sampler, rng: torch.Generator) -> Estimate:
     """The local learning coefficient at a point: n beta (E L(w) - L(w*)), the mean over the steps of the chains.
 
     Args:
         loss: the mean loss over rows of the data, of each of C parameter vectors.
         centre: w*, [P].
-        examples: n, rows of the data.
+        examples: n, rows of the data; any number above 1 if the loss is an expected value.
     """
-    beta, chains = sampler.beta(examples), sampler.chains
-    points = centre.expand(chains, -1).clone()
-    whole = torch.arange(examples, device=centre.device).expand(chains, -1)
+    return estimates(loss, centre, examples, [sampler], rng)[0]
+
+
+def estimates(
+    loss: Loss, centre: Tensor, examples: float, samplers: Sequence[Sampler], rng: torch.Generator
+) -> list[Estimate]:
+    """Estimates of samplers that differ in step, localisation and number of chains alone, from one computation."""
+    first, sizes = samplers[0], [sampler.chains for sampler in samplers]
+    step, localisation = (
+        torch.tensor(column, dtype=centre.dtype, device=centre.device)
+        .repeat_interleave(torch.tensor(sizes, device=centre.device)).unsqueeze(1)
+        for column in zip(*((sampler.step, sampler.localisation) for sampler in samplers), strict=True)
+    )  # fmt: skip
+    trace = _chains(loss, centre, examples, first, step, localisation, rng)
+    return [_estimate(part, first.burn_in) for part in trace.split(sizes)]
+
+
+def _chains(
+    loss: Loss, centre: Tensor, examples: float, sampler: Sampler, step: Tensor, localisation: Tensor,
+    rng: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """n beta (L(w_t) - L(w*)) along chains, [C, T], of steps and localisations [C, 1]; NaN where far from w*."""
+    points = centre.expand(len(step), -1).clone()
     with torch.no_grad():
-        base = loss(points, whole)
-    trace = []
-    for number in range(sampler.burn_in + sampler.steps):
-        rows = whole
+        base = loss(points, None)
+    scale, trace, rows = examples * sampler.beta(examples), [], None
+    # Without a loss the distance is sqrt(P / gamma), and further than this in one case of 250,000.
+    limit = (math.sqrt(centre.numel()) + 5) / localisation.sqrt().squeeze(1)
+    for _ in range(sampler.burn_in + sampler.steps):
         if sampler.batch is not None:
-            rows = torch.randint(examples, (chains, sampler.batch), generator=rng).to(centre.device)
+            rows = torch.randint(int(examples), (len(step), sampler.batch), generator=rng).to(centre.device)
         points.requires_grad_()
         values = loss(points, rows)
         (gradient,) = torch.autograd.grad(values.sum(), points)
         with torch.no_grad():
-            drift = examples * beta * gradient + sampler.localisation * (points - centre)
+            near = (points - centre).norm(dim=1) < limit
+            trace.append((scale * (values.detach() - base)).where(near, math.nan))
             noise = torch.randn(points.shape, generator=rng, dtype=points.dtype).to(centre.device)
-            if number >= sampler.burn_in:
-                trace.append(examples * beta * (values.detach() - base))
-            points = points.detach() - sampler.step / 2 * drift + math.sqrt(sampler.step) * noise
-    found = torch.stack(trace, 1)
-    means = found.mean(1)
+            drift = scale * gradient + localisation * (points - centre)
+            points = points.detach() - step / 2 * drift + step.sqrt() * noise
+    return torch.stack(trace, 1)
+
+
+def _estimate(trace: Tensor, burn_in: int) -> Estimate:
+    """What chains [C, T] tell; NaN if none has stayed finite."""
+    stayed = trace[trace.isfinite().all(1)]
+    kept, left = stayed[:, burn_in:], len(trace) - len(stayed)
+    if not len(stayed):
+        return Estimate(math.nan, math.nan, math.nan, math.nan, left, stayed, burn_in)
+    means = kept.double().mean(1)
+    stderr = float(means.std() / math.sqrt(len(means))) if len(means) > 1 else math.nan
     return Estimate(
-        float(means.mean()),
-        float(means.std() / math.sqrt(chains)) if chains > 1 else math.nan,
-        effective_samples(found), between_chains(found), found,
+        float(means.mean()), stderr, effective_samples(kept), between_chains(kept), left, stayed, burn_in
     )  # fmt: skip
+
+
+def largest_curvature(loss: Loss, centre: Tensor, rng: torch.Generator, rounds: int = 30) -> float:
+    """The size of the largest eigenvalue of the Hessian of a loss at w*, [P], by power iteration."""
+    direction = torch.randn(centre.shape, generator=rng, dtype=centre.dtype).to(centre.device)
+    size = 0.0
+    for _ in range(rounds):
+        direction = direction / direction.norm().clamp_min(1e-30)
+        point = centre.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(point.unsqueeze(0), None).sum(), point, create_graph=True)
+        (direction,) = torch.autograd.grad(gradient @ direction, point)
+        size = float(direction.norm())
+    return size
 
 
 def between_chains(trace: Tensor) -> float:

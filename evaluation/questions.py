@@ -4,20 +4,35 @@ To add one: a function Subject -> scores by name, and one line in EVALUATIONS; `
 be asked of all networks or about all tasks, its `obstacle` says why not.
 """
 
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.task import Task
-from evaluation import ablation, attention, attribution, behaviour, geometry, interchange, probes, regions, transplant
+from evaluation import (
+    ablation,
+    attention,
+    attribution,
+    behaviour,
+    geometry,
+    hessian,
+    interchange,
+    learning_coefficient,
+    probes,
+    regions,
+    transplant,
+)
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
 from utils.errors import UserError, unknown
+from utils.settings import Given, NoSettings, read
 
 
 @torch.no_grad()
@@ -53,6 +68,11 @@ class Question:
     ask: Callable[[Subject], Scores]
     obstacle: Callable[[MultiHead, Task], str] = _no_obstacle  # why it cannot be asked; "" if it can
     when: str = ALWAYS  # unless `--evaluate NAME:WHEN` says otherwise
+    settings: type = NoSettings  # set by `--set ask.NAME.KEY=VALUE`; `most_parameters` among them refuses larger nets
+
+    def about(self, subject: Subject, settings: Any) -> Scores:
+        """What the evaluation finds with these settings; None: the defaults."""
+        return self.ask(subject if settings is None else replace(subject, settings=settings))
 
 
 EVALUATIONS: dict[str, Question] = {
@@ -66,6 +86,10 @@ EVALUATIONS: dict[str, Question] = {
     "behaviour": Question(behaviour.behaviour, behaviour.obstacle),
     "interchange": Question(interchange.interchange, interchange.obstacle),
     "geometry": Question(geometry.geometry, geometry.obstacle),
+    "learning_coefficient": Question(
+        learning_coefficient.learning_coefficient, when=END, settings=learning_coefficient.Settings
+    ),
+    "hessian": Question(hessian.hessian, when=END, settings=hessian.Settings),
 }
 
 
@@ -88,11 +112,34 @@ class Scheduled:
         return self.when != END and place % int(self.when) == 0
 
 
-def check_evaluations(names: Sequence[str], net: MultiHead, task: Task) -> None:
+def settings_asked(names: Sequence[str], given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The settings of those evaluations that have some, by name, from values by NAME.KEY; UserError for other keys."""
+    asked = [Scheduled.parsed(text).name for text in names]
+    own: dict[str, dict[str, Any]] = {name: {} for name in asked if EVALUATIONS[name].settings is not NoSettings}
+    for dotted, value in given.items():
+        name, _, key = dotted.partition(".")
+        source = f"--set ask.{dotted}" if isinstance(value, Given) else f"{where}: ask"
+        if name not in EVALUATIONS:
+            raise UserError(f"{source}: {unknown('evaluation', name, EVALUATIONS)}")
+        if name not in own:
+            reason = "is not asked; --evaluate asks it" if name not in asked else "has no settings"
+            raise UserError(f"{source}: {name} {reason}")
+        own[name][key] = value
+    return {name: read(EVALUATIONS[name].settings, f"{where}: ask.{name}", values) for name, values in own.items()}
+
+
+def check_evaluations(names: Sequence[str], settings: Mapping[str, Any], net: MultiHead, task: Task) -> None:
     """UserError if one of the evaluations cannot be asked of a network about a task."""
-    for asked in map(Scheduled.parsed, names):
-        if reason := EVALUATIONS[asked.name].obstacle(net, task):
-            raise UserError(f"--evaluate {asked.name}: {reason}; leave it out")
+    size = sum(value.numel() for value in net.parameters() if value.requires_grad)
+    for name in (Scheduled.parsed(text).name for text in names):
+        if reason := EVALUATIONS[name].obstacle(net, task):
+            raise UserError(f"--evaluate {name}: {reason}; leave it out")
+        most = getattr(settings.get(name), "most_parameters", math.inf)
+        if size > most:
+            raise UserError(
+                f"--evaluate {name}: the network has {size:,} parameters, more than {most:,}; leave it out, or raise "
+                f"--set ask.{name}.most_parameters"
+            )
 
 
 class EvaluationNames:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
@@ -9,6 +10,7 @@ from datasets.task import Examples, StreamSpec, Task
 from net.multihead import MultiHead
 from utils.compute import Compute
 
+T = TypeVar("T")
 DOCUMENTS = 320  # the most that are asked about where a network of sequence mixers is taken apart
 
 
@@ -23,6 +25,11 @@ class Subject:
     step: int = 0  # training steps behind it, where it is asked while it is trained
     # By step, in their order: builds the network as it was then, in test mode. Empty where nothing was kept.
     earlier: Mapping[int, Callable[[], MultiHead]] = field(default_factory=dict)
+    settings: Any = None  # of the evaluation that is asked; None: its defaults
+
+    def own(self, kind: type[T]) -> T:
+        """The settings of the evaluation that is asked, whose class is `kind`."""
+        return kind() if self.settings is None else self.settings  # type: ignore[no-any-return]
 
     def some(self, most: int) -> Examples:
         """The test examples; of more than `most` so many, evenly: they may be in the order of their classes."""

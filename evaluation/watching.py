@@ -1,7 +1,8 @@
 """Measuring one network on one task while it is trained."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class Watching:
     spec: StreamSpec
     compute: Compute
     evaluations: Sequence[str] = ()  # see evaluation/questions.py
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the evaluations, by name
 
     @property
     def split(self) -> str:
@@ -52,7 +54,10 @@ class Watching:
         task = self.task.with_splits(test=self.task.splits[self.split])
         subject = Subject(net.eval(), task, self.spec, self.compute, clock.steps, earlier)
         due = [asked.name for asked in map(Scheduled.parsed, self.evaluations) if asked.due(place, last)]
-        return [self._row(clock, self.split, "", name, EVALUATIONS[name].ask(subject)) for name in due]
+        return [
+            self._row(clock, self.split, "", name, EVALUATIONS[name].about(subject, self.settings.get(name)))
+            for name in due
+        ]
 
     def test(self, net: MultiHead, clock: Clock, *, final: bool) -> list[Measurement]:
         """Scores on the test split and its slices; those of the final network are an entry of R."""

@@ -1,5 +1,6 @@
 """The configuration of a run of modelzoo.py: everything that determines its result."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,8 @@ class BaseConfig:
         Range(1, 1024), "CPU threads (default: as many as the work of a training step is worth, at most the cores)",
         default=None, option="threads", group=_WHERE, free=True, machine=True,
     )  # fmt: skip
+
+    ask: Mapping[str, Any] = field(default_factory=dict)  # settings of the evaluations that are asked, by name
 
     @property
     def stream(self) -> str:

@@ -1,6 +1,6 @@
 """Several networks of one architecture that compute together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,24 +58,37 @@ class Stack(nn.Module):
         return super().train(mode)
 
     def forward(self, inputs: Tensor, task_ids: Tensor) -> Tensor:
-        trunk, named = self._alone or self._named()
-        features = self.trunk.stacked(trunk, inputs)  # type: ignore[operator]
-        # As a trunk may have it, the examples of a batch lie side by side, for outputs as for features: the last axis.
-        features, weight = features.transpose(-1, -2), named["weight"]
-        if self.nets[0].kind == "identity":
-            return features  # type: ignore[no-any-return]
-        if features.ndim == 3:
-            outputs = torch.bmm(weight, features)
-        else:
-            outputs = torch.matmul(weight.view(len(weight), *(1,) * (features.ndim - 3), *weight.shape[1:]), features)
-        if "bias" in named:
-            outputs = outputs + named["bias"].view(len(weight), *(1,) * (features.ndim - 3), -1, 1)
-        return outputs
+        return _outputs(self.nets[0], *(self._alone or self._named()), inputs)
 
     def _named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The parameters of all networks by name, [S, ...]: those of the trunk, and those of the head."""
         parts = [self.part(number) for number in range(len(self.parts))]
         whole = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        named = dict(zip(self._names, whole, strict=True))
-        trunk = {name.removeprefix(_TRUNK): value for name, value in named.items() if name.startswith(_TRUNK)}
-        return trunk, {name: value for name, value in named.items() if not name.startswith(_TRUNK)}
+        return _parted(dict(zip(self._names, whole, strict=True)))
+
+
+def outputs_of_stack(net: MultiHead, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """The outputs [S, ..., C, B] of S networks like `net` on inputs [S, B, *input], parameters by name [S, ...]."""
+    return _outputs(net, *_parted(parameters), inputs)
+
+
+def _parted(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters by name: those of the trunk, and those of the head."""
+    trunk = {name.removeprefix(_TRUNK): value for name, value in named.items() if name.startswith(_TRUNK)}
+    return trunk, {name: value for name, value in named.items() if not name.startswith(_TRUNK)}
+
+
+def _outputs(net: MultiHead, trunk: Mapping[str, Tensor], head: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    features = net.trunk.stacked(trunk, inputs)  # type: ignore[operator]
+    # As a trunk may have it, the examples of a batch lie side by side, for outputs as for features: the last axis.
+    features = features.transpose(-1, -2)
+    if net.kind == "identity":
+        return features  # type: ignore[no-any-return]
+    weight = head["weight"]
+    if features.ndim == 3:
+        outputs = torch.bmm(weight, features)
+    else:
+        outputs = torch.matmul(weight.view(len(weight), *(1,) * (features.ndim - 3), *weight.shape[1:]), features)
+    if "bias" in head:
+        outputs = outputs + head["bias"].view(len(weight), *(1,) * (features.ndim - 3), -1, 1)
+    return outputs

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from methods.config import BaseConfig
-from records.configuration import SECTIONS, build, data_section, net_sections, recipe_keys
+from records.configuration import ASK, SECTIONS, build, data_section, net_sections, recipe_keys
 from utils.errors import UserError, unknown
 from utils.options import Parser, check_text, value_of
 from utils.settings import Declaration, Given, Range, declarations, setting
@@ -106,8 +106,8 @@ class Program(Generic[C, R]):
         parser.declare(self.options().values())
         parser.add_argument(
             "--set", metavar="KEY=VALUE", action="append", default=[], dest="changes",
-            help="any setting of config.yaml by its dotted key, such as hp.lr=0.03, net.width=64 or "
-            "settings.strength=10; can be given several times (default: none)",
+            help="any setting of config.yaml by its dotted key, such as hp.lr=0.03, net.width=64, "
+            "settings.strength=10 or ask.hessian.examples=500; can be given several times (default: none)",
         )  # fmt: skip
         parsed = vars(parser.parse_known(argv, recipe_keys(), "the --hp_config YAML"))
         changes = dict(_change(text) for text in parsed.pop("changes"))
@@ -143,7 +143,8 @@ class Program(Generic[C, R]):
         own = declarations(self.command)
         command = self.command(**{key: own[key].check(v.where, v.value) for key, v in values.items() if key in own})
         check_command(command, values)
-        sections = {"data": data_section(command.data_config), **net_sections(command.hp_config), "settings": {}}
+        sections = {"data": data_section(command.data_config), **net_sections(command.hp_config)}
+        sections |= {"settings": {}, ASK: {}}
         if LENGTHS & values.keys():  # the length of training on the command line replaces the one of the YAML
             for key in LENGTHS:
                 sections["hp"].pop(key.partition(".")[2], None)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from datasets import STREAMS, config_of, settings_of
 from datasets.config import DataConfig
+from evaluation.questions import settings_asked
 from methods import METHOD_OPTIONS, METHODS
 from methods.config import BaseConfig, RunConfig
 from net import TRUNKS, settings_class
@@ -23,6 +24,7 @@ from utils.yaml_files import load_yaml
 
 # Sections of a configuration, each with the class that declares its keys; those of a data set or network add to them.
 SECTIONS: Mapping[str, type] = {"data": DataConfig, "net": NetConfig, "hp": Recipe}
+ASK = "ask"  # the section with the settings of evaluations: NAME.KEY
 R = TypeVar("R", bound=BaseConfig)
 _PROJECT = Path(__file__).resolve().parent.parent
 
@@ -73,7 +75,8 @@ def build(kind: type[R], where: str, content: Mapping[str, Any]) -> R:
     """
     prefix = f"{where}: " if where else ""
     parts = {name: _section(name, prefix, content.get(name, {})) for name in SECTIONS}
-    values = read_values(kind, where, {key: value for key, value in content.items() if key not in SECTIONS})
+    values = read_values(kind, where, {key: value for key, value in content.items() if key not in (*SECTIONS, ASK)})
+    values[ASK] = settings_asked(values.get("evaluate", ()), dict(flat(content.get(ASK, {}))), where)
     if parts["hp"].augment is None:
         parts["hp"] = replace(parts["hp"], augment=parts["hp"].augments)
     return kind(**parts, **values)
@@ -81,10 +84,10 @@ def build(kind: type[R], where: str, content: Mapping[str, Any]) -> R:
 
 def saved_config(path: str, content: Mapping[str, Any], kind: type[BaseConfig] = RunConfig) -> Any:
     """The configuration of a run from its config.yaml, an instance of `kind`."""
-    for key in (*SECTIONS, "settings"):
+    for key in (*SECTIONS, "settings", *({ASK} & content.keys())):
         if not isinstance(content.get(key), dict):
             raise UserError(f"{path}: {key} must hold keys and values")
-    known = {*SECTIONS, *declarations(kind)}
+    known = {*SECTIONS, ASK, *declarations(kind)}
     config = build(kind, path, {key: value for key, value in content.items() if key in known})
     if not isinstance(config, RunConfig):
         return config
@@ -96,6 +99,8 @@ def plain_config(config: BaseConfig) -> dict[str, Any]:
     """The configuration as nested keys and values for config.yaml."""
     own = getattr(config, "settings", None)  # only those of modelzoo.py have a method
     values = plain(config if own is None else replace(config, settings=NoSettings()))  # type: ignore[call-arg]
+    if not values[ASK]:
+        values.pop(ASK)
     return {**values, "settings": {} if own is None else plain(own)}
 
 
@@ -160,7 +165,10 @@ def value_at(config: BaseConfig, key: str) -> Any:
     """The value at a dotted key."""
     found: Any = config
     for name in key.split("."):
-        found = getattr(found, name) if hasattr(found, name) else getattr(found.settings, name)
+        if isinstance(found, Mapping):  # an evaluation that is not asked has no settings
+            found = found.get(name)
+        elif found is not None:
+            found = getattr(found, name) if hasattr(found, name) else getattr(found.settings, name)
     return found
 
 

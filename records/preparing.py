@@ -44,7 +44,7 @@ def trial_network(config: RunConfig | TaskRunConfig, stream: TaskStream) -> Mult
                 raise UserError(f"model: {config.net.model} takes numbers of {takes}; the inputs are {kind}")
         except UserError as error:
             raise UserError(f"{config.net.path}: {error}") from None
-    check_evaluations(config.evaluate, net, tasks[0])
+    check_evaluations(config.evaluate, config.ask, net, tasks[0])
     if isinstance(config, RunConfig):
         for text in config.evaluate:
             if ":" in text:

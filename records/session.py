@@ -129,7 +129,12 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     directory = _directory(plan, resolved, stream, stack)
     done, earlier = directory.manifest.episode, directory.manifest.seconds
     evaluation = Evaluation(
-        stream, method, config.seed, (row for row in directory.rows if row.episode == done), config.evaluate
+        stream,
+        method,
+        config.seed,
+        (row for row in directory.rows if row.episode == done),
+        config.evaluate,
+        config.ask,
     )
     episodes = schedule(config, stream)
     if plan.saved is not None or plan.base is not None:

@@ -105,7 +105,7 @@ def _opened(
     content = directory.training("_".join(map(str, NAME)))
     state = None if content is None else from_bytes(content, device)
     start = RunStart((), resolved, hyperparameters(config), 1, None, (), tuple(directory.rows))
-    watching = Watching(task, stream.spec, compute, config.evaluate)
+    watching = Watching(task, stream.spec, compute, config.evaluate, config.ask)
     return OneRun(config, stream, directory, net, watching, start), state
 
 

@@ -15,7 +15,7 @@ from utils.settings import Declaration, Range, declarations
 
 PROJECT = Path(__file__).resolve().parent.parent
 FILES = ("data_config", "hp_config")
-SECTIONS = ("data.", "net.", "hp.", "settings.")
+SECTIONS = ("data.", "net.", "hp.", "settings.", "ask.")
 VARYING = ("vary", "together", "rates")
 RATE = "hp.lr"
 _LABEL = 80  # the most characters

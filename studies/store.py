@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluation import metrics
 from methods.config import RunConfig
-from records.configuration import SECTIONS, comparable, keys_where, obstacle, plain_config
+from records.configuration import ASK, SECTIONS, comparable, keys_where, obstacle, plain_config
 from records.directory import check_free, holds_run, read_config
 from records.manifest import SUMMARY
 from records.summary import by_task, figure, key_of, read_summary
@@ -47,7 +47,7 @@ def check_run(run: PlannedRun, grid: str) -> None:
 
 def determining(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a configuration that determine its result, by dotted key."""
-    parts = {*SECTIONS, *declarations(RunConfig), *declarations(TaskRunConfig), "settings"}
+    parts = {*SECTIONS, *declarations(RunConfig), *declarations(TaskRunConfig), "settings", ASK}
     values = dict(flat({key: value for key, value in config.items() if key in parts}))
     return {key: value for key, value in values.items() if key not in keys_where("machine")}
 

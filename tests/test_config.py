@@ -81,7 +81,7 @@ def test_set_wins_over_files_and_changes_what_it_names(tmp_path):
         ("hp.lrr=1", "--set: unknown key 'lrr'; did you mean 'lr'?"),
         ("hp.lr=-1", "--set hp.lr is -1; it must be a number"),
         ("hp.lr", "write a key and a value"), ("net.widht=1", "unknown key 'widht'; did you mean 'width'?"),
-        ("hq.lr=1", "unknown part 'hq' (known: data, hp"), ("sed=1", "unknown key 'sed'; did you mean 'seed'?"),
+        ("hq.lr=1", "unknown part 'hq' (known: ask, data, hp"), ("sed=1", "unknown key 'sed'; did you mean 'seed'?"),
         ("data.forgotten=1", "unknown key 'forgotten' (known: blur, class_order, data_dir, dataset,"),
         ("net.path=x", "--set: unknown key 'path' (known: dropout, model, norm, width)"),
         ("net.width=[", "is not valid YAML"), ("data.samples=x", "--set data.samples is 'x'"),

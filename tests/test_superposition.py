@@ -1,9 +1,8 @@
-"""Superposition: sparse features, the autoencoder, exact losses, geometry and the local learning coefficient."""
+"""Superposition: sparse features, the autoencoder, exact losses and geometry."""
 
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +11,6 @@ from datasets.objectives import Reconstruction
 from datasets.synthetic.superposition import KINDS, Law, importances, table
 from evaluation.geometry import measures
 from evaluation.landscape import one_active_loss, polygon_weights, polygons, two_features_loss
-from evaluation.learning_coefficient import Sampler, between_chains, effective_samples, estimate
 from evaluation.questions import EVALUATIONS
 from evaluation.subject import Subject
 from net import build_net, settings_class
@@ -174,35 +172,6 @@ def test_a_network_at_a_polygon_is_recognised(tmp_path):
     outputs = net(stream.tasks[0].test.store, torch.ones(200, dtype=torch.int64))
     sampled = Reconstruction().evaluate(outputs.detach(), stream.tasks[0].test.targets)["loss"]
     assert abs(sampled.value - found["loss"].value) < 5 * sampled.stderr
-
-
-# The local learning coefficient
-
-
-@pytest.mark.parametrize(("loss", "size", "known"), [
-    (lambda w: w[:, :3].square().sum(1) / 2, 4, 1.5),  # quadratic of rank 3: r / 2
-    (lambda w: w[:, 0] ** 4, 1, 0.25),
-], ids=["rank 3", "w^4"])  # fmt: skip
-def test_learning_coefficients_that_are_known(loss, size, known):
-    sampler = Sampler(step=1e-3, localisation=0.1, chains=64, steps=3000, burn_in=1000)
-    centre = torch.zeros(size, dtype=torch.float64)
-    found = estimate(lambda w, _: loss(w), centre, 1000, sampler, generator(0, "llc"))
-    assert found.value == pytest.approx(known, rel=0.1)
-    assert abs(found.value - known) < 4 * found.stderr + 0.03 * known
-    assert found.between_chains < 1.05
-    assert 64 < found.effective_samples < 64 * 3000
-
-
-def test_diagnostics_of_chains():
-    rng = np.random.default_rng(0)
-    plain = torch.tensor(rng.normal(size=(8, 4000)))
-    assert effective_samples(plain) == pytest.approx(8 * 4000, rel=0.15)
-    slow = torch.zeros(8, 4000, dtype=torch.float64)
-    for t in range(1, 4000):  # autocorrelation .9^k: each sample is worth (1 - .9) / (1 + .9)
-        slow[:, t] = 0.9 * slow[:, t - 1] + plain[:, t]
-    assert effective_samples(slow) == pytest.approx(8 * 4000 / 19, rel=0.25)
-    assert between_chains(plain) == pytest.approx(1, abs=0.01)
-    assert between_chains(plain + torch.arange(8).unsqueeze(1)) > 2
 
 
 def test_importances():

@@ -206,6 +206,8 @@ def _plain(value: Any) -> Any:
         return plain(value)
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
