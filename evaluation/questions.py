@@ -13,7 +13,18 @@ import torch
 from datasets.mixture import Mixture
 from datasets.objectives import Scored, Scores
 from datasets.task import Task
-from evaluation import ablation, attention, attribution, behaviour, geometry, interchange, probes, regions, transplant
+from evaluation import (
+    ablation,
+    attention,
+    attribution,
+    behaviour,
+    fourier,
+    geometry,
+    interchange,
+    probes,
+    regions,
+    transplant,
+)
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
@@ -66,6 +77,7 @@ EVALUATIONS: dict[str, Question] = {
     "behaviour": Question(behaviour.behaviour, behaviour.obstacle),
     "interchange": Question(interchange.interchange, interchange.obstacle),
     "geometry": Question(geometry.geometry, geometry.obstacle),
+    "fourier": Question(fourier.fourier, fourier.obstacle),
 }
 
 
