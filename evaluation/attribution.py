@@ -73,6 +73,8 @@ def _toward(net: SequenceModel, stream: Tensor, answers: Tensor) -> tuple[Tensor
     """The direction of the stream before the final norm that is the logit of the answers, and the norm's own part."""
     norm, weight = net.norm, net.unembedding
     toward, bias = weight[answers] - weight.mean(0), getattr(net.norm, "bias", None)
+    if isinstance(norm, nn.Identity):
+        return toward, None
     of_bias = None if bias is None else toward @ bias
     toward = toward * norm.weight  # type: ignore[operator]
     if isinstance(norm, nn.LayerNorm):  # it takes the mean off the stream

@@ -21,6 +21,7 @@ from net.multihead import MultiHead
 from net.sequences.attention_only import AttentionOnly
 from net.sequences.model import SequenceModel
 from net.sequences.rnn import RNN
+from net.token_mlp import TokenMLP
 from utils.errors import UserError, unknown
 
 TRUNKS: dict[str, Any] = {
@@ -31,6 +32,7 @@ TRUNKS: dict[str, Any] = {
     "rnn": RNN,
     "attention_only": AttentionOnly,
     "sequence": SequenceModel,
+    "token_mlp": TokenMLP,
     "autoencoder": Autoencoder,
 }
 _TIMM = "timm/"

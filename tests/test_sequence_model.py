@@ -193,3 +193,62 @@ def test_presets_have_the_published_sizes(preset, width):
     tables = 8192 * width + (1024 * width if given.get("positions") else 0)
     assert count_parameters(net) - tables == parameters
     assert 4 * net.trunk.state_size(1024) == state
+
+
+# Choices of published encoders
+
+
+def test_a_layer_without_normalisation_is_that_of_nanda():
+    """Attention of one head without biases, ReLU, no norms, outputs of their own, written out."""
+    chosen = [{"mixer": "attention", "bias": False}]
+    net = net_of(mixers=chosen, layers=1, norm="none", activation="relu", tied=False, positions=True, init="torch")
+    trunk, inputs = net.double().eval().trunk, token_inputs()
+    assert not any("norm" in name for name, _ in trunk.named_parameters())
+    (block,) = trunk.blocks
+    stream = trunk.embed.weight[inputs[:, :12]] + trunk.positions
+    q, k, v = (stream @ block.mixer.qkv_proj.weight.T).split(8, -1)
+    scores = (q @ k.transpose(1, 2) / math.sqrt(8)).masked_fill(~torch.ones(12, 12).tril().bool(), -torch.inf)
+    stream = stream + scores.softmax(-1) @ v @ block.mixer.out_proj.weight.T
+    hidden = (stream @ block.state.fc1.weight.T + block.state.fc1.bias).clamp(min=0)
+    outputs = (stream + hidden @ block.state.fc2.weight.T + block.state.fc2.bias) @ trunk.unembed.weight.T
+    at = inputs[:, 12:].unsqueeze(-1).expand(-1, -1, 11)
+    assert (net(inputs, FIRST.expand(4)) - outputs.gather(1, at)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("width", [12, 15, 32])
+def test_one_hot_embeddings_are_unit_vectors_with_sines_beside_them(width):
+    trunk = net_of(width=width, embedding="one_hot").trunk
+    assert not any(name.startswith(("embed", "positions")) for name, _ in trunk.named_parameters())
+    inputs, others = token_inputs(), width - 11
+    for row, stream in zip(inputs.tolist(), trunk.embedded(inputs), strict=True):
+        for place, values in enumerate(stream.tolist()):
+            assert values[:11] == [float(token == row[place]) for token in range(11)]
+            for number, value in enumerate(values[11:]):
+                angle = place / 10000 ** ((number - number % 2) / others)
+                assert value == pytest.approx((math.cos if number % 2 else math.sin)(angle), abs=1e-6)
+    assert torch.equal(trunk.unembedding, torch.eye(11, width))
+
+
+def test_frozen_embeddings_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="needs more than the 11 tokens"):
+        net_of(width=11, embedding="one_hot")
+    with pytest.raises(UserError, match="leave the learned ones out"):
+        net_of(width=16, embedding="one_hot", positions=True)
+    with pytest.raises(UserError, match="is for tokens"):
+        net_of((6, 5), embedding="one_hot")
+
+
+@pytest.mark.parametrize("name", ["attention", "sliding_attention"])
+def test_attention_that_is_not_causal_does_not_know_the_order(name):
+    """Reversed inputs have reversed outputs, with or without a window; and there is no step form."""
+    net = net_of(mixers=[{"mixer": name, "heads": 2, "causal": False, **({"window": 3} if "_" in name else {})}])
+    mixer = net.trunk.blocks[0].mixer.double().eval()
+    inputs = torch.randn(2, 9, 8, dtype=torch.float64)
+    with torch.no_grad():
+        outputs, backwards = mixer(inputs), mixer(inputs.flip(1))
+        assert (outputs - backwards.flip(1)).abs().max() < 1e-12
+        read = mixer.weights(inputs) @ mixer._projected(inputs)[2].transpose(1, 2)
+        assert (mixer.out_proj(read.transpose(1, 2).flatten(2)) - outputs).abs().max() < 1e-12
+    assert ((mixer.weights(inputs)[0, 0, 4] > 0).sum() == (5 if "_" in name else 9)).item()
+    with pytest.raises(UserError, match="position by position"):
+        net.trunk.begin(2)

@@ -1,7 +1,7 @@
 """A network of sequence mixers, for sequences of tokens or vectors that are asked about at some of their positions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.sequences.embedding import EMBEDDINGS, OneHot
 from net.sequences.mixers import MIXERS
 from net.sequences.mixers.attention import Attention
 from net.sequences.mixers.base import MixerSettings, State
@@ -16,35 +17,38 @@ from net.sequences.sites import Hook, Tap, hooked
 from utils.errors import UserError, unknown
 from utils.settings import Range, read, setting
 
-NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": nn.Identity}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 _STD = 0.02  # of drawn weights, init: normal
 
 
 class PositionwiseMLP(nn.Module):
-    """fc2(gelu(fc1(x))), at each position alone."""
+    """fc2(act(fc1(x))), at each position alone."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(inputs)))  # type: ignore[no-any-return]
+        return self.fc2(self.activation(self.fc1(inputs)))  # type: ignore[no-any-return]
 
 
 class GLU(nn.Module):
-    """fc3(fc1(x) * gelu(fc2(x))), at each position alone.
+    """fc3(fc1(x) * act(fc2(x))), at each position alone.
 
     Source: Shazeer, "GLU variants improve transformer" (2020), equation 5, with biases.
     """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.fc1, self.fc2, self.fc3 = (
             nn.Linear(*size) for size in ((width, hidden), (width, hidden), (hidden, width))
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.fc3(self.fc1(inputs) * F.gelu(self.fc2(inputs)))  # type: ignore[no-any-return]
+        return self.fc3(self.fc1(inputs) * self.activation(self.fc2(inputs)))  # type: ignore[no-any-return]
 
 
 # norm: the normalised stream itself is added, as in the published sweeps of recall, whose state mixer is an identity.
@@ -84,7 +88,7 @@ class Block(nn.Module):
         self.mixer_norm = norm(width)
         self.mixer = MIXERS[mixer.mixer](width, length, mixer)
         self.state_norm = None if settings.state_mixer == "none" else norm(width)
-        self.state = None if kind is None else kind(width, settings.expansion * width)
+        self.state = None if kind is None else kind(width, settings.expansion * width, settings.activation)
 
     def forward(self, stream: Tensor) -> Tensor:
         return self.mixed_states(stream + self.mixer(self.mixer_norm(stream)))
@@ -118,8 +122,8 @@ class SequenceModel(nn.Module):
     """Sequences [B, L + K] -> outputs [B, K, V] at the K positions that are asked about.
 
     An input is L tokens and K positions (see StreamSpec.asked), or L vectors [B, L, D] of which the last K are asked
-    about; L is that of the shape or smaller. Outputs at a position depend on the inputs up to there. The layers take
-    the `mixers` in turn.
+    about; L is that of the shape or smaller. Outputs at a position depend on the inputs up to there,
+    unless attention is not causal. The layers take the `mixers` in turn.
 
         r = E[tokens] + P,   r <- block(r) in each layer,   outputs = U norm(r)
 
@@ -146,7 +150,12 @@ class SequenceModel(nn.Module):
             default="mlp",
         )
         expansion: int = setting(Range(1, 64), "hidden values of a state mixer, in widths", default=4)
+        activation: str = setting(tuple(ACTIVATIONS), "of the hidden values of a state mixer", default="gelu")
         norm: str = setting(tuple(NORMS), "normalisation before each mixer and before the outputs", default="layer")
+        embedding: str = setting(
+            EMBEDDINGS, "of tokens; one_hot: unit vectors, with sines of the position in the values left, none trained",
+            default="learned",
+        )  # fmt: skip
         positions: bool = setting(bool, "learned positions are added to the inputs", default=False)
         tied: bool = setting(bool, "the outputs have the weights of the embedding", default=True)
         embedding_std: float = setting(
@@ -172,8 +181,7 @@ class SequenceModel(nn.Module):
         self.tokens = len(shape) == 1
         self.length = shape[0] - asked if self.tokens else shape[0]
         self.input_dtype = torch.int64 if self.tokens else torch.float32
-        self.embed = nn.Embedding(outputs, self.width) if self.tokens else nn.Linear(shape[1], self.width, bias=False)
-        self.positions = nn.Parameter(torch.empty(self.length, self.width)) if settings.positions else None
+        self.embed, self.positions = self._embedding(shape, settings)
         self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
         chosen = settings.mixers
         self.blocks = nn.ModuleList(
@@ -264,6 +272,20 @@ class SequenceModel(nn.Module):
         """Numbers to be remembered of one sequence after `length` positions, in all layers."""
         return sum(block.mixer.state_size(length) for block in self.blocks)  # type: ignore[operator,union-attr]
 
+    def _embedding(self, shape: tuple[int, ...], settings: Settings) -> tuple[nn.Module, Tensor | None]:
+        """The embedding, and what is added for positions; UserError if frozen ones do not fit."""
+        if settings.embedding == "one_hot":
+            if not self.tokens:
+                raise UserError("embedding: one_hot is for tokens; the inputs are vectors")
+            if settings.positions:
+                raise UserError("positions: embedding: one_hot has sines of the position; leave the learned ones out")
+            frozen = OneHot(self.outputs, self.width)
+            return frozen, nn.Buffer(frozen.sines(self.length), persistent=False)
+        positions = nn.Parameter(torch.empty(self.length, self.width)) if settings.positions else None
+        if self.tokens:
+            return nn.Embedding(self.outputs, self.width), positions
+        return nn.Linear(shape[1], self.width, bias=False), positions
+
     @torch.no_grad()
     def _initialise(self, rule: str, embedding_std: float) -> None:
         """The first weights.
@@ -282,5 +304,5 @@ class SequenceModel(nn.Module):
                 if module.bias is not None:
                     module.bias.zero_()
         for table in (self.embed.weight, self.positions):
-            if table is not None:
-                table.normal_(0, embedding_std)  # type: ignore[operator]
+            if isinstance(table, nn.Parameter):
+                table.normal_(0, embedding_std)

@@ -17,7 +17,8 @@ class SlidingAttention(Attention):
         y_t = W_o sum_{t - W < s <= t} softmax_s(q_t . k_s / sqrt(d / H)) v_s + b_o
 
     A position sees W keys, its own among them; published runs on synthetic recall let it see one more, although their
-    state counts W. Source: Beltagy et al., "Longformer" (2020), section 3.1, with a window to the left.
+    state counts W. Not causal, it sees the W - 1 positions that follow as well. Source: Beltagy et al., "Longformer"
+    (2020), section 3.1, with a window to the left.
     """
 
     @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class SlidingAttention(Attention):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def seen(self, length: int, device: torch.device) -> Tensor:
-        return super().seen(length, device).triu(1 - self.window)
+        return super().seen(length, device).triu(1 - self.window).tril(self.window - 1)
 
     def step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         first = max(0, state[0].shape[1] - self.window + 1)  # of those that the new position still sees
