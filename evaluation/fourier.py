@@ -16,9 +16,12 @@ from datasets.task import Examples, Task
 from evaluation.subject import Subject
 from net.multihead import MultiHead
 from net.sequences.model import SequenceModel
+from net.token_mlp import TokenMLP
 from training.prediction import outputs_on
 
-KEY = 2.0  # how many times the power it had if all had the same makes a frequency a key one
+# A frequency is a key one from this part of the power that it has where all logits are waves and all waves are alike.
+# Of a table that knows only the pairs that are trained on, each has the part `train_share`.
+KEY = 0.5
 MOST = 64  # frequencies whose power is a score
 _SIGNS = {"addition": 1, "subtraction": -1}
 
@@ -38,21 +41,21 @@ class Measures(NamedTuple):
 def fourier(subject: Subject) -> Scores:
     """How much of what a network says about all pairs are waves of a few frequencies.
 
-    "power at K" is the share of the embedding of numbers that has frequency K, see `power`. Those of at least twice the
-    mean power are the "key frequencies", whose number is the score; they are those of the network as it is, not as it
-    will be. For the losses and accuracies see `measures`; "squared weights" is the sum of squares of all parameters.
+    "key frequencies" is the number of frequencies of which the logits have waves, see `key_frequencies`; they are those
+    of the network as it is, not as it will be. For losses and accuracies see `measures`. "power at K" is the share of
+    frequency K in the embedding of numbers, see `power`, and "squared weights" the sum of squares of all parameters.
     """
     sign, modulus, outputs, trained = _asked(subject)
-    powers = power(embedding(subject.net, modulus))
-    found = measures(outputs, trained, key_frequencies(powers), sign)
-    count, total = len(trained), int(trained.sum())
+    keys, powers = key_frequencies(outputs, sign), power(embedding(subject.net, modulus))
+    found = measures(outputs, trained, keys, sign)
+    count, total = trained.numel(), int(trained.sum())
     sizes = {"train": total, "rest": count - total, "excluded": total}
     scores = {
         name.replace("_", " "): Scored(value, None, sizes.get(name.split("_")[0], count))
         for name, value in found._asdict().items()
     }
     squares = [parameter.double().square().sum() for parameter in subject.net.parameters()]
-    scores["key frequencies"] = Scored(float(len(key_frequencies(powers))), None, len(powers))
+    scores["key frequencies"] = Scored(float(len(keys)), None, len(powers))
     scores["squared weights"] = Scored(float(torch.stack(squares).sum()), None, 1)
     shown = powers.tolist()[:MOST]
     return scores | {f"power at {k}": Scored(value, None, 1) for k, value in enumerate(shown, 1)}
@@ -80,9 +83,20 @@ def power(embeddings: Tensor) -> Tensor:
     return folded / folded.sum().clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def key_frequencies(powers: Tensor) -> list[int]:
-    """The frequencies, from 1, with at least KEY times the mean power."""
-    return [k for k, value in enumerate(powers.tolist(), 1) if value >= KEY / len(powers)]
+def key_frequencies(logits: Tensor, sign: int = 1) -> list[int]:
+    """The frequencies k, from 1, whose waves have at least 1 / p of the power of logits, [p, p, p] as in `measures`.
+
+    The power is that of the logits without their mean over c and their mean over all pairs; the waves are
+    cos(w (a + b)) and sin(w (a + b)), w = 2 pi k / p, with any factors for each c. With n frequencies alone each has
+    1 / n of the power on the average, at least 2 / (p - 1). The embedding does not tell key frequencies where all
+    are used: then each has as much power as in random numbers.
+    """
+    p = len(logits)
+    centred = logits.double() - logits.double().mean(2, keepdim=True)
+    squares = torch.fft.fft2(centred, dim=(0, 1)).abs().square().sum(2)
+    total = squares.sum() - squares[0, 0]
+    waves = torch.stack([sum(squares[j, sign * j % p] for j in {k, p - k}) for k in range(1, p // 2 + 1)])
+    return [k for k, value in enumerate(waves.tolist(), 1) if value >= KEY * 2 / p * float(total) > 0]
 
 
 def measures(logits: Tensor, trained: Tensor, keys: Iterable[int], sign: int = 1) -> Measures:
@@ -126,7 +140,10 @@ def embedding(net: MultiHead, modulus: int) -> Tensor:
 
 def _tables(net: MultiHead) -> list[Tensor]:
     """The tables of embeddings of a network, each [V, d]; none if it has none."""
-    return [net.trunk.embed.weight] if isinstance(net.trunk, SequenceModel) and net.trunk.tokens else []  # type: ignore[list-item]
+    trunk = net.trunk
+    if isinstance(trunk, TokenMLP):
+        return list(trunk.tables)
+    return [trunk.embed.weight] if isinstance(trunk, SequenceModel) and trunk.tokens else []  # type: ignore[list-item]
 
 
 def _asked(subject: Subject) -> tuple[int, int, Tensor, Tensor]:

@@ -10,6 +10,11 @@ import torch
 from datasets import build_stream
 from datasets.synthetic.modular import OPERATIONS, all_pairs, arithmetic
 from evaluation.fourier import key_frequencies, measures, power
+from evaluation.questions import EVALUATIONS
+from evaluation.subject import Subject
+from net import build_net
+from net.multihead import MultiHead
+from net.token_mlp import TokenMLP
 from records.invocation import configure
 from tests.toys import CPU
 from utils.errors import UserError
@@ -169,6 +174,7 @@ def test_a_table_that_was_learned_by_heart_has_no_waves():
     trained = torch.rand(p, p, generator=rng) < 0.3
     a, b = torch.cartesian_prod(torch.arange(p), torch.arange(p)).unbind(1)
     logits = 10 * torch.nn.functional.one_hot((a + b) % p, p).double().unflatten(0, (p, p)) * trained.unsqueeze(-1)
+    assert key_frequencies(logits) == []
     found = measures(logits, trained, [4, 11, 23])
     assert found.train_loss < 0.01
     assert found.excluded_loss < 0.05
@@ -190,13 +196,60 @@ def test_power_of_an_embedding_by_sums(p):
     assert power(values).tolist() == pytest.approx([part / away for part in expected], abs=1e-6)
 
 
-def test_key_frequencies_are_those_of_the_waves_in_an_embedding():
-    a = torch.arange(59, dtype=torch.float64)
-    waves = [wave(2 * math.pi * k * a / 59) for k in (4, 11, 23) for wave in (torch.cos, torch.sin)]
-    noise = torch.randn(59, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert key_frequencies(power(torch.stack(waves, 1))) == [4, 11, 23]
-    assert key_frequencies(power(torch.cat([*[5 * wave.unsqueeze(1) for wave in waves], noise], 1) + 3)) == [4, 11, 23]
-    assert key_frequencies(power(noise)) == []
+@pytest.mark.parametrize("sign", [1, -1])
+def test_key_frequencies_are_those_of_the_waves_in_logits(sign):
+    noise = torch.randn(23, 23, 23, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for keys in ([4], [1, 7, 11], list(range(1, 12))):
+        waves = wave_logits(23, keys, sign)
+        constant = 5 * noise[:1, :1] + 7 * noise[:, :, :1]  # logits of each output, and of each pair
+        assert key_frequencies(waves, sign) == keys
+        assert key_frequencies(2 + 3 * waves + constant + noise, sign) == keys
+    assert key_frequencies(wave_logits(23, [4], -sign), sign) == []
+    assert key_frequencies(noise, sign) == []
+    assert key_frequencies(torch.zeros(23, 23, 23), sign) == []
+    assert key_frequencies(wave_logits(12, [6, 2]) + noise[:12, :12, :12]) == [2, 6]
+
+
+def adding_net(p, keys, sign, outputs):
+    """A perceptron whose outputs are exactly sums of waves: nine pairs of phases cancel all other terms of squares."""
+    net = build_net("token_mlp", (4,), TokenMLP.Settings(hidden=9 * len(keys)), {1: outputs}, "identity", 1)
+    columns, numbers = [], torch.arange(p) * 2 * math.pi / p
+    for k, one, two in itertools.product(keys, *[[0, 2 * math.pi / 3, 4 * math.pi / 3]] * 2):
+        columns.append([(k * numbers + one).cos(), (sign * k * numbers + two).cos(), (k * numbers + one + two).cos()])
+    with torch.no_grad():
+        first, second, last = (torch.stack(part, 1) for part in zip(*columns, strict=True))
+        net.trunk.tables.copy_(torch.nn.functional.pad(torch.stack([first, second]), (0, 0, 0, outputs - p)))
+        net.trunk.last.weight.copy_(torch.nn.functional.pad(last, (0, 0, 0, outputs - p)))
+    return net
+
+
+@pytest.mark.parametrize("name", ["addition", "subtraction"])
+def test_the_evaluation_of_a_network_that_adds_by_waves(tmp_path, name):
+    stream = stream_of(tmp_path, tasks=["x^2+y^2", name], modulus=23)
+    squares, task = stream.tasks
+    net, ask = adding_net(23, [3, 10], 1 if name == "addition" else -1, 25), EVALUATIONS["fourier"]
+    net = MultiHead(net.trunk, 25, {1: 25, 2: 25}, "identity")
+    watched = task.with_splits(test=task.splits["dev"])  # as while a network is trained: all pairs are asked about
+    found = ask.ask(Subject(net, watched, stream.spec, CPU))
+    size = {"train": len(task.splits["train"])}
+    size["rest"] = 23 * 23 - size["train"]
+    logits = 4.5 * wave_logits(23, [3, 10], 1 if name == "addition" else -1, 1.0)
+    pairs = {"rest": [], "train": [(a, b) for a, b, _ in shown(task, "train")[0]]}
+    pairs["rest"] = [pair for pair in itertools.product(range(23), repeat=2) if pair not in set(pairs["train"])]
+    for part, own in pairs.items():
+        assert found[f"{part} loss"].value == pytest.approx(
+            loss_by_hand(logits, own, 1 if name == "addition" else -1), abs=1e-5
+        )
+        assert (found[f"{part} accuracy"].value, found[f"{part} loss"].n) == (1, size[part])
+    assert found["restricted loss"].value == pytest.approx(found["train loss"].value, abs=1e-5)
+    assert found["excluded loss"].value == pytest.approx(math.log(23), abs=1e-5)
+    assert found["key frequencies"].value == 2
+    shares = [found[f"power at {k}"].value for k in range(1, 12)]
+    assert shares == pytest.approx([0.5 * (k in (3, 10)) for k in range(1, 12)], abs=1e-5)
+    squared = sum(float(p.detach().double().square().sum()) for p in net.parameters())
+    assert found["squared weights"].value == pytest.approx(squared)
+    assert not ask.obstacle(net, task)
+    assert "only of modular addition" in ask.obstacle(net, squares)
 
 
 def test_all_pairs_are_asked_about_also_those_of_no_split(tmp_path):
