@@ -201,13 +201,28 @@ def test_key_frequencies_are_those_of_the_waves_in_logits(sign):
     noise = torch.randn(23, 23, 23, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for keys in ([4], [1, 7, 11], list(range(1, 12))):
         waves = wave_logits(23, keys, sign)
-        constant = 5 * noise[:1, :1] + 7 * noise[:, :, :1]  # logits of each output, and of each pair
+        constant = 50 * noise[:1, :1] + 70 * noise[:, :, :1]  # logits of each output, and of each pair
         assert key_frequencies(waves, sign) == keys
         assert key_frequencies(2 + 3 * waves + constant + noise, sign) == keys
     assert key_frequencies(wave_logits(23, [4], -sign), sign) == []
     assert key_frequencies(noise, sign) == []
     assert key_frequencies(torch.zeros(23, 23, 23), sign) == []
-    assert key_frequencies(wave_logits(12, [6, 2]) + noise[:12, :12, :12]) == [2, 6]
+
+
+@pytest.mark.parametrize(("p", "sign"), [(7, 1), (7, -1), (6, 1)])
+def test_key_frequencies_have_a_pth_of_the_power(p, sign):
+    rng, found = torch.Generator().manual_seed(0), set()
+    for _ in range(20):
+        sizes = torch.rand(p // 2, generator=rng, dtype=torch.float64)
+        logits = torch.randn(p, p, p, generator=rng, dtype=torch.float64) / 2
+        logits += sum(size * wave_logits(p, [k], sign, 1.0) for k, size in enumerate(sizes, 1))
+        centred = logits - logits.mean(2, keepdim=True)
+        centred = centred - centred.mean((0, 1))
+        powers = [kept_by_hand(centred, [k], sign, constant=False).square().sum() for k in range(1, p // 2 + 1)]
+        expected = [k for k, own in enumerate(powers, 1) if own >= centred.square().sum() / p]
+        assert key_frequencies(logits + 20 * logits[:1, :1] + 20 * logits[:, :, :1], sign) == expected
+        found.add(tuple(expected))
+    assert len(found) > 3
 
 
 def adding_net(p, keys, sign, outputs):
