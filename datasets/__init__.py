@@ -21,6 +21,7 @@ from datasets.images.views import numbered
 from datasets.scenarios import blurred, in_scenario
 from datasets.synthetic.algorithmic import algorithmic
 from datasets.synthetic.languages import languages
+from datasets.synthetic.modular import modular
 from datasets.synthetic.sequences import sequences
 from datasets.synthetic.superposition import superposition
 from datasets.task import Generator, TaskStream
@@ -41,6 +42,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "sequences": sequences,
     "languages": languages,
     "superposition": superposition,
+    "modular": modular,
 }
 rotated_digits.numbered = rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
 rotated_digits.Settings = rotated_mnist.Settings = RotationSettings  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from evaluation import (
     attention,
     attribution,
     behaviour,
+    fourier,
     geometry,
     hessian,
     interchange,
@@ -90,6 +91,7 @@ EVALUATIONS: dict[str, Question] = {
         learning_coefficient.learning_coefficient, when=END, settings=learning_coefficient.Settings
     ),
     "hessian": Question(hessian.hessian, when=END, settings=hessian.Settings),
+    "fourier": Question(fourier.fourier, fourier.obstacle),
 }
 
 

@@ -34,7 +34,7 @@ from utils.errors import UserError
 from utils.torchvision_ops import declare_missing_operators
 
 # See test_algorithmic.py, test_recall_streams.py and test_languages.py.
-GENERATED = {"algorithmic", "sequences", "languages", "superposition"}
+GENERATED = {"algorithmic", "sequences", "languages", "superposition", "modular"}
 # Streams whose views the seed draws are in test_stream_settings.py.
 ELSEWHERE = {"views: seed", *(f"dataset: {name}" for name in GENERATED)}
 YAMLS = [path for path in sorted((Path(__file__).parent.parent / "config" / "dataset").glob("*.yaml"))
