@@ -167,7 +167,7 @@ def test_a_network_at_a_polygon_is_recognised(tmp_path):
         net.trunk.encoder.copy_(W)
         net.trunk.bias.copy_(b)
     found = EVALUATIONS["geometry"].ask(Subject(net, stream.tasks[0], stream.spec, CPU))
-    expected = {"polygon": 5, "above the polygon": 0, "represented": 5, "dead": 1, "dead, bias above 0": 1,
+    expected = {"polygon": 5, "critical loss": five.loss, "above critical": 0, "represented": 5, "dead": 1, "dead, bias above 0": 1,
                 "dead, bias below 0": 0, "dimensionality": 2.0}  # fmt: skip
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value, abs=1e-6)
