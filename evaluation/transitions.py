@@ -26,11 +26,12 @@ class Rule:
     law is equally steep everywhere: what lies between `flat` and `steep` is neither plateau nor drop.
     """
 
-    flat: float = 0.15  # -d log loss / d log step below which a loss is on a plateau
-    steep: float = 0.5  # what it reaches within a drop
-    long: float = 0.15  # the least length of a plateau
+    flat: float = 0.1  # -d log loss / d log step below which a loss is on a plateau
+    steep: float = 0.25  # what it reaches within a drop, and `certain` standard errors more
+    long: float = 0.2  # the least length of a plateau
     least: float = 0.08  # the least drop: critical losses of six features in two dimensions differ by 0.1 or more
     window: float = 0.08  # half the width within which a slope is fitted; at least five points
+    certain: float = 3.0
     errors: float = 5.0  # and a drop is so many standard errors of its two levels
 
 
@@ -43,6 +44,7 @@ class Transition:
     before: float  # the loss of the plateau before, at its end
     after: float  # the loss of the plateau after, at its beginning
     time: float  # the step at which the log of the loss is halfway
+    first: bool  # whether the plateau before is that of the drawn weights, from the first step on
 
 
 def transitions(steps: Sequence[float], losses: Sequence[float], rule: Rule = Rule()) -> list[Transition]:
@@ -57,9 +59,10 @@ def transitions(steps: Sequence[float], losses: Sequence[float], rule: Rule = Ru
     time, level = _logarithms(steps, losses)
     if len(time) < 5:
         return []
-    slope = _slopes(time, level, rule.window)
     noise = _noise(level)
-    flat, found = _merged(_runs(slope > -rule.flat, time, rule.long), time, level, slope, noise, rule), []
+    slope, weight = _slopes(time, level, rule.window)
+    steepest = slope + rule.certain * noise * weight  # that is certain
+    flat, found = _merged(_runs(slope > -rule.flat, time, rule.long), time, level, steepest, noise, rule), []
     for (_, end), (start, _) in itertools.pairwise(flat):
         before, after = _ends(time, level, flat, end, start)
         between = slice(end, start + 1)
@@ -68,7 +71,7 @@ def transitions(steps: Sequence[float], losses: Sequence[float], rule: Rule = Ru
             -(before + after) / 2, -level[[crossed - 1, crossed]], time[[crossed - 1, crossed]]
         )  # fmt: skip
         values = (time[end], time[start], before, after, float(halfway))
-        found.append(Transition(*(math.exp(value) for value in values)))
+        found.append(Transition(*(math.exp(value) for value in values), first=flat[0] == (0, end)))
     return found
 
 
@@ -84,16 +87,19 @@ def _logarithms(steps: Sequence[float], losses: Sequence[float]) -> tuple[Array,
     return np.log(at[kept]), np.log(values[kept])
 
 
-def _slopes(time: Array, level: Array, half: float) -> Array:
-    """Of the line of least squares through the points within a window around each, at least five."""
-    found = np.empty(len(time))
+def _slopes(time: Array, level: Array, half: float) -> tuple[Array, Array]:
+    """Slopes of the lines of least squares through the points within a window around each, at least five.
+
+    And their standard errors if those of the points are 1.
+    """
+    found, errors = np.empty(len(time)), np.empty(len(time))
     for place, now in enumerate(time):
         first, last = np.searchsorted(time, [now - half, now + half], side="left")
         first, last = min(first, max(0, place - 2)), max(last, min(len(time), place + 3))
         first, last = max(0, min(first, last - 5)), min(len(time), max(last, first + 5))
         x = time[first:last] - time[first:last].mean()
-        found[place] = (x @ level[first:last]) / (x @ x)
-    return found
+        found[place], errors[place] = (x @ level[first:last]) / (x @ x), (x @ x) ** -0.5
+    return found, errors
 
 
 def _noise(level: Array) -> float:
@@ -139,8 +145,13 @@ def _ends(
     )
 
 
+START = "start"
+
+
 def names(transition: Transition, points: Sequence[Polygon], scale: float = 1.0) -> tuple[str, str]:
     """The critical points between which a drop lies, those of the nearest log losses; "" if none is within 4 %.
+
+    "start" is the plateau of the drawn weights, which may be anywhere.
 
     Args:
         scale: by which the loss is greater than that of the critical points, such as a common importance.
@@ -150,7 +161,7 @@ def names(transition: Transition, points: Sequence[Polygon], scale: float = 1.0)
         nearest = min(points, key=lambda point: abs(math.log(loss / (scale * point.loss))))
         return nearest.name if abs(math.log(loss / (scale * nearest.loss))) < 0.04 else ""
 
-    return name(transition.before), name(transition.after)
+    return START if transition.first else name(transition.before), name(transition.after)
 
 
 @dataclass(frozen=True)

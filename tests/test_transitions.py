@@ -51,10 +51,10 @@ def test_there_are_no_jumps_in_power_laws_or_noise():
 def test_what_a_jump_lies_between():
     points = {point.name: point for point in polygons(6)}
     four, five, six = (points[name].loss for name in ("4-gon+", "5-gon+", "6-gon"))
-    found = transitions(STEPS, staircase([30, 400], [four, five, 1.1 * six]))
-    assert [names(jump, tuple(points.values())) for jump in found] == [("4-gon+", "5-gon+"), ("5-gon+", "")]
-    tripled = transitions(STEPS, 3 * staircase([30], [four, five]))
-    assert names(tripled[0], tuple(points.values()), scale=3) == ("4-gon+", "5-gon+")
+    found = transitions(STEPS, staircase([30, 400, 2000], [four, four / 1.3, five, 1.1 * six]))
+    assert [names(jump, tuple(points.values())) for jump in found] == [("start", ""), ("", "5-gon+"), ("5-gon+", "")]
+    tripled = transitions(STEPS, 3 * staircase([30, 400], [1, four, five]))
+    assert names(tripled[1], tuple(points.values()), scale=3) == ("4-gon+", "5-gon+")
 
 
 def test_curves_that_are_no_curves():
