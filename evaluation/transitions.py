@@ -70,8 +70,8 @@ def transitions(steps: Sequence[float], losses: Sequence[float], rule: Rule = Ru
         halfway = time[crossed] if crossed == end else np.interp(
             -(before + after) / 2, -level[[crossed - 1, crossed]], time[[crossed - 1, crossed]]
         )  # fmt: skip
-        values = (time[end], time[start], before, after, float(halfway))
-        found.append(Transition(*(math.exp(value) for value in values), first=flat[0] == (0, end)))
+        begin, finish, high, low, at = np.exp([time[end], time[start], before, after, halfway]).tolist()
+        found.append(Transition(begin, finish, high, low, at, first=flat[0] == (0, end)))
     return found
 
 
