@@ -15,6 +15,7 @@ from net.multihead import MultiHead
 
 REPRESENTED = 0.5  # squared length from which a feature counts as represented
 MOST, MOST_LENGTHS = 512, 64  # features that have scores of their own
+MOST_POLYGONS = 16  # features of which polygons are looked for: the time to find all k-gons grows with them
 TOLERANCE = 0.15  # of lengths, relative to that of a polygon, and of angles, relative to that between its neighbours
 SHORT = 0.35  # the most length of a dead feature, relative to that of a polygon
 
@@ -33,7 +34,8 @@ def geometry(subject: Subject) -> Scores:
 
     Of two hidden values and features of which one at a time is there, "loss" is the exact expected one, "polygon" the k
     of the k-gon that the vectors form, see `polygon_of`, 0 if they form none, "critical loss" that of this k-gon with
-    these signs of dead biases, and "above critical" the difference of both losses.
+    these signs of dead biases, and "above critical" the difference of both losses. Polygons are looked for where they
+    are known: with uniform values, or without biases, of up to 16 features.
 
     Source: Elhage et al., "Toy models of superposition" (2022); Chen et al., "Dynamical versus Bayesian phase
     transitions in a toy model of superposition" (2023).
@@ -145,7 +147,7 @@ def _planar(subject: Subject, vectors: Tensor, bias: Tensor | None) -> Scores:
     count, scale, ones = vectors.shape[1], float(importances.flatten()[0]), bool((values.sum(-1) == 1).all())
     of = one_hot_loss if ones else one_active_loss
     loss = scale * float(of(vectors, torch.zeros(count).double() if bias is None else bias))
-    if bias is not None and ones:
+    if (bias is not None and ones) or count > MOST_POLYGONS:
         return {"loss": _number(loss)}
     point = polygon_of(vectors, bias, polygons_without_biases(count) if bias is None else polygons(count, mixed=True))
     if point is None:

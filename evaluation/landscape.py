@@ -165,6 +165,7 @@ def dimensions(polygon: Polygon) -> float | None:
     return float((values > 1e-5 * values.max()).sum()) / 2
 
 
+@cache
 def _polygon(k: int, features: int) -> Polygon:
     """The k-gon whose dead features have positive biases."""
 

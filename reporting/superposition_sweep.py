@@ -22,7 +22,7 @@ EVALUATION, PROBABILITY, IMPORTANCE = "geometry", "probability", "decay"
 # Dimensionality of a feature in the polygons and polyhedra that vectors of features form.
 PLATEAUS = {
     "tetrahedron, 3/4": 3 / 4, "triangle, 2/3": 2 / 3, "pair, 1/2": 1 / 2, "pentagon, 2/5": 2 / 5,
-    "square antiprism, 3/8": 3 / 8,
+    "antiprism, 3/8": 3 / 8,
 }  # fmt: skip
 _PHASES = {FIRST: 0, BOTH: 1, SECOND: 2, "": 3}
 
@@ -52,7 +52,14 @@ def dimensionality(asked: Sequence[tuple[Run, Mapping[str, float]]]) -> DrawnFig
     drawn, (axes,) = empty_figure(3.8)
     for name, level in PLATEAUS.items():
         axes.axhline(level, color=MUTED, linewidth=0.7, linestyle="--", zorder=1)
-        axes.annotate(name, (1.01, level), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=INK)
+        axes.annotate(
+            name,
+            (1.01, level),
+            xycoords=("axes fraction", "data"),
+            va="bottom" if level == 2 / 5 else "top" if level == 3 / 8 else "center",
+            fontsize=7,
+            color=INK,
+        )
     own = data.sort_values(["1 / (1 - S)", "dimensionality"])
     # Features of one network beside each other, sorted, so that those of the same value show as a level stretch.
     place = own.groupby("1 / (1 - S)").cumcount() / own.groupby("1 / (1 - S)").feature.transform("size")
@@ -129,11 +136,13 @@ def phases(asked: Sequence[tuple[Run, Mapping[str, float]]]) -> DrawnFigure:
 
 
 def _best(probability: float, importance: float, lines: Mapping[float, float]) -> list[str]:
-    """The solution of the lowest loss; both single features where they are equally important and not superposed."""
+    """The solution of the lowest loss; all where superposition never is the best and both features count the same."""
     line = lines.get(probability, 1.0)
     if line < importance < 1 / line:
         return [BOTH]
-    return [name for name, least in ((FIRST, importance), (SECOND, 1 / importance)) if least <= 1]
+    if importance == 1:  # inputs are there always: only the direction of the weights changes
+        return [FIRST, BOTH, SECOND]
+    return [FIRST if importance < 1 else SECOND]
 
 
 def _geometry(run: Run) -> dict[str, float]:

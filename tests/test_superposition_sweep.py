@@ -49,7 +49,7 @@ def test_phases_are_drawn_beside_the_solutions_of_the_lowest_loss(run):
     assert data.phase.to_dict() == places
     lowest = {place: name for place, name in places.items() if place[0] < 1}
     lowest |= {(1.0, 0.5): phases.FIRST, (1.0, 3.0): phases.SECOND}  # never superposed
-    lowest[1.0, 1.0] = f"{phases.FIRST} or {phases.SECOND}"
+    lowest[1.0, 1.0] = f"{phases.FIRST} or {phases.BOTH} or {phases.SECOND}"
     assert data["best solution"].to_dict() == lowest
     assert "5 of 6 networks" in drawn.caption
 
