@@ -24,6 +24,7 @@ PLATEAUS = {
     "tetrahedron, 3/4": 3 / 4, "triangle, 2/3": 2 / 3, "pair, 1/2": 1 / 2, "pentagon, 2/5": 2 / 5,
     "antiprism, 3/8": 3 / 8,
 }  # fmt: skip
+_LITTLE = 0.25  # dimensionality up to which a feature shares its dimension with very many, or is hardly there
 _PHASES = {FIRST: 0, BOTH: 1, SECOND: 2, "": 3}
 
 
@@ -52,14 +53,8 @@ def dimensionality(asked: Sequence[tuple[Run, Mapping[str, float]]]) -> DrawnFig
     drawn, (axes,) = empty_figure(3.8)
     for name, level in PLATEAUS.items():
         axes.axhline(level, color=MUTED, linewidth=0.7, linestyle="--", zorder=1)
-        axes.annotate(
-            name,
-            (1.01, level),
-            xycoords=("axes fraction", "data"),
-            va="bottom" if level == 2 / 5 else "top" if level == 3 / 8 else "center",
-            fontsize=7,
-            color=INK,
-        )
+        above = {2 / 5: "bottom", 3 / 8: "top"}.get(level, "center")  # these two are close
+        axes.annotate(name, (1.01, level), xycoords=("axes fraction", "data"), va=above, fontsize=7, color=INK)
     own = data.sort_values(["1 / (1 - S)", "dimensionality"])
     # Features of one network beside each other, sorted, so that those of the same value show as a level stretch.
     place = own.groupby("1 / (1 - S)").cumcount() / own.groupby("1 / (1 - S)").feature.transform("size")
@@ -68,13 +63,14 @@ def dimensionality(asked: Sequence[tuple[Run, Mapping[str, float]]]) -> DrawnFig
                  color=colours(1)[0])  # fmt: skip
     _over_sparsity(axes)
     axes.set(ylabel="dimensionality of a feature", ylim=(-0.03, 1.05))
+    shown = data.dimensionality[data.dimensionality > _LITTLE]
     shares = ", ".join(
-        f"{name} {100 * ((data.dimensionality - level).abs() < 0.02).mean():.0f} %" for name, level in PLATEAUS.items()
+        f"{name} {100 * ((shown - level).abs() < 0.02).mean():.0f} %" for name, level in PLATEAUS.items()
     )
     caption = (
         "Dimensionality of each feature against 1 / (1 - S), S the share of inputs that lack it. Each group of points "
         "is one network, its features in the order of their dimensionality. Dashed: features in the shapes named. "
-        f"Within 0.02 of them, of all points: {shares}."
+        f"Within 0.02 of them, of the points above {_LITTLE:g}: {shares}."
     )
     return DrawnFigure("dimensionality_against_sparsity", "Dimensionality against sparsity", caption, drawn, data)
 
@@ -121,6 +117,7 @@ def phases(asked: Sequence[tuple[Run, Mapping[str, float]]]) -> DrawnFigure:
     _over_sparsity(axes)
     low, high = data.importance.min(), data.importance.max()
     axes.set(yscale="log", ylabel="importance of feature 2", ylim=(low / 1.5, high * 1.5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(visible=False)
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     best = [_best(p, i, lines) for p, i in zip(data.probability, data.importance, strict=True)]
