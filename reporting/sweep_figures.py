@@ -13,6 +13,7 @@ from records.summary import direction, figure
 from reporting import task_analysis as analysis
 from reporting.drawing import DrawnFigure
 from reporting.style import empty_figure, line_style, percent
+from reporting.superposition_sweep import of_superposition
 from reporting.sweep import SweepCell, best_of, natural, size_names
 from reporting.task_figures import file_name, over_training, split_of
 from studies.tables import readable
@@ -30,7 +31,8 @@ def of_sweep(cells: Sequence[SweepCell]) -> list[DrawnFigure]:
     """All figures that these cells have the data for."""
     if not any(cell.best for cell in cells):
         return []
-    found = [against_size(cells), against_state(cells), *by_slice(cells), learning_curves(cells)]
+    found = [*of_superposition(cells), against_size(cells), against_state(cells), *by_slice(cells)]
+    found.append(learning_curves(cells))
     return [picture for picture in found if picture]
 
 

@@ -5,18 +5,32 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
+import train_task
 from datasets import build_stream
 from datasets.objectives import Reconstruction
 from datasets.synthetic.superposition import KINDS, Law, importances, table
-from evaluation.geometry import measures
-from evaluation.landscape import one_active_loss, polygon_weights, polygons, two_features_loss
+from evaluation import phases
+from evaluation.geometry import measures, polygon_of
+from evaluation.landscape import (
+    dimensions,
+    one_active_loss,
+    one_hot_loss,
+    polygon_weights,
+    polygons,
+    polygons_without_biases,
+    two_features_loss,
+)
 from evaluation.questions import EVALUATIONS
 from evaluation.subject import Subject
 from net import build_net, settings_class
 from net.autoencoder import Autoencoder
 from net.stack import Stack, stackable
 from records.invocation import configure
+from records.run import Run
 from tests.toys import CPU
 from utils.seeding import generator, seeded
 from utils.settings import read
@@ -142,6 +156,63 @@ def test_the_polygons_are_the_published_critical_points():
         assert gradient.abs().max() < 1e-4
 
 
+def test_every_sign_of_dead_biases_has_its_critical_loss():
+    found = polygons(6, mixed=True)
+    assert len(found) == 5 + 4 + 3 + 2 + 1
+    assert set(polygons(6)) <= set(found)
+    for point in found:
+        W, b = polygon_weights(point.k, 6, point.length, point.bias, -0.5)
+        b[point.k : point.k + point.positive] = 1 / 12
+        assert one_active_loss(W, b).item() == pytest.approx(point.loss, abs=1e-12)
+    assert {point.name for point in found if point.k == 4} == {"4-gon+", "4-gon+-", "4-gon-"}
+    # Ranks of the Hessian counted by hand: 12 + 6 parameters, without a rotation, and without those of a dead output.
+    known = {point.name: dimensions(point) for point in found if point.k > 3}
+    assert known == {"4-gon+": None, "4-gon+-": None, "4-gon-": None, "5-gon+": 8.5, "5-gon-": 7.0, "6-gon": 8.5}
+
+
+def test_polygons_without_biases_have_the_losses_of_all_one_hot_inputs():
+    found = {point.k: point for point in polygons_without_biases(6)}
+    for k, loss in {4: 0.055556, 5: 0.050050, 6: 0.055556}.items():  # as means over 36 entries
+        assert found[k].loss / 6 == pytest.approx(loss, abs=1e-6)
+    for k, point in found.items():
+        W, b = polygon_weights(k, 6, point.length, 0, 0)
+        outputs = (torch.eye(6).double() @ W.T @ W).relu()
+        assert (torch.eye(6) - outputs).square().sum().item() / 6 == pytest.approx(point.loss, abs=1e-12)
+        assert one_hot_loss(W, b).item() == pytest.approx(point.loss, abs=1e-12)
+        assert one_active_loss(W, b).item() == pytest.approx(point.loss / 3, abs=1e-12)
+        for length in (point.length - 1e-3, point.length + 1e-3):
+            assert one_hot_loss(polygon_weights(k, 6, length, 0, 0)[0], b) > point.loss
+
+
+# Two features in one dimension
+
+
+@pytest.mark.parametrize("weights", [(0.9, -0.4, 0.1, -0.2), (1.0, 0.0, 0.0, 0.2), (0.8, 0.6, -0.1, 0.3)])
+def test_the_loss_of_two_features_with_biases_is_that_of_drawn_ones(weights):
+    rng, point = torch.Generator().manual_seed(0), torch.tensor(weights, dtype=torch.float64)
+    x = torch.rand(400_000, 2, generator=rng, dtype=torch.float64)
+    x *= torch.rand(400_000, 2, generator=rng) < 0.4
+    w, b = point[:2], point[2:]
+    found = (x - ((x @ w).unsqueeze(1) * w + b).relu()).square()
+    expected = phases.errors(w, b, 0.4)
+    assert ((found.mean(0) - expected).abs() <= 5 * found.std(0) / 400_000**0.5).all()
+    plain = phases.errors(w, torch.zeros(2).double(), 0.4) @ torch.tensor([1.0, 3.0], dtype=torch.float64)
+    assert plain.item() == pytest.approx(two_features_loss(w[0], w[1], 0.6, importance=3.0).item(), abs=1e-5)
+
+
+def test_the_best_of_the_three_solutions_changes_at_the_boundary():
+    line = phases.boundary(0.5)
+    below, above = (phases.candidates(0.5, factor * line) for factor in (0.97, 1.03))
+    assert below[phases.FIRST] < below[phases.BOTH]
+    assert above[phases.FIRST] > above[phases.BOTH]
+    mirrored = phases.candidates(0.5, 1 / (0.97 * line))  # the two features in each other's place
+    assert mirrored[phases.SECOND] < mirrored[phases.BOTH]
+    assert phases.boundary(1.0) is None
+    assert phases.boundary(0.1) < 0.05
+    lengths = {(1, 0.1): phases.FIRST, (1, 0.9): phases.BOTH, (0, 1): phases.SECOND, (0, 0): ""}
+    assert {pair: phases.phase(pair) for pair in lengths} == lengths
+
+
 # Geometry
 
 
@@ -156,6 +227,63 @@ def test_dimensionality_of_known_figures():
     assert interference.tolist() == [1, 1, 1, 1, 0]
 
 
+def turned(vectors, angle):
+    """Vectors [2, f] turned by an angle, in another order."""
+    c, s = math.cos(angle), math.sin(angle)
+    return (torch.tensor([[c, -s], [s, c]]).double() @ vectors)[:, [3, 0, 5, 1, 4, 2]]
+
+
+@given(angle=st.floats(0, 6.3), place=st.integers(0, 14), seed=st.integers(0, 99), off=st.sampled_from([0, 0.02, 0.6]))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_polygons_are_told_by_their_vectors(angle, place, seed, off):
+    points = polygons(6, mixed=True)
+    point = points[place]
+    W, b = polygon_weights(point.k, 6, point.length, point.bias, -0.5)
+    b[point.k : point.k + point.positive] = 1 / 12
+    W += off * torch.randn(2, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    order = [3, 0, 5, 1, 4, 2]
+    found = polygon_of(turned(W, angle), b[order], points)
+    if off < 0.5:
+        assert found == point
+    elif found is not None:  # far away: at least the lengths are right
+        assert (W.norm(dim=0) > 0.5 * found.length).sum() == found.k
+
+
+def test_features_that_share_a_direction_count_as_one():
+    points = polygons_without_biases(6)
+    five = next(point for point in points if point.k == 5)
+    W = polygon_weights(5, 6, five.length, 0, 0)[0]
+    W[:, 5], W[:, 0] = 0.6 * W[:, 0], 0.8 * W[:, 0]  # squared lengths .36 and .64 of the whole
+    for angle in (0.0, 1.0, 3.0):
+        assert polygon_of(turned(W, angle), None, points) == five
+    assert one_hot_loss(W, torch.zeros(6)).item() == pytest.approx(five.loss, abs=1e-9)
+    W[:, 5] = -W[:, 5]  # between two others
+    assert polygon_of(W, None, points) is None
+
+
+def test_default_training_without_biases_ends_at_a_polygon(tmp_path):
+    data = {"dataset": "superposition", "tasks": ["table"], "values": "ones", "averaged": True}
+    (tmp_path / "d.yaml").write_text(str(data).replace("'", '"').replace("True", "true"))
+    options = [
+        "--set=net.bias=false",
+        "--set=hp.lr=2",
+        "--steps=1000",
+        "--seeds=5",
+        "--evaluate=geometry:end",
+        "--quiet",
+    ]
+    files = [f"--data_config={tmp_path}/d.yaml", "--hp_config=config/hyperparam/autoencoder.yaml"]
+    assert train_task.main([*files, *options, "--evaluate_at=none", f"--run_dir={tmp_path}/runs"]) == 0
+    for seed in range(5):
+        rows = Run.load(tmp_path / f"runs/seed{seed}").metrics
+        found = rows[rows.scenario == "geometry"].set_index("metric").value
+        measured = rows[(rows.split == "test") & (rows.metric == "loss")].value.iloc[-1]
+        assert found["loss"] == pytest.approx(measured, abs=1e-5)
+        assert found["polygon"] in (4, 5, 6)
+        assert found["loss"] == pytest.approx(0.05005 if found["polygon"] == 5 else 0.05556, abs=1e-4)
+        assert abs(found["above critical"]) < 1e-4
+
+
 def test_a_network_at_a_polygon_is_recognised(tmp_path):
     stream = stream_of(tmp_path, test_examples=200)
     five = next(polygon for polygon in polygons(6) if polygon.name == "5-gon+")
@@ -165,8 +293,8 @@ def test_a_network_at_a_polygon_is_recognised(tmp_path):
         net.trunk.encoder.copy_(W)
         net.trunk.bias.copy_(b)
     found = EVALUATIONS["geometry"].ask(Subject(net, stream.tasks[0], stream.spec, CPU))
-    expected = {"polygon": 5, "above the polygon": 0, "represented": 5, "dead": 1, "dead, bias above 0": 1,
-                "dead, bias below 0": 0, "dimensionality": 2.0}  # fmt: skip
+    expected = {"polygon": 5, "critical loss": five.loss, "above critical": 0, "represented": 5, "dead": 1,
+                "dead, bias above 0": 1, "dead, bias below 0": 0, "dimensionality": 2.0}  # fmt: skip
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value, abs=1e-6)
     outputs = net(stream.tasks[0].test.store, torch.ones(200, dtype=torch.int64))
