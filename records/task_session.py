@@ -72,8 +72,8 @@ def groups(
             streams[seed] = build_stream(plan.config.data, seed, device)
     resolved = [resolve(plan.config, compute, streams[plan.config.seed], None, None, made=made) for plan in plans]
     directories = side_by_side(lambda pair: _directory(*pair, stack), zip(plans, resolved, strict=True))
-    opened = [_opened(plan, compute, streams[plan.config.seed], *own)
-              for plan, *own in zip(plans, directories, resolved, strict=True)]  # fmt: skip
+    opened = [_opened(plan, compute, streams[plan.config.seed], directory, facts)
+              for plan, directory, facts in zip(plans, directories, resolved, strict=True)]  # fmt: skip
     by_step: dict[tuple[int, int], list[tuple[OneRun, Tree | None]]] = {}
     for place, (run, state) in enumerate(opened):
         done = state["steps"]["done"] if state else 0
