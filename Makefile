@@ -41,6 +41,7 @@ perf: install
 	$(BIN)/python perf/step_efficiency.py
 	$(BIN)/python perf/ablation.py
 	$(BIN)/python perf/tiny.py
+	OMP_NUM_THREADS=1 $(BIN)/python perf/superposition.py
 	OMP_NUM_THREADS=1 $(BIN)/python perf/recall.py
 	OMP_NUM_THREADS=1 $(BIN)/python perf/scans.py
 	OMP_NUM_THREADS=1 $(BIN)/python perf/mixers.py

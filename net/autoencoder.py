@@ -25,6 +25,7 @@ class Autoencoder(nn.Module):
     """
 
     head_bias = False
+    examples_last = True  # of the axes of a stack's inputs in memory: inner loops are over examples, not features
 
     @dataclass(frozen=True)
     class Settings:
@@ -74,14 +75,14 @@ class Autoencoder(nn.Module):
     def stacked(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """The reconstructions of S networks at once, parameters by name [S, ...], inputs [S, B, f] -> [S, B, f]."""
         vectors = self.vectors(parameters)
-        hidden = inputs @ vectors.transpose(1, 2)
+        hidden = vectors @ inputs.transpose(1, 2)  # [S, n, B]
         if "hidden_bias" in parameters:
-            hidden = hidden + parameters["hidden_bias"].unsqueeze(1)
-        decoder = parameters["decoder"].transpose(1, 2) if "decoder" in parameters else vectors
+            hidden = hidden + parameters["hidden_bias"].unsqueeze(2)
+        decoder = parameters["decoder"] if "decoder" in parameters else vectors.transpose(1, 2)
         if "bias" in parameters:
-            outputs: Any = torch.baddbmm(parameters["bias"].unsqueeze(1), hidden, decoder)
+            outputs: Any = torch.baddbmm(parameters["bias"].unsqueeze(2), decoder, hidden)
         else:
-            outputs = hidden @ decoder
+            outputs = decoder @ hidden
         scale = parameters["factor"].unsqueeze(-1) if "factor" in parameters else self.scale
-        outputs = self.activation(outputs)
+        outputs = self.activation(outputs).transpose(1, 2)
         return outputs if isinstance(scale, float) and scale == 1 else scale * outputs

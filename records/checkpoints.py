@@ -11,6 +11,7 @@ import torch
 from records.directory import RunDirectory
 from training.monitor import Checkpoints
 from utils.errors import SignalError, handling
+from utils.files import side_by_side
 from utils.trees import Tree, from_bytes, to_bytes
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1)  # what queues send before they end a job
@@ -85,9 +86,9 @@ class TaskCheckpoints(RunCheckpoints):
         self._directories = directories
 
     def save(self, name: str, state: Callable[[], Tree]) -> None:
-        states = state()
-        for directory, own in zip(self._directories, states if isinstance(states, list) else [states], strict=True):
-            directory.keep_training(self.seconds(), {name: to_bytes(own)})
+        states, seconds = state(), self.seconds()
+        pairs = zip(self._directories, states if isinstance(states, list) else [states], strict=True)
+        side_by_side(lambda pair: pair[0].keep_training(seconds, {name: to_bytes(pair[1])}), pairs)
         self._last = time.monotonic()
         self.stop_if_asked()
 

@@ -25,6 +25,7 @@ from training.loop import Clock, Training
 from training.times import times
 from utils.compute import peak_memory
 from utils.errors import TrainingError
+from utils.files import side_by_side
 
 _SECONDS = 10.0  # between two savings of the state of training when something was recorded, at least
 NAME = ("member", 0)  # of the network's random streams, as in a run of modelzoo.py on this task alone
@@ -97,7 +98,8 @@ class TaskGroup:
         for number, when in self.training.diverged.items():
             told = f"the training loss is not finite after {when:,} steps; try a smaller lr"
             self.runs[number].failure = self.runs[number].failure or told
-        found = [self._record(run, step) for run in self.runs]
+        found = [self._measured(run, step) for run in self.runs]
+        side_by_side(lambda pair: self._write(*pair, step), zip(self.runs, found, strict=True))
         if any(found):
             self.monitor.measured(found, len(self._in_order) - bisect_right(self._in_order, step))
         if self.checkpoints.due() or time.monotonic() - self._saved > _SECONDS:
@@ -106,7 +108,8 @@ class TaskGroup:
         if all(run.failure for run in self.runs):
             raise TrainingError(self.runs[0].failure)
 
-    def _record(self, run: OneRun, step: int) -> Sequence[Measurement]:
+    def _measured(self, run: OneRun, step: int) -> Sequence[Measurement]:
+        """What the evaluations find that are due at this step."""
         rows: list[Measurement] = []
         if run.reached not in (None, step):
             return rows
@@ -120,11 +123,17 @@ class TaskGroup:
                 rows += run.watching.answers(run.net, self.training.clock, place, last, earlier)
             except TrainingError as error:
                 run.failure = str(error)
+        return rows
+
+    def _write(self, run: OneRun, rows: Sequence[Measurement], step: int) -> None:
+        """Write what was measured of a run, and keep its weights, as it is due."""
+        if rows or run.failure:  # one that failed at once has an empty table
             run.directory.add_rows(rows)
+        if run.reached not in (None, step):
+            return
         kept = step in self._kept or run.reached == step
         if not run.failure and kept and not run.directory.has_checkpoint(step):
             run.directory.add_checkpoint(step, run.net.state_dict())
-        return rows
 
     def _earlier(self, run: OneRun, step: int) -> dict[int, Callable[[], MultiHead]]:
         """By step, in their order, what builds the network of each checkpoint before a step."""
@@ -138,8 +147,8 @@ class TaskGroup:
 
     def finish(self) -> dict[Path, Mapping[str, Any]]:
         """Ask the final networks about the test examples and write the results; summaries by run directory."""
-        found: dict[Path, Mapping[str, Any]] = {}
         self.training.stop()
+        results: list[tuple[int, Sequence[Measurement], Clock]] = []
         for number, run in enumerate(self.runs):
             if run.failure:
                 continue
@@ -152,13 +161,18 @@ class TaskGroup:
             except TrainingError as error:
                 run.failure = str(error)
                 continue
-            summary = _summary(run, self._facts(number, clock), rows, len(self.runs))
-            self.monitor.finished(number, rows, summary)  # before its file is committed
-            run.directory.add_document(SUMMARY, summary)  # with the episode: a run cannot do without both state and it
-            run.directory.commit(1, 1, summary["total_seconds"], {})
-            run.directory.finish(summary, "")
-            found[run.directory.path] = summary
-        return found
+            results.append((number, rows, clock))
+        return dict(side_by_side(lambda result: self._finish(*result), results))
+
+    def _finish(self, number: int, rows: Sequence[Measurement], clock: Clock) -> tuple[Path, Mapping[str, Any]]:
+        """Write the results of a run; its directory and its summary."""
+        run = self.runs[number]
+        summary = _summary(run, self._facts(number, clock), rows, len(self.runs))
+        self.monitor.finished(number, rows, summary)  # before its file is committed
+        run.directory.add_document(SUMMARY, summary)  # with the episode: a run cannot do without both state and it
+        run.directory.commit(1, 1, summary["total_seconds"], {})
+        run.directory.finish(summary, "")
+        return run.directory.path, summary
 
     def _facts(self, number: int, clock: Clock) -> EpisodeFacts:
         stats, loss = self.training.stats, self.training.losses[number]

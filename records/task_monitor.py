@@ -24,6 +24,7 @@ _SPLITS = {
     HELD_OUT: "held-out examples",
     TEST: "test examples, as none were held out: they cannot choose a checkpoint or a seed",
 }
+_ALL, _SPARSE = 100, 1.02  # epochs that all have events; then the ratio of one to the next that has
 _ENOUGH = 2.0  # seconds of gradient steps from which the remaining time is told
 
 
@@ -143,7 +144,7 @@ class TaskMonitor(Monitor):
     """Tells the terminal and the event files of a group of runs what happens."""
 
     def __init__(self, console: TaskConsole, boards: Sequence[TaskBoard]) -> None:
-        self.console, self._boards = console, boards
+        self.console, self._boards, self._written = console, boards, 0
 
     def trains(self, training: Training) -> None:
         """The training whose clock is told."""
@@ -153,6 +154,10 @@ class TaskMonitor(Monitor):
         self.console.step(images)
 
     def epoch_ends(self, epoch: int, loss: float, lr: float) -> None:
+        # Where epochs are single steps the events of many seeds would take longer than the training.
+        if epoch > _ALL and epoch < _SPARSE * self._written:
+            return
+        self._written = epoch
         for board, value in zip(self._boards, self._training.losses, strict=True):
             board.trained(self._training.clock, value, lr)
 

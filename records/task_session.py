@@ -36,8 +36,9 @@ from training.recipe import Recipe
 from training.stacked import StackedTraining
 from training.threads import use_threads
 from training.times import times
-from utils.compute import Compute, enough_memory, runs_in_bf16
+from utils.compute import Compute, enough_memory, provenance, runs_in_bf16
 from utils.errors import UserError
+from utils.files import side_by_side
 from utils.seeding import derive_seed, seeded
 from utils.trees import Tree, from_bytes
 
@@ -65,12 +66,14 @@ def groups(
     if any(plan.saved for plan in plans):
         stack.enter_context(fitting(invocation.folder))
     stack.enter_context(writable(invocation.folder, invocation.resuming))
-    streams = {config.seed: stream}  # runs of one seed have the same data
-    opened = []
+    streams, made = {config.seed: stream}, provenance()  # runs of one seed have the same data
     for plan in plans:
         if (seed := plan.config.seed) not in streams:
             streams[seed] = build_stream(plan.config.data, seed, device)
-        opened.append(_opened(plan, compute, stack, streams[seed]))
+    resolved = [resolve(plan.config, compute, streams[plan.config.seed], None, None, made=made) for plan in plans]
+    directories = side_by_side(lambda pair: _directory(*pair, stack), zip(plans, resolved, strict=True))
+    opened = [_opened(plan, compute, streams[plan.config.seed], directory, facts)
+              for plan, directory, facts in zip(plans, directories, resolved, strict=True)]  # fmt: skip
     by_step: dict[tuple[int, int], list[tuple[OneRun, Tree | None]]] = {}
     for place, (run, state) in enumerate(opened):
         done = state["steps"]["done"] if state else 0
@@ -86,17 +89,22 @@ def _stacks(net: MultiHead, recipe: Recipe) -> bool:
     return stackable(net) and recipe.decayed == "all"
 
 
-def _opened(
-    plan: TaskPlan, compute: Compute, stack: ExitStack, stream: TaskStream
-) -> tuple[OneRun, Tree | None]:  # fmt: skip
-    """A run with its directory open, and the saved state of its training, if there is one."""
-    config, path, device = plan.config, plan.path, compute.device
-    resolved = resolve(config, compute, stream, None, None)
+def _directory(plan: TaskPlan, resolved: dict[str, Any], stack: ExitStack) -> RunDirectory:
+    """The directory of a run, begun or reopened, which is closed with `stack`."""
+    path = plan.path
     if plan.saved is not None:
-        check_same_data(path, plan.saved, resolved["data_sha256"], config.data.data_dir)
+        check_same_data(path, plan.saved, resolved["data_sha256"], plan.config.data.data_dir)
         warn_of_versions(plan.saved, resolved)
     directory = RunDirectory.begin(path, resolved) if plan.saved is None else RunDirectory.reopen(path)
     stack.callback(directory.close)
+    return directory
+
+
+def _opened(
+    plan: TaskPlan, compute: Compute, stream: TaskStream, directory: RunDirectory, resolved: dict[str, Any]
+) -> tuple[OneRun, Tree | None]:  # fmt: skip
+    """A run with its network, and the saved state of its training, if there is one."""
+    config, device = plan.config, compute.device
     task = stream.tasks[0]
     with seeded(config.seed, *NAME):
         net = new_network(config, stream.spec, {task.id: task.num_outputs}).to(device)

@@ -6,6 +6,7 @@ import os
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -97,7 +98,7 @@ class TensorBoard(RunMonitor):
         self._write(len(run.episodes), [
             _text("config", "text", textwrap.indent(yaml_bytes(run.config).decode(), "    ").encode()),
             _text("custom_scalars__config__", "custom_scalars", _layout()),
-            _hparams("experiment", _experiment(self._kinds)),
+            _columns(tuple(self._kinds.items())),
             _hparams("session_start_info", session),
         ])  # fmt: skip
         self._begun = True
@@ -239,6 +240,7 @@ def _picture(tag: str, rows: int, values: metrics.Matrix, percent: metrics.Matri
     }
 
 
+@cache
 def _layout() -> bytes:
     """The dashboard "Custom Scalars"; the same for all runs, because TensorBoard merges those of all runs."""
     rows = [
@@ -248,15 +250,16 @@ def _layout() -> bytes:
     return ParseDict({"category": rows}, Layout()).SerializeToString()
 
 
-def _experiment(kinds: Mapping[str, Kind]) -> dict[str, Any]:
+@cache
+def _columns(kinds: tuple[tuple[str, Kind], ...]) -> Value:
     """The columns of the dashboard "HParams"; the same for all runs, because TensorBoard takes those of any run."""
     columns = []
-    for number, (name, kind) in enumerate(kinds.items()):
+    for number, (name, kind) in enumerate(kinds):
         values = _TYPES[kind] if isinstance(kind, type) else {**_TYPES[str], "domain_discrete": list(kind)}
         # TensorBoard shows five columns at first, and prefers those marked as differing between runs.
         columns.append({"name": name, "differs": number < 5, **values})
     metrics_shown = [{"display_name": key, "name": {"tag": f"summary/{key}"}} for key in _SUMMARY]
-    return {"hparam_infos": columns, "metric_infos": metrics_shown}
+    return _hparams("experiment", {"hparam_infos": columns, "metric_infos": metrics_shown})
 
 
 def _hparams(name: str, content: Mapping[str, Any]) -> Value:

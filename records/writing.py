@@ -1,6 +1,6 @@
 """The contents of the files of a run: config.yaml, targets, members, a line of episodes.csv, summary.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,9 +191,12 @@ def state_bytes(net: MultiHead) -> int | None:
 
 def resolve(
     config: RunConfig | TaskRunConfig, compute: Compute, stream: TaskStream, isolated: Path | None, base: Path | None,
-    base_sha256: str | None = None,
+    base_sha256: str | None = None, made: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any."""
+    """The content of config.yaml of a run that is compared with `isolated` and extends `base`, if any.
+
+    `made`: the `provenance`, where it is known.
+    """
     metric = main_metric(stream)
     config = replace(config, data=replace(config.data, data_dir=config.data.data_dir.absolute()))  # found from anywhere
     return {
@@ -211,5 +214,5 @@ def resolve(
         "preprocess": type(stream.spec.preprocess).__name__,
         "inputs": stream.spec.preprocess.facts,
         "data_sha256": stream.fingerprints(),
-        **provenance(),
+        **(made or provenance()),
     }

@@ -99,6 +99,7 @@ def kill_at_write(monkeypatch, count):
             raise Killed
 
     monkeypatch.setattr("utils.files.os.replace", counted)
+    monkeypatch.setattr("utils.files.AT_ONCE", 1)  # all writes in one order, so that they can be counted
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"closed_form"}))  # it has no steps to be stopped in

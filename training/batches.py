@@ -16,6 +16,7 @@ from datasets.task import StreamSpec
 _CHUNK_BYTES = 4 << 20
 # A small task may use no more batches of a replay memory than these.
 _REPLAYS_AT_ONCE = 64
+Columns = tuple[Tensor, Tensor, Tensor]  # inputs, targets and task ids of some examples
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,35 @@ def batches(
     shuffle: bool = True,
 ) -> Iterator[Batch]:  # fmt: skip
     """The examples in a random order, or the first `count` of them, in batches of `size`; the last may be smaller."""
+    return _split(lots(data, spec, size, rng, augment=augment, count=count, shuffle=shuffle), size)
+
+
+def lots(
+    data: Mixture, spec: StreamSpec, size: int, rng: torch.Generator, *, augment: bool, count: int | None = None,
+    shuffle: bool = True, networks: int = 1,
+) -> Iterator[Columns]:  # fmt: skip
+    """The examples of `batches`, those of many batches together; of fewer where several networks have their own."""
     count = len(data) if count is None else min(count, len(data))
     if shuffle:
         data = data.reordered(torch.randperm(len(data), generator=rng)[:count])
-    return _gathered(data, spec, size, spec.preprocess.draw(count, rng) if augment else None, count)
+    return _lots(data, spec, size, spec.preprocess.draw(count, rng) if augment else None, count, networks)
 
 
-def _gathered(
-    data: Mixture, spec: StreamSpec, size: int, choices: Tensor | None, count: int | None = None
-) -> Iterator[Batch]:  # fmt: skip
-    """The first `count` examples in order in batches of `size`, augmented by `choices` unless they are None."""
-    count = len(data) if count is None else count
+def _split(parts: Iterator[Columns], size: int) -> Iterator[Batch]:
+    return (Batch(*batch) for part in parts for batch in zip(*(column.split(size) for column in part), strict=True))
+
+
+def _lots(
+    data: Mixture, spec: StreamSpec, size: int, choices: Tensor | None, count: int, networks: int = 1
+) -> Iterator[Columns]:  # fmt: skip
+    """The first `count` examples in order, those of many batches together, augmented unless `choices` are None."""
     if choices is not None:
         choices = choices.to(data.device, non_blocking=True)
-    chunk = size * _batches_at_once(size, spec)
+    chunk = size * _batches_at_once(size * networks, spec)
     for start in range(0, count, chunk):
         part = slice(start, min(start + chunk, count))
         inputs = spec.preprocess(data.inputs(part), None if choices is None else choices[part])
-        split = inputs.split(size), data.targets[part].split(size), data.task_ids[part].split(size)
-        yield from (Batch(*batch) for batch in zip(*split, strict=True))
+        yield inputs, data.targets[part], data.task_ids[part]
 
 
 def _batches_at_once(size: int, spec: StreamSpec) -> int:
@@ -120,7 +131,7 @@ class Replays(Iterator[Batch]):
     def gathered(self, picks: Tensor, size: int) -> Iterator[Batch]:
         """The examples `picks`, [K] int64, of the memory in batches of `size`."""
         choices = self._spec.preprocess.draw(len(picks), self.rng) if self._augment else None
-        return _gathered(self.data.reordered(picks), self._spec, size, choices)
+        return _split(_lots(self.data.reordered(picks), self._spec, size, choices, len(picks)), size)
 
 
 def with_replay(new: Iterator[Batch], past: Sequence[Replays]) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from datasets.mixture import Mixture
 from datasets.task import StreamSpec, Table, TrainSource
 from net import has_batch_norm
 from net.multihead import MultiHead
-from training.batches import Batch, Replays, batches, with_replay
+from training.batches import Batch, Columns, Replays, batches, lots, with_replay
 from training.monitor import Checkpoints, Monitor, Watch
 from training.recipe import Recipe
 from training.steps import GradientSteps, StepRule
@@ -93,6 +93,7 @@ class Feed:
         # Examples that are drawn at random come as they are drawn: no other order is better.
         self.in_order = len(sources) == 1 and not self.fixed
         self.plain = self.in_order and not changed
+        self.constant = self.fixed and not changed  # whole epochs differ in nothing but the order
 
     @staticmethod
     def stream(seed: int, name: tuple[object, ...]) -> torch.Generator:
@@ -116,10 +117,19 @@ class Feed:
 
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
         """The next epoch's first `count` examples in batches of `size`."""
+        return batches(self._data(), self._spec, size, self._rng, augment=self._augment, count=count,
+                       shuffle=not self.in_order)  # fmt: skip
+
+    def lots(self, size: int, count: int, networks: int, *, shuffle: bool = True) -> Iterator[Columns]:
+        """The same examples, those of many batches together: inputs, targets and task ids; see training/stacked.py."""
+        return lots(self._data(), self._spec, size, self._rng, augment=self._augment, count=count,
+                    shuffle=shuffle and not self.in_order, networks=networks)  # fmt: skip
+
+    def _data(self) -> Mixture:
         data = self._table or Mixture([(task_id, source.epoch(self._rng)) for task_id, source in self._sources])
         if self.fixed:
             self._table = data
-        return batches(data, self._spec, size, self._rng, augment=self._augment, count=count, shuffle=not self.in_order)
+        return data
 
 
 class Training:

@@ -12,7 +12,7 @@ from datasets.objectives import Objective
 from datasets.task import StreamSpec, TrainSource
 from net.multihead import MultiHead
 from net.stack import Stack
-from training.batches import Batch
+from training.batches import Batch, Columns
 from training.loop import Feed, Training
 from training.monitor import Checkpoints, Monitor
 from training.optimizers import make_optimizer
@@ -34,10 +34,11 @@ class StackedBatch(Batch):
 
 
 class _StackedFeed(Feed):
-    """The batches of several feeds side by side."""
+    """The batches of several feeds side by side; `last`: in memory the examples are the last axis."""
 
-    def __init__(self, feeds: Sequence[Feed]) -> None:
-        self._feeds, self.fixed = feeds, feeds[0].fixed
+    def __init__(self, feeds: Sequence[Feed], last: bool) -> None:
+        self._feeds, self.fixed, self._last = feeds, feeds[0].fixed, last
+        self._whole: StackedBatch | None = None  # an epoch that is one batch, the same each time
 
     def state(self) -> Tensor:
         return torch.stack([feed.state() for feed in self._feeds])
@@ -49,20 +50,28 @@ class _StackedFeed(Feed):
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
         # Drawn now, not with the first batch: the streams are those of the next epoch even if this one is skipped.
         if all(feed.plain for feed in self._feeds):
-            whole = [_stacked(column) for column in zip(*(feed.drawn(count) for feed in self._feeds), strict=True)]
-            return map(StackedBatch, *(column.split(size, 1) for column in whole))
-        return map(_side_by_side, *[feed.epoch(size, count) for feed in self._feeds])
+            return self._split([feed.drawn(count) for feed in self._feeds], size)
+        together, constant = len(self._feeds), size >= count and all(feed.constant for feed in self._feeds)
+        if not constant:
+            parts = [feed.lots(size, count, together) for feed in self._feeds]
+            return (batch for own in zip(*parts, strict=True) for batch in self._split(own, size))
+        if self._whole is None:  # the order within it changes nothing but rounding
+            parts = [feed.lots(size, count, together, shuffle=False) for feed in self._feeds]
+            (self._whole,) = self._split([next(part) for part in parts], size)
+        return iter((self._whole,))
+
+    def _split(self, parts: Sequence[Columns], size: int) -> Iterator[StackedBatch]:
+        """The examples of each network in batches of `size`."""
+        columns = [_stacked(column, self._last) for column in zip(*parts, strict=True)]
+        return map(StackedBatch, *(column.split(size, 1) for column in columns))
 
 
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """The tensors as rows of one; a single one is not copied."""
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
-
-
-def _side_by_side(*parts: Batch) -> StackedBatch:
-    columns = zip(*((part.inputs, part.targets, part.task_ids) for part in parts), strict=True)
-    inputs, targets, task_ids = (torch.stack(column) for column in columns)
-    return StackedBatch(inputs, targets, task_ids)
+def _stacked(parts: Sequence[Tensor], last: bool) -> Tensor:
+    """The tensors [N, ...] as rows of one, [S, N, ...]; a single one is not copied if its order in memory is right."""
+    if last:
+        parts = [part.movedim(0, -1) for part in parts]
+    whole = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
+    return whole.contiguous().movedim(-1, 1) if last else whole
 
 
 class _StackRule(StepRule):
@@ -131,7 +140,7 @@ class StackedTraining(Training):
         self._parts = stack.parts
         super().__init__(
             stack, sources[0], spec, recipe, compute, seeds[0], name, rule=self._stacked, monitor=monitor,
-            checkpoints=checkpoints, feed=_StackedFeed(feeds),
+            checkpoints=checkpoints, feed=_StackedFeed(feeds, getattr(stack.trunk, "examples_last", False)),
         )  # fmt: skip
         self.losses = [math.nan] * len(nets)
 

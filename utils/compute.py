@@ -129,6 +129,7 @@ def provenance(project: Path = _PROJECT) -> dict[str, object]:
     return {"versions": versions, "commit": _git(project, "rev-parse", "HEAD"), "uncommitted_changes": changed}
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)

@@ -9,10 +9,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 import yaml
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from utils.errors import UserError
 
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+AT_ONCE = 16  # threads that wait for the disk
 PARTIAL = r"\.[0-9a-f]{16}\.partial"  # ends the name of a temporary file, as a regular expression
 
 
@@ -48,6 +52,18 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
+
+
+def side_by_side(write: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
+    """What `write` returns for each item, of several at once: flushes that wait for the disk together cost one.
+
+    The first exception is raised when those under way have ended.
+    """
+    found = list(items)
+    if min(len(found), AT_ONCE) <= 1:
+        return list(map(write, found))
+    with ThreadPoolExecutor(min(len(found), AT_ONCE)) as pool:
+        return list(pool.map(write, found))
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -100,7 +116,7 @@ def yaml_bytes(content: Mapping[str, Any]) -> bytes:
 NUMBER = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # six times as fast where it exists
     """Quotes a text that looks like a number, such as 1e-5."""
 
 

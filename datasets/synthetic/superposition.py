@@ -160,16 +160,26 @@ class FreshFeatures(Generator):
         return self._examples(self._inputs(n, rng)).to(self.device)
 
     def _inputs(self, n: int, rng: torch.Generator) -> Tensor:
+        """Inputs [n, f], the examples side by side in memory."""
+        law, uniform = self.law, self.law.values == "uniform"
+        if self.kind == "k_hot" and law.active == 1:  # one number and one value, not f
+            which = torch.randint(law.features, (1, n), generator=rng, device=rng.device)
+            value = _luck(1, n, rng) if uniform else torch.ones(1, n, device=rng.device)
+            return torch.zeros(law.features, n, device=rng.device).scatter_(0, which, value).T
+        if self.kind == "sparse":
+            luck = _luck(law.features, n, rng)
+            there = luck < law.probability
+            # Below p, a number that is uniform below 1 is uniform below p.
+            return (there * luck.div_(law.probability)).T if uniform else there.float().T
         draw = KINDS[self.kind]
         assert draw is not None  # the table is not drawn
-        there = draw(n, self.law, rng)
-        if self.law.values == "ones":
-            return there.float()
-        return there * torch.rand(there.shape, generator=rng, device=there.device)
+        mask = draw(n, law, rng).T
+        return (mask * _luck(law.features, n, rng) if uniform else mask.float()).contiguous().T
 
     def _examples(self, inputs: Tensor) -> Examples:
-        weights = importances(self.law).to(inputs.device).expand_as(inputs)
-        return Examples(inputs, torch.arange(len(inputs), device=inputs.device), torch.stack([inputs, weights], 1))
+        weights = importances(self.law).to(inputs.device).unsqueeze(1).expand_as(inputs.T)
+        targets = torch.stack([inputs.T, weights]).permute(2, 0, 1)
+        return Examples(inputs, torch.arange(len(inputs), device=inputs.device), targets)
 
 
 def importances(law: Law) -> Tensor:
