@@ -31,7 +31,7 @@ class Case(NamedTuple):
     batch: int | str
 
 
-CASES = (Case("sgd", 128), Case("adam", 128), Case("sgd", "full"))
+CASES = (Case("sgd", 64), Case("adam", 64), Case("sgd", "full"))
 
 
 def run(case: Case, seeds: int) -> tuple[float, float]:
