@@ -312,7 +312,6 @@ class Training:
         if count <= 0:
             return
         if self._batches is None:
-            self._order = self._feed.state()
             self._batches = self._epoch()
         steps, monitor, checkpoints = self._steps, self._monitor, self._checkpoints
         for batch in islice(self._batches, count):

@@ -41,9 +41,12 @@ class _StackedFeed(Feed):
         self._whole: StackedBatch | None = None  # an epoch that is one batch, the same each time
 
     def state(self) -> Tensor:
-        return torch.stack([feed.state() for feed in self._feeds])
+        if self._whole is None:  # else nothing is drawn
+            self._state = torch.stack([feed.state() for feed in self._feeds])
+        return self._state
 
     def restore(self, state: Tensor) -> None:
+        self._state = state
         for feed, own in zip(self._feeds, state, strict=True):
             feed.restore(own.clone())  # torch crashes on a part of a tensor
 
