@@ -1,5 +1,6 @@
 """An autoencoder of one layer whose outputs are rectified: the toy model of superposition."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.errors import UserError
 from utils.settings import Range, setting
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "identity": lambda values: values}
@@ -19,9 +21,11 @@ class Autoencoder(nn.Module):
         y = c act(U (W x + b_h) + b),   W: [n, f],   U = W' if tied
 
     Column i of W is the vector of feature i. The weights begin as those of nn.Linear, W uniform in plus or minus
-    1 / sqrt(f), biases at 0.
+    1 / sqrt(f), biases at 0; or, with `start`: k, of two hidden values near the critical point with k vectors of
+    length 1 at equal angles, the others 0 with biases of 1 / (2f). UserError where there is none.
 
-    Source: Elhage et al., "Toy models of superposition" (2022).
+    Source: Elhage et al., "Toy models of superposition" (2022); `start` as in Chen et al., "Dynamical versus Bayesian
+    phase transitions in a toy model of superposition" (2023), section 4.
     """
 
     head_bias = False
@@ -41,6 +45,12 @@ class Autoencoder(nn.Module):
         )
         scale: float = setting(Range(0, whole=False, open_low=True), "c, of the outputs", default=1.0)
         trained_scale: bool = setting(bool, "c is trained", default=False)
+        start: int = setting(
+            Range(0, 4096), "k of the k-gon near which the weights begin; 0: they are drawn", default=0
+        )
+        noise: float = setting(
+            Range(0, whole=False), "standard deviation of what is added to the vectors of a k-gon", default=0.1
+        )
 
     def __init__(self, shape: tuple[int, ...], settings: Settings) -> None:
         super().__init__()
@@ -54,6 +64,21 @@ class Autoencoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.features)) if settings.bias else None
         self.hidden_bias = nn.Parameter(torch.zeros(self.width)) if settings.hidden_bias else None
         self.factor = nn.Parameter(torch.tensor([settings.scale])) if settings.trained_scale else None
+        if settings.start:
+            self._begin_at(settings.start, settings.noise)
+
+    @torch.no_grad()
+    def _begin_at(self, k: int, noise: float) -> None:
+        if self.width != 2 or self.decoder is not None or k > self.features:
+            raise UserError(
+                f"start is {k}: a {k}-gon needs hidden: 2, tied: true and at least {k} features; there are "
+                f"{self.width} hidden values and {self.features} features"
+            )
+        angles = 2 * math.pi * torch.arange(k) / k
+        self.encoder.normal_(0, noise)
+        self.encoder[:, :k] += torch.stack([angles.cos(), angles.sin()])
+        if self.bias is not None:
+            self.bias[k:] = 1 / (2 * self.features)
 
     def forward(self, inputs: Tensor) -> Tensor:
         parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named_parameters()}
