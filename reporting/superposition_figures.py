@@ -118,7 +118,7 @@ def _products(moments: Mapping[int, Features]) -> DrawnFigure:
 def staircase(runs: Mapping[str, Run], jumps: pd.DataFrame | None = None) -> DrawnFigure | None:
     """The loss of all runs over steps with the levels of the critical points; None if it is the measured one only.
 
-    `jumps`: phase transitions to mark, see `superposition.jumps`.
+    `jumps`: phase transitions to mark, see `transitions.jumps`.
     """
     data = superposition.losses(runs)
     if not data.exact.any():
