@@ -109,8 +109,9 @@ def critical_points(runs: Mapping[str, Run]) -> tuple[Sequence[Polygon], float]:
 
 
 def count_features(run: Run) -> int:
-    """The number of features."""
-    return next((at.weights()["trunk.encoder"].shape[1] for at in run.checkpoints.values()), 0)
+    """The number of features; 0 if the network is no autoencoder."""
+    kept = run.checkpoints.values() if run.config["net"]["model"] == "autoencoder" else ()
+    return next((at.weights()["trunk.encoder"].shape[1] for at in kept), 0)
 
 
 def shares(found: pd.DataFrame) -> pd.DataFrame:

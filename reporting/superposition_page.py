@@ -74,10 +74,8 @@ def feature_slider(runs: Mapping[str, Run], chosen: str) -> Slider | None:
 def themes(runs: Mapping[str, Run]) -> list[tuple[str, str]]:
     """The colours of features and of critical points on a light and on a dark ground."""
     first, met = next(iter(runs.values())), {*superposition.points(runs).point} - {superposition.NONE}
-    features = superposition.count_features(first) if first.config["net"]["model"] == "autoencoder" else 0
-    return [
-        both for number in (features, len(met)) for both in zip(colours(number), colours(number, True), strict=True)
-    ]
+    numbers = superposition.count_features(first), len(met)
+    return [both for number in numbers for both in zip(colours(number), colours(number, True), strict=True)]
 
 
 def _some(table: Sheet | None) -> list[Sheet]:

@@ -188,6 +188,8 @@ def test_phase_transitions_of_measured_losses_go_from_plateau_to_plateau():
 
 def test_the_page_has_phase_transitions_where_there_are_some():
     runs = {"a": falling([(200, 0.1)], exact=False)}
+    runs["a"].config["net"] = {"model": "rnn"}
+    runs["a"].checkpoints[9] = SimpleNamespace(weights=lambda: {"trunk.input": torch.zeros(2, 6)})
     shown = [part.title for part in sections(runs, "a") if part.tables or part.pictures or part.sliders]
     assert shown == ["Phase transitions"]
 
