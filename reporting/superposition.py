@@ -20,7 +20,7 @@ NONE = "none"  # the network is at no k-gon
 _FEW = 8  # features of which all k-gons are named
 PARTS = 16  # of the trace of a learning coefficient
 _DIAGNOSTICS = {
-    "by dimension": "by dimension", "loss": "loss", "R-hat": "between chains",
+    "by dimension": "by dimension", "loss": "loss", "fall": "fall", "R-hat": "between chains",
     "effective samples": "effective samples", "chains that left": "chains that left", "step halved":
     "estimate, step halved", "step doubled": "estimate, step doubled", "localisation halved":
     "estimate, localisation halved", "localisation doubled": "estimate, localisation doubled",

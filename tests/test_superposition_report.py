@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 import train_task
 from datasets.objectives import Scored
@@ -32,7 +33,7 @@ from reporting.superposition import Features
 from reporting.superposition_page import feature_slider, points_table, sections
 from reporting.task_page import of_task_runs
 
-ESTIMATE = {"estimate": 8.4, "loss": 0.0618, "effective samples": 1234.4, "between chains": 1.02,
+ESTIMATE = {"estimate": 8.4, "loss": 0.0618, "fall": 3.25, "effective samples": 1234.4, "between chains": 1.02,
             "chains that left": 1, "estimate, step halved": 8.3, "estimate, step doubled": 8.6,
             "estimate, localisation halved": 8.7, "estimate, localisation doubled": 8.1,
             "by dimension": 8.5, **{f"trace {part}": part / 2 for part in range(1, 17)}}  # fmt: skip
@@ -198,7 +199,7 @@ def test_the_page_has_phase_transitions_where_there_are_some():
 
 
 def test_the_table_of_learning_coefficients_has_the_diagnostics_beside_every_estimate():
-    late = {**ESTIMATE, "between chains": 1.3}
+    late = {**ESTIMATE, "between chains": 1.3, "fall": 9.0}
     del late["by dimension"]
     name = "learning_coefficient"
     runs = {"a": given(asked(name, 1, {"estimate": 1.0}), asked(name, 4000, ESTIMATE, 0.11)),
@@ -208,12 +209,13 @@ def test_the_table_of_learning_coefficients_has_the_diagnostics_beside_every_est
     columns = {name: [row[place] for row in text] for place, name in enumerate(sheet.header)}
     assert columns == {
         "run": ["a", "b"], "step": ["4,000"] * 2, "estimate": ["8.40 ± 0.11", "8.40"], "by dimension": ["8.50", "n/a"],
-        "loss": ["0.0618"] * 2, "R-hat": ["1.020", "1.300"], "effective samples": ["1,234"] * 2,
+        "loss": ["0.0618"] * 2, "fall": ["3.2", "9.0"], "R-hat": ["1.020", "1.300"], "effective samples": ["1,234"] * 2,
         "chains that left": ["1"] * 2, "step halved": ["8.30"] * 2, "step doubled": ["8.60"] * 2,
         "localisation halved": ["8.70"] * 2, "localisation doubled": ["8.10"] * 2,
     }  # fmt: skip
-    place = sheet.header.index("R-hat")
-    assert [row[place].bold for row in sheet.rows] == [False, True]
+    for name in ("R-hat", "fall"):
+        place = sheet.header.index(name)
+        assert [row[place].bold for row in sheet.rows] == [False, True]
     assert complexity_figures.coefficients_table({"a": given()}) is None
     trace = complexity_figures.traces(runs).data
     assert trace[trace.run == "b"].value.tolist() == [part / 2 for part in range(1, 17)]
@@ -226,6 +228,21 @@ def test_critical_points_are_marked_where_a_run_near_them_knows_their_dimensions
     assert found.values.tolist() == [["5-gon+", 0.0618, 8.5]]
     picture = complexity_figures.against_loss({"a": near, "b": far})
     assert picture.data.estimate.tolist() == [8.4, 8.4]
+    assert picture.data.loss.tolist() == [0.0619, 0.0618]  # the exact ones, not those on examples
+
+
+def test_estimates_of_networks_at_no_minimum_are_hollow():
+    rows = [asked("learning_coefficient", step, {**ESTIMATE, "loss": 1 / step, "fall": fall})
+            for step, fall in ((5, 700.0), (10, 9.0), (20, 0.5))]  # fmt: skip
+    picture = complexity_figures.against_loss({"a": given(*rows)})
+    axes = picture.drawn.axes[0]
+    (filled,) = (cloud for cloud in axes.collections if isinstance(cloud, PathCollection))
+    assert filled.get_offsets().tolist() == [pytest.approx([0.05, 8.4])]
+    (hollow,) = (line for line in axes.lines if line.get_fillstyle() == "none")
+    assert hollow.get_xdata().tolist() == [0.2, 0.1]
+    assert "Hollow" in picture.caption
+    assert "Hollow" not in complexity_figures.against_loss({"a": given(rows[-1])}).caption
+    complexity_figures.against_loss({"a": given(*rows[:2])})  # with none that is filled
 
 
 def test_the_spectrum_and_the_frequencies_are_those_of_the_rows():
