@@ -28,14 +28,20 @@ def against_loss(runs: Mapping[str, Run]) -> DrawnFigure | None:
     data = superposition.coefficients(runs)
     if data.empty:
         return None
+    data = _at_exact_losses(runs, data)
     drawn, (axes,) = empty_figure(3.6)
-    for _, line in data.groupby("run", sort=False):
+    away = data.fall > data.estimate
+    near, far = data[~away], data[away]
+    for _, line in near.groupby("run", sort=False):
         axes.plot(line.loss, line.estimate, color=MUTED, linewidth=0.6, alpha=0.6, zorder=1)
-    seen = data.step.clip(lower=1)
+    axes.plot(far.loss, far.estimate, "o", color=MUTED, fillstyle="none", markersize=3.5, markeredgewidth=0.6, zorder=1)
+    seen = (near if len(near) else data).step.clip(lower=1)
     times = LogNorm(seen.min(), max(seen.max(), 1.001 * seen.min()))
-    cloud = axes.scatter(data.loss, data.estimate, c=seen, cmap=SHADES, norm=times, s=16, linewidth=0, zorder=2)
+    cloud = axes.scatter(
+        near.loss, near.estimate, c=near.step.clip(lower=1), cmap=SHADES, norm=times, s=16, linewidth=0, zorder=2
+    )
     error = {"ecolor": MUTED, "elinewidth": 0.7, "fmt": "none", "zorder": 1}
-    axes.errorbar(data.loss, data.estimate, data.stderr.fillna(0), **error)  # type: ignore[arg-type]
+    axes.errorbar(near.loss, near.estimate, near.stderr.fillna(0), **error)  # type: ignore[arg-type]
     marked = known_points(runs, data)
     for line in marked.itertuples():
         axes.plot(line.loss, line.coefficient, "x", color=INK, markersize=7, zorder=3)
@@ -51,17 +57,30 @@ def against_loss(runs: Mapping[str, Run]) -> DrawnFigure | None:
         "over chains; colours tell the time, lines join the points of a run. In a Bayesian phase transition the loss "
         "falls and the coefficient rises."
     )
+    caption += (
+        " Hollow: the network was at no minimum, so that the estimate is that of the minimum to which gradient descent "
+        "leads from there, and tells nothing of the network."
+        if len(far) else ""
+    )  # fmt: skip
     caption += " Crosses: critical points, with half the rank of the Hessian there." if len(marked) else ""
     return DrawnFigure("learning_coefficient", "Learning coefficient against loss", caption, drawn, data)
 
 
 def known_points(runs: Mapping[str, Run], found: pd.DataFrame) -> pd.DataFrame:
     """Lines point, loss and coefficient: critical points at which the count of dimensions is known from a run there."""
-    seen = superposition.points(runs).drop(columns="loss")
-    both = found.merge(seen[(seen.point != NONE) & seen["critical loss"].notna()], on=["run", "step"])
+    seen = superposition.points(runs)
+    seen = seen[(seen.point != NONE) & seen["critical loss"].notna()]
+    both = found.drop(columns="loss").merge(seen, on=["run", "step"])
     both = both[both["by dimension"].notna() & ((both.loss - both["critical loss"]).abs() < _NEAR)]
     last = both.groupby("point", sort=False).tail(1)
     return pd.DataFrame({"point": last.point, "loss": last["critical loss"], "coefficient": last["by dimension"]})
+
+
+def _at_exact_losses(runs: Mapping[str, Run], data: pd.DataFrame) -> pd.DataFrame:
+    """Estimates with the exact expected loss where it is known; critical points have theirs."""
+    known = superposition.losses(runs)
+    both = data.merge(known[known.exact], on=["run", "step"], how="left", suffixes=("", "_exact"))
+    return data.assign(loss=both.loss_exact.fillna(both.loss).to_numpy())
 
 
 def traces(runs: Mapping[str, Run]) -> DrawnFigure | None:
@@ -80,7 +99,7 @@ def traces(runs: Mapping[str, Run]) -> DrawnFigure | None:
     caption = (
         "How far the chains have come: what the estimate is the mean of, over all chains in sixteen equal parts of "
         "their steps, burn-in included. A line that still rises at the end says that the chains are too short; one "
-        "that falls below 0, that the network has not arrived at a minimum."
+        "that falls below 0, that they did not begin at a minimum."
     )
     return DrawnFigure("learning_coefficient_trace", "Trace of the chains", caption, drawn, data)
 
@@ -92,11 +111,13 @@ def coefficients_table(runs: Mapping[str, Run]) -> Sheet | None:
         return None
     rows = [_row(line) for line in data.head(_LISTED).to_dict("records")]
     notes = [
-        "±: standard error over chains. R-hat near 1: the chains agree (above 1.1 in bold). Effective samples: "
-        "independent ones that tell as much as the chains. Chains that left: those that did not stay finite or near, "
-        "which are left out. Halved and doubled: the estimate with another step size or strength of localisation; an "
-        "estimate to trust changes by little more than its error. By dimension: half the rank of the Hessian, which is "
-        "the coefficient at a critical point with a quadratic minimum."
+        "±: standard error over chains. Fall: what n β L loses on the way from the network to the "
+        "minimum at which the chains begin; above the estimate (bold) the network was at no minimum. R-hat near 1: the "
+        "chains agree (above 1.1 in bold). Effective samples: independent ones that tell as much as the chains. Chains "
+        "that left: those that did not stay finite or near, which are left out. Halved and doubled: the estimate with "
+        "another step size or strength of localisation; an estimate to trust changes by little more than its error. By "
+        "dimension: half the rank of the Hessian, which is the coefficient at a critical point with a quadratic "
+        "minimum."
     ]
     if len(data) > _LISTED:
         notes.append(f"The first {_LISTED} of {len(data)} runs; the CSV file has all.")
@@ -110,10 +131,11 @@ def _row(line: Mapping[str, float]) -> list[str | Cell]:
     shown: list[str | Cell] = [str(line["run"]), f"{line['step']:,}"]
     around = "" if math.isnan(line["stderr"]) else f" ± {line['stderr']:.2f}"
     shown.append(f"{line['estimate']:.2f}{around}")
-    formats = {"loss": ".4f", "R-hat": ".3f", "effective samples": ",.0f", "chains that left": ".0f"}
+    formats = {"loss": ".4f", "fall": ".1f", "R-hat": ".3f", "effective samples": ",.0f", "chains that left": ".0f"}
     for name in list(line)[4:]:
         text = "n/a" if math.isnan(line[name]) else format(line[name], formats.get(name, ".2f"))
-        shown.append(Cell(text, bold=name == "R-hat" and line[name] > _TRUSTED))
+        limit = {"R-hat": _TRUSTED, "fall": line["estimate"]}.get(name, math.inf)
+        shown.append(Cell(text, bold=line[name] > limit))
     return shown
 
 

@@ -48,12 +48,13 @@ def progress(runs: Mapping[str, Run]) -> DrawnFigure | None:
             axes.set_ylim(0, 1.03)
             percent(axes.yaxis)
         if len(names) > 1:
-            axes.legend(ncols=2)
+            # Above the panel: lines may be anywhere in it.
+            axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1.2, columnspacing=1)
     caption = (
         "Grokking: train is on the pairs that the network is trained on, rest on all others. Restricted: the loss on "
         "all pairs if only the key frequencies of the logits are kept; it falls when the network has found its "
-        "trigonometric algorithm. Excluded: the loss on train pairs without them; it rises as the network stops to "
-        "rely on what it remembers."
+        "trigonometric algorithm. Excluded: the loss on train pairs without them; it rises as the network stops "
+        "relying on what it remembers."
     )
     caption += f" A line for each of {len(runs)} runs." if len(runs) > 1 else ""
     return DrawnFigure("grokking", "Progress measures of grokking", caption, drawn, data)
@@ -86,7 +87,8 @@ def frequencies(run: Run) -> DrawnFigure | None:
     bar.outline.set_visible(False)  # type: ignore[operator]
     caption = (
         "The power of the embedding at each frequency of the numbers that are added, as a share of all its power, at "
-        "the moments when it was asked. A network that has found the trigonometric algorithm uses a few frequencies."
+        "the moments when it was asked. A transformer that has found the trigonometric algorithm embeds a few "
+        "frequencies; a perceptron may use most of them."
     )
     return DrawnFigure("frequencies", "Frequencies of the embedding", caption, drawn, data)
 
@@ -100,7 +102,12 @@ def measures_table(runs: Mapping[str, Run]) -> Sheet | None:
     data = data[["run", "step", *(name for name in _TABLE if name in data)]]
     rows = [[name, f"{step:,}", *map(_text, values)] for name, step, *values in data.itertuples(index=False)]
     title = "Progress measures at the last evaluation"
-    return Sheet("progress_measures", title, list(data), rows, data)
+    notes = [
+        "Train: the pairs that the network is trained on; rest: all others. Key frequencies: the number of those whose "
+        "waves are at least 1 / p of the power of the logits, p being the modulus. Restricted loss: on all pairs, with "
+        "these waves alone; excluded loss: on train pairs, without them. Squared weights: the sum over all parameters."
+    ]
+    return Sheet("progress_measures", title, list(data), rows, data, notes=notes)
 
 
 def _text(value: float) -> str:

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from evaluation.landscape import polygons
+from evaluation.landscape import Polygon, polygons, polygons_without_biases
 from evaluation.measurements import Measurement
 from net.autoencoder import Autoencoder
 from records.run import Array, Run
@@ -20,24 +20,11 @@ NONE = "none"  # the network is at no k-gon
 _FEW = 8  # features of which all k-gons are named
 PARTS = 16  # of the trace of a learning coefficient
 _DIAGNOSTICS = {
-    "by dimension": "by dimension", "loss": "loss", "R-hat": "between chains",
+    "by dimension": "by dimension", "loss": "loss", "fall": "fall", "R-hat": "between chains",
     "effective samples": "effective samples", "chains that left": "chains that left", "step halved":
     "estimate, step halved", "step doubled": "estimate, step doubled", "localisation halved":
     "estimate, localisation halved", "localisation doubled": "estimate, localisation doubled",
 }  # fmt: skip
-
-
-class Jump(Protocol):
-    """A drop of the loss between two plateaus: steps, losses, and when it was halfway."""
-
-    start: float
-    end: float
-    before: float
-    after: float
-    time: float
-
-
-Finder = Callable[[Sequence[float], Sequence[float]], Sequence[Jump]]  # steps, losses -> the drops in their order
 
 
 class Features(NamedTuple):
@@ -82,16 +69,6 @@ def losses(runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[["run", "step", "loss", "exact"]]
 
 
-def jumps(runs: Mapping[str, Run], find: Finder) -> pd.DataFrame:
-    """Lines run, number, time, start, end, before and after: the drops that `find` sees in the loss of each run."""
-    lines = [
-        (name, number, jump.time, jump.start, jump.end, jump.before, jump.after)
-        for name, line in losses(runs).groupby("run", sort=False)
-        for number, jump in enumerate(find(line.step.tolist(), line.loss.tolist()), 1)
-    ]
-    return pd.DataFrame(lines, columns=["run", "number", "time", "start", "end", "before", "after"])
-
-
 def points(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Lines run, step, point, loss and critical loss: the k-gon at which each network was; empty if not known."""
     lines = [
@@ -105,23 +82,36 @@ def points(runs: Mapping[str, Run]) -> pd.DataFrame:
 def levels(runs: Mapping[str, Run]) -> dict[str, float]:
     """The losses of the critical points by name, the highest first.
 
-    Those that the runs have met and, of few features whose output has a bias, all k-gons; empty if none was met.
+    Those that the runs have met and, of few features, all k-gons whose dead features are alike; empty if none was met.
     """
+    known, scale = critical_points(runs)
+    few = count_features(next(iter(runs.values()))) <= _FEW
+    found = {point.name: scale * point.loss for point in known if few and point.dead_bias != "mixed"}
     seen = points(runs)
     met = seen[(seen.point != NONE) & seen["critical loss"].notna()]
-    run = next(iter(runs.values()))
-    found: dict[str, float] = dict(zip(met.point, met["critical loss"], strict=True))
-    if found and run.config["net"]["bias"] and count_features(run) <= _FEW:
-        known = {point.name: point.loss for point in polygons(count_features(run))}
-        # The task may have another loss than that of these k-gons, such as the mean over features.
-        if all(math.isclose(known.get(name, loss), loss, rel_tol=1e-3) for name, loss in found.items()):
-            found |= known
+    found |= dict(zip(met.point, met["critical loss"], strict=True))
     return dict(sorted(found.items(), key=lambda level: -level[1]))
 
 
+def critical_points(runs: Mapping[str, Run]) -> tuple[Sequence[Polygon], float]:
+    """All k-gons, and by how much the loss of the runs is greater than theirs, such as by a common importance.
+
+    No k-gons unless a run has met one, which tells both.
+    """
+    seen, run = points(runs), next(iter(runs.values()))
+    number = count_features(run)
+    if seen["critical loss"].isna().all() or not number:
+        return (), 1.0
+    known = polygons(number, mixed=True) if run.config["net"]["bias"] else polygons_without_biases(number)
+    of = {point.name: point.loss for point in known}
+    scales = (seen["critical loss"] / seen.point.map(of)).dropna()
+    return (known, float(scales.iloc[0])) if len(scales) else ((), 1.0)
+
+
 def count_features(run: Run) -> int:
-    """The number of features."""
-    return next((at.weights()["trunk.encoder"].shape[1] for at in run.checkpoints.values()), 0)
+    """The number of features; 0 if the network is no autoencoder."""
+    kept = run.checkpoints.values() if run.config["net"]["model"] == "autoencoder" else ()
+    return next((at.weights()["trunk.encoder"].shape[1] for at in kept), 0)
 
 
 def shares(found: pd.DataFrame) -> pd.DataFrame:

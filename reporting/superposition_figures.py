@@ -118,7 +118,7 @@ def _products(moments: Mapping[int, Features]) -> DrawnFigure:
 def staircase(runs: Mapping[str, Run], jumps: pd.DataFrame | None = None) -> DrawnFigure | None:
     """The loss of all runs over steps with the levels of the critical points; None if it is the measured one only.
 
-    `jumps`: phase transitions to mark, see `superposition.jumps`.
+    `jumps`: phase transitions to mark, see `transitions.jumps`.
     """
     data = superposition.losses(runs)
     if not data.exact.any():
@@ -133,7 +133,7 @@ def staircase(runs: Mapping[str, Run], jumps: pd.DataFrame | None = None) -> Dra
     top = 1.05 * min(data.loss.max(), 1.5 * max(levels.values(), default=math.inf))
     axes.set(ylabel="exact expected loss", ylim=(0, top))
     if jumps is not None:
-        axes.plot(jumps.time, (jumps.before + jumps.after) / 2, "|", color=MUTED, markersize=9, zorder=3)
+        axes.plot(jumps.time, (jumps.before * jumps.after) ** 0.5, "|", color=MUTED, markersize=9, zorder=3)
     inside = {name: loss for name, loss in levels.items() if loss < top}
     for loss in inside.values():
         axes.axhline(loss, color=MUTED, linewidth=0.6, linestyle="--", zorder=1)

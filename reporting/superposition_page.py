@@ -1,15 +1,13 @@
-"""The sections of a page about superposition, learning coefficients and grokking."""
+"""The sections of a page about superposition, phase transitions, learning coefficients and grokking."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import pandas as pd
-
 from records.run import Run
 from reporting import complexity_figures as complexity
 from reporting import grokking_figures as grokking
-from reporting import superposition
+from reporting import superposition, transitions
 from reporting import superposition_figures as figures
 from reporting.drawing import DrawnFigure
 from reporting.layout import Section, Sheet
@@ -17,16 +15,11 @@ from reporting.slider import Slider, plane_slider
 from reporting.style import colours
 
 _MOVING = 12  # the most runs of the slider
-_LISTED = 40  # the most phase transitions in the table of the page
 
 
-def sections(runs: Mapping[str, Run], chosen: str, find: superposition.Finder | None = None) -> list[Section]:
-    """What the runs were asked about, over training of all of them, else of the chosen one.
-
-    Sections are empty where nothing was asked; `find`: what finds the phase transitions of a loss, none are shown
-    without it.
-    """
-    jumps = superposition.jumps(runs, find) if find else None
+def sections(runs: Mapping[str, Run], chosen: str) -> list[Section]:
+    """What the runs were asked about, over training of all of them, else of the chosen one; empty where nothing was."""
+    jumps = transitions.jumps(runs)
     run, slider = runs[chosen], feature_slider(runs, chosen)
 
     def pictures(of_all: Sequence[DrawnFigure | None], of_one: DrawnFigure | None) -> list[DrawnFigure]:
@@ -37,9 +30,9 @@ def sections(runs: Mapping[str, Run], chosen: str, find: superposition.Finder | 
     features = pictures([figures.staircase(runs, jumps), figures.visited(runs)], figures.of_features(run))
     estimates = pictures([complexity.against_loss(runs), complexity.traces(runs)], complexity.spectrum(run))
     grokked = pictures([grokking.progress(runs)], grokking.frequencies(run))
-    ends = [*_some(points_table(runs)), *_some(jumps_table(jumps))]
     return [
-        Section("Superposition", ends, features, [slider] if slider else []),
+        Section("Superposition", _some(points_table(runs)), features, [slider] if slider else []),
+        Section("Phase transitions", _some(transitions.table(jumps, runs))),
         Section("Complexity", _some(complexity.coefficients_table(runs)), estimates),
         Section("Grokking", _some(grokking.measures_table(runs)), grokked),
     ]
@@ -69,21 +62,6 @@ def points_table(runs: Mapping[str, Run]) -> Sheet | None:
     return Sheet("critical_points", "Where the runs end", header, rows, data, notes=[note])
 
 
-def jumps_table(data: pd.DataFrame | None) -> Sheet | None:
-    """The phase transitions of each run; None if there are none."""
-    if data is None or data.empty:
-        return None
-    rows = [
-        [line.run, f"{line.number}", f"{line.time:,.0f}", f"{line.start:,.0f}–{line.end:,.0f}", f"{line.before:.4f}",
-         f"{line.after:.4f}"] for line in data.head(_LISTED).itertuples()
-    ]  # fmt: skip
-    notes = ["Drops of the loss from one plateau to the next, in steps of training, with the losses before and after."]
-    if len(data) > _LISTED:
-        notes.append(f"The first {_LISTED} of {len(data)}; the CSV file has all.")
-    header = ["run", "transition", "step", "from–to", "loss before", "loss after"]
-    return Sheet("transitions", "Phase transitions", header, rows, data, notes=notes)
-
-
 def feature_slider(runs: Mapping[str, Run], chosen: str) -> Slider | None:
     """The features of up to twelve runs, the chosen one first; None unless they lie in the plane."""
     names = [chosen, *(name for name in runs if name != chosen)][:_MOVING]
@@ -96,10 +74,8 @@ def feature_slider(runs: Mapping[str, Run], chosen: str) -> Slider | None:
 def themes(runs: Mapping[str, Run]) -> list[tuple[str, str]]:
     """The colours of features and of critical points on a light and on a dark ground."""
     first, met = next(iter(runs.values())), {*superposition.points(runs).point} - {superposition.NONE}
-    features = superposition.count_features(first) if first.config["net"]["model"] == "autoencoder" else 0
-    return [
-        both for number in (features, len(met)) for both in zip(colours(number), colours(number, True), strict=True)
-    ]
+    numbers = superposition.count_features(first), len(met)
+    return [both for number in numbers for both in zip(colours(number), colours(number, True), strict=True)]
 
 
 def _some(table: Sheet | None) -> list[Sheet]:

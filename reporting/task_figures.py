@@ -15,7 +15,7 @@ from evaluation.regions import INSIDE, REGIONS, SHARE, TOP
 from records.run import Array, Run
 from records.summary import direction, signed
 from reporting import task_analysis as analysis
-from reporting.drawing import DrawnFigure, heat_map, height, label_ends
+from reporting.drawing import DrawnFigure, heat_map, height, label_ends, short
 from reporting.style import DIVERGING, INK, MUTED, colours, empty_figure, line_style, marker, percent
 from studies.tables import readable
 
@@ -29,7 +29,7 @@ def learning_curves(runs: Mapping[str, Run]) -> list[DrawnFigure]:
     first, frames = next(iter(runs.values())), {name: analysis.curve(run) for name, run in runs.items()}
     uninformed = analysis.uninformed_loss(first)
     levels = {first.metric: analysis.baselines(first)}
-    levels.setdefault("loss", {} if uninformed is None else {"uninformed": uninformed})
+    levels["loss"] = levels.get("loss") or ({} if uninformed is None else {"uninformed": uninformed})
     return [_curves(first, frames, metric, known) for metric, known in levels.items()]
 
 
@@ -51,9 +51,11 @@ def _curves(first: Run, frames: Mapping[str, pd.DataFrame], metric: str, levels:
     caption += f", a line for each of {len(frames)} runs. " if len(frames) > 1 else ". "
     caption += "Examples are on a logarithmic scale, with the untrained network at 0. "
     if metric == "loss":
-        caption += "Dashed: the loss of a prediction that does not depend on the input. A level stretch is a plateau."
+        caption += "Dashed: the loss of a prediction that does not depend on the input. " if levels else ""
+        caption += "A level stretch is a plateau."
         return DrawnFigure("loss_curves", "Loss", caption, drawn, data)
-    caption += f"Dashed: answers that need no network. {direction(first.config).capitalize()}."
+    caption += "Dashed: answers that need no network. " if levels else ""
+    caption += f"{direction(first.config).capitalize()}."
     return DrawnFigure("learning_curves", "Learning curves", caption, drawn, data)
 
 
@@ -72,7 +74,10 @@ def slice_curves(run: Run) -> list[DrawnFigure]:
             ends.append(float(line[run.metric].iloc[-1]))
         over_training(axes, [frame.examples])
         _measured_axis(axes, run, run.metric)
-        label_ends(axes, frame.examples.max(), ends, names, palette)
+        labels = names
+        if any(name != short(name) for name in names):
+            labels = [name.removeprefix(f"{kind} ") for name in names]
+        label_ends(axes, frame.examples.max(), ends, labels, palette)
         caption = f"{split_of(run, run.metric)} by {kind}: each line is a part of them."
         if kind == "answer":
             caption += " Lines that part show which answers are learned first."
@@ -292,7 +297,8 @@ def logarithmic(axes: Axes) -> None:
     """A logarithmic y axis with a few round numbers."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6, integer=low > 20))
+    subs = (1,) if high > 1e4 * low else (1, 2, 5)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs) if high > 5 * low else MaxNLocator(6, integer=low > 20))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: readable(value)))
     axes.yaxis.set_minor_locator(NullLocator())
 

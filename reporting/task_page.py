@@ -93,6 +93,8 @@ def results(runs: Mapping[str, Run], chosen: str | None) -> Sheet:
             "Best checkpoint: examples seen when the development score was best, and the test score of the network of "
             "that moment. Nothing was chosen on test examples."
         )
+        if data["test there"].isna().any():
+            notes.append("n/a: the weights of that moment were not kept (--checkpoints).")
     title = f"{'Accuracy' if first.shows_accuracy else first.metric}, {direction(first.config)}"
     return Sheet("results", title, list(data), rows, data, foot, notes)
 
@@ -187,8 +189,9 @@ def _in_words(runs: Mapping[str, Run], name: str) -> list[str]:
     begun = f", with the weights of {config['begun_from']}" if config["begun_from"] else ""
     learned = f"{network} was asked about {task} without training{begun}; {whose}."
     if not config["evaluate_only"]:
+        batches = "full batches" if recipe["batch"] == "full" else f"batches of {recipe['batch']}"
         learned = (
-            f"{network} learned {task}{begun} from {length}, in batches of {recipe['batch']} with "
+            f"{network} learned {task}{begun} from {length}, in {batches} with "
             f"{recipe['optimizer']}, learning rate {recipe['lr']:g} and schedule {recipe['schedule']}; {whose}."
         )
     where = (

@@ -14,18 +14,26 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 import train_task
 from datasets.objectives import Scored
 from evaluation.measurements import Measurement
 from records.run import Run
-from reporting import complexity_figures, grokking_figures, slider, superposition, superposition_figures
+from reporting import (
+    complexity_figures,
+    grokking_figures,
+    slider,
+    superposition,
+    superposition_figures,
+    transitions,
+)
 from reporting.layout import Page, Section
 from reporting.superposition import Features
-from reporting.superposition_page import feature_slider, jumps_table, points_table, sections
+from reporting.superposition_page import feature_slider, points_table, sections
 from reporting.task_page import of_task_runs
 
-ESTIMATE = {"estimate": 8.4, "loss": 0.0618, "effective samples": 1234.4, "between chains": 1.02,
+ESTIMATE = {"estimate": 8.4, "loss": 0.0618, "fall": 3.25, "effective samples": 1234.4, "between chains": 1.02,
             "chains that left": 1, "estimate, step halved": 8.3, "estimate, step doubled": 8.6,
             "estimate, localisation halved": 8.7, "estimate, localisation doubled": 8.1,
             "by dimension": 8.5, **{f"trace {part}": part / 2 for part in range(1, 17)}}  # fmt: skip
@@ -96,47 +104,102 @@ def test_where_runs_end_with_intervals_and_learning_coefficients():
     assert points_table({"seed 0": runs["seed 0"]}) is None
 
 
-def test_levels_without_biases_are_those_that_runs_have_met():
-    run = given(at(1, 5, 1, critical=0.05005), at(2, 0, critical=math.nan), bias=False)
-    assert superposition.levels({"a": run}) == {"5-gon+": 0.05005}
-
-
-@pytest.mark.parametrize(("met", "whole"), [(0.06180, True), (0.06180 / 6, False)])
-def test_the_staircase_names_the_published_critical_points_if_the_loss_is_theirs(met, whole):
-    run = given(at(0, 0, loss=0.15), at(9, 5, 1, loss=0.0619, critical=met))
+def six(run):
+    """The run with a checkpoint that tells that there are six features."""
     run.checkpoints[9] = SimpleNamespace(weights=lambda: {"trunk.encoder": torch.zeros(2, 6)})
+    return run
+
+
+@pytest.mark.parametrize("scale", [1, 1 / 6])  # the loss is the sum or the mean over features
+def test_the_staircase_names_the_published_critical_points(scale):
+    run = six(given(at(0, 0, loss=0.15 * scale), at(9, 5, 1, loss=0.0619 * scale, critical=0.06180 * scale)))
     found = superposition.levels({"a": run})
-    published = {"2-gon+": 0.19444, "3-gon+": 0.14583, "4-gon+": 0.09722, "5-gon-": 0.06874, "6-gon": 0.04819}
-    for name, loss in published.items():
-        assert (found.get(name) == pytest.approx(loss, abs=1e-5)) == whole
-    assert found["5-gon+"] == pytest.approx(met, abs=1e-5)
+    published = {"2-gon+": 0.19444, "3-gon+": 0.14583, "4-gon+": 0.09722, "5-gon-": 0.06874, "5-gon+": 0.06180,
+                 "6-gon": 0.04819}  # fmt: skip
+    assert {name: found[name] / scale for name in published} == pytest.approx(published, abs=1e-5)
     drawn = {text.get_text() for text in superposition_figures.staircase({"a": run}).drawn.axes[0].texts}
-    assert {"4-gon+", "5-gon-", "6-gon"} <= drawn if whole else drawn == {"5-gon+"}
+    assert {"4-gon+", "5-gon-", "6-gon"} <= drawn
     assert "2-gon+" not in drawn  # above all losses
 
 
-def test_phase_transitions_are_those_that_are_found():
-    def find(steps, losses):
-        places = np.flatnonzero(np.diff(losses) < -0.05)
-        ends = [(steps[n], steps[n + 1], losses[n], losses[n + 1], steps[n] + 1) for n in places]
-        return [SimpleNamespace(**dict(zip(names, found, strict=True))) for found in ends]
+def test_levels_without_biases_and_where_critical_points_are_not_known():
+    met = given(at(1, 5, critical=0.0500499), at(2, 0, critical=math.nan), bias=False)
+    assert superposition.levels({"a": met}) == {"5-gon": 0.0500499}  # the number of features is not known
+    published = {"4-gon": 0.055556, "5-gon": 0.05005, "6-gon": 0.055556}  # means over features and inputs
+    mean = given(at(1, 5, critical=0.0500499), bias=False)
+    found = superposition.levels({"a": six(mean)})
+    assert {name: found[name] for name in published} == pytest.approx(published, abs=1e-5)
+    assert superposition.levels({"a": six(given(at(1, 0, critical=math.nan)))}) == {}
 
-    names = ("start", "end", "before", "after", "time")
-    stay = [at(1, 4, 2, loss=0.2), at(4, 4, 2, loss=0.19), at(9, 5, 1, loss=0.1), at(2000, 6, loss=0.04)]
-    runs = {"a": given(*stay), "b": given(at(1, 5, 1, loss=0.06), at(9, 5, 1, loss=0.05))}
-    data = superposition.jumps(runs, find)
-    assert data.values.tolist() == [["a", 1, 5, 4, 9, 0.19, 0.1], ["a", 2, 10, 9, 2000, 0.1, 0.04]]
-    assert jumps_table(data).rows[1] == ["a", "2", "10", "9–2,000", "0.1000", "0.0400"]
-    tables = {table.name for part in sections(runs, "a", find) for table in part.tables}
-    assert tables == {"critical_points", "transitions"}
-    assert jumps_table(superposition.jumps({"b": runs["b"]}, find)) is None
+
+# Phase transitions
+
+STEPS = [round(1.1**place) for place in range(25, 96)]
+
+
+def falling(falls, first=0.21, scale=1.0, exact=True):
+    """A run whose loss is `first` and falls to other levels at the steps that are given, which it then has."""
+    levels = [scale * next((to for at, to in reversed(falls) if step >= at), first) for step in STEPS]
+    if not exact:
+        return given(*(asked("anytime", step, {"loss": loss}) for step, loss in zip(STEPS, levels, strict=True)))
+    found = [at(step, 0, loss=loss, critical=math.nan) for step, loss in zip(STEPS, levels, strict=True)]
+    last = at(STEPS[-1] + 1, 5, 1, loss=levels[-1], critical=scale * 0.0617987)
+    return six(given(*found, last))
+
+
+def test_phase_transitions_by_kind_with_intervals_over_the_runs_that_make_them():
+    times = [50, 70, 90, 110, 150, 190, 240]
+    runs = {f"seed {at}": falling([(at, 0.0972), (1500, 0.0618)]) for at in times}
+    runs |= {"straight": falling([(100, 0.0618)]), "never": falling([]), "elsewhere": falling([(100, 0.08)])}
+    found = transitions.jumps(runs)
+    assert len(found) == 2 * 7 + 2
+    first = found[(found.number == 1) & (found.to == "4-gon+")]
+    assert first.time.tolist() == pytest.approx(times, rel=0.1)
+    assert first[["before", "after"]].drop_duplicates().values.tolist() == [pytest.approx([0.21, 0.0972])]
+    sheet = transitions.table(found, runs)
+    kinds = {row[0]: row[1:] for row in sheet.rows}
+    assert list(kinds) == ["start → 4-gon+", "4-gon+ → 5-gon+", "start → 5-gon+", "start → other"]
+    assert kinds["start → 5-gon+"][:2] == ["1", "0.10"]
+    assert kinds["start → 5-gon+"][3] == "n/a"  # one time has no interval
+    assert kinds["start → other"][-1] == "0.0800"
+    runs_of, share, median, interval, *losses = kinds["start → 4-gon+"]
+    assert (runs_of, share, losses) == ("7", "0.70", ["0.2100", "0.0972"])
+    low, high = map(int, interval.split("–"))  # of seven times the smallest and the largest, as 2 / 2^7 < 5 %
+    assert (low, int(median), high) == pytest.approx((50, 110, 240), rel=0.1)
+    assert "1 of 10 runs make none" in sheet.notes[1]
+    assert len(sheet.data) == len(found)
+
+
+@pytest.mark.parametrize("scale", [3, 1 / 6])
+def test_phase_transitions_have_names_whatever_the_scale_of_the_loss(scale):
+    found = transitions.jumps({"a": falling([(200, 0.0618)], scale=scale)})
+    assert found[["from", "to"]].values.tolist() == [["start", "5-gon+"]]
+
+
+def test_phase_transitions_of_measured_losses_go_from_plateau_to_plateau():
+    run = falling([(100, 0.1), (1500, 0.05)], exact=False)
+    run.rows.append(asked("anytime", 10**4, {"loss": math.nan}))  # it has diverged
+    found = transitions.jumps({"a": run})
+    assert found[["from", "to"]].values.tolist() == [["plateau 1", "plateau 2"], ["plateau 2", "plateau 3"]]
+    assert "critical point" not in transitions.table(found, {"a": run}).notes[0]
+    few = given(*(asked("anytime", step, {"loss": 0.2 if step < 100 else 0.1}) for step in STEPS[::4]))
+    assert transitions.jumps({"a": few}).empty
+    assert transitions.table(transitions.jumps({"a": few}), {"a": few}) is None
+
+
+def test_the_page_has_phase_transitions_where_there_are_some():
+    runs = {"a": falling([(200, 0.1)], exact=False)}
+    runs["a"].config["net"] = {"model": "rnn"}
+    runs["a"].checkpoints[9] = SimpleNamespace(weights=lambda: {"trunk.input": torch.zeros(2, 6)})
+    shown = [part.title for part in sections(runs, "a") if part.tables or part.pictures or part.sliders]
+    assert shown == ["Phase transitions"]
 
 
 # Learning coefficients, the Hessian, grokking
 
 
 def test_the_table_of_learning_coefficients_has_the_diagnostics_beside_every_estimate():
-    late = {**ESTIMATE, "between chains": 1.3}
+    late = {**ESTIMATE, "between chains": 1.3, "fall": 9.0}
     del late["by dimension"]
     name = "learning_coefficient"
     runs = {"a": given(asked(name, 1, {"estimate": 1.0}), asked(name, 4000, ESTIMATE, 0.11)),
@@ -146,12 +209,13 @@ def test_the_table_of_learning_coefficients_has_the_diagnostics_beside_every_est
     columns = {name: [row[place] for row in text] for place, name in enumerate(sheet.header)}
     assert columns == {
         "run": ["a", "b"], "step": ["4,000"] * 2, "estimate": ["8.40 ± 0.11", "8.40"], "by dimension": ["8.50", "n/a"],
-        "loss": ["0.0618"] * 2, "R-hat": ["1.020", "1.300"], "effective samples": ["1,234"] * 2,
+        "loss": ["0.0618"] * 2, "fall": ["3.2", "9.0"], "R-hat": ["1.020", "1.300"], "effective samples": ["1,234"] * 2,
         "chains that left": ["1"] * 2, "step halved": ["8.30"] * 2, "step doubled": ["8.60"] * 2,
         "localisation halved": ["8.70"] * 2, "localisation doubled": ["8.10"] * 2,
     }  # fmt: skip
-    place = sheet.header.index("R-hat")
-    assert [row[place].bold for row in sheet.rows] == [False, True]
+    for name in ("R-hat", "fall"):
+        place = sheet.header.index(name)
+        assert [row[place].bold for row in sheet.rows] == [False, True]
     assert complexity_figures.coefficients_table({"a": given()}) is None
     trace = complexity_figures.traces(runs).data
     assert trace[trace.run == "b"].value.tolist() == [part / 2 for part in range(1, 17)]
@@ -164,6 +228,21 @@ def test_critical_points_are_marked_where_a_run_near_them_knows_their_dimensions
     assert found.values.tolist() == [["5-gon+", 0.0618, 8.5]]
     picture = complexity_figures.against_loss({"a": near, "b": far})
     assert picture.data.estimate.tolist() == [8.4, 8.4]
+    assert picture.data.loss.tolist() == [0.0619, 0.0618]  # the exact ones, not those on examples
+
+
+def test_estimates_of_networks_at_no_minimum_are_hollow():
+    rows = [asked("learning_coefficient", step, {**ESTIMATE, "loss": 1 / step, "fall": fall})
+            for step, fall in ((5, 700.0), (10, 9.0), (20, 0.5))]  # fmt: skip
+    picture = complexity_figures.against_loss({"a": given(*rows)})
+    axes = picture.drawn.axes[0]
+    (filled,) = (cloud for cloud in axes.collections if isinstance(cloud, PathCollection))
+    assert filled.get_offsets().tolist() == [pytest.approx([0.05, 8.4])]
+    (hollow,) = (line for line in axes.lines if line.get_fillstyle() == "none")
+    assert hollow.get_xdata().tolist() == [0.2, 0.1]
+    assert "Hollow" in picture.caption
+    assert "Hollow" not in complexity_figures.against_loss({"a": given(rows[-1])}).caption
+    complexity_figures.against_loss({"a": given(*rows[:2])})  # with none that is filled
 
 
 def test_the_spectrum_and_the_frequencies_are_those_of_the_rows():
