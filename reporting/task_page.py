@@ -1,9 +1,9 @@
 """The report of runs of train_task.py: one network, or several seeds, on one task."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -12,6 +12,7 @@ from net import count_parameters
 from net.config import network_title
 from records.run import Run
 from records.summary import direction, figure
+from records.task_summary import listed
 from reporting import mechanism_figures, superposition_page
 from reporting import task_analysis as analysis
 from reporting import task_figures as figures
@@ -62,9 +63,18 @@ def of_task_runs(runs: Sequence[Run], command: str) -> Page:
     return Page(
         title=f"{network_title(run.config['net'])} on {', '.join(run.task_names)}", lead=_in_words(named, name),
         sections=sections, command=command, warnings=_warnings(runs),
-        configuration=configuration(list(named.values())), tiles=_tiles(run, named, name),
+        configuration=configuration(_unlike(named.values())), tiles=_tiles(run, named, name),
         palette=list(palette.items()),
     )  # fmt: skip
+
+
+def _unlike(runs: Iterable[Run]) -> list[Run]:
+    """One run of each configuration, whatever its seed."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        own = {key: value for key, value in run.config.items() if key not in ("seed", "data_sha256")}
+        first.setdefault(repr(own), run)
+    return list(first.values())
 
 
 def results(runs: Mapping[str, Run], chosen: str | None) -> Sheet:
@@ -73,8 +83,8 @@ def results(runs: Mapping[str, Run], chosen: str | None) -> Sheet:
     data = data.dropna(axis=1, how="all")
     data.insert(0, "run", list(runs))
     rows = [
-        [Cell(_text(value), bold=line[0] == chosen and len(runs) > 1) for value in line]
-        for line in data.itertuples(index=False)
+        [Cell(_text(value), bold=line["run"] == chosen and len(runs) > 1) for value in line.values()]
+        for line in listed(data.to_dict("records"), lambda line: _goodness(first, line))
     ]
     foot, notes = list[str](), []
     if len(runs) > 2:
@@ -95,6 +105,8 @@ def results(runs: Mapping[str, Run], chosen: str | None) -> Sheet:
         )
         if data["test there"].isna().any():
             notes.append("n/a: the weights of that moment were not kept (--checkpoints).")
+    if len(rows) < len(runs):
+        notes.append(f"The best {len(rows)} of {len(runs)} runs, and the median of all; the CSV file has all.")
     title = f"{'Accuracy' if first.shows_accuracy else first.metric}, {direction(first.config)}"
     return Sheet("results", title, list(data), rows, data, foot, notes)
 
@@ -181,7 +193,7 @@ def _in_words(runs: Mapping[str, Run], name: str) -> list[str]:
     shown = {key: value for key, value in net.items() if key not in ("model", "path") and value is not None}
     settings = ", ".join(in_words(shown))
     length = next(count(recipe[key], key[:-1]) for key in ("examples", "steps", "epochs") if recipe.get(key))
-    seeds = ", ".join(str(run.config["seed"]) for run in runs.values())
+    seeds = _ranges(sorted({run.config["seed"] for run in runs.values()}))
     whose = f"seed {seeds}" if len(runs) == 1 else f"the runs have the seeds {seeds}"
     stream = "" if config["stream"] in runs[name].task_names else f" of {config['stream']}"
     network = f"{'Each' if len(runs) > 1 else 'One'} network ({net['model']}{f': {settings}' if settings else ''})"
@@ -199,6 +211,19 @@ def _in_words(runs: Mapping[str, Run], name: str) -> list[str]:
         f"{str(config['commit'])[:12]}{' with uncommitted changes' if config['uncommitted_changes'] else ''}."
     )
     return [learned, where]
+
+
+def _goodness(run: Run, line: Mapping[Any, Any]) -> float:
+    """The better a line of the results is the larger, by its development score or, without one, its test score."""
+    value = line.get("development", line.get("test"))
+    return -math.inf if value is None or value != value else (1 if run.config["higher_is_better"] else -1) * value
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Increasing numbers, three or more that follow each other as the first and the last."""
+    starts = [place for place, number in enumerate(numbers) if place == 0 or number != numbers[place - 1] + 1]
+    parts = [numbers[a:b] for a, b in zip(starts, [*starts[1:], len(numbers)], strict=True)]
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)
 
 
 def _data(run: Run) -> str:

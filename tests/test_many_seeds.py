@@ -1,14 +1,19 @@
 """Autoencoders of several seeds that train as one computation, and the examples that they draw."""
 
+import itertools
 import math
+import statistics
 
 import pytest
 import torch
 
+import train_task
 from datasets import build_stream
 from datasets.synthetic.superposition import FreshFeatures, Law
 from net import build_net, settings_class
 from records.invocation import configure
+from records.run import Run
+from reporting.task_page import of_task_runs
 from tests.toys import CPU
 from training.loop import Training
 from training.recipe import Recipe
@@ -66,3 +71,25 @@ def test_what_is_written_side_by_side_comes_back_in_order_and_errors_are_raised(
 
     with pytest.raises(OSError, match="0"):
         side_by_side(failing, range(3))
+
+
+def test_of_many_seeds_the_best_are_listed_and_all_are_summed_up(tmp_path, capsys):
+    arguments = [
+        "--data_config", "config/dataset/superposition.yaml", "--hp_config", "config/hyperparam/autoencoder.yaml",
+        "--steps", "30", "--seeds", "30", "--checkpoints", "none", "--run_dir", str(tmp_path / "runs"),
+        "--set", "data.dev_examples=50", "--set", "data.test_examples=50",
+    ]  # fmt: skip
+    assert train_task.main(arguments) == 0
+    runs = [Run.load(tmp_path / "runs" / f"seed{seed}") for seed in range(30)]
+    development = {run.config["seed"]: run.summary["dev"] for run in runs}
+    best = sorted(sorted(development, key=development.__getitem__)[:24])
+    printed = capsys.readouterr().out.split("± error")[1].splitlines()[1:]
+    assert [int(line.split()[0]) for line in itertools.takewhile(bool, printed)] == best
+    tests = sorted(run.summary["avg_loss_final"] for run in runs)
+    assert f"{tests[0]:.4f} to {tests[-1]:.4f}, median {statistics.median(tests):.4f}" in "\n".join(printed)
+    page = of_task_runs(runs, "report.py")
+    (table, *_) = page.sections[0].tables
+    assert [row[0].text for row in table.rows] == [f"seed {seed}" for seed in best]
+    assert len(table.data) == 30
+    assert len(page.configuration) == 1
+    assert "seeds 0 to 29" in page.lead[0]
