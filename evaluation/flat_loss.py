@@ -29,6 +29,10 @@ class FlatLoss:
         inputs = torch.cat([part for part, _ in batches])
         self._inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
         self._targets, self._ids, self.examples = examples.targets, data.task_ids, len(examples)
+        if getattr(subject.net.trunk, "examples_last", False):
+            self._inputs, self._targets = (
+                values.movedim(0, -1).contiguous().movedim(-1, 0) for values in (self._inputs, self._targets)
+            )
         self._objective, self._width = subject.spec.objective, subject.net.head_sizes[subject.task.id]
         named = {name: value.detach() for name, value in self._net.named_parameters() if value.requires_grad}
         self._shapes = {name: value.shape for name, value in named.items()}

@@ -98,7 +98,10 @@ class TaskGroup:
         for number, when in self.training.diverged.items():
             told = f"the training loss is not finite after {when:,} steps; try a smaller lr"
             self.runs[number].failure = self.runs[number].failure or told
-        found = [self._measured(run, step) for run in self.runs]
+        found = list[Sequence[Measurement]]()
+        for run in self.runs:
+            found.append(self._measured(run, step))
+            self.monitor.asked(len(found), len(self.runs))
         side_by_side(lambda pair: self._write(*pair, step), zip(self.runs, found, strict=True))
         if any(found):
             self.monitor.measured(found, len(self._in_order) - bisect_right(self._in_order, step))

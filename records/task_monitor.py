@@ -12,6 +12,7 @@ from tqdm import tqdm
 from datasets.task import DEV, HELD_OUT, TEST, Table
 from evaluation.measurements import ANYTIME, Measurement
 from evaluation.watching import Watching
+from records.task_summary import in_ranges
 from records.tensorboard import TensorBoard, board_values, scalars_of
 from training.loop import Clock, Training
 from training.monitor import Monitor
@@ -25,6 +26,7 @@ _SPLITS = {
     TEST: "test examples, as none were held out: they cannot choose a checkpoint or a seed",
 }
 _ALL, _SPARSE = 100, 1.02  # epochs that all have events; then the ratio of one to the next that has
+_SILENCE = 10.0  # seconds without a line while networks are evaluated
 _ENOUGH = 2.0  # seconds of gradient steps from which the remaining time is told
 
 
@@ -39,10 +41,11 @@ def task_header(
     watched = f"{len(task.splits[split]):,} {_SPLITS[split]}"
     total, now = training.clock_after(0 if evaluate_only else training.length), training.clock
     together = [
-        (name, f"{', '.join(values)}, trained together")
-        for name, found in (("seeds", seeds), ("rates", rates))
-        if len(values := list(dict.fromkeys(map(str, found)))) > 1
-    ]
+        (name, f"{shown}, trained together")
+        for name, found, shown in (
+            ("seeds", seeds, in_ranges(sorted(set(seeds)))), ("rates", rates, ", ".join(map(str, dict.fromkeys(rates)))),
+        ) if len(set(found)) > 1
+    ]  # fmt: skip
     precision = "bf16" if compute.bf16 else "fp32"
     return [
         ("task", f"{task.name}: {shape} inputs, {task.num_outputs} outputs, {source}"),
@@ -79,6 +82,7 @@ class TaskConsole:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: tqdm[object] = tqdm(disable=True)  # it is not shown
+        self._told = time.perf_counter()  # when the last line was printed
 
     def begins(self, header: Sequence[tuple[str, str]]) -> None:
         """Print what is trained, names and values."""
@@ -115,6 +119,13 @@ class TaskConsole:
         told = "" if left is None else f", {left:,.0f} s left"
         self._say(f"{clock.steps:>12,} steps  {clock.examples:>15,} examples  {shown}  {seconds:,.0f} s{told}")
 
+    def asked(self, networks: int, of: int) -> None:
+        """A line every ten seconds in which evaluations go on, so that nobody waits without a word."""
+        now = time.perf_counter()
+        if networks < of and now - self._told > _SILENCE:
+            self._say(f"{networks:,} of {of:,} networks are asked")
+            self._told = now
+
     def _left(self, seconds: float, more: int) -> float | None:
         """The seconds until the end, of which the steps and the evaluations take shares of their own.
 
@@ -138,6 +149,7 @@ class TaskConsole:
         if not self._quiet:
             self._bar.clear()
             print(line, flush=True)
+        self._told = time.perf_counter()
 
 
 class TaskMonitor(Monitor):
@@ -160,6 +172,10 @@ class TaskMonitor(Monitor):
         self._written = epoch
         for board, value in zip(self._boards, self._training.losses, strict=True):
             board.trained(self._training.clock, value, lr)
+
+    def asked(self, networks: int, of: int) -> None:
+        """So many networks of a group have been evaluated at one time."""
+        self.console.asked(networks, of)
 
     def measured(self, by_run: Sequence[Sequence[Measurement]], more: int) -> None:
         """What was measured of each network at one time, nothing of one that has failed; `more` times are to come."""

@@ -58,3 +58,10 @@ def best_run(runs: Sequence[Finished]) -> Finished:
 def by_development(summary: Mapping[str, Any]) -> tuple[float, int]:
     """The better a run is on the development examples the larger; of equals the one with the smallest seed."""
     return (1 if summary["higher_is_better"] else -1) * summary["dev"], -summary["seed"]
+
+
+def in_ranges(numbers: Sequence[int]) -> str:
+    """Increasing numbers as text, of three or more that follow each other the first and the last: 0 to 4, 7, 8."""
+    starts = [place for place, number in enumerate(numbers) if place == 0 or number != numbers[place - 1] + 1]
+    parts = [numbers[a:b] for a, b in zip(starts, [*starts[1:], len(numbers)], strict=True)]
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)

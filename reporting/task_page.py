@@ -12,7 +12,7 @@ from net import count_parameters
 from net.config import network_title
 from records.run import Run
 from records.summary import direction, figure
-from records.task_summary import listed
+from records.task_summary import in_ranges, listed
 from reporting import mechanism_figures, superposition_page
 from reporting import task_analysis as analysis
 from reporting import task_figures as figures
@@ -193,7 +193,7 @@ def _in_words(runs: Mapping[str, Run], name: str) -> list[str]:
     shown = {key: value for key, value in net.items() if key not in ("model", "path") and value is not None}
     settings = ", ".join(in_words(shown))
     length = next(count(recipe[key], key[:-1]) for key in ("examples", "steps", "epochs") if recipe.get(key))
-    seeds = _ranges(sorted({run.config["seed"] for run in runs.values()}))
+    seeds = in_ranges(sorted({run.config["seed"] for run in runs.values()}))
     whose = f"seed {seeds}" if len(runs) == 1 else f"the runs have the seeds {seeds}"
     stream = "" if config["stream"] in runs[name].task_names else f" of {config['stream']}"
     network = f"{'Each' if len(runs) > 1 else 'One'} network ({net['model']}{f': {settings}' if settings else ''})"
@@ -217,13 +217,6 @@ def _goodness(run: Run, line: Mapping[Any, Any]) -> float:
     """The better a line of the results is the larger, by its development score or, without one, its test score."""
     value = line.get("development", line.get("test"))
     return -math.inf if value is None or value != value else (1 if run.config["higher_is_better"] else -1) * value
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Increasing numbers, three or more that follow each other as the first and the last."""
-    starts = [place for place, number in enumerate(numbers) if place == 0 or number != numbers[place - 1] + 1]
-    parts = [numbers[a:b] for a, b in zip(starts, [*starts[1:], len(numbers)], strict=True)]
-    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)
 
 
 def _data(run: Run) -> str:
