@@ -93,7 +93,7 @@ def results(runs: Mapping[str, Run], chosen: str | None) -> Sheet:
             "Best checkpoint: examples seen when the development score was best, and the test score of the network of "
             "that moment. Nothing was chosen on test examples."
         )
-        if data["test there"].isna().any():
+        if "test there" in data and data["test there"].isna().any():
             notes.append("n/a: the weights of that moment were not kept (--checkpoints).")
     title = f"{'Accuracy' if first.shows_accuracy else first.metric}, {direction(first.config)}"
     return Sheet("results", title, list(data), rows, data, foot, notes)

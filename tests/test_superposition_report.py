@@ -176,6 +176,15 @@ def test_phase_transitions_have_names_whatever_the_scale_of_the_loss(scale):
     assert found[["from", "to"]].values.tolist() == [["start", "5-gon+"]]
 
 
+def test_of_critical_points_of_one_loss_phase_transitions_name_that_which_the_run_has_met():
+    # Without biases 4 and 6 vectors have the same loss.
+    for k in (4, 6):
+        before = [at(step, 3, loss=1 / 12, critical=1 / 12) for step in STEPS if step < 200]
+        after = [at(step, k, loss=1 / 18, critical=1 / 18) for step in STEPS if step >= 200]
+        run = six(given(*before, *after, bias=False))
+        assert transitions.jumps({"a": run}).to.tolist() == [f"{k}-gon"]
+
+
 def test_phase_transitions_of_measured_losses_go_from_plateau_to_plateau():
     run = falling([(100, 0.1), (1500, 0.05)], exact=False)
     run.rows.append(asked("anytime", 10**4, {"loss": math.nan}))  # it has diverged
