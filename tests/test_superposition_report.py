@@ -196,6 +196,16 @@ def test_phase_transitions_of_measured_losses_go_from_plateau_to_plateau():
     assert transitions.table(transitions.jumps({"a": few}), {"a": few}) is None
 
 
+def test_the_marks_of_phase_transitions_lie_on_the_staircase():
+    run = falling([(200, 0.0618)], first=0.3)
+    axes = superposition_figures.staircase({"a": run}, transitions.jumps({"a": run})).drawn.axes[0]
+    (marks,) = (line for line in axes.lines if line.get_marker() == "|")
+    (at,), (level,) = marks.get_data()
+    near = [math.log(0.3), math.log(0.0618)]
+    assert math.log(level) == pytest.approx(sum(near) / 2)  # the time is that at which log loss is halfway
+    assert at == pytest.approx(200, rel=0.1)
+
+
 def test_the_page_has_phase_transitions_where_there_are_some():
     runs = {"a": falling([(200, 0.1)], exact=False)}
     runs["a"].config["net"] = {"model": "rnn"}
@@ -393,6 +403,8 @@ def test_the_staircase_has_the_exact_losses(trained):
 
 def test_the_page_has_all_figures_and_tables(trained):
     page = html.unescape((trained[0] / "report.html").read_text())
+    assert ">uninformed</text>" in (trained[0] / "figures/loss_curves.svg").read_text()
+    assert "Dashed: the loss of a prediction" in page
     chosen = re.search(r"Features in the plane over training: (seed \d)", page)[1]
     titles = ["The loss staircase", "Critical points over training", "Where the runs end", "Trace of the chains",
               "Features in the plane, step by step", "Learning coefficient against loss",
