@@ -65,7 +65,10 @@ def table(found: pd.DataFrame, runs: Mapping[str, Run]) -> Sheet | None:
         rows.append([f"{begin} → {end}", f"{len(own)}", f"{len(own) / len(runs):.2f}", f"{at.median:,.0f}", around,
                      f"{own.before.median():.4f}", f"{own.after.median():.4f}"])  # fmt: skip
     header = ["transition", "runs", "share", "median step", "95 % interval", "loss before", "loss after"]
-    return Sheet("transitions", "Drops of the loss between plateaus", header, rows, found, notes=_notes(found, runs))
+    notes = _notes(found, runs)
+    if len(kinds) > _LISTED:
+        notes.append(f"The {_LISTED} most frequent of {len(kinds)} kinds.")
+    return Sheet("transitions", "Drops of the loss between plateaus", header, rows, found, notes=notes)
 
 
 def _notes(found: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:

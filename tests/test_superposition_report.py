@@ -170,6 +170,15 @@ def test_phase_transitions_by_kind_with_intervals_over_the_runs_that_make_them()
     assert len(sheet.data) == len(found)
 
 
+def test_a_run_that_makes_a_kind_of_phase_transition_again_counts_once():
+    run = falling([(50, 0.08), (200, 0.04), (1500, 0.02)])
+    found = transitions.jumps({"a": run})
+    assert found[["from", "to"]].values.tolist() == [["start", "other"], ["other", "other"], ["other", "other"]]
+    again = {row[0]: row[1:] for row in transitions.table(found, {"a": run}).rows}["other → other"]
+    assert again[:2] == ["1", "1.00"]
+    assert int(again[2]) == pytest.approx(200, rel=0.1)
+
+
 @pytest.mark.parametrize("scale", [3, 1 / 6])
 def test_phase_transitions_have_names_whatever_the_scale_of_the_loss(scale):
     found = transitions.jumps({"a": falling([(200, 0.0618)], scale=scale)})
