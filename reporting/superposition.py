@@ -108,6 +108,13 @@ def critical_points(runs: Mapping[str, Run]) -> tuple[Sequence[Polygon], float]:
     return (known, float(scales.iloc[0])) if len(scales) else ((), 1.0)
 
 
+def in_words(runs: Mapping[str, Run]) -> str:
+    """What the names of critical points mean."""
+    if next(iter(runs.values())).config["net"]["bias"]:
+        return "k features at equal angles, the others dead, with biases above (+) or below (-) 0"
+    return "k directions at equal angles, of which each is that of one feature or shared by several"
+
+
 def count_features(run: Run) -> int:
     """The number of features; 0 if the network is no autoencoder."""
     kept = run.checkpoints.values() if run.config["net"]["model"] == "autoencoder" else ()

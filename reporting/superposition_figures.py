@@ -141,9 +141,8 @@ def staircase(runs: Mapping[str, Run], jumps: pd.DataFrame | None = None) -> Dra
         label_ends(axes, data.step.max(), list(inside.values()), list(inside), [MUTED] * len(inside))
     caption = (
         f"The expected loss, computed exactly from the weights, of {_number_of(runs)} over steps on a logarithmic "
-        "scale. Dashed: the losses of the critical points, where the gradient is 0; at a k-gon k features stand at "
-        "equal angles and the others are dead, with biases above (+) or below (-) 0. A level stretch is a stay near a "
-        "critical point"
+        "scale. Dashed: the losses of the critical points, where the gradient is 0; k-gon: "
+        f"{superposition.in_words(runs)}. A level stretch is a stay near a critical point"
     )
     caption += "; the colour of a line tells where it ends, as in the figure of shares." if len(last) else "."
     caption += " Upright strokes: phase transitions." if jumps is not None and len(jumps) else ""

@@ -47,16 +47,15 @@ def points_table(runs: Mapping[str, Run]) -> Sheet | None:
     header = ["point", "runs", "share", "95 % interval", "loss", *(["learning coefficient"] if asked else [])]
     rows = []
     for line in data.to_dict("records"):
-        low, high = line["lowest loss"], line["highest loss"]
+        low, high = (f"{line[f'{end} loss']:.5f}" for end in ("lowest", "highest"))
         row = [str(line["point"]), f"{line['runs']}", f"{line['share']:.2f}", f"{line['low']:.2f}–{line['high']:.2f}"]
-        row.append(f"{low:.5f}" if low == high else f"{low:.5f}–{high:.5f}")
+        row.append(low if low == high else f"{low}–{high}")
         error, mean = line["error"], line["learning coefficient"]
         text = "n/a" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
         rows.append([*row, text] if asked else row)
     note = (
-        "The k-gon whose geometry the network has at its last evaluation: k features at equal angles, the others dead, "
-        "with biases above (+) or below (-) 0; none: no k-gon. Interval: of the share (Wilson). Loss: the lowest and "
-        "the highest, exactly from the weights."
+        f"The k-gon whose geometry the network has at its last evaluation: {superposition.in_words(runs)}; none: no "
+        "k-gon. Interval: of the share (Wilson). Loss: the lowest and the highest, exactly from the weights."
     )
     note += " Learning coefficient: the mean of the estimates ± its standard error over runs." if asked else ""
     return Sheet("critical_points", "Where the runs end", header, rows, data, notes=[note])

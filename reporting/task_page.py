@@ -103,7 +103,7 @@ def results(runs: Mapping[str, Run], chosen: str | None) -> Sheet:
             "Best checkpoint: examples seen when the development score was best, and the test score of the network of "
             "that moment. Nothing was chosen on test examples."
         )
-        if data["test there"].isna().any():
+        if "test there" in data and data["test there"].isna().any():
             notes.append("n/a: the weights of that moment were not kept (--checkpoints).")
     if len(rows) < len(runs):
         notes.append(f"The best {len(rows)} of {len(runs)} runs, and the median of all; the CSV file has all.")

@@ -1,11 +1,12 @@
 """The phase transitions of runs of train_task.py: each drop of the loss between plateaus, and its kinds over runs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from evaluation.landscape import Polygon
 from evaluation.transitions import interval, names, transitions
 from records.run import Run
 from reporting import superposition
@@ -22,18 +23,28 @@ def jumps(runs: Mapping[str, Run]) -> pd.DataFrame:
     Plateaus are named after critical points where these are known, else numbered. Runs that were evaluated less than 20
     times have none.
     """
-    known, scale = superposition.critical_points(runs)
+    (known, scale), met = superposition.critical_points(runs), superposition.points(runs)
     lines = []
     for name, line in superposition.losses(runs).groupby("run", sort=False):
         line = line[np.isfinite(line.loss)]
         found = transitions(line.step.tolist(), line.loss.tolist()) if len(line) >= _LEAST else []
+        own = _distinct(known, {*met[met.run == name].point})
         for number, jump in enumerate(found, 1):
-            ends = names(jump, known, scale) if known else (f"plateau {number}", f"plateau {number + 1}")
+            ends = names(jump, own, scale) if own else (f"plateau {number}", f"plateau {number + 1}")
             places = (jump.time, jump.start, jump.end, jump.before, jump.after)
             lines.append((name, number, *(end or OTHER for end in ends), *places))
     return pd.DataFrame(
         lines, columns=["run", "number", "from", "to", "time", "start", "end", "before", "after"]
     )  # fmt: skip
+
+
+def _distinct(known: Sequence[Polygon], met: Container[str]) -> list[Polygon]:
+    """The critical points without those that a run has not met and whose loss is that of one that it has."""
+    losses = [point.loss for point in known if point.name in met]
+    return [
+        point for point in known
+        if point.name in met or not any(math.isclose(point.loss, loss, rel_tol=1e-6) for loss in losses)
+    ]  # fmt: skip
 
 
 def table(found: pd.DataFrame, runs: Mapping[str, Run]) -> Sheet | None:
@@ -54,7 +65,10 @@ def table(found: pd.DataFrame, runs: Mapping[str, Run]) -> Sheet | None:
         rows.append([f"{begin} → {end}", f"{len(own)}", f"{len(own) / len(runs):.2f}", f"{at.median:,.0f}", around,
                      f"{own.before.median():.4f}", f"{own.after.median():.4f}"])  # fmt: skip
     header = ["transition", "runs", "share", "median step", "95 % interval", "loss before", "loss after"]
-    return Sheet("transitions", "Drops of the loss between plateaus", header, rows, found, notes=_notes(found, runs))
+    notes = _notes(found, runs)
+    if len(kinds) > _LISTED:
+        notes.append(f"The {_LISTED} most frequent of {len(kinds)} kinds.")
+    return Sheet("transitions", "Drops of the loss between plateaus", header, rows, found, notes=notes)
 
 
 def _notes(found: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:

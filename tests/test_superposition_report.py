@@ -170,10 +170,28 @@ def test_phase_transitions_by_kind_with_intervals_over_the_runs_that_make_them()
     assert len(sheet.data) == len(found)
 
 
+def test_a_run_that_makes_a_kind_of_phase_transition_again_counts_once():
+    run = falling([(50, 0.08), (200, 0.04), (1500, 0.02)])
+    found = transitions.jumps({"a": run})
+    assert found[["from", "to"]].values.tolist() == [["start", "other"], ["other", "other"], ["other", "other"]]
+    again = {row[0]: row[1:] for row in transitions.table(found, {"a": run}).rows}["other → other"]
+    assert again[:2] == ["1", "1.00"]
+    assert int(again[2]) == pytest.approx(200, rel=0.1)
+
+
 @pytest.mark.parametrize("scale", [3, 1 / 6])
 def test_phase_transitions_have_names_whatever_the_scale_of_the_loss(scale):
     found = transitions.jumps({"a": falling([(200, 0.0618)], scale=scale)})
     assert found[["from", "to"]].values.tolist() == [["start", "5-gon+"]]
+
+
+def test_of_critical_points_of_one_loss_phase_transitions_name_that_which_the_run_has_met():
+    # Without biases 4 and 6 vectors have the same loss.
+    for k in (4, 6):
+        before = [at(step, 3, loss=1 / 12, critical=1 / 12) for step in STEPS if step < 200]
+        after = [at(step, k, loss=1 / 18, critical=1 / 18) for step in STEPS if step >= 200]
+        run = six(given(*before, *after, bias=False))
+        assert transitions.jumps({"a": run}).to.tolist() == [f"{k}-gon"]
 
 
 def test_phase_transitions_of_measured_losses_go_from_plateau_to_plateau():
@@ -185,6 +203,16 @@ def test_phase_transitions_of_measured_losses_go_from_plateau_to_plateau():
     few = given(*(asked("anytime", step, {"loss": 0.2 if step < 100 else 0.1}) for step in STEPS[::4]))
     assert transitions.jumps({"a": few}).empty
     assert transitions.table(transitions.jumps({"a": few}), {"a": few}) is None
+
+
+def test_the_marks_of_phase_transitions_lie_on_the_staircase():
+    run = falling([(200, 0.0618)], first=0.3)
+    axes = superposition_figures.staircase({"a": run}, transitions.jumps({"a": run})).drawn.axes[0]
+    (marks,) = (line for line in axes.lines if line.get_marker() == "|")
+    (at,), (level,) = marks.get_data()
+    near = [math.log(0.3), math.log(0.0618)]
+    assert math.log(level) == pytest.approx(sum(near) / 2)  # the time is that at which log loss is halfway
+    assert at == pytest.approx(200, rel=0.1)
 
 
 def test_the_page_has_phase_transitions_where_there_are_some():
@@ -384,6 +412,8 @@ def test_the_staircase_has_the_exact_losses(trained):
 
 def test_the_page_has_all_figures_and_tables(trained):
     page = html.unescape((trained[0] / "report.html").read_text())
+    assert ">uninformed</text>" in (trained[0] / "figures/loss_curves.svg").read_text()
+    assert "Dashed: the loss of a prediction" in page
     chosen = re.search(r"Features in the plane over training: (seed \d)", page)[1]
     titles = ["The loss staircase", "Critical points over training", "Where the runs end", "Trace of the chains",
               "Features in the plane, step by step", "Learning coefficient against loss",
