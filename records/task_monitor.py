@@ -40,11 +40,10 @@ def task_header(
     shape, split = " x ".join(map(str, spec.input_shape)), watching.split
     watched = f"{len(task.splits[split]):,} {_SPLITS[split]}"
     total, now = training.clock_after(0 if evaluate_only else training.length), training.clock
+    several = {"seeds": in_ranges(sorted(set(seeds))), "rates": ", ".join(dict.fromkeys(map(str, rates)))}
     together = [
-        (name, f"{shown}, trained together")
-        for name, found, shown in (
-            ("seeds", seeds, in_ranges(sorted(set(seeds)))), ("rates", rates, ", ".join(map(str, dict.fromkeys(rates)))),
-        ) if len(set(found)) > 1
+        (name, f"{several[name]}, trained together")
+        for name, found in (("seeds", seeds), ("rates", rates)) if len(set(found)) > 1
     ]  # fmt: skip
     precision = "bf16" if compute.bf16 else "fp32"
     return [

@@ -319,7 +319,7 @@ def test_the_terminal_says_in_words_what_is_trained(capsys):
     assert train_task.main([*options, "--seeds", "3", "--run_dir", "runs/three"]) == 0
     shown = capsys.readouterr().out
     for words in ("2nd_argmax: 3 inputs, 3 outputs, fresh examples", "96 development examples", "rnn, 21 parameters",
-                  "16 steps, 512 examples", "0, 1, 2, trained together", "runs/three\n", "best seed"):  # fmt: skip
+                  "16 steps, 512 examples", "0 to 2, trained together", "runs/three\n", "best seed"):  # fmt: skip
         assert words in shown
     assert " left" not in shown  # there was too little to tell from
     table = train_task.main([*options, "--run_dir", "runs/quiet", "--quiet"]), capsys.readouterr().out
