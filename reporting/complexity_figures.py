@@ -19,7 +19,6 @@ from studies.tables import Cell, readable
 
 _LISTED = 24  # the most runs in the table of the page
 _NAMED = 7  # the most runs that a legend names
-_TRUSTED = 1.1  # R-hat up to which chains agree
 _NEAR = 1e-3  # distance from the critical loss within which the dimensions of a run are those of the point
 
 
@@ -30,8 +29,8 @@ def against_loss(runs: Mapping[str, Run]) -> DrawnFigure | None:
         return None
     data = _at_exact_losses(runs, data)
     drawn, (axes,) = empty_figure(3.6)
-    away = data.fall > data.estimate
-    near, far = data[~away], data[away]
+    trusted = superposition.trusted(data)
+    near, far = data[trusted], data[~trusted]
     for _, line in near.groupby("run", sort=False):
         axes.plot(line.loss, line.estimate, color=MUTED, linewidth=0.6, alpha=0.6, zorder=1)
     axes.plot(far.loss, far.estimate, "o", color=MUTED, fillstyle="none", markersize=3.5, markeredgewidth=0.6, zorder=1)
@@ -52,14 +51,16 @@ def against_loss(runs: Mapping[str, Run]) -> DrawnFigure | None:
     bar.minorticks_off()
     bar.outline.set_visible(False)  # type: ignore[operator]
     axes.set(xlabel="loss", ylabel="local learning coefficient")
+    if len(near):  # the others may be anywhere, also far below 0
+        axes.set_ylim(0, 1.35 * max(near.estimate.max(), marked.coefficient.max() if len(marked) else 0.0))
     caption = (
         "Complexity against loss: the estimated local learning coefficient of the networks, with its standard error "
         "over chains; colours tell the time, lines join the points of a run. In a Bayesian phase transition the loss "
         "falls and the coefficient rises."
     )
     caption += (
-        " Hollow: the network was at no minimum, so that the estimate is that of the minimum to which gradient descent "
-        "leads from there, and tells nothing of the network."
+        f" Hollow: {len(far)} estimates that tell nothing of the network, as it was at no minimum or the chains "
+        "disagree (R-hat above 1.1); some may lie outside the axis."
         if len(far) else ""
     )  # fmt: skip
     caption += " Crosses: critical points, with half the rank of the Hessian there." if len(marked) else ""
@@ -70,7 +71,7 @@ def known_points(runs: Mapping[str, Run], found: pd.DataFrame) -> pd.DataFrame:
     """Lines point, loss and coefficient: critical points at which the count of dimensions is known from a run there."""
     seen = superposition.points(runs)
     seen = seen[(seen.point != NONE) & seen["critical loss"].notna()]
-    both = found.drop(columns="loss").merge(seen, on=["run", "step"])
+    both = found[superposition.trusted(found)].drop(columns="loss").merge(seen, on=["run", "step"])
     both = both[both["by dimension"].notna() & ((both.loss - both["critical loss"]).abs() < _NEAR)]
     last = both.groupby("point", sort=False).tail(1)
     return pd.DataFrame({"point": last.point, "loss": last["critical loss"], "coefficient": last["by dimension"]})
@@ -134,7 +135,7 @@ def _row(line: Mapping[str, float]) -> list[str | Cell]:
     formats = {"loss": ".4f", "fall": ".1f", "R-hat": ".3f", "effective samples": ",.0f", "chains that left": ".0f"}
     for name in list(line)[4:]:
         text = "n/a" if math.isnan(line[name]) else format(line[name], formats.get(name, ".2f"))
-        limit = {"R-hat": _TRUSTED, "fall": line["estimate"]}.get(name, math.inf)
+        limit = {"R-hat": superposition.AGREE, "fall": line["estimate"]}.get(name, math.inf)
         shown.append(Cell(text, bold=line[name] > limit))
     return shown
 

@@ -129,18 +129,31 @@ def shares(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def final_points(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Where the runs end: point, runs, share with its 95 % interval, range of losses, mean learning coefficient."""
+    """Where the runs end: point, runs, share with its 95 % interval, range of losses, mean learning coefficient.
+
+    The mean is of the estimates that are `trusted`, and "estimates" their number.
+    """
     last = points(runs).groupby("run", sort=False).tail(1)
-    estimates = coefficients(runs).groupby("run").estimate.last()
+    found = coefficients(runs).groupby("run").tail(1)
+    estimates = found[trusted(found)].set_index("run").estimate
     lines = []
     for point, own in last.groupby("point"):
         number, share = len(own), len(own) / len(last)
         low, high = share_interval(share, len(last))
         asked = estimates.reindex(own.run).dropna()
         error = float(asked.sem()) if len(asked) > 1 else math.nan
-        lines.append((point, number, share, low, high, own.loss.min(), own.loss.max(), asked.mean(), error))
-    columns = ["point", "runs", "share", "low", "high", "lowest loss", "highest loss", "learning coefficient", "error"]
+        lines.append((point, number, share, low, high, own.loss.min(), own.loss.max(), asked.mean(), error, len(asked)))
+    columns = ["point", "runs", "share", "low", "high", "lowest loss", "highest loss", "learning coefficient", "error",
+               "estimates"]  # fmt: skip
     return pd.DataFrame(lines, columns=columns).sort_values(["runs", "point"], ascending=[False, True])
+
+
+AGREE = 1.1  # R-hat up to which chains agree
+
+
+def trusted(found: pd.DataFrame) -> "pd.Series[bool]":
+    """Of which lines of `coefficients` the chains agree, and began at the network: it was at a minimum."""
+    return (found.fall <= found.estimate) & ~(found["R-hat"] > AGREE)
 
 
 def coefficients(runs: Mapping[str, Run]) -> pd.DataFrame:

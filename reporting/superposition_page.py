@@ -52,12 +52,17 @@ def points_table(runs: Mapping[str, Run]) -> Sheet | None:
         row.append(low if low == high else f"{low}–{high}")
         error, mean = line["error"], line["learning coefficient"]
         text = "n/a" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
+        text += f" ({line['estimates']})" if 0 < line["estimates"] < line["runs"] else ""
         rows.append([*row, text] if asked else row)
     note = (
         f"The k-gon whose geometry the network has at its last evaluation: {superposition.in_words(runs)}; none: no "
         "k-gon. Interval: of the share (Wilson). Loss: the lowest and the highest, exactly from the weights."
     )
-    note += " Learning coefficient: the mean of the estimates ± its standard error over runs." if asked else ""
+    note += (
+        " Learning coefficient: the mean of the estimates ± its standard error over runs; in parentheses their number "
+        "where those of other runs are not to be trusted (Complexity)."
+        if asked else ""
+    )  # fmt: skip
     return Sheet("critical_points", "Where the runs end", header, rows, data, notes=[note])
 
 

@@ -88,7 +88,7 @@ def test_shares_of_runs_over_steps_where_some_have_ended():
 
 def test_where_runs_end_with_intervals_and_learning_coefficients():
     losses = [0.0618, 0.0620, 0.0619]
-    runs = {f"seed {n}": given(at(9, 5, 1, loss=loss), asked("learning_coefficient", 9, {"estimate": 8 + n}))
+    runs = {f"seed {n}": given(at(9, 5, 1, loss=loss), asked("learning_coefficient", 9, {"estimate": 8 + n, "fall": 1}))
             for n, loss in enumerate(losses)}  # fmt: skip
     runs["seed 3"] = given(at(9, 6, loss=0.0482))
     five, six = points_table(runs).rows
@@ -99,6 +99,8 @@ def test_where_runs_end_with_intervals_and_learning_coefficients():
     )
     assert five == ["5-gon+", "3", "0.75", f"{middle - half:.2f}–{middle + half:.2f}", "0.06180–0.06200",
                     f"9.00 ± {1 / math.sqrt(3):.2f}"]  # fmt: skip
+    runs["seed 2"].rows[-1].scores["fall"] = Scored(20.0, None, 1)  # it was at no minimum
+    assert points_table(runs).rows[0][-1] == "8.50 ± 0.50 (2)"
     assert six[:3] + six[4:] == ["6-gon", "1", "0.25", "0.04820", "n/a"]
     del runs["seed 0"].rows[1]
     assert points_table({"seed 0": runs["seed 0"]}) is None
