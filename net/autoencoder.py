@@ -22,7 +22,7 @@ class Autoencoder(nn.Module):
 
     Column i of W is the vector of feature i. The weights begin as those of nn.Linear, W uniform in plus or minus
     1 / sqrt(f), biases at 0; or, with `start`: k, of two hidden values near the critical point with k vectors of
-    length 1 at equal angles, the others 0 with biases of 1 / (2f). UserError where there is none.
+    length 1 at equal angles, the others 0 and their biases `dead_bias`. UserError where there is none.
 
     Source: Elhage et al., "Toy models of superposition" (2022); `start` as in Chen et al., "Dynamical versus Bayesian
     phase transitions in a toy model of superposition" (2023), section 4.
@@ -51,6 +51,10 @@ class Autoencoder(nn.Module):
         noise: float = setting(
             Range(0, whole=False), "standard deviation of what is added to the vectors of a k-gon", default=0.1
         )
+        dead_bias: float | None = setting(
+            Range(-100, 100, whole=False), "bias of the features that are not of the k-gon (default: 1 / (2f), their "
+            "mean if one feature at a time is there)", default=None,
+        )  # fmt: skip
 
     def __init__(self, shape: tuple[int, ...], settings: Settings) -> None:
         super().__init__()
@@ -65,10 +69,10 @@ class Autoencoder(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(self.width)) if settings.hidden_bias else None
         self.factor = nn.Parameter(torch.tensor([settings.scale])) if settings.trained_scale else None
         if settings.start:
-            self._begin_at(settings.start, settings.noise)
+            self._begin_at(settings.start, settings.noise, settings.dead_bias)
 
     @torch.no_grad()
-    def _begin_at(self, k: int, noise: float) -> None:
+    def _begin_at(self, k: int, noise: float, dead_bias: float | None) -> None:
         if self.width != 2 or self.decoder is not None or k > self.features:
             raise UserError(
                 f"start is {k}: a {k}-gon needs hidden: 2, tied: true and at least {k} features; there are "
@@ -78,7 +82,7 @@ class Autoencoder(nn.Module):
         self.encoder.normal_(0, noise)
         self.encoder[:, :k] += torch.stack([angles.cos(), angles.sin()])
         if self.bias is not None:
-            self.bias[k:] = 1 / (2 * self.features)
+            self.bias[k:] = 1 / (2 * self.features) if dead_bias is None else dead_bias
 
     def forward(self, inputs: Tensor) -> Tensor:
         parameters = {name: parameter.unsqueeze(0) for name, parameter in self.named_parameters()}

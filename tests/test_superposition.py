@@ -32,6 +32,7 @@ from net.stack import Stack, stackable
 from records.invocation import configure
 from records.run import Run
 from tests.toys import CPU
+from utils.errors import UserError
 from utils.seeding import generator, seeded
 from utils.settings import read
 
@@ -305,3 +306,22 @@ def test_a_network_at_a_polygon_is_recognised(tmp_path):
 def test_importances():
     assert importances(Law(features=3, decay=0.5)).tolist() == [1, 0.5, 0.25]
     assert importances(Law(features=4, averaged=True)).tolist() == [0.25] * 4
+
+
+def test_an_autoencoder_may_begin_near_a_polygon():
+    def begun(**settings):
+        kind = settings_class("autoencoder")
+        return build_net("autoencoder", (6,), kind(**settings), {1: 6}, "identity").trunk
+
+    exact = {point.name: point.loss for point in polygons(6)}
+    for k, name, dead in ((2, "2-gon+", None), (4, "4-gon+", None), (3, "3-gon-", -0.2)):
+        net = begun(start=k, noise=0.0, dead_bias=dead)
+        loss = one_active_loss(net.vectors().detach().double(), net.bias.detach().double())
+        assert float(loss) == pytest.approx(exact[name], abs=1e-6)
+    torch.manual_seed(0)
+    spread = torch.cat([begun(start=2, noise=0.3).vectors().detach()[:, 2:].flatten() for _ in range(200)])
+    assert float(spread.std()) == pytest.approx(0.3, rel=0.05)
+    with pytest.raises(UserError, match="a 7-gon needs hidden: 2, tied: true and at least 7 features"):
+        begun(start=7)
+    with pytest.raises(UserError, match="there are 3 hidden values"):
+        begun(start=2, hidden=3)
