@@ -21,7 +21,7 @@ import train_task
 from records.run import Run
 from records.task_invocation import configure
 
-SEEDS, STEPS, TABLE = 100, 2000, 1000
+SEEDS, STEPS, TABLE = 100, 10_000, 1000
 
 
 class Case(NamedTuple):

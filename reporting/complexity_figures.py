@@ -42,39 +42,48 @@ def against_loss(runs: Mapping[str, Run]) -> DrawnFigure | None:
     error = {"ecolor": MUTED, "elinewidth": 0.7, "fmt": "none", "zorder": 1}
     axes.errorbar(near.loss, near.estimate, near.stderr.fillna(0), **error)  # type: ignore[arg-type]
     marked = known_points(runs, data)
+    counted = marked.dropna(subset="coefficient")
+    axes.plot(counted.loss, counted.coefficient, "x", color=INK, markersize=7, zorder=3)
     for line in marked.itertuples():
-        axes.plot(line.loss, line.coefficient, "x", color=INK, markersize=7, zorder=3)
         where = {"xytext": (1, 6), "textcoords": "offset points", "rotation": 60, "fontsize": 7.5}
-        axes.annotate(line.point, (line.loss, line.coefficient), **where)  # type: ignore[arg-type]
-    bar = drawn.colorbar(cloud, ax=axes, pad=0.02, format=lambda value, _: readable(value))
-    bar.set_label("steps")
-    bar.minorticks_off()
-    bar.outline.set_visible(False)  # type: ignore[operator]
+        axes.annotate(line.point, (line.loss, line.top), **where)  # type: ignore[arg-type]
+    several = seen.nunique() > 1
+    if several:
+        bar = drawn.colorbar(cloud, ax=axes, pad=0.02, format=lambda value, _: readable(value))
+        bar.set_label("steps")
+        bar.minorticks_off()
+        bar.outline.set_visible(False)  # type: ignore[operator]
     axes.set(xlabel="loss", ylabel="local learning coefficient")
     if len(near):  # the others may be anywhere, also far below 0
-        axes.set_ylim(0, 1.35 * max(near.estimate.max(), marked.coefficient.max() if len(marked) else 0.0))
+        axes.set_ylim(0, 1.35 * max([near.estimate.max(), *marked.top]))
     caption = (
         "Complexity against loss: the estimated local learning coefficient of the networks, with its standard error "
-        "over chains; colours tell the time, lines join the points of a run. In a Bayesian phase transition the loss "
-        "falls and the coefficient rises."
+        "over chains. In a Bayesian phase transition the loss falls and the coefficient rises."
     )
+    caption += " Colours tell the time, lines join the points of a run." if several else ""
     caption += (
         f" Hollow: {len(far)} estimates that tell nothing of the network, as it was at no minimum or the chains "
         "disagree (R-hat above 1.1); some may lie outside the axis."
         if len(far) else ""
     )  # fmt: skip
-    caption += " Crosses: critical points, with half the rank of the Hessian there." if len(marked) else ""
+    caption += " Crosses: half the rank of the Hessian at a critical point." if len(counted) else ""
     return DrawnFigure("learning_coefficient", "Learning coefficient against loss", caption, drawn, data)
 
 
 def known_points(runs: Mapping[str, Run], found: pd.DataFrame) -> pd.DataFrame:
-    """Lines point, loss and coefficient: critical points at which the count of dimensions is known from a run there."""
+    """Lines point, loss, coefficient and top: critical points with trusted estimates of networks there.
+
+    The coefficient is half the rank of the Hessian, NaN where that does not tell it; top is the highest of it and of
+    the estimates.
+    """
     seen = superposition.points(runs)
     seen = seen[(seen.point != NONE) & seen["critical loss"].notna()]
     both = found[superposition.trusted(found)].drop(columns="loss").merge(seen, on=["run", "step"])
-    both = both[both["by dimension"].notna() & ((both.loss - both["critical loss"]).abs() < _NEAR)]
-    last = both.groupby("point", sort=False).tail(1)
-    return pd.DataFrame({"point": last.point, "loss": last["critical loss"], "coefficient": last["by dimension"]})
+    both = both[(both.loss - both["critical loss"]).abs() < _NEAR]
+    both["top"] = both[["estimate", "by dimension"]].max(axis=1)
+    own = both.groupby("point", sort=False)
+    lines = {"loss": own["critical loss"].last(), "coefficient": own["by dimension"].last(), "top": own.top.max()}
+    return pd.DataFrame(lines).reset_index()
 
 
 def _at_exact_losses(runs: Mapping[str, Run], data: pd.DataFrame) -> pd.DataFrame:

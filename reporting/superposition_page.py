@@ -38,7 +38,7 @@ def sections(runs: Mapping[str, Run], chosen: str) -> list[Section]:
     ]
 
 
-def points_table(runs: Mapping[str, Run]) -> Sheet | None:
+def points_table(runs: Mapping[str, Run], name: str = "critical_points") -> Sheet | None:
     """How many runs end at each critical point; None if they were not asked, or it is not known."""
     data = superposition.final_points(runs)
     if data.empty:
@@ -63,7 +63,7 @@ def points_table(runs: Mapping[str, Run]) -> Sheet | None:
         "where those of other runs are not to be trusted (Complexity)."
         if asked else ""
     )  # fmt: skip
-    return Sheet("critical_points", "Where the runs end", header, rows, data, notes=[note])
+    return Sheet(name, "Where the runs end", header, rows, data, notes=[note])
 
 
 def feature_slider(runs: Mapping[str, Run], chosen: str) -> Slider | None:

@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from records.run import Run
 from records.summary import direction, figure
 from reporting import task_analysis as analysis
+from reporting.complexity_figures import against_loss
 from reporting.drawing import DrawnFigure
 from reporting.style import empty_figure, line_style, percent
 from reporting.superposition_sweep import of_superposition
@@ -32,8 +33,13 @@ def of_sweep(cells: Sequence[SweepCell]) -> list[DrawnFigure]:
     if not any(cell.best for cell in cells):
         return []
     found = [*of_superposition(cells), against_size(cells), against_state(cells), *by_slice(cells)]
-    found.append(learning_curves(cells))
+    found += [against_loss(all_runs(cells)), learning_curves(cells)]
     return [picture for picture in found if picture]
+
+
+def all_runs(cells: Sequence[SweepCell]) -> dict[str, Run]:
+    """The runs of all cells by their directory."""
+    return {str(run.path): run for cell in cells for run in cell.runs}
 
 
 def against_size(cells: Sequence[SweepCell]) -> DrawnFigure | None:

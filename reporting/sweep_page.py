@@ -9,8 +9,9 @@ import pandas as pd
 from records.run import Run
 from records.summary import direction
 from reporting.layout import Page, Section, Sheet, configuration, count
+from reporting.superposition_page import points_table
 from reporting.sweep import SweepCell, best_of, cells
-from reporting.sweep_figures import of_sweep
+from reporting.sweep_figures import all_runs, of_sweep
 from studies.tables import Cell, share
 
 _LETTERS = len(ascii_lowercase)
@@ -24,7 +25,8 @@ def of_a_sweep(tasks: Sequence[Sequence[Run]], command: str, warnings: Sequence[
         turn, place = divmod(number, _LETTERS)  # names of files consist of letters and underscores
         suffix = "_" + (turn + 1) * ascii_lowercase[place] if len(tasks) > 1 else ""
         pictures = [replace(drawn, name=drawn.name + suffix) for drawn in of_sweep(own)]
-        sections.append(Section(_title(runs[0]), [results(own, f"results{suffix}")], pictures))
+        tables = [results(own, f"results{suffix}"), points_table(all_runs(own), f"critical_points{suffix}")]
+        sections.append(Section(_title(runs[0]), tables, pictures))
     total, distinct = sum(map(len, tasks)), sum(map(len, found))
     lead = (
         f"{count(total, 'run')} of train_task.py in {count(distinct, 'cell')}; the runs of a cell differ in learning "

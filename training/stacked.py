@@ -39,6 +39,7 @@ class _StackedFeed(Feed):
     def __init__(self, feeds: Sequence[Feed], last: bool) -> None:
         self._feeds, self.fixed, self._last = feeds, feeds[0].fixed, last
         self._whole: StackedBatch | None = None  # an epoch that is one batch, the same each time
+        self._drawn: tuple[Tensor, ...] = ()  # where the examples of an epoch are that was drawn
 
     def state(self) -> Tensor:
         if self._whole is None:  # else nothing is drawn
@@ -53,7 +54,11 @@ class _StackedFeed(Feed):
     def epoch(self, size: int, count: int) -> Iterator[Batch]:
         # Drawn now, not with the first batch: the streams are those of the next epoch even if this one is skipped.
         if all(feed.plain for feed in self._feeds):
-            return self._split([feed.drawn(count) for feed in self._feeds], size)
+            # In the memory of the last epoch, which is over: new memory for each would cost more than the copies.
+            columns = zip(*(feed.drawn(count) for feed in self._feeds), strict=True)
+            before = self._drawn or (None, None, None)
+            self._drawn = tuple(_stacked(own, self._last, old) for own, old in zip(columns, before, strict=True))
+            return map(StackedBatch, *(column.split(size, 1) for column in self._drawn))
         together, constant = len(self._feeds), size >= count and all(feed.constant for feed in self._feeds)
         if not constant:
             parts = [feed.lots(size, count, together) for feed in self._feeds]
@@ -69,11 +74,19 @@ class _StackedFeed(Feed):
         return map(StackedBatch, *(column.split(size, 1) for column in columns))
 
 
-def _stacked(parts: Sequence[Tensor], last: bool) -> Tensor:
-    """The tensors [N, ...] as rows of one, [S, N, ...]; a single one is not copied if its order in memory is right."""
+def _stacked(parts: Sequence[Tensor], last: bool, into: Tensor | None = None) -> Tensor:
+    """The tensors [N, ...] as rows of one, [S, N, ...], in the memory of `into`, what it returned before, if they fit.
+
+    A single one is not copied if its order in memory is right.
+    """
     if last:
         parts = [part.movedim(0, -1) for part in parts]
-    whole = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
+        into = None if into is None else into.movedim(1, -1)
+    if len(parts) == 1:
+        whole = parts[0].unsqueeze(0)
+    else:
+        fits = into is not None and into.shape[1:] == parts[0].shape
+        whole = torch.stack(list(parts), out=into if fits else None)
     return whole.contiguous().movedim(-1, 1) if last else whole
 
 

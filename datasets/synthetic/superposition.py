@@ -150,36 +150,41 @@ class FreshFeatures(Generator):
     device: torch.device
 
     def draw(self, n: int, rng: torch.Generator) -> Examples:
-        return self._examples(self._inputs(n, on_device(rng, self.device)))
+        return self._examples(n, on_device(rng, self.device))
 
     def frozen(self, n: int, seed: int, *name: object) -> Examples:
         """`n` examples from the random stream `name` of `seed`, the same on every device; of the table all."""
-        if self.kind == TABLE:
-            return self._examples(table(self.law)).to(self.device)
         rng = generator(seed, "superposition", self.kind, self.law, *name)
-        return self._examples(self._inputs(n, rng)).to(self.device)
+        return self._examples(len(table(self.law)) if self.kind == TABLE else n, rng).to(self.device)
 
-    def _inputs(self, n: int, rng: torch.Generator) -> Tensor:
-        """Inputs [n, f], the examples side by side in memory."""
-        law, uniform = self.law, self.law.values == "uniform"
-        if self.kind == "k_hot" and law.active == 1:  # one number and one value, not f
+    def _examples(self, n: int, rng: torch.Generator) -> Examples:
+        """Examples side by side in memory; inputs are a part of the targets."""
+        law = self.law
+        targets = torch.empty(2, law.features, n, device=rng.device)
+        self._write(targets[0], rng)
+        targets[1] = importances(law).to(rng.device).unsqueeze(1)
+        rows = torch.arange(n, device=rng.device)
+        return Examples(targets[0].T, rows, targets.permute(2, 0, 1))
+
+    def _write(self, inputs: Tensor, rng: torch.Generator) -> None:
+        """Draw inputs, [f, n]; of the table all."""
+        law, uniform, n = self.law, self.law.values == "uniform", inputs.shape[1]
+        if self.kind == TABLE:
+            inputs.copy_(table(law).T)
+        elif self.kind == "k_hot" and law.active == 1:  # one number and one value, not f
             which = torch.randint(law.features, (1, n), generator=rng, device=rng.device)
             value = _luck(1, n, rng) if uniform else torch.ones(1, n, device=rng.device)
-            return torch.zeros(law.features, n, device=rng.device).scatter_(0, which, value).T
-        if self.kind == "sparse":
+            inputs.zero_().scatter_(0, which, value)
+        elif self.kind == "sparse":
             luck = _luck(law.features, n, rng)
             there = luck < law.probability
             # Below p, a number that is uniform below 1 is uniform below p.
-            return (there * luck.div_(law.probability)).T if uniform else there.float().T
-        draw = KINDS[self.kind]
-        assert draw is not None  # the table is not drawn
-        mask = draw(n, law, rng).T
-        return (mask * _luck(law.features, n, rng) if uniform else mask.float()).contiguous().T
-
-    def _examples(self, inputs: Tensor) -> Examples:
-        weights = importances(self.law).to(inputs.device).unsqueeze(1).expand_as(inputs.T)
-        targets = torch.stack([inputs.T, weights]).permute(2, 0, 1)
-        return Examples(inputs, torch.arange(len(inputs), device=inputs.device), targets)
+            torch.mul(there, luck.div_(law.probability) if uniform else 1.0, out=inputs)
+        else:
+            draw = KINDS[self.kind]
+            assert draw is not None  # the table is not drawn
+            mask = draw(n, law, rng).T
+            torch.mul(mask, _luck(law.features, n, rng) if uniform else 1.0, out=inputs)
 
 
 def importances(law: Law) -> Tensor:
