@@ -112,7 +112,8 @@ def learning_coefficient(subject: Subject) -> Scores:
     """
     own = subject.own(Settings)
     flat = FlatLoss(subject, own.examples)
-    n, rng = flat.examples, generator(0, "learning coefficient")
+    # Chains of other networks have other random numbers, so that a mean over networks has the error of many chains.
+    n, rng = flat.examples, generator(0, "learning coefficient", flat.centre.tolist())
     factor = own.precision / 2 if isinstance(subject.spec.objective, SquaredErrors) else 1.0
     scale = n * Sampler().beta(n) * factor
     curvature = largest_curvature(flat, flat.centre, rng)
