@@ -26,7 +26,7 @@ def of_a_sweep(tasks: Sequence[Sequence[Run]], command: str, warnings: Sequence[
         suffix = "_" + (turn + 1) * ascii_lowercase[place] if len(tasks) > 1 else ""
         pictures = [replace(drawn, name=drawn.name + suffix) for drawn in of_sweep(own)]
         tables = [results(own, f"results{suffix}"), points_table(all_runs(own), f"critical_points{suffix}")]
-        sections.append(Section(_title(runs[0]), tables, pictures))
+        sections.append(Section(_title(runs[0]), [table for table in tables if table], pictures))
     total, distinct = sum(map(len, tasks)), sum(map(len, found))
     lead = (
         f"{count(total, 'run')} of train_task.py in {count(distinct, 'cell')}; the runs of a cell differ in learning "

@@ -255,7 +255,7 @@ def test_critical_points_are_marked_where_a_run_near_them_knows_their_dimensions
     near = given(at(9, 5, 1, loss=0.0619, critical=0.0618), asked("learning_coefficient", 9, ESTIMATE, 0.1))
     far = given(at(9, 6, loss=0.0618, critical=0.0482), asked("learning_coefficient", 9, ESTIMATE, 0.1))
     found = complexity_figures.known_points({"a": near, "b": far}, superposition.coefficients({"a": near, "b": far}))
-    assert found.values.tolist() == [["5-gon+", 0.0618, 8.5]]
+    assert found.values.tolist() == [["5-gon+", 0.0618, 8.5, 8.5]]
     picture = complexity_figures.against_loss({"a": near, "b": far})
     assert picture.data.estimate.tolist() == [8.4, 8.4]
     assert picture.data.loss.tolist() == [0.0619, 0.0618]  # the exact ones, not those on examples
