@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datasets.mixture import Mixture
 from evaluation.subject import Subject
@@ -46,6 +47,10 @@ class FlatLoss:
             name: part.unflatten(1, shape) if shape else part[:, 0]
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivatives
+            return self._losses(named, rows)
+
+    def _losses(self, named: dict[str, Tensor], rows: Tensor | None) -> Tensor:
         if stackable(self._net):
             return self._stacked(named, rows)
         if rows is None:

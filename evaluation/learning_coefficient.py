@@ -13,14 +13,17 @@ from torch import Tensor
 from torch.func import grad
 
 from datasets.objectives import Scored, Scores, SquaredErrors
+from datasets.task import DEV, TEST, Task
 from evaluation.flat_loss import FlatLoss
 from evaluation.hessian import hessian_matrix, negative, rank
 from evaluation.subject import Subject
+from net.multihead import MultiHead
 from utils.seeding import generator
 from utils.settings import Range, setting
 
-_STEP = 0.25  # step times largest curvature: the energy comes out too large by at most 1/16; 4 is unstable
+_STEP = 0.25  # step times largest curvature: the energy comes out too large by at most 1/15; 4 is unstable
 _LOCALISATION = 1e-3  # over the largest curvature
+_LEAST = 3  # examples: above 1, so that their log is above 0
 _PARTS = 16  # of the trace
 _SMALL = 200  # parameters up to which the Hessian costs nothing
 _NEAR = 0.1  # fall of the energy, as a share of the coefficient, up to which a point counts as a minimum
@@ -34,7 +37,7 @@ Loss = Callable[
 class Settings:
     """Settings of the evaluation."""
 
-    examples: int = setting(Range(3, 10**6), "n, examples that the loss is the mean over, at most", default=1000)
+    examples: int = setting(Range(_LEAST, 10**6), "n, examples that the loss is the mean over, at most", default=1000)
     precision: float = setting(
         Range(0, whole=False, open_low=True), "1 / variance of the noise that squared errors are taken for; log losses "
         "need none", default=100.0,
@@ -108,7 +111,8 @@ def learning_coefficient(subject: Subject) -> Scores:
     a property of a minimum: chains begin at the one that gradient descent on the examples leads to, and "fall" tells
     what n beta L loses on the way there. Chains with half and twice the step and localisation tell how far the
     estimate depends on these; chains that left are left out, and counted. "by dimension" is half the rank of the
-    Hessian, where the network is small and has come to a minimum.
+    Hessian, where the network is small and has come to a minimum. Where the loss is flat in all directions there is no
+    estimate, unless step and localisation are set.
     """
     own = subject.own(Settings)
     flat = FlatLoss(subject, own.examples)
@@ -117,7 +121,9 @@ def learning_coefficient(subject: Subject) -> Scores:
     factor = own.precision / 2 if isinstance(subject.spec.objective, SquaredErrors) else 1.0
     scale = n * Sampler().beta(n) * factor
     curvature = largest_curvature(flat, flat.centre, rng)
-    centre = _descended(flat, flat.centre, curvature, own.descent)
+    if curvature == 0 and not (own.step and own.localisation):  # no scale tells how long steps may be
+        return {"loss": Scored(float(flat(flat.centre.unsqueeze(0))), None, n)}
+    centre = _descended(flat, flat.centre, curvature, own.descent if curvature else 0)
     main = Sampler(
         own.step or _STEP / (scale * curvature), own.localisation or _LOCALISATION * scale * curvature,
         own.chains, own.steps, own.burn_in, own.batch,
@@ -144,6 +150,12 @@ def learning_coefficient(subject: Subject) -> Scores:
               "by dimension": dimension, **_diagnostics(first)}  # fmt: skip
     found |= {name: Scored(value, None, n) for name, value in values.items()}
     return {name: score for name, score in found.items() if math.isfinite(score.value)}
+
+
+def obstacle(net: MultiHead, task: Task) -> str:
+    """Why the question cannot be asked of a network about a task; "" if it can."""
+    least = min(len(task.splits[name]) for name in (DEV, TEST) if name in task.splits)
+    return "" if least >= _LEAST else f"it is the limit of many examples, and the task has {least} to test on"
 
 
 def _diagnostics(found: Estimate) -> dict[str, float]:

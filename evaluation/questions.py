@@ -33,7 +33,7 @@ from evaluation.subject import Subject
 from net.multihead import MultiHead
 from training.prediction import evaluation_batches
 from utils.errors import UserError, unknown
-from utils.settings import Given, NoSettings, read
+from utils.settings import Given, NoSettings, declarations, read
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ EVALUATIONS: dict[str, Question] = {
     "interchange": Question(interchange.interchange, interchange.obstacle),
     "geometry": Question(geometry.geometry, geometry.obstacle),
     "learning_coefficient": Question(
-        learning_coefficient.learning_coefficient, when=END, settings=learning_coefficient.Settings
+        learning_coefficient.learning_coefficient, learning_coefficient.obstacle, END, learning_coefficient.Settings
     ),
     "hessian": Question(hessian.hessian, when=END, settings=hessian.Settings),
     "fourier": Question(fourier.fourier, fourier.obstacle),
@@ -126,6 +126,10 @@ def settings_asked(names: Sequence[str], given: Mapping[str, Any], where: str = 
         if name not in own:
             reason = "is not asked; --evaluate asks it" if name not in asked else "has no settings"
             raise UserError(f"{source}: {name} {reason}")
+        if not key:
+            raise UserError(
+                f"{source}: {name} has settings; name one: {', '.join(declarations(EVALUATIONS[name].settings))}"
+            )
         own[name][key] = value
     return {name: read(EVALUATIONS[name].settings, f"{where}: ask.{name}", values) for name, values in own.items()}
 

@@ -73,10 +73,10 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def _begin_at(self, k: int, noise: float, dead_bias: float | None) -> None:
-        if self.width != 2 or self.decoder is not None or k > self.features:
+        if self.width != 2 or self.decoder is not None or self.lengths != "free" or k > self.features:
             raise UserError(
-                f"start is {k}: a {k}-gon needs hidden: 2, tied: true and at least {k} features; there are "
-                f"{self.width} hidden values and {self.features} features"
+                f"start is {k}: a {k}-gon needs hidden: 2, tied: true, lengths: free and at least {k} features; there "
+                f"are {self.width} hidden values and {self.features} features"
             )
         angles = 2 * math.pi * torch.arange(k) / k
         self.encoder.normal_(0, noise)

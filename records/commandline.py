@@ -153,6 +153,8 @@ class Program(Generic[C, R]):
             section, dot, name = key.partition(".")
             if dot and section not in sections:
                 raise UserError(f"--set {key}: {unknown('part', section, sections)}")
+            if not dot and key in sections:
+                raise UserError(f"{value.where}: {key} has keys; write --set {key}.KEY=VALUE")
             if dot:
                 sections[section][name] = value
             elif key not in own:

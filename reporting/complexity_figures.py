@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from records.run import Run
 from reporting import superposition
@@ -54,6 +54,7 @@ def against_loss(runs: Mapping[str, Run]) -> DrawnFigure | None:
         bar.minorticks_off()
         bar.outline.set_visible(False)  # type: ignore[operator]
     axes.set(xlabel="loss", ylabel="local learning coefficient")
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # losses at one point differ in their last digits
     if len(near):  # the others may be anywhere, also far below 0
         axes.set_ylim(0, 1.35 * max([near.estimate.max(), *marked.top]))
     caption = (
@@ -121,7 +122,8 @@ def coefficients_table(runs: Mapping[str, Run]) -> Sheet | None:
         return None
     rows = [_row(line) for line in data.head(_LISTED).to_dict("records")]
     notes = [
-        "±: standard error over chains. Fall: what n β L loses on the way from the network to the "
+        "±: standard error over chains. Loss: the mean over the examples that chains have, so that it may differ "
+        "from the expected one. Fall: what n β L loses on the way from the network to the "
         "minimum at which the chains begin; above the estimate (bold) the network was at no minimum. R-hat near 1: the "
         "chains agree (above 1.1 in bold). Effective samples: independent ones that tell as much as the chains. Chains "
         "that left: those that did not stay finite or near, which are left out. Halved and doubled: the estimate with "

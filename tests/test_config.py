@@ -81,6 +81,7 @@ def test_set_wins_over_files_and_changes_what_it_names(tmp_path):
         ("hp.lrr=1", "--set: unknown key 'lrr'; did you mean 'lr'?"),
         ("hp.lr=-1", "--set hp.lr is -1; it must be a number"),
         ("hp.lr", "write a key and a value"), ("net.widht=1", "unknown key 'widht'; did you mean 'width'?"),
+        ("hp=3", "--set hp: hp has keys; write --set hp.KEY=VALUE"), ("ask=3", "ask has keys"),
         ("hq.lr=1", "unknown part 'hq' (known: ask, data, hp"), ("sed=1", "unknown key 'sed'; did you mean 'seed'?"),
         ("data.forgotten=1", "unknown key 'forgotten' (known: blur, class_order, data_dir, dataset,"),
         ("net.path=x", "--set: unknown key 'path' (known: dropout, model, norm, width)"),

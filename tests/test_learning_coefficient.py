@@ -1,12 +1,16 @@
 """The local learning coefficient: potentials with known coefficients, diagnostics of chains, and networks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
 
+from datasets import build_stream
+from evaluation.flat_loss import FlatLoss
+from evaluation.hessian import eigenvalues
 from evaluation.landscape import polygons
 from evaluation.learning_coefficient import (
     Sampler,
@@ -18,10 +22,13 @@ from evaluation.learning_coefficient import (
     largest_curvature,
 )
 from evaluation.questions import EVALUATIONS, check_evaluations, settings_asked
+from evaluation.subject import Subject
+from methods.base import new_network
 from records.configuration import obstacle, plain_config, saved_config
 from records.invocation import configure
 from records.resume import differs
 from tests.polygons import at_polygon
+from tests.toys import CPU
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -217,6 +224,39 @@ def test_a_network_that_is_at_no_minimum_is_moved_to_one():
     assert "by dimension" not in stays
 
 
+def test_a_loss_that_is_flat_has_no_estimate_unless_the_chains_are_told_how_to_go():
+    subject, ask = at_polygon("6-gon"), EVALUATIONS["learning_coefficient"].about
+    with torch.no_grad():
+        subject.net.trunk.bias.fill_(-100.0)  # no output is ever above 0
+    assert set(ask(subject, FEW)) == {"loss"}
+    found = ask(subject, replace(FEW, step=1e-4, localisation=1.0))
+    assert found["estimate"].value == 0
+    assert found["chains that left"].value == 0
+
+
+def test_networks_with_attention_have_second_derivatives():
+    config = configure(
+        data_config="config/dataset/modular_addition.yaml", hp_config="config/hyperparam/modular_attention.yaml",
+        set={"data.modulus": 5, "net.width": 8},
+    ).config  # fmt: skip
+    stream = build_stream(config.data, 0, CPU.device)
+    task = stream.tasks[0]
+    net = new_network(config, stream.spec, {task.id: task.num_outputs}).eval()
+    found = EVALUATIONS["learning_coefficient"].about(Subject(net, task, stream.spec, CPU), FEW)
+    assert found["step"].value > 0
+    loss = FlatLoss(Subject(net, task, stream.spec, CPU), 1000, torch.float64)
+    curvature = largest_curvature(loss, loss.centre, generator(0, "curvature"), rounds=100)
+    values = eigenvalues(lambda point: loss(point.unsqueeze(0))[0], loss.centre)
+    assert curvature == pytest.approx(values.abs().max().item(), rel=0.02)
+
+
+def test_too_few_examples_are_refused():
+    subject = at_polygon("6-gon")
+    few = subject.task.with_splits(test=subject.task.test.subset(torch.arange(2)))
+    with pytest.raises(UserError, match="the task has 2 to test on"):
+        check_evaluations(["learning_coefficient"], {}, subject.net, few)
+
+
 # Settings
 
 
@@ -232,6 +272,7 @@ def test_settings_of_evaluations():
     for names, given, words in (
         (["geometry"], {"geometry.step": 1}, "geometry has no settings"),
         (["geometry"], {"hessian.tolerance": 1}, "hessian is not asked; --evaluate asks it"),
+        (["hessian"], {"hessian": 3}, "hessian has settings; name one: examples, tolerance, most_parameters"),
         (["hessian"], {"hesian.tolerance": 1}, "unknown evaluation 'hesian'; did you mean 'hessian'?"),
         (["hessian"], {"hessian.tolerence": 1}, "unknown key 'tolerence'; did you mean 'tolerance'?"),
         (["hessian"], {"hessian.tolerance": 2}, "tolerance is 2; it must be a number at least 0"),

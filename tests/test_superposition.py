@@ -84,6 +84,8 @@ def test_the_table_has_every_choice_once(tmp_path):
     assert rows.tolist() == expected
     task = stream_of(tmp_path, tasks=["table"], features=5, active=2).tasks[0]
     assert task.train.epoch(None).store.tolist() == expected
+    with pytest.raises(UserError, match="a table of 19,619,725,782,651,120 choices is too large"):
+        stream_of(tmp_path, tasks=["table"], features=64, active=20)
 
 
 # The autoencoder
@@ -321,7 +323,9 @@ def test_an_autoencoder_may_begin_near_a_polygon():
     torch.manual_seed(0)
     spread = torch.cat([begun(start=2, noise=0.3).vectors().detach()[:, 2:].flatten() for _ in range(200)])
     assert float(spread.std()) == pytest.approx(0.3, rel=0.05)
-    with pytest.raises(UserError, match="a 7-gon needs hidden: 2, tied: true and at least 7 features"):
+    with pytest.raises(UserError, match="a 7-gon needs hidden: 2, tied: true, lengths: free and at least 7 features"):
         begun(start=7)
     with pytest.raises(UserError, match="there are 3 hidden values"):
         begun(start=2, hidden=3)
+    with pytest.raises(UserError, match="lengths: free"):  # dead features have no length
+        begun(start=2, noise=0.0, lengths="unit")

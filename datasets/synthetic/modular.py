@@ -29,7 +29,8 @@ class Operation(NamedTuple):
     """What is made of a and b, int64 tensors of one shape, and p; the answer modulo p is the right one."""
 
     answer: Callable[[Tensor, Tensor, int], Tensor]
-    divides: bool = False  # by b, which is not 0; p is a prime number
+    divides: bool = False  # by some b; p is a prime number
+    least: int = 0  # b: 1 where all are divided by
     symmetric: bool = False  # in a and b
 
 
@@ -43,7 +44,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "addition": Operation(lambda a, b, p: a + b, symmetric=True),
     "subtraction": Operation(lambda a, b, p: a - b),
     "multiplication": Operation(lambda a, b, p: a * b, symmetric=True),
-    "division": Operation(divided, divides=True),
+    "division": Operation(divided, divides=True, least=1),
     # a / b for odd b, or else a - b
     "division_or_subtraction": Operation(lambda a, b, p: divided(a, b, p).where(b % 2 == 1, a - b), divides=True),
     "x^2+y^2": Operation(lambda a, b, p: a**2 + b**2, symmetric=True),
@@ -89,9 +90,9 @@ class ModularSettings:
 
 
 def table(operation: str, modulus: int) -> Tensor:
-    """All pairs with their answers, rows a, b, c of [p^2, 3] int64; without b = 0 where there is a division."""
+    """All pairs with their answers, rows a, b, c of [p^2, 3] int64; without b = 0 where all are divided by b."""
     chosen, numbers = OPERATIONS[operation], torch.arange(modulus)
-    a, b = torch.cartesian_prod(numbers, numbers[int(chosen.divides) :]).unbind(1)
+    a, b = torch.cartesian_prod(numbers, numbers[chosen.least :]).unbind(1)
     return torch.stack([a, b, chosen.answer(a, b, modulus) % modulus], 1)
 
 

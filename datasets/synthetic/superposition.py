@@ -11,6 +11,7 @@ in a toy model of superposition" (2023).
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar
@@ -97,6 +98,7 @@ def _luck(count: int, width: int, rng: torch.Generator) -> Tensor:
 
 
 TABLE = "table"  # the task whose examples are the whole table
+_MOST_NUMBERS = 10**8  # of a table
 KINDS: Mapping[str, Callable[[int, Law, torch.Generator], Tensor] | None] = {
     "sparse": sparse, "k_hot": k_hot, "correlated": correlated, "anticorrelated": anticorrelated, TABLE: None,
 }  # fmt: skip
@@ -132,6 +134,10 @@ class FeatureConfig(DataConfig):
             )
         if asked.task in ("k_hot", TABLE) and law.active > law.features:
             raise UserError(f"{where}: active is {law.active}; there are {law.features} features")
+        if asked.task == TABLE and (rows := math.comb(law.features, law.active)) * law.features > _MOST_NUMBERS:
+            raise UserError(
+                f"{where}: active is {law.active}: a table of {rows:,} choices is too large; k_hot draws some of them"
+            )
         if asked.task in ("correlated", "anticorrelated") and law.features % law.group:
             raise UserError(f"{where}: group is {law.group}; it must divide the number of features, {law.features}")
         return law
