@@ -57,6 +57,9 @@ class Settings:
     steps: int = setting(Range(16, 10**6), "steps of a chain that count", default=1500)
     burn_in: int = setting(Range(0, 10**6), "steps of a chain before them", default=500)
     batch: int | None = setting(Range(1, 10**6), "examples of a gradient (default: all)", default=None)
+    multiplicity: int = setting(
+        Range(1, 100), "m of the singularity, where it is known: above 1 the estimate is corrected for it", default=1
+    )
     most_parameters: int = setting(Range(1, 10**8), "refuse larger networks", default=10_000)
 
 
@@ -99,6 +102,8 @@ class Estimate:
         """
         kept = self.trace[:, self.burn_in :].double()
         mean = float(kept.mean())
+        if multiplicity == 1:
+            return mean
         return mean + math.sqrt(max(0.0, (multiplicity - 1) * (mean - float(kept.var()))))
 
 
@@ -143,8 +148,8 @@ def learning_coefficient(subject: Subject) -> Scores:
     if len(centre) <= _SMALL:
         dimension = _by_dimension(subject, own, centre, scale, main.localisation, rng)
     found = {
-        "estimate": Scored(first.value, first.stderr, n),
-        **{f"estimate, {name}": Scored(each.value, each.stderr, n) for name, each in zip(changed, others, strict=True)},
+        f"estimate{name}": Scored(each.of_multiplicity(own.multiplicity), each.stderr, n)
+        for name, each in zip(["", *(f", {name}" for name in changed)], [first, *others], strict=True)
     }
     values = {"loss": begin, "fall": scale * (begin - end), "step": main.step, "localisation": main.localisation,
               "by dimension": dimension, **_diagnostics(first)}  # fmt: skip

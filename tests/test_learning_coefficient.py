@@ -214,6 +214,16 @@ def test_the_coefficient_by_dimension(name, known):
     assert known is None if "by dimension" not in found else found["by dimension"].value == known
 
 
+def test_the_estimate_is_corrected_for_a_multiplicity_that_is_known():
+    plain, corrected = (
+        EVALUATIONS["learning_coefficient"].about(at_polygon("5-gon-"), replace(FEW, multiplicity=m))["estimate"]
+        for m in (1, 2)
+    )
+    assert corrected.value >= plain.value
+    assert corrected.stderr == plain.stderr
+    assert corrected.value != plain.value
+
+
 def test_a_network_that_is_at_no_minimum_is_moved_to_one():
     away = at_polygon("6-gon", shift=0.02)
     found = EVALUATIONS["learning_coefficient"].about(away, FEW)
