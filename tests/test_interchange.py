@@ -353,11 +353,11 @@ def test_behaviour_against_closed_forms():
 
 def test_what_cannot_be_asked():
     subject = recall()
-    check_evaluations(["behaviour", "interchange"], subject.net, subject.task)
+    check_evaluations(["behaviour", "interchange"], {}, subject.net, subject.task)
     without = Examples(torch.zeros(4, 6, dtype=torch.int64), torch.arange(4), torch.zeros(4, 1, dtype=torch.int64))
     plain = subject.task.with_splits(test=without)
     for name in ("behaviour", "interchange"):
         with pytest.raises(UserError, match=f"--evaluate {name}: the task has no documents with a schema"):
-            check_evaluations([name], subject.net, plain)
+            check_evaluations([name], {}, subject.net, plain)
     with pytest.raises(UserError, match="--evaluate interchange: only networks of sequence mixers"):
-        check_evaluations(["interchange"], MultiHead(torch.nn.Flatten(), 4, {1: 4}, "identity"), subject.task)
+        check_evaluations(["interchange"], {}, MultiHead(torch.nn.Flatten(), 4, {1: 4}, "identity"), subject.task)
