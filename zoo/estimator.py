@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from datasets.arrays.scaling import ArrayPreprocess, moments
 from datasets.objectives import CrossEntropy, Objective, RealNumbers
 from datasets.task import TEST, TRAIN, Episode, Examples, StreamSpec, Table, Task
-from evaluation.members import Member
+from evaluation.members import Member, PredictionCache
 from methods import build_method
 from methods.base import Context, Method
 from methods.config import RunConfig
@@ -176,14 +176,13 @@ class _Zoo(BaseEstimator):  # type: ignore[misc]
         """The weighted mean of the predictions of the members that have learned a task, [N, C]."""
         rows = torch.arange(len(inputs), device=inputs.device)
         examples = Examples(inputs, rows, torch.zeros_like(rows))
-        total, weights = torch.zeros(()), 0.0
+        answers = PredictionCache()
         for member in self.members_:
             if number in member.tasks:
-                weight = member.weights[member.tasks.index(number)]
                 with member.net.for_task(member.task_weights.get(number, {})):
                     predictions = self._method.ask(member.net, number, examples, f"member {member.number}")
-                total, weights = total.to(predictions) + weight * predictions, weights + weight
-        return total / weights
+                answers.add(number, TEST, predictions, member.weights[member.tasks.index(number)])
+        return answers.average(number, TEST)
 
     @staticmethod
     def _labels(task: Any, count: int, default: Any) -> Array:

@@ -5,7 +5,7 @@ a table    columns y, and perhaps task and split; all others are the features X,
 """
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,7 @@ class Arrays:
 
 def read_arrays(path: Path, names: Names) -> Arrays:
     """The arrays of a file; UserError says in one line what is missing or does not fit."""
-    found = _columns(path, names)
-    if names.y not in found:
-        raise UserError(f"{path}: {unknown('array', names.y, found)}")
+    found = _columns(path, names, [names.y])
     X = _features(path, names.X, found[names.X])
     y, task, split = (_optional(path, found, given, len(X)) for given in (names.y, names.task, names.split))
     assert y is not None
@@ -59,8 +57,10 @@ def read_arrays(path: Path, names: Names) -> Arrays:
 
 
 def read_inputs(path: Path, names: Names) -> Array:
-    """The features of a file alone, float32 [N, ...]; its other arrays are not needed. UserError as in read_arrays."""
-    return _features(path, names.X, _columns(path, names)[names.X])
+    """The features of a file alone, float32 or uint8 [N, ...]; y is not needed. UserError as in read_arrays."""
+    values = _columns(path, names)[names.X]
+    found = _features(path, names.X, values)
+    return values if values.dtype == np.uint8 else found  # images
 
 
 def texts(values: Array) -> Array:
@@ -70,32 +70,30 @@ def texts(values: Array) -> Array:
     return values.astype(str)
 
 
-def _columns(path: Path, names: Names) -> dict[str, Array]:
-    """The arrays of a file by name, those of a table with its features as one array."""
-    readers: Mapping[str, Callable[[Path, Names], dict[str, Array]]]
+def _columns(path: Path, names: Names, needed: Sequence[str] = ()) -> dict[str, Array]:
+    """The arrays of a file by name, those of a table with its features as one; `needed`: what must be beside them."""
     readers = {".npz": _npz, ".parquet": _table, ".csv": _table}
     if path.suffix not in readers:
         raise UserError(f"{path}: files of arrays end in {', '.join(readers)}")
     try:
-        found = readers[path.suffix](path, names)
+        found = readers[path.suffix](path, names, needed)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)[:200]
         raise UserError(f"{path} cannot be read: {reason}") from None
-    if names.X not in found:
-        raise UserError(f"{path}: {unknown('array', names.X, found)}")
     return {name: np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array for name, array in found.items()}
 
 
-def _npz(path: Path, names: Names) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as file:
-        if isinstance(file, np.ndarray):
-            raise UserError(f"{path} is a single array; save several with numpy.savez")
-        asked = [name for name in vars(names).values() if name in file.files]
-        found = {name: file[name] for name in asked}
-        return found or dict.fromkeys(file.files, np.empty(0))  # for the error message
+def _npz(path: Path, names: Names, needed: Sequence[str]) -> dict[str, Array]:
+    file = np.load(path, allow_pickle=False)
+    if isinstance(file, np.ndarray):
+        raise UserError(f"{path} is a single array; save several with numpy.savez")
+    with file:
+        if missing := [name for name in (names.X, *needed) if name not in file.files]:
+            raise UserError(f"{path}: {unknown('array', missing[0], file.files)}")
+        return {name: file[name] for name in vars(names).values() if name in file.files}
 
 
-def _table(path: Path, names: Names) -> dict[str, Array]:
+def _table(path: Path, names: Names, needed: Sequence[str]) -> dict[str, Array]:
     import pandas  # slow to import
 
     try:
@@ -103,6 +101,8 @@ def _table(path: Path, names: Names) -> dict[str, Array]:
     except ImportError:
         raise UserError(f"{path}: parquet needs the package pyarrow; install it, or save npz or csv") from None
     frame.columns = frame.columns.astype(str)
+    if missing := [name for name in needed if name not in frame.columns]:
+        raise UserError(f"{path}: {unknown('column', missing[0], frame.columns)}")
     others = {names.y, names.task, names.split}
     features = frame[[name for name in frame.columns if name not in others]]
     if features.shape[1] == 0:
@@ -138,7 +138,7 @@ def _features(path: Path, name: str, values: Array) -> Array:
 def _check_finite(where: str, values: Array) -> None:
     wrong = ~np.isfinite(values.reshape(len(values), -1)).all(1)
     if wrong.any():
-        rows = f"row {int(wrong.argmax())}, from 0" + f", and {wrong.sum() - 1:,} more" * (wrong.sum() > 1)
+        rows = f"row {int(wrong.argmax())}, from 0" + f", and {wrong.sum() - 1:,} more" * int(wrong.sum() > 1)
         raise UserError(f"{where} has missing or infinite values in {rows}; fill them in, or drop the examples")
 
 
