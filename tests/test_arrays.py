@@ -109,7 +109,7 @@ def test_the_yaml_chooses_and_orders_tasks_and_classes():
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.1, 0.25, 0.5]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_the_split_is_of_each_class_and_depends_on_the_examples_alone(seed, share):
     """Neither on the seed of the run nor on the order of the rows; equal examples stay together."""
     rng = np.random.default_rng(seed)
@@ -146,7 +146,7 @@ def test_held_out_and_limited_examples():
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_features_have_the_scale_of_the_first_task_whatever_comes_later(seed):
     X = drawn(seed=seed).astype(np.float32)
     X[:, 3] = 7  # constant
