@@ -142,6 +142,13 @@ def test_held_out_and_limited_examples():
     assert {*rows_of(few, "train")} <= parts[0]
 
 
+def test_classes_are_sorted_by_value():
+    write(y=np.arange(COUNT) // 3 % 3 + 9, task=None)
+    (task,) = stream().tasks
+    assert (task.name, task.classes) == ("9/10/11", ("9", "10", "11"))
+    assert (task.test.targets + 9).tolist() == (task.test.rows // 3 % 3 + 9).tolist()
+
+
 # Scales
 
 
@@ -181,7 +188,10 @@ def test_real_numbers_are_learned_on_a_common_scale_and_scored_in_their_unit():
     rng = np.random.default_rng(0)
     targets, outputs = rng.normal(size=(50, 2)) * [3, 100] + [5, -1000], torch.randn(50, 2)
     scaler = StandardScaler().fit(targets)
-    ours, y = ScaledNumbers(scaler.mean_.tolist(), scaler.scale_.tolist()), torch.tensor(targets)
+    ours, y = (
+        ScaledNumbers(torch.tensor(scaler.mean_).float(), torch.tensor(scaler.scale_).float()),
+        torch.tensor(targets),
+    )
     scaled = torch.tensor(scaler.transform(targets), dtype=torch.float32)
     torch.testing.assert_close(ours.loss(outputs, y), F.mse_loss(outputs, scaled), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.losses(outputs.T[None], y[None])[0], F.mse_loss(outputs, scaled), rtol=1e-4, atol=0)

@@ -59,11 +59,11 @@ class ArrayPreprocess(Preprocess):
 class ScaledNumbers(RealNumbers):
     """Regression whose outputs are (target - mean) / sd; predictions, targets and scores keep the unit of the data.
 
-    mean and sd, [D], are fixed numbers; the training loss is in units of sd.
+    mean and sd, [D], are fixed numbers on the device of the outputs; the training loss is in units of sd.
     """
 
-    def __init__(self, mean: Sequence[float], sd: Sequence[float]) -> None:
-        self.mean, self.sd = torch.tensor(mean), torch.tensor(sd)
+    def __init__(self, mean: Tensor, sd: Tensor) -> None:
+        self.mean, self.sd = mean, sd
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return super().loss(outputs, self._scaled(targets))
@@ -72,7 +72,7 @@ class ScaledNumbers(RealNumbers):
         return super().losses(outputs, self._scaled(targets))
 
     def predict(self, outputs: Tensor) -> Tensor:
-        return super().predict(outputs) * self.sd.to(outputs.device) + self.mean.to(outputs.device)
+        return super().predict(outputs) * self.sd + self.mean
 
     def uninformed(self, shape: Sequence[int], num_outputs: int, training: Tensor | None = None) -> Tensor:
         if training is None:
@@ -80,4 +80,4 @@ class ScaledNumbers(RealNumbers):
         return super().uninformed(shape, num_outputs, training)
 
     def _scaled(self, targets: Tensor) -> Tensor:
-        return (targets.float() - self.mean.to(targets.device)) / self.sd.to(targets.device)
+        return (targets.float() - self.mean) / self.sd

@@ -113,17 +113,30 @@ class ArrayConfig(DataConfig):
         """The arrays of the file."""
         path = self.data_dir / expanded(self.settings.file)
         try:
-            changed = path.stat().st_mtime_ns
+            found = path.stat()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{self.path}: file: {path} cannot be read: {reason}") from None
-        return _read(path, self.settings.names, changed)
+        return _read(path.absolute(), self.settings.names, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path, names: Names, changed: int) -> Arrays:
+def _read(path: Path, names: Names, changed: int, size: int) -> Arrays:
     """The arrays of a file, read once: the configuration asks for its tasks, and then the stream for everything."""
     return read_arrays(path, names)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The class of each of N examples."""
+
+    names: tuple[str, ...]  # of all classes of the file, sorted by value
+    codes: Array  # [N] int64, places in `names`
+
+    @classmethod
+    def of(cls, y: Array) -> "Labels":
+        values, codes = np.unique(y, return_inverse=True)
+        return cls(tuple(texts(values).tolist()), codes)
 
 
 @dataclass(frozen=True)
@@ -145,11 +158,12 @@ def arrays(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
         raise UserError(f"{config.path}: kind: real needs numbers; {own.y} has texts")
     if not real and data.y.ndim != 1:
         raise UserError(f"{config.path}: {own.y} has the shape {list(data.y.shape)}; classes must be [N]")
-    labels = np.zeros(len(data.y), np.int64) if real else np.unique(texts(data.y), return_inverse=True)[1]
-    tested = _tested(data, labels, own.test_share) if data.tested is None else data.tested
-    held = _held_out(data, labels, tested, config.hold_out, seed)
-    found = [_rows(config, data, real, tested, held, seed, number) for number in range(1, len(config.tasks) + 1)]
-    preprocess, objective = _scaled(own, data, found[0], real)
+    labels = None if real else Labels.of(data.y)
+    groups = _groups(data.task, labels, len(data.X))
+    tested = _tested(data.X, groups, own.test_share) if data.tested is None else data.tested
+    held = _held_out(groups, tested, config.hold_out, seed)
+    found = [_rows(config, data, labels, tested, held, seed, number) for number in range(1, len(config.tasks) + 1)]
+    preprocess, objective = _scaled(own, data, found[0], real, device)
     store = place(torch.from_numpy(data.X), device)
     tasks = tuple(
         _task(config, number, rows, store, device)
@@ -163,15 +177,19 @@ arrays.Settings = ArraySettings  # type: ignore[attr-defined]
 arrays.Config = ArrayConfig  # type: ignore[attr-defined]
 
 
-def _scaled(own: ArraySettings, data: Arrays, first: Rows, real: bool) -> tuple[ArrayPreprocess, Objective]:
+def _scaled(
+    own: ArraySettings, data: Arrays, first: Rows, real: bool, device: torch.device
+) -> tuple[ArrayPreprocess, Objective]:  # fmt: skip
     """What puts features and targets on the scale of the first task: later ones are not known when it is learned."""
     rows = first.splits[TRAIN]
-    targets = moments(first.targets[rows]) if real and own.scale else ([0.0], [1.0])
-    objective = ScaledNumbers(*targets) if real else CrossEntropy()
+    objective: Objective = CrossEntropy()
+    if real:
+        mean, sd = moments(first.targets[rows]) if own.scale else ([0.0], [1.0])
+        objective = ScaledNumbers(torch.tensor(mean, device=device), torch.tensor(sd, device=device))
     if not own.scale:
         return ArrayPreprocess(), objective
     mean, sd = moments(data.X[rows])
-    return ArrayPreprocess(torch.tensor(mean), torch.tensor(sd)), objective
+    return ArrayPreprocess(torch.tensor(mean, device=device), torch.tensor(sd, device=device)), objective
 
 
 def _task(config: ArrayConfig, number: int, rows: Rows, store: Tensor, device: torch.device) -> Task:
@@ -188,7 +206,7 @@ def _task(config: ArrayConfig, number: int, rows: Rows, store: Tensor, device: t
 
 
 def _rows(
-    config: ArrayConfig, data: Arrays, real: bool, tested: Array, held: Array, seed: int, number: int
+    config: ArrayConfig, data: Arrays, labels: Labels | None, tested: Array, held: Array, seed: int, number: int
 ) -> Rows:  # fmt: skip
     """The rows of a task; UserError if it has none, or too few classes."""
     task, where = config.tasks[number - 1], f"{config.path}: task {number}"
@@ -199,13 +217,13 @@ def _rows(
         mine = data.task == task.task
         if not mine.any():
             raise UserError(f"{where}: {unknown('task', task.task, {*data.task.tolist()})}")
-    if real:
+    if labels is None:
         if task.classes is not None:
             raise UserError(f"{where} names classes, but {config.settings.y} has real numbers; leave them out")
         targets = data.y.astype(np.float32).reshape(len(data.y), -1)
         classes: tuple[str, ...] = ()
     else:
-        targets, classes = _targets(where, data.y, mine, mine & ~tested, task.classes)
+        targets, classes = _targets(where, labels, mine, mine & ~tested, task.classes)
         mine &= targets >= 0
     splits = {TRAIN: mine & ~tested & ~held, TEST: mine & tested}
     if config.hold_out:
@@ -213,66 +231,62 @@ def _rows(
     for split, chosen in splits.items():
         if not chosen.any():
             raise UserError(f"{where} has no {split} examples")
-    if config.samples is not None and not real:
+    if config.samples is not None and labels is not None:
         _limit(config, splits, targets, generator(seed, "samples", number))
     return Rows({split: chosen.nonzero()[0] for split, chosen in splits.items()}, targets, classes)
 
 
 def _targets(
-    where: str, y: Array, mine: Array, training: Array, wanted: Sequence[int | str] | None
-) -> tuple[Array, tuple[str, ...]]:
+    where: str, labels: Labels, mine: Array, training: Array, wanted: Sequence[int | str] | None
+) -> tuple[Array, tuple[str, ...]]:  # fmt: skip
     """The class of each row, [N] int64, -1 where it has none of the task's, and the names of the classes."""
-    names = texts(y)
-    if wanted is None:
-        classes = tuple(texts(np.unique(y[training])).tolist())
-        if unseen := sorted({*names[mine].tolist()} - {*classes}):
-            raise UserError(f"{where}: class {unseen[0]!r} has no training examples")
-        if len(classes) < 2:
-            has = f"the single class {classes[0]!r}" if classes else "no training examples"
-            raise UserError(f"{where} has {has}; a task needs at least two classes")
-    else:
-        classes = tuple(map(str, wanted))
-        present = {*names[training].tolist()}
-        if missing := [name for name in classes if name not in present]:
-            known = {*names[mine].tolist()}
-            lack = f"class {missing[0]!r} has no training examples"
-            raise UserError(f"{where}: {lack if missing[0] in known else unknown('class', missing[0], known)}")
-    targets = np.full(len(y), -1, np.int64)
-    for number, name in enumerate(classes):
-        targets[names == name] = number
-    return targets, classes
+    known, present = (  # sorted
+        {labels.names[code]: None for code in np.unique(labels.codes[rows]).tolist()} for rows in (mine, training)
+    )
+    classes = tuple(known if wanted is None else map(str, wanted))
+    for name in classes:
+        if name not in present:
+            lack = f"class {name!r} has no training examples"
+            raise UserError(f"{where}: {lack if name in known else unknown('class', name, known)}")
+    if len(classes) < 2:
+        raise UserError(f"{where} has the single class {classes[0]!r}; a task needs at least two classes")
+    places = {name: number for number, name in enumerate(classes)}
+    return np.array([places.get(name, -1) for name in labels.names])[labels.codes], classes
 
 
-def _groups(data: Arrays, labels: Array, among: Array) -> Iterator[Array]:
-    """The rows of each class of each task, [K] each."""
-    tasks = np.zeros(len(labels), np.int64) if data.task is None else np.unique(data.task, return_inverse=True)[1]
-    keys = tasks * (int(labels.max()) + 1) + labels
+def _groups(tasks: Array | None, labels: Labels | None, count: int) -> Array:
+    """The number of the class and task of each of `count` examples, [N] int64."""
+    codes = np.zeros(count, np.int64) if labels is None else labels.codes
+    return codes if tasks is None else codes + (codes.max() + 1) * np.unique(tasks, return_inverse=True)[1]
+
+
+def _members(groups: Array, among: Array) -> Iterator[Array]:
+    """The rows of each group among some examples, [K] each."""
     rows = among.nonzero()[0]
-    rows = rows[keys[rows].argsort(kind="stable")]
-    yield from np.split(rows, np.diff(keys[rows]).nonzero()[0] + 1)
+    rows = rows[groups[rows].argsort(kind="stable")]
+    yield from np.split(rows, np.diff(groups[rows]).nonzero()[0] + 1)
 
 
-def _tested(data: Arrays, labels: Array, share: float) -> Array:
-    """Which examples are for testing, [N] bool: a share of each class of each task, the same in every run.
+def _tested(X: Array, groups: Array, share: float) -> Array:
+    """Which examples are for testing, [N] bool: a share of each group, the same in every run.
 
-    The examples whose features have the smallest hash; equal examples of a class are never on both sides.
+    The examples whose features have the smallest hash; equal examples of a group are never on both sides.
     """
-    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in data.X]
+    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in X]
     order = np.frombuffer(b"".join(hashes), ">u8")
-    tested = np.zeros(len(data.X), bool)
-    for rows in _groups(data, labels, np.ones(len(data.X), bool)):
-        count = min(len(rows) - 1, max(1, round(share * len(rows))))
-        if count:
+    tested = np.zeros(len(X), bool)
+    for rows in _members(groups, ~tested):
+        if count := min(len(rows) - 1, max(1, round(share * len(rows)))):
             tested[rows] = order[rows] <= np.sort(order[rows])[count - 1]
     return tested
 
 
-def _held_out(data: Arrays, labels: Array, tested: Array, share: float, seed: int) -> Array:
+def _held_out(groups: Array, tested: Array, share: float, seed: int) -> Array:
     """Which training examples are held out, [N] bool; no task is trained on what another one holds out."""
-    held = np.zeros(len(data.X), bool)
+    held = np.zeros(len(groups), bool)
     if share:
         order = torch.randperm(len(held), generator=generator(seed, "hold_out")).numpy()
-        for rows in _groups(data, labels, ~tested):
+        for rows in _members(groups, ~tested):
             count = min(len(rows) - 1, max(1, round(share * len(rows))))
             held[rows[order[rows].argsort()[:count]]] = True
     return held
