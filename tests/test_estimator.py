@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -112,6 +113,16 @@ def test_copies_answer_alike(fitted, halves):
     assert not np.allclose(other, expected)
     search = GridSearchCV(clone(fitted), {"lr": [0.1, 1e-6]}, cv=2).fit(X[task == "wine"], y[task == "wine"])
     assert search.best_params_ == {"lr": 0.1}
+
+
+def test_tasks_pass_through_cross_validation(halves):
+    X, _, y, _, task, _ = halves
+    small, folds = ZooClassifier(**{**SMALL, "epochs": 2}), StratifiedKFold(2)
+    with config_context(enable_metadata_routing=True):
+        small.set_fit_request(task=True).set_score_request(task=True)
+        found = cross_val_score(small, X, y, params={"task": task}, cv=folds)
+    (train, test), _ = folds.split(X, y)
+    assert found[0] == clone(small).fit(X[train], y[train], task[train]).score(X[test], y[test], task[test])
 
 
 @pytest.mark.parametrize("method", ["zoo", "derpp", "packnet", "closed_form"])
