@@ -1,7 +1,8 @@
-"""Ask a saved zoo about images.
+"""Ask a saved zoo about images, or about the rows of a file of arrays.
 
 RUN -> Zoo
 images or folders -> decoded, a chunk ahead of the networks -> probabilities -> CSV, or a line an image
+--data FILE -> rows, a chunk at a time                      -> the same
 """
 
 from utils.startup import prepare
@@ -14,7 +15,7 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.arrays.files import Names, read_inputs
+from datasets.arrays.stream import ArraySettings
 from datasets.images.files import reasons
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS
 from utils.errors import UserError, one_line, run_program
@@ -34,6 +37,7 @@ from zoo.inputs import find_images, read_image
 from zoo.options import add_combination, add_machine, check_new, repeatable
 
 _CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
+Named = tuple[Sequence[object], Tensor]  # what inputs are called, and these
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,16 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options; a UserError names a wrong one."""
-    parser = Parser(prog="predict.py", allow_abbrev=False, description="Ask a saved zoo about images.")
+    parser = Parser(prog="predict.py", allow_abbrev=False, description="Ask a saved zoo about images or arrays.")
     add = parser.add_argument
     add("run", metavar="RUN", help="a run directory")
-    add("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="image files, and folders with all that is in them; of "
-        "any size: the shorter side is scaled to what the networks were trained on and the middle cut out")  # fmt: skip
+    # An argument with any number of values takes none where options stand before them.
+    of_arrays = any(given.partition("=")[0] == "--data" for given in (sys.argv[1:] if argv is None else argv))
+    parser.set_defaults(images=[])
+    if not of_arrays:
+        add("images", metavar="IMAGE_OR_FOLDER", nargs="+",
+            help="image files, and folders with all that is in them; of any size: the shorter side is scaled to what "
+            "the networks were trained on and the middle cut out")  # fmt: skip
+    add("--data", metavar="FILE", help="in place of images a file of arrays, npz, parquet or csv, with the features as "
+        "in the run's own file, else under the name X; rows are numbered from 0 (default: images)")  # fmt: skip
     add("--task", metavar="NAME", required=True,
         help="number or name of the task of the images, or number=N or name=NAME; auto finds it, or asks the head that "
         "all tasks share (needed)")  # fmt: skip
     add("--out", metavar="CSV",
-        help="file, task, class, probability, and one column a class (default: lines on stdout)")  # fmt: skip
+        help="file or row, task, class, probability, and one column a class (default: lines on stdout)")  # fmt: skip
     add("--top", metavar="K", type=partial(whole, "--top"), default=3,
         help="classes in a line on stdout, the likeliest first (default: 3)")  # fmt: skip
     add("--routing", metavar="NAME", default=DEFAULT_ROUTING,
@@ -68,25 +79,24 @@ def predict(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     zoo = Zoo.load(options.run, options.device).combined(options.combine, options.temperature, options.budget)
-    zoo.check_reads_files()
     check_choice("--routing", "rule", options.routing, ROUTINGS)
     task = options.task if zoo.finds(options.task) else zoo.task(options.task).number
+    out = None if options.out is None else Path(options.out)
+    if options.data is not None:
+        inputs = arrays_of(zoo, Path(options.data))
+        if out is not None:
+            check_new(out, "file")
+        answer(zoo, task, options, out, chunks_of(inputs), "row")
+        if out is not None:
+            print(one_line(f"{len(inputs):,} rows of {options.data}: {out}"))
+        return 0
+    zoo.check_reads_files()
     found = [find_images(Path(given)) for given in options.images]
     files = [file for images, _ in found for file in images]
-    out = None if options.out is None else Path(options.out)
     if out is not None:
         check_new(out, "file")
     skipped: list[str] = []
-    try:
-        with nullcontext() if out is None else written_whole(out) as file:
-            for first, (names, images) in enumerate(decoded(files, zoo.input_shape, skipped)):
-                answer = zoo.predict(images, task, options.routing)
-                if file is None:
-                    print_lines(names, answer, options.top)
-                else:
-                    file.write(csv_bytes(rows(names, answer, header=not first)))
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    answer(zoo, task, options, out, decoded(files, zoo.input_shape, skipped), "file")
     if unused := reasons(sum((others for _, others in found), Counter())):
         print(f"predict.py: not looked at: {unused}", file=sys.stderr)
     for line in skipped:
@@ -96,6 +106,36 @@ def predict(options: argparse.Namespace) -> int:
     if skipped:
         print(f"predict.py: {len(skipped):,} of {len(files):,} files were skipped", file=sys.stderr)
     return 1 if skipped else 0
+
+
+def answer(
+    zoo: Zoo, task: str | int, options: argparse.Namespace, out: Path | None, parts: Iterable[Named], what: str
+) -> None:  # fmt: skip
+    """Write or print the answers to names and inputs, part by part; `what` the names are."""
+    try:
+        with nullcontext() if out is None else written_whole(out) as file:
+            for first, (names, inputs) in enumerate(parts):
+                found = zoo.predict(inputs, task, options.routing)
+                if file is None:
+                    print_lines(names, found, options.top)
+                else:
+                    file.write(csv_bytes(rows(names, found, header="" if first else what)))
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+
+
+def arrays_of(zoo: Zoo, path: Path) -> Tensor:
+    """The features of a file of arrays, [N, ...]."""
+    own = zoo.config.data.settings
+    return torch.from_numpy(read_inputs(path, own.names if isinstance(own, ArraySettings) else Names()))
+
+
+def chunks_of(inputs: Tensor) -> Iterator[Named]:
+    """Numbers and inputs of rows, some at a time."""
+    size = max(1, _CHUNK_BYTES // inputs[0].nbytes)
+    for start in range(0, len(inputs), size):
+        part = inputs[start : start + size]
+        yield range(start, start + len(part)), part
 
 
 def decoded(files: Sequence[Path], shape: tuple[int, ...], skipped: list[str]) -> Iterator[tuple[list[Path], Tensor]]:
@@ -130,20 +170,20 @@ def decoded(files: Sequence[Path], shape: tuple[int, ...], skipped: list[str]) -
             bar.update(len(chunk))
 
 
-def rows(files: Sequence[Path], prediction: Prediction, *, header: bool) -> Iterator[list[str]]:
-    """The CSV rows of some images, after the header row if `header`."""
+def rows(names: Sequence[object], prediction: Prediction, header: str) -> Iterator[list[str]]:
+    """The CSV rows of some images or rows, after the header row if `header` says what their names are."""
     several = len({task.number for task, _ in prediction.outputs}) > 1
     if header:
-        names = [f"{task.number} {task.name}: {name}" if several else name for task, name in prediction.outputs]
-        yield ["file", "task", "class", "probability", *(f"p({name})" for name in names)]
-    for file, chosen, p in zip(files, prediction.chosen.tolist(), prediction.probabilities.tolist(), strict=True):
+        outputs = [f"{task.number} {task.name}: {name}" if several else name for task, name in prediction.outputs]
+        yield [header, "task", "class", "probability", *(f"p({name})" for name in outputs)]
+    for file, chosen, p in zip(names, prediction.chosen.tolist(), prediction.probabilities.tolist(), strict=True):
         task, name = prediction.outputs[chosen]
         shown = str(file).encode("utf-8", "backslashreplace").decode()  # a file name may be bytes that are no text
         label = f"{task.number} {task.name}" if several else task.name
         yield [shown, label, name, f"{p[chosen]:.6g}", *(f"{value:.6g}" for value in p)]
 
 
-def print_lines(files: Sequence[Path], prediction: Prediction, top: int) -> None:
+def print_lines(files: Sequence[object], prediction: Prediction, top: int) -> None:
     """Print file, task and the `top` likeliest classes of each image.
 
     If the task was not given, the classes are those of the likeliest task, with p(task) p(class | task).

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from datasets.arrays.stream import arrays
 from datasets.config import DataConfig
 from datasets.images.cifar import cifar10, cifar100
 from datasets.images.digits import rotated_digits, split_digits
@@ -43,6 +44,7 @@ STREAMS: dict[str, Callable[[DataConfig, int, torch.device], TaskStream]] = {
     "languages": languages,
     "superposition": superposition,
     "modular": modular,
+    "arrays": arrays,
 }
 rotated_digits.numbered = rotated_mnist.numbered = permuted_mnist.numbered = numbered  # type: ignore[attr-defined]
 rotated_digits.Settings = rotated_mnist.Settings = RotationSettings  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from net.autoencoder import Autoencoder
+from net.conv1d import Conv1d
 from net.images.resnet import ResNet18
 from net.images.smallconv import SmallConv
 from net.images.timm_trunk import TimmTrunk
@@ -29,6 +30,7 @@ TRUNKS: dict[str, Any] = {
     "wrn16_4": WideResNet,
     "resnet18_nf20": ResNet18,
     "mlp": MLP,
+    "conv1d": Conv1d,
     "rnn": RNN,
     "attention_only": AttentionOnly,
     "sequence": SequenceModel,

@@ -33,10 +33,10 @@ from tests.toys import toy_stream
 from utils.errors import UserError
 from utils.torchvision_ops import declare_missing_operators
 
-# See test_algorithmic.py, test_recall_streams.py and test_languages.py.
-GENERATED = {"algorithmic", "sequences", "languages", "superposition", "modular"}
+# See test_algorithmic.py, test_recall_streams.py, test_languages.py and test_arrays.py.
+NO_IMAGES = {"arrays", "algorithmic", "sequences", "languages", "superposition", "modular"}
 # Streams whose views the seed draws are in test_stream_settings.py.
-ELSEWHERE = {"views: seed", *(f"dataset: {name}" for name in GENERATED)}
+ELSEWHERE = {"views: seed", *(f"dataset: {name}" for name in NO_IMAGES)}
 YAMLS = [path for path in sorted((Path(__file__).parent.parent / "config" / "dataset").glob("*.yaml"))
          if not ELSEWHERE & set(path.read_text().splitlines())]  # fmt: skip
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -155,7 +155,7 @@ def check_against_source(dataset: str, source: Source, tasks: list[list[int | st
 
 
 def test_every_data_set_has_a_yaml_file_or_is_an_old_name_of_one_that_has():
-    assert {yaml.safe_load(path.read_text())["dataset"] for path in YAMLS} == STREAMS.keys() - GENERATED
+    assert {yaml.safe_load(path.read_text())["dataset"] for path in YAMLS} == STREAMS.keys() - NO_IMAGES
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.arrays.scaling import ArrayPreprocess
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
 from datasets.objectives import CrossEntropy, Scores
@@ -35,7 +36,9 @@ from zoo.combine import COMBINE, TEMPERATURES, Combination, MemberPredictions, f
 from zoo.inputs import Images, as_stored, read_images
 
 AUTO = "auto"
-PREPROCESS: Mapping[str, type[Preprocess]] = {"ImagePreprocess": ImagePreprocess, "Preprocess": Preprocess}
+PREPROCESS: Mapping[str, type[Preprocess]] = {
+    kind.__name__: kind for kind in (ImagePreprocess, ArrayPreprocess, Preprocess)
+}
 PLAIN = "mean", "none", None  # the mean with the weights of training
 
 

@@ -1,0 +1,163 @@
+"""A file of arrays -> checked arrays of N examples: npz, or a table in parquet or csv.
+
+npz        the arrays X [N, ...], y, and perhaps task and split, by name; nothing pickled is read
+a table    columns y, and perhaps task and split; all others are the features X, in the order of the file
+"""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError, one_line, unknown
+
+TRAINING, TESTING = "train", "test"  # values of `split`
+_SHOWN = 60  # columns that an error message lists
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of the arrays or columns."""
+
+    X: str = "X"  # of npz alone
+    y: str = "y"
+    task: str = "task"
+    split: str = "split"
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """N examples, checked."""
+
+    X: Array  # float32 [N, ...], finite
+    y: Array  # [N] or [N, D] as in the file: whole numbers, texts, truth values or finite real numbers
+    task: Array | None  # [N] texts
+    tested: Array | None  # [N] bool: test examples
+
+
+def read_arrays(path: Path, names: Names) -> Arrays:
+    """The arrays of a file; UserError says in one line what is missing or does not fit."""
+    found = _columns(path, names, [names.y])
+    X = _features(path, names.X, found[names.X])
+    y, task, split = (_optional(path, found, given, len(X)) for given in (names.y, names.task, names.split))
+    assert y is not None
+    if y.dtype.kind not in "iubfU":
+        raise UserError(f"{path}: {names.y} has values of {y.dtype}; they must be numbers or texts")
+    if y.dtype.kind == "f":
+        _check_finite(f"{path}: {names.y}", y)
+    if task is not None and (task.ndim != 1 or task.dtype.kind not in "iubfU"):
+        raise UserError(f"{path}: {names.task} must be one number or text for each example")
+    if task is not None and task.dtype.kind == "f":
+        _check_finite(f"{path}: {names.task}", task)
+    return Arrays(X, y, None if task is None else texts(task), _tested(path, names.split, split))
+
+
+def read_inputs(path: Path, names: Names) -> Array:
+    """The features of a file alone, float32 or uint8 [N, ...]; y is not needed. UserError as in read_arrays."""
+    values = _columns(path, names)[names.X]
+    found = _features(path, names.X, values)
+    return values if values.dtype == np.uint8 else found  # images
+
+
+def texts(values: Array) -> Array:
+    """Numbers and texts as texts, in which 2, 2.0 and "2" are the same."""
+    if values.dtype.kind == "f":
+        return np.array([str(int(value)) if value.is_integer() else str(value) for value in values.tolist()])
+    return values.astype(str)
+
+
+def _columns(path: Path, names: Names, needed: Sequence[str] = ()) -> dict[str, Array]:
+    """The arrays of a file by name, those of a table with its features as one; `needed`: what must be beside them."""
+    readers = {".npz": _npz, ".parquet": _table, ".csv": _table}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: files of arrays end in {', '.join(readers)}")
+    try:
+        found = readers[path.suffix](path, names, needed)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)[:200]
+        raise UserError(f"{path} cannot be read: {reason}") from None
+    return {name: np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array for name, array in found.items()}
+
+
+def _npz(path: Path, names: Names, needed: Sequence[str]) -> dict[str, Array]:
+    file = np.load(path, allow_pickle=False)
+    if isinstance(file, np.ndarray):
+        raise UserError(f"{path} is a single array; save several with numpy.savez")
+    with file:
+        if missing := [name for name in (names.X, *needed) if name not in file.files]:
+            raise UserError(f"{path}: {unknown('array', missing[0], file.files)}")
+        return {name: file[name] for name in vars(names).values() if name in file.files}
+
+
+def _table(path: Path, names: Names, needed: Sequence[str]) -> dict[str, Array]:
+    import pandas  # slow to import
+
+    try:
+        frame = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
+    except ImportError:
+        raise UserError(f"{path}: parquet needs the package pyarrow; install it, or save npz or csv") from None
+    frame.columns = frame.columns.astype(str)
+    if missing := [name for name in needed if name not in frame.columns]:
+        raise UserError(f"{path}: {unknown('column', missing[0], frame.columns)}")
+    others = {names.y, names.task, names.split}
+    features = frame[[name for name in frame.columns if name not in others]]
+    if features.shape[1] == 0:
+        raise UserError(f"{path} has no columns of features beside {', '.join(frame.columns)}")
+    wrong = [name for name, kind in features.dtypes.items() if not pandas.api.types.is_numeric_dtype(kind)]
+    if wrong:
+        shown = f"{', '.join(wrong[:_SHOWN])}{' ...' * (len(wrong) > _SHOWN)}"
+        raise UserError(f"{path}: features must be numbers; no numbers are in {shown}: encode or drop them")
+    found = {name: _labels(path, name, frame[name]) for name in others & {*frame.columns}}
+    return {**found, names.X: features.to_numpy(np.float64, na_value=np.nan)}
+
+
+def _labels(path: Path, name: str, column: Any) -> Array:
+    """A column as numbers or texts."""
+    if column.isna().any():
+        raise UserError(f"{path}: {name} is missing in row {int(column.isna().to_numpy().argmax())}, from 0")
+    values = column.to_numpy()
+    return values if values.dtype.kind in "iubf" else column.astype(str).to_numpy(str)
+
+
+def _features(path: Path, name: str, values: Array) -> Array:
+    where = f"{path}: {name}"
+    if values.dtype.kind not in "iubf":
+        raise UserError(f"{where} has values of {values.dtype}; features must be numbers")
+    if values.ndim < 2 or 0 in values.shape:
+        raise UserError(f"{where} has the shape {list(values.shape)}; features must be [N, D], or series [N, C, L]")
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(values, dtype=np.float32)
+    _check_finite(where, values)
+    return values
+
+
+def _check_finite(where: str, values: Array) -> None:
+    wrong = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+    if wrong.any():
+        rows = f"row {int(wrong.argmax())}, from 0" + f", and {wrong.sum() - 1:,} more" * int(wrong.sum() > 1)
+        raise UserError(f"{where} has missing or infinite values in {rows}; fill them in, or drop the examples")
+
+
+def _optional(path: Path, found: Mapping[str, Array], name: str, count: int) -> Array | None:
+    """An array with a value for each of `count` examples; None if there is none, and the name is the usual one."""
+    if name not in found:
+        if name not in vars(Names()).values():
+            raise UserError(f"{path}: {unknown('array', name, found)}")
+        return None
+    array = found[name]
+    if array.ndim == 0 or len(array) != count:
+        length = "a single value" if array.ndim == 0 else f"{len(array):,} values"
+        raise UserError(f"{path}: {name} has {length}, but there are {count:,} examples")
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _tested(path: Path, name: str, split: Array | None) -> Array | None:
+    if split is None:
+        return None
+    if wrong := sorted({*texts(split.ravel()).tolist()} - {TRAINING, TESTING}):
+        raise UserError(f"{path}: {name} has the value {wrong[0]!r}; it must be {TRAINING} or {TESTING}")
+    return split == TESTING
