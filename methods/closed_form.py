@@ -17,6 +17,7 @@ from evaluation.members import Learned
 from methods.base import Requirements
 from methods.single import SingleNet
 from net.multihead import MultiHead, grown
+from net.random_features import RandomFeatureSettings
 from training.loop import TrainingStats
 from training.monitor import Monitor
 from training.prediction import evaluation_batches
@@ -55,8 +56,8 @@ def solve(sums: Sums, head: str, regularisation: float) -> tuple[Tensor, Tensor]
 class ClosedForm(SingleNet):
     """One pass over each task adds to the sums of its head, and the head is solved anew; no gradient steps."""
 
-    @dataclass(frozen=True)
-    class Settings:  # not those of SingleNet, which are about training
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(RandomFeatureSettings):  # not those of SingleNet, which are about training
         head: str = setting(HEADS, "nearest class mean, linear discriminant analysis or ridge regression, see `solve`")
         regularisation: float = setting(Range(0, whole=False, open_low=True), "r of `solve`")
 

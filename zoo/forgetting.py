@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-from datasets import build_stream
 from datasets.objectives import CrossEntropy
 from datasets.task import HELD_OUT, TEST, TRAIN, Episode
 from evaluation.accuracy import AVERAGES
@@ -30,6 +29,7 @@ from records.members import SavedMember, read_names
 from records.monitor import EpisodeFacts, RunMonitor
 from records.resume import check_same_data
 from records.summary import costs, read_summary, summarize
+from training.features import task_stream
 from training.loop import TrainingStats
 from utils.compute import peak_memory
 from utils.errors import UserError
@@ -78,7 +78,7 @@ def retrained(
             f"{zoo.path} shares --memory {config.memory} between tasks, so that what it kept of others depends on the "
             "forgotten one; leave --retrain out"
         )
-    stream = build_stream(config.data, config.seed, zoo.device)
+    stream = task_stream(config.data, config.net, config.seed, zoo.device)
     check_same_data(zoo.path, read_config(zoo.path), stream.fingerprints(), config.data.data_dir)
     method = build_method(Context(config, stream.spec, zoo.compute))
     assert isinstance(method, Ensemble)
