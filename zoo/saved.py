@@ -106,7 +106,9 @@ class Zoo:
         self.tasks, self.members = tuple(tasks), tuple(members)
         self.input_shape = preprocess.stored_shape(members[0].input_shape)
         self.compute = Compute(device, config.precision == "bf16")
-        self.preprocess, self.images = preprocess, isinstance(preprocess, (ImagePreprocess, FrozenFeatures))
+        self._features = preprocess if isinstance(preprocess, FrozenFeatures) else None
+        self.preprocess = preprocess.images if isinstance(preprocess, FrozenFeatures) else preprocess
+        self.images = isinstance(self.preprocess, ImagePreprocess)
         # Squares of grey or colour, as files become.
         self.reads_files = self.images and self.input_shape[0] in (1, 3) and len({*self.input_shape[1:]}) == 1
         self._spec = StreamSpec(config.stream, members[0].input_shape, CrossEntropy(), preprocess)
@@ -228,8 +230,8 @@ class Zoo:
     def answers(self, stored: Tensor, tasks: Sequence[int]) -> dict[int, Answer]:
         """The zoo's answers to inputs (see `stored`) as if they were of each of `tasks`; a UserError if not finite."""
         outputs: dict[int, dict[int, Tensor]] = {task: {} for task in tasks}  # by task and member
-        if isinstance(self.preprocess, FrozenFeatures):  # once for all members
-            stored = features_of(self._trunk, stored, self.preprocess.images, self.device)
+        if self.frozen is not None:  # once for all members
+            stored = features_of(self.frozen, stored, self.preprocess, self.device)
         for member in self.members:
             wanted = [task for task in tasks if member.number in self.combinations[task].members]
             for task, of_member in self._outputs(member, stored, wanted).items() if wanted else ():
@@ -240,10 +242,9 @@ class Zoo:
         return answers
 
     @cached_property
-    def _trunk(self) -> nn.Module:
-        """The frozen network whose features members take."""
-        assert isinstance(self.preprocess, FrozenFeatures)
-        return self.preprocess.trunk(self.config.net, self.device)
+    def frozen(self) -> nn.Module | None:
+        """The frozen network, whose features are the members' inputs; None if these take the images themselves."""
+        return None if self._features is None else self._features.trunk(self.config.net, self.device)
 
     def _outputs(self, member: SavedMember, stored: Tensor, tasks: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of some heads of a member before softmax, [N, C] by task."""
