@@ -180,9 +180,8 @@ def test_a_run_on_frozen_features_is_asked_about_images(method, given, weights):
 
 def test_programs_for_a_finished_run(given, weights, capsys):
     """A task can be forgotten and retrained, an export has the frozen network in it, and a student makes no sense."""
-    run = ["run", "--task", "1"]
     assert main([*given(), "--tasks_per_round", "2", "--quiet", "--run_dir", "run"]) == 0
-    assert forget.main([*run, "--retrain", "--quiet"]) == 0
+    assert forget.main(["run", "--task", "1", "--retrain", "--quiet"]) == 0
     assert export.main(["run", "--out", "out", "--format", "torch"]) == 0
     assert distill.main(["run", "--quiet"]) == 2
     assert "frozen features" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def task_stream(data: DataConfig, net: NetConfig, seed: int, device: torch.devic
     try:
         settings.check()
         stream = _normalised(stream, settings)
-        return _frozen(stream, net, data.data_dir / "cache", device) if settings.frozen else stream
+        return with_frozen_features(stream, net, data.data_dir / "cache", device) if settings.frozen else stream
     except UserError as error:
         raise UserError(f"{net.path}: {error}") from None
 
@@ -124,8 +124,11 @@ def _normalised(stream: TaskStream, settings: TimmSettings) -> TaskStream:
     return replace(stream, spec=replace(stream.spec, preprocess=preprocess))
 
 
-def _frozen(stream: TaskStream, net: NetConfig, cache: Path, device: torch.device) -> TaskStream:
-    """The stream with the features of its images in their place."""
+def with_frozen_features(stream: TaskStream, net: NetConfig, cache: Path, device: torch.device) -> TaskStream:
+    """The stream with the features of its images in their place, from files in the folder `cache` or kept there.
+
+    UserError if its inputs are no images, or the file of weights does not fit the model.
+    """
     spec = stream.spec
     if not isinstance(spec.preprocess, ImagePreprocess):
         raise UserError("frozen: is for images")

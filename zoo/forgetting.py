@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from datasets.objectives import CrossEntropy
@@ -103,6 +104,18 @@ def retrained(
     return found, stats
 
 
+def without_head(member: LoadedMember, forgotten: SavedTask) -> LoadedMember:
+    """A network with a head for each task without that of one: all that was computed from it if the trunk is fixed."""
+    net, others = member.net, [task for task in member.saved.tasks if task != forgotten.number]
+    new = MultiHead(net.trunk, net.weight.shape[1], {task: net.head_sizes[task] for task in others}, net.kind)
+    with torch.no_grad():
+        for task in others:
+            for name, value in new.head_values().items():
+                value[new.rows(task)] = net.head_values()[name][net.rows(task)]
+    predictions = {key: found for key, found in member.predictions.items() if key[0] != forgotten.number}
+    return LoadedMember(replace(member.saved.on(others), parameters=count_parameters(new)), new, predictions)
+
+
 def write(
     zoo: Zoo, forgotten: SavedTask, before: Sequence[LoadedMember], after: Sequence[LoadedMember],
     stats: TrainingStats, path: Path, facts: Mapping[str, Any], seconds: float,
@@ -163,6 +176,8 @@ def certificate(
         saw = forgotten.number in old.saved.tasks
         number, now = new.get(old.saved.number, (None, None))
         what = "kept" if not saw else "dropped" if now is None else "dropped, trained again without the task"
+        if saw and now is not None and not now.retrained:
+            what = "kept without the head of the task, its only weights that were computed from the task"
         members.append({
             "member": old.saved.number, "trained_on": list(old.saved.tasks), "saw_the_task": saw,
             "what_became_of_it": what, "weights_sha256": old.sha256(),
