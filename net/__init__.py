@@ -65,7 +65,7 @@ def build_trunk(model: str, shape: tuple[int, ...], settings: Any, outputs: int 
     if asked:
         raise UserError(f"model: {model} cannot be asked about positions, as this task does: try sequence")
     if model.startswith(_TIMM) and settings.frozen:  # the inputs are its features
-        return MLP(shape, MLP.Settings(dropout=settings.dropout, widths=settings.hidden))
+        return MLP(shape, MLP.Settings(dropout=settings.dropout, widths=settings.widths))
     what, axes = _TAKEN.get(TRUNKS.get(model, TimmTrunk), ("", len(shape)))
     if len(shape) != axes:
         raise UserError(f"model: {model} takes {what}; the inputs are {'x'.join(map(str, shape))}: try mlp")

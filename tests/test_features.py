@@ -161,7 +161,7 @@ def test_weights_that_train_begin_as_in_the_file(given, weights):
 @pytest.mark.parametrize("method", ["zoo", "er", "closed_form"])
 def test_a_run_on_frozen_features_is_asked_about_images(method, given, weights):
     """predict.py and Zoo.predict take images; the heads are applied to the features of timm."""
-    options = given(hidden=0 if method == "closed_form" else [16])
+    options = given(widths=[] if method == "closed_form" else [16])
     assert main([*options, "--method", method, "--quiet", "--run_dir", "run"]) == 0
     config = parse(options).config
     part = build_stream(config.data, 0, CPU).tasks[1].test
@@ -202,8 +202,8 @@ def test_programs_for_a_finished_run(given, weights, capsys):
         ({"weights": None}, "frozen: features of random weights"),
         ({"mean": [0.1, 0.2, 0.3]}, "mean: is for 3 channels; the images have 1"),
         ({"mean": None}, "mean and std: give both"),
-        ({"frozen": None, "hidden": 4}, "hidden: is for the network on frozen features"),
-        ({"hidden": -1}, "hidden"),
+        ({"frozen": None, "widths": [4]}, "widths: is for the network on frozen features"),
+        ({"widths": [-1]}, "widths: layer 1 is -1"),
     ],
 )
 def test_what_does_not_fit_is_one_line(changes, line, given):

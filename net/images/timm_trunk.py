@@ -34,17 +34,6 @@ class WeightsFile:
         return Path(expanded(value)).absolute()
 
 
-class Hidden:
-    """The hidden layers of a small network: a list of their units, or a number for one layer, or 0 for none."""
-
-    kind = str  # see Declaration.kind
-
-    @staticmethod
-    def read(where: str, value: object) -> tuple[int, ...]:
-        """The units of each layer; a UserError begins with `where`."""
-        return Widths.read(where, ([value] if value else []) if type(value) is int else value)
-
-
 @dataclass(frozen=True)
 class TimmSettings(DropoutSettings):
     """Settings of a timm model. Frozen, it turns the images into features, on which a small network is trained."""
@@ -53,8 +42,8 @@ class TimmSettings(DropoutSettings):
         WeightsFile, "file of the first weights: safetensors, or a state dict of torch (default: drawn)", default=None
     )
     frozen: bool = setting(bool, "the weights stay, and features are computed once; needs weights", default=False)
-    hidden: tuple[int, ...] = setting(
-        Hidden, "hidden layers between frozen features and heads: their units, or 0 for none", default=()
+    widths: tuple[int, ...] = setting(
+        Widths, "units of each hidden layer between frozen features and heads; [] for heads alone", default=()
     )
     mean: tuple[float, ...] | None = setting(
         PerChannel(Range(0, 1, whole=False)), "mean of the pixels, from 0 to 1, that belongs to the weights (default: "
@@ -68,8 +57,8 @@ class TimmSettings(DropoutSettings):
         """UserError if two settings contradict each other."""
         if self.frozen and self.weights is None:
             raise UserError("frozen: features of random weights are worth little; give weights, or leave frozen out")
-        if self.hidden and not self.frozen:
-            raise UserError("hidden: is for the network on frozen features; add frozen: true, or leave hidden out")
+        if self.widths and not self.frozen:
+            raise UserError("widths: is for the network on frozen features; add frozen: true, or leave widths out")
         if (self.mean is None) != (self.std is None):
             raise UserError("mean and std: give both, or neither")
 
