@@ -93,7 +93,7 @@ def frozen_trunk(net: NetConfig, shape: tuple[int, ...], device: torch.device) -
     return channels_last(trunk).requires_grad_(False).to(device).eval()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features_of(
     trunk: nn.Module, images: Tensor, preprocess: Preprocess, device: torch.device, view: Tensor | None = None
 ) -> Tensor:
