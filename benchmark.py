@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from datasets import build_stream
 from methods import METHODS
 from methods.config import RunConfig
 from records.checkpoints import ENDING
@@ -44,6 +43,7 @@ from studies.planned import Grid, PlannedJob, PlannedRun
 from studies.store import check_run, write_tables
 from studies.tables import READING
 from studies.task_tables import write_task_tables
+from training.features import frozen, task_stream
 from utils.compute import pick_device, runs_in_bf16
 from utils.errors import UserError, one_line, run_program
 from utils.files import check_own
@@ -207,8 +207,8 @@ def check_machine(grid: Grid, path: str) -> None:
 def check_data(runs: Sequence[PlannedRun], path: str) -> None:
     """Raise UserError if data of these runs are missing or do not fit; what can be downloaded is there afterwards."""
     try:
-        for data, run in {run.config.data: run for run in reversed(runs)}.items():
-            build_stream(data, run.config.seed, torch.device("cpu"))
+        for run in {(run.config.data, frozen(run.config.net)): run for run in reversed(runs)}.values():
+            task_stream(run.config.data, run.config.net, run.config.seed, torch.device("cpu"))
     except UserError as error:
         raise UserError(f"{path}: {run.label}: {undashed(error)}") from None
 

@@ -126,6 +126,8 @@ def distill(options: argparse.Namespace) -> None:
 def loaded(options: argparse.Namespace) -> dict[str, Zoo]:
     """The zoos that the student is compared with, by their names in the table; the first one is its teacher."""
     run = finished(options.run, options.device)
+    if run.frozen is not None:
+        raise UserError(f"{run.path} was trained on frozen features, whose members are small already: use it as it is")
     check_name(run.config.method, f"{run.path / CONFIG}: method: ")
     zoos = {"zoo": run.combined(options.combine, options.temperature)}
     if options.budget is not None:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from methods import METHODS, check_name
+from methods.closed_form import ClosedForm
 from methods.ensemble import Ensemble
 from records.console import Console
 from records.directory import CONFIG, check_free
@@ -28,7 +29,7 @@ from utils.errors import UserError, one_line, run_program
 from utils.files import beside
 from utils.options import Parser
 from zoo import Zoo
-from zoo.forgetting import CERTIFICATE, LoadedMember, retrained, write
+from zoo.forgetting import CERTIFICATE, LoadedMember, retrained, without_head, write
 from zoo.options import REPEAT, add_machine, add_new_run, finished, new_run, repeatable
 
 
@@ -42,7 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     about = "Take a task out of a zoo: members that saw it are dropped, or trained again without. RUN stays as it is."
     parser = Parser(prog="forget.py", allow_abbrev=False, description=about)
     add = parser.add_argument
-    add("run", metavar="RUN", help="a finished run of the zoo or another ensemble")
+    add("run", metavar="RUN", help="a finished run of the zoo or another ensemble, or of closed_form")
     add("--task", metavar="NAME", required=True, help="number or name of the task, or number=N or name=NAME (needed)")
     add("--retrain", action="store_true", help="train a member in place of each dropped one, on its other tasks, with "
         "the examples that were kept of them; needs the data (default: only drop)")  # fmt: skip
@@ -61,16 +62,21 @@ def forget(options: argparse.Namespace) -> None:
     method = zoo.config.method
     check_name(method, f"{zoo.path / CONFIG}: method: ")
     task = zoo.task(options.task)
-    if not issubclass(METHODS[method], Ensemble):
+    closed = issubclass(METHODS[method], ClosedForm)
+    if not closed and not issubclass(METHODS[method], Ensemble):
         raise UserError(f"{zoo.path} is of --method {method}, one network that saw every task: train it again without")
     if (scenario := zoo.config.data.scenario) != "task":
         raise UserError(f"{zoo.path} is of --scenario {scenario}: all its tasks share a head; train it again without")
+    if closed and options.retrain:
+        raise UserError(f"--retrain: in {zoo.path} no head was computed from the examples of another; leave it out")
     path = Path(options.run_dir) if options.run_dir else beside(options.run, f"-without-{task.number}")
     check_free(path, options.overwrite, [zoo.path])
     with new_run(path, options.overwrite, [zoo.path]):
         before = [LoadedMember(member, zoo.net(member)[0], zoo.predictions(member)) for member in zoo.members]
         stats = TrainingStats()
         after = [member for member in before if task.number not in member.saved.tasks]
+        if closed:
+            after = [without_head(member, task) for member in before if len(member.saved.tasks) > 1]
         if options.retrain:
             with enough_memory(f"training on {zoo.device}", "leave --retrain out"):
                 if options.threads is None:
@@ -78,7 +84,10 @@ def forget(options: argparse.Namespace) -> None:
                 more, stats = retrained(zoo, task, options.data_dir, Console(options.quiet))
                 after += more
         if not after:
-            raise UserError(f"every member of {zoo.path} has learned {task.name}: nothing would be left; add --retrain")
+            raise UserError(
+                f"every member of {zoo.path} has learned {task.name}: nothing would be left"
+                + "; add --retrain" * (not closed)
+            )
         write(zoo, task, before, after, stats, path, provenance(), time.perf_counter() - begin)
     print_costs(zoo, Zoo.load(path, options.device))
     print(f"\n{len(before)} members before, {len(after)} now; which ever saw the task: {path / CERTIFICATE}")

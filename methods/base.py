@@ -16,6 +16,7 @@ from methods.config import BaseConfig, RunConfig
 from methods.memory.audit import Budget, blind, to_predict
 from methods.memory.replay import ReplayMemory
 from net import build_net
+from net.images.timm_trunk import TimmTrunk
 from net.multihead import MultiHead
 from training.loop import not_finite
 from training.monitor import Checkpoints, Monitor
@@ -200,8 +201,18 @@ def scores_from(state: Tree) -> dict[int, Scores]:
 
 
 def new_network(config: BaseConfig, spec: StreamSpec, head_sizes: Mapping[int, int]) -> MultiHead:
-    """A network of a run, on the CPU; UserError if its architecture does not fit the inputs of the stream."""
-    return build_net(config.net.model, spec.input_shape, config.net.settings, head_sizes, spec.heads, spec.asked)
+    """A network of a run, on the CPU; UserError if its architecture does not fit the inputs of the stream.
+
+    A timm model begins with the weights of a file if there is one.
+    """
+    net = build_net(
+        config.net.model, spec.input_shape, config.net.settings, head_sizes, spec.heads, spec.asked,
+        getattr(config, "settings", None),
+    )  # fmt: skip
+    for trunk in net.modules():
+        if isinstance(trunk, TimmTrunk) and config.net.settings.weights is not None:
+            trunk.load_weights(config.net.settings.weights)
+    return net
 
 
 def check_requirements(method: type[Method], spec: StreamSpec, net: MultiHead, recipe: Recipe) -> None:

@@ -1,22 +1,25 @@
-"""Heads in closed form on an untrained trunk: sums over examples decide, so the order of tasks does not matter.
+"""Heads in closed form on an untrained or frozen trunk: sums over examples decide, so that no order of them matters.
 
 Nearest class mean: Mensink et al., "Distance-Based Image Classification", TPAMI 2013. Linear discriminant analysis:
 Hayes & Kanan, "Lifelong Machine Learning with Deep Streaming LDA", CVPR workshops 2020. Ridge regression on random
-features: McDonnell et al., "RanPAC", NeurIPS 2023.
+features: McDonnell et al., "RanPAC", NeurIPS 2023. Linear discriminant analysis on random cosine features: Prabhu et
+al., "RanDumb", NeurIPS 2024.
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from datasets.mixture import Mixture
-from datasets.task import Episode, Task
+from datasets.task import Episode, Examples, Task
 from evaluation.members import Learned
 from methods.base import Requirements
 from methods.single import SingleNet
 from net.multihead import MultiHead, grown
+from net.random_features import RandomFeatureSettings
 from training.loop import TrainingStats
 from training.monitor import Monitor
 from training.prediction import evaluation_batches
@@ -53,10 +56,13 @@ def solve(sums: Sums, head: str, regularisation: float) -> tuple[Tensor, Tensor]
 
 
 class ClosedForm(SingleNet):
-    """One pass over each task adds to the sums of its head, and the head is solved anew; no gradient steps."""
+    """One pass over each task adds to the sums of its head, and the head is solved anew; no gradient steps.
 
-    @dataclass(frozen=True)
-    class Settings:  # not those of SingleNet, which are about training
+    With `random_features` the heads act on these, see RandomFeatures.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(RandomFeatureSettings):  # not those of SingleNet, which are about training
         head: str = setting(HEADS, "nearest class mean, linear discriminant analysis or ridge regression, see `solve`")
         regularisation: float = setting(Range(0, whole=False, open_low=True), "r of `solve`")
 
@@ -73,25 +79,46 @@ class ClosedForm(SingleNet):
             net = self.network((), {task.id: task.num_outputs})
         if not self.seen:
             self.untrained = {task.id: self.ask(net, task.id, task.test, "the untrained network")}
-        begin = time.perf_counter()
-        sums = self.sums[self.head_of(task.id)] = self._with(task, net)
-        weight, bias = solve(sums, self.settings.head, self.settings.regularisation)
-        with torch.no_grad():
-            rows = net.rows(task.id)
-            net.weight[rows], net.bias[rows] = weight.to(net.weight), bias.to(net.bias)
+        begin, head = time.perf_counter(), self.head_of(task.id)
+        self._sizes.update(net.head_sizes)
+        found = self.sums_of(net, task.train_eval, net.head_sizes[task.id])
+        before = self.sums.get(head, {})
+        self.sums[head] = {name: value + grown(before.get(name), value) for name, value in found.items()}
+        self._solve(head)
         count = len(task.train_eval)
-        stats = TrainingStats(count, count, seconds=time.perf_counter() - begin)
-        self.keep_heads(net)
-        return self.learned(episode, stats)
+        return self.learned(episode, TrainingStats(count, count, seconds=time.perf_counter() - begin))
+
+    def unlearn(self, task: Task, classes: Collection[int] | None = None) -> None:
+        """Take the training examples of a task that was learned, or those of some of its classes, out of its head.
+
+        Afterwards the head is that of a stream which never had them: exactly, if the task has a head of its own and no
+        classes are given, which removes it; else up to the order of summation in float64. Classes without examples are
+        never the answer.
+        """
+        head, self.new_members = self.head_of(task.id), []  # the predictions of the last network have changed
+        if classes is None:
+            del self._sizes[task.id]
+        if head not in map(self.head_of, self._sizes):
+            del self.sums[head], self._heads[head]
+            return
+        sums, examples = self.sums[head], task.train_eval
+        if classes is not None:
+            gone = torch.isin(examples.targets, torch.tensor(list(classes), device=examples.targets.device))
+            examples = examples.subset(gone.nonzero().flatten())
+        net = self.network(self.seen[:1])
+        found = self.sums_of(net, examples, len(sums["n"]))
+        left = {name: value - found[name] for name, value in sums.items()}
+        left["sum"][left["n"] == 0] = 0.0  # without the rounding of what was there
+        self.sums[head] = left
+        self._solve(head)
 
     @torch.no_grad()
-    def _with(self, task: Task, net: MultiHead) -> Sums:
-        """The sums of a task's head with its training examples added, float64, so that their order hardly matters."""
-        width, features = net.head_sizes[task.id], net.weight.shape[1]
-        shapes = {"n": (width,), "sum": (width, features), "square": (features, features)}
-        before, like = self.sums.get(self.head_of(task.id), {}), net.weight.detach().double()
-        sums = {name: grown(before.get(name), like.new_zeros(shape)).clone() for name, shape in shapes.items()}
-        data = Mixture([(task.id, task.train_eval)])
+    def sums_of(self, net: MultiHead, examples: Examples, width: int) -> Sums:
+        """The sums over examples of `width` classes; in float64, so that the order of summation hardly matters."""
+        size = net.weight.shape[1]
+        shapes = {"n": (width,), "sum": (width, size), "square": (size, size)}
+        sums = {name: net.weight.new_zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        data = Mixture([(0, examples)])
         for inputs, part in evaluation_batches(net, data, self.spec, self.compute):
             with self.compute.autocast():
                 h = net.trunk(inputs).double()
@@ -100,6 +127,11 @@ class ClosedForm(SingleNet):
             sums["sum"].index_add_(0, targets, h)
             sums["square"] += h.T @ h
         return sums
+
+    def _solve(self, head: int) -> None:
+        """Solve a head anew for its sums."""
+        found = solve(self.sums[head], self.settings.head, self.settings.regularisation)
+        self._heads[head] = tuple(value.float() for value in found)
 
     def extra_parameters(self) -> int:
         """The sums."""

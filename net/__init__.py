@@ -6,7 +6,7 @@ from (shape, settings, outputs, asked), see StreamSpec, and returns outputs in p
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from net.images.timm_trunk import TimmTrunk
 from net.images.wideresnet import WideResNet
 from net.mlp import MLP
 from net.multihead import MultiHead
+from net.random_features import with_random_features
 from net.sequences.attention_only import AttentionOnly
 from net.sequences.model import SequenceModel
 from net.sequences.rnn import RNN
@@ -45,6 +46,7 @@ _TAKEN = {
     **dict.fromkeys((RNN, AttentionOnly), _SEQUENCES),
     Autoencoder: _VECTORS,
 }
+Module = TypeVar("Module", bound=nn.Module)
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -64,6 +66,8 @@ def build_trunk(model: str, shape: tuple[int, ...], settings: Any, outputs: int 
         return TRUNKS[model](shape, settings, outputs, asked)  # type: ignore[no-any-return]
     if asked:
         raise UserError(f"model: {model} cannot be asked about positions, as this task does: try sequence")
+    if model.startswith(_TIMM) and settings.frozen:  # the inputs are its features
+        return MLP(shape, MLP.Settings(dropout=settings.dropout, widths=settings.widths))
     what, axes = _TAKEN.get(TRUNKS.get(model, TimmTrunk), ("", len(shape)))
     if len(shape) != axes:
         raise UserError(f"model: {model} takes {what}; the inputs are {'x'.join(map(str, shape))}: try mlp")
@@ -93,16 +97,22 @@ def input_dtype(trunk: nn.Module) -> torch.dtype:
 
 def build_net(
     model: str, shape: tuple[int, ...], settings: Any, head_sizes: Mapping[int, int], heads: str = "task",
-    asked: int = 0,
+    asked: int = 0, method: Any = None,
 ) -> MultiHead:  # fmt: skip
     """A network with heads (see MultiHead), on the CPU, initialised from torch's global generator.
 
     `shape` is that of one input as the trunk receives it, `settings` are of `settings_class(model)`; for `asked` see
-    StreamSpec. UserError if the parts do not fit. Convolution weights have the channels last in memory, like the
+    StreamSpec, `method` are the settings of the method, which may ask for random features. UserError if the parts do
+    not fit. Convolution weights have the channels last in memory, like the
     images: this is faster.
     """
     trunk = build_trunk(model, shape, settings, max(head_sizes.values()), asked)
-    net = MultiHead(trunk, feature_size(trunk, model, shape), head_sizes, heads)
+    trunk, features = with_random_features(trunk, feature_size(trunk, model, shape), method)
+    return channels_last(MultiHead(trunk, features, head_sizes, heads))
+
+
+def channels_last(net: Module) -> Module:
+    """The same network with convolution weights whose channels are the last in memory."""
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for layer in (module for module in net.modules() if isinstance(module, nn.Conv2d)):
         if layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels <= 4:

@@ -22,14 +22,16 @@ class Widths:
     @staticmethod
     def read(where: str, value: object) -> tuple[int, ...]:
         """The checked numbers; a UserError begins with `where`."""
-        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= _MOST_LAYERS:
-            least = f"it must list the units of 1 to {_MOST_LAYERS} hidden layers, such as [256, 256]"
+        if not isinstance(value, (list, tuple)) or len(value) > _MOST_LAYERS:
+            least = f"it must list the units of up to {_MOST_LAYERS} hidden layers, such as [256, 256], or [] for none"
             raise UserError(f"{where} is {reprlib.repr(value)}; {least}")
         return tuple(_UNITS.check(f"{where}: layer {number}", units) for number, units in enumerate(value, 1))
 
 
 class MLP(nn.Module):
     """inputs [B, ...] of any shape -> features [B, last of widths]: linear maps, each with ReLU and dropout.
+
+    Without hidden layers the features are the inputs, and a head is a linear classifier.
 
     init: torch leaves nn.Linear as it is; xavier (Glorot & Bengio 2010): weights are uniform in plus or minus
     sqrt(6 / (inputs + outputs)) and biases zero, those of the heads as well, see MultiHead.

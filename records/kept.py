@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets import build_stream
 from evaluation.measurements import Measurement
 from methods.base import new_network
 from net import build_net
@@ -18,6 +17,7 @@ from records.configuration import saved_config
 from records.manifest import Manifest, reading
 from records.members import CHECKPOINT_FILE, SavedMember, checkpoint_steps, read_tensors_of
 from records.task_config import TaskRunConfig
+from training.features import task_stream
 from utils.seeding import seeded
 
 
@@ -41,7 +41,7 @@ class Networks:
                 facts, net = self.members[0], self.settings.net
                 sizes = dict(zip(facts.tasks, map(len, facts.classes), strict=True))
                 return build_net(net.model, facts.input_shape, net.settings, sizes, facts.heads, facts.asked)
-            stream = build_stream(self.settings.data, self.settings.seed, torch.device("cpu"))
+            stream = task_stream(self.settings.data, self.settings.net, self.settings.seed, torch.device("cpu"))
             task = stream.tasks[0]
             return new_network(self.settings, stream.spec, {task.id: task.num_outputs})
 

@@ -94,8 +94,9 @@ def read_network(
         sizes = dict(zip(member.tasks, map(len, member.classes), strict=True))
         with torch.random.fork_rng(devices=[]):
             net = build_net(
-                config.net.model, member.input_shape, config.net.settings, sizes, member.heads, member.asked
-            )
+                config.net.model, member.input_shape, config.net.settings, sizes, member.heads, member.asked,
+                config.settings,
+            )  # fmt: skip
         net.load_state_dict(tensors)
     return net.to(device).eval(), task_weights
 

@@ -13,7 +13,6 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from datasets import build_stream
 from datasets.task import TEST, TRAIN, Episode, Table, Task, TaskStream
 from evaluation.accuracy import Evaluation
 from evaluation.anytime import Anytime
@@ -36,6 +35,7 @@ from records.resume import check_same_data, extended, other_run, resumed, warn_o
 from records.summary import load_isolated, read_summary
 from records.task_config import METHOD
 from records.writing import header_of, names_of, resolve, targets_of
+from training.features import task_stream
 from training.launch import choose_launch
 from training.monitor import Monitor
 from training.threads import use_threads
@@ -112,7 +112,7 @@ def opened(plan: Plan, stack: ExitStack) -> Session:
     device = prepared(config)
     compute = Compute(device, runs_in_bf16(config.precision, device))
     with enough_memory(f"the data on {device}", "--samples keeps fewer images"):
-        stream = build_stream(config.data, config.seed, device)
+        stream = task_stream(config.data, config.net, config.seed, device)
         net = trial_network(config, stream)
         if config.threads is None:
             use_threads(net.trunk, stream.spec.input_shape, config.hp.batch, device)

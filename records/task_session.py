@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from datasets import build_stream
 from datasets.task import TEST, TaskStream, TrainSource
 from evaluation.watching import Watching
 from methods.base import new_network
@@ -30,6 +29,7 @@ from records.task_invocation import TaskCommand, TaskInvocation
 from records.task_monitor import TaskBoard, TaskConsole, TaskMonitor, task_header
 from records.task_plan import TaskPlan
 from records.writing import resolve
+from training.features import task_stream
 from training.launch import choose_launch
 from training.loop import Training
 from training.recipe import Recipe
@@ -53,7 +53,7 @@ def groups(
     begin, config = time.perf_counter(), plans[0].config
     compute = Compute(device := prepared(config), runs_in_bf16(config.precision, prepared(config)))
     with enough_memory(f"the data on {device}", "fewer examples need less"):
-        stream = build_stream(config.data, config.seed, device)
+        stream = task_stream(config.data, config.net, config.seed, device)
         trial = trial_network(config, stream)
     together, count = _stacks(trial, config.hp), len(stream.tasks[0].train)
     if config.until is not None and Watching(stream.tasks[0], stream.spec, compute).split == TEST:
@@ -69,7 +69,7 @@ def groups(
     streams, made = {config.seed: stream}, provenance()  # runs of one seed have the same data
     for plan in plans:
         if (seed := plan.config.seed) not in streams:
-            streams[seed] = build_stream(plan.config.data, seed, device)
+            streams[seed] = task_stream(plan.config.data, plan.config.net, seed, device)
     resolved = [resolve(plan.config, compute, streams[plan.config.seed], None, None, made=made) for plan in plans]
     directories = side_by_side(lambda pair: _directory(*pair, stack), zip(plans, resolved, strict=True))
     opened = [_opened(plan, compute, streams[plan.config.seed], directory, facts)

@@ -1,20 +1,28 @@
-"""Heads in closed form against scikit-learn, and against other orders of the tasks."""
+"""Heads in closed form against scikit-learn, other orders and splits of the stream, and streams without a class."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestCentroid
 
+from datasets.objectives import CrossEntropy
 from datasets.scenarios import in_scenario
-from datasets.task import TaskStream
+from datasets.task import Preprocess, StreamSpec, Table, Task, TaskStream
 from methods.closed_form import HEADS, solve
-from tests.toys import run_toy, toy_config, toy_stream
+from modelzoo import run
+from net.random_features import RandomFeatures, RandomFeatureSettings
+from records.invocation import configure
+from records.run import Run
+from tests.toys import configured, run_toy, table, toy_config, toy_stream
+from zoo import Zoo
 
 
 def examples(seed, count=120, features=6, classes=4):
@@ -111,3 +119,110 @@ def test_all_tasks_at_once_give_the_same_head(scenario):
     rows = net.rows(2)
     np.testing.assert_allclose(net.weight[rows].detach().numpy(), twin.coef_, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(net.bias[rows].detach().numpy(), twin.intercept_, rtol=1e-4, atol=1e-5)
+
+
+def linear(head, **settings):
+    """A configuration whose heads act on the inputs, or on random features of them."""
+    config = toy_config(method="closed_form", settings={"head": head, **settings})
+    return replace(config, net=configured("mlp", dropout=0.0, widths=[]))
+
+
+def vectors(parts, classes):
+    """A stream of vectors, a task for each pair of inputs [N, D] and targets, whose tasks share a head."""
+    spec = StreamSpec("vectors", tuple(parts[0][0].shape[1:]), CrossEntropy(), Preprocess(), "shared", "domain")
+    tables = [table(inputs.float(), targets) for inputs, targets in parts]
+    tasks = [Task(number, f"task {number}", classes, Table(own), {"train": own, "test": own.subset(torch.arange(1))})
+             for number, own in enumerate(tables, 1)]  # fmt: skip
+    return TaskStream(spec, tuple(tasks))
+
+
+def head_of(learner):
+    net = learner.network(learner.seen[:1])
+    return net.weight.detach(), net.bias.detach()
+
+
+@given(st.integers(0, 10**6), st.sampled_from(HEADS), st.lists(st.integers(1, 119), max_size=5, unique=True))
+@settings(max_examples=15, deadline=None)
+def test_no_order_and_no_split_of_the_stream_matters(seed, head, cuts):
+    """Of whole numbers the sums are exact: then not a bit of the head depends on it."""
+    h, targets = examples(seed)
+    h = (8 * h).round()
+    order = torch.randperm(len(h), generator=torch.Generator().manual_seed(seed))
+    together, _, _ = run_toy(linear(head), vectors([(h, targets)], 4))
+    parts = [(h[part], targets[part]) for part in order.tensor_split(sorted(cuts))]
+    apart, _, _ = run_toy(linear(head), vectors(parts, 4))
+    assert all(map(torch.equal, head_of(together), head_of(apart)))
+
+
+@pytest.mark.parametrize("kernel", ["relu", "cosine"])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_order_matters_for_random_features_no_more_than_rounding(head, kernel):
+    h, targets = examples(1)
+    config = linear(head, random_features=50, kernel=kernel)
+    first, _, _ = run_toy(config, vectors([(h[:70], targets[:70]), (h[70:], targets[70:])], 4))
+    other, _, _ = run_toy(config, vectors([(h[70:].flip(0), targets[70:].flip(0)), (h[:70], targets[:70])], 4))
+    for one, same in zip(first.sums[0].values(), other.sums[0].values(), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-13, atol=1e-12)
+    for one, same in zip(head_of(first), head_of(other), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("random_features", [0, 50])
+@pytest.mark.parametrize("head", HEADS)
+def test_unlearning_a_class_equals_never_having_seen_it(head, random_features):
+    h, targets = examples(2)
+    config = linear(head, random_features=random_features)
+    stream = vectors([(h[:60], targets[:60]), (h[60:], targets[60:])], 4)
+    learner, _, _ = run_toy(config, stream)
+    for task in stream.tasks:
+        learner.unlearn(task, [1])
+    kept = targets != 1
+    never, _, _ = run_toy(config, vectors([(h[kept], targets[kept])], 4))
+    for one, same in zip(learner.sums[0].values(), never.sums[0].values(), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-12, atol=1e-11)
+    weight, bias = head_of(learner)
+    for one, same in zip((weight, bias), head_of(never), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-5, atol=1e-6)
+    assert bias[1] == -torch.inf or head == "ridge"
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_unlearning_a_task_equals_never_having_seen_it(scenario):
+    stream = scenario_of(toy_stream(3), scenario)
+    config = toy_config(method="closed_form", settings={"head": "lda"})
+    learner, _, _ = run_toy(config, stream)
+    learner.unlearn(stream.tasks[1])
+    never, _, _ = run_toy(config, TaskStream(stream.spec, (stream.tasks[0], stream.tasks[2])))
+    assert learner.seen == never.seen == [1, 3]
+    for task in (stream.tasks[0], stream.tasks[2]):
+        found, expected = (own.predict(task) for own in (learner, never))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["relu", "cosine"])
+def test_products_of_random_features_tend_to_their_kernel(kernel):
+    """Against the Gaussian kernel, and half the arc-cosine kernel of order 1 over the number of inputs."""
+    torch.manual_seed(0)
+    h = torch.randn(5, 3)
+    features = RandomFeatures(torch.nn.Identity(), 3, RandomFeatureSettings(
+        random_features=200_000, kernel=kernel, gamma=0.7))(h).double()  # fmt: skip
+    norms = h.norm(dim=1)
+    angle = torch.nn.functional.cosine_similarity(h[:, None], h[None], dim=2).clamp(-1, 1).acos()
+    arc_cosine = norms.outer(norms) * (angle.sin() + (torch.pi - angle) * angle.cos()) / torch.pi
+    expected = (-0.7 * torch.cdist(h, h).square()).exp() if kernel == "cosine" else arc_cosine / 6
+    torch.testing.assert_close(features @ features.T / 200_000, expected.double(), rtol=0.02, atol=0.01)
+
+
+def test_random_features_with_a_shared_covariance_know_digits_after_one_pass(tmp_path):
+    """The written network answers from its files, random features included; a nearest mean of pixels has 0.90."""
+    config = {"model": "mlp", "widths": [], "dropout": 0.0, "batch": 16}
+    (tmp_path / "linear.yaml").write_text(yaml.safe_dump(config))
+    changes = {"head": "lda", "random_features": 500, "kernel": "cosine", "gamma": 0.005}
+    done = run(configure(
+        hp_config=str(tmp_path / "linear.yaml"), method="closed_form", continual=True, scenario="class",
+        run_dir=str(tmp_path / "run"), quiet=True, set={f"settings.{key}": value for key, value in changes.items()},
+    ))  # fmt: skip
+    images, targets = load_digits(return_X_y=True)
+    test = Zoo.load(done).predict(torch.tensor(images / 16).float().unflatten(1, (1, 8, 8)), "auto")
+    assert Run.load(done).summary["avg_acc_final"] > 0.95
+    assert np.mean([label == str(target) for label, target in zip(test.labels, targets, strict=True)]) > 0.95

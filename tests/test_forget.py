@@ -18,6 +18,7 @@ import distill
 import forget
 import predict
 import report
+import training.features
 from datasets import build_stream
 from modelzoo import main
 from records import Run
@@ -128,7 +129,7 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
     import zoo.forgetting
 
     kept = distill_kept("run")
-    build = zoo.forgetting.build_stream
+    build = training.features.build_stream
 
     def changed(config, seed, device):
         stream = build(config, seed, device)
@@ -141,7 +142,7 @@ def test_retrained_members_never_see_the_task_nor_more_than_was_kept(run, monkey
             store[others] = 255 - store[others]
         return stream
 
-    monkeypatch.setattr(zoo.forgetting, "build_stream", changed)
+    monkeypatch.setattr(training.features, "build_stream", changed)
     monkeypatch.setattr(zoo.forgetting, "check_same_data", lambda *given: None)  # it would see the change
     assert forget.main(["run", "--task", "middle", "--retrain", "--quiet", "--run_dir", "two"]) == 0
     files = sorted(path.relative_to("one") for path in Path("one").rglob("*.safetensors"))
@@ -205,6 +206,26 @@ def test_what_is_left_is_a_run_like_others(run, capsys):
     assert main(["--resume", "--run_dir", "run-without-2"]) == 0
 
 
+def test_a_head_in_closed_form_is_taken_out(run, capsys):
+    """The other heads are to the bit as before, and no weight that was computed from the task is left."""
+    zoo = run("closed_form", "--hold_out", "0.3")
+    assert forget.main(["run", "--task", "middle"]) == 0
+    left = Zoo.load("run-without-2", "cpu")
+    assert main(["--verify", "run-without-2"]) == 0
+    (new,), (old,) = ([one.net(member)[0] for member in one.members] for one in (left, zoo))
+    assert [task.number for task in left.tasks] == [1, 3]
+    assert new.weight.shape[0] == old.weight.shape[0] - 3
+    for task in (1, 3):
+        images = images_of(streamed("run")[task - 1])
+        assert torch.equal(new.weight[new.rows(task)], old.weight[old.rows(task)])
+        found, before = (one.predict(images, task).probabilities for one in (left, zoo))
+        torch.testing.assert_close(found, before, rtol=1e-5, atol=1e-6)
+    (line,) = json.loads(Path("run-without-2/certificate.json").read_text())["members"]
+    assert line["what_became_of_it"].startswith("kept without the head of the task")
+    assert forget.main(["run", "--task", "1", "--retrain"]) == 2
+    assert "no head was computed from the examples of another" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("made", "given", "words"),
     [
@@ -234,16 +255,15 @@ def test_wrong_input_is_one_line(made, given, words, run, capsys):
 
 def test_other_data_are_refused(run, monkeypatch, capsys):
     run("zoo")
-    import zoo.forgetting
 
-    build = zoo.forgetting.build_stream
+    build = training.features.build_stream
 
     def changed(config, seed, device):
         stream = build(config, seed, device)
         stream.tasks[0].test.targets[:] = 0
         return stream
 
-    monkeypatch.setattr(zoo.forgetting, "build_stream", changed)
+    monkeypatch.setattr(training.features, "build_stream", changed)
     assert forget.main(["run", "--task", "2", "--retrain", "--quiet"]) == 2
     assert "the data are not those that run was trained on" in capsys.readouterr().err
     assert not Path("run-without-2").exists()

@@ -269,7 +269,7 @@ def test_a_transformer_takes_small_images():
 
 
 def test_a_model_that_does_not_fit_says_so():
-    with pytest.raises(UserError, match=r"pretrained weights cannot be given; name timm/resnet10t$"):
+    with pytest.raises(UserError, match=r"no weights are downloaded; name timm/resnet10t, and a file in weights$"):
         trunk_of("timm/resnet10t.c3_in1k", (3, 32, 32))
     trunk = trunk_of("timm/vgg11", (1, 8, 8), 0.0)
     with pytest.raises(UserError, match="timm/vgg11 cannot take inputs of 1x8x8"):

@@ -28,6 +28,7 @@ IMAGES = ["conv", "wrn16_4", "resnet18_nf20"]
     [
         # GEM's, Adam's of the MNIST variants, van de Ven & Tolias's, Hsu et al.'s on images padded to 32x32.
         ("mlp", (1, 28, 28), {"widths": (100, 100)}, 10, 89_610),
+        ("mlp", (1, 28, 28), {"widths": ()}, 10, 7_850),
         ("mlp", (1, 28, 28), {"widths": (256, 256)}, 10, 269_322),
         ("mlp", (1, 28, 28), {"widths": (400, 400)}, 10, 478_410),
         ("mlp", (1, 32, 32), {"widths": (400, 400)}, 10, 574_410),
@@ -72,13 +73,12 @@ def test_an_mlp_drops_units_of_every_hidden_layer():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (400, "widths is 400; it must list the units of 1 to 1000 hidden layers, such as [256, 256]"),
-        ([], "widths is []; it must list"),
+        (400, "widths is 400; it must list the units of up to 1000 hidden layers, such as [256, 256], or [] for none"),
         ([8, 0], "widths: layer 2 is 0; it must be a whole number at least 1"),
         ([8, 2.5], "widths: layer 2 is 2.5"),
         (["8"], "widths: layer 1 is '8'"),
         ([True], "widths: layer 1 is True"),
-        ([1] * 1001, "1, ...]; it must list the units of 1 to 1000"),
+        ([1] * 1001, "1, ...]; it must list the units of up to 1000"),
     ],
     ids=lambda value: str(value)[:20],
 )

@@ -156,7 +156,7 @@ def changed_stream(config, seed, device):
 
 def test_other_data_are_refused(monkeypatch, capsys):
     interrupted(monkeypatch)
-    monkeypatch.setattr("records.session.build_stream", changed_stream)
+    monkeypatch.setattr("training.features.build_stream", changed_stream)
     capsys.readouterr()
     assert start("run", "--resume") == 2
     assert "the data are not those that run was trained on" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_other_data_are_refused(monkeypatch, capsys):
 
 def test_a_reference_of_other_data_is_refused(monkeypatch, capsys):
     assert start("alone", *options("isolated")) == 0
-    monkeypatch.setattr("records.session.build_stream", changed_stream)
+    monkeypatch.setattr("training.features.build_stream", changed_stream)
     capsys.readouterr()
     assert start("run", *options("zoo"), "--isolated", "alone") == 2
     assert "--isolated alone was run with another 'data_sha256'" in capsys.readouterr().err
@@ -654,7 +654,7 @@ def test_a_run_that_is_stopped_before_it_begins_is_not_to_be_resumed(monkeypatch
     def stopped(*given):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("records.session.build_stream", stopped)
+    monkeypatch.setattr("training.features.build_stream", stopped)
     assert start("run", *options("zoo")) == 143
     assert capsys.readouterr().err == "modelzoo.py: stopped by SIGTERM; repeat the command\n"
     assert not Path("run").exists()

@@ -247,7 +247,7 @@ def test_held_out_images_can_be_anything(configs, monkeypatch):
             task.held_out.store[task.held_out.rows] = torch.randint(256, shape, generator=rng, dtype=torch.uint8)
         return stream
 
-    monkeypatch.setattr("records.session.build_stream", noisy)
+    monkeypatch.setattr("training.features.build_stream", noisy)
     pd.testing.assert_frame_equal(rows, learn("other", "--continual", "--hold_out", "0.34"))
     for name in ("member_000", "member_001", "member_002"):
         first, second = (load_file(f"{run}/predictions/{name}.safetensors") for run in ("run", "other"))

@@ -32,7 +32,8 @@ def use_threads(
 
 def multiply_adds(trunk: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-adds in the forward pass of one example."""
-    device, training = next(trunk.parameters()).device, trunk.training
+    device = next(trunk.parameters(), torch.empty(0)).device  # a trunk without parameters is on the CPU
+    training = trunk.training
     # Detached, since the counter fails if a part of a parameter is the input of a module.
     values = {name: parameter.detach() for name, parameter in trunk.named_parameters()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

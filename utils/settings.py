@@ -54,6 +54,19 @@ class Range:
 
 
 @dataclass(frozen=True)
+class PerChannel:
+    """A number for all channels, or a list of one number for each."""
+
+    range: Range
+
+    def read(self, where: str, value: object) -> tuple[float, ...]:
+        """The checked numbers; a UserError begins with `where`."""
+        if value == []:
+            raise UserError(f"{where} is empty; give a number, or a list with one number for each channel")
+        return tuple(self.range.check(where, number) for number in (value if isinstance(value, list) else [value]))
+
+
+@dataclass(frozen=True)
 class Accepted:
     """Values of a setting that one Range cannot describe."""
 

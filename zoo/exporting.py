@@ -71,6 +71,7 @@ class Shipped(nn.Module):
         super().__init__()
         self._combinations = {task.number: zoo.combinations[task.number] for task in tasks}
         self._preprocess, self._scale = zoo.preprocess, 255 if zoo.images else 1
+        self.frozen = nn.Identity() if zoo.frozen is None else zoo.frozen
         self.parts = nn.ModuleList()
         for member in zoo.members:
             if wanted := [task for task, one in self._combinations.items() if member.number in one.members]:
@@ -80,7 +81,7 @@ class Shipped(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        inputs = self._preprocess(images * self._scale)
+        inputs = self.frozen(self._preprocess(images * self._scale))
         found: dict[int, dict[int, Tensor]] = {task: {} for task in self._combinations}
         for part in self.parts:
             assert isinstance(part, Part)

@@ -12,9 +12,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from datasets import build_stream
 from datasets.objectives import CrossEntropy
 from datasets.task import HELD_OUT, TEST, TRAIN, Episode
 from evaluation.accuracy import AVERAGES
@@ -30,6 +30,7 @@ from records.members import SavedMember, read_names
 from records.monitor import EpisodeFacts, RunMonitor
 from records.resume import check_same_data
 from records.summary import costs, read_summary, summarize
+from training.features import task_stream
 from training.loop import TrainingStats
 from utils.compute import peak_memory
 from utils.errors import UserError
@@ -78,7 +79,7 @@ def retrained(
             f"{zoo.path} shares --memory {config.memory} between tasks, so that what it kept of others depends on the "
             "forgotten one; leave --retrain out"
         )
-    stream = build_stream(config.data, config.seed, zoo.device)
+    stream = task_stream(config.data, config.net, config.seed, zoo.device)
     check_same_data(zoo.path, read_config(zoo.path), stream.fingerprints(), config.data.data_dir)
     method = build_method(Context(config, stream.spec, zoo.compute))
     assert isinstance(method, Ensemble)
@@ -101,6 +102,18 @@ def retrained(
         saved = replace(member.on(others), weights=new.weights, parameters=count_parameters(new.net))
         found.append(LoadedMember(saved, new.net, new.predictions, retrained=True))
     return found, stats
+
+
+def without_head(member: LoadedMember, forgotten: SavedTask) -> LoadedMember:
+    """A network with a head for each task without that of one: all that was computed from it if the trunk is fixed."""
+    net, others = member.net, [task for task in member.saved.tasks if task != forgotten.number]
+    new = MultiHead(net.trunk, net.weight.shape[1], {task: net.head_sizes[task] for task in others}, net.kind)
+    with torch.no_grad():
+        for task in others:
+            for name, value in new.head_values().items():
+                value[new.rows(task)] = net.head_values()[name][net.rows(task)]
+    predictions = {key: found for key, found in member.predictions.items() if key[0] != forgotten.number}
+    return LoadedMember(replace(member.saved.on(others), parameters=count_parameters(new)), new, predictions)
 
 
 def write(
@@ -163,6 +176,8 @@ def certificate(
         saw = forgotten.number in old.saved.tasks
         number, now = new.get(old.saved.number, (None, None))
         what = "kept" if not saw else "dropped" if now is None else "dropped, trained again without the task"
+        if saw and now is not None and not now.retrained:
+            what = "kept without the head of the task, its only weights that were computed from the task"
         members.append({
             "member": old.saved.number, "trained_on": list(old.saved.tasks), "saw_the_task": saw,
             "what_became_of_it": what, "weights_sha256": old.sha256(),

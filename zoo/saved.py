@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.arrays.scaling import ArrayPreprocess
 from datasets.images.stream import ImagePreprocess
@@ -28,6 +28,7 @@ from records.directory import CONFIG
 from records.manifest import TARGETS, Manifest, reading
 from records.members import PREDICTIONS_FILE, SavedMember, answering, read_members, read_network, read_tensors_of
 from records.run import opened, task_number
+from training.features import FrozenFeatures, features_of
 from training.prediction import outputs_of_heads
 from utils.compute import Compute, pick_device
 from utils.errors import UserError
@@ -37,7 +38,7 @@ from zoo.inputs import Images, as_stored, read_images
 
 AUTO = "auto"
 PREPROCESS: Mapping[str, type[Preprocess]] = {
-    kind.__name__: kind for kind in (ImagePreprocess, ArrayPreprocess, Preprocess)
+    kind.__name__: kind for kind in (ImagePreprocess, ArrayPreprocess, FrozenFeatures, Preprocess)
 }
 PLAIN = "mean", "none", None  # the mean with the weights of training
 
@@ -106,7 +107,9 @@ class Zoo:
         self.tasks, self.members = tuple(tasks), tuple(members)
         self.input_shape = preprocess.stored_shape(members[0].input_shape)
         self.compute = Compute(device, config.precision == "bf16")
-        self.preprocess, self.images = preprocess, isinstance(preprocess, ImagePreprocess)
+        self._features = preprocess if isinstance(preprocess, FrozenFeatures) else None
+        self.preprocess = preprocess.images if isinstance(preprocess, FrozenFeatures) else preprocess
+        self.images = isinstance(self.preprocess, ImagePreprocess)
         # Squares of grey or colour, as files become.
         self.reads_files = self.images and self.input_shape[0] in (1, 3) and len({*self.input_shape[1:]}) == 1
         self._spec = StreamSpec(config.stream, members[0].input_shape, CrossEntropy(), preprocess)
@@ -228,6 +231,8 @@ class Zoo:
     def answers(self, stored: Tensor, tasks: Sequence[int]) -> dict[int, Answer]:
         """The zoo's answers to inputs (see `stored`) as if they were of each of `tasks`; a UserError if not finite."""
         outputs: dict[int, dict[int, Tensor]] = {task: {} for task in tasks}  # by task and member
+        if self.frozen is not None:  # once for all members
+            stored = features_of(self.frozen, stored, self.preprocess, self.device)
         for member in self.members:
             wanted = [task for task in tasks if member.number in self.combinations[task].members]
             for task, of_member in self._outputs(member, stored, wanted).items() if wanted else ():
@@ -236,6 +241,11 @@ class Zoo:
         if not all(answer.probabilities.isfinite().all() for answer in answers.values()):
             raise UserError(f"{self.path}: an answer is not finite; was a file of members/ changed?")
         return answers
+
+    @cached_property
+    def frozen(self) -> nn.Module | None:
+        """The frozen network, whose features are the members' inputs; None if these take the images themselves."""
+        return None if self._features is None else self._features.trunk(self.config.net, self.device)
 
     def _outputs(self, member: SavedMember, stored: Tensor, tasks: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of some heads of a member before softmax, [N, C] by task."""

@@ -8,23 +8,10 @@ import torch
 from datasets.config import DataConfig, TaskConfig
 from utils.errors import UserError, unknown
 from utils.seeding import generator
-from utils.settings import Range, read, setting
+from utils.settings import PerChannel, Range, read, setting
 
 WRITTEN, FIXED, SEED = "written", "fixed", "seed"
 SPAN = 180.0
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """A number for all channels, or a list of one number for each."""
-
-    range: Range
-
-    def read(self, where: str, value: object) -> tuple[float, ...]:
-        """The checked numbers; a UserError begins with `where`."""
-        if value == []:
-            raise UserError(f"{where} is empty; give a number, or a list with one number for each channel")
-        return tuple(self.range.check(where, number) for number in (value if isinstance(value, list) else [value]))
 
 
 _MEAN, _SD = PerChannel(Range(0, 1, whole=False)), PerChannel(Range(0.001, 1, whole=False))
