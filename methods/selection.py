@@ -4,6 +4,7 @@ To add a selector: one function and one line in SELECTORS. Nothing here looks at
 does not grow with their number.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -88,8 +89,8 @@ def progress(fits: Sequence[Fit]) -> Tensor:
     The first q is the fall from the uninformed prediction: a task that was not replayed yet is likely to be drawn. One
     without a member can fall by all of its loss.
 
-    Source: the online algorithm of Matiisen et al. (2017), "Teacher-Student Curriculum Learning"; they take |q|, as their
-    network forgets.
+    Source: Matiisen et al. (2017), "Teacher-Student Curriculum Learning", the online algorithm; there |q|, as a network
+    forgets.
     """
     return boosting_weights(_column(max(0.0, fit.recent) if fit.weight else fit.loss for fit in fits))
 
@@ -121,9 +122,9 @@ def above_floor(fits: Sequence[Fit]) -> Tensor:
 
         l - floor = max(0, a - l) / (n - 1),   l = floor + v / n,   a = floor + v
 
-    l: loss of the mean of n members, a: their mean loss alone, floor: loss of the mean of infinitely many members; exact
-    for squared errors of independent members. With a single member v is the share of its loss that it is in the tasks
-    with several members (all of it if there are none); without a member all of the loss is above the floor.
+    l: loss of the mean of n members, a: their mean loss alone, floor: loss of the mean of infinitely many; exact for
+    squared errors of independent members. With a single member v is the share of its loss that it is in the tasks with
+    several members (all of it if there are none); without a member all of the loss is above the floor.
 
     Source: the decompositions of Krogh & Vedelsby (1995) and Ueda & Nakano (1996).
     """
@@ -143,6 +144,12 @@ SELECTORS: Mapping[str, Callable[[Sequence[Fit]], Tensor]] = {
     "gain": gain,
     "above_floor": above_floor,
 }
+
+
+def relative_entropy(probabilities: Sequence[float]) -> float:
+    """Entropy over that of as many equal probabilities, from 0, one is certain, to 1; Shannon (1948). Two or more."""
+    entropy = -sum(p * math.log(p) for p in probabilities if p > 0)
+    return entropy / math.log(len(probabilities))
 
 
 def largest_probabilities(means: Tensor, deviations: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ Ramesh & Chaudhari, "Model Zoo: A Growing Brain That Learns Continually", ICLR 2
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
 
 import torch
 
 from datasets.task import Episode, Examples, Task, TrainSource
 from evaluation.members import Learned
+from methods.base import Context
 from methods.config import KEPT
 from methods.ensemble import Ensemble
 from methods.memory.audit import Budget, limited
@@ -35,9 +35,10 @@ class ModelZoo(Ensemble):
     options = Ensemble.options | frozenset({
         "rounds", "warm_start", "tasks_per_round", "replay_frac", "selection", *KEPT,
     })  # fmt: skip
-    saved_attributes: ClassVar[tuple[str, ...]] = (*Ensemble.saved_attributes, "_fits")
 
-    _fits: dict[int, Fit]  # by task that has a member and kept examples
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._fits: dict[int, Fit] = {}  # by task that has a member and kept examples
 
     def budget(self) -> Budget:
         # In the multi-task mode no task is past: everything is kept.
@@ -67,9 +68,12 @@ class ModelZoo(Ensemble):
         fits = [self._fits.get(task) or Fit(self._loss(task, self.memory.examples(task))) for task in tasks]
         return dict(zip(tasks, SELECTORS[self.config.selection](fits).tolist(), strict=True))
 
+    def state_dict(self) -> dict[str, Tree]:
+        return {**super().state_dict(), "fits": {task: tuple(fit) for task, fit in self._fits.items()}}
+
     def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
         super().load_state_dict(state, episodes)
-        self._fits = {task: Fit(*values) for task, values in self._fits.items()}
+        self._fits = {task: Fit(*values) for task, values in state["fits"].items()}
 
     def _loss(self, task: int, kept: Examples) -> float:
         """The loss of the zoo on the kept examples of a task; of the uninformed prediction without a member."""
