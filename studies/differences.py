@@ -11,7 +11,7 @@ from studies.statistics import against, holm
 from studies.tables import ComparisonTable, markdown_table, markdown_text
 
 READING = (
-    "± : half-width of the 95 % t-interval of the mean difference, paired over the n seeds that both have.",
+    "± : half-width of the 95 % t-interval of the mean difference, paired over the seeds that both have.",
     "p: of the paired two-sided t-test; corrected p: for all comparisons of this table together (Holm 1979). Bold: "
     "corrected p below 0.05.",
     "entropy: of the sampling weights, relative to that of equal weights, mean over episodes with a choice and over "
@@ -60,7 +60,7 @@ def differences(tables: Sequence[ComparisonTable], reference: str) -> list[Diffe
 def differences_table(tables: Sequence[ComparisonTable], reference: str) -> str:
     """The differences in Markdown, below a heading and above how to read them."""
     rows = [_cells(each) for each in differences(tables, reference)]
-    titles = ("stream", "method", "n", f"difference from {reference}", "p", "corrected p", "entropy", "images")
+    titles = ("stream", "method", "seeds", f"difference from {reference}", "p", "corrected p", "entropy", "images")
     columns = [[markdown_text(title), *cells] for title, *cells in zip(titles, *rows, strict=True)]
     parts = [
         f"## {markdown_text(f'Differences from {reference}')}", markdown_table(columns),

@@ -171,7 +171,7 @@ def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callab
     }
     if config.hold_out:
         splits[HELD_OUT] = examples(data.train, chosen[1::2], parts[1::2])
-    name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
+    name = task.name or (data.view_name(view) if data.view_name else "/".join(output_names))
     return Task(number, name, len(output_names), Table(splits[TRAIN]), splits, output_names)
 
 
