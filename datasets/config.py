@@ -45,9 +45,7 @@ class GroupList:
         """The checked outputs, of which none is left out; a UserError begins with `where`."""
         groups = tuple(Range(0).check(where, number) for number in (value if isinstance(value, list) else [value]))
         if len(set(groups)) < 2 or set(groups) != set(range(max(groups) + 1)):
-            raise UserError(
-                f"{where} is {value!r}; it must have all numbers from 0 to a largest one, such as [0, 1, 0]"
-            )
+            raise UserError(f"{where} is {value!r}; it must have all numbers from 0 on, such as [0, 1, 0]")
         return groups
 
 
