@@ -134,11 +134,15 @@ def costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
 
 
 def selection_entropy(episodes: Sequence[EpisodeFacts]) -> float | None:
-    """Mean relative entropy of the sampling weights over the episodes in which not all past tasks were drawn.
+    """Mean relative entropy of the sampling weights over the episodes in which some, not all past tasks were drawn.
 
     1: all past tasks were equally likely, 0: one was certain; None if there is no such episode.
     """
-    chosen = [facts.sampling_weights for facts in episodes if set(facts.sampling_weights) - set(facts.tasks)]
+    drawn = [facts.sampling_weights.keys() & set(facts.tasks) for facts in episodes]
+    chosen = [
+        facts.sampling_weights for facts, some in zip(episodes, drawn, strict=True)
+        if 0 < len(some) < len(facts.sampling_weights)
+    ]  # fmt: skip
     if not chosen:
         return None
     # From the digits that episodes.csv has, as a resumed run reads them there.

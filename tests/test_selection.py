@@ -216,8 +216,9 @@ def episode(number, tasks, weights):
 
 
 def test_the_entropy_counts_episodes_with_a_choice():
-    """The second draws all past tasks; the first has none."""
+    """The second draws all past tasks; the first has none, and members of a single task draw none."""
     first, second = episode(1, [1], {}), episode(2, [1, 2], {1: 1.0})
+    assert selection_entropy([episode(2, [2], {1: 1.0}), episode(3, [3], {1: 0.2, 2: 0.8})]) is None
     choice = episode(3, [2, 3], {1: 0.5, 2: 0.5}), episode(4, [1, 4], {1: 1.0, 2: 0.0, 3: 0.0})
     assert selection_entropy([first, second]) is None
     assert selection_entropy([first, second, *choice]) == pytest.approx(0.5)
