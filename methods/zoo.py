@@ -107,11 +107,12 @@ class ModelZoo(Ensemble):
             kept = self.memory.examples(task_id)
             before = self._loss(task_id, kept)
             fit = self._fits.get(task_id) or Fit(before)
-            if task_id in newest.tasks:
+            if joins := task_id in newest.tasks:
                 predictions = newest.predictions[task_id, "train"] = self.predictions_of(newest, task_id, kept)
                 weight = self._weights[task_id][newest.number]
                 self.cache.add(task_id, "train", predictions, weight)
-                alone = evaluate(predictions, kept.targets)["loss"].value
-                fit = fit.joined(before, self._loss(task_id, kept), alone, weight)
             self.train_scores[task_id] = evaluate(self.cache.average(task_id, "train"), kept.targets)
-            self._fits[task_id] = fit._replace(loss=self.train_scores[task_id]["loss"].value)
+            loss = self.train_scores[task_id]["loss"].value
+            if joins:
+                fit = fit.joined(before, loss, evaluate(predictions, kept.targets)["loss"].value, weight)
+            self._fits[task_id] = fit._replace(loss=loss)
