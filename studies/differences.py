@@ -49,7 +49,7 @@ def differences(tables: Sequence[ComparisonTable], reference: str) -> list[Diffe
                 continue
             other = table.rows.get(reference, {})
             compared = against(values[label], values.get(reference, {}))
-            common = sorted(runs.keys() & other.keys())
+            common = [seed for seed in runs.keys() & other.keys() if other[seed]["images_trained"]]
             entropy = [run["selection_entropy"] for run in runs.values() if run.get("selection_entropy") is not None]
             images = [runs[seed]["images_trained"] / other[seed]["images_trained"] for seed in common]
             found.append(Difference(table.title, label, *compared, math.nan, _mean(entropy), _mean(images)))
