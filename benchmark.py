@@ -65,6 +65,8 @@ HELP = """the grid, a YAML file (see config/benchmark/):
                          same time, each step of the list with every combination of `vary`
   streams, more          an entry may be {stream: YAML} with hyperparams, vary, together and options of its own, an
                          entry of hyperparams {hp_config: YAML} with vary, together and options of its own
+  against: LABEL         table.md begins with the difference of every other label from this one, paired over seeds
+                         and corrected for the number of comparisons
   program: train_task    one network on one task, see train_task.py: no methods; any option of train_task.py; `vary`
                          and `together` make the cells, and one process trains all seeds of a cell at all its `rates`
   rates                  of train_task: [0.001, 0.01], also of a stream or an entry of hyperparams; the tables have the
@@ -182,7 +184,7 @@ def tables(paper: Paper | None, grid: Grid, store: Path, failures: Mapping[str, 
     if grid.program == "train_task":
         write_task_tables(grid, store, failures, command)
     elif paper is None:
-        write_tables(grid.runs, store, failures, grid.options, command)
+        write_tables(grid, store, failures, command)
     else:
         print(f"\n{write_paper(paper, store, failures, command)}\n")
 

@@ -37,6 +37,18 @@ class ClassList:
         return tuple(value)
 
 
+class GroupList:
+    """The output of each class of a task, from 0; several classes can have the same."""
+
+    @staticmethod
+    def read(where: str, value: object) -> tuple[int, ...]:
+        """The checked outputs, of which none is left out; a UserError begins with `where`."""
+        groups = tuple(Range(0).check(where, number) for number in (value if isinstance(value, list) else [value]))
+        if len(set(groups)) < 2 or set(groups) != set(range(max(groups) + 1)):
+            raise UserError(f"{where} is {value!r}; it must have all numbers from 0 on, such as [0, 1, 0]")
+        return groups
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """One task of a stream, as written in the dataset YAML."""
@@ -45,6 +57,7 @@ class TaskConfig:
     classes: tuple[int | str, ...] = setting(ClassList, "classes of the task")
     name: str | None = setting(str, "name of the task", default=None)
     label_noise: float = setting(Range(0, 1, whole=False), "share of random training labels", default=0.0)
+    groups: tuple[int, ...] | None = setting(GroupList, "output of each class (default: one each)", default=None)
 
 
 class TaskList:

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets.config import DataConfig
 from evaluation.questions import EVALUATIONS, EvaluationNames
+from methods.selection import SELECTORS
 from net.config import NetConfig
 from training.recipe import Recipe
 from utils.settings import NoSettings, Range, setting
@@ -82,8 +83,10 @@ class RunConfig(BaseConfig):
         group=_HOW,
     )  # fmt: skip
     selection: str = setting(
-        ("boosting", "uniform"), "how tasks are drawn: boosting, the worse fitted the likelier, or uniform (default: "
-        "boosting)", default="boosting", option="selection", metavar="NAME", group=_HOW,
+        tuple(SELECTORS), "which past tasks are the likelier to be drawn: boosting, the worse fitted; progress, those "
+        "whose loss has fallen lately; gain, those that gained when they were drawn; above_floor, those farther above "
+        "their noise floor; uniform, none (default: boosting)",
+        default="boosting", option="selection", metavar="NAME", group=_HOW,
     )  # fmt: skip
     rounds: int | None = setting(
         Range(1, 10**6), "members to train; not with --continual (default: as many as tasks)",

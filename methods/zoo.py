@@ -7,30 +7,17 @@ Ramesh & Chaudhari, "Model Zoo: A Growing Brain That Learns Continually", ICLR 2
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from datasets.task import Episode, Task, TrainSource
+from datasets.task import Episode, Examples, Task, TrainSource
 from evaluation.members import Learned
+from methods.base import Context
 from methods.config import KEPT
 from methods.ensemble import Ensemble
 from methods.memory.audit import Budget, limited
+from methods.selection import SELECTORS, Fit
 from training.monitor import Monitor
 from utils.seeding import generator
-
-
-def boosting_weights(losses: Tensor) -> Tensor:
-    """Probability of drawing each task: larger where the zoo fits it worse.
-
-        w_i = clip(exp((l_i - m) / m), 1e-4, 1e3) / sum,   m = mean of the losses
-
-    `losses`: [T], of the zoo on the kept training examples of each task; equal ones, also all zero, give equal weights.
-
-    Source: Ramesh & Chaudhari (2022); centring and clipping as in the authors' code.
-    """
-    losses = losses.double()
-    mean = losses.mean().clamp_min(torch.finfo(torch.float64).tiny)
-    weights = ((losses - mean) / mean).exp().clamp(1e-4, 1e3)
-    return weights / weights.sum()
+from utils.trees import Tree
 
 
 def draw_tasks(weights: Mapping[int, float], count: int, rng: torch.Generator) -> list[int]:
@@ -48,6 +35,10 @@ class ModelZoo(Ensemble):
     options = Ensemble.options | frozenset({
         "rounds", "warm_start", "tasks_per_round", "replay_frac", "selection", *KEPT,
     })  # fmt: skip
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._fits: dict[int, Fit] = {}  # by task that has a member and kept examples
 
     def budget(self) -> Budget:
         # In the multi-task mode no task is past: everything is kept.
@@ -74,15 +65,21 @@ class ModelZoo(Ensemble):
         tasks = self.memory.tasks
         if not tasks:
             return {}
-        if self.config.selection == "uniform":
-            return dict.fromkeys(tasks, 1 / len(tasks))
-        losses = torch.tensor([self._train_loss(task) for task in tasks], dtype=torch.float64)
-        return dict(zip(tasks, boosting_weights(losses).tolist(), strict=True))
+        fits = [self._fits.get(task) or Fit(self._loss(task, self.memory.examples(task))) for task in tasks]
+        return dict(zip(tasks, SELECTORS[self.config.selection](fits).tolist(), strict=True))
 
-    def _train_loss(self, task: int) -> float:
-        if task in self.train_scores:
-            return self.train_scores[task]["loss"].value
-        return self.spec.objective.uninformed_loss(self._head_sizes[task], self.memory.examples(task).targets)
+    def state_dict(self) -> dict[str, Tree]:
+        return {**super().state_dict(), "fits": {task: tuple(fit) for task, fit in self._fits.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tree], episodes: Sequence[Episode]) -> None:
+        super().load_state_dict(state, episodes)
+        self._fits = {task: Fit(*values) for task, values in state["fits"].items()}
+
+    def _loss(self, task: int, kept: Examples) -> float:
+        """The loss of the zoo on the kept examples of a task; of the uninformed prediction without a member."""
+        if (task, "train") in self.cache:
+            return self.spec.objective.evaluate(self.cache.average(task, "train"), kept.targets)["loss"].value
+        return self.spec.objective.uninformed_loss(self._head_sizes[task], kept.targets)
 
     def _keep(self, tasks: Sequence[Task]) -> set[int]:
         """Keep examples of new tasks; returns the tasks that lost examples to them."""
@@ -101,14 +98,21 @@ class ModelZoo(Ensemble):
 
     def _measure_fit(self, tasks: Iterable[int]) -> None:
         """Score the zoo, the newest member included, on the kept examples of some tasks."""
-        newest = self.new_members[-1]
+        newest, evaluate = self.new_members[-1], self.spec.objective.evaluate
         for task_id in tasks:
             self.train_scores.pop(task_id, None)
             if task_id not in self.memory.tasks:
+                self._fits.pop(task_id, None)
                 continue
             kept = self.memory.examples(task_id)
-            if task_id in newest.tasks:
+            before = self._loss(task_id, kept)
+            fit = self._fits.get(task_id) or Fit(before)
+            if joins := task_id in newest.tasks:
                 predictions = newest.predictions[task_id, "train"] = self.predictions_of(newest, task_id, kept)
-                self.cache.add(task_id, "train", predictions, self._weights[task_id][newest.number])
-            average = self.cache.average(task_id, "train")
-            self.train_scores[task_id] = self.spec.objective.evaluate(average, kept.targets)
+                weight = self._weights[task_id][newest.number]
+                self.cache.add(task_id, "train", predictions, weight)
+            self.train_scores[task_id] = evaluate(self.cache.average(task_id, "train"), kept.targets)
+            loss = self.train_scores[task_id]["loss"].value
+            if joins:
+                fit = fit.joined(before, loss, evaluate(predictions, kept.targets)["loss"].value, weight)
+            self._fits[task_id] = fit._replace(loss=loss)

@@ -21,6 +21,7 @@ from evaluation.measurements import (
     Measurement,
     mean_over_tasks,
 )
+from methods.selection import relative_entropy
 from records.configuration import obstacle
 from records.directory import holds_run, read_config
 from records.manifest import SUMMARY, checked, read_manifest, reading
@@ -130,6 +131,23 @@ def costs(episodes: Sequence[EpisodeFacts]) -> dict[str, Any]:
         "train_seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
     }
+
+
+def selection_entropy(episodes: Sequence[EpisodeFacts]) -> float | None:
+    """Mean relative entropy of the sampling weights over the episodes in which some, not all past tasks were drawn.
+
+    1: all past tasks were equally likely, 0: one was certain; None if there is no such episode.
+    """
+    drawn = [facts.sampling_weights.keys() & set(facts.tasks) for facts in episodes]
+    chosen = [
+        facts.sampling_weights for facts, some in zip(episodes, drawn, strict=True)
+        if 0 < len(some) < len(facts.sampling_weights)
+    ]  # fmt: skip
+    if not chosen:
+        return None
+    # From the digits that episodes.csv has, as a resumed run reads them there.
+    written = ([float(f"{weight:.6g}") for weight in weights.values()] for weights in chosen)
+    return float(np.mean([relative_entropy(weights) for weights in written]))
 
 
 def matrix_of(rows: Sequence[Measurement]) -> metrics.Matrix:

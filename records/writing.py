@@ -23,7 +23,7 @@ from records.configuration import plain_config
 from records.directory import RunDirectory
 from records.members import SavedMember
 from records.monitor import EpisodeFacts
-from records.summary import costs
+from records.summary import costs, selection_entropy
 from records.task_config import TaskRunConfig
 from utils.compute import Compute, peak_memory, provenance
 from utils.machine import notice
@@ -151,6 +151,7 @@ def facts_of(stream: TaskStream, method: Method, history: Sequence[EpisodeFacts]
         "parameters_total": storage.parameters,
         "members_per_prediction": storage.members_per_prediction,
         "parameters_per_prediction": storage.parameters_per_prediction,
+        "selection_entropy": selection_entropy(history),
         **costs(history),
     }
 

@@ -28,7 +28,7 @@ from studies.planned import Grid, PlannedJob, PlannedRun
 from utils.errors import UserError, unknown
 from utils.yaml_files import load_yaml
 
-AXES = ("program", "streams", "hyperparams", "methods", "seeds", "vary", "together")
+AXES = ("program", "streams", "hyperparams", "methods", "seeds", "vary", "together", "against")
 # Options that the grid or the program sets itself.
 _OWN = {
     "data_config", "hp_config", "method", "seed", "run_dir", "overwrite", "resume", "verify", "extend", "quiet",
@@ -74,7 +74,10 @@ def _methods_grid(path: str, content: Mapping[str, Any], store: Path) -> Grid:
         Setup(pairing.path, pairing.hyper, _varied(entry, pairing.options, values))
         for pairing in pairings for entry in entries for values in pairing.combinations
     ]  # fmt: skip
-    return planned(path, "methods", store, setups, common, read_seeds(path, content))
+    grid = planned(path, "methods", store, setups, common, read_seeds(path, content))
+    if (label := content.get("against", "")) not in ("", *(labels := {setup.entry.label for setup in setups})):
+        raise UserError(f"{path}: against: {unknown('label', label, labels)}")
+    return replace(grid, against=label)
 
 
 PROGRAMS = {"modelzoo": _methods_grid, "train_task": task_grid.plan}

@@ -64,6 +64,7 @@ class Grid:
         program: that makes the runs, without .py.
         axes: of train_task, by "stream, network", the settings that vary; an axis may be several that vary together.
         published: tables of others by the name of the stream, or by "stream, network".
+        against: the label whose results those of all other labels are compared with; "" for no comparison.
     """
 
     jobs: tuple[PlannedJob, ...]
@@ -71,6 +72,7 @@ class Grid:
     program: str = "modelzoo"
     axes: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
     published: Mapping[str, "PublishedTable"] = field(default_factory=dict)
+    against: str = ""
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:

@@ -42,6 +42,29 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
     return float(scipy.stats.ttest_rel(one, other).pvalue)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of m tests, corrected so that all hold together: none is wrong with probability 1 - alpha.
+
+        p_(k) <- max over j <= k of min(1, (m - j + 1) p_(j)),   p_(1) <= ... <= p_(m)
+
+    Holm (1979). NaN is no test: it stays, and does not count in m.
+    """
+    order = [i for i in np.argsort(p_values).tolist() if not math.isnan(p_values[i])]
+    corrected, largest = list(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def against(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[int, float, float, float]:
+    """Number of common seeds, mean of `one` - `other` over them, half-width of its 95 % interval, and p of the paired
+    t-test; both map seed -> value."""
+    common = sorted(one.keys() & other.keys())
+    first, second = [one[seed] for seed in common], [other[seed] for seed in common]
+    return len(common), *mean_interval(np.subtract(first, second).tolist()), paired_p(first, second)
+
+
 def against_best(
     values: Mapping[str, Mapping[int, float]], higher_is_better: bool = True
 ) -> dict[str, tuple[int, float, float, float]]:
@@ -54,12 +77,7 @@ def against_best(
         return {}
     means = {name: float(np.mean(list(found.values()))) for name, found in values.items()}
     best = values[(max if higher_is_better else min)(means, key=means.__getitem__)]
-    compared = {}
-    for name, found in values.items():
-        common = sorted(found.keys() & best.keys())
-        one, other = [found[seed] for seed in common], [best[seed] for seed in common]
-        compared[name] = (len(common), *mean_interval(np.subtract(one, other).tolist()), paired_p(one, other))
-    return compared
+    return {name: against(found, best) for name, found in values.items()}
 
 
 def level_with_best(

@@ -16,7 +16,8 @@ from records.directory import check_free, holds_run, read_config
 from records.manifest import SUMMARY
 from records.summary import by_task, figure, key_of, read_summary
 from records.task_config import TaskRunConfig
-from studies.planned import PlannedRun
+from studies.differences import differences_table
+from studies.planned import Grid, PlannedRun
 from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
 from utils.errors import UserError
 from utils.files import csv_bytes, write_bytes
@@ -25,7 +26,7 @@ from utils.settings import declarations, first_difference, flat
 COLUMNS = (
     *(column.key for column in METRICS), "avg_incremental_acc", "worst_task_acc",
     *(column.key for column in LEDGER), "members_per_prediction", "images_trained", "images_per_second",
-    "total_seconds",
+    "total_seconds", "selection_entropy",
 )  # fmt: skip
 
 
@@ -52,11 +53,9 @@ def determining(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in keys_where("machine")}
 
 
-def write_tables(
-    runs: Sequence[PlannedRun], store: Path, failures: Mapping[str, str], options: str, command: str
-) -> None:
-    """Write results.csv, table.md and table.tex; options and command appear in the notes below the tables."""
-    measured = figures(runs)
+def write_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
+    """Write results.csv, table.md and table.tex, with differences if the grid asks for a comparison."""
+    runs, measured = grid.runs, figures(grid.runs)
     write_results(runs, store, failures, measured, COLUMNS)
     tables: dict[str, dict[str, dict[int, Values]]] = {}
     headings = titles([(run.table, plain_config(run.config)) for run in runs])
@@ -66,9 +65,10 @@ def write_tables(
             finished[run.config.seed] = measured[run.name]
     seeds = len({run.config.seed for run in runs})
     compared = [ComparisonTable(title, seeds, labels) for title, labels in tables.items()]
-    notes = [f"Options, each for the methods that use it: {options}."]
+    notes = [f"Options, each for the methods that use it: {grid.options}."]
     notes += provenance_notes([run for run in runs if run.name in measured])
-    write_bytes(store / "table.md", markdown(compared, notes, command).encode())
+    differences = differences_table(compared, grid.against) if grid.against else ""
+    write_bytes(store / "table.md", (differences + markdown(compared, notes, command)).encode())
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
 
 

@@ -255,7 +255,8 @@ def test_files_of_the_current_directory_come_before_those_of_the_project(here):
 def test_the_grids_of_the_project_are_good(path):
     grid = load_grid(str(path), Path("store"))
     assert len({run.name for run in grid.runs}) == len(grid.runs)
-    assert grid.program == "train_task" or {"isolated", "zoo"} <= {run.config.method for run in grid.runs}
+    reference = grid.program == "train_task" or grid.against
+    assert reference or {"isolated", "zoo"} <= {run.config.method for run in grid.runs}
 
 
 BAD: dict[str, Any] = {
@@ -739,6 +740,21 @@ def test_notes_below_the_tables(here):
     assert "Made with: device cpu, precision fp32, threads 1, python 3.12.0, torch 2.0.0, commit cccccccccccc." in text
     assert "`python benchmark.py --config grid.yaml --store store`" in text
     assert "Newest run: 2026-02-03." in text
+
+
+def test_a_table_of_differences_comes_first_where_the_grid_has_a_reference(here):
+    """Final accuracies 0.625 and 0.75, or 0.625 and 0.875: the mean difference is 0.1875, its sd is 0.0884."""
+    grid = write_grid(against="isolated")
+    for run in grid.runs:
+        final = (0.5, 0.75) if run.label == "isolated" else (0.75, 0.75 + 0.25 * run.config.seed)
+        finish(run, final=final, images_trained=10 if run.label == "isolated" else 15, selection_entropy=None)
+    assert command("--tables_only") == 0
+    text = Path("store/table.md").read_text()
+    assert text.startswith("## Differences from isolated\n")
+    (row,) = (line for line in text.splitlines() if line.startswith("| split_digits, conv | finetune"))
+    half, p = stats.t.ppf(0.975, 1) * 0.0625, 2 * stats.t.sf(3, 1)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:] == ["2", f"+0.1875 ± {half:.4f}", f"{p:.3f}", f"{p:.3f}", "n/a", "1.50"]
 
 
 def test_a_table_for_each_stream_and_network(here):

@@ -12,7 +12,8 @@ from methods import build_method
 from methods.base import Context
 from methods.memory.audit import Budget
 from methods.memory.replay import balanced_subset
-from methods.zoo import boosting_weights, draw_tasks
+from methods.selection import boosting_weights
+from methods.zoo import draw_tasks
 from tests.toys import CPU, filled, run_toy, toy_config, toy_stream
 from training.monitor import Monitor
 from training.prediction import predict_examples

@@ -163,15 +163,26 @@ def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callab
         chosen += _chosen(config, f"class {written!r} of task {number}", rows, order, limit, rng)
     counts = [len(rows) for rows in chosen]
     class_sizes = [kept + held for kept, held in zip(counts[::2], counts[1::2], strict=True)]
-    parts = list(_noisy_targets(seed, number, task, labels, class_sizes).split(counts))
+    outputs, output_names = _outputs(where, task.groups, names)
+    parts = list(outputs[_noisy_targets(seed, number, task, labels, class_sizes)].split(counts))
     splits = {
         TRAIN: examples(data.train, chosen[::2], parts[::2]),
-        TEST: examples(data.test, test_rows, [_targets([len(rows) for rows in test_rows])]),
+        TEST: examples(data.test, test_rows, [outputs[_targets([len(rows) for rows in test_rows])]]),
     }
     if config.hold_out:
         splits[HELD_OUT] = examples(data.train, chosen[1::2], parts[1::2])
-    name = task.name or (data.view_name(view) if data.view_name else "/".join(names))
-    return Task(number, name, len(names), Table(splits[TRAIN]), splits, names)
+    name = task.name or (data.view_name(view) if data.view_name else "/".join(output_names))
+    return Task(number, name, len(output_names), Table(splits[TRAIN]), splits, output_names)
+
+
+def _outputs(where: str, groups: Sequence[int] | None, names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """The output of each class, [classes], and the names of the outputs."""
+    if groups is None:
+        return torch.arange(len(names)), tuple(names)
+    if len(groups) != len(names):
+        raise UserError(f"{where}: groups has {len(groups)} numbers; it needs one for each of the {len(names)} classes")
+    members = [[name for name, group in zip(names, groups, strict=True) if group == g] for g in range(max(groups) + 1)]
+    return torch.tensor(groups), tuple("+".join(each) for each in members)
 
 
 def _view(where: str, data: ImageDataset, labels: Sequence[Label]) -> tuple[int, Tensor | None]:
