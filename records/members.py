@@ -95,7 +95,7 @@ def read_network(
         with torch.random.fork_rng(devices=[]):
             net = build_net(
                 config.net.model, member.input_shape, config.net.settings, sizes, member.heads, member.asked,
-                config.settings,
+                getattr(config, "settings", None),  # of a method; train_task.py has none
             )  # fmt: skip
         net.load_state_dict(tensors)
     return net.to(device).eval(), task_weights

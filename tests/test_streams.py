@@ -37,8 +37,17 @@ from utils.torchvision_ops import declare_missing_operators
 NO_IMAGES = {"arrays", "algorithmic", "sequences", "languages", "superposition", "modular"}
 # Streams whose views the seed draws are in test_stream_settings.py.
 ELSEWHERE = {"views: seed", *(f"dataset: {name}" for name in NO_IMAGES)}
+# Tasks that share classes or leave some out, see test_selection.py; photographs that are not here.
+OTHER_CLASSES = {
+    "cifar10_pairs",
+    "conflicting_digits",
+    "noisy_digits",
+    "confusable_digits",
+    "unequal_digits",
+    "grocery",
+}
 YAMLS = [path for path in sorted((Path(__file__).parent.parent / "config" / "dataset").glob("*.yaml"))
-         if not ELSEWHERE & set(path.read_text().splitlines())]  # fmt: skip
+         if not ELSEWHERE & set(path.read_text().splitlines()) and path.stem not in OTHER_CLASSES]  # fmt: skip
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CPU = torch.device("cpu")
 
@@ -299,7 +308,7 @@ def test_coarse_cifar100_has_the_classes_of_each_superclass(data_dir, sources):
 # Rotations and permutations
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)  # torchvision is slow the first time
 @given(side=st.integers(2, 30), x=st.integers(1, 35), seed=st.integers(0, 2**32 - 1))
 def test_a_rotation_is_that_of_torchvision(side, x, seed):
     image = random_split(1, 1, (1, side, side), seed).pixels
