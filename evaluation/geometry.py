@@ -10,7 +10,8 @@ from datasets.objectives import Scored, Scores
 from datasets.task import Task
 from evaluation.landscape import Polygon, one_active_loss, one_hot_loss, polygons, polygons_without_biases
 from evaluation.subject import Subject
-from net.autoencoder import ACTIVATIONS, Autoencoder
+from net.activations import ACTIVATIONS
+from net.autoencoder import Autoencoder
 from net.multihead import MultiHead
 
 REPRESENTED = 0.5  # squared length from which a feature counts as represented

@@ -18,7 +18,7 @@ _CHUNK = 64  # columns computed at once
 
 
 @dataclass(frozen=True)
-class Settings:
+class HessianSettings:
     """Settings of the evaluation."""
 
     examples: int = setting(Range(1, 10**6), "examples that the loss is the mean over, at most", default=1000)
@@ -34,7 +34,7 @@ def hessian(subject: Subject) -> Scores:
     "rank" is the number of eigenvalues whose size is above the tolerance, "negative" that of those below minus the
     tolerance. The loss on examples lacks what the kinks of ReLU add to the Hessian of the expected loss.
     """
-    own = subject.own(Settings)
+    own = subject.own(HessianSettings)
     loss = FlatLoss(subject, own.examples, torch.float64)
     values = eigenvalues(lambda point: loss(point.unsqueeze(0))[0], loss.centre)
     n = loss.examples

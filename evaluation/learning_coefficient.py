@@ -34,7 +34,7 @@ Loss = Callable[
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingSettings:
     """Settings of the evaluation."""
 
     examples: int = setting(Range(_LEAST, 10**6), "n, examples that the loss is the mean over, at most", default=1000)
@@ -119,7 +119,7 @@ def learning_coefficient(subject: Subject) -> Scores:
     Hessian, where the network is small and has come to a minimum. Where the loss is flat in all directions there is no
     estimate, unless step and localisation are set.
     """
-    own = subject.own(Settings)
+    own = subject.own(SamplingSettings)
     flat = FlatLoss(subject, own.examples)
     # Chains of other networks have other random numbers, so that a mean over networks has the error of many chains.
     n, rng = flat.examples, generator(0, "learning coefficient", flat.centre.tolist())
@@ -187,7 +187,7 @@ def _descended(loss: Loss, start: Tensor, curvature: float, steps: int) -> Tenso
 
 
 def _by_dimension(
-    subject: Subject, own: Settings, centre: Tensor, scale: float, localisation: float, rng: torch.Generator
+    subject: Subject, own: SamplingSettings, centre: Tensor, scale: float, localisation: float, rng: torch.Generator
 ) -> float:  # fmt: skip
     """Half the rank of the Hessian at a point; NaN if it is no minimum on the examples, or none like a parabola."""
     flat = FlatLoss(subject, own.examples, torch.float64)

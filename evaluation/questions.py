@@ -88,9 +88,12 @@ EVALUATIONS: dict[str, Question] = {
     "interchange": Question(interchange.interchange, interchange.obstacle),
     "geometry": Question(geometry.geometry, geometry.obstacle),
     "learning_coefficient": Question(
-        learning_coefficient.learning_coefficient, learning_coefficient.obstacle, END, learning_coefficient.Settings
+        learning_coefficient.learning_coefficient,
+        learning_coefficient.obstacle,
+        END,
+        learning_coefficient.SamplingSettings,
     ),
-    "hessian": Question(hessian.hessian, when=END, settings=hessian.Settings),
+    "hessian": Question(hessian.hessian, when=END, settings=hessian.HessianSettings),
     "fourier": Question(fourier.fourier, fourier.obstacle),
 }
 

@@ -1,18 +1,16 @@
 """An autoencoder of one layer whose outputs are rectified: the toy model of superposition."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.activations import ACTIVATIONS
 from utils.errors import UserError
 from utils.settings import Range, setting
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "identity": lambda values: values}
 
 
 class Autoencoder(nn.Module):

@@ -1,17 +1,15 @@
 """A perceptron of one hidden layer for a few tokens and a question behind them."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.activations import ACTIVATIONS
 from utils.errors import UserError
 from utils.settings import Range, setting
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quadratic": torch.square, "relu": F.relu}
 
 
 class TokenMLP(nn.Module):

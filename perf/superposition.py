@@ -24,17 +24,17 @@ from records.task_invocation import configure
 SEEDS, STEPS, TABLE = 100, 10_000, 1000
 
 
-class Case(NamedTuple):
+class Workload(NamedTuple):
     """An optimizer, and the batch: so many fresh examples, or all examples of a table."""
 
     optimizer: str
     batch: int | str
 
 
-CASES = (Case("sgd", 64), Case("adam", 64), Case("sgd", "full"))
+CASES = (Workload("sgd", 64), Workload("adam", 64), Workload("sgd", "full"))
 
 
-def run(case: Case, seeds: int) -> tuple[float, float]:
+def run(case: Workload, seeds: int) -> tuple[float, float]:
     """Seconds in the training loop of train_task.py, and of the whole command."""
     fresh = case.batch != "full"
     changes = {"hp.optimizer": case.optimizer, "hp.batch": case.batch, "data.fresh": fresh, "hp.lr": 0.01,
@@ -51,7 +51,7 @@ def run(case: Case, seeds: int) -> tuple[float, float]:
         return float(Run.load(paths[0]).summary["train_seconds"]), time.perf_counter() - begin
 
 
-def bare(case: Case) -> tuple[float, float]:
+def bare(case: Workload) -> tuple[float, float]:
     """Seconds of as many steps of one seed in a plain loop, which writes nothing: twice the same."""
     weights, bias = nn.Parameter(torch.rand(2, 6) - 0.5), nn.Parameter(torch.zeros(6))
     kind = torch.optim.SGD if case.optimizer == "sgd" else torch.optim.Adam

@@ -37,7 +37,7 @@ _NOTES = (
 
 
 @dataclass(frozen=True)
-class Zoo:
+class Geometries:
     """The vectors of the features in the networks of a run, and what is important to its tasks."""
 
     run: Run
@@ -79,7 +79,7 @@ class Zoo:
         earlier = self.run.members[:-1] if last.replaces_earlier else []
         return [(self.vectors[m.number], self.vectors[last.number], self.important[max(m.tasks)]) for m in earlier]
 
-    def beside(self, others: Sequence["Zoo"], *, own: bool) -> list[Pair]:
+    def beside(self, others: Sequence["Geometries"], *, own: bool) -> list[Pair]:
         """The networks that answer and those of isolated runs, of the tasks that the network has or has not."""
         return [
             (self.vectors[member.number], other.vectors[single.number], other.important[single.tasks[0]])
@@ -112,7 +112,7 @@ class Zoo:
         return sorted({*self.important[one]} & {*self.important[other]})
 
 
-def measured(zoo: Zoo, isolated: Sequence[Zoo]) -> dict[str, float]:
+def measured(zoo: Geometries, isolated: Sequence[Geometries]) -> dict[str, float]:
     """Everything that the table says about a run, by column; NaN where it is not defined."""
     compared = (zoo.carried(), zoo.kept(), zoo.beside(isolated, own=True), zoo.beside(isolated, own=False))
     found = {name: similarity(pairs) for name, pairs in zip(_COMPARED, compared, strict=True)}
@@ -127,7 +127,7 @@ def measured(zoo: Zoo, isolated: Sequence[Zoo]) -> dict[str, float]:
 def reuse_table(groups: Sequence[Group], suffix: str = "") -> Sheet | None:
     """A line for each group: what its networks reuse; None if they are no autoencoders of features."""
     zoos = {
-        group.label: {seed: Zoo(run) for seed, run in group.runs.items() if run.finished and _fits(run)}
+        group.label: {seed: Geometries(run) for seed, run in group.runs.items() if run.finished and _fits(run)}
         for group in groups
     }
     every = [zoo for found in zoos.values() for zoo in found.values()]

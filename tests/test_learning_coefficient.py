@@ -14,7 +14,7 @@ from evaluation.hessian import eigenvalues
 from evaluation.landscape import polygons
 from evaluation.learning_coefficient import (
     Sampler,
-    Settings,
+    SamplingSettings,
     between_chains,
     effective_samples,
     estimate,
@@ -190,11 +190,13 @@ def test_the_largest_curvature():
 
 # Networks
 
-FEW = Settings(chains=2, steps=16, burn_in=0)
+FEW = SamplingSettings(chains=2, steps=16, burn_in=0)
 
 
 def test_the_coefficient_of_the_hexagon():
-    found = EVALUATIONS["learning_coefficient"].about(at_polygon("6-gon"), Settings(chains=6, steps=1050, burn_in=350))
+    found = EVALUATIONS["learning_coefficient"].about(
+        at_polygon("6-gon"), SamplingSettings(chains=6, steps=1050, burn_in=350)
+    )
     assert found["estimate"].value == pytest.approx(8.5, rel=0.1)
     assert found["by dimension"].value == 8.5
     assert found["between chains"].value < 1.1
@@ -229,7 +231,7 @@ def test_a_network_that_is_at_no_minimum_is_moved_to_one():
     found = EVALUATIONS["learning_coefficient"].about(away, FEW)
     assert found["fall"].value > 10
     assert found["by dimension"].value == 8.5
-    stays = EVALUATIONS["learning_coefficient"].about(away, Settings(chains=2, steps=16, burn_in=0, descent=0))
+    stays = EVALUATIONS["learning_coefficient"].about(away, SamplingSettings(chains=2, steps=16, burn_in=0, descent=0))
     assert stays["fall"].value == 0
     assert "by dimension" not in stays
 
@@ -296,7 +298,7 @@ def test_settings_of_evaluations_are_part_of_a_run():
     key = "ask.learning_coefficient.step"
     one, other = (configure(**usual, evaluate="learning_coefficient", set={key: step}).config for step in (1e-4, 2e-4))
     content = plain_config(one)
-    assert content["ask"]["learning_coefficient"] == {**vars(Settings()), "step": 1e-4}
+    assert content["ask"]["learning_coefficient"] == {**vars(SamplingSettings()), "step": 1e-4}
     assert saved_config("config.yaml", content) == one
     assert "ask" not in plain_config(configure(**usual, evaluate="geometry").config)
     assert obstacle(content, plain_config(other)) is None  # the networks are the same

@@ -1,7 +1,7 @@
 """A network of sequence mixers, for sequences of tokens or vectors that are asked about at some of their positions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.activations import ACTIVATIONS
 from net.sequences.embedding import EMBEDDINGS, OneHot
 from net.sequences.mixers import MIXERS
 from net.sequences.mixers.attention import Attention
@@ -18,7 +19,6 @@ from utils.errors import UserError, unknown
 from utils.settings import Range, read, setting
 
 NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": nn.Identity}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 _STD = 0.02  # of drawn weights, init: normal
 
 
