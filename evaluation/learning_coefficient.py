@@ -94,17 +94,26 @@ class Estimate:
     trace: Tensor  # [C, T], n beta (L(w_t) - L(w*)) at all steps, the burn-in included, of the chains that stayed
     burn_in: int
 
-    def of_multiplicity(self, multiplicity: int) -> float:
-        """The estimate corrected for a singularity of this multiplicity m: E X + sqrt((m - 1) (E X - Var X)).
+    def of_multiplicity(self, multiplicity: int) -> tuple[float, float]:
+        """The estimate corrected for a singularity of this multiplicity m, with its error by the jackknife over chains.
 
-        X = n beta (L(w) - L(w*)). With t = n beta the integral of exp(-t L) goes as t^-lambda (log t + c)^(m - 1), so
-        that E X = lambda - (m - 1) / (log t + c), which converges slowly, and Var X = E X - (m - 1) / (log t + c)^2.
+            E X + sqrt((m - 1) (E X - Var X)),   X = n beta (L(w) - L(w*))
+
+        With t = n beta the integral of exp(-t L) goes as t^-lambda (log t + c)^(m - 1), so that E X = lambda - (m - 1)
+        / (log t + c), which converges slowly, and Var X = E X - (m - 1) / (log t + c)^2.
         """
-        kept = self.trace[:, self.burn_in :].double()
-        mean = float(kept.mean())
         if multiplicity == 1:
-            return mean
-        return mean + math.sqrt(max(0.0, (multiplicity - 1) * (mean - float(kept.var()))))
+            return self.value, self.stderr
+        kept = self.trace[:, self.burn_in :].double()
+        first, second = kept.mean(1), kept.square().mean(1)  # moments in each chain
+        chains = len(kept)
+
+        def corrected(mean: Tensor, square: Tensor) -> Tensor:
+            return mean + ((multiplicity - 1) * (mean - (square - mean**2))).relu().sqrt()
+
+        without = corrected(*((part.sum() - part) / (chains - 1) for part in (first, second)))
+        stderr = ((chains - 1) / chains * (without - without.mean()).square().sum()).sqrt()
+        return float(corrected(first.mean(), second.mean())), float(stderr)
 
 
 def learning_coefficient(subject: Subject) -> Scores:
@@ -148,7 +157,7 @@ def learning_coefficient(subject: Subject) -> Scores:
     if len(centre) <= _SMALL:
         dimension = _by_dimension(subject, own, centre, scale, main.localisation, rng)
     found = {
-        f"estimate{name}": Scored(each.of_multiplicity(own.multiplicity), each.stderr, n)
+        f"estimate{name}": Scored(*each.of_multiplicity(own.multiplicity), n)
         for name, each in zip(["", *(f", {name}" for name in changed)], [first, *others], strict=True)
     }
     values = {"loss": begin, "fall": scale * (begin - end), "step": main.step, "localisation": main.localisation,
