@@ -79,7 +79,7 @@ def test_a_singularity_of_multiplicity_2():
     n, localisation = 1e5, 10.0
     mean, variance = expected(n, localisation)  # the mean is far below 1/2, which it approaches as 1 / log n
     assert mean + math.sqrt(mean - variance) == pytest.approx(0.5, rel=0.01)
-    given = {"step": 2e-5, "localisation": localisation, "chains": 1000, "steps": 6000, "burn_in": 2000, "count": 2}
+    given = {"step": 2e-5, "localisation": localisation, "chains": 1000, "steps": 6000, "burn_in": 3000, "count": 2}
     for found in sampled(lambda w: (w[:, 0] * w[:, 1]).square(), torch.zeros(2, dtype=torch.float64), n, **given):
         assert found.value == pytest.approx(mean, rel=0.04)
         value, stderr = found.of_multiplicity(2)
