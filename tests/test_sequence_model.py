@@ -247,7 +247,8 @@ def test_attention_that_is_not_causal_does_not_know_the_order(name):
     with torch.no_grad():
         outputs, backwards = mixer(inputs), mixer(inputs.flip(1))
         assert (outputs - backwards.flip(1)).abs().max() < 1e-12
-        read = mixer.weights(inputs) @ mixer._projected(inputs)[2].transpose(1, 2)
+        values = mixer.qkv_proj(inputs)[..., 16:].unflatten(-1, (2, 4))  # behind queries and keys, of two heads
+        read = mixer.weights(inputs) @ values.transpose(1, 2)
         assert (mixer.out_proj(read.transpose(1, 2).flatten(2)) - outputs).abs().max() < 1e-12
     assert ((mixer.weights(inputs)[0, 0, 4] > 0).sum() == (5 if "_" in name else 9)).item()
     with pytest.raises(UserError, match="position by position"):

@@ -4,6 +4,7 @@ from zoo import ZooClassifier
 ZooClassifier(random_state=0).fit(X, y, task).predict(X, task)
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class _Known:
     classes: Array | None = None
 
 
-class _Zoo(BaseEstimator):  # type: ignore[misc]
+class _Zoo(BaseEstimator, ABC):  # type: ignore[misc]
     """What classifiers and regressors share; the parameters are explained in ZooClassifier."""
 
     _shape: tuple[int, ...]  # of an example
@@ -194,22 +195,21 @@ class _Zoo(BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"task has the shape {list(labels.shape)}; it must be [{count}], or one value")
         return labels
 
-    # Classifiers and regressors differ in these.
-
+    @abstractmethod
     def _checked(self, X: Any, y: Any, fresh: bool) -> tuple[Array, Array]:
-        """X and y as arrays."""
-        raise NotImplementedError
+        """X and y as arrays; ValueError if they are none of the right kind."""
 
+    @abstractmethod
     def _objective(self) -> Objective:
-        raise NotImplementedError
+        """What is learned."""
 
+    @abstractmethod
     def _facts(self, label: Any, X: Array, y: Array) -> tuple[_Scale | None, Array | None]:
         """The scale of a task's real numbers, or its classes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _encoded(self, y: Array, known: _Known) -> Array:
         """Targets as networks learn them."""
-        raise NotImplementedError
 
 
 class ZooClassifier(ClassifierMixin, _Zoo):  # type: ignore[misc]
@@ -301,9 +301,10 @@ class ZooClassifier(ClassifierMixin, _Zoo):  # type: ignore[misc]
 
 
 class ZooRegressor(RegressorMixin, _Zoo):  # type: ignore[misc]
-    """The same for real numbers, one or several for each example; see ZooClassifier.
+    """A Model Zoo, or another method, that predicts one or several real numbers of each example.
 
-    Targets are scaled as features are, and predictions scaled back.
+    Tasks, parameters and errors are those of ZooClassifier. Targets are scaled as features are, and predictions scaled
+    back.
     """
 
     def partial_fit(self, X: Any, y: Any, task: Any = None) -> "ZooRegressor":
