@@ -42,6 +42,11 @@ class Section:
     pictures: Sequence[DrawnFigure] = ()
     sliders: Sequence[Slider] = ()
 
+    @property
+    def filled(self) -> bool:
+        """Whether there is anything below the heading; without it the page leaves the heading out."""
+        return any(table and table.rows for table in self.tables) or bool(self.pictures or self.sliders)
+
 
 @dataclass(frozen=True)
 class Page:

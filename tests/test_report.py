@@ -102,6 +102,13 @@ class Tables(HTMLParser):
             self.tiles[self._last] += data
 
 
+def test_a_heading_stands_above_something(page):
+    """What was not asked, such as the mechanism of a network on images, has no heading."""
+    sections = re.findall(r"<section>\s*<h2>(.*?)</h2>(.*?)</section>", page.read_text(), re.DOTALL)
+    assert {"What was learned", "Cost"} <= {title for title, _ in sections}
+    assert [title for title, content in sections if not re.search("<table|<figure|<details", content)] == []
+
+
 def figure(page, name):
     return pd.read_csv(page.parent / "figures" / f"{name}.csv", float_precision="round_trip")
 
