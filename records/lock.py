@@ -1,4 +1,4 @@
-"""locked: a folder that one process at a time may use."""
+"""locked: a folder that one process at a time may use; holder: which one does."""
 
 import contextlib
 import fcntl
@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -100,6 +101,41 @@ def _opened(path: Path, option: str, closing: contextlib.ExitStack) -> int:
             advice = f"if that has ended, try again {DEAD / 60:.0f} minutes after it was last seen, or remove {path}"
             raise UserError(f"{used} {_told(holder)}, last seen {silent:.0f} s ago; {advice}")
     return lock
+
+
+def holder(folder: Path) -> dict[str, object]:
+    """The living process that has locked a folder, by host, process and since; empty if there is none.
+
+    A process of another host counts as living until it has not touched the lock file for DEAD seconds.
+    """
+    path = folder / LOCK
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            owner, touched = _holder(file.fileno()), os.fstat(file.fileno()).st_mtime
+    except OSError:  # there is none
+        return {}
+    if owner.get("host", _HERE) != _HERE:
+        return owner if time.time() - touched < DEAD else {}
+    return owner if _has_open(owner.get("process"), path) else {}
+
+
+def _has_open(process: object, path: Path) -> bool:
+    """Whether a process of this machine lives and, where the system tells, has this file open."""
+    if type(process) is not int:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        return True
+    files = Path(f"/proc/{process}/fd")
+    if not files.exists():  # no Linux; a process that has ended meanwhile is asked about again
+        return True
+    real = os.path.realpath(path)
+    with contextlib.suppress(OSError):
+        return real in map(os.path.realpath, files.iterdir())
+    return False
 
 
 def _holder(lock: int) -> dict[str, object]:

@@ -1,0 +1,10 @@
+"""Where the runs of a study are computed. To add an engine: one file with a class, and one line in ENGINES."""
+
+from collections.abc import Callable
+
+from studies.engines.base import Engine, Resources
+from studies.engines.local import LocalEngine
+
+ENGINES: dict[str, Callable[[Resources], Engine]] = {
+    "local": LocalEngine,
+}

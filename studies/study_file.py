@@ -1,0 +1,115 @@
+"""study.json in a store: what a study consists of, so that it can be looked at from anywhere; failures of its jobs."""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from studies.planned import PlannedJob
+from utils.errors import UserError
+from utils.files import json_bytes, write_bytes
+
+STUDY = "study.json"
+CANCEL = "cancel"  # a file that asks every process that works on the study to end
+LOGS = "logs"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A run of a study; `name`: its directory within the store."""
+
+    name: str
+    label: str
+    stream: str
+    net: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """One process of a study; `episodes`: how many each of its runs has, 1 for those of train_task.py."""
+
+    name: str
+    episodes: int
+    runs: tuple[StudyRun, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a store is filled with.
+
+    Attributes:
+        command: that fills it, for people.
+        config: the path of its grid, absolute.
+        paper: whether that is a published table.
+        program: that makes the runs, without .py.
+        engine: that computes them.
+    """
+
+    command: str
+    config: str
+    paper: bool
+    program: str
+    engine: str
+    jobs: tuple[StudyJob, ...]
+
+    def write(self, store: Path) -> None:
+        write_bytes(store / STUDY, json_bytes({"format": _FORMAT, **asdict(self)}))
+
+
+def study_job(job: PlannedJob, episodes: int) -> StudyJob:
+    """What study.json says of a process."""
+    runs = (StudyRun(run.name, run.label, run.config.stream, run.net, run.config.seed) for run in job.runs)
+    return StudyJob(job.name, episodes, tuple(runs))
+
+
+def read_study(store: Path) -> Study:
+    """The study of a store; UserError if there is none, or it is damaged."""
+    path = store / STUDY
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("format") != _FORMAT:
+            raise UserError(f"{path} was written by another version; the command of the study writes it again")
+        jobs = [
+            StudyJob(job["name"], job["episodes"], tuple(StudyRun(**run) for run in job["runs"]))
+            for job in content.pop("jobs")
+        ]
+        return Study(**content, jobs=tuple(jobs))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"--store {store} holds no study (it has no {STUDY}); benchmark.py --config makes one"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the command of the study writes it again") from None
+
+
+def log_of(store: Path, job: str) -> Path:
+    """The file that receives what a job prints."""
+    return store / LOGS / f"{job}.log"
+
+
+def failure_of(store: Path, job: str) -> str:
+    """Why a job has failed when it was run last; empty if it has not."""
+    try:
+        return _failed(store, job).read_text(encoding="utf-8", errors="replace").strip() or "failed"
+    except OSError:
+        return ""
+
+
+def note_failure(store: Path, job: str, failure: str) -> None:
+    """Keep why a job has failed, or forget it, with an empty text."""
+    if failure:
+        write_bytes(_failed(store, job), f"{failure}\n".encode())
+    else:
+        with suppress(OSError):
+            _failed(store, job).unlink()
+
+
+def failed_jobs(store: Path) -> set[str]:
+    """The names of the jobs that have failed when they were run last."""
+    return {path.stem for path in (store / LOGS).glob("*.failed")}
+
+
+def _failed(store: Path, job: str) -> Path:
+    return store / LOGS / f"{job}.failed"
