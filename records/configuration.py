@@ -3,7 +3,9 @@
 YAML files, options and --set -> nested keys and values -> RunConfig -> config.yaml -> RunConfig
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -116,6 +118,20 @@ def comparable(content: Mapping[str, Any], sections: Iterable[str] = SECTIONS) -
     found = dict(flat({name: content[name] for name in sections}))
     found["data.tasks"] = [{**task, "name": None} for task in found.get("data.tasks", ())]
     return {key: value for key, value in found.items() if key not in machine}
+
+
+def determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration that determine its result, by dotted key."""
+    parts = {*SECTIONS, *declarations(RunConfig), *declarations(TaskRunConfig), "settings", ASK}
+    values = dict(flat({key: value for key, value in config.items() if key in parts}))
+    return {key: value for key, value in values.items() if key not in keys_where("machine")}
+
+
+def fingerprint(config: BaseConfig, without: Collection[str] = ()) -> str:
+    """A checksum of the values that determine the result of a run, but for those at some dotted keys."""
+    values = determining(plain_config(config))
+    kept = {key: value for key, value in values.items() if key not in without}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def obstacle(reference: Mapping[str, Any], content: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from utils.errors import UserError, one_line
 
 LOCK = ".lock"
-_HERE = socket.gethostname()
+HERE = socket.gethostname()
 BEAT = 30.0  # seconds between two touches of the lock file by its owner
 DEAD = 600.0  # seconds without one, after which another host may take the lock over
 
@@ -38,7 +38,7 @@ def locked(folder: Path, option: str = "") -> Iterator[int]:
         except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{option}{folder} cannot be written: {reason}") from None
-        me = {"host": _HERE, "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        me = {"host": HERE, "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         with contextlib.suppress(OSError):  # on a full disk the lock holds without naming its owner
             os.ftruncate(lock, 0)
             os.pwrite(lock, json.dumps(me).encode(), 0)
@@ -94,7 +94,7 @@ def _opened(path: Path, option: str, closing: contextlib.ExitStack) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), path.stat()):
                 break
-    if (holder := _holder(lock)).get("host", _HERE) != _HERE:
+    if (holder := _holder(lock)).get("host", HERE) != HERE:
         with tempfile.TemporaryFile(dir=path.parent) as file:  # the time of the disk: clocks of two hosts may differ
             silent = max(0.0, os.fstat(file.fileno()).st_mtime - os.fstat(lock).st_mtime)
         if silent < DEAD:
@@ -114,7 +114,7 @@ def holder(folder: Path) -> dict[str, object]:
             owner, touched = _holder(file.fileno()), os.fstat(file.fileno()).st_mtime
     except OSError:  # there is none
         return {}
-    if owner.get("host", _HERE) != _HERE:
+    if owner.get("host", HERE) != HERE:
         return owner if time.time() - touched < DEAD else {}
     return owner if _has_open(owner.get("process"), path) else {}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from net.config import network_title
-from records.configuration import comparable, obstacle
+from records.configuration import comparable, determining, obstacle
 from records.run import Run
 from records.summary import by_task
-from studies.store import determining, titles
+from studies.store import titles
 from studies.tables import ComparisonTable
 from utils.errors import UserError
 from utils.settings import flat

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from records.configuration import determining
 from records.run import Run
 from records.summary import figure
 from records.task_summary import by_development
 from studies.grid_file import RATE, in_words
-from studies.store import determining
 
 Options = Mapping[str, Any]
 _LONG = 12  # the most characters of a value that stands above a panel

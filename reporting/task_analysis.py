@@ -18,10 +18,9 @@ from evaluation.regions import compared
 from evaluation.subject import Subject
 from net.sequences.handcrafted import LENGTHS, handcrafted_2nd_argmax
 from net.sequences.rnn import RNN
-from records.configuration import saved_config
+from records.configuration import determining, saved_config
 from records.run import Array, Run
 from records.task_config import METHOD, TaskRunConfig
-from studies.store import determining
 from utils.compute import Compute
 
 PICTURED = 8  # the most checkpoints whose weights are shown

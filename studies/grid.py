@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from methods import METHOD_OPTIONS, METHODS
+from records.configuration import fingerprint
 from records.invocation import KEPT, options, parse, with_settings
 from studies import task_grid
 from studies.grid_file import (
+    Names,
     Options,
     arguments,
     check_label,
-    directory_name,
     distinct,
     in_words,
     listed,
@@ -92,8 +93,9 @@ def planned(
     for name in common:
         if name in METHOD_OPTIONS and name not in used:
             raise UserError(f"{path}: {name} is not used by any method of the grid; leave it out")
-    models = [_run(f"{path}: {key}", store, setup, common) for setup in setups]
-    runs = [_with_seed(run, seed) for seed in seeds for run in models]
+    models, names = [_run(f"{path}: {key}", store, setup, common) for setup in setups], Names(store)
+    parts = [fingerprint(run.config, ("seed",)) for run in models]
+    runs = [_with_seed(run, seed, names, part) for seed in seeds for run, part in zip(models, parts, strict=True)]
     jobs = distinct(path, [PlannedJob(run.name, run.arguments, (run,)) for run in runs])
     notes = [f"{name} {value}" for name, value in common.items()]
     notes += [f"{entry.label}: {name} {value}" for entry in entries for name, value in entry.options.items()]
@@ -134,7 +136,7 @@ def replaced(given: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(where: str, store: Path, setup: Setup, common: Mapping[str, Any]) -> PlannedRun:
-    """The run with seed 0, in a directory named without a seed."""
+    """The run with seed 0, in no directory yet."""
     entry, modes = setup.entry, METHODS[setup.entry.method].modes
     given = {"continual": True, **used_by(entry.method, common)}
     given["continual"] &= "continual" in modes
@@ -145,12 +147,13 @@ def _run(where: str, store: Path, setup: Setup, common: Mapping[str, Any]) -> Pl
     except UserError as error:
         raise UserError(f"{where}: {entry.label}: {undashed(error)}") from None
     net = Path(setup.hyper).stem
-    name = directory_name(config.stream, net, entry.label)
-    return PlannedRun(store / name, name, entry.label, net, config, tuple(words))
+    return PlannedRun(store, "", entry.label, net, config, tuple(words))
 
 
-def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:
-    name = f"{run.name}-seed{seed}"
-    directory = run.directory.with_name(name)
-    words = (*run.arguments, f"--seed={seed}", f"--run_dir={directory}")
-    return replace(run, directory=directory, name=name, config=replace(run.config, seed=seed), arguments=words)
+def _with_seed(run: PlannedRun, seed: int, names: Names, determined_by: str) -> PlannedRun:
+    """The run with a seed; `determined_by`: a checksum of everything else."""
+    words = (run.config.stream, run.net, run.label, f"seed{seed}")
+    name = names.name(words, f"{determined_by} {seed}")
+    directory = run.directory / name
+    arguments = (*run.arguments, f"--seed={seed}", f"--run_dir={directory}")
+    return replace(run, directory=directory, name=name, config=replace(run.config, seed=seed), arguments=arguments)

@@ -1,5 +1,6 @@
 """Reading the keys of a YAML file that the grids of both programs and published tables have in common."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -19,6 +20,8 @@ SECTIONS = ("data.", "net.", "hp.", "settings.", "ask.")
 VARYING = ("vary", "together", "rates")
 RATE = "hp.lr"
 _LABEL = 80  # the most characters
+_HASH = 10  # digits of the checksum in the name of a directory
+_NAMED = re.compile(rf"-[0-9a-f]{{{_HASH}}}$")
 
 
 class Pairing(NamedTuple):
@@ -213,9 +216,22 @@ def arguments(given: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def directory_name(stream: str, net: str, label: str) -> str:
-    """The name of a directory, without what file systems may not like in a label."""
-    return f"{stream}-{net}-{re.sub('[^A-Za-z0-9._+-]+', '_', label)}"
+class Names:
+    """Names of directories in a store: words to read, and a checksum of what determines the results.
+
+    A directory with the same checksum that is already there keeps its name: it holds the same runs, whatever a grid
+    calls them.
+    """
+
+    def __init__(self, store: Path) -> None:
+        found = store.iterdir() if store.is_dir() else ()
+        self._existing = {path.name[-_HASH:]: path.name for path in found if _NAMED.search(path.name)}
+
+    def name(self, words: Sequence[str], determined_by: str) -> str:
+        """The name of the directory of what `determined_by` tells apart; what file systems may dislike is left out."""
+        checksum = hashlib.sha256(determined_by.encode()).hexdigest()[:_HASH]
+        readable = "-".join(re.sub("[^A-Za-z0-9._+-]+", "_", word) for word in words if word)
+        return self._existing.get(checksum, f"{readable}-{checksum}")
 
 
 def undashed(error: UserError) -> str:
@@ -224,10 +240,11 @@ def undashed(error: UserError) -> str:
 
 
 def distinct(path: str, jobs: Sequence[PlannedJob]) -> tuple[PlannedJob, ...]:
-    """The jobs; UserError if two runs of them have one directory."""
-    names = set()
+    """The jobs; UserError if two of their runs would stand at one place of the tables."""
+    places = set()
     for run in (run for job in jobs for run in job.runs):
-        if run.name.casefold() in names:  # some file systems ignore case
-            raise UserError(f"{path}: two runs would be {run.directory}; rename a stream, hyperparams, label or seed")
-        names.add(run.name.casefold())
+        place = f"{run.table}, {run.label}, seed {run.config.seed}"
+        if place in places:
+            raise UserError(f"{path}: two runs would be {place}; rename a stream, hyperparams, label or seed")
+        places.add(place)
     return tuple(jobs)

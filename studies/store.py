@@ -1,6 +1,5 @@
 """The run directories of a benchmark: check them against the grid and collect their results."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import chain
@@ -10,18 +9,14 @@ from typing import Any
 import numpy as np
 
 from evaluation import metrics
-from methods.config import RunConfig
-from records.configuration import ASK, SECTIONS, comparable, keys_where, obstacle, plain_config
+from records.configuration import comparable, obstacle, plain_config
 from records.directory import check_free, holds_run, read_config
 from records.manifest import SUMMARY
 from records.summary import by_task, figure, key_of, read_summary
-from records.task_config import TaskRunConfig
 from studies.differences import differences_table
 from studies.planned import Grid, PlannedRun
 from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
-from utils.errors import UserError
 from utils.files import csv_bytes, write_bytes
-from utils.settings import declarations, first_difference, flat
 
 COLUMNS = (
     *(column.key for column in METRICS), "avg_incremental_acc", "worst_task_acc",
@@ -30,27 +25,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def check_run(run: PlannedRun, grid: str) -> None:
-    """Raise UserError if the run's directory holds a run with other options than the grid `grid` has."""
-    if not holds_run(run.directory):
+def check_run(run: PlannedRun) -> None:
+    """Raise UserError if a run cannot be put into its directory, or the results there are damaged."""
+    if holds_run(run.directory):
+        read_summary(run.directory)  # before anything is run, as a damaged one is refused
+    else:
         check_free(run.directory, overwrite=False)
-        return
-    read_summary(run.directory)  # before anything is run, as a damaged one is refused
-    asked = determining(json.loads(json.dumps(plain_config(run.config), default=str)))
-    found = determining(read_config(run.directory))
-    if (key := first_difference(asked, found)) is not None:
-        was, now = (f"{values.get(key, 'nothing')!s:.60}" for values in (found, asked))
-        raise UserError(
-            f"{run.directory} was run with {key}: {was}, but {grid} asks for {now}; name another --store or remove "
-            "that directory"
-        )
-
-
-def determining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration that determine its result, by dotted key."""
-    parts = {*SECTIONS, *declarations(RunConfig), *declarations(TaskRunConfig), "settings", ASK}
-    values = dict(flat({key: value for key, value in config.items() if key in parts}))
-    return {key: value for key, value in values.items() if key not in keys_where("machine")}
 
 
 def write_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:

@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from records.configuration import value_at
+from records.configuration import fingerprint, value_at
 from records.task_config import TaskRunConfig
 from records.task_invocation import PROGRAM, parse
 from records.task_plan import of_one_task
 from studies.grid_file import (
     RATE,
+    Names,
     Options,
     arguments,
-    directory_name,
     distinct,
     in_words,
     read_seeds,
@@ -48,7 +48,7 @@ def plan(path: str, content: Mapping[str, Any], store: Path) -> Grid:
     """The cells of every stream, network and combination of the varied values; UserError names the file and the key."""
     common = {key: OPTIONS.check(path, key, value, AXES) for key, value in content.items() if key not in AXES}
     pairings, seeds = read_streams(path, content, OPTIONS), _consecutive(path, read_seeds(path, content))
-    axes, jobs = dict[str, list[tuple[str, ...]]](), list[PlannedJob]()
+    axes, jobs, names = dict[str, list[tuple[str, ...]]](), list[PlannedJob](), Names(store)
     for pairing in pairings:
         files = {"data_config": pairing.path, "hp_config": pairing.hyper}
         rates = pairing.rates or pairing.vary.get(RATE, ())
@@ -57,7 +57,7 @@ def plan(path: str, content: Mapping[str, Any], store: Path) -> Grid:
             given = {**common, **pairing.options, **values}
             if rates:  # what varies wins, as for other settings
                 given.pop(RATE, None)
-            job = _cell(path, store, {**files, **given}, in_words(values), rates, seeds)
+            job = _cell(path, store, names, {**files, **given}, in_words(values), rates, seeds)
             jobs.append(job)
             table = job.runs[0].table
             axes[table] = list(dict.fromkeys([*axes.get(table, ()), *several.axes]))
@@ -80,16 +80,20 @@ def _consecutive(path: str, seeds: Sequence[int]) -> Sequence[int]:
 
 
 def _cell(
-    path: str, store: Path, given: Mapping[str, Any], label: Sequence[str], rates: Sequence[float], seeds: Sequence[int]
+    path: str, store: Path, names: Names, given: Mapping[str, Any], label: Sequence[str], rates: Sequence[float],
+    seeds: Sequence[int],
 ) -> PlannedJob:  # fmt: skip
     """The process of one cell; with several learning rates it has a run for each of them and each seed."""
     words, runs = arguments(given), list[PlannedRun]()
     stream, net = Path(given["data_config"]).stem, Path(given["hp_config"]).stem
-    name = directory_name(stream, net, ", ".join(label)).removesuffix("-")
+    name = ""
     for rate in rates or (None,):
         own = [] if rate is None else [f"--set={RATE}={rate}"]
         shown = ", ".join([*label, *in_words({} if rate is None else {RATE: rate})]) or net
         config = _config(f"{path}: {stream}: {shown}", [*words, *own])
+        if not name:  # what stands in the names of its folders does not count in that of the cell
+            among = ("seed", RATE) if rates else ("seed",)
+            name = names.name((stream, net, ", ".join(label)), fingerprint(config, among))
         for seed in seeds:
             part = f"{name}/seed{seed}" if rate is None else f"{name}/lr{float(rate)}/seed{seed}"
             alone = (*words, *own, f"--seed={seed}", f"--run_dir={store / part}")

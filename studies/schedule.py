@@ -1,0 +1,121 @@
+"""Hand the jobs of a study to an engine: each once, none that another process works on, again those that were lost."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from records.lock import HERE, holder
+from studies.engines.base import Ended, Engine, Job
+from studies.planned import PlannedJob
+from studies.study_file import CANCEL, note_failure
+
+TRIES = 3  # of a job whose worker was lost
+_LOOK = 2.0  # seconds between two looks at the jobs of other processes
+
+
+class Cancelled(KeyboardInterrupt):
+    """Somebody has asked all processes that work on the study to end."""
+
+
+def run_jobs(
+    planned: Sequence[PlannedJob], engine: Engine, store: Path, job_of: Callable[[PlannedJob], Job],
+    show: Callable[[Sequence[str]], None] = lambda names: None,
+) -> Generator[Ended, None, None]:  # fmt: skip
+    """Run the jobs in this order and yield each when it has ended; closing the iterator ends the running ones.
+
+    A job whose runs are held by another process, such as one that a killed study has left behind, is waited for, and
+    yielded when that has finished it. `show` is called once a second with the names of the jobs at work. Raises
+    Cancelled when the file `cancel` appears in the store.
+    """
+    study = _Study(planned, engine, store, job_of)
+    shown = 0.0
+    try:
+        while study.unfinished:
+            ended = list(study.hand_over())
+            ended += study.ended()
+            yield from ended
+            if time.monotonic() - shown >= 1:
+                shown = time.monotonic()
+                show(study.at_work)
+                if (store / CANCEL).exists():
+                    raise Cancelled(f"cancelled by {store / CANCEL}")
+            if not ended:
+                time.sleep(0.05)
+    finally:
+        engine.cancel()
+
+
+class _Study:
+    """The jobs of a study by what is known of them: waiting, handed over, or in the hands of other processes."""
+
+    def __init__(
+        self, planned: Sequence[PlannedJob], engine: Engine, store: Path, job_of: Callable[[PlannedJob], Job]
+    ) -> None:
+        self._engine, self._store, self._job_of = engine, store, job_of
+        self._by_name = {job.name: job for job in planned}
+        self._waiting = deque(self._by_name.values())
+        self._handed: dict[str, None] = {}  # in their order
+        self._elsewhere: dict[str, bool] = {}  # name -> whether a process of this machine works on it
+        self._tries = Counter[str]()
+        self._begin, self._looked = time.perf_counter(), 0.0
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._waiting or self._handed or self._elsewhere)
+
+    @property
+    def at_work(self) -> list[str]:
+        return [*self._handed, *self._elsewhere]
+
+    def hand_over(self) -> Generator[Ended, None, None]:
+        """Give the engine what it has room for; yields jobs that others have finished meanwhile."""
+        self._look_elsewhere()
+        while self._waiting and self._room() > 0:
+            job = self._waiting.popleft()
+            if not job.missing:
+                note_failure(self._store, job.name, "")
+                yield Ended(job.name, time.perf_counter() - self._begin, "")
+            elif (here := _held(job)) is not None:
+                self._elsewhere[job.name] = here
+            else:
+                note_failure(self._store, job.name, "")
+                self._tries[job.name] += 1
+                self._handed[job.name] = None
+                self._engine.submit(self._job_of(job))
+
+    def ended(self) -> Generator[Ended, None, None]:
+        """What has ended for good; jobs that were lost, or that another process was faster to begin, wait again."""
+        for end in self._engine.poll():
+            job = self._by_name[end.name]
+            del self._handed[end.name]
+            if end.failure and job.missing and (_held(job) is not None or self._again(end)):
+                self._waiting.append(job)
+                continue
+            note_failure(self._store, job.name, end.failure if job.missing else "")
+            yield end
+
+    def _again(self, end: Ended) -> bool:
+        return end.lost and self._tries[end.name] < TRIES
+
+    def _room(self) -> int:
+        here = sum(self._elsewhere.values()) if self._engine.on_this_machine else 0
+        return self._engine.room() - here
+
+    def _look_elsewhere(self) -> None:
+        """Jobs that nobody holds any more come next."""
+        if time.monotonic() - self._looked < _LOOK:
+            return
+        self._looked = time.monotonic()
+        for name in list(self._elsewhere):
+            if (here := _held(self._by_name[name])) is None:
+                del self._elsewhere[name]
+                self._waiting.appendleft(self._by_name[name])
+            else:
+                self._elsewhere[name] = here
+
+
+def _held(job: PlannedJob) -> bool | None:
+    """Whether a process of this machine holds a run of the job; None if nobody does."""
+    found = [owner for run in job.runs if (owner := holder(run.directory))]
+    return any(owner.get("host") == HERE for owner in found) if found else None
