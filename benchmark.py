@@ -10,11 +10,9 @@ from utils.startup import prepare
 prepare(__name__, computes=False)  # before torch is loaded
 
 import argparse
-import os
 import shlex
 import signal
 import sys
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -41,7 +39,6 @@ from studies.paper_tables import write_paper
 from studies.papers import Paper, chosen, load_paper, paper_path
 from studies.planned import Grid, PlannedJob, PlannedRun
 from studies.store import check_run, write_tables
-from studies.tables import READING
 from studies.task_tables import write_task_tables
 from training.features import frozen, task_stream
 from utils.compute import pick_device, runs_in_bf16
@@ -51,91 +48,10 @@ from utils.options import Parser, check_text, whole
 from utils.settings import Range
 
 PROGRAMS = {name: PROJECT / f"{name}.py" for name in ("modelzoo", "train_task")}
-HELP = """the grid, a YAML file (see config/benchmark/):
-  streams, hyperparams   lists of YAML files, relative to the current directory, else to the project
-  methods                list of names, or of mappings {method: zoo, label: small zoo, memory_per_class: 10}: the
-                         label stands in the tables (default: the name), other keys are options of this entry only
-  seeds                  a number n for the seeds 0 to n - 1, or a list
-  continual: false       all in the multi-task mode (default: continual, but for methods that have only the other)
-  any option of modelzoo.py, without the dashes: epochs, samples, data_dir, memory, no_augment: true, ...; a method
-                         that does not use it runs without it, and an entry that says how many examples are kept wins
-  any setting            by its dotted key, as with --set: hp.lr: 0.03, net.width: 64, settings.strength: 10
-  vary                   {hp.lr: [0.01, 0.1], hp.batch: [16, 64]}: every method with every combination
-  together               [{data.length: 3, hp.batch: 64}, {data.length: 5, hp.batch: 32}]: settings that change at the
-                         same time, each step of the list with every combination of `vary`
-  streams, more          an entry may be {stream: YAML} with hyperparams, vary, together and options of its own, an
-                         entry of hyperparams {hp_config: YAML} with vary, together and options of its own
-  against: LABEL         table.md begins with the difference of every other label from this one, paired over seeds
-                         and corrected for the number of comparisons
-  program: train_task    one network on one task, see train_task.py: no methods; any option of train_task.py; `vary`
-                         and `together` make the cells, and one process trains all seeds of a cell at all its `rates`
-  rates                  of train_task: [0.001, 0.01], also of a stream or an entry of hyperparams; the tables have the
-                         best rate on development examples
-  published              of train_task: {stream: {source, rows: net.hidden_size, columns: data.length, metric, scale,
-                         tolerance, values: {16: {10: 94.8}}}}, shown beside ours
-
-a published table, a YAML file of config/papers/ (see docs/papers.md):
-  --paper NAME runs what a paper reports, and prints its values beside ours; table.md and table.tex have them, too.
-  --smoke tries it out on few images in a few seconds a row, says so everywhere and makes no report: its numbers mean
-  nothing.
-
-the store:
-  <stream>-<net>-<label>-seed<s>/   run directories; stream and net are the names of their YAML files
-  <stream>-<net>-<cell>/seed<s>/    those of train_task.py; with several rates <cell>/lr<rate>/seed<s>/
-  logs/<run or cell>.log            what its process printed
-  results.csv                       a row per run: finished, failed (in this invocation) or missing; all figures
-  table.md, table.tex               means over seeds, rewritten by every invocation
-  report.html, figures/             the same with curves and costs, see report.py
-
-Finished runs are kept, and refused if they were run with other options than the grid has now. Interrupted and failed
-ones are run again. In the tables:"""
-EXIT_CODES = "\nexit code: 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; its exit code, see EXIT_CODES."""
+    """Run the program; its exit code, see EXIT_CODES in studies/study_options.py."""
     stopped = "interrupted; the same command continues with the remaining runs"
     return run_program("benchmark.py", lambda: benchmark(arguments(argv)), stopped)
-
-
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; UserError names the option."""
-    parser = Parser(
-        prog="benchmark.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run methods x streams x networks x seeds and compare them in tables.",
-        epilog="\n".join([HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), EXIT_CODES]),
-    )  # fmt: skip
-    parser.add_argument("--config", metavar="YAML", help="the grid")
-    parser.add_argument("--paper", metavar="NAME", help="instead of a grid: a published table, by its name in "
-                        "config/papers/ or the path of a YAML file")  # fmt: skip
-    parser.add_argument("--smoke", action="store_true", help="a quick version of the table, one seed; not the table "
-                        "(default: the table)")  # fmt: skip
-    parser.add_argument("--only", metavar="ROW", nargs="+", help="run these rows of the table only, by their labels "
-                        "(default: all)")  # fmt: skip
-    parser.add_argument("--data_dir", metavar="DIR", help="where the data of the table lies or is downloaded to "
-                        "(default: ./data)")  # fmt: skip
-    parser.add_argument("--store", metavar="DIR", help="where runs and tables go; the same command continues there "
-                        "(default for --paper: runs/papers/NAME, with --smoke NAME-smoke)")  # fmt: skip
-    parser.add_argument("--jobs", metavar="N", default="1", help="runs at a time; each gets its share of the cores, "
-                        "unless the grid gives threads (default: 1)")  # fmt: skip
-    parser.add_argument("--tables_only", action="store_true", help="run nothing, rewrite the tables (default: run)")
-    keys = {*AXES, *task_grid.AXES, *OPTIONS.declared, *task_grid.OPTIONS.declared, "continual"}
-    options = parser.parse_known(argv, keys, "the --config YAML")
-    if options.paper is None:
-        for name in ("smoke", "only", "data_dir"):
-            if getattr(options, name):
-                raise UserError(f"--{name} is for --paper; leave it out, or say which table")
-        for name, example in (("config", "config/benchmark/digits.yaml"), ("store", "runs/digits")):
-            if not getattr(options, name):
-                raise UserError(f"--{name} is missing; give one, such as --{name} {example}")
-    else:
-        if options.config:
-            raise UserError("--config and --paper are given; a grid or a published table is run")
-        check_text("--paper", options.paper)
-        options.config = paper_path(options.paper)
-        options.store = options.store or f"runs/papers/{Path(options.config).stem}{'-smoke' * options.smoke}"
-    options.jobs = whole("--jobs", options.jobs, Range(1, 1024))
-    return options
 
 
 def benchmark(options: argparse.Namespace) -> int:
@@ -145,29 +61,41 @@ def benchmark(options: argparse.Namespace) -> int:
     grid = paper.grid if paper else load_grid(options.config, store)
     wanted = chosen(paper, options.config, options.only or ()) if paper else grid.jobs
     for run in grid.runs:
-        check_run(run, options.config)
-    if options.tables_only and not store.is_dir():
-        raise UserError(f"--store {store} does not exist; without --tables_only it is made")
-    missing = [] if options.tables_only else [job for job in wanted if job.missing]
-    if not options.tables_only:
-        check_machine(grid, options.config)
-        check_data([run for job in missing for run in job.runs], options.config)
-    with locked(store) as lock:
-        try:
-            if not options.tables_only:
-                count = sum(len(job.runs) for job in wanted)
-                print(f"{count} runs, {sum(job.missing for job in missing)} of them to do", flush=True)
-                execute(missing, PROGRAMS[grid.program], store, options.jobs, lock, failures)
-        finally:
-            for name, reason in failures.items():
-                print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
-            with one_line_errors(str(store), store):
-                tables(paper, grid, store, failures, command_of(options))
-        print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
-        if not options.smoke:  # nobody should see its curves
-            with one_line_errors(str(store), store):
-                make_report(grid.runs, store, command_of(options))
+        check_run(run)
+    missing = {job.name: job for job in wanted if job.missing}
+    failed = {} if options.rerun else failed_before(store, missing.values())
+    check_machine(grid, options.config)
+    missing = {name: job for name, job in missing.items() if name not in failed}
+    check_data([run for job in missing.values() for run in job.runs], options.config)
+    begin(grid, store, options, paper is not None)
+    engine = ENGINES[options.engine](resources_of(options))
+    try:
+        count = sum(len(job.runs) for job in wanted)
+        print(f"{count} runs, {sum(job.missing for job in missing)} of them to do", flush=True)
+        execute(missing, PROGRAMS[grid.program], engine, store, failures)
+    finally:
+        for name, reason in failures.items():
+            print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
+        with one_line_errors(str(store), store):
+            tables(paper, grid, store, failures, command_of(options))
+    print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
+    if not options.smoke:  # nobody should see its curves
+        with one_line_errors(str(store), store):
+            make_report(grid.runs, store, command_of(options))
     return 1 if failures else 0
+
+
+def begin(grid: Grid, store: Path, options: argparse.Namespace, paper: bool) -> None:
+    """Make the store, and say in it what it is to hold; UserError if it cannot be written."""
+    try:
+        check_own(store / LOGS)
+        (store / LOGS).mkdir(parents=True, exist_ok=True)
+        (store / CANCEL).unlink(missing_ok=True)
+        jobs = tuple(study_job(job, progress_of(job)[1]) for job in {job.name: job for job in grid.jobs}.values())
+        config = str(Path(options.config).resolve())
+        Study(command_of(options), config, paper, grid.program, options.engine, jobs).write(store)
+    except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
+        raise UserError(f"{store} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def command_of(options: argparse.Namespace) -> str:
@@ -216,28 +144,27 @@ def check_data(runs: Sequence[PlannedRun], path: str) -> None:
 
 
 def execute(
-    planned: Sequence[PlannedJob], program: Path, store: Path, at_a_time: int, lock: int, failures: dict[str, str]
-) -> None:  # fmt: skip
+    planned: Sequence[PlannedJob], program: Path, engine: Engine, store: Path, failures: dict[str, str]
+) -> None:
     """Run them and print a line for each that has ended; `failures` receives name of a run -> reason."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // at_a_time)
-    check_own(store / "logs")
-    (store / "logs").mkdir(exist_ok=True)
     by_name = {job.name: job for job in planned}
-    jobs = [
-        Job(job.name, [sys.executable, str(program), *job.arguments, "--quiet", "--resume"],
-            {"OMP_NUM_THREADS": str(job.runs[0].config.threads or share)}, store / "logs" / f"{job.name}.log")
-        for job in planned
-    ]  # fmt: skip
-    lines = ProgressLines(by_name, at_a_time)
-    with closing(lines), closing(run_jobs(jobs, at_a_time, lock, lines.show)) as ended:
+    lines = ProgressLines(by_name)
+
+    def job_of(job: PlannedJob) -> Job:
+        threads = job.runs[0].config.threads
+        return Job(
+            job.name, [sys.executable, str(program), *job.arguments, "--quiet", "--resume"],
+            {} if threads is None else {"OMP_NUM_THREADS": str(threads)}, log_of(store, job.name),
+            [run.directory for run in job.runs],
+        )  # fmt: skip
+
+    with closing(lines), closing(run_jobs(planned, engine, store, job_of, lines.show)) as ended:
         for number, end in enumerate(ended, 1):
             job, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
-            alone = len(job.runs) == 1
-            failed = [run for run in job.runs if not run.finished or (alone and end.failure)]
+            failed = [run for run in job.runs if not run.finished]
             failures |= {run.name: end.failure or "it ended without a summary.json" for run in failed}
             result = outcome([run for run in job.runs if run not in failed], len(failed))
-            text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(planned) - number} remain, about {left}"
+            text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(by_name) - number} remain, about {left}"
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
@@ -255,9 +182,9 @@ def outcome(finished: Sequence[PlannedRun], failed: int) -> str:
 class ProgressLines:
     """Progress on a terminal: a line for each running job and one for the remaining time."""
 
-    def __init__(self, jobs: Mapping[str, PlannedJob], at_a_time: int) -> None:
+    def __init__(self, jobs: Mapping[str, PlannedJob]) -> None:
         self.ended, self._jobs, self._begin = 0, jobs, time.perf_counter()
-        lines = range(at_a_time + 1) if jobs and sys.stderr.isatty() else ()
+        lines = range(min(len(jobs), _LINES) + 1) if jobs and sys.stderr.isatty() else ()
         self._bars = [tqdm(position=line, bar_format="{desc}", leave=False) for line in lines]
 
     def close(self) -> None:
@@ -270,7 +197,7 @@ class ProgressLines:
         if not self._bars:
             return
         progress = [(name, *progress_of(self._jobs[name])) for name in names]
-        texts = [f"{name}: {done} of {total} {what}" for name, done, total, what in progress]
+        texts = [f"{name}: {done} of {total} {what}" for name, done, total, what in progress[: len(self._bars) - 1]]
         parts = self.ended + sum(done / total for _, done, total, _ in progress)
         left = f", about {tqdm.format_interval(self.left(parts))}" if parts else ""
         texts.append(f"{self.ended} of {len(self._jobs)} runs ended{left} left")
