@@ -28,21 +28,17 @@ from methods.config import RunConfig
 from records.checkpoints import ENDING
 from records.directory import read_config
 from records.lock import locked
-from records.manifest import read_manifest
-from records.run import Run
 from records.summary import figure
-from records.task_config import TaskRunConfig
 from reporting import one_line_errors
 from studies import task_grid
+from studies.collecting import episodes, make_report, tables
 from studies.grid import AXES, OPTIONS, load_grid
 from studies.grid_file import PROJECT, undashed
 from studies.jobs import Job, run_jobs
-from studies.paper_tables import write_paper
-from studies.papers import Paper, chosen, load_paper, paper_path
+from studies.papers import chosen, load_paper, paper_path
 from studies.planned import Grid, PlannedJob, PlannedRun
-from studies.store import check_run, write_tables
+from studies.store import check_run
 from studies.tables import READING
-from studies.task_tables import write_task_tables
 from training.features import frozen, task_stream
 from utils.compute import pick_device, runs_in_bf16
 from utils.errors import UserError, one_line, run_program
@@ -179,16 +175,6 @@ def command_of(options: argparse.Namespace) -> str:
     return shlex.join(["python", "benchmark.py", *given, "--store", options.store])
 
 
-def tables(paper: Paper | None, grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
-    """Write the tables of a grid; those of a published table are printed as well."""
-    if grid.program == "train_task":
-        write_task_tables(grid, store, failures, command)
-    elif paper is None:
-        write_tables(grid, store, failures, command)
-    else:
-        print(f"\n{write_paper(paper, store, failures, command)}\n")
-
-
 def check_machine(grid: Grid, path: str) -> None:
     """Raise UserError if this machine lacks a device, or would mix precisions within a row of a table."""
     made: dict[tuple[str, str], str] = {}
@@ -294,27 +280,6 @@ def progress_of(job: PlannedJob) -> tuple[int, int, str]:
     except UserError:  # the run reports it itself
         done = 0
     return done, tasks if config.continual else rounds, "episodes"
-
-
-def episodes(run: PlannedRun) -> int:
-    """The number of complete episodes of a run."""
-    manifest = read_manifest(run.directory)
-    return 0 if manifest is None else manifest.episode
-
-
-def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
-    """Write the report of the finished runs."""
-    from reporting.groups import compare  # imported here, as drawing libraries take a second to load
-    from reporting.page import of_several_runs
-    from reporting.task_page import of_task_runs
-
-    runs = [run for run in runs if run.finished and episodes(run)]
-    if runs and isinstance(runs[0].config, TaskRunConfig):
-        page = of_task_runs([Run.load(run.directory) for run in runs], command)
-        print(f"the report is {page.write(store)}")
-    elif runs:
-        comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
-        print(f"the report is {of_several_runs(comparisons, command).write(store)}")
 
 
 if __name__ == "__main__":
