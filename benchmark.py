@@ -1,8 +1,8 @@
 """Compare methods × streams × networks × seeds, or our results with a published table.
 
 config/benchmark/*.yaml, config/papers/*.yaml -> Grid: every run checked before the first one starts
-modelzoo.py, one process a run, or train_task.py, one process for several; --jobs at a time -> runs in the store
-run directories -> results.csv, table.md, table.tex, report.html (derived; --tables_only redoes them)
+modelzoo.py, one process a run, or train_task.py, one process for several; on an engine -> runs in the store
+run directories -> results.csv, table.md, table.tex, report.html (derived; benchmark.py collect writes them again)
 """
 
 from utils.startup import prepare
@@ -25,29 +25,27 @@ from methods import METHODS
 from methods.config import RunConfig
 from records.checkpoints import ENDING
 from records.directory import read_config
-from records.lock import locked
-from records.manifest import read_manifest
-from records.run import Run
 from records.summary import figure
-from records.task_config import TaskRunConfig
 from reporting import one_line_errors
-from studies import task_grid
-from studies.grid import AXES, OPTIONS, load_grid
+from studies.collecting import episodes, make_report, tables
+from studies.engines import ENGINES, Engine, Job
+from studies.grid import load_grid
 from studies.grid_file import PROJECT, undashed
-from studies.jobs import Job, run_jobs
-from studies.paper_tables import write_paper
-from studies.papers import Paper, chosen, load_paper, paper_path
-from studies.planned import Grid, PlannedJob, PlannedRun
-from studies.store import check_run, write_tables
-from studies.task_tables import write_task_tables
+from studies.papers import load_paper
+from studies.planned import Grid, PlannedJob, PlannedRun, chosen
+from studies.schedule import run_jobs
+from studies.store import check_run
+from studies.study_file import CANCEL, LOGS, Study, failure_of, log_of, study_job
+from studies.study_options import arguments, resources_of
 from training.features import frozen, task_stream
 from utils.compute import pick_device, runs_in_bf16
 from utils.errors import UserError, one_line, run_program
 from utils.files import check_own
-from utils.options import Parser, check_text, whole
-from utils.settings import Range
 
 PROGRAMS = {name: PROJECT / f"{name}.py" for name in ("modelzoo", "train_task")}
+_LINES = 20  # the most running jobs that are shown
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; its exit code, see EXIT_CODES in studies/study_options.py."""
     stopped = "interrupted; the same command continues with the remaining runs"
@@ -59,33 +57,47 @@ def benchmark(options: argparse.Namespace) -> int:
     store, failures = Path(options.store), dict[str, str]()
     paper = load_paper(options.config, store, options.smoke, options.data_dir) if options.paper else None
     grid = paper.grid if paper else load_grid(options.config, store)
-    wanted = chosen(paper, options.config, options.only or ()) if paper else grid.jobs
+    wanted = chosen(grid, options.only or ())
     for run in grid.runs:
         check_run(run)
-    missing = {job.name: job for job in wanted if job.missing}
-    failed = {} if options.rerun else failed_before(store, missing.values())
-    check_machine(grid, options.config)
-    missing = {name: job for name, job in missing.items() if name not in failed}
-    check_data([run for job in missing.values() for run in job.runs], options.config)
-    begin(grid, store, options, paper is not None)
+    missing, left = to_do(wanted, store, again=options.rerun is not None)
+    if options.engine == "local":
+        check_machine(grid, options.config)
+    check_data([run for job in missing for run in job.runs], options.config)
+    begin(grid, store, options)
     engine = ENGINES[options.engine](resources_of(options))
     try:
-        count = sum(len(job.runs) for job in wanted)
-        print(f"{count} runs, {sum(job.missing for job in missing)} of them to do", flush=True)
+        count, unfinished = (len({run.name for job in jobs for run in job.runs}) for jobs in (wanted, missing))
+        finished = sum(len(job.runs) - job.missing for job in missing)
+        print(f"{count} runs, {unfinished - finished} of them to do", flush=True)
         execute(missing, PROGRAMS[grid.program], engine, store, failures)
     finally:
-        for name, reason in failures.items():
+        for name, reason in (left | failures).items():
             print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
+        if left:
+            print(f"{len(left)} failed before and were left; --rerun failed runs them again", file=sys.stderr)
         with one_line_errors(str(store), store):
-            tables(paper, grid, store, failures, command_of(options))
+            tables(paper, grid, store, left | failures, command_of(options))
     print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
     if not options.smoke:  # nobody should see its curves
         with one_line_errors(str(store), store):
             make_report(grid.runs, store, command_of(options))
-    return 1 if failures else 0
+    return 1 if left or failures else 0
 
 
-def begin(grid: Grid, store: Path, options: argparse.Namespace, paper: bool) -> None:
+def to_do(wanted: Sequence[PlannedJob], store: Path, *, again: bool) -> tuple[list[PlannedJob], dict[str, str]]:
+    """The unfinished jobs, each once; and, unless they are to run `again`, the failed runs that are left: why."""
+    missing, left = dict[str, PlannedJob](), dict[str, str]()
+    for job in wanted:
+        if job.missing:
+            if not again and (reason := failure_of(store, job.name)):
+                left |= {run.name: reason for run in job.runs if not run.finished}
+            else:
+                missing[job.name] = job
+    return list(missing.values()), left
+
+
+def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
     """Make the store, and say in it what it is to hold; UserError if it cannot be written."""
     try:
         check_own(store / LOGS)
@@ -93,7 +105,7 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace, paper: bool) -> 
         (store / CANCEL).unlink(missing_ok=True)
         jobs = tuple(study_job(job, progress_of(job)[1]) for job in {job.name: job for job in grid.jobs}.values())
         config = str(Path(options.config).resolve())
-        Study(command_of(options), config, paper, grid.program, options.engine, jobs).write(store)
+        Study(command_of(options), config, options.paper is not None, grid.program, options.engine, jobs).write(store)
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"{store} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
@@ -105,16 +117,6 @@ def command_of(options: argparse.Namespace) -> str:
         given = ["--paper", options.paper, *["--smoke"] * options.smoke]
         given += ["--data_dir", options.data_dir] if options.data_dir else []
     return shlex.join(["python", "benchmark.py", *given, "--store", options.store])
-
-
-def tables(paper: Paper | None, grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
-    """Write the tables of a grid; those of a published table are printed as well."""
-    if grid.program == "train_task":
-        write_task_tables(grid, store, failures, command)
-    elif paper is None:
-        write_tables(grid, store, failures, command)
-    else:
-        print(f"\n{write_paper(paper, store, failures, command)}\n")
 
 
 def check_machine(grid: Grid, path: str) -> None:
@@ -162,7 +164,7 @@ def execute(
         for number, end in enumerate(ended, 1):
             job, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
             failed = [run for run in job.runs if not run.finished]
-            failures |= {run.name: end.failure or "it ended without a summary.json" for run in failed}
+            failures |= {run.name: end.failure for run in failed}
             result = outcome([run for run in job.runs if run not in failed], len(failed))
             text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(by_name) - number} remain, about {left}"
             tqdm.write(text, file=sys.stdout)
@@ -221,27 +223,6 @@ def progress_of(job: PlannedJob) -> tuple[int, int, str]:
     except UserError:  # the run reports it itself
         done = 0
     return done, tasks if config.continual else rounds, "episodes"
-
-
-def episodes(run: PlannedRun) -> int:
-    """The number of complete episodes of a run."""
-    manifest = read_manifest(run.directory)
-    return 0 if manifest is None else manifest.episode
-
-
-def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
-    """Write the report of the finished runs."""
-    from reporting.groups import compare  # imported here, as drawing libraries take a second to load
-    from reporting.page import of_several_runs
-    from reporting.task_page import of_task_runs
-
-    runs = [run for run in runs if run.finished and episodes(run)]
-    if runs and isinstance(runs[0].config, TaskRunConfig):
-        page = of_task_runs([Run.load(run.directory) for run in runs], command)
-        print(f"the report is {page.write(store)}")
-    elif runs:
-        comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
-        print(f"the report is {of_several_runs(comparisons, command).write(store)}")
 
 
 if __name__ == "__main__":

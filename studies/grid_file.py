@@ -219,8 +219,7 @@ def arguments(given: Mapping[str, Any]) -> list[str]:
 class Names:
     """Names of directories in a store: words to read, and a checksum of what determines the results.
 
-    A directory with the same checksum that is already there keeps its name: it holds the same runs, whatever a grid
-    calls them.
+    What has the same checksum has one directory, whatever a grid calls it: one that is already there, or the first.
     """
 
     def __init__(self, store: Path) -> None:
@@ -231,7 +230,7 @@ class Names:
         """The name of the directory of what `determined_by` tells apart; what file systems may dislike is left out."""
         checksum = hashlib.sha256(determined_by.encode()).hexdigest()[:_HASH]
         readable = "-".join(re.sub("[^A-Za-z0-9._+-]+", "_", word) for word in words if word)
-        return self._existing.get(checksum, f"{readable}-{checksum}")
+        return self._existing.setdefault(checksum, f"{readable}-{checksum}")
 
 
 def undashed(error: UserError) -> str:

@@ -16,14 +16,14 @@ A file reads like the table of the paper; docs/papers.md explains every key:
 Options of a row win over those that all share.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from studies.grid import OPTIONS, MethodEntry, Setup, method_entry, planned, replaced, used_by
 from studies.grid_file import FILES, PROJECT, listed, read_seeds
-from studies.planned import Grid, PlannedJob, PlannedRun
+from studies.planned import SMOKE, Grid, PlannedRun
 from studies.tables import METRICS
 from utils.errors import UserError, unknown
 from utils.settings import Range, declarations, read, setting
@@ -95,7 +95,7 @@ def load_paper(path: str, store: Path, smoke: bool = False, data_dir: str | None
     setups, claims = list[Setup](), dict[str, Claim]()
     for given in listed(path, content, "rows"):
         entry, claim = _row(f"{path}: rows", given)
-        label = f"{entry.label}, smoke" if smoke else entry.label  # it is seen in names of runs and in every table
+        label = f"{entry.label}{SMOKE}" if smoke else entry.label  # it is seen in names of runs and in every table
         if label in claims:
             raise UserError(f"{path}: rows: the label {entry.label!r} is given twice; give each row its own")
         claims[label] = claim
@@ -109,16 +109,6 @@ def load_paper(path: str, store: Path, smoke: bool = False, data_dir: str | None
     grid = planned(path, "rows", store, setups, common, seeds[:1] if smoke else seeds)
     rows = (Row(label, claim, grid.runs[place :: len(setups)]) for place, (label, claim) in enumerate(claims.items()))
     return Paper(heading, tuple(rows), grid, quick)
-
-
-def chosen(paper: Paper, path: str, labels: Sequence[str]) -> list[PlannedJob]:
-    """The processes of the rows with these labels, of all rows if there are none; UserError for an unknown label."""
-    names = {row.label.removesuffix(", smoke" if paper.smoke is not None else ""): row.label for row in paper.rows}
-    for label in labels:
-        if label not in names:
-            raise UserError(f"--only: {unknown(f'row of {path}', label, names)}")
-    wanted = {names[label] for label in labels or names}
-    return [job for job in paper.grid.jobs if any(run.label in wanted for run in job.runs)]
 
 
 def _row(where: str, given: object) -> tuple[MethodEntry, Claim]:

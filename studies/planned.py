@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,12 @@ from methods.config import RunConfig
 from records.manifest import read_manifest
 from records.summary import read_summary
 from records.task_config import TaskRunConfig
+from utils.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from studies.published import PublishedTable
+
+SMOKE = ", smoke"  # ends the labels of a quick version of a published table
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,19 @@ class Grid:
     def runs(self) -> tuple[PlannedRun, ...]:
         """The runs of all processes."""
         return tuple(run for job in self.jobs for run in job.runs)
+
+
+def chosen(grid: Grid, patterns: Sequence[str]) -> list[PlannedJob]:
+    """The processes with a run whose label or name fits one of the patterns, all without patterns.
+
+    In a pattern * stands for any text. UserError for one that no run fits.
+    """
+    found = set[str]()
+    for pattern in patterns or ("*",):
+        fitting = [job.name for job in grid.jobs if any(fnmatchcase(name, pattern) for run in job.runs for name in
+                   (run.label, run.label.removesuffix(SMOKE), run.name))]  # fmt: skip
+        if not fitting:
+            labels = dict.fromkeys(run.label.removesuffix(SMOKE) for run in grid.runs)
+            raise UserError(f"--only: {unknown('label', pattern, labels)}")
+        found.update(fitting)
+    return [job for job in grid.jobs if job.name in found]

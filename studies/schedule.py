@@ -3,6 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from records.lock import HERE, holder
@@ -92,8 +93,9 @@ class _Study:
             if end.failure and job.missing and (_held(job) is not None or self._again(end)):
                 self._waiting.append(job)
                 continue
-            note_failure(self._store, job.name, end.failure if job.missing else "")
-            yield end
+            failure = end.failure or "it ended without a summary.json" if job.missing else ""
+            note_failure(self._store, job.name, failure)
+            yield replace(end, failure=failure)
 
     def _again(self, end: Ended) -> bool:
         return end.lost and self._tries[end.name] < TRIES

@@ -1,7 +1,6 @@
 """The command line of benchmark.py."""
 
 import argparse
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +55,6 @@ the store:
 Finished runs are kept, interrupted ones go on where they were saved, failed ones are left until --rerun failed. Several
 commands, also on several machines that share the folder, may fill one store: no run is done twice. In the tables:"""
 EXIT_CODES = "\nexit code: 0; 1 if a run failed; 2 if the input is wrong; 130 if interrupted"
-
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -37,10 +37,10 @@ def in_process(monkeypatch):
     """Benchmarks run modelzoo.py in this process, one run after the other."""
     import benchmark
     import modelzoo
-    from studies.jobs import Ended
+    from studies.engines import Ended
 
-    def run_jobs(jobs, at_a_time, lock, show):
-        for job in jobs:
+    def run_jobs(planned, engine, store, job_of, show):
+        for job in map(job_of, planned):
             code = modelzoo.main(job.command[2:])
             yield Ended(job.name, 0.0, f"exit code {code}" * (code != 0))
 

@@ -1,6 +1,5 @@
 """Grids, runs and tables: what is refused, what is run when, what is told and what is written."""
 
-import contextlib
 import csv
 import errno
 import hashlib
@@ -29,11 +28,10 @@ import modelzoo
 from benchmark import main
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
-from records.lock import locked
 from records.manifest import Entry, Manifest
-from studies.grid import load_grid
+from studies.grid import AXES, load_grid
+from studies.schedule import TRIES
 from studies.tables import ComparisonTable, latex, markdown, readable
-from utils.errors import UserError
 
 PROJECT = Path(__file__).parent.parent
 GRID: dict[str, Any] = {
@@ -79,6 +77,10 @@ def write_grid(**changes):
 
 def command(*more):
     return main(["--config", "grid.yaml", "--store", "store", *more])
+
+
+def collect():
+    return main(["collect", "--config", "grid.yaml", "--store", "store"])
 
 
 def finish(run, folder="store", final=(0.5, 0.75), learned=(0.75, 0.75), **summary):
@@ -162,13 +164,11 @@ def test_a_benchmark_from_grid_to_tables(tmp_path, monkeypatch, capsys):
         }
         assert float(results()[name]["bwt"]) == summary["bwt"]
         assert yaml.safe_load(Path("store", name, "config.yaml").read_text())["threads"] >= 1
-    gains = []
+    gains, names = [], {(run.label, run.config.seed): run.name for run in grid.runs}
     for seed in (0, 1):
-        R, alone = (
-            np.array(summaries[f"split_digits-conv-{m}-seed{seed}"]["per_task_acc"]) for m in ("finetune", "isolated")
-        )
+        R, alone = (np.array(summaries[names[m, seed]]["per_task_acc"]) for m in ("finetune", "isolated"))
         gains.append((R - alone).mean())
-        assert float(results()[f"split_digits-conv-finetune-seed{seed}"]["gain_isolated"]) == pytest.approx(gains[-1])
+        assert float(results()[names["finetune", seed]]["gain_isolated"]) == pytest.approx(gains[-1])
     half = stats.t.ppf(0.975, 1) * np.std(gains, ddof=1) / math.sqrt(2)
     assert f"{np.mean(gains):+.4f} ± {half:.4f}" in Path("store/table.md").read_text()
 
@@ -189,7 +189,7 @@ def test_a_benchmark_from_grid_to_tables(tmp_path, monkeypatch, capsys):
 def test_the_runs_of_a_grid(here):
     methods = ["joint", "er", {"method": "zoo", "label": "zoo, half kept!", "replay_frac": 0.5}]
     grid = write_grid(methods=methods, seeds=[3, 1], memory_per_class=7, tasks_per_round=2)
-    assert [run.name for run in grid.runs] == [
+    assert [run.name[:-11] for run in grid.runs] == [
         f"split_digits-conv-{label}-seed{seed}" for seed in (3, 1) for label in ("joint", "er", "zoo_half_kept_")
     ]
     joint, er, zoo = (run.config for run in grid.runs[:3])
@@ -268,18 +268,15 @@ BAD: dict[str, Any] = {
     "no list": ({"methods": "zoo"}, "methods is 'zoo'", "must be a list"),
     "no seeds": ({"seeds": 0}, "seeds is 0", "at least 1"),
     "no number of seeds": ({"seeds": "five"}, "seeds is 'five'", "a whole number"),
-    "seed twice": ({"seeds": [1, 2, 1]}, "two runs would be", "isolated-seed1"),
+    "seed twice": ({"seeds": [1, 2, 1]}, "two runs would be", "isolated, seed 1"),
     "negative seed": ({"seeds": [-1]}, "seeds is -1", "at least 0"),
     "unknown method": ({"methods": ["zooo"]}, "methods: unknown method 'zooo'", "did you mean 'zoo'"),
     "method of a wrong type": ({"methods": [["zoo"]]}, "methods: unknown method"),
     "entry without method": ({"methods": [{"label": "x"}]}, "has no key 'method'"),
-    "label twice": ({"methods": ["er", "er"]}, "two runs would be", "er-seed0", "rename"),
+    "label twice": ({"methods": ["er", "er"]}, "two runs would be", "er, seed 0", "rename"),
     "label of a wrong type": ({"methods": [{"method": "er", "label": 3}]}, "label is 3"),
     "label of two lines": ({"methods": [{"method": "er", "label": "a\nb"}]}, "label is 'a\\nb'", "a line of text"),
-    "labels with one directory": (
-        {"methods": [{"method": "er", "label": "a b"}, {"method": "er", "label": "A,b"}]}, "two runs would be", "A_b",
-    ),
-    "stream twice": ({"streams": GRID["streams"] * 2}, "two runs would be", "split_digits-conv-isolated-seed0"),
+    "stream twice": ({"streams": GRID["streams"] * 2}, "two runs would be", "split_digits, conv, isolated, seed 0"),
     "file missing": ({"streams": ["config/dataset/nope.yaml"]}, "streams: config/dataset/nope.yaml does not exist"),
     "path of a wrong type": ({"streams": [5]}, "streams: 5 is not the path"),
     "bad stream": ({"streams": ["bad.yaml"]}, "streams: bad.yaml", "key 'dataset' is missing"),
@@ -355,7 +352,13 @@ def refused(capsys, *words, more=()):
         (["--epochs", "2"], ["unknown option --epochs", "epochs is a key of the --config YAML"]),
         (["--jobs", "0"], ["--jobs is 0", "at least 1"]),
         (["--jobs", "two"], ["--jobs is 'two'"]),
-        (["--tables_only"], ["--store store does not exist"]),
+        (["--rerun", "all"], ["--rerun is 'all'", "must be failed"]),
+        (["--only", "zoom"], ["--only: unknown label 'zoom'", "isolated"]),
+        (["--engine", "slurmy"], ["--engine: unknown engine 'slurmy'"]),
+        (["--gpus", "0;1"], ["--gpus is '0;1'"]),
+        (["--jobs_per_gpu", "2"], ["--jobs_per_gpu needs --gpus"]),
+        (["--address", "auto"], ["--address is for --engine ray"]),
+        (["--slurm", "gpu"], ["--slurm is 'gpu'", "KEY=VALUE"]),
     ],
 )
 def test_bad_options(here, capsys, options, words):
@@ -377,7 +380,7 @@ def test_help_explains_every_option(here, capsys):
         main(["-h"])
     assert done.value.code == 0
     told = capsys.readouterr().out
-    for word in ("--config", "--store", "--jobs", "--tables_only", *benchmark.AXES, "results.csv", "exit code"):
+    for word in ("--config", "--store", "--jobs", "--engine", *AXES, "results.csv", "exit code"):
         assert word in told
     assert "%%" not in told
 
@@ -455,7 +458,7 @@ def test_how_far_a_run_is(here):
     Manifest(episode=3).write(directory)
     assert benchmark.progress_of(jobs[0]) == (3, 5, "episodes")
     rounds = write_grid(methods=["zoo"], seeds=1, continual=False, rounds=7, warm_start=True).jobs
-    assert benchmark.progress_of(rounds[0]) == (3, 8, "episodes")
+    assert benchmark.progress_of(rounds[0]) == (0, 8, "episodes")
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):
@@ -466,18 +469,24 @@ def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):
     order(grid.runs[2], "nothing")
     assert command() == 1
     out, error = capsys.readouterr()
-    assert error.splitlines() == [
+    assert set(error.splitlines()) == {
         f"failed: {grid.runs[0].name}: exit code 2: modelzoo.py: no such data",
         f"failed: {grid.runs[1].name}: ended by signal 9",
         f"failed: {grid.runs[2].name}: it ended without a summary.json",
-    ]
+    }
+    assert started().count(grid.runs[1].name) == TRIES  # it may have been killed for want of memory
     assert f"{grid.runs[0].name}: failed" in out
     assert [results()[run.name]["status"] for run in grid.runs] == ["failed", "failed", "failed", "finished"]
     assert "modelzoo.py: no such data" in Path("store/logs", f"{grid.runs[0].name}.log").read_text()
     for run in grid.runs:
         order(run, "finish")
+    before = len(started())
+    assert command() == 1
+    assert "3 failed before and were left; --rerun failed runs them again" in capsys.readouterr().err
+    assert len(started()) == before
+    assert command("--rerun", "failed") == 0
+    assert started()[before:] == [run.name for run in grid.runs[:3]]
     assert command() == 0
-    assert started()[4:] == [run.name for run in grid.runs[:3]]
 
 
 def test_an_interrupted_run_is_gone_on_with(here):
@@ -512,17 +521,46 @@ def test_ctrl_c_ends_the_runs_and_the_next_command_goes_on(here, capsys):
     assert started()[2:] == [run.name for run in grid.runs[1:]]
 
 
-def test_a_store_is_for_one_process_at_a_time(here, capsys):
-    write_grid()
-    with locked(Path("store")):
-        for more in ([], ["--tables_only"]):
-            assert command(*more) == 2
-            assert re.fullmatch(
-                rf"benchmark.py: store is in use by host \S+, process {os.getpid()}, since [-\d]+ [:\d]+; "
-                r"wait for it, or name another folder\n",
-                capsys.readouterr().err,
-            )
-    assert not Path("started").exists()
+def test_a_run_that_another_process_works_on_is_waited_for(here, capsys):
+    """Such as one that a killed study has left behind: it is not begun again, and is one of --jobs."""
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    work = f"""
+import shutil, time
+from pathlib import Path
+from records.lock import locked
+with locked(Path({str(grid.runs[0].directory)!r})):
+    print("locked", flush=True)
+    while not Path("started").exists() and not Path("go on").exists():
+        time.sleep(0.02)
+    shutil.copytree({str(Path("prepared", grid.runs[0].name))!r}, {str(grid.runs[0].directory)!r}, dirs_exist_ok=True)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen([sys.executable, "-c", work], env=environment, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        threading.Timer(1.0, Path("go on").touch).start()
+        assert command() == 0
+    assert started() == [grid.runs[1].name]
+    out = capsys.readouterr().out
+    assert out.index(grid.runs[0].name) < out.index(grid.runs[1].name)  # one at a time
+
+
+def test_a_study_ends_when_it_is_cancelled(here, capsys):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    order(grid.runs[0], "sleep 60")
+    log = Path("store/logs", f"{grid.runs[0].name}.log")
+
+    def cancel():
+        wait_for(lambda: log.exists() and "asleep" in log.read_text())
+        Path("store/cancel").touch()
+
+    threading.Thread(target=cancel, daemon=True).start()
+    assert command() == 130
+    assert "the same command continues" in capsys.readouterr().err
+    order(grid.runs[0], "finish")
+    assert command() == 0  # which takes the wish back
 
 
 def test_failed_runs_are_listed_when_the_tables_cannot_be_written(here, capsys):
@@ -548,7 +586,7 @@ def test_a_run_that_cannot_be_started_is_one_line_after_the_failed_ones(here, ca
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return start(command, **how)
 
-    monkeypatch.setattr("studies.jobs.subprocess.Popen", full)
+    monkeypatch.setattr("studies.engines.local.subprocess.Popen", full)
     assert command() == 1
     failed, told = capsys.readouterr().err.splitlines()
     assert failed.startswith(f"failed: {grid.runs[0].name}: exit code 2")
@@ -561,7 +599,7 @@ def test_a_store_from_elsewhere_leads_to_no_other_file(here, capsys):
     prepare(grid)
     Path("mine").write_text("mine")
     Path("store/logs").mkdir(parents=True)
-    for name in ("results.csv", "results.csv.partial", f"logs/{grid.runs[0].name}.log"):
+    for name in ("results.csv", "results.csv.partial", "study.json", f"logs/{grid.runs[0].name}.log"):
         Path("store", name).symlink_to(Path("mine").resolve())
     assert command() == 0
     assert Path("mine").read_text() == "mine"
@@ -571,69 +609,35 @@ def test_a_store_from_elsewhere_leads_to_no_other_file(here, capsys):
     assert "store/logs is a link" in capsys.readouterr().err
 
 
-def test_a_store_stays_locked_while_a_run_outlives_its_benchmark(tmp_path):
-    sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    program = f"""
-import sys
-from pathlib import Path
-from studies.jobs import Job, run_jobs
-from records.lock import locked
-from records.manifest import Manifest
-with locked(Path("store")) as lock:
-    next(run_jobs([Job("run", [sys.executable, "-c", {sleeper!r}], {{}}, Path("log"))], 1, lock))
-"""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)}
-    )
-    log = tmp_path / "log"
-    wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
-    parent.kill()
-    parent.wait()
-    with pytest.raises(UserError, match=f"process {int(log.read_text())}, "), locked(tmp_path / "store"):
-        pass
-    os.kill(int(log.read_text()), signal.SIGKILL)
-    for _ in range(500):
-        with contextlib.suppress(UserError), locked(tmp_path / "store"):
-            return
-        time.sleep(0.02)
-    pytest.fail("the store is still locked")
-
-
 # What is already there.
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"samples": 3}, "was run with data.samples: 2, but grid.yaml asks for 3"),
-        ({"epochs": 5}, "was run with hp.augment: False, but grid.yaml asks for True"),
-        ({"samples": None}, "was run with data.samples: 2, but grid.yaml asks for None"),
-    ],
-)
-def test_a_finished_run_of_another_grid_is_refused(here, capsys, changes, words):
-    finish(write_grid().runs[2])
-    write_grid(**changes)
-    for more in ([], ["--tables_only"]):
-        assert command(*more) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"benchmark.py: store/split_digits-conv-isolated-seed1 {words};")
-        assert error.count("\n") == 1
-    assert not Path("started").exists()
-    assert not Path("store/table.md").exists()
-
-
-def test_other_settings_and_other_tasks_are_other_runs(here, capsys):
+def test_other_settings_and_other_tasks_are_other_runs(here):
+    """Runs are known by what determines their results: whatever else changes, those that are there are kept."""
     Path("er.yaml").write_text((PROJECT / "config/method/er.yaml").read_text())
     Path("stream.yaml").write_text("{dataset: digits, tasks: [[0, 1], [2, 3]]}")
     grid = {"streams": ["stream.yaml"], "methods": [{"method": "er", "method_config": "er.yaml"}], "seeds": 1}
-    finish(write_grid(**grid).runs[0])
+    names = [write_grid(**grid, **changes).runs[0].name for changes in ({}, {"samples": 3}, {"epochs": 5})]
     Path("er.yaml").write_text(Path("er.yaml").read_text().replace("replay_batch: 16", "replay_batch: 8"))
-    assert command() == 2
-    assert "settings.replay_batch: 16, but grid.yaml asks for 8" in capsys.readouterr().err
+    names.append(write_grid(**grid).runs[0].name)
     Path("er.yaml").write_text((PROJECT / "config/method/er.yaml").read_text())
     Path("stream.yaml").write_text("{dataset: digits, tasks: [[0, 1], [2, 4]]}")
-    assert command() == 2
-    assert "was run with data.tasks" in capsys.readouterr().err
+    names.append(write_grid(**grid).runs[0].name)
+    assert len(set(names)) == 5
+    assert {name[:-10] for name in names} == {"stream-conv-er-seed0-"}
+
+
+def test_a_run_of_another_label_is_the_same_run(here, capsys):
+    finish(write_grid(methods=["er"], seeds=1).runs[0])
+    grid = write_grid(methods=[{"method": "er", "label": "mine"}, {"method": "er", "label": "mine too"}], seeds=2)
+    assert [run.name[:-11] for run in grid.runs] == [
+        f"split_digits-conv-{label}" for label in ("er-seed0", "er-seed0", "mine-seed1", "mine-seed1")
+    ]
+    finish(grid.runs[2])
+    assert command() == 0
+    assert "2 runs, 0 of them to do" in capsys.readouterr().out
+    assert not Path("started").exists()
+    assert "| mine too " in Path("store/table.md").read_text()
 
 
 def test_where_and_how_fast_may_differ(here):
@@ -656,7 +660,7 @@ def test_the_runs_of_a_row_have_one_precision(here, capsys):
     words = f"some runs of {grid.runs[0].label} are in bf16, others would be in fp32; add precision: bf16"
     assert words in capsys.readouterr().err
     assert not Path("started").exists()
-    assert command("--tables_only") == 0
+    assert collect() == 0
 
 
 def test_a_damaged_run_is_named(here, capsys):
@@ -696,7 +700,7 @@ def test_results_have_every_run_and_every_figure(here):
     finish(isolated, final=(0.5, 0.25), learned=(0.5, 0.25))
     finish(er, final=(0.75, 0.75), learned=(1.0, 0.5), bwt=-0.25, stored_bytes=1440, stored_examples=20)
     finish(joint, final=(1.0, 1.0), learned=None)
-    assert command("--tables_only") == 0
+    assert collect() == 0
     assert not Path("started").exists()
     rows = results()
     assert list(rows) == [run.name for run in grid.runs]
@@ -720,7 +724,7 @@ def test_isolated_runs_are_a_reference_for_the_same_recipe_only(here):
     grid = write_grid(methods=["isolated", "er", {"method": "er", "label": "longer", "epochs": 3}], seeds=1)
     for run in grid.runs:
         finish(run)
-    assert command("--tables_only") == 0
+    assert collect() == 0
     assert [results()[run.name]["gain_isolated"] for run in grid.runs] == ["0.0", "0.0", ""]
 
 
@@ -732,7 +736,7 @@ def test_notes_below_the_tables(here):
     for day, run in enumerate((grid.runs[0], grid.runs[3], *grid.runs[1:3])):
         noon = datetime(2026, 2, 3 - day % 3, 12).timestamp()
         os.utime(run.directory / "summary.json", (noon, noon))
-    assert command("--tables_only") == 0
+    assert collect() == 0
     text = Path("store/table.md").read_text()
     assert "2 seeds; fewer finished: joint 1, small 1." in text
     options = "samples 2; epochs 1; small: memory_per_class 1; joint: all tasks at once"
@@ -748,7 +752,7 @@ def test_a_table_of_differences_comes_first_where_the_grid_has_a_reference(here)
     for run in grid.runs:
         final = (0.5, 0.75) if run.label == "isolated" else (0.75, 0.75 + 0.25 * run.config.seed)
         finish(run, final=final, images_trained=10 if run.label == "isolated" else 15, selection_entropy=None)
-    assert command("--tables_only") == 0
+    assert collect() == 0
     text = Path("store/table.md").read_text()
     assert text.startswith("## Differences from isolated\n")
     (row,) = (line for line in text.splitlines() if line.startswith("| split_digits, conv | finetune"))
@@ -762,7 +766,7 @@ def test_a_table_for_each_stream_and_network(here):
     grid = write_grid(streams=streams, hyperparams=["config/hyperparam/conv.yaml", "config/hyperparam/wrn.yaml"])
     for number, run in enumerate(grid.runs):
         finish(run, final=(number / 16, number / 16))
-    assert command("--tables_only") == 0
+    assert collect() == 0
     parts = Path("store/table.md").read_text().split("## ")[1:]
     assert [part.partition("\n")[0] for part in parts] == [
         "split_digits, conv", "split_digits, wrn", "rotated_digits, conv", "rotated_digits, wrn",
@@ -793,7 +797,7 @@ def test_titles_say_once_how_data_of_one_name_differ(here, entries, titles):
     methods = [{"method": "er", "label": f"er {number}", **entry} for number, entry in enumerate(entries)]
     for run in write_grid(methods=methods, seeds=1).runs:
         finish(run)
-    assert command("--tables_only") == 0
+    assert collect() == 0
     headings = [line for line in Path("store/table.md").read_text().splitlines() if line.startswith("## ")]
     assert headings == [", ".join(["## split_digits, conv", *filter(None, [title])]) for title in titles]
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
-from studies.engines.base import Engine, Resources
+from studies.engines.base import Ended, Engine, Job, Resources
 from studies.engines.local import LocalEngine
 
 ENGINES: dict[str, Callable[[Resources], Engine]] = {
     "local": LocalEngine,
 }
+
+__all__ = ["ENGINES", "Ended", "Engine", "Job", "Resources"]

@@ -1,0 +1,44 @@
+"""Collect a study: tables and the report of what is finished."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from records.manifest import read_manifest
+from records.run import Run
+from records.task_config import TaskRunConfig
+from studies.paper_tables import write_paper
+from studies.papers import Paper
+from studies.planned import Grid, PlannedRun
+from studies.store import write_tables
+from studies.task_tables import write_task_tables
+
+
+def tables(paper: Paper | None, grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
+    """Write the tables of a grid; those of a published table are printed as well."""
+    if grid.program == "train_task":
+        write_task_tables(grid, store, failures, command)
+    elif paper is None:
+        write_tables(grid, store, failures, command)
+    else:
+        print(f"\n{write_paper(paper, store, failures, command)}\n")
+
+
+def episodes(run: PlannedRun) -> int:
+    """The number of complete episodes of a run."""
+    manifest = read_manifest(run.directory)
+    return 0 if manifest is None else manifest.episode
+
+
+def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
+    """Write the report of the finished runs."""
+    from reporting.groups import compare  # imported here, as drawing libraries take a second to load
+    from reporting.page import of_several_runs
+    from reporting.task_page import of_task_runs
+
+    runs = [run for run in runs if run.finished and episodes(run)]
+    if runs and isinstance(runs[0].config, TaskRunConfig):
+        page = of_task_runs([Run.load(run.directory) for run in runs], command)
+        print(f"the report is {page.write(store)}")
+    elif runs:
+        comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
+        print(f"the report is {of_several_runs(comparisons, command).write(store)}")
