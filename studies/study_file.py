@@ -48,6 +48,8 @@ class Study:
         paper: whether that is a published table.
         program: that makes the runs, without .py.
         engine: that computes them.
+        smoke: whether it is a quick version of a published table.
+        data_dir: where the data of a published table lies; None for the place that its file says.
     """
 
     command: str
@@ -56,6 +58,8 @@ class Study:
     program: str
     engine: str
     jobs: tuple[StudyJob, ...]
+    smoke: bool = False
+    data_dir: str | None = None
 
     def write(self, store: Path) -> None:
         write_bytes(store / STUDY, json_bytes({"format": _FORMAT, **asdict(self)}))
