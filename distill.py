@@ -38,8 +38,8 @@ from records.session import try_network
 from records.summary import load_isolated, summarize
 from records.writing import episode_facts, facts_of, header_of, names_of, resolve, save_members, targets_of
 from training.threads import use_threads
-from utils.compute import Compute, describe_device, enough_memory
-from utils.errors import UserError, run_program
+from utils.compute import Compute, describe_device
+from utils.errors import UserError, enough_memory, run_program
 from utils.files import beside
 from utils.options import Parser, whole
 from utils.settings import NoSettings, Range

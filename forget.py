@@ -24,8 +24,8 @@ from records.directory import CONFIG, check_free
 from records.preparing import prepared
 from training.loop import TrainingStats
 from training.threads import use_threads
-from utils.compute import enough_memory, provenance
-from utils.errors import UserError, one_line, run_program
+from utils.compute import provenance
+from utils.errors import UserError, enough_memory, one_line, run_program
 from utils.files import beside
 from utils.options import Parser
 from zoo import Zoo

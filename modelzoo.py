@@ -26,8 +26,7 @@ from records.preparing import resuming_command, verify_run
 from records.session import Session, opened, planned
 from records.summary import final_table, summarize
 from records.writing import episode_facts, facts_of, main_metric, names_of, save_kept, save_members, targets_of
-from utils.compute import enough_memory
-from utils.errors import SignalError, run_program
+from utils.errors import SignalError, enough_memory, run_program
 from utils.trees import to_bytes
 
 

@@ -23,8 +23,7 @@ from records.task_invocation import TaskInvocation, parse
 from records.task_plan import planned
 from records.task_session import groups
 from records.task_summary import task_table
-from utils.compute import enough_memory
-from utils.errors import SignalError, TrainingError, run_program
+from utils.errors import SignalError, TrainingError, enough_memory, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:

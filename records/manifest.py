@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.lock import LOCK
-from utils.compute import enough_memory
-from utils.errors import SignalError, TrainingError, UserError
+from utils.errors import SignalError, TrainingError, UserError, enough_memory
 from utils.files import PARTIAL, write_bytes
 
 MANIFEST = "manifest.json"

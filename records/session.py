@@ -39,13 +39,8 @@ from training.features import task_stream
 from training.launch import choose_launch
 from training.monitor import Monitor
 from training.threads import use_threads
-from utils.compute import (
-    Compute,
-    describe_device,
-    enough_memory,
-    runs_in_bf16,
-)
-from utils.errors import TrainingError, UserError, one_line, shortage
+from utils.compute import Compute, describe_device, runs_in_bf16
+from utils.errors import TrainingError, UserError, enough_memory, one_line, shortage
 from utils.files import tensor_bytes
 from utils.seeding import seeded
 from utils.trees import from_bytes, to_bytes

@@ -36,8 +36,8 @@ from training.recipe import Recipe
 from training.stacked import StackedTraining
 from training.threads import use_threads
 from training.times import times
-from utils.compute import Compute, enough_memory, provenance, runs_in_bf16
-from utils.errors import UserError
+from utils.compute import Compute, provenance, runs_in_bf16
+from utils.errors import UserError, enough_memory
 from utils.files import side_by_side
 from utils.seeding import derive_seed, seeded
 from utils.trees import Tree, from_bytes

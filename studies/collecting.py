@@ -6,11 +6,35 @@ from pathlib import Path
 from records.manifest import read_manifest
 from records.run import Run
 from records.task_config import TaskRunConfig
+from reporting import one_line_errors
+from studies.grid import load_grid
 from studies.paper_tables import write_paper
-from studies.papers import Paper
+from studies.papers import Paper, load_paper
 from studies.planned import Grid, PlannedRun
 from studies.store import write_tables
+from studies.study_file import failed_jobs, failure_of, read_study
 from studies.task_tables import write_task_tables
+
+
+def collect(store: Path, config: str | None = None, *, report: bool = True) -> None:
+    """Write results.csv, table.md, table.tex and, if asked, report.html of what is finished in a store; runs nothing.
+
+    The grid is that of study.json, or the YAML file `config`. UserError if the store holds no study.
+    """
+    study = read_study(store)
+    path = config or study.config
+    paper = load_paper(path, store, study.smoke, study.data_dir) if study.paper else None
+    grid = paper.grid if paper else load_grid(path, store)
+    failed = failed_jobs(store)
+    failures = {
+        run.name: failure_of(store, job.name)
+        for job in grid.jobs if job.name in failed for run in job.runs if not run.finished
+    }  # fmt: skip
+    with one_line_errors(str(store), store):
+        tables(paper, grid, store, failures, study.command)
+        print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
+        if report and not study.smoke:  # nobody should see the curves of a quick version
+            make_report(grid.runs, store, study.command)
 
 
 def tables(paper: Paper | None, grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:

@@ -4,10 +4,13 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from studies.planned import PlannedJob
 from utils.errors import UserError
 from utils.files import json_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from studies.planned import PlannedJob  # loads torch
 
 STUDY = "study.json"
 CANCEL = "cancel"  # a file that asks every process that works on the study to end
@@ -45,6 +48,8 @@ class Study:
         paper: whether that is a published table.
         program: that makes the runs, without .py.
         engine: that computes them.
+        smoke: whether it is a quick version of a published table.
+        data_dir: where the data of a published table lies; None for the place that its file says.
     """
 
     command: str
@@ -53,12 +58,14 @@ class Study:
     program: str
     engine: str
     jobs: tuple[StudyJob, ...]
+    smoke: bool = False
+    data_dir: str | None = None
 
     def write(self, store: Path) -> None:
         write_bytes(store / STUDY, json_bytes({"format": _FORMAT, **asdict(self)}))
 
 
-def study_job(job: PlannedJob, episodes: int) -> StudyJob:
+def study_job(job: "PlannedJob", episodes: int) -> StudyJob:
     """What study.json says of a process."""
     runs = (StudyRun(run.name, run.label, run.config.stream, run.net, run.config.seed) for run in job.runs)
     return StudyJob(job.name, episodes, tuple(runs))

@@ -33,8 +33,8 @@ from records.manifest import Manifest, read_manifest
 from tests.test_resume import Killed, kill_at_write, options, results, start, stop_after, write_configs
 from tests.toys import toy_stream
 from training.batches import Replays
-from utils.compute import enough_memory, provenance
-from utils.errors import TrainingError, UserError
+from utils.compute import provenance
+from utils.errors import TrainingError, UserError, enough_memory
 from utils.seeding import generator
 from utils.torchvision_ops import declare_missing_operators
 from utils.trees import from_bytes, to_bytes

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.errors import TrainingError, UserError, shortage, unknown
+from utils.errors import UserError, unknown
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
@@ -109,17 +109,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def enough_memory(what: str, remedy: str) -> Iterator[None]:
-    """Turn out-of-memory errors into a TrainingError that says what needs memory, how much, and the remedy."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not (lack := shortage(error, f" for {what}")):
-            raise
-        raise TrainingError(f"{lack}; {remedy}") from None
 
 
 def provenance(project: Path = _PROJECT) -> dict[str, object]:

@@ -115,6 +115,17 @@ def shortage(error: BaseException, of: str = "") -> str:
 
 
 @contextlib.contextmanager
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turn out-of-memory errors into a TrainingError that says what needs memory, how much, and the remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (lack := shortage(error, f" for {what}")):
+            raise
+        raise TrainingError(f"{lack}; {remedy}") from None
+
+
+@contextlib.contextmanager
 def handling(handler: Callable[[int, FrameType | None], object], *numbers: int) -> Iterator[None]:
     """Handle signals by `handler` for a while."""
     before = {number: signal.signal(number, handler) for number in numbers}

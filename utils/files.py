@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-import safetensors.torch
 import yaml
-from torch import Tensor
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -169,9 +170,11 @@ class GrowingFile:
         self._file.close()
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+def tensor_bytes(tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file: any library opens it, and reading it runs no code."""
-    plain, places = dict[str, Tensor](), set[int]()
+    import safetensors.torch  # loads torch, which takes seconds: programs that read no tensors do without
+
+    plain, places = dict[str, "Tensor"](), set[int]()
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
         place = own.untyped_storage().data_ptr()
@@ -180,6 +183,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None 
     return safetensors.torch.save(plain, metadata)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """All tensors of a safetensors file, on the CPU."""
+    import safetensors.torch
+
     return safetensors.torch.load_file(path)
