@@ -9,10 +9,16 @@ from utils.startup import prepare
 
 prepare(__name__, computes=False)  # before torch is loaded
 
+import sys
+
+from reporting.commands import COMMANDS
+
+if __name__ == "__main__" and (command := COMMANDS.get(" ".join(sys.argv[1:2]))):
+    sys.exit(command(sys.argv[2:]))  # they show a study at once, without waiting for torch
+
 import argparse
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -27,7 +33,7 @@ from records.checkpoints import ENDING
 from records.directory import read_config
 from records.summary import figure
 from reporting import one_line_errors
-from studies.collecting import episodes, make_report, tables
+from reporting.collecting import episodes, make_report, tables
 from studies.engines import ENGINES, Engine, Job
 from studies.grid import load_grid
 from studies.grid_file import PROJECT, undashed
@@ -48,8 +54,11 @@ _LINES = 20  # the most running jobs that are shown
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; its exit code, see EXIT_CODES in studies/study_options.py."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if command := COMMANDS.get(" ".join(words[:1])):
+        return command(words[1:])
     stopped = "interrupted; the same command continues with the remaining runs"
-    return run_program("benchmark.py", lambda: benchmark(arguments(argv)), stopped)
+    return run_program("benchmark.py", lambda: benchmark(arguments(words)), stopped)
 
 
 def benchmark(options: argparse.Namespace) -> int:
@@ -105,7 +114,11 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
         (store / CANCEL).unlink(missing_ok=True)
         jobs = tuple(study_job(job, progress_of(job)[1]) for job in {job.name: job for job in grid.jobs}.values())
         config = str(Path(options.config).resolve())
-        Study(command_of(options), config, options.paper is not None, grid.program, options.engine, jobs).write(store)
+        data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else None
+        Study(
+            command_of(options), config, options.paper is not None, grid.program, options.engine, jobs,
+            bool(options.smoke), data_dir,
+        ).write(store)  # fmt: skip
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
         raise UserError(f"{store} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 

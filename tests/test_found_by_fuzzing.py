@@ -17,15 +17,15 @@ from tests.fuzz.attempts import attempt
 from tests.fuzz.cases import Case, Folder, Link, write
 from tests.fuzz.files import joined_safetensors, split_safetensors
 from tests.fuzz.images import png_claiming
-from tests.fuzz.inputs import CONTINUAL, GRID, METHODS, TINY, YAML, cifar_batch, image_files
-from tests.fuzz.prepared import SAVED_WITH, fitted, keep, manifest_of, prepare, prepared, saved
+from tests.fuzz.inputs import CONTINUAL, GRID, METHODS, STORE_GRID, TINY, YAML, cifar_batch, image_files
+from tests.fuzz.prepared import SAVED_WITH, fitted, keep, manifest_of, names_in_store, prepare, prepared, saved
 from tests.fuzz.saved import PICTURES
 from tests.test_bad_input import CIFAR, FOLDER, HOSTILE
 
 RUNS = ("finished", "isolated", "interrupted", "interrupted er", "interrupted joint", "saved zoo", "saved isolated")
 NESTED = b"[" * 10**5
 FOUND = Path(__file__).parent / "found"
-ZOO = "run/d-h-zoo-seed0"
+ZOO, ISOLATED = (f"run/{names_in_store()[label]}" for label in ("zoo", "isolated"))
 ZOOS, BOTH = {"run": "saved zoo"}, {"run": "saved zoo", "alone": "saved isolated"}
 EXTEND = "--extend run --data_config more.yaml --run_dir made --device cpu --quiet"
 
@@ -121,14 +121,20 @@ def stream(name, which, files, *words):
 
 def benchmark(name, files, *words, runs=()):
     """The tables are made again."""
-    grid = b"{streams: [d.yaml], hyperparams: [h.yaml], seeds: 1, samples: 4, methods: [zoo, isolated]}"
-    arguments = ("--config", "g.yaml", "--store", "run", "--tables_only")
-    return Found(name, "benchmark", arguments, words, dict(runs), {"g.yaml": grid, **files})
+    arguments = ("collect", "--config", "g.yaml", "--store", "run")
+    return Found(
+        name,
+        "benchmark",
+        arguments,
+        words,
+        dict(runs),
+        {**({} if runs else {"run": Folder()}), "g.yaml": STORE_GRID, **files},
+    )
 
 
 def store(name, path, content, *words):
     """The run of the zoo, of two, has another file."""
-    both = {ZOO: "finished", "run/d-h-isolated-seed0": "isolated"}
+    both = {ZOO: "finished", ISOLATED: "isolated"}
     return benchmark(name, {f"{ZOO}/{path}": content}, *words, runs=both)
 
 
@@ -184,8 +190,8 @@ CASES = [
     store("no column of the ledger", "summary.json", in_json(stored_bytes=None), "run"),
     store("no forgetting", "summary.json", in_json(forgetting_chaudhry=None)),
     store("an endless configuration", "config.yaml", ZERO, "run"),
-    store("a null character in a method", "config.yaml", in_yaml(method="a\0b"), ZOO, "method"),
-    store("a key that is no text", "config.yaml", lambda old: old.replace(b"augment:", b"null:", 1), ZOO),
+    store("a null character in a method", "config.yaml", in_yaml(method="a\0b")),
+    store("a key that is no text", "config.yaml", lambda old: old.replace(b"augment:", b"null:", 1)),
     store("no stream", "config.yaml", lambda old: old.replace(b"stream:", b"streem:", 1), "run"),
     # reports
     report("episodes.csv without a row", {"run/episodes.csv": no_rows}, "run"),

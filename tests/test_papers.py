@@ -217,9 +217,7 @@ def test_a_bad_quick_version(here, capsys, smoke, words):
         (["--paper", "nope.yaml"], ["nope.yaml does not exist"]),
         (["--paper", "table.yaml", "--config", "grid.yaml"], ["--config and --paper are given"]),
         (["--config", "grid.yaml", "--store", "store", "--smoke"], ["--smoke is for --paper"]),
-        (["--config", "grid.yaml", "--store", "store", "--only", "zoo"], ["--only is for --paper"]),
         (["--paper", "table.yaml", "--store", "store", "--only", "zoo"], ["--only: ", "'zoo'", "did you mean 'Zoo'"]),
-        (["--paper", "table.yaml", "--store", "store", "--tables_only"], ["--store store does not exist"]),
     ],
 )
 def test_bad_options(here, capsys, options, words):
@@ -274,7 +272,7 @@ def test_published_values_beside_ours(here, capsys):
     for accuracies, runs in (([0.60, 0.62, 0.64], sgd), ([0.68, 0.69, 0.70], zoo)):
         for accuracy, run in zip(accuracies, runs, strict=True):
             done(run, accuracy)
-    assert command("--tables_only") == 0
+    assert command() == 0
     half = stats.t.ppf(0.975, 2) * np.std([60, 62, 64], ddof=1) / math.sqrt(3)
     for text in (capsys.readouterr().out, Path("store/table.md").read_text()):
         assert cells(text) == {
@@ -286,7 +284,7 @@ def test_published_values_beside_ours(here, capsys):
         assert "SMOKE" not in text
     rows = [{**row, "tolerance": row["tolerance"] - 0.01} for row in TABLE["rows"]]
     write_table(rows=rows)
-    assert command("--tables_only") == 0  # it is a measurement
+    assert command() == 0  # it is a measurement
     assert {row["within?"] for row in cells(Path("store/table.md").read_text()).values()} == {"no"}
     text = Path("store/table.tex").read_text()
     assert rf"Zoo & 70.5 $\pm$ 0.4 & 69.00 $\pm$ {half / 2:.2f} (3 seeds) & $-$1.50 & 1.49 & no & 1.5 \\" in text
@@ -315,7 +313,7 @@ def test_another_figure_than_the_accuracy_at_the_end(here):
     learned, undefined = write_table(rows=rows, seeds=1).grid.runs
     done(learned, 0.9, learning_acc=0.205)
     done(undefined, 0.9)
-    assert command("--tables_only") == 0
+    assert command() == 0
     text = Path("store/table.md").read_text()
     found = cells(text)
     assert [found["learned"][key] for key in ("ours", "difference", "within?")] == ["20.50 (1 seed)", "+0.50", "yes"]
@@ -351,13 +349,6 @@ def test_some_rows_only(here, capsys):
     assert [found[label]["ours"] for label in ("SGD", "Zoo")] == ["not run", "62.50 ± 0.00 (3 seeds)"]
     assert command("--only", "SGD", "Zoo") == 0
     assert len(started()) == 6
-
-
-def test_a_row_that_was_run_with_other_options_is_refused(here, capsys):
-    done(write_table().rows[0].runs[0], 0.5)
-    write_table(samples=3)
-    assert command() == 2
-    assert "was run with data.samples: 2, but table.yaml asks for 3" in capsys.readouterr().err
 
 
 def test_texts_of_a_table_in_markdown_and_latex(here):

@@ -235,7 +235,7 @@ def test_runs_of_a_store_are_found_in_their_cells(run, tmp_path, capsys):
 
 def test_tables_have_a_block_for_each_network_and_its_best_rate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("other.yaml").write_text((PROJECT / "config/hyperparam/rnn.yaml").read_text())
+    Path("other.yaml").write_text((PROJECT / "config/hyperparam/rnn.yaml").read_text() + "momentum: 0.8\n")
     grid = {
         "program": "train_task", "streams": ["config/dataset/2nd_argmax.yaml"], "seeds": 2, "rates": [0.001, 0.02],
         "hyperparams": ["config/hyperparam/rnn.yaml", {"hp_config": "other.yaml", "vary": {"net.hidden_size": [2]}}],

@@ -34,7 +34,7 @@ def valid(rng: random.Random) -> Case:
     what = rng.choice([*YAML, *METHODS, "grid"])
     told = f"{what}, not mutated"
     if what == "grid":
-        return Case("", 0, ["--config", "g.yaml", "--store", "run", "--tables_only"], files, "benchmark", told)
+        return Case("", 0, ["collect", "--config", "g.yaml", "--store", "run"], files, "benchmark", told)
     arguments = [*CONTINUAL, "--samples", "1" if what in YAML and what not in ("digits", "rotated") else "4"]
     if what in METHODS:
         files["m.yaml"] = METHODS[what]
@@ -67,7 +67,7 @@ def method_yaml(rng: random.Random) -> Case:
 def grid_yaml(rng: random.Random) -> Case:
     content, told = text_or_tree(GRID, rng)
     files = {**TINY, "d.yaml": YAML["digits"], "m.yaml": METHODS["er"], "g.yaml": content, "run": Folder()}
-    return Case("", 0, ["--config", "g.yaml", "--store", "run", "--tables_only"], files, "benchmark", f"g.yaml: {told}")
+    return Case("", 0, ["collect", "--config", "g.yaml", "--store", "run"], files, "benchmark", f"g.yaml: {told}")
 
 
 VALUED = [

@@ -36,6 +36,7 @@ METHODS = {
     "wsn": b"share: 0.5\nscore_rate: 10.0\nbn: per_task\n",
     "stable_sgd": b"decay: 0.85\nfloor: 5e-5\nmomentum: 0.8\nbn: shared\n",
 }
+STORE_GRID = b"{streams: [d.yaml], hyperparams: [h.yaml], seeds: 1, samples: 4, methods: [zoo, isolated]}"
 GRID = b"""streams: [d.yaml]
 hyperparams: [h.yaml]
 seeds: 1

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,8 +14,9 @@ import forget
 import modelzoo
 from records.checkpoints import RunCheckpoints
 from records.manifest import MANIFEST, Entry, Manifest
+from studies.grid import load_grid
 from tests.fuzz.cases import Files, write
-from tests.fuzz.inputs import CONTINUAL, OPTIONS, STREAM, TINY
+from tests.fuzz.inputs import CONTINUAL, OPTIONS, STORE_GRID, STREAM, TINY
 
 PREPARED: dict[str, Files] = {}
 MADE_WITH = {
@@ -118,3 +121,13 @@ def manifest_of(files: Files, run: str = "run") -> Manifest:
     content = json.loads(files[f"{run}/{MANIFEST}"])
     entries = {name: Entry(*entry) for name, entry in content["files"].items()}
     return Manifest(content["episode"], content["members"], content["seconds"], entries)
+
+
+@cache
+def names_in_store() -> dict[str, str]:
+    """The directories of the runs of STORE_GRID in a store, by label."""
+    with tempfile.TemporaryDirectory() as folder:
+        grid = STORE_GRID.decode().replace("[d.yaml]", f"[{folder}/d.yaml]").replace("[h.yaml]", f"[{folder}/h.yaml]")
+        for name, content in {**STREAM, "g.yaml": grid.encode()}.items():
+            Path(folder, name).write_bytes(content)
+        return {run.label: run.name for run in load_grid(f"{folder}/g.yaml", Path(folder)).runs}

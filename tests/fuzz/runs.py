@@ -9,8 +9,8 @@ from pathlib import Path
 from records.manifest import MANIFEST, Manifest
 from tests.fuzz.cases import Case, Folder, Link
 from tests.fuzz.files import mutated_file
-from tests.fuzz.inputs import CONTINUAL, METHODS, STREAM
-from tests.fuzz.prepared import MADE_WITH, PREPARED, fitted, manifest_of, prepared
+from tests.fuzz.inputs import CONTINUAL, METHODS, STORE_GRID, STREAM
+from tests.fuzz.prepared import MADE_WITH, PREPARED, fitted, manifest_of, names_in_store, prepared
 from tests.fuzz.values import HUGE, REAL, changed, shown
 
 
@@ -167,11 +167,11 @@ def links(rng: random.Random) -> Case:
 def store(rng: random.Random) -> Case:
     """A benchmark's run directory, of which the tables are made again."""
     files = {**STREAM, "m.yaml": METHODS["er"]}
-    files["g.yaml"] = b"{streams: [d.yaml], hyperparams: [h.yaml], seeds: 1, samples: 4, methods: [zoo, isolated]}"
+    files["g.yaml"], names = STORE_GRID, names_in_store()
     for name, label in (("finished", "zoo"), ("isolated", "isolated")):
-        files |= {path.replace("run/", f"run/d-h-{label}-seed0/"): content
+        files |= {path.replace("run/", f"run/{names[label]}/"): content
                   for path, content in PREPARED[name].items() if path.startswith("run/")}  # fmt: skip
-    folder = rng.choice(["run/d-h-zoo-seed0", "run/d-h-isolated-seed0"])
+    folder = f"run/{rng.choice([names['zoo'], names['isolated']])}"
     path = f"{folder}/" + rng.choice(["summary.json", "summary.json", "config.yaml", "config.yaml", MANIFEST])
     manifest = manifest_of(files, folder)
     files[path], told = mutated_file(path, files[path], rng)
@@ -180,7 +180,7 @@ def store(rng: random.Random) -> Case:
     if rng.random() < 0.1:
         files[path] = rng.choice([Link("/dev/zero"), Link("missing"), Folder()])  # type: ignore[assignment]
         told = repr(files[path])
-    arguments = ["--config", "g.yaml", "--store", "run", "--tables_only"]
+    arguments = ["collect", "--config", "g.yaml", "--store", "run"]
     return Case("", 0, arguments, files, "benchmark", f"{path}: {told}")
 
 

@@ -91,24 +91,24 @@ def _collect(argv: Sequence[str]) -> int:
     parser.add_argument("--config", metavar="YAML", help="the grid (default: the one that the study was begun with)")
     parser.add_argument("--no_report", action="store_true", help="write no report.html (default: write it)")
     options = parser.parse_known(argv)
-    from studies.collecting import collect  # loads torch
+    from reporting.collecting import collect  # loads torch
 
     collect(Path(options.store), options.config, report=not options.no_report)
     return 0
 
 
-def _program(name: str, body: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    return run_program(f"benchmark.py {name}", lambda: body(argv))
+def _program(body: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    return run_program("benchmark.py", lambda: body(argv))
 
 
 def _watch_program(argv: Sequence[str]) -> int:
     # Programs escape control characters in what they print; the page consists of them.
-    return _program("watch", partial(_watch, terminal=sys.stdout), argv)
+    return _program(partial(_watch, terminal=sys.stdout), argv)
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
-    "status": partial(_program, "status", _status),
+    "status": partial(_program, _status),
     "watch": _watch_program,
-    "cancel": partial(_program, "cancel", _cancel),
-    "collect": partial(_program, "collect", _collect),
+    "cancel": partial(_program, _cancel),
+    "collect": partial(_program, _collect),
 }
