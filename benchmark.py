@@ -179,7 +179,7 @@ def execute(
             failed = [run for run in job.runs if not run.finished]
             failures |= {run.name: end.failure for run in failed}
             result = outcome([run for run in job.runs if run not in failed], len(failed))
-            text = f"{end.name}: {result}, {end.seconds:.0f} s; {len(by_name) - number} remain, about {left}"
+            text = f"{end.name}: {result}, {end.seconds:.1f} s; {len(by_name) - number} remain, about {left}"
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
