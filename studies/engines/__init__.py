@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from studies.engines.base import Engine, Resources
 from studies.engines.local import LocalEngine
+from studies.engines.ray_cluster import RayEngine
 
 ENGINES: dict[str, Callable[[Resources], Engine]] = {
     "local": LocalEngine,
+    "ray": RayEngine,
 }
