@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -107,10 +108,18 @@ def _connected(address: str | None, cpus: int) -> Any:
     options["job_config"] = ray.job_config.JobConfig(_py_driver_sys_path=[str(_PROJECT)])
     before = signal.getsignal(signal.SIGTERM)
     try:
+        _check_answers(options["address"])
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"no Ray cluster answers at --address {options['address']}: {reason}") from None
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray replaces it
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError if nothing listens at host:port, for which Ray would wait for ten minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()

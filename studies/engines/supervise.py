@@ -8,10 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from studies.engines.base import Job
 from studies.engines.local import failure, opened_log, stop
+from utils.errors import SignalError, handling
 
+_ASKED = (signal.SIGTERM, signal.SIGUSR2)  # Slurm: by preemption and scancel; by submitit's --signal before a limit
 _CHILD = Path(__file__).with_name("child.py")
 _LOCK = ".lock"  # LOCK of records/lock.py
 _SECONDS_FOR_LEASES = 60  # for the process of a lost worker, which saves its state
@@ -73,6 +76,22 @@ def supervise(orders: Sequence[Order]) -> list[Outcome]:
     }
     outcomes |= {number: Outcome(time.perf_counter() - begin, why, lost=True) for number, why in held.items()}
     return [outcomes[number] for number in range(len(orders))]
+
+
+def run_pack(orders: Sequence[Order]) -> list[Outcome]:
+    """Run them within a Slurm job; if that is to end, they are asked to end before, and counted as stopped."""
+    begin = time.perf_counter()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for asked in _ASKED:
+            signal.signal(asked, signal.SIG_IGN)
+        raise SignalError(number)
+
+    with handling(end, *_ASKED):  # instead of submitit's own handlers
+        try:
+            return supervise(orders)
+        except SignalError as error:
+            return [Outcome(time.perf_counter() - begin, str(error), lost=True, stopped=True)] * len(orders)
 
 
 def _held(orders: Sequence[Order]) -> dict[int, str]:
