@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+OPTIONAL := .venv/installed-optional
 DEMO := --data_config config/dataset/rotated_digits.yaml --continual --samples 10 --hold_out 0.2 --epochs 20 --overwrite
 
 .PHONY: demo benchmark test install lint perf clean
@@ -21,7 +22,7 @@ benchmark: install
 	$(BIN)/python benchmark.py --config config/benchmark/digits.yaml --store runs/digits --jobs 2
 
 # Two processes of one thread each: toy networks do not get faster from more.
-test: install
+test: $(OPTIONAL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 install: $(INSTALLED)
@@ -30,6 +31,11 @@ $(INSTALLED): requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed; try make PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# For studies on a cluster (Ray, Slurm) and tables in Parquet files.
+$(OPTIONAL): requirements-optional.txt $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-optional.txt
 	touch $@
 
 lint: install

@@ -51,11 +51,13 @@ def test_imports_go_one_way(path):
 
 
 def test_conda_and_pip_have_the_same_pins():
-    lines = (PROJECT / "requirements.txt").read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
+    pins, optional = (
+        [line for line in (PROJECT / name).read_text().splitlines() if line and not line.startswith("#")]
+        for name in ("requirements.txt", "requirements-optional.txt")
+    )
     environment = yaml.safe_load((PROJECT / "env.yaml").read_text())
     assert environment["dependencies"][-1]["pip"] == pins
-    assert all("==" in pin for pin in pins)
+    assert all("==" in pin for pin in [*pins, *optional])
 
 
 def test_no_method_is_named_in_the_driver():

@@ -1,9 +1,11 @@
 """LocalEngine: processes on this machine."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +101,7 @@ def last_line(log: Path) -> str:
 
 
 def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
-    """Ask processes to end, and kill them if they do not, or at Ctrl-C."""
+    """Ask processes, each in its own session, to end; if they do not, or at Ctrl-C, kill them and their children."""
     for process in processes:
         process.terminate()
     end = time.monotonic() + _SECONDS_TO_END
@@ -108,5 +110,6 @@ def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
             process.wait(max(0.0, end - time.monotonic()))
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         for process in processes:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
