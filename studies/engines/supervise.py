@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from records.lock import holder
 from studies.engines.base import Job
 from studies.engines.local import failure, opened_log, stop
 from utils.errors import SignalError, handling
 
 _ASKED = (signal.SIGTERM, signal.SIGUSR2)  # Slurm: by preemption and scancel; by submitit's --signal before a limit
 _CHILD = Path(__file__).with_name("child.py")
-_LOCK = ".lock"  # LOCK of records/lock.py
 _SECONDS_FOR_LEASES = 60  # for the process of a lost worker, which saves its state
 
 
@@ -96,10 +96,6 @@ def run_pack(orders: Sequence[Order]) -> list[Outcome]:
 
 def _held(orders: Sequence[Order]) -> dict[int, str]:
     """The orders that have runs in the hands of another process even after a while, and a line about each."""
-    if not any((run / _LOCK).exists() for order in orders for run in order.runs):
-        return {}
-    from records.lock import holder  # not before it is needed: it loads torch, which no process here computes with
-
     end = time.monotonic() + _SECONDS_FOR_LEASES
     while True:
         held = {

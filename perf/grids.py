@@ -1,6 +1,6 @@
 """A study on this machine: how well two runs at a time use two cores, and that killing everything changes nothing.
 
-    python perf/studies.py [--seeds 6] [--engine local|ray] [--kills 5]
+    python perf/grids.py [--seeds 6] [--engine local|ray] [--kills 5]
 
 The grid: ten methods on rotated digits, `--seeds` seeds. It is run three times: one run at a time; two at a time; and
 two at a time while its processes are killed with signal 9, first benchmark.py, then the runs that it left behind,
