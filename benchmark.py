@@ -97,7 +97,7 @@ def benchmark(options: argparse.Namespace) -> int:
 def to_do(wanted: Sequence[PlannedJob], store: Path, *, again: bool) -> tuple[list[PlannedJob], dict[str, str]]:
     """The unfinished jobs, each once; and, unless they are to run `again`, the failed runs that are left: why."""
     missing, left = dict[str, PlannedJob](), dict[str, str]()
-    for job in wanted:
+    for job in (process for planned in wanted for process in planned.processes):
         if job.missing:
             if not again and (reason := failure_of(store, job.name)):
                 left |= {run.name: reason for run in job.runs if not run.finished}
@@ -112,7 +112,8 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
         (store / CANCEL).unlink(missing_ok=True)
-        jobs = tuple(study_job(job, progress_of(job)[1]) for job in {job.name: job for job in grid.jobs}.values())
+        processes = {process.name: process for job in grid.jobs for process in job.processes}
+        jobs = tuple(study_job(job, progress_of(job)[1]) for job in processes.values())
         config = str(Path(options.config).resolve())
         data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else None
         Study(

@@ -47,12 +47,26 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One process: the arguments of its program, and the runs that it makes; `label`: what its runs have in common."""
+    """Runs that differ only in seed and learning rate, and the arguments of the program for all of them.
+
+    Attributes:
+        name: without slashes.
+        label: what the runs have in common.
+        together: whether one process computes them faster than one each.
+    """
 
     name: str
     arguments: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
     label: str = ""
+    together: bool = True
+
+    @property
+    def processes(self) -> "tuple[PlannedJob, ...]":
+        """The job itself, or one for each of its runs."""
+        if self.together or len(self.runs) == 1:
+            return (self,)
+        return tuple(PlannedJob(run.name.replace("/", "-"), run.arguments, (run,), self.label) for run in self.runs)
 
     @property
     def missing(self) -> int:
@@ -62,7 +76,7 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class Grid:
-    """All processes in their order, and the options of their runs in words for the notes below the tables.
+    """All jobs in their order, and the options of their runs in words for the notes below the tables.
 
     Attributes:
         program: that makes the runs, without .py.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from net import TRUNKS
 from records.configuration import fingerprint, value_at
 from records.task_config import TaskRunConfig
 from records.task_invocation import PROGRAM, parse
@@ -104,7 +105,9 @@ def _cell(
     else:  # as train_task.py names the directories of one learning rate, and that of one run
         folder = runs[0].directory if len(seeds) == 1 else runs[0].directory.parent
         words += [*own, f"--run_dir={folder}"]
-    return PlannedJob(name, tuple(words), tuple(runs), ", ".join(label) or net)
+    first = runs[0].config
+    together = hasattr(TRUNKS.get(first.net.model), "stacked") and first.hp.decayed == "all"
+    return PlannedJob(name, tuple(words), tuple(runs), ", ".join(label) or net, together)
 
 
 def _config(where: str, words: Sequence[str]) -> TaskRunConfig:
