@@ -22,6 +22,7 @@ from net.random_features import RandomFeatures, RandomFeatureSettings
 from records.invocation import configure
 from records.run import Run
 from tests.toys import configured, run_toy, table, toy_config, toy_stream
+from utils.errors import UserError
 from zoo import Zoo
 
 
@@ -197,6 +198,48 @@ def test_unlearning_a_task_equals_never_having_seen_it(scenario):
     for task in (stream.tasks[0], stream.tasks[2]):
         found, expected = (own.predict(task) for own in (learner, never))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_what_was_unlearned_before_is_not_taken_out_twice(head):
+    """A class twice, then its whole task; the other task has examples of all classes, too."""
+    h, targets = examples(3)
+    stream = vectors([(h[:60], targets[:60]), (h[60:], targets[60:])], 4)
+    learner, _, _ = run_toy(linear(head), stream)
+    for classes in ([1], [1, 2], None):
+        learner.unlearn(stream.tasks[0], classes)
+    never, _, _ = run_toy(linear(head), vectors([(h[60:], targets[60:])], 4))
+    for one, same in zip(head_of(learner), head_of(never), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_unlearned_leaves_the_head_as_it_was():
+    h, targets = examples(4)
+    stream = vectors([(h[:60], targets[:60]), (h[60:], targets[60:])], 4)
+    learner, _, _ = run_toy(linear("lda"), stream)
+    learner.unlearn(stream.tasks[0])
+    before = head_of(learner)
+    with pytest.raises(UserError, match="task 1 was not learned, or was unlearned before"):
+        learner.unlearn(stream.tasks[0])
+    with pytest.raises(UserError, match="task 2: no class would be left"):
+        learner.unlearn(stream.tasks[1], range(4))
+    assert all(map(torch.equal, head_of(learner), before))
+
+
+@pytest.mark.parametrize("head", ["lda", "ridge"])
+def test_a_covariance_without_an_inverse_is_one_line(head):
+    """Two features that are the same."""
+    h, targets = examples(5)
+    h[:, 2] = h[:, 1]
+    with pytest.raises(UserError, match=r"settings\.regularisation: 1e-30 is too small"):
+        run_toy(linear(head, regularisation=1e-30), vectors([(h, targets)], 4))
+
+
+@pytest.mark.parametrize("settings", [{"gamma": 1.0}, {"gamma": 1.0, "random_features": 5, "kernel": "relu"}])
+def test_gamma_without_cosine_features_is_refused(settings):
+    h, targets = examples(6)
+    with pytest.raises(UserError, match=r"settings\.gamma: is for random_features with kernel: cosine"):
+        run_toy(linear("mean", **settings), vectors([(h, targets)], 4))
 
 
 @pytest.mark.parametrize("kernel", ["relu", "cosine"])
