@@ -245,7 +245,7 @@ def test_gamma_without_cosine_features_is_refused(settings):
 
 @pytest.mark.parametrize(("kernel", "gamma"), [("relu", None), ("cosine", 0.7), ("cosine", None)])
 def test_products_of_random_features_tend_to_their_kernel(kernel, gamma):
-    """Against the Gaussian kernel (gamma is 1/3 by default), and half the arc-cosine kernel of order 1 over 3 inputs."""
+    """Against the Gaussian kernel (gamma: 1/3 by default), and half the arc-cosine kernel of order 1 over 3 inputs."""
     torch.manual_seed(0)
     h = torch.randn(5, 3)
     features = RandomFeatures(torch.nn.Identity(), 3, RandomFeatureSettings(
