@@ -6,6 +6,7 @@ features: McDonnell et al., "RanPAC", NeurIPS 2023. Linear discriminant analysis
 al., "RanDumb", NeurIPS 2024.
 """
 
+import contextlib
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from net.random_features import RandomFeatureSettings
 from training.loop import TrainingStats
 from training.monitor import Monitor
 from training.prediction import evaluation_batches
+from utils.errors import UserError
 from utils.seeding import seeded
 from utils.settings import Range, setting
 
@@ -69,9 +71,10 @@ class ClosedForm(SingleNet):
     options = frozenset[str]()  # nothing can be asked on the way
     requires = Requirements(classes=True, biases=True)
     no_graph_reason = "there are no steps"
-    saved_attributes = (*SingleNet.saved_attributes, "sums")
+    saved_attributes = (*SingleNet.saved_attributes, "sums", "_gone")
 
     sums: dict[int, Sums]  # by head: 0 where tasks share one
+    _gone: dict[int, list[int]]  # by task, its classes that were unlearned
 
     def train(self, episode: Episode, monitor: Monitor) -> Learned:
         (task,) = episode.new
@@ -93,24 +96,29 @@ class ClosedForm(SingleNet):
 
         Afterwards the head is that of a stream which never had them: exactly, if the task has a head of its own and no
         classes are given, which removes it; else up to the order of summation in float64. Classes without examples are
-        never the answer.
+        never the answer; classes that were taken out before change nothing. UserError if the task is not known (any
+        more), or no example of any class would be left.
         """
-        head, self.new_members = self.head_of(task.id), []  # the predictions of the last network have changed
+        if task.id not in self._sizes:
+            raise UserError(f"task {task.id} was not learned, or was unlearned before")
+        head, examples, gone = self.head_of(task.id), task.train_eval, self._gone.get(task.id, [])
+        chosen = set(examples.targets.tolist() if classes is None else classes) - set(gone)
+        if classes is not None or any(self.head_of(other) == head for other in self.seen if other != task.id):
+            out = torch.isin(examples.targets, examples.targets.new_tensor(sorted(chosen)))
+            sums = self.sums[head]
+            found = self.sums_of(self.network([task.id]), examples.subset(out.nonzero().flatten()), len(sums["n"]))
+            left = {name: value - found[name] for name, value in sums.items()}
+            if not left["n"].any():
+                raise UserError(f"task {task.id}: no class would be left; unlearn the task as a whole")
+            left["sum"][left["n"] == 0] = 0.0  # without the rounding of what was there
+            self.sums[head], self._gone[task.id] = left, [*gone, *sorted(chosen)]
+            self._solve(head)
+        else:
+            del self.sums[head], self._heads[head]
         if classes is None:
             del self._sizes[task.id]
-        if head not in map(self.head_of, self._sizes):
-            del self.sums[head], self._heads[head]
-            return
-        sums, examples = self.sums[head], task.train_eval
-        if classes is not None:
-            gone = torch.isin(examples.targets, torch.tensor(list(classes), device=examples.targets.device))
-            examples = examples.subset(gone.nonzero().flatten())
-        net = self.network(self.seen[:1])
-        found = self.sums_of(net, examples, len(sums["n"]))
-        left = {name: value - found[name] for name, value in sums.items()}
-        left["sum"][left["n"] == 0] = 0.0  # without the rounding of what was there
-        self.sums[head] = left
-        self._solve(head)
+            self._gone.pop(task.id, None)
+        self.new_members = []  # the predictions of the last network have changed
 
     @torch.no_grad()
     def sums_of(self, net: MultiHead, examples: Examples, width: int) -> Sums:
@@ -129,9 +137,14 @@ class ClosedForm(SingleNet):
         return sums
 
     def _solve(self, head: int) -> None:
-        """Solve a head anew for its sums."""
-        found = solve(self.sums[head], self.settings.head, self.settings.regularisation)
-        self._heads[head] = tuple(value.float() for value in found)
+        """Solve a head anew for its sums; UserError if that has no finite solution."""
+        with contextlib.suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            weight, bias = solve(self.sums[head], self.settings.head, self.settings.regularisation)
+            if weight.float().isfinite().all() and not bias.isnan().any():
+                self._heads[head] = weight.float(), bias.float()
+                return
+        value = f"settings.regularisation: {self.settings.regularisation:g}"
+        raise UserError(f"{value} is too small: no finite head solves the equations")
 
     def extra_parameters(self) -> int:
         """The sums."""

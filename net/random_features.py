@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.errors import UserError
 from utils.settings import Range, setting
 
 
@@ -51,7 +52,14 @@ class RandomFeatures(nn.Module):
 
 
 def with_random_features(trunk: nn.Module, features: int, settings: Any) -> tuple[nn.Module, int]:
-    """The trunk and its number of features; with RandomFeatures on top if settings of a method ask for these."""
-    if not isinstance(settings, RandomFeatureSettings) or not settings.random_features:
+    """The trunk and its number of features; with RandomFeatures on top if settings of a method ask for these.
+
+    UserError if `gamma` is given where there are no cosine features.
+    """
+    if not isinstance(settings, RandomFeatureSettings):
+        return trunk, features
+    if settings.gamma is not None and not (settings.random_features and settings.kernel == "cosine"):
+        raise UserError("settings.gamma: is for random_features with kernel: cosine; leave it out")
+    if not settings.random_features:
         return trunk, features
     return RandomFeatures(trunk, features, settings), settings.random_features

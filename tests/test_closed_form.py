@@ -22,6 +22,7 @@ from net.random_features import RandomFeatures, RandomFeatureSettings
 from records.invocation import configure
 from records.run import Run
 from tests.toys import configured, run_toy, table, toy_config, toy_stream
+from utils.errors import UserError
 from zoo import Zoo
 
 
@@ -184,6 +185,7 @@ def test_unlearning_a_class_equals_never_having_seen_it(head, random_features):
     for one, same in zip((weight, bias), head_of(never), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-5, atol=1e-6)
     assert bias[1] == -torch.inf or head == "ridge"
+    assert not learner.sums[0]["sum"][1].any()
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
@@ -199,17 +201,59 @@ def test_unlearning_a_task_equals_never_having_seen_it(scenario):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", ["relu", "cosine"])
-def test_products_of_random_features_tend_to_their_kernel(kernel):
-    """Against the Gaussian kernel, and half the arc-cosine kernel of order 1 over the number of inputs."""
+@pytest.mark.parametrize("head", HEADS)
+def test_what_was_unlearned_before_is_not_taken_out_twice(head):
+    """A class twice, then its whole task; the other task has examples of all classes, too."""
+    h, targets = examples(3)
+    stream = vectors([(h[:60], targets[:60]), (h[60:], targets[60:])], 4)
+    learner, _, _ = run_toy(linear(head), stream)
+    for classes in ([1], [1, 2], None):
+        learner.unlearn(stream.tasks[0], classes)
+    never, _, _ = run_toy(linear(head), vectors([(h[60:], targets[60:])], 4))
+    for one, same in zip(head_of(learner), head_of(never), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_unlearned_leaves_the_head_as_it_was():
+    h, targets = examples(4)
+    stream = vectors([(h[:60], targets[:60]), (h[60:], targets[60:])], 4)
+    learner, _, _ = run_toy(linear("lda"), stream)
+    learner.unlearn(stream.tasks[0])
+    before = head_of(learner)
+    with pytest.raises(UserError, match="task 1 was not learned, or was unlearned before"):
+        learner.unlearn(stream.tasks[0])
+    with pytest.raises(UserError, match="task 2: no class would be left"):
+        learner.unlearn(stream.tasks[1], range(4))
+    assert all(map(torch.equal, head_of(learner), before))
+
+
+@pytest.mark.parametrize(("head", "value"), [("lda", 1e-30), ("ridge", 1e-30), ("lda", 1e-320)])
+def test_a_covariance_without_an_inverse_is_one_line(head, value):
+    """Two features are the same, or one is 0 everywhere, so that its inverse is beyond all numbers."""
+    h, targets = examples(5)
+    h[:, 2] = h[:, 1] if value > 1e-300 else 0
+    with pytest.raises(UserError, match=f"settings.regularisation: {value:g} is too small"):
+        run_toy(linear(head, regularisation=value), vectors([(h, targets)], 4))
+
+
+@pytest.mark.parametrize("settings", [{"gamma": 1.0}, {"gamma": 1.0, "random_features": 5, "kernel": "relu"}])
+def test_gamma_without_cosine_features_is_refused(settings):
+    h, targets = examples(6)
+    with pytest.raises(UserError, match=r"settings\.gamma: is for random_features with kernel: cosine"):
+        run_toy(linear("mean", **settings), vectors([(h, targets)], 4))
+
+
+@pytest.mark.parametrize(("kernel", "gamma"), [("relu", None), ("cosine", 0.7), ("cosine", None)])
+def test_products_of_random_features_tend_to_their_kernel(kernel, gamma):
+    """Against the Gaussian kernel (gamma: 1/3 by default), and half the arc-cosine kernel of order 1 over 3 inputs."""
     torch.manual_seed(0)
     h = torch.randn(5, 3)
     features = RandomFeatures(torch.nn.Identity(), 3, RandomFeatureSettings(
-        random_features=200_000, kernel=kernel, gamma=0.7))(h).double()  # fmt: skip
+        random_features=200_000, kernel=kernel, gamma=gamma))(h).double()  # fmt: skip
     norms = h.norm(dim=1)
     angle = torch.nn.functional.cosine_similarity(h[:, None], h[None], dim=2).clamp(-1, 1).acos()
     arc_cosine = norms.outer(norms) * (angle.sin() + (torch.pi - angle) * angle.cos()) / torch.pi
-    expected = (-0.7 * torch.cdist(h, h).square()).exp() if kernel == "cosine" else arc_cosine / 6
+    expected = (-(gamma or 1 / 3) * torch.cdist(h, h).square()).exp() if kernel == "cosine" else arc_cosine / 6
     torch.testing.assert_close(features @ features.T / 200_000, expected.double(), rtol=0.02, atol=0.01)
 
 

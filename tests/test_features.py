@@ -41,6 +41,12 @@ def weights(tmp_path_factory):
     renamed = {f"tensor_{place}": value for place, value in enumerate(state.values()) if value.ndim}  # no counters
     torch.save(renamed, folder / "renamed.pth")
     torch.save({"epoch": 3, "state_dict": state}, folder / "checkpoint.pth")
+    torch.save(dict(enumerate(state.values())), folder / "numbered.pth")
+    torch.save({**state, "conv_stem.weight": state["conv_stem.weight"].to_sparse()}, folder / "sparse.pth")
+    torch.save({**state, "conv_stem.weight": state["conv_stem.weight"] / 0}, folder / "infinite.pth")
+    torch.save({**state, "conv_stem.weight": state["conv_stem.weight"].int()}, folder / "whole.pth")
+    for name in ("named.safetensors", "checkpoint.pth"):
+        (folder / f"half_{name}").write_bytes((folder / name).read_bytes()[: (folder / name).stat().st_size // 2])
     return folder
 
 
@@ -212,6 +218,23 @@ def test_what_does_not_fit_is_one_line(changes, line, given):
         stream_of(given(**changes))
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("half_named.safetensors", "is no safetensors file, and no state dict"),
+        ("half_checkpoint.pth", "is no safetensors file, and no state dict"),
+        ("numbered.pth", "is no safetensors file, and no state dict"),
+        ("sparse.pth", "is no safetensors file, and no state dict"),
+        ("infinite.pth", "conv_stem.weight has values that are not finite"),
+        ("whole.pth", "does not fit timm/test_efficientnet: conv_stem.weight is of torch.int32"),
+    ],
+)
+def test_a_damaged_file_of_weights_is_one_line(name, line, given, weights):
+    with pytest.raises(UserError, match=r"^h\.yaml: weights: ") as caught:
+        stream_of(given(weights=str(weights / name)))
+    assert line in str(caught.value)
 
 
 def test_sequences_have_no_frozen_features(given):

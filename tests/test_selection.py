@@ -152,6 +152,12 @@ def test_a_task_that_was_never_replayed_is_expected_to_gain_as_the_others_do():
     torch.testing.assert_close(gain([*replayed, new]), expected.double(), rtol=0, atol=0.004)
 
 
+def test_a_task_that_surely_gains_less_is_drawn_once_in_ten_thousand():
+    """50 replays each, with a gain of 1 and of none: their beliefs are 14 standard deviations apart."""
+    fits = [Fit(9.0, 51.0, 51.0, replays=50, gain=50 * fall, squared_gains=50 * fall) for fall in (1.0, 0.0)]
+    assert gain(fits).tolist() == pytest.approx([1 / 1.0001, 1e-4 / 1.0001])
+
+
 def test_the_noise_floor_is_found_where_errors_are_squared():
     """loss = floor + v / n for the mean, floor + v alone: the floor must not matter, v / n must."""
     fits = []
@@ -246,19 +252,26 @@ def compared_table(rows):
 
 
 def test_differences_are_paired_and_corrected_over_all_streams():
-    rows = {"uniform": [0.5, 0.6, 0.7], "good": [0.61, 0.7, 0.8], "same": [0.5, 0.6, 0.7]}
+    rows = {"uniform": [0.5, 0.6, 0.7], "good": [0.61, 0.7, 0.8], "weak": [0.52, 0.63, 0.72]}
     easy, hard = (ComparisonTable(title, 3, compared_table(rows)) for title in ("easy", "hard"))
+    for run in easy.rows["weak"].values():
+        run["images_trained"] = 15
     hard = replace(hard, rows={**hard.rows, "good": dict(list(hard.rows["good"].items())[:2])})
     found = {(each.stream, each.label): each for each in differences([easy, hard], "uniform")}
-    assert set(found) == {(title, label) for title in ("easy", "hard") for label in ("good", "same")}
+    assert set(found) == {(title, label) for title in ("easy", "hard") for label in ("good", "weak")}
     good = found["easy", "good"]
     t = np.mean([0.11, 0.1, 0.1]) / (np.std([0.11, 0.1, 0.1], ddof=1) / math.sqrt(3))
     assert good.mean == pytest.approx(0.31 / 3)
     assert good.p == pytest.approx(2 * stats.t.sf(t, 2))
     assert good.corrected == pytest.approx(4 * good.p)  # the smallest of four
     assert (good.entropy, good.images, found["hard", "good"].seeds) == (0.5, 1.0, 2)
+    weak = found["easy", "weak"]
+    assert (weak.images, found["hard", "weak"].images) == (1.5, 1.0)
+    assert weak.p == pytest.approx(2 * stats.t.sf(7, 2))  # 0.0198: the second and the third of four
+    assert weak.corrected == found["hard", "weak"].corrected == pytest.approx(3 * weak.p)
     text = differences_table([easy, hard], "uniform")
     assert "**+0.1033 ± 0.0143**" in text
+    assert "| +0.0233 ± 0.0143 " in text  # p is below 0.05, the corrected one is not
 
 
 # Groups of classes.

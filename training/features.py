@@ -190,9 +190,9 @@ def _kept(cache: Path, model: str, fingerprint: str, compute: Callable[[], Tenso
     """
     path = cache / f"{model}-{fingerprint[:16]}.safetensors"
     with contextlib.suppress(OSError, SafetensorError, KeyError, RuntimeError, TypeError):
-        features = read_tensors(path)["features"]
-        if torch.equal(read_tensors(path)["sum"], _sum(fingerprint, features)):
-            return features
+        found = read_tensors(path)
+        if torch.equal(found["sum"], _sum(fingerprint, found["features"])):
+            return found["features"]
     features = compute()
     with contextlib.suppress(OSError):  # a read-only --data_dir only costs computing again next time
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Any timm model as a trunk, without its classifier; its weights may begin as those of a file."""
 
 import contextlib
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +112,12 @@ class TimmTrunk(nn.Module):
         for name, value in own.items():
             if found[name].shape != value.shape:
                 raise self._unlike(path, "its tensor", found[name], name, value)
+            if found[name].is_floating_point() != value.is_floating_point():
+                raise UserError(f"weights: {path} does not fit timm/{self.name}: {name} is of {found[name].dtype}")
             with torch.no_grad():
                 value.copy_(found[name])
+            if not value.isfinite().all():
+                raise UserError(f"weights: {path}: {name} has values that are not finite")
 
     def _unlike(self, path: Path, what: str, value: Tensor, name: str, own: Tensor) -> UserError:
         shapes = f"{what} has shape {list(value.shape)}, {name} of the model {list(own.shape)}"
@@ -132,13 +135,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"weights: {path} cannot be read: {error.strerror or error}") from None
     except SafetensorError:
-        with contextlib.suppress(RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError):
+        with contextlib.suppress(Exception):  # damaged bytes may lead torch to any
             content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
+    if isinstance(content, Mapping) and content and all(_is_named(*item) for item in content.items()):
         return dict(content)
     raise UserError(f"weights: {path} is no safetensors file, and no state dict of torch that can be read weights-only")
+
+
+def _is_named(name: object, value: object) -> bool:
+    """Whether an item of a state dict is a name and a dense tensor."""
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _counted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
