@@ -228,7 +228,7 @@ def test_tasks_arrive_in_every_order_alike_each_as_it_is_written():
     parts = [TaskConfig((0, 1), name="clean"), TaskConfig((2, 3), name="noisy", label_noise=1.0), TaskConfig((4, 5))]
     found = Counter()
     for seed in range(120):
-        made = stream("digits", parts, folder={"task_order": "seed"}, seed=seed)
+        made = stream("digits", parts, task_order="seed", seed=seed)
         assert [task.id for task in made.tasks] == [1, 2, 3]
         found[tuple(task.name for task in made.tasks)] += 1
         for task in made.tasks:
@@ -239,12 +239,11 @@ def test_tasks_arrive_in_every_order_alike_each_as_it_is_written():
     assert chisquare(list(found.values())).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("order", ["class_order", "task_order"])
+@pytest.mark.parametrize("own", [{"folder": {"class_order": "seed"}}, {"task_order": "seed"}])
 @pytest.mark.parametrize("hold_out", [0, 0.3])
-def test_a_task_without_the_forgotten_ones_is_what_it_was(order, hold_out):
-    own = {order: "seed"}
-    tasks = stream("digits", PARTS, folder=own, seed=4, hold_out=hold_out).tasks
-    left = stream("digits", PARTS, folder=own, seed=4, hold_out=hold_out, forgotten=(2,)).tasks
+def test_a_task_without_the_forgotten_ones_is_what_it_was(own, hold_out):
+    tasks = stream("digits", PARTS, **own, seed=4, hold_out=hold_out).tasks
+    left = stream("digits", PARTS, **own, seed=4, hold_out=hold_out, forgotten=(2,)).tasks
     assert [task.id for task in left] == [1, 3]
     for task, before in zip(left, (tasks[0], tasks[2]), strict=True):
         assert (task.name, task.classes) == (before.name, before.classes)
