@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datasets.config import WRITTEN
 from methods import METHOD_OPTIONS, METHODS
 from records.invocation import KEPT, options, parse, with_settings
 from studies import task_grid
@@ -28,7 +29,7 @@ from studies.planned import Grid, PlannedJob, PlannedRun
 from utils.errors import UserError, unknown
 from utils.yaml_files import load_yaml
 
-AXES = ("program", "streams", "hyperparams", "methods", "seeds", "vary", "together", "against")
+AXES = ("program", "streams", "hyperparams", "methods", "seeds", "task_orders", "vary", "together", "against")
 # Options that the grid or the program sets itself.
 _OWN = {
     "data_config", "hp_config", "method", "seed", "run_dir", "overwrite", "resume", "verify", "extend", "quiet",
@@ -74,7 +75,8 @@ def _methods_grid(path: str, content: Mapping[str, Any], store: Path) -> Grid:
         Setup(pairing.path, pairing.hyper, _varied(entry, pairing.options, values))
         for pairing in pairings for entry in entries for values in pairing.combinations
     ]  # fmt: skip
-    grid = planned(path, "methods", store, setups, common, read_seeds(path, content))
+    orders = read_seeds(path, content, "task_orders") if "task_orders" in content else []
+    grid = planned(path, "methods", store, setups, common, read_seeds(path, content), orders)
     if (label := content.get("against", "")) not in ("", *(labels := {setup.entry.label for setup in setups})):
         raise UserError(f"{path}: against: {unknown('label', label, labels)}")
     return replace(grid, against=label)
@@ -84,15 +86,21 @@ PROGRAMS = {"modelzoo": _methods_grid, "train_task": task_grid.plan}
 
 
 def planned(
-    path: str, key: str, store: Path, setups: Sequence[Setup], common: Mapping[str, Any], seeds: Sequence[int]
-) -> Grid:
-    """Every setup with every seed; errors name the file and the key that lists the methods."""
+    path: str, key: str, store: Path, setups: Sequence[Setup], common: Mapping[str, Any], seeds: Sequence[int],
+    orders: Sequence[int] = (),
+) -> Grid:  # fmt: skip
+    """Every setup with every seed and, if there are any, every order of its tasks.
+
+    Errors name the file and the key that lists the methods.
+    """
     entries = [setup.entry for setup in setups]
     used = set[str]().union(*(METHODS[entry.method].options for entry in entries))
     for name in common:
         if name in METHOD_OPTIONS and name not in used:
             raise UserError(f"{path}: {name} is not used by any method of the grid; leave it out")
     models = [_run(f"{path}: {key}", store, setup, common) for setup in setups]
+    if orders:
+        models = [_with_order(path, run, order) for order in orders for run in models]
     runs = [_with_seed(run, seed) for seed in seeds for run in models]
     jobs = distinct(path, [PlannedJob(run.name, run.arguments, (run,)) for run in runs])
     notes = [f"{name} {value}" for name, value in common.items()]
@@ -147,6 +155,19 @@ def _run(where: str, store: Path, setup: Setup, common: Mapping[str, Any]) -> Pl
     net = Path(setup.hyper).stem
     name = directory_name(config.stream, net, entry.label)
     return PlannedRun(store / name, name, entry.label, net, config, tuple(words))
+
+
+def _with_order(path: str, run: PlannedRun, order: int) -> PlannedRun:
+    """The run with its tasks in the order that a number draws; UserError if their order is drawn already."""
+    data = run.config.data
+    if data.task_order != WRITTEN:
+        raise UserError(
+            f"{path}: task_orders draws the order of the tasks; {run.label} has task_order: {data.task_order} already"
+        )
+    name = f"{run.name}-order{order}"
+    config = replace(run.config, data=replace(data, task_order=order))
+    words = (*run.arguments, *arguments({"data.task_order": order}))
+    return replace(run, directory=run.directory.with_name(name), name=name, config=config, arguments=words)
 
 
 def _with_seed(run: PlannedRun, seed: int) -> PlannedRun:

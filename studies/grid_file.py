@@ -175,11 +175,11 @@ def _check_once(path: str, pairing: Pairing) -> None:
         raise UserError(f"{path}: rates and {RATE} are two ways to say the same; leave one out")
 
 
-def read_seeds(path: str, content: Mapping[str, Any]) -> list[int]:
+def read_seeds(path: str, content: Mapping[str, Any], key: str = "seeds") -> list[int]:
     """The seeds of a file: a list, or their number."""
-    if "seeds" in content and not isinstance(content["seeds"], list):
-        return list(range(Range(1, 10**4).check(f"{path}: seeds", content["seeds"])))
-    return [Range(0, 2**63 - 1).check(f"{path}: seeds", seed) for seed in listed(path, content, "seeds")]
+    if key in content and not isinstance(content[key], list):
+        return list(range(Range(1, 10**4).check(f"{path}: {key}", content[key])))
+    return [Range(0, 2**63 - 1).check(f"{path}: {key}", seed) for seed in listed(path, content, key)]
 
 
 def check_label(where: str, label: object) -> str:

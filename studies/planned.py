@@ -9,6 +9,7 @@ from methods.config import RunConfig
 from records.manifest import read_manifest
 from records.summary import read_summary
 from records.task_config import TaskRunConfig
+from studies.replicates import Replicate
 
 if TYPE_CHECKING:
     from studies.published import PublishedTable
@@ -28,6 +29,12 @@ class PlannedRun:
     @property
     def table(self) -> str:
         return f"{self.config.stream}, {self.net}"
+
+    @property
+    def replicate(self) -> Replicate:
+        """Which repetition it is of what it has in common with other runs."""
+        order = self.config.data.numbered_order
+        return Replicate(self.config.seed, -1 if order is None else order)
 
     @property
     def finished(self) -> bool:

@@ -5,6 +5,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -259,7 +260,44 @@ def test_the_grids_of_the_project_are_good(path):
     assert reference or {"isolated", "zoo"} <= {run.config.method for run in grid.runs}
 
 
+# Orders of tasks.
+
+
+def test_every_method_learns_the_tasks_in_every_order_with_every_seed(here):
+    grid = write_grid(seeds=2, task_orders=3)
+    found = {(run.config.method, run.config.seed, run.config.data.task_order): run for run in grid.runs}
+    assert set(found) == set(itertools.product(GRID["methods"], range(2), range(3)))
+    assert found["finetune", 1, 2].name == "split_digits-conv-finetune-order2-seed1"
+    for run in grid.runs:
+        assert with_settings(parse(run.arguments)) == run.config
+
+
+def test_tables_are_over_seeds_and_orders_and_pair_over_both(here):
+    """Differences from `isolated`: what the order adds cancels in pairs."""
+    grid = write_grid(seeds=2, task_orders=[3, 5], against="isolated")
+    finals = {}
+    for run in grid.runs:
+        seed, order, better = run.config.seed, run.config.data.task_order, run.config.method == "finetune"
+        finals[run.name] = 0.25 * (order == 5) + 0.125 * seed + 0.0625 * better + 0.03125 * (better and seed)
+        finish(run, final=[finals[run.name]] * 2)
+    assert command("--tables_only") == 0
+    text = Path("store/table.md").read_text()
+    difference = np.array([0.0625, 0.0625, 0.09375, 0.09375])
+    half = stats.t.ppf(0.975, 3) * stats.sem(difference)
+    assert f"{difference.mean():+.4f} ± {half:.4f}" in text
+    assert text.count("## split_digits, conv") == 1
+    assert "2 seeds × 2 task orders, 4 runs taken as independent." in text
+    assert {(row["seed"], row["task_order"]) for row in results().values()} == {
+        (seed, order) for seed in "01" for order in "35"
+    }
+    assert {name: float(row["avg_acc_final"]) for name, row in results().items()} == finals
+
+
 BAD: dict[str, Any] = {
+    "no orders": ({"task_orders": 0}, "task_orders is 0", "at least 1"),
+    "order drawn twice": (
+        {"task_orders": 2, "data.task_order": "seed"}, "task_orders draws", "isolated has task_order: seed already",
+    ),
     "unknown key": ({"sample": 3}, "unknown key 'sample'", "did you mean 'samples'"),
     "own key": ({"run_dir": "x"}, "unknown key 'run_dir'"),
     "key missing": ({"streams": None}, "key 'streams' is missing"),
