@@ -32,6 +32,7 @@ from records.configuration import plain_config
 from records.invocation import parse, with_settings
 from records.lock import locked
 from records.manifest import Entry, Manifest
+from reporting.groups import compare
 from studies.grid import load_grid
 from studies.tables import ComparisonTable, latex, markdown, readable
 from utils.errors import UserError
@@ -291,6 +292,26 @@ def test_tables_are_over_seeds_and_orders_and_pair_over_both(here):
         (seed, order) for seed in "01" for order in "35"
     }
     assert {name: float(row["avg_acc_final"]) for name, row in results().items()} == finals
+
+
+def test_runs_in_several_orders_are_repetitions_in_tables_and_report(here):
+    """Each order arrives alike for all methods, so that gains over isolated networks pair tasks."""
+    grid = write_grid(task_orders=2, seeds=1, **{"data.tasks": [[0, 1], [2, 3], [4, 5]]})
+    for run in grid.runs:
+        assert modelzoo.main([*run.arguments, "--quiet"]) == 0
+    benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
+    rows = {(row["method"], row["task_order"]): row for row in results().values()}
+    final = {key: np.array(json.loads(Path("store", row["directory"], "summary.json").read_text())["per_task_acc"])
+             for key, row in rows.items()}  # fmt: skip
+    gains = [(final["finetune", order] - final["isolated", order]).mean() for order in "01"]
+    assert [float(rows["finetune", order]["gain_isolated"]) for order in "01"] == pytest.approx(gains)
+    shown = f"{np.mean(gains):+.4f} ± {stats.t.ppf(0.975, 1) * stats.sem(gains):.4f}"
+    assert shown in Path("store/table.md").read_text()
+    (comparison,) = compare([run.directory for run in grid.runs])
+    assert {group.label: [each.order for each in group.runs] for group in comparison.groups} == {
+        method: [0, 1] for method in GRID["methods"]
+    }
+    assert shown in markdown([comparison.table()], [], "report.py")
 
 
 BAD: dict[str, Any] = {

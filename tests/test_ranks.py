@@ -3,9 +3,12 @@
 import csv
 import io
 import math
+import re
 
 import pytest
 
+from reporting.ranks import ranks_section as draw
+from reporting.style import svg_and_png
 from studies.ranks import ranking, ranks_section
 from studies.replicates import Replicate
 from studies.tables import LEDGER, METRICS, ComparisonTable
@@ -99,3 +102,18 @@ def test_what_seeds_and_orders_add_by_hand():
     written = list(csv.DictReader(io.StringIO(variance_csv([er, flat]).decode())))
     assert [float(row["variance_seed"]) for row in written] == [16, -0.5]
     assert variance_section(splits(tables[1:])) == ""
+
+
+def test_the_diagram_shows_ranks_and_joins_what_is_not_separated():
+    values = {"a": [0.9], "<b>": [0.8], "c": [0.1]}
+    swapped = {"a": [0.8], "<b>": [0.9], "c": [0.1]}
+    section = draw([table(f"s{n}", values if n % 2 else swapped) for n in range(20)])
+    (picture,) = section.pictures
+    assert picture.data.values.tolist() == [["a", 1.5, "1"], ["<b>", 1.5, "1"], ["c", 3.0, ""]]
+    (axes,) = picture.drawn.axes
+    bars = [line.get_xdata() for line in axes.lines if line.get_linewidth() > 3]
+    assert len(bars) == 1
+    assert bars[0].min() < 1.5 < bars[0].max() < 2
+    svg, _ = svg_and_png(picture.drawn)
+    assert re.findall(r">([^<]*\d\.\d\d[^<]*)<", svg) == ["CD = 0.74", "a  1.50 ", "&lt;b&gt;  1.50 ", " 3.00  c"]
+    assert draw([table("one", values)]) is None
