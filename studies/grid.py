@@ -47,6 +47,7 @@ class MethodEntry(NamedTuple):
     method: str
     label: str
     options: Mapping[str, Any]
+    untuned: str = ""  # see PlannedRun
 
 
 class Setup(NamedTuple):
@@ -126,7 +127,9 @@ def method_entry(where: str, entry: object, files: Sequence[str] = ()) -> Method
 def _varied(entry: MethodEntry, common: Mapping[str, Any], values: Mapping[str, Any]) -> MethodEntry:
     """The entry with options of its stream and varied values, which the label then names."""
     label = ", ".join([entry.label, *in_words(values)])
-    return MethodEntry(entry.method, label, {**used_by(entry.method, common), **values, **entry.options})
+    rest = {key: value for key, value in values.items() if not key.startswith("hp.")}
+    untuned = ", ".join([entry.label, *in_words(rest)]) if len(rest) < len(values) else ""
+    return MethodEntry(entry.method, label, {**used_by(entry.method, common), **values, **entry.options}, untuned)
 
 
 def used_by(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +157,7 @@ def _run(where: str, store: Path, setup: Setup, common: Mapping[str, Any]) -> Pl
         raise UserError(f"{where}: {entry.label}: {undashed(error)}") from None
     net = Path(setup.hyper).stem
     name = directory_name(config.stream, net, entry.label)
-    return PlannedRun(store / name, name, entry.label, net, config, tuple(words))
+    return PlannedRun(store / name, name, entry.label, net, config, tuple(words), entry.untuned)
 
 
 def _with_order(path: str, run: PlannedRun, order: int) -> PlannedRun:

@@ -25,6 +25,7 @@ class PlannedRun:
     net: str
     config: RunConfig | TaskRunConfig
     arguments: tuple[str, ...]  # of the program that makes this run alone
+    untuned: str = ""  # its label without the values of the recipe that vary; "" if none do
 
     @property
     def table(self) -> str:

@@ -21,6 +21,7 @@ from studies.planned import Grid, PlannedRun
 from studies.ranks import ranks_section
 from studies.replicates import Replicate, replicate_of, without_order
 from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
+from studies.tuned import tuned_section
 from studies.variance import splits, variance_csv, variance_section
 from utils.errors import UserError
 from utils.files import csv_bytes, write_bytes
@@ -78,7 +79,8 @@ def write_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: 
     split = splits(compared)
     if split:
         write_bytes(store / "variance.csv", variance_csv(split))
-    sections = differences + ranks_section(compared) + variance_section(split)
+    tuned = tuned_section(list(zip(headings, runs, strict=True)), measured)
+    sections = differences + tuned + ranks_section(compared) + variance_section(split)
     write_bytes(store / "table.md", (sections + markdown(compared, notes, command)).encode())
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
 

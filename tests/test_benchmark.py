@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 from scipy import stats
 
 import benchmark
@@ -31,7 +32,7 @@ from benchmark import main
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
 from records.lock import locked
-from records.manifest import Entry, Manifest
+from records.manifest import TARGETS, Entry, Manifest
 from reporting.groups import compare
 from studies.grid import load_grid
 from studies.tables import ComparisonTable, latex, markdown, readable
@@ -312,6 +313,43 @@ def test_runs_in_several_orders_are_repetitions_in_tables_and_report(here):
         method: [0, 1] for method in GRID["methods"]
     }
     assert shown in markdown([comparison.table()], [], "report.py")
+
+
+# Settings chosen on development examples.
+
+
+def held_out_accuracy(run):
+    """Of isolated networks, of which each has a task of its own, from the files of their predictions."""
+    targets = load_file(run.directory / TARGETS)
+    found = [
+        np.mean(answers.argmax(1) == targets[place])
+        for path in (run.directory / "predictions").glob("member_*")
+        for place, answers in load_file(path).items()
+        if place.endswith("held_out")
+    ]
+    assert len(found) == len(run.config.data.tasks)
+    return np.mean(found)
+
+
+def test_a_varied_rate_is_chosen_on_held_out_examples_and_reported_on_test_examples(here):
+    rates = {"hp.lr": [0.0001, 0.03], "data.samples": [20]}
+    grid = write_grid(methods=["isolated"], samples=None, hold_out=0.3, vary=rates)
+    for run in grid.runs:
+        assert modelzoo.main([*run.arguments, "--quiet"]) == 0
+    benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
+    scores = {
+        rate: [held_out_accuracy(run) for run in grid.runs if run.config.hp.lr == rate] for rate in rates["hp.lr"]
+    }
+    best = max(scores, key=lambda rate: np.mean(scores[rate]))
+    tests = [run.summary["avg_acc_final"] for run in grid.runs if run.config.hp.lr == best]
+    first = int(np.argmax(scores[best]))
+    text = Path("store/table.md").read_text()
+    assert text.startswith("## Chosen on development examples\n")
+    row = [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]]
+    half = stats.t.ppf(0.975, 1) * stats.sem(tests)
+    assert row[1:3] == ["isolated, samples 20", f"lr {best}"]
+    assert row[3].split(" ± ")[0] == f"{np.mean(scores[best]):.4f}"
+    assert row[4:] == [f"{np.mean(tests):.4f} ± {half:.4f}", f"{scores[best][first]:.4f}", f"{tests[first]:.4f}"]
 
 
 BAD: dict[str, Any] = {
@@ -822,7 +860,8 @@ def test_a_table_for_each_stream_and_network(here):
     for number, run in enumerate(grid.runs):
         finish(run, final=(number / 16, number / 16))
     assert command("--tables_only") == 0
-    parts = Path("store/table.md").read_text().split("## ")[1:]
+    ranked, *parts = Path("store/table.md").read_text().split("## ")[1:]
+    assert re.findall(r"\| (\w+) +\| +([12])\.00 ", ranked) == [("finetune", "1"), ("isolated", "2")]
     assert [part.partition("\n")[0] for part in parts] == [
         "split_digits, conv", "split_digits, wrn", "rotated_digits, conv", "rotated_digits, wrn",
     ]  # fmt: skip
