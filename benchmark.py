@@ -87,7 +87,8 @@ the store:
   <stream>-<net>-<cell>/seed<s>/    those of train_task.py; with several rates <cell>/lr<rate>/seed<s>/
   logs/<run or cell>.log            what its process printed
   results.csv                       a row per run: finished, failed (in this invocation) or missing; all figures
-  table.md, table.tex               means over seeds, rewritten by every invocation; table.md has ranks over streams
+  table.md, table.tex               means over seeds, rewritten by every invocation; table.md begins with ranks over
+                                    streams, and with the values of hp. settings that development examples choose
   variance.csv                      with several seeds and task_orders: the variance that each adds
   report.html, figures/             the same with curves and costs, see report.py
 

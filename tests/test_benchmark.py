@@ -47,6 +47,7 @@ GRID: dict[str, Any] = {
     "samples": 2,
     "epochs": 1,
 }
+DEV_ROWS = ("dev", "", "accuracy")
 # Stands in for modelzoo.py: does what the first word of orders/<run> says, then has the results prepared for it.
 PROGRAM = """
 import os, pathlib, shutil, sys, time
@@ -297,7 +298,8 @@ def test_tables_are_over_seeds_and_orders_and_pair_over_both(here):
 
 def test_runs_in_several_orders_are_repetitions_in_tables_and_report(here):
     """Each order arrives alike for all methods, so that gains over isolated networks pair tasks."""
-    grid = write_grid(task_orders=2, seeds=1, **{"data.tasks": [[0, 1], [2, 3], [4, 5]]})
+    own = {"hyperparams": ["config/hyperparam/mlp.yaml"], "data.tasks": [[0, 1], [2, 3], [4, 5]]}
+    grid = write_grid(task_orders=2, seeds=1, **own)
     for run in grid.runs:
         assert modelzoo.main([*run.arguments, "--quiet"]) == 0
     benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
@@ -333,7 +335,8 @@ def held_out_accuracy(run):
 
 def test_a_varied_rate_is_chosen_on_held_out_examples_and_reported_on_test_examples(here):
     rates = {"hp.lr": [0.0001, 0.03], "data.samples": [20]}
-    grid = write_grid(methods=["isolated"], samples=None, hold_out=0.3, vary=rates)
+    own = {"hyperparams": ["config/hyperparam/mlp.yaml"], "data.tasks": [[0, 1], [2, 3]]}
+    grid = write_grid(methods=["isolated"], samples=None, hold_out=0.3, vary=rates, **own)
     for run in grid.runs:
         assert modelzoo.main([*run.arguments, "--quiet"]) == 0
     benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
@@ -350,6 +353,25 @@ def test_a_varied_rate_is_chosen_on_held_out_examples_and_reported_on_test_examp
     assert row[1:3] == ["isolated, samples 20", f"lr {best}"]
     assert row[3].split(" ± ")[0] == f"{np.mean(scores[best]):.4f}"
     assert row[4:] == [f"{np.mean(tests):.4f} ± {half:.4f}", f"{scores[best][first]:.4f}", f"{tests[first]:.4f}"]
+
+
+def test_the_split_of_development_examples_chooses_where_a_stream_has_one(here):
+    few = {"data.train_examples": 32, "data.dev_examples": 64, "data.test_examples": 64, "data.fresh": False}
+    own = {
+        "streams": ["config/dataset/alg_stream.yaml"],
+        "hyperparams": ["config/hyperparam/mlp.yaml"],
+        "samples": None,
+    }
+    grid = write_grid(methods=["finetune"], seeds=1, vary={"hp.lr": [0.00001, 0.1]}, **own, **few)
+    scores = {}
+    for run in grid.runs:
+        assert modelzoo.main([*run.arguments, "--quiet"]) == 0
+        with open(run.directory / "metrics.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if (row["split"], row["slice"], row["metric"]) == DEV_ROWS]
+        scores[run.config.hp.lr] = np.mean([float(row["value"]) for row in rows if row["episode"] == "4"])
+    benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
+    row = [cell.strip() for cell in Path("store/table.md").read_text().splitlines()[4].split("|")[1:-1]]
+    assert row[1:4] == ["finetune", f"lr {max(scores, key=scores.get)}", f"{max(scores.values()):.4f}"]
 
 
 BAD: dict[str, Any] = {
