@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from datasets import build_stream
+from datasets.arrangement import arranged
 from datasets.synthetic.language import ANSWER, Language
 from datasets.synthetic.languages import LanguageConfig, documents_of
 from datasets.synthetic.saved_language import language_files
@@ -54,9 +55,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @repeatable()
 def describe(options: argparse.Namespace) -> None:
     """Check, draw, write, print."""
-    config, out = _config(options), Path(options.out)
+    asked, out = _config(options), Path(options.out)
     check_new(out, "folder")
-    stream = build_stream(config, options.seed, torch.device("cpu"))
+    stream, config = build_stream(asked, options.seed, torch.device("cpu")), arranged(asked, options.seed)
     write_folder(out, language_files(config, stream, options.seed))
     for task in stream.tasks:
         language = config.language(task.id - 1)

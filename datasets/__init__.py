@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from datasets.arrangement import arranged
 from datasets.arrays.stream import arrays
 from datasets.config import DataConfig
 from datasets.images.cifar import cifar10, cifar100
@@ -70,7 +71,7 @@ def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStr
 
     UserError if there is no such data or class, an option has no effect, or tasks do not fit the scenario.
     """
-    stream = STREAMS[config.dataset](config, seed, device)
+    stream = STREAMS[config.dataset](arranged(config, seed), seed, device)
     for task in stream.tasks:
         count = len(task.train_eval) + len(task.held_out or ())
         if config.samples and (isinstance(task.train, Generator) or count > config.samples * task.num_outputs):

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets.scenarios import SCENARIOS
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 from utils.settings import NoSettings, Range, read, setting
 
 _GROUP = "what is learned"
+WRITTEN, SEED = "written", "seed"
 
 
 def class_name(written: str) -> str:
@@ -84,6 +85,21 @@ class TaskNumbers:
         return tuple(Range(1).check(where, number) for number in (value if isinstance(value, list) else [value]))
 
 
+class TaskOrder:
+    """The order in which tasks arrive: as written, drawn from the seed, or drawn from a number of its own."""
+
+    kind = str
+
+    @staticmethod
+    def read(where: str, value: object) -> str | int:
+        """The checked value; a UserError begins with `where`."""
+        if isinstance(value, str):
+            if value not in (WRITTEN, SEED):
+                raise UserError(f"{where}: {unknown('task_order', value, (WRITTEN, SEED))}; or give a whole number")
+            return value
+        return Range(0, 2**63 - 1).check(where, value)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which tasks, in which order, and how many of their examples."""
@@ -107,6 +123,9 @@ class DataConfig:
     blur: float = setting(
         Range(0, 1, whole=False), "share of each task's training examples that arrives with its neighbours", default=0.0
     )
+    task_order: str | int = setting(
+        TaskOrder, "order in which tasks arrive: as written, or drawn from the seed or from a number", default=WRITTEN
+    )  # fmt: skip
     forgotten: tuple[int, ...] = setting(TaskNumbers, "tasks removed from the stream", default=(), internal=True)
     data_dir: Path = setting(
         Path, "where the data lies or is downloaded to, torchvision's root (default: ./data)", default=Path("data"),
@@ -118,8 +137,14 @@ class DataConfig:
     @property
     def drawn(self) -> str:
         """The first setting, such as "class_order: seed", that draws what the tasks are from the seed; "" if none."""
+        found = {key: getattr(self.settings, key, None) for key in ("class_order", "views")}
         keys = ("class_order", "task_order", "views")
-        return next((f"{key}: seed" for key in keys if getattr(self.settings, key, None) == "seed"), "")
+        return next((f"{key}: seed" for key in keys if {**found, "task_order": self.task_order}[key] == SEED), "")
+
+    @property
+    def numbered_order(self) -> int | None:
+        """The number that the order of the tasks is drawn from; None if it is as written or drawn from the seed."""
+        return self.task_order if isinstance(self.task_order, int) else None
 
     def baselines(self, task: int) -> dict[str, float]:
         """The main score of answers to a task, by its place in the stream, that need no network, by name; if known."""

@@ -46,12 +46,16 @@ def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
         raise UserError(
             f"--extend: the tasks of {base} were drawn from its seed ({config.data.drawn}), all at once; none can join"
         )
+    if (order := config.data.numbered_order) is not None:
+        raise UserError(f"--extend: the order of the tasks of {base} was drawn (task_order: {order}); none can join")
     if differing := _differing(invocation, config, invocation.given - {"data_config"}):
         raise UserError(
             f"--extend: {path} has another {', '.join(differing)}; leave it out: more tasks are learned as the "
             "first ones were"
         )
-    theirs, ours = ({"dataset": data.dataset, **plain(data.settings)} for data in (config.data, more))
+    theirs, ours = (
+        {"dataset": data.dataset, "task_order": data.task_order, **plain(data.settings)} for data in (config.data, more)
+    )
     for key in theirs:
         if ours.get(key) != theirs[key]:
             raise UserError(
@@ -94,7 +98,9 @@ def _differs(key: str, invocation: Invocation, config: RunConfig) -> bool:
 def differs(key: str, asked: BaseConfig, config: BaseConfig, own: Container[str]) -> bool:
     """Whether a key that is given contradicts the configuration of a run; `own`: options that are no part of it."""
     if key == "data_config":
-        mine, theirs = ((data.dataset, data.tasks, data.settings) for data in (asked.data, config.data))
+        mine, theirs = (
+            (data.dataset, data.tasks, data.task_order, data.settings) for data in (asked.data, config.data)
+        )
         return mine != theirs
     if key == "hp_config":
         return replace(asked.net, path="") != replace(config.net, path="") or asked.hp != config.hp

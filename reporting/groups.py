@@ -1,4 +1,4 @@
-"""Sort runs into comparisons (same data and model) and groups (same options but for the seed)."""
+"""Sort runs into comparisons (same data and model) and groups (same options but for the seed and a drawn order)."""
 
 import json
 import re
@@ -12,6 +12,7 @@ from net.config import network_title
 from records.configuration import comparable, determining, obstacle
 from records.run import Run
 from records.summary import by_task
+from studies.replicates import Replicate, replicate_of, without_order
 from studies.store import titles
 from studies.tables import ComparisonTable
 from utils.errors import UserError
@@ -20,10 +21,10 @@ from utils.settings import flat
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed."""
+    """Runs that differ only in their seed, or in the number that the order of their tasks is drawn from."""
 
     label: str
-    runs: Mapping[int, Run]  # by seed
+    runs: Mapping[Replicate, Run]
 
     @property
     def first(self) -> Run:
@@ -43,8 +44,9 @@ class Comparison:
             group.label: {seed: run.summary for seed, run in group.runs.items() if run.finished}
             for group in self.groups
         }  # fmt: skip
-        seeds = len({seed for group in self.groups for seed in group.runs})
-        return ComparisonTable(self.title, seeds, {label: found for label, found in rows.items() if found})
+        every = {replicate for group in self.groups for replicate in group.runs}
+        seeds, orders = len({each.seed for each in every}), len({each.order for each in every})
+        return ComparisonTable(self.title, seeds, {label: found for label, found in rows.items() if found}, orders)
 
     def differing_options(self) -> dict[str, list[str]]:
         """Option -> its value in each group, where groups differ; `settings` are those of the method."""
@@ -73,13 +75,13 @@ def compare(
             f"--isolated {isolated[0]} holds no finished run of --method isolated with the stream, options and seed of "
             "any of the runs"
         )
-    comparisons: dict[str, dict[str, dict[int, Run]]] = {}
+    comparisons: dict[str, dict[str, dict[Replicate, Run]]] = {}
     headings = titles([(f"{run.config['stream']}, {network_title(run.config['net'])}", run.config) for run in runs])
     for title, run in zip(headings, runs, strict=True):
         alone = _isolated(run, [*given, *runs])
         run = (run if alone is None else run.against(alone)).renumbered()
         seeds = comparisons.setdefault(title, {}).setdefault(json.dumps(_options(run.config)), {})
-        seed = run.config["seed"]
+        seed = replicate_of(run.config)
         if seed in seeds:
             raise UserError(f"{seeds[seed].path} and {run.path} are the same run with the same seed; leave one out")
         seeds[seed] = run
@@ -95,13 +97,13 @@ def _isolated(run: Run, others: Sequence[Run]) -> dict[int, float] | None:
     return None
 
 
-def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -> list[Group]:
+def _labelled(groups: Sequence[Mapping[Replicate, Run]], labels: Mapping[Path, str]) -> list[Group]:
     """Label each group with its method or, where groups have the same one, with the name of its first run."""
     firsts = [next(iter(runs.values())) for runs in groups]
     methods = [run.config["method"] for run in firsts]
     found: dict[str, Group] = {}
     for first, method, runs in zip(firsts, methods, groups, strict=True):
-        name = first.name if len(runs) == 1 else re.sub(r"(?<=.)[-_ ]*(seed)?\d+$", "", first.name)
+        name = first.name if len(runs) == 1 else re.sub(r"(?<=.)([-_ ]*order\d+)?[-_ ]*(seed)?\d+$", "", first.name)
         label = labels.get(first.path, name if methods.count(method) > 1 else method)
         label = next(text for text in (label, name, str(first.path)) if text not in found)
         found[label] = Group(label, dict(sorted(runs.items())))
@@ -110,7 +112,7 @@ def _labelled(groups: Sequence[Mapping[int, Run]], labels: Mapping[Path, str]) -
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     more = flat({key: config[key] for key in ("retrained", "teacher") if key in config})
-    found = {**determining(config), **comparable(config, ["data"]), **dict(more)}
+    found = without_order({**determining(config), **comparable(config, ["data"]), **dict(more)})
     return {key: value for key, value in found.items() if key != "seed"}
 
 

@@ -18,7 +18,9 @@ from reporting import analysis, compared, figures, mechanism_matrices, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison, Group
 from reporting.layout import Page, Section, Sheet, configuration, count, duration
+from reporting.ranks import ranks_section
 from reporting.reuse import reuse_table
+from studies.replicates import replicate_of
 from studies.statistics import against_best, share_interval
 from studies.tables import LEDGER, READING, Column, cells, readable, seeds_note, share
 
@@ -38,7 +40,7 @@ def of_one_run(run: Run, command: str) -> Page:
     sections = [
         Section("What was learned", [task_table(run), scenario_table(run)], pick(*learned)),
         Section("Mechanism", [mechanism_matrices.ranges_table(run)], pick("mechanism_matrix")),
-        Section("Geometry", [reuse_table([Group(run.config["method"], {run.config["seed"]: run})])]),
+        Section("Geometry", [reuse_table([Group(run.config["method"], {replicate_of(run.config): run})])]),
         Section("How it was learned", (), pick("members", "sampling_weights", "added_by_members", "task_affinity")),
     ]
     if run.classifies:
@@ -73,10 +75,14 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     groups = [group for comparison in comparisons for group in comparison.groups]
     if (scenarios := across_scenarios(groups)) is not None:
         sections.insert(0, Section("Scenarios", [scenarios], ()))
+    if (ranked := ranks_section([comparison.table() for comparison in comparisons])) is not None:
+        sections.insert(0, ranked)
     runs = [run for group in groups for run in group.runs.values()]
+    orders = len({each.order for group in groups for each in group.runs}) > 1
     lead = (
-        f"{len(runs)} runs in {len(groups)} groups; the runs of a group differ in their seed only. Tables show the "
-        "mean over seeds ± the half-width of its 95 % t-interval."
+        f"{len(runs)} runs in {len(groups)} groups; the runs of a group differ in their seed"
+        f"{' or the order of their tasks, which is drawn,' if orders else ''} only. Tables show the "
+        f"mean over seeds{' and orders' if orders else ''} ± the half-width of its 95 % t-interval."
     )
     return Page(
         title=f"Comparison: {'; '.join(comparison.title for comparison in comparisons)}", lead=[lead],

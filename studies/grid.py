@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datasets.config import WRITTEN
 from methods import METHOD_OPTIONS, METHODS
 from records.configuration import fingerprint
 from records.invocation import KEPT, options, parse, with_settings
@@ -29,7 +30,7 @@ from studies.planned import Grid, PlannedJob, PlannedRun
 from utils.errors import UserError, unknown
 from utils.yaml_files import load_yaml
 
-AXES = ("program", "streams", "hyperparams", "methods", "seeds", "vary", "together", "against")
+AXES = ("program", "streams", "hyperparams", "methods", "seeds", "task_orders", "vary", "together", "against")
 # Options that the grid or the program sets itself.
 _OWN = {
     "data_config", "hp_config", "method", "seed", "run_dir", "overwrite", "resume", "verify", "extend", "quiet",
@@ -47,6 +48,7 @@ class MethodEntry(NamedTuple):
     method: str
     label: str
     options: Mapping[str, Any]
+    untuned: str = ""  # see PlannedRun
 
 
 class Setup(NamedTuple):
@@ -75,7 +77,8 @@ def _methods_grid(path: str, content: Mapping[str, Any], store: Path) -> Grid:
         Setup(pairing.path, pairing.hyper, _varied(entry, pairing.options, values))
         for pairing in pairings for entry in entries for values in pairing.combinations
     ]  # fmt: skip
-    grid = planned(path, "methods", store, setups, common, read_seeds(path, content))
+    orders = read_seeds(path, content, "task_orders") if "task_orders" in content else []
+    grid = planned(path, "methods", store, setups, common, read_seeds(path, content), orders)
     if (label := content.get("against", "")) not in ("", *(labels := {setup.entry.label for setup in setups})):
         raise UserError(f"{path}: against: {unknown('label', label, labels)}")
     return replace(grid, against=label)
@@ -85,15 +88,21 @@ PROGRAMS = {"modelzoo": _methods_grid, "train_task": task_grid.plan}
 
 
 def planned(
-    path: str, key: str, store: Path, setups: Sequence[Setup], common: Mapping[str, Any], seeds: Sequence[int]
-) -> Grid:
-    """Every setup with every seed; errors name the file and the key that lists the methods."""
+    path: str, key: str, store: Path, setups: Sequence[Setup], common: Mapping[str, Any], seeds: Sequence[int],
+    orders: Sequence[int] = (),
+) -> Grid:  # fmt: skip
+    """Every setup with every seed and, if there are any, every order of its tasks.
+
+    Errors name the file and the key that lists the methods.
+    """
     entries = [setup.entry for setup in setups]
     used = set[str]().union(*(METHODS[entry.method].options for entry in entries))
     for name in common:
         if name in METHOD_OPTIONS and name not in used:
             raise UserError(f"{path}: {name} is not used by any method of the grid; leave it out")
     models, names = [_run(f"{path}: {key}", store, setup, common) for setup in setups], Names(store)
+    if orders:
+        models = [_with_order(path, run, order) for order in orders for run in models]
     parts = [fingerprint(run.config, ("seed",)) for run in models]
     runs = [_with_seed(run, seed, names, part) for seed in seeds for run, part in zip(models, parts, strict=True)]
     jobs = distinct(path, [PlannedJob(run.name, run.arguments, (run,)) for run in runs])
@@ -120,7 +129,9 @@ def method_entry(where: str, entry: object, files: Sequence[str] = ()) -> Method
 def _varied(entry: MethodEntry, common: Mapping[str, Any], values: Mapping[str, Any]) -> MethodEntry:
     """The entry with options of its stream and varied values, which the label then names."""
     label = ", ".join([entry.label, *in_words(values)])
-    return MethodEntry(entry.method, label, {**used_by(entry.method, common), **values, **entry.options})
+    rest = {key: value for key, value in values.items() if not key.startswith("hp.")}
+    untuned = ", ".join([entry.label, *in_words(rest)]) if len(rest) < len(values) else ""
+    return MethodEntry(entry.method, label, {**used_by(entry.method, common), **values, **entry.options}, untuned)
 
 
 def used_by(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,12 +158,24 @@ def _run(where: str, store: Path, setup: Setup, common: Mapping[str, Any]) -> Pl
     except UserError as error:
         raise UserError(f"{where}: {entry.label}: {undashed(error)}") from None
     net = Path(setup.hyper).stem
-    return PlannedRun(store, "", entry.label, net, config, tuple(words))
+    return PlannedRun(store, "", entry.label, net, config, tuple(words), entry.untuned)
+
+
+def _with_order(path: str, run: PlannedRun, order: int) -> PlannedRun:
+    """The run with its tasks in the order that a number draws; UserError if their order is drawn already."""
+    data = run.config.data
+    if data.task_order != WRITTEN:
+        raise UserError(
+            f"{path}: task_orders draws the order of the tasks; {run.label} has task_order: {data.task_order} already"
+        )
+    config = replace(run.config, data=replace(data, task_order=order))
+    return replace(run, config=config, arguments=(*run.arguments, *arguments({"data.task_order": order})))
 
 
 def _with_seed(run: PlannedRun, seed: int, names: Names, determined_by: str) -> PlannedRun:
     """The run with a seed; `determined_by`: a checksum of everything else."""
-    words = (run.config.stream, run.net, run.label, f"seed{seed}")
+    order = run.config.data.numbered_order
+    words = (run.config.stream, run.net, run.label, "" if order is None else f"order{order}", f"seed{seed}")
     name = names.name(words, f"{determined_by} {seed}")
     directory = run.directory / name
     arguments = (*run.arguments, f"--seed={seed}", f"--run_dir={directory}")

@@ -178,11 +178,11 @@ def _check_once(path: str, pairing: Pairing) -> None:
         raise UserError(f"{path}: rates and {RATE} are two ways to say the same; leave one out")
 
 
-def read_seeds(path: str, content: Mapping[str, Any]) -> list[int]:
+def read_seeds(path: str, content: Mapping[str, Any], key: str = "seeds") -> list[int]:
     """The seeds of a file: a list, or their number."""
-    if "seeds" in content and not isinstance(content["seeds"], list):
-        return list(range(Range(1, 10**4).check(f"{path}: seeds", content["seeds"])))
-    return [Range(0, 2**63 - 1).check(f"{path}: seeds", seed) for seed in listed(path, content, "seeds")]
+    if key in content and not isinstance(content[key], list):
+        return list(range(Range(1, 10**4).check(f"{path}: {key}", content[key])))
+    return [Range(0, 2**63 - 1).check(f"{path}: {key}", seed) for seed in listed(path, content, key)]
 
 
 def check_label(where: str, label: object) -> str:
@@ -242,7 +242,7 @@ def distinct(path: str, jobs: Sequence[PlannedJob]) -> tuple[PlannedJob, ...]:
     """The jobs; UserError if two of their runs would stand at one place of the tables."""
     places = set()
     for run in (run for job in jobs for run in job.runs):
-        place = f"{run.table}, {run.label}, seed {run.config.seed}"
+        place = f"{run.table}, {run.label}, seed {run.replicate}"
         if place in places:
             raise UserError(f"{path}: two runs would be {place}; rename a stream, hyperparams, label or seed")
         places.add(place)

@@ -10,6 +10,7 @@ from methods.config import RunConfig
 from records.manifest import read_manifest
 from records.summary import read_summary
 from records.task_config import TaskRunConfig
+from studies.replicates import Replicate
 from utils.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -28,10 +29,17 @@ class PlannedRun:
     net: str
     config: RunConfig | TaskRunConfig
     arguments: tuple[str, ...]  # of the program that makes this run alone
+    untuned: str = ""  # its label without the values of the recipe that vary; "" if none do
 
     @property
     def table(self) -> str:
         return f"{self.config.stream}, {self.net}"
+
+    @property
+    def replicate(self) -> Replicate:
+        """Which repetition it is of what it has in common with other runs."""
+        order = self.config.data.numbered_order
+        return Replicate(self.config.seed, -1 if order is None else order)
 
     @property
     def finished(self) -> bool:

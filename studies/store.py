@@ -15,7 +15,11 @@ from records.manifest import SUMMARY
 from records.summary import by_task, figure, key_of, read_summary
 from studies.differences import differences_table
 from studies.planned import Grid, PlannedRun
+from studies.ranks import ranks_section
+from studies.replicates import Replicate, replicate_of, without_order
 from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
+from studies.tuned import tuned_section
+from studies.variance import splits, variance_csv, variance_section
 from utils.files import csv_bytes, write_bytes
 
 COLUMNS = (
@@ -34,21 +38,30 @@ def check_run(run: PlannedRun) -> None:
 
 
 def write_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
-    """Write results.csv, table.md and table.tex, with differences if the grid asks for a comparison."""
+    """Write results.csv, table.md and table.tex.
+
+    table.md begins with differences if the grid asks for a comparison, ranks over streams if there are several, and the
+    variance that seeds and task orders add, which is in variance.csv, too.
+    """
     runs, measured = grid.runs, figures(grid.runs)
     write_results(runs, store, failures, measured, COLUMNS)
-    tables: dict[str, dict[str, dict[int, Values]]] = {}
+    tables: dict[str, dict[str, dict[Replicate, Values]]] = {}
     headings = titles([(run.table, plain_config(run.config)) for run in runs])
     for run, heading in zip(runs, headings, strict=True):
         finished = tables.setdefault(heading, {}).setdefault(run.label, {})
         if run.name in measured:
-            finished[run.config.seed] = measured[run.name]
-    seeds = len({run.config.seed for run in runs})
-    compared = [ComparisonTable(title, seeds, labels) for title, labels in tables.items()]
+            finished[run.replicate] = measured[run.name]
+    seeds, orders = ({getattr(run.replicate, part) for run in runs} for part in ("seed", "order"))
+    compared = [ComparisonTable(title, len(seeds), labels, len(orders)) for title, labels in tables.items()]
     notes = [f"Options, each for the methods that use it: {grid.options}."]
     notes += provenance_notes([run for run in runs if run.name in measured])
     differences = differences_table(compared, grid.against) if grid.against else ""
-    write_bytes(store / "table.md", (differences + markdown(compared, notes, command)).encode())
+    split = splits(compared)
+    if split:
+        write_bytes(store / "variance.csv", variance_csv(split))
+    tuned = tuned_section(list(zip(headings, runs, strict=True)), measured)
+    sections = differences + tuned + ranks_section(compared) + variance_section(split)
+    write_bytes(store / "table.md", (sections + markdown(compared, notes, command)).encode())
     write_bytes(store / "table.tex", latex(compared, notes, command).encode())
 
 
@@ -58,14 +71,13 @@ def write_results(
 ) -> None:  # fmt: skip
     """Write results.csv: a row per run with the `columns`, and what else was `measured`, by name of the run."""
     columns = list(dict.fromkeys(chain(columns, *measured.values())))
-    rows: list[list[object]] = [["label", "method", "stream", "net", "seed", "status", *columns, "directory"]]
+    facts = ("label", "method", "stream", "net", "seed", "task_order", "status")
+    rows: list[list[object]] = [[*facts, *columns, "directory"]]
     for run in runs:
-        values = measured.get(run.name, {})
+        values, config = measured.get(run.name, {}), run.config
         status = "finished" if values else "failed" if run.name in failures else "missing"
-        shown = [values.get(key) for key in columns]
-        rows.append([
-            run.label, run.config.method, run.config.stream, run.net, run.config.seed, status, *shown, run.name
-        ])  # fmt: skip
+        known = (run.label, config.method, config.stream, run.net, config.seed, config.data.task_order, status)
+        rows.append([*known, *(values.get(key) for key in columns), run.name])
     write_bytes(store / "results.csv", csv_bytes(rows))
 
 
@@ -100,9 +112,9 @@ def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     kinds: dict[str, list[tuple[dict[str, Any], dict[Any, str]]]] = {}  # name -> different data, and their checksums
     found = []
     for name, config in runs:
-        data, alike = comparable(config, ["data"]), kinds.setdefault(name, [])
-        # By seed too, which decides what is used of the data.
-        sums = {(config["seed"], task): value for task, value in (config.get("data_sha256") or {}).items()}
+        data, alike = without_order(comparable(config, ["data"])), kinds.setdefault(name, [])
+        # By seed and order too, which decide what is used of the data.
+        sums = {(replicate_of(config), task): value for task, value in (config.get("data_sha256") or {}).items()}
         fits = (n for n, (other, known) in enumerate(alike) if other == data and known | sums == sums | known)
         place = next(fits, len(alike))
         alike[place:] = alike[place:] or [(data, {})]

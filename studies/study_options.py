@@ -19,6 +19,8 @@ _HELP = """the grid, a YAML file (see config/benchmark/):
   methods                list of names, or of mappings {method: zoo, label: small zoo, memory_per_class: 10}: the
                          label stands in the tables (default: the name), other keys are options of this entry only
   seeds                  a number n for the seeds 0 to n - 1, or a list
+  task_orders            a number n for the orders 0 to n - 1 of the tasks, or a list: every method with every seed and
+                         every order, which is drawn from its number (data.task_order) and not from the seed
   continual: false       all in the multi-task mode (default: continual, but for methods that have only the other)
   any option of modelzoo.py, without the dashes: epochs, samples, data_dir, memory, no_augment: true, ...; a method
                          that does not use it runs without it, and an entry that says how many examples are kept wins
@@ -49,7 +51,9 @@ the store:
   logs/<run or cell>.log            what its process printed
   study.json                        what the store is to hold
   results.csv                       a row per run: finished, failed (in this invocation) or missing; all figures
-  table.md, table.tex               means over seeds, rewritten by every invocation
+  table.md, table.tex               means over seeds, rewritten by every invocation; table.md begins with ranks over
+                                    streams, and with the values of hp. settings that development examples choose
+  variance.csv                      with several seeds and task_orders: the variance that each adds
   report.html, figures/             the same with curves and costs, see report.py
 
 Finished runs are kept, interrupted ones go on where they were saved, failed ones are left until --rerun failed. Several

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets.objectives import ACCURACY
 from records.summary import key_of, signed
+from studies.replicates import Replicate
 from studies.statistics import level_with_best, mean_interval
 from utils.errors import one_line
 from utils.files import csv_bytes
@@ -39,7 +40,8 @@ class ComparisonTable:
 
     title: str
     seeds: int  # that were asked for
-    rows: Mapping[str, Mapping[int, Values]]  # label of a method -> seed -> figures of the finished run
+    rows: Mapping[str, Mapping[Replicate, Values]]  # label of a method -> seed and order -> figures of the finished run
+    orders: int = 1  # of tasks, each with every seed
 
     @property
     def first(self) -> Values:
@@ -89,7 +91,7 @@ LEDGER = (
     Column("train_seconds", "seconds of training", lambda seconds: f"{seconds:,.1f}"),
 )
 READING = (
-    "±: half-width of the 95 % t-interval of the mean over seeds; one seed has none.",
+    "±: half-width of the 95 % t-interval of the mean over seeds, and task orders if several; one run has none.",
     "Bold: the best mean and every mean that a paired two-sided t-test does not separate from it (over the seeds both "
     "have, 5 %, not corrected for multiple comparisons); nothing in a column where the test separates none. Lower is "
     "better for forgetting, higher for all others.",
@@ -119,8 +121,10 @@ def cells(column: Column, table: ComparisonTable) -> list[Cell]:
 
 def seeds_note(table: ComparisonTable) -> str:
     """A sentence on the number of seeds, and on the direction of a main metric that should be low."""
-    fewer = [f"{label} {len(runs)}" for label, runs in table.rows.items() if len(runs) < table.seeds]
+    asked = table.seeds * table.orders
+    fewer = [f"{label} {len(runs)}" for label, runs in table.rows.items() if len(runs) < asked]
     note = f"{table.seeds} seed{'s' * (table.seeds != 1)}"
+    note += f" × {table.orders} task orders, {asked} runs taken as independent" if table.orders > 1 else ""
     if not table.first.get("higher_is_better", True):
         note += f"; {table.first['metric']}: lower is better, transfer and gain are positive where it has fallen"
     return f"{note}; fewer finished: {', '.join(fewer)}." if fewer else f"{note}."

@@ -4,6 +4,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file
 from scipy import stats
 
 import benchmark
@@ -28,7 +30,8 @@ import modelzoo
 from benchmark import main
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
-from records.manifest import Entry, Manifest
+from records.manifest import TARGETS, Entry, Manifest
+from reporting.groups import compare
 from studies.grid import AXES, load_grid
 from studies.schedule import TRIES
 from studies.tables import ComparisonTable, latex, markdown, readable
@@ -42,6 +45,7 @@ GRID: dict[str, Any] = {
     "samples": 2,
     "epochs": 1,
 }
+DEV_ROWS = ("dev", "", "accuracy")
 # Stands in for modelzoo.py: does what the first word of orders/<run> says, then has the results prepared for it.
 PROGRAM = """
 import os, pathlib, shutil, sys, time
@@ -259,7 +263,122 @@ def test_the_grids_of_the_project_are_good(path):
     assert reference or {"isolated", "zoo"} <= {run.config.method for run in grid.runs}
 
 
+# Orders of tasks.
+
+
+def test_every_method_learns_the_tasks_in_every_order_with_every_seed(here):
+    grid = write_grid(seeds=2, task_orders=3)
+    found = {(run.config.method, run.config.seed, run.config.data.task_order): run for run in grid.runs}
+    assert set(found) == set(itertools.product(GRID["methods"], range(2), range(3)))
+    assert found["finetune", 1, 2].name[:-11] == "split_digits-conv-finetune-order2-seed1"
+    for run in grid.runs:
+        assert with_settings(parse(run.arguments)) == run.config
+
+
+def test_tables_are_over_seeds_and_orders_and_pair_over_both(here):
+    """Differences from `isolated`: what the order adds cancels in pairs."""
+    grid = write_grid(seeds=2, task_orders=[3, 5], against="isolated")
+    finals = {}
+    for run in grid.runs:
+        seed, order, better = run.config.seed, run.config.data.task_order, run.config.method == "finetune"
+        finals[run.name] = 0.25 * (order == 5) + 0.125 * seed + 0.0625 * better + 0.03125 * (better and seed)
+        finish(run, final=[finals[run.name]] * 2)
+    assert collect() == 0
+    text = Path("store/table.md").read_text()
+    difference = np.array([0.0625, 0.0625, 0.09375, 0.09375])
+    half = stats.t.ppf(0.975, 3) * stats.sem(difference)
+    assert f"{difference.mean():+.4f} ± {half:.4f}" in text
+    assert text.count("## split_digits, conv") == 1
+    assert "2 seeds × 2 task orders, 4 runs taken as independent." in text
+    assert {(row["seed"], row["task_order"]) for row in results().values()} == {
+        (seed, order) for seed in "01" for order in "35"
+    }
+    assert {name: float(row["avg_acc_final"]) for name, row in results().items()} == finals
+
+
+def test_runs_in_several_orders_are_repetitions_in_tables_and_report(here):
+    """Each order arrives alike for all methods, so that gains over isolated networks pair tasks."""
+    own = {"hyperparams": ["config/hyperparam/mlp.yaml"], "data.tasks": [[0, 1], [2, 3], [4, 5]]}
+    grid = write_grid(task_orders=2, seeds=1, **own)
+    for run in grid.runs:
+        assert modelzoo.main([*run.arguments, "--quiet"]) == 0
+    benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
+    rows = {(row["method"], row["task_order"]): row for row in results().values()}
+    final = {key: np.array(json.loads(Path("store", row["directory"], "summary.json").read_text())["per_task_acc"])
+             for key, row in rows.items()}  # fmt: skip
+    gains = [(final["finetune", order] - final["isolated", order]).mean() for order in "01"]
+    assert [float(rows["finetune", order]["gain_isolated"]) for order in "01"] == pytest.approx(gains)
+    shown = f"{np.mean(gains):+.4f} ± {stats.t.ppf(0.975, 1) * stats.sem(gains):.4f}"
+    assert shown in Path("store/table.md").read_text()
+    (comparison,) = compare([run.directory for run in grid.runs])
+    assert {group.label: [each.order for each in group.runs] for group in comparison.groups} == {
+        method: [0, 1] for method in GRID["methods"]
+    }
+    assert shown in markdown([comparison.table()], [], "report.py")
+
+
+# Settings chosen on development examples.
+
+
+def held_out_accuracy(run):
+    """Of isolated networks, of which each has a task of its own, from the files of their predictions."""
+    targets = load_file(run.directory / TARGETS)
+    found = [
+        np.mean(answers.argmax(1) == targets[place])
+        for path in (run.directory / "predictions").glob("member_*")
+        for place, answers in load_file(path).items()
+        if place.endswith("held_out")
+    ]
+    assert len(found) == len(run.config.data.tasks)
+    return np.mean(found)
+
+
+def test_a_varied_rate_is_chosen_on_held_out_examples_and_reported_on_test_examples(here):
+    rates = {"hp.lr": [0.0001, 0.03], "data.samples": [20]}
+    own = {"hyperparams": ["config/hyperparam/mlp.yaml"], "data.tasks": [[0, 1], [2, 3]]}
+    grid = write_grid(methods=["isolated"], samples=None, hold_out=0.3, vary=rates, **own)
+    for run in grid.runs:
+        assert modelzoo.main([*run.arguments, "--quiet"]) == 0
+    benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
+    scores = {
+        rate: [held_out_accuracy(run) for run in grid.runs if run.config.hp.lr == rate] for rate in rates["hp.lr"]
+    }
+    best = max(scores, key=lambda rate: np.mean(scores[rate]))
+    tests = [run.summary["avg_acc_final"] for run in grid.runs if run.config.hp.lr == best]
+    first = int(np.argmax(scores[best]))
+    text = Path("store/table.md").read_text()
+    assert text.startswith("## Chosen on development examples\n")
+    row = [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]]
+    half = stats.t.ppf(0.975, 1) * stats.sem(tests)
+    assert row[1:3] == ["isolated, samples 20", f"lr {best}"]
+    assert row[3].split(" ± ")[0] == f"{np.mean(scores[best]):.4f}"
+    assert row[4:] == [f"{np.mean(tests):.4f} ± {half:.4f}", f"{scores[best][first]:.4f}", f"{tests[first]:.4f}"]
+
+
+def test_the_split_of_development_examples_chooses_where_a_stream_has_one(here):
+    few = {"data.train_examples": 32, "data.dev_examples": 64, "data.test_examples": 64, "data.fresh": False}
+    own = {
+        "streams": ["config/dataset/alg_stream.yaml"],
+        "hyperparams": ["config/hyperparam/mlp.yaml"],
+        "samples": None,
+    }
+    grid = write_grid(methods=["finetune"], seeds=1, vary={"hp.lr": [0.00001, 0.1]}, **own, **few)
+    scores = {}
+    for run in grid.runs:
+        assert modelzoo.main([*run.arguments, "--quiet"]) == 0
+        with open(run.directory / "metrics.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if (row["split"], row["slice"], row["metric"]) == DEV_ROWS]
+        scores[run.config.hp.lr] = np.mean([float(row["value"]) for row in rows if row["episode"] == "4"])
+    benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
+    row = [cell.strip() for cell in Path("store/table.md").read_text().splitlines()[4].split("|")[1:-1]]
+    assert row[1:4] == ["finetune", f"lr {max(scores, key=scores.get)}", f"{max(scores.values()):.4f}"]
+
+
 BAD: dict[str, Any] = {
+    "no orders": ({"task_orders": 0}, "task_orders is 0", "at least 1"),
+    "order drawn twice": (
+        {"task_orders": 2, "data.task_order": "seed"}, "task_orders draws", "isolated has task_order: seed already",
+    ),
     "unknown key": ({"sample": 3}, "unknown key 'sample'", "did you mean 'samples'"),
     "own key": ({"run_dir": "x"}, "unknown key 'run_dir'"),
     "key missing": ({"streams": None}, "key 'streams' is missing"),
@@ -767,7 +886,8 @@ def test_a_table_for_each_stream_and_network(here):
     for number, run in enumerate(grid.runs):
         finish(run, final=(number / 16, number / 16))
     assert collect() == 0
-    parts = Path("store/table.md").read_text().split("## ")[1:]
+    ranked, *parts = Path("store/table.md").read_text().split("## ")[1:]
+    assert re.findall(r"\| (\w+) +\| +([12])\.00 ", ranked) == [("finetune", "1"), ("isolated", "2")]
     assert [part.partition("\n")[0] for part in parts] == [
         "split_digits, conv", "split_digits, wrn", "rotated_digits, conv", "rotated_digits, wrn",
     ]  # fmt: skip

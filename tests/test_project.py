@@ -15,7 +15,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"training": (), "evaluation": ("training",)},
     {"methods": ()},
     {"records": ()},
-    {"studies": (), "zoo": (), "reporting": ("studies",)},
+    {"studies": ("zoo",), "zoo": (), "reporting": ("studies",)},
     {
         "modelzoo": (),
         "train_task": (),

@@ -228,7 +228,7 @@ def test_tasks_arrive_in_every_order_alike_each_as_it_is_written():
     parts = [TaskConfig((0, 1), name="clean"), TaskConfig((2, 3), name="noisy", label_noise=1.0), TaskConfig((4, 5))]
     found = Counter()
     for seed in range(120):
-        made = stream("digits", parts, folder={"task_order": "seed"}, seed=seed)
+        made = stream("digits", parts, task_order="seed", seed=seed)
         assert [task.id for task in made.tasks] == [1, 2, 3]
         found[tuple(task.name for task in made.tasks)] += 1
         for task in made.tasks:
@@ -239,12 +239,42 @@ def test_tasks_arrive_in_every_order_alike_each_as_it_is_written():
     assert chisquare(list(found.values())).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("order", ["class_order", "task_order"])
+FEW = {"data.train_examples": 20, "data.dev_examples": 20, "data.test_examples": 20}
+STREAMS_OF_TASKS = {
+    "split_digits.yaml": {},
+    "rotated_digits.yaml": {},
+    "alg_stream.yaml": FEW,
+    "recall_ladder.yaml": {**FEW, "data.length": 128},
+    "language_stream.yaml": FEW,
+    "tms_stream.yaml": FEW,
+    "modular_addition.yaml": {"data.tasks": ["addition", "division", "subtraction"], "data.modulus": 7},
+}
+
+
+@pytest.mark.parametrize("name", STREAMS_OF_TASKS)
+def test_a_number_draws_the_order_of_any_tasks_the_same_for_all_seeds(name):
+    """And the order that the seed of this number would draw."""
+
+    def made(order, seed):
+        changes = {**STREAMS_OF_TASKS[name], "data.task_order": order}
+        config = configure(data_config=str(CONFIGS / name), seed=seed, set=changes).config
+        return build_stream(config.data, config.seed, CPU).tasks
+
+    written = made("written", 0)
+    orders = [[task.name for task in made(order, seed)] for order, seed in ((2, 0), (2, 1), ("seed", 2), (7, 0))]
+    assert orders[0] == orders[1] == orders[2]
+    assert len({tuple(task.name for task in written), *map(tuple, orders)}) == 3
+    found = {task.name: task for task in made(2, 0)}
+    assert [task.id for task in found.values()] == list(range(1, len(written) + 1))
+    for task in written:
+        assert torch.equal(found[task.name].test.targets, task.test.targets)
+
+
+@pytest.mark.parametrize("own", [{"folder": {"class_order": "seed"}}, {"task_order": "seed"}])
 @pytest.mark.parametrize("hold_out", [0, 0.3])
-def test_a_task_without_the_forgotten_ones_is_what_it_was(order, hold_out):
-    own = {order: "seed"}
-    tasks = stream("digits", PARTS, folder=own, seed=4, hold_out=hold_out).tasks
-    left = stream("digits", PARTS, folder=own, seed=4, hold_out=hold_out, forgotten=(2,)).tasks
+def test_a_task_without_the_forgotten_ones_is_what_it_was(own, hold_out):
+    tasks = stream("digits", PARTS, **own, seed=4, hold_out=hold_out).tasks
+    left = stream("digits", PARTS, **own, seed=4, hold_out=hold_out, forgotten=(2,)).tasks
     assert [task.id for task in left] == [1, 3]
     for task, before in zip(left, (tasks[0], tasks[2]), strict=True):
         assert (task.name, task.classes) == (before.name, before.classes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from datasets.images.settings import arranged
+from datasets.arrangement import arranged
 from evaluation.accuracy import MIXED_EXAMPLES
 from evaluation.measurements import WITHOUT_TASK, mean_over_tasks
 from methods import METHODS
@@ -28,7 +28,7 @@ _PACKAGES = {"model.onnx": ("onnx", "onnxruntime"), "model.pt2": ("torch",)}
 def model_card(zoo: Zoo, outputs: Mapping[str, SavedTask], parameters: int, files: Sequence[str]) -> str:
     """The model card in Markdown of a zoo combined as it is exported; `outputs`: the task of each output, by name."""
     config, raw = zoo.config, read_config(zoo.path)
-    tasks = arranged(config.data, config.seed)
+    tasks = arranged(config.data, config.seed).tasks
     rows = [row for row in read_measurements(zoo.path, zoo.manifest)[0] if row.episode == zoo.manifest.episode]
     numbers = [task.number for task in outputs.values()]
     used = {member for number in numbers for member in zoo.combinations[number].members}

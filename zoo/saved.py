@@ -306,7 +306,13 @@ class Zoo:
 
     def test_scores(self) -> dict[int, Scores]:
         """By task, the scores of the members' saved predictions on its test examples, combined as in this zoo."""
-        found = self.saved_predictions("test")
+        return self._scores(self.saved_predictions("test"))
+
+    def held_out_scores(self) -> dict[int, Scores]:
+        """The same on its held-out examples; a UserError if none were held out."""
+        return self._scores(self.held_out)
+
+    def _scores(self, found: Mapping[int, MemberPredictions]) -> dict[int, Scores]:
         return {task: CrossEntropy().evaluate(saved.of(self.combinations[task]), saved.targets)
                 for task, saved in found.items()}  # fmt: skip
 

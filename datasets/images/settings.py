@@ -1,16 +1,13 @@
-"""What the dataset YAML of images may say beside `dataset` and `tasks`, and the order in which the seed puts tasks."""
+"""What the dataset YAML of images may say beside `dataset` and `tasks`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-
-from datasets.config import DataConfig, TaskConfig
+from datasets.config import SEED, WRITTEN
 from utils.errors import UserError, unknown
-from utils.seeding import generator
 from utils.settings import PerChannel, Range, read, setting
 
-WRITTEN, FIXED, SEED = "written", "fixed", "seed"
+FIXED = "fixed"
 SPAN = 180.0
 
 
@@ -63,7 +60,6 @@ class ImageSettings:
     )
     pad: int = setting(Range(0, 512), "black pixels that are put on every side of an image", default=0)
     samples_per_task: int | None = setting(Range(1), "use up to N random training examples of each task", default=None)
-    task_order: str = setting((WRITTEN, SEED), "order in which the tasks arrive: as written, or drawn", default=WRITTEN)
 
     @property
     def normalisation(self) -> Normalisation:
@@ -101,22 +97,3 @@ class RotationSettings(ViewSettings):
     span: float | None = setting(
         Range(0, 360, whole=False, open_low=True), f"degrees that drawn rotations share ({SPAN:g})", default=None
     )
-
-
-def arranged(config: DataConfig, seed: int) -> tuple[TaskConfig, ...]:
-    """The tasks of a stream with the classes that they have, in the order in which they arrive."""
-    tasks = list(config.tasks)
-    if getattr(config.settings, "class_order", WRITTEN) == SEED:
-        if named := [task.name for task in tasks if task.name]:
-            raise UserError(
-                f"{config.path}: class_order: seed deals the classes anew, so that the name {named[0]!r} would say "
-                "nothing; leave the names of tasks out"
-            )
-        classes = list(dict.fromkeys(entry for task in tasks for entry in task.classes))
-        order = torch.randperm(len(classes), generator=generator(seed, "class_order"))
-        dealt = {entry: classes[place] for entry, place in zip(classes, order.tolist(), strict=True)}
-        tasks = [replace(task, classes=tuple(dealt[entry] for entry in task.classes)) for task in tasks]
-    if getattr(config.settings, "task_order", WRITTEN) == SEED:
-        order = torch.randperm(len(tasks), generator=generator(seed, "task_order"))
-        tasks = [tasks[place] for place in order.tolist()]
-    return tuple(tasks)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.config import DataConfig, TaskConfig, class_name
-from datasets.images.settings import HALF, ImageSettings, Normalisation, arranged
+from datasets.images.settings import HALF, ImageSettings, Normalisation
 from datasets.objectives import CrossEntropy
 from datasets.task import HELD_OUT, TEST, TRAIN, Examples, Preprocess, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
@@ -115,7 +115,6 @@ class ImageDataset:
 def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torch.device) -> TaskStream:
     """The stream whose tasks have the classes that the dataset YAML names; UserError if the data set lacks one."""
     preprocess = _preprocess(config, data)
-    config = replace(config, tasks=arranged(config, seed))
     train, test = (replace(images, pixels=place(images.pixels, device)) for images in (data.train, data.test))
     data = replace(data, train=train, test=test)
     known: dict[tuple[bytes, torch.device], Tensor] = {}

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datasets.config import DataConfig
-from datasets.images.settings import FIXED, SEED, SPAN
+from datasets.config import SEED, DataConfig
+from datasets.images.settings import FIXED, SPAN
 from datasets.images.stream import Label
 from utils.errors import UserError
 from utils.seeding import generator
