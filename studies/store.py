@@ -11,9 +11,9 @@ import numpy as np
 
 from evaluation import metrics
 from methods.config import RunConfig
-from records.configuration import ASK, SECTIONS, comparable, keys_where, obstacle, plain_config
-from records.directory import check_free, holds_run, read_config
-from records.manifest import SUMMARY
+from records.configuration import ASK, SECTIONS, alike, comparable, keys_where, lacking, plain_config
+from records.directory import check_free, holds_run, read_config, shared_config
+from records.manifest import SUMMARY, read_manifest
 from records.summary import by_task, figure, key_of, read_summary
 from records.task_config import TaskRunConfig
 from studies.differences import differences_table
@@ -21,7 +21,7 @@ from studies.planned import Grid, PlannedRun
 from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
 from utils.errors import UserError
 from utils.files import csv_bytes, write_bytes
-from utils.settings import declarations, first_difference, flat
+from utils.settings import declarations, first_difference, flat, plain
 
 COLUMNS = (
     *(column.key for column in METRICS), "avg_incremental_acc", "worst_task_acc",
@@ -58,7 +58,7 @@ def write_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: 
     runs, measured = grid.runs, figures(grid.runs)
     write_results(runs, store, failures, measured, COLUMNS)
     tables: dict[str, dict[str, dict[int, Values]]] = {}
-    headings = titles([(run.table, plain_config(run.config)) for run in runs])
+    headings = _headings(runs)
     for run, heading in zip(runs, headings, strict=True):
         finished = tables.setdefault(heading, {}).setdefault(run.label, {})
         if run.name in measured:
@@ -91,15 +91,43 @@ def write_results(
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
     """The figures of each finished run by name; gains are over the isolated run with the same data, recipe and seed."""
-    finished = [(run, read_config(run.directory), run.summary) for run in runs if run.finished]
-    isolated = [(config, found) for run, config, found in finished if run.config.method == "isolated"]
+    finished = [(run, *found) for run in runs if (found := _finished(run.directory))]
+    keys = _Keys()
+    isolated: dict[str, list[tuple[Mapping[str, Any], Values]]] = {}
+    for run, config, found in finished:
+        if run.config.method == "isolated":
+            isolated.setdefault(keys.of(config), []).append((config, found))
     measured: dict[str, dict[str, Any]] = {}
     for run, config, found in finished:
-        alone = next((found for reference, found in isolated if obstacle(reference, config) is None), None)
+        same = isolated.get(keys.of(config), ())
+        alone = next((found for reference, found in same if lacking(reference, config) is None), None)
         columns = [key_of(column, found["metric"]) for column in COLUMNS]
         values = {name: found.get(name) for name in ("metric", "higher_is_better", *columns)}
         measured[run.name] = values | _gains(found, alone)
     return measured
+
+
+def _finished(directory: Path) -> tuple[Mapping[str, Any], Values] | None:
+    """config.yaml and summary.json of a run; None if it is not finished."""
+    manifest = read_manifest(directory)
+    if manifest is None or not manifest.finished:
+        return None
+    return shared_config(directory, manifest), read_summary(directory, manifest) or {}
+
+
+class _Keys:
+    """A text that is the same for runs whose configurations are `alike`."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def of(self, config: Mapping[str, Any]) -> str:
+        """The text of a `shared_config`; those with the same sections are compared once."""
+        parts = tuple(id(config[name]) for name in SECTIONS)
+        if parts not in self._known:
+            shared = alike({name: config[name] for name in SECTIONS})
+            self._known[parts] = json.dumps(shared, sort_keys=True, default=str)
+        return f"{config.get('seed')} {self._known[parts]}"
 
 
 def _gains(summary: Values, isolated: Values | None) -> dict[str, float | None]:
@@ -113,6 +141,12 @@ def _gains(summary: Values, isolated: Values | None) -> dict[str, float | None]:
     if (learned := figure(summary, "per_task_learning_acc")) is not None and len(alone) > 1:
         forward = metrics.fwt_isolated(np.diag(sign * np.array(learned)), alone)  # it reads only the diagonal
     return {"gain_isolated": gain, "fwt_isolated": forward}
+
+
+def _headings(runs: Sequence[PlannedRun]) -> list[str]:
+    """The title of the table of each run, from what it was asked to do; runs that share their data are read once."""
+    data = {key: plain(each) for key, each in {id(run.config.data): run.config.data for run in runs}.items()}
+    return titles([(run.table, {"data": data[id(run.config.data)], "seed": run.config.seed}) for run in runs])
 
 
 def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -158,7 +192,8 @@ def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:
     """Devices, versions and commits of the finished runs, and the date of the newest."""
     facts: dict[str, dict[str, None]] = {}  # a dict for a set that keeps its order
     for run in runs:
-        config = read_config(run.directory)
+        manifest = read_manifest(run.directory)
+        config = read_config(run.directory) if manifest is None else shared_config(run.directory, manifest)
         commit = str(config["commit"])[:12] + " with changes" * config["uncommitted_changes"]
         made = {key: config[key] for key in ("device", "precision", "threads")}
         for key, value in {**made, **config["versions"], "commit": commit}.items():

@@ -1,7 +1,9 @@
 """Read YAML files written by people; anything unreadable is refused in one line."""
 
+import copy
 import re
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -58,7 +60,13 @@ def load_yaml(path: str) -> dict[str, Any]:
         raise UserError(missing_file(path)) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UserError(f"{path} cannot be read: {error}") from None
-    return parse_yaml(path, content)
+    return copy.deepcopy(_parsed(path, content))
+
+
+@lru_cache(64)
+def _parsed(path: str, text: str) -> dict[str, Any]:
+    """A large grid reads the same few files once for each of its cells."""
+    return parse_yaml(path, text)
 
 
 def parse_yaml(path: str, text: str, loader: Any = _Loader) -> dict[str, Any]:
