@@ -91,7 +91,7 @@ def write_results(
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
     """The figures of each finished run by name; gains are over the isolated run with the same data, recipe and seed."""
-    finished = [(run, *found) for run in runs if (found := _finished(run.directory))]
+    finished = [(run, *both) for run in runs if (both := _finished(run.directory))]
     keys = _Keys()
     isolated: dict[str, list[tuple[Mapping[str, Any], Values]]] = {}
     for run, config, found in finished:
