@@ -63,9 +63,9 @@ def load_yaml(path: str) -> dict[str, Any]:
     return copy.deepcopy(_parsed(path, content))
 
 
-@lru_cache(64)
+@lru_cache(1024)
 def _parsed(path: str, text: str) -> dict[str, Any]:
-    """A large grid reads the same few files once for each of its cells."""
+    """A large grid reads the same few files and values again for each of its cells."""
     return parse_yaml(path, text)
 
 
@@ -87,4 +87,4 @@ def parse_yaml(path: str, text: str, loader: Any = _Loader) -> dict[str, Any]:
 
 def parse_value(text: str, key: str = "value") -> Any:
     """Parse one YAML value, such as 0.1, true, [1, 2] or conv, of a key; UserError if it is not one."""
-    return parse_yaml("the value", f"{key}: {text}\n")[key]
+    return copy.deepcopy(_parsed("the value", f"{key}: {text}\n"))[key]
