@@ -30,8 +30,8 @@ from records.directory import read_config
 from records.lock import locked
 from records.summary import figure
 from reporting import one_line_errors
+from reporting.collecting import episodes, make_report, tables
 from studies import task_grid
-from studies.collecting import episodes, make_report, tables
 from studies.grid import AXES, OPTIONS, load_grid
 from studies.grid_file import PROJECT, undashed
 from studies.jobs import Job, run_jobs

@@ -28,7 +28,7 @@ from studies.planned import PlannedRun
 from studies.study_file import Study, study_job
 
 SEEDS, EPISODES = 10, 5
-RUN = "import sys; from studies.commands import COMMANDS; sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))"
+RUN = "import sys; from reporting.commands import COMMANDS; sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))"
 
 
 def grid_of(runs: int, folder: Path) -> dict[str, Any]:

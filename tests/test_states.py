@@ -21,7 +21,7 @@ from rich.console import Console
 from records.directory import read_config, shared_config
 from records.lock import LOCK, locked
 from records.manifest import Entry, Manifest, read_manifest
-from studies.commands import COMMANDS
+from reporting.commands import COMMANDS
 from studies.dry_run import dry_run, pilot_lengths, ranges, straight
 from studies.states import JobState, RunState, StudyState, study_state
 from studies.study_file import CANCEL, Study, StudyJob, StudyRun, note_failure, study_job
@@ -183,7 +183,7 @@ def test_a_store_without_a_study(here, capsys):
 
 
 def test_status_does_not_load_torch(here):
-    code = "import sys, studies.commands, studies.states, studies.watching; sys.exit('torch' in sys.modules)"
+    code = "import sys, reporting.commands, studies.states, studies.watching; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
 
 
@@ -200,7 +200,7 @@ def test_cancel_ends_what_runs_here_and_says_what_runs_elsewhere(here, capsys, m
     }
     begun(grid.runs[1])
     leave_lock(grid.runs[1], host="elsewhere", process=7)
-    monkeypatch.setattr("studies.commands._WAIT", 0.1)
+    monkeypatch.setattr("reporting.commands._WAIT", 0.1)
     assert COMMANDS["cancel"](["--store", "store"]) == 1
     assert f"still running: {grid.runs[1].name}, host elsewhere process 7" in capsys.readouterr().out
 
@@ -246,7 +246,7 @@ def test_watch_without_a_terminal_ends_with_the_study(here, capsys):
 
 def test_q_ends_the_page(study):
     ours, theirs = pty.openpty()
-    code = "import sys; from studies.commands import COMMANDS; sys.exit(COMMANDS['watch'](['--store', 'store']))"
+    code = "import sys; from reporting.commands import COMMANDS; sys.exit(COMMANDS['watch'](['--store', 'store']))"
     env = os.environ | {"PYTHONPATH": str(PROJECT), "TERM": "xterm", "COLUMNS": "160"}
     with subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
         seen = b""

@@ -91,7 +91,7 @@ def _collect(argv: Sequence[str]) -> int:
     parser.add_argument("--config", metavar="YAML", help="the grid (default: the one that the study was begun with)")
     parser.add_argument("--no_report", action="store_true", help="write no report.html (default: write it)")
     options = parser.parse_known(argv)
-    from studies.collecting import collect  # loads torch
+    from reporting.collecting import collect  # loads torch
 
     collect(Path(options.store), options.config, report=not options.no_report)
     return 0
