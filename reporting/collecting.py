@@ -1,5 +1,6 @@
 """Collect a study: tables and the report of what is finished."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from studies.planned import Grid, PlannedRun
 from studies.store import write_tables
 from studies.study_file import failed_jobs, failure_of, read_study
 from studies.task_tables import write_task_tables
+from utils.errors import UserError
 
 _REPORTED = 500  # more would be a page that takes minutes to draw, and that nobody can read
 
@@ -24,20 +26,26 @@ def collect(store: Path, config: str | None = None, *, report: bool = True) -> N
 
     The grid is that of study.json, or the YAML file `config`. UserError if the store holds no study.
     """
-    study = read_study(store)
-    path = config or study.config
-    paper = load_paper(path, store, study.smoke, study.data_dir) if study.paper else None
-    grid = paper.grid if paper else load_grid(path, store)
+    if not store.is_dir():
+        raise UserError(f"--store {store} does not exist")
+    study = None if config else read_study(store)
+    paper = load_paper(study.config, store, study.smoke, study.data_dir) if study and study.paper else None
+    grid = paper.grid if paper else load_grid(config or study.config, store)  # type: ignore[union-attr]
+    command = (
+        study.command
+        if study
+        else shlex.join(["python", "benchmark.py", "--config", str(config), "--store", str(store)])
+    )
     failed = failed_jobs(store)
     failures = {
         run.name: failure_of(store, job.name)
         for job in grid.jobs if job.name in failed for run in job.runs if not run.finished
     }  # fmt: skip
     with one_line_errors(str(store), store):
-        tables(paper, grid, store, failures, study.command)
+        tables(paper, grid, store, failures, command)
         print(f"tables are in {store / 'table.md'}, {store / 'table.tex'} and {store / 'results.csv'}")
-        if report and not study.smoke:  # nobody should see the curves of a quick version
-            make_report(grid.runs, store, study.command)
+        if report and not (study and study.smoke):  # nobody should see the curves of a quick version
+            make_report(grid.runs, store, command)
 
 
 def tables(paper: Paper | None, grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:

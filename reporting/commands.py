@@ -97,18 +97,18 @@ def _collect(argv: Sequence[str]) -> int:
     return 0
 
 
-def _program(name: str, body: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    return run_program(f"benchmark.py {name}", lambda: body(argv))
+def _program(body: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    return run_program("benchmark.py", lambda: body(argv))
 
 
 def _watch_program(argv: Sequence[str]) -> int:
     # Programs escape control characters in what they print; the page consists of them.
-    return _program("watch", partial(_watch, terminal=sys.stdout), argv)
+    return _program(partial(_watch, terminal=sys.stdout), argv)
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
-    "status": partial(_program, "status", _status),
+    "status": partial(_program, _status),
     "watch": _watch_program,
-    "cancel": partial(_program, "cancel", _cancel),
-    "collect": partial(_program, "collect", _collect),
+    "cancel": partial(_program, _cancel),
+    "collect": partial(_program, _collect),
 }

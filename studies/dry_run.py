@@ -44,10 +44,13 @@ def dry_run(
     `program` makes the runs (default: that of the grid).
     """
     program = program or PROJECT / f"{grid.program}.py"
-    missing, cells = [job for job in grid.jobs if job.missing], dict[tuple[str, str], list[PlannedJob]]()
+    # Two labels may stand for the same run, which is done once.
+    every, cells = {job.name: job for job in grid.jobs}.values(), dict[tuple[str, str], list[PlannedJob]]()
+    missing = [job for job in every if job.missing]
     for job in missing:
         cells.setdefault(_cell(job), []).append(job)
-    print(f"{len(grid.runs)} runs, {sum(job.missing for job in missing)} of them to do in {store}", flush=True)
+    count = sum(len(job.runs) for job in every)
+    print(f"{count} runs, {sum(job.missing for job in missing)} of them to do in {store}", flush=True)
     finished = _finished_seconds(grid)
     pilots = _Pilots(program, jobs, pilot_seconds)
     start = pilots.start() if any(cell in finished for cell in cells) else 0.0

@@ -178,7 +178,9 @@ def test_remaining_time_from_progress_where_nothing_is_finished():
 def test_a_store_without_a_study(here, capsys):
     for name in COMMANDS:
         assert COMMANDS[name](["--store", "store"]) == 2
-        assert "store holds no study" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error.startswith("benchmark.py: --store store ")
+        assert error.count("\n") == 1
     assert not STORE.exists()
 
 
