@@ -4,7 +4,7 @@
 
 A run of five tasks is made first, on a few handwritten digits; the others are copies of its tables, summary and
 configuration with other seeds, learning rates and scores, ten seeds a cell. Every command is a new process; wall time.
---report 1 makes the reports, too.
+--report 1 makes the reports of up to 500 runs, too; without it collect is given --no_report.
 """
 
 import hashlib
@@ -102,7 +102,7 @@ def main() -> None:
         folder, model = Path(name), Path(name, "model")
         (grid := load_grid_of_model(folder))
         modelzoo_run([*grid.arguments[:-1], f"--run_dir={model}"])
-        line("runs", "planning, s", "status, s", "collect --no_report, s", *["collect, s"] * bool(given.report))
+        line("runs", "planning, s", "status, s", "collect, s", *["with report, s"] * bool(given.report))
         for size in sizes:
             store = folder / f"store{size}"
             planning = made(store, model, size)
