@@ -139,13 +139,24 @@ def obstacle(reference: Mapping[str, Any], content: Mapping[str, Any]) -> str | 
 
     Tasks are matched by their numbers: the second run may have forgotten tasks that the reference still has.
     """
-    both = reference, content
-    one, other = ({**comparable(config), "seed": config.get("seed")} for config in both)
-    forgotten, also = (set(config["data"].get("forgotten", ())) for config in both)
-    one["data.forgotten"], other["data.forgotten"] = forgotten, forgotten & also
-    sums, others = (config.get("data_sha256") or {} for config in both)
-    one["data_sha256"], other["data_sha256"] = sums | others, others | sums
-    return next((key for key in one | other if one.get(key) != other.get(key)), None)
+    one, other = alike(reference), alike(content)
+    return next((key for key in one | other if one.get(key) != other.get(key)), None) or lacking(reference, content)
+
+
+def alike(content: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, what must be equal in two config.yaml for their runs to be compared task by task."""
+    found = {**comparable(content), "seed": content.get("seed")}
+    found.pop("data.forgotten", None)
+    return found
+
+
+def lacking(reference: Mapping[str, Any], content: Mapping[str, Any]) -> str | None:
+    """The key by which a reference does not have all data of another run that is `alike`; None if it has."""
+    forgotten, also = (set(config["data"].get("forgotten", ())) for config in (reference, content))
+    if not forgotten <= also:
+        return "data.forgotten"
+    sums, others = (config.get("data_sha256") or {} for config in (reference, content))
+    return None if sums | others == others | sums else "data_sha256"
 
 
 def hyperparameters(config: RunConfig | TaskRunConfig) -> dict[str, bool | float | str]:

@@ -24,7 +24,7 @@ from evaluation.measurements import (
 from methods.selection import relative_entropy
 from records.configuration import obstacle
 from records.directory import holds_run, read_config
-from records.manifest import SUMMARY, checked, read_manifest, reading
+from records.manifest import SUMMARY, Manifest, checked, read_manifest, reading
 from records.monitor import EpisodeFacts
 from utils.errors import UserError, one_line
 
@@ -212,9 +212,9 @@ def _with_next(R: metrics.Matrix, rows: Sequence[Measurement]) -> metrics.Matrix
     return R
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The content of summary.json; None if the run is not finished."""
-    manifest = read_manifest(path)
+def read_summary(path: Path, manifest: Manifest | None = None) -> dict[str, Any] | None:
+    """The content of summary.json; None if the run is not finished. `manifest`: if it was read already."""
+    manifest = manifest or read_manifest(path)
     if manifest is None or not manifest.finished:
         return None
     with reading(path, SUMMARY):

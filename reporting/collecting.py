@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from records.manifest import read_manifest
@@ -16,6 +17,8 @@ from studies.store import write_tables
 from studies.study_file import failed_jobs, failure_of, read_study
 from studies.task_tables import write_task_tables
 from utils.errors import UserError
+
+_REPORTED = 500  # more would be a page that takes minutes to draw, and that nobody can read
 
 
 def collect(store: Path, config: str | None = None, *, report: bool = True) -> None:
@@ -63,12 +66,17 @@ def episodes(run: PlannedRun) -> int:
 
 
 def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
-    """Write the report of the finished runs."""
+    """Write the report of the finished runs, unless they are too many for one page."""
+    manifests = ((run, read_manifest(run.directory)) for run in runs)
+    shown = (run for run, manifest in manifests if manifest and manifest.finished and manifest.episode)
+    runs = list(islice(shown, _REPORTED + 1))
+    if len(runs) > _REPORTED:
+        print(f"there is no report, as there are more than {_REPORTED} runs: report.py makes one of those it is given")
+        return
     from reporting.groups import compare  # imported here, as drawing libraries take a second to load
     from reporting.page import of_several_runs
     from reporting.task_page import of_task_runs
 
-    runs = [run for run in runs if run.finished and episodes(run)]
     if runs and isinstance(runs[0].config, TaskRunConfig):
         page = of_task_runs([Run.load(run.directory) for run in runs], command)
         print(f"the report is {page.write(store)}")

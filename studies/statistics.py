@@ -23,7 +23,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     mean = float(np.mean(values)) if len(values) else math.nan
     if len(values) < 2:
         return mean, math.nan
-    return mean, float(scipy.stats.t.ppf((1 + level) / 2, len(values) - 1) * scipy.stats.sem(values))
+    # scipy.stats.t and sem give the same, a hundred times as slowly: large studies have thousands of intervals.
+    quantile = scipy.special.stdtrit(len(values) - 1, (1 + level) / 2)
+    return mean, float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def share_interval(share: float, n: int) -> tuple[float, float]:
@@ -45,7 +47,8 @@ def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
         return math.nan
     if np.allclose(difference, difference[0], rtol=1e-12, atol=1e-12):  # equal but for rounding
         return float(abs(difference[0]) <= 1e-12)
-    return float(scipy.stats.ttest_rel(one, other).pvalue)
+    t = np.mean(difference) * math.sqrt(len(difference)) / np.std(difference, ddof=1)
+    return float(2 * scipy.special.stdtr(len(difference) - 1, -abs(t)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

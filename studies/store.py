@@ -1,5 +1,6 @@
 """The run directories of a benchmark: check them against the grid and collect their results."""
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import chain
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from evaluation import metrics
-from records.configuration import comparable, obstacle, plain_config
-from records.directory import check_free, holds_run, read_config
-from records.manifest import SUMMARY
+from records.configuration import SECTIONS, alike, comparable, lacking
+from records.directory import check_free, holds_run, read_config, shared_config
+from records.manifest import SUMMARY, read_manifest
 from records.summary import by_task, figure, key_of, read_summary
 from studies.differences import differences_table
 from studies.planned import Grid, PlannedRun
@@ -21,6 +22,7 @@ from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, mark
 from studies.tuned import tuned_section
 from studies.variance import splits, variance_csv, variance_section
 from utils.files import csv_bytes, write_bytes
+from utils.settings import plain
 
 COLUMNS = (
     *(column.key for column in METRICS), "avg_incremental_acc", "worst_task_acc",
@@ -46,7 +48,7 @@ def write_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: 
     runs, measured = grid.runs, figures(grid.runs)
     write_results(runs, store, failures, measured, COLUMNS)
     tables: dict[str, dict[str, dict[Replicate, Values]]] = {}
-    headings = titles([(run.table, plain_config(run.config)) for run in runs])
+    headings = _headings(runs)
     for run, heading in zip(runs, headings, strict=True):
         finished = tables.setdefault(heading, {}).setdefault(run.label, {})
         if run.name in measured:
@@ -83,15 +85,43 @@ def write_results(
 
 def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
     """The figures of each finished run by name; gains are over the isolated run with the same data, recipe and seed."""
-    finished = [(run, read_config(run.directory), run.summary) for run in runs if run.finished]
-    isolated = [(config, found) for run, config, found in finished if run.config.method == "isolated"]
+    finished = [(run, *both) for run in runs if (both := _finished(run.directory))]
+    keys = _Keys()
+    isolated: dict[str, list[tuple[Mapping[str, Any], Values]]] = {}
+    for run, config, found in finished:
+        if run.config.method == "isolated":
+            isolated.setdefault(keys.of(config), []).append((config, found))
     measured: dict[str, dict[str, Any]] = {}
     for run, config, found in finished:
-        alone = next((found for reference, found in isolated if obstacle(reference, config) is None), None)
+        same = isolated.get(keys.of(config), ())
+        alone = next((found for reference, found in same if lacking(reference, config) is None), None)
         columns = [key_of(column, found["metric"]) for column in COLUMNS]
         values = {name: found.get(name) for name in ("metric", "higher_is_better", *columns)}
         measured[run.name] = values | _gains(found, alone)
     return measured
+
+
+def _finished(directory: Path) -> tuple[Mapping[str, Any], Values] | None:
+    """config.yaml and summary.json of a run; None if it is not finished."""
+    manifest = read_manifest(directory)
+    if manifest is None or not manifest.finished:
+        return None
+    return shared_config(directory, manifest), read_summary(directory, manifest) or {}
+
+
+class _Keys:
+    """A text that is the same for runs whose configurations are `alike`."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def of(self, config: Mapping[str, Any]) -> str:
+        """The text of a `shared_config`; those with the same sections are compared once."""
+        parts = tuple(id(config[name]) for name in SECTIONS)
+        if parts not in self._known:
+            shared = alike({name: config[name] for name in SECTIONS})
+            self._known[parts] = json.dumps(shared, sort_keys=True, default=str)
+        return f"{config.get('seed')} {self._known[parts]}"
 
 
 def _gains(summary: Values, isolated: Values | None) -> dict[str, float | None]:
@@ -107,20 +137,26 @@ def _gains(summary: Values, isolated: Values | None) -> dict[str, float | None]:
     return {"gain_isolated": gain, "fwt_isolated": forward}
 
 
+def _headings(runs: Sequence[PlannedRun]) -> list[str]:
+    """The title of the table of each run, from what it was asked to do; runs that share their data are read once."""
+    data = {key: plain(each) for key, each in {id(run.config.data): run.config.data for run in runs}.items()}
+    return titles([(run.table, {"data": data[id(run.config.data)], "seed": run.config.seed}) for run in runs])
+
+
 def titles(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """The title of the table of each run, from a name and config.yaml, which says how data of the same name differ."""
     kinds: dict[str, list[tuple[dict[str, Any], dict[Any, str]]]] = {}  # name -> different data, and their checksums
     found = []
     for name, config in runs:
-        data, alike = without_order(comparable(config, ["data"])), kinds.setdefault(name, [])
+        data, groups = without_order(comparable(config, ["data"])), kinds.setdefault(name, [])
         # By seed and order too, which decide what is used of the data.
         sums = {(replicate_of(config), task): value for task, value in (config.get("data_sha256") or {}).items()}
-        fits = (n for n, (other, known) in enumerate(alike) if other == data and known | sums == sums | known)
-        place = next(fits, len(alike))
-        alike[place:] = alike[place:] or [(data, {})]
-        alike[place][1].update(sums)
+        fits = (n for n, (other, known) in enumerate(groups) if other == data and known | sums == sums | known)
+        place = next(fits, len(groups))
+        groups[place:] = groups[place:] or [(data, {})]
+        groups[place][1].update(sums)
         found.append((name, place))
-    words = {name: _differences([data for data, _ in alike]) for name, alike in kinds.items()}
+    words = {name: _differences([data for data, _ in groups]) for name, groups in kinds.items()}
     return [", ".join([name, *words[name][place]]) for name, place in found]
 
 
@@ -150,7 +186,8 @@ def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:
     """Devices, versions and commits of the finished runs, and the date of the newest."""
     facts: dict[str, dict[str, None]] = {}  # a dict for a set that keeps its order
     for run in runs:
-        config = read_config(run.directory)
+        manifest = read_manifest(run.directory)
+        config = read_config(run.directory) if manifest is None else shared_config(run.directory, manifest)
         commit = str(config["commit"])[:12] + " with changes" * config["uncommitted_changes"]
         made = {key: config[key] for key in ("device", "precision", "threads")}
         for key, value in {**made, **config["versions"], "commit": commit}.items():

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,6 +154,11 @@ T = TypeVar("T")
 
 def declarations(kind: type) -> dict[str, Declaration]:
     """The declarations of a settings class by field name, in their order."""
+    return dict(_declarations(kind))
+
+
+@cache
+def _declarations(kind: type) -> dict[str, Declaration]:
     return {f.name: f.metadata["declaration"] for f in fields(kind) if "declaration" in f.metadata}
 
 

@@ -1,7 +1,9 @@
 """Read YAML files written by people; anything unreadable is refused in one line."""
 
+import copy
 import re
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -58,7 +60,13 @@ def load_yaml(path: str) -> dict[str, Any]:
         raise UserError(missing_file(path)) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UserError(f"{path} cannot be read: {error}") from None
-    return parse_yaml(path, content)
+    return copy.deepcopy(_parsed(path, content))
+
+
+@lru_cache(1024)
+def _parsed(path: str, text: str) -> dict[str, Any]:
+    """A large grid reads the same few files and values again for each of its cells."""
+    return parse_yaml(path, text)
 
 
 def parse_yaml(path: str, text: str, loader: Any = _Loader) -> dict[str, Any]:
@@ -79,4 +87,4 @@ def parse_yaml(path: str, text: str, loader: Any = _Loader) -> dict[str, Any]:
 
 def parse_value(text: str, key: str = "value") -> Any:
     """Parse one YAML value, such as 0.1, true, [1, 2] or conv, of a key; UserError if it is not one."""
-    return parse_yaml("the value", f"{key}: {text}\n")[key]
+    return copy.deepcopy(_parsed("the value", f"{key}: {text}\n"))[key]
