@@ -162,6 +162,19 @@ def test_regression_in_the_unit_of_the_targets():
     assert one.score(X, y[:, 0], task) > 0.97
 
 
+def test_arrays_that_do_not_fit(fitted, halves):
+    X, _, y, _, _, _ = halves
+    with pytest.raises(ValueError, match="task is missing in row 1, from 0"):
+        clone(fitted).fit(X, y, np.where(np.arange(len(y)) == 1, np.nan, 2.0))
+    one = ZooClassifier(**SMALL).fit(X[:, :2], np.arange(len(X)) % 2)
+    with pytest.raises(ValueError, match="some classes are numbers and others texts"):
+        one.partial_fit(X[:, :2], y)
+    assert one.fit(X[:, :2], y).classes_.tolist() == sorted({*y})  # from nothing
+    numbers = ZooRegressor(**SMALL).fit(X[:, :2], X[:, 2])
+    with pytest.raises(ValueError, match="y has 2 numbers for an example; it had 1 before"):
+        numbers.partial_fit(X[:, :2], X[:, 2:4])
+
+
 def test_series_and_wrong_settings():
     rng = np.random.default_rng(0)
     y = np.arange(60) % 2
@@ -176,3 +189,10 @@ def test_series_and_wrong_settings():
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=line):
             ZooClassifier(**{wrong: value}).fit(X, y)
+    for value, line in (
+        ({"seed": 3}, "'seed' is a parameter, or has no effect"),
+        ({"data.hold_out": 0.1}, "'data.hold_out' is a parameter, or has no effect"),
+        ([3], r"settings is \[3\]; it must map"),
+    ):
+        with pytest.raises(UserError, match=line):
+            ZooClassifier(settings=value).fit(X, y)

@@ -27,6 +27,7 @@ from utils.errors import UserError, expanded, unknown
 from utils.seeding import generator
 from utils.settings import Range, read, setting
 
+_LARGEST = 1e18  # target: its square is finite in single precision
 AUTO, CLASSES, REAL = "auto", "classes", "real"
 
 
@@ -153,17 +154,12 @@ def arrays(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     assert isinstance(config, ArrayConfig)
     own: ArraySettings = config.settings
     data = config.arrays
-    real = own.kind == REAL or (own.kind == AUTO and data.y.dtype.kind == "f")
-    if real and data.y.dtype.kind not in "iubf":
-        raise UserError(f"{config.path}: kind: real needs numbers; {own.y} has texts")
-    if not real and data.y.ndim != 1:
-        raise UserError(f"{config.path}: {own.y} has the shape {list(data.y.shape)}; classes must be [N]")
-    labels = None if real else Labels.of(data.y)
+    labels = _labels(config, own, data)
     groups = _groups(data.task, labels, len(data.X))
     tested = _tested(data.X, groups, own.test_share) if data.tested is None else data.tested
     held = _held_out(groups, tested, config.hold_out, seed)
     found = [_rows(config, data, labels, tested, held, seed, number) for number in range(1, len(config.tasks) + 1)]
-    preprocess, objective = _scaled(own, data, found[0], real, device)
+    preprocess, objective = _scaled(own, data, found[0], labels is None, device)
     store = place(torch.from_numpy(data.X), device)
     tasks = tuple(
         _task(config, number, rows, store, device)
@@ -177,6 +173,26 @@ arrays.Settings = ArraySettings  # type: ignore[attr-defined]
 arrays.Config = ArrayConfig  # type: ignore[attr-defined]
 
 
+def _labels(config: ArrayConfig, own: ArraySettings, data: Arrays) -> Labels | None:
+    """The classes of the targets, None if these are real numbers; UserError if they can be neither."""
+    where, y = f"{config.path}: {own.y}", data.y
+    real = own.kind == REAL or (own.kind == AUTO and y.dtype.kind == "f")
+    if real and y.dtype.kind not in "iubf":
+        raise UserError(f"{config.path}: kind: real needs numbers; {own.y} has texts")
+    if y.ndim > 1 + real or not y.size:
+        needed = "real numbers must be [N] or [N, D]" if real else "classes must be [N]"
+        raise UserError(f"{where} has the shape {list(y.shape)}; {needed}")
+    if real:
+        if np.abs(y.astype(np.float64)).max() > _LARGEST:
+            raise UserError(f"{where} has numbers beyond {_LARGEST:g}; give them in a larger unit")
+        return None
+    labels = Labels.of(y)
+    if own.kind == AUTO and y.dtype.kind in "iu" and 2 * len(labels.names) > len(y) > 2:
+        found = f"{len(labels.names):,} different whole numbers in {len(y):,} examples"
+        raise UserError(f"{where} has {found}; write kind: real if they are no classes, else kind: classes")
+    return labels
+
+
 def _scaled(
     own: ArraySettings, data: Arrays, first: Rows, real: bool, device: torch.device
 ) -> tuple[ArrayPreprocess, Objective]:  # fmt: skip
@@ -187,9 +203,10 @@ def _scaled(
         mean, sd = moments(first.targets[rows]) if own.scale else ([0.0], [1.0])
         objective = ScaledNumbers(torch.tensor(mean, device=device), torch.tensor(sd, device=device))
     if not own.scale:
-        return ArrayPreprocess(), objective
+        return ArrayPreprocess(columns=data.columns), objective
     mean, sd = moments(data.X[rows])
-    return ArrayPreprocess(torch.tensor(mean, device=device), torch.tensor(sd, device=device)), objective
+    scales = torch.tensor(mean, device=device), torch.tensor(sd, device=device)
+    return ArrayPreprocess(*scales, data.columns), objective
 
 
 def _task(config: ArrayConfig, number: int, rows: Rows, store: Tensor, device: torch.device) -> Task:
