@@ -135,8 +135,7 @@ def answer(
 def arrays_of(zoo: Zoo, path: Path) -> Tensor:
     """The features of a file of arrays, [N, ...]."""
     own = zoo.config.data.settings
-    columns = getattr(zoo.preprocess, "columns", ())
-    return torch.from_numpy(read_inputs(path, own.names if isinstance(own, ArraySettings) else Names(), columns))
+    return torch.from_numpy(read_inputs(path, own.names if isinstance(own, ArraySettings) else Names(), zoo.columns))
 
 
 def chunks_of(inputs: Tensor) -> Iterator[Named]:

@@ -1,6 +1,7 @@
 """Runs on files of arrays: scores, resuming, and answers to other files."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pandas
 import pytest
 from sklearn.metrics import root_mean_squared_error
 
+import export
+import forget
 import modelzoo
 import predict
 from records import Run
-from tests.test_arrays import PROJECT, TASKS, configured, drawn, here, rows_of, stream, write  # noqa: F401
+from tests.test_arrays import LABELS, PROJECT, TASKS, configured, drawn, here, rows_of, stream, write  # noqa: F401
 from tests.test_resume import same_as, stop_after
 from zoo import Zoo
 
@@ -58,6 +61,24 @@ def test_numbers_are_answered_to_columns_in_any_order(scale, capsys):
         told = capsys.readouterr().err
         assert line in told
         assert told.count("\n") == 1
+
+
+def test_a_zoo_of_a_table_is_shipped_and_forgets(monkeypatch, capsys):
+    """Its rows need not be in the file any more; that the first task gave the scale is said."""
+    frame = pandas.DataFrame(drawn(), columns=["a", "b", "c", "d"]).assign(task=TASKS, y=LABELS)
+    frame.to_csv("a.csv", index=False)
+    Path("d.yaml").write_text("{dataset: arrays, file: a.csv}")
+    modelzoo.run(configured(run_dir="run", hold_out=0.2))
+    monkeypatch.setattr("zoo.exporting.exported", lambda *given: {})  # the networks, which are slow to write
+    assert export.main(["run", "--out", "out", "--format", "torch"]) == 0
+    assert json.loads(Path("out/tasks.json").read_text())["input"]["columns"] == ["a", "b", "c", "d"]
+    assert "in this order: a, b, c, d." in Path("out/README.md").read_text()
+    for number, name in ((2, "1"), (1, "0")):
+        (frame[frame.task != 1] if number == 2 else frame).to_csv("a.csv", index=False)
+        given = ["run", "--task", f"name={name}", "--retrain", "--quiet", "--run_dir", "less", "--overwrite"]
+        assert forget.main(given) == 0, capsys.readouterr().err
+        limits = " ".join(json.loads(Path("less/certificate.json").read_text())["limits"])
+        assert ("Inputs are scaled by mean and standard deviation of the forgotten" in limits) == (number == 1)
 
 
 def test_a_stopped_run_goes_on_and_files_are_answered(monkeypatch, capsys):

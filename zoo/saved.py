@@ -98,6 +98,7 @@ class Zoo:
         combined_as: the arguments of `combined` that made these.
         input_shape: of one input, which is neither normalised nor padded.
         images, reads_files: whether inputs are images, and image files can be read as such.
+        columns: the names of the features of a table, in the order of an input; () if they have none.
         of_classes: whether answers are classes, see `predict`; else they are real numbers, see `numbers`.
     """
 
@@ -116,6 +117,7 @@ class Zoo:
         self.reads_files = self.images and self.input_shape[0] in (1, 3) and len({*self.input_shape[1:]}) == 1
         self._spec = StreamSpec(config.stream, members[0].input_shape, objective, preprocess)
         self.of_classes = isinstance(objective, CrossEntropy)
+        self.columns: tuple[str, ...] = getattr(self.preprocess, "columns", ())
         self._loaded: dict[int, tuple[MultiHead, Mapping[int, TaskWeights]]] = {}
         self.combinations: Mapping[int, Combination] = self._plain()
         self.combined_as: tuple[str, str, int | None] = PLAIN

@@ -24,7 +24,7 @@ from datasets.objectives import CrossEntropy, Objective
 from datasets.task import HELD_OUT, TEST, TRAIN, Examples, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
 from utils.errors import UserError, expanded, unknown
-from utils.seeding import generator
+from utils.seeding import derive_seed, generator
 from utils.settings import Range, read, setting
 
 _LARGEST = 1e18  # target: its square is finite in single precision
@@ -156,15 +156,19 @@ def arrays(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     data = config.arrays
     labels = _labels(config, own, data)
     groups = _groups(data.task, labels, len(data.X))
-    tested = _tested(data.X, groups, own.test_share) if data.tested is None else data.tested
-    held = _held_out(groups, tested, config.hold_out, seed)
-    found = [_rows(config, data, labels, tested, held, seed, number) for number in range(1, len(config.tasks) + 1)]
-    preprocess, objective = _scaled(own, data, found[0], labels is None, device)
+    everything = np.ones(len(data.X), bool)
+    tested = _share(data.X, groups, everything, own.test_share) if data.tested is None else data.tested
+    held = ~everything
+    if config.hold_out:  # no task is trained on what another one holds out
+        salt = derive_seed(seed, "hold_out").to_bytes(8, "big")
+        held = _share(data.X, groups, ~tested, config.hold_out, salt)
+    # The first task gives the scale, also when it is forgotten; the others need not be in the file any more.
+    numbers = [number for number in range(1, len(config.tasks) + 1) if number == 1 or number not in config.forgotten]
+    found = {number: _rows(config, data, labels, tested, held, seed, number) for number in numbers}
+    preprocess, objective = _scaled(own, data, found[1], labels is None, device)
     store = place(torch.from_numpy(data.X), device)
     tasks = tuple(
-        _task(config, number, rows, store, device)
-        for number, rows in enumerate(found, 1)
-        if number not in config.forgotten
+        _task(config, number, rows, store, device) for number, rows in found.items() if number not in config.forgotten
     )
     return TaskStream(StreamSpec(config.stream, tuple(store.shape[1:]), objective, preprocess), tasks)
 
@@ -284,29 +288,19 @@ def _members(groups: Array, among: Array) -> Iterator[Array]:
     yield from np.split(rows, np.diff(groups[rows]).nonzero()[0] + 1)
 
 
-def _tested(X: Array, groups: Array, share: float) -> Array:
-    """Which examples are for testing, [N] bool: a share of each group, the same in every run.
+def _share(X: Array, groups: Array, among: Array, share: float, salt: bytes = b"") -> Array:
+    """Which examples are of a share of each group among some examples, [N] bool, for testing or to be held out.
 
-    The examples whose features have the smallest hash; equal examples of a group are never on both sides.
+    Those whose features have the smallest hash with the salt, whatever other examples there are; equal examples of a
+    group are never on both sides.
     """
-    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in X]
+    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8, salt=salt).digest() for row in X]
     order = np.frombuffer(b"".join(hashes), ">u8")
-    tested = np.zeros(len(X), bool)
-    for rows in _members(groups, ~tested):
+    chosen = np.zeros(len(X), bool)
+    for rows in _members(groups, among):
         if count := min(len(rows) - 1, max(1, round(share * len(rows)))):
-            tested[rows] = order[rows] <= np.sort(order[rows])[count - 1]
-    return tested
-
-
-def _held_out(groups: Array, tested: Array, share: float, seed: int) -> Array:
-    """Which training examples are held out, [N] bool; no task is trained on what another one holds out."""
-    held = np.zeros(len(groups), bool)
-    if share:
-        order = torch.randperm(len(held), generator=generator(seed, "hold_out")).numpy()
-        for rows in _members(groups, ~tested):
-            count = min(len(rows) - 1, max(1, round(share * len(rows))))
-            held[rows[order[rows].argsort()[:count]]] = True
-    return held
+            chosen[rows] = order[rows] <= np.sort(order[rows])[count - 1]
+    return chosen
 
 
 def _limit(config: ArrayConfig, splits: Mapping[str, Array], targets: Array, rng: torch.Generator) -> None:
