@@ -14,6 +14,7 @@ import forget
 import modelzoo
 import predict
 from records import Run
+from reporting.affinity import loss_affinity
 from tests.test_arrays import LABELS, PROJECT, TASKS, configured, drawn, here, rows_of, stream, write  # noqa: F401
 from tests.test_resume import same_as, stop_after
 from zoo import Zoo
@@ -27,6 +28,10 @@ def test_a_run_of_numbers_is_scored_in_their_unit():
         found = root_mean_squared_error(done.targets[task], done.predictions(task, "test"))
         assert done.accuracy_matrix[-1, task - 1] == pytest.approx(found, rel=1e-4)
     assert done.accuracy_matrix[-1].max() < 0.7 * 1000  # the standard deviation of the targets is 1000
+    # What tasks gain from each other, as reports show it: errors as a share of the variance of the targets.
+    found = loss_affinity([done]).set_index(["task", "with"]).loc[(done.task_labels[0], done.task_labels[1])]
+    alone = done.test_predictions[1][0]  # of the first member, which learned this task only
+    assert found.alone == pytest.approx(np.mean((alone - done.targets[1]) ** 2) / done.targets[1].var(), rel=1e-3)
 
 
 @pytest.mark.parametrize("scale", ["true", "false"])
