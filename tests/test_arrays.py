@@ -131,6 +131,10 @@ def test_held_out_and_limited_examples():
     parts = [{*rows_of(task, split)} for task in tasks for split in ("train", "test", "held_out")]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[3] & parts[4] | parts[3] & parts[5]
     assert not parts[0] & parts[5] | parts[3] & parts[2]  # of the class that both have
+    assert not parts[1] & parts[2] | parts[4] & parts[5]
+    other = stream(hold_out=0.25, seed=1).tasks[0]  # the seed chooses what is held out, not what is for testing
+    assert {*rows_of(other, "test")} == parts[1]
+    assert {*rows_of(other, "held_out")} != parts[2]
     few = stream(hold_out=0.25, samples=4).tasks[0]
     assert few.train_eval.targets.bincount().tolist() == [3, 3]
     assert few.held_out.targets.bincount().tolist() == [1, 1]

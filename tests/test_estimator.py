@@ -136,7 +136,7 @@ def test_it_is_the_run_of_the_program(method, halves, tmp_path, monkeypatch):
     both = np.concatenate([task[keep], task_test[keep_test]])
     np.savez("a.npz", X=X, y=np.concatenate([y[keep], y_test[keep_test]]), task=both, split=split)
     Path("d.yaml").write_text("{dataset: arrays, file: a.npz, data_dir: ., scale: false}")
-    options = {"memory": 20} if method == "derpp" else {}
+    options = {"zoo": {"replay_frac": 0.5}, "derpp": {"memory": 20}}.get(method, {})
     usual = {"data_config": "d.yaml", "hp_config": str(PROJECT / "config/hyperparam/mlp.yaml"), "epochs": 1,
              "continual": True, "quiet": True, "threads": 1, "run_dir": "run"}  # fmt: skip
     more = {"net.widths": [8], "hp.lr": 1e-4}
@@ -160,6 +160,10 @@ def test_regression_in_the_unit_of_the_targets():
     one = ZooRegressor(**{**SMALL, "epochs": 15, "scale": "first"}).fit(X, y[:, 0], task)
     assert one.predict(X, task).shape == (300,)
     assert one.score(X, y[:, 0], task) > 0.97
+    inputs, targets = StandardScaler().fit(X[task == 1]), StandardScaler().fit(y[task == 1, :1])  # of the first task
+    twin = clone(one).set_params(scale=None).fit(inputs.transform(X), targets.transform(y[:, :1]), task)
+    expected = targets.inverse_transform(twin.predict(inputs.transform(X), task))[:, 0]
+    np.testing.assert_allclose(one.predict(X, task), expected, rtol=1e-3)
 
 
 def test_arrays_that_do_not_fit(fitted, halves):
