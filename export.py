@@ -60,6 +60,7 @@ def export(options: argparse.Namespace) -> None:
     check_formats(formats)
     check_new(out, "folder")
     zoo = Zoo.load(options.run, "cpu").combined(options.combine, options.temperature, options.budget)
+    zoo.check_classes()
     named = {zoo.task(name).number for name in options.tasks}
     for line in ship(zoo, out, formats, [task for task in zoo.tasks if task.number in named or not named]):
         print(one_line(line))

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS
 from utils.errors import UserError, one_line, run_program
 from utils.files import csv_bytes, written_whole
 from utils.options import Parser, check_choice, whole
-from zoo import Prediction, Zoo
+from zoo import Prediction, SavedTask, Zoo
 from zoo.inputs import find_images, read_image
 from zoo.options import add_combination, add_machine, check_new, repeatable
 
@@ -63,7 +64,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="number or name of the task of the images, or number=N or name=NAME; auto finds it, or asks the head that "
         "all tasks share (needed)")  # fmt: skip
     add("--out", metavar="CSV",
-        help="file or row, task, class, probability, and one column a class (default: lines on stdout)")  # fmt: skip
+        help="file or row, task, class, probability, and one column a class; or file or row, task, and real numbers "
+        "(default: lines on stdout)")  # fmt: skip
     add("--top", metavar="K", type=partial(whole, "--top"), default=3,
         help="classes in a line on stdout, the likeliest first (default: 3)")  # fmt: skip
     add("--routing", metavar="NAME", default=DEFAULT_ROUTING,
@@ -80,7 +82,9 @@ def predict(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     zoo = Zoo.load(options.run, options.device).combined(options.combine, options.temperature, options.budget)
     check_choice("--routing", "rule", options.routing, ROUTINGS)
-    task = options.task if zoo.finds(options.task) else zoo.task(options.task).number
+    if finds := zoo.finds(options.task):
+        zoo.check_classes()
+    task = options.task if finds else zoo.task(options.task).number
     out = None if options.out is None else Path(options.out)
     if options.data is not None:
         inputs = arrays_of(zoo, Path(options.data))
@@ -115,11 +119,15 @@ def answer(
     try:
         with nullcontext() if out is None else written_whole(out) as file:
             for first, (names, inputs) in enumerate(parts):
+                header = "" if first else what
+                if not zoo.of_classes:
+                    write_numbers(file, zoo.task(task), names, zoo.numbers(inputs, task), header)
+                    continue
                 found = zoo.predict(inputs, task, options.routing)
                 if file is None:
                     print_lines(names, found, options.top)
                 else:
-                    file.write(csv_bytes(rows(names, found, header="" if first else what)))
+                    file.write(csv_bytes(rows(names, found, header)))
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
 
@@ -127,7 +135,7 @@ def answer(
 def arrays_of(zoo: Zoo, path: Path) -> Tensor:
     """The features of a file of arrays, [N, ...]."""
     own = zoo.config.data.settings
-    return torch.from_numpy(read_inputs(path, own.names if isinstance(own, ArraySettings) else Names()))
+    return torch.from_numpy(read_inputs(path, own.names if isinstance(own, ArraySettings) else Names(), zoo.columns))
 
 
 def chunks_of(inputs: Tensor) -> Iterator[Named]:
@@ -178,9 +186,28 @@ def rows(names: Sequence[object], prediction: Prediction, header: str) -> Iterat
         yield [header, "task", "class", "probability", *(f"p({name})" for name in outputs)]
     for file, chosen, p in zip(names, prediction.chosen.tolist(), prediction.probabilities.tolist(), strict=True):
         task, name = prediction.outputs[chosen]
-        shown = str(file).encode("utf-8", "backslashreplace").decode()  # a file name may be bytes that are no text
         label = f"{task.number} {task.name}" if several else task.name
-        yield [shown, label, name, f"{p[chosen]:.6g}", *(f"{value:.6g}" for value in p)]
+        yield [as_text(file), label, name, f"{p[chosen]:.6g}", *(f"{value:.6g}" for value in p)]
+
+
+def write_numbers(
+    file: BinaryIO | None, task: SavedTask, names: Sequence[object], answers: Tensor, header: str
+) -> None:  # fmt: skip
+    """Write or print the real numbers answered, [N, D]; `header` says what their names are, if they need a header."""
+    found = [(as_text(name), [f"{value:.6g}" for value in values])
+             for name, values in zip(names, answers.tolist(), strict=True)]  # fmt: skip
+    if file is None:
+        for name, values in found:
+            print(one_line(f"{name}: {task.number} {task.name}: {', '.join(values)}"))
+        return
+    numbers = ["value"] if answers.shape[1] == 1 else [f"value {number}" for number in range(answers.shape[1])]
+    head = [[header, "task", *numbers]] if header else []
+    file.write(csv_bytes([*head, *([name, task.name, *values] for name, values in found)]))
+
+
+def as_text(name: object) -> str:
+    """The name of an input as a text: a file name may be bytes that are no text."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def print_lines(files: Sequence[object], prediction: Prediction, top: int) -> None:

@@ -40,6 +40,16 @@ class Objective(ABC):
     # The metrics that `evaluate` returns, by name: the first one fills the accuracy matrix, one is "loss".
     metrics: Mapping[str, Metric]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run saves of it beside its name, as plain values."""
+        return {}
+
+    @classmethod
+    def saved(cls, where: str, facts: Mapping[str, Any], device: torch.device) -> "Objective":
+        """The one that has these facts; a UserError, which begins with `where`, if they are wrong."""
+        return cls()
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Training loss: mean over the batch, a scalar on the device."""

@@ -214,6 +214,7 @@ def resolve(
         "objective": type(stream.spec.objective).__name__,
         "preprocess": type(stream.spec.preprocess).__name__,
         "inputs": stream.spec.preprocess.facts,
+        "targets": stream.spec.objective.facts,
         "data_sha256": stream.fingerprints(),
         **(made or provenance()),
     }

@@ -8,6 +8,7 @@ import torch
 from matplotlib.colors import Normalize
 
 from datasets import objectives
+from datasets.arrays.scaling import ScaledNumbers
 from records.configuration import comparable
 from records.members import answering
 from records.run import Run
@@ -40,7 +41,10 @@ def loss_affinity(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _members(run: Run) -> Iterator[tuple[int, frozenset[int], float]]:
     """Task, tasks that the member was trained on, and its test loss over that of the uninformed prediction."""
-    objective: objectives.Objective = getattr(objectives, run.config["objective"])()
+    name = run.config["objective"]
+    # Predictions and targets are in the unit of the data, so that ScaledNumbers scores as RealNumbers does.
+    kind = objectives.RealNumbers if name == ScaledNumbers.__name__ else getattr(objectives, name)
+    objective: objectives.Objective = kind()
     for task, members in run.test_predictions.items():
         targets = torch.from_numpy(run.targets[task])
         for number, values in members.items():

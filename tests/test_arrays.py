@@ -1,6 +1,5 @@
 """Streams of arrays: tables, embeddings and time series from files."""
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,21 +10,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import root_mean_squared_error
 from sklearn.preprocessing import StandardScaler
 
-import modelzoo
-import predict
 from datasets import build_stream
 from datasets.arrays.scaling import ArrayPreprocess, ScaledNumbers, moments
 from methods import METHODS
-from records import Run, configure
+from records import configure
 from records.invocation import with_settings
 from tests.test_net import net_of
-from tests.test_resume import same_as, stop_after
 from tests.toys import run_toy
 from utils.errors import UserError
-from zoo import Zoo
 
 PROJECT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -73,7 +67,7 @@ def rows_of(task, split):
 
 
 @pytest.mark.parametrize("kind", ["npz", "csv", "parquet"])
-def test_every_kind_of_file_gives_the_same_tasks(kind, monkeypatch):
+def test_every_kind_of_file_gives_the_same_tasks(kind):
     X, y, task = drawn().astype(np.float32), np.array(["b", "a"])[LABELS], np.array(["z", "x", "y"])[TASKS]
     split = np.where(np.arange(COUNT) < 60, "train", "test")
     write(X, y, task, split=split)
@@ -81,8 +75,9 @@ def test_every_kind_of_file_gives_the_same_tasks(kind, monkeypatch):
     frame.insert(1, "y", y)
     frame["split"], frame["task"] = split, task
     frame.to_csv("a.csv", index=False)
-    monkeypatch.setattr(pandas, "read_parquet", lambda path: frame)  # its library need not be there
-    Path("a.parquet").touch()
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+        frame.to_parquet("a.parquet")
     Path("d.yaml").write_text(f"dataset: arrays\nfile: a.{kind}\n")
     found = stream()
     assert [task.name for task in found.tasks] == ["z", "x", "y"]  # as they appear
@@ -136,6 +131,10 @@ def test_held_out_and_limited_examples():
     parts = [{*rows_of(task, split)} for task in tasks for split in ("train", "test", "held_out")]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[3] & parts[4] | parts[3] & parts[5]
     assert not parts[0] & parts[5] | parts[3] & parts[2]  # of the class that both have
+    assert not parts[1] & parts[2] | parts[4] & parts[5]
+    other = stream(hold_out=0.25, seed=1).tasks[0]  # the seed chooses what is held out, not what is for testing
+    assert {*rows_of(other, "test")} == parts[1]
+    assert {*rows_of(other, "held_out")} != parts[2]
     few = stream(hold_out=0.25, samples=4).tasks[0]
     assert few.train_eval.targets.bincount().tolist() == [3, 3]
     assert few.held_out.targets.bincount().tolist() == [1, 1]
@@ -218,6 +217,12 @@ def test_real_numbers_are_learned_on_a_common_scale_and_scored_in_their_unit():
         ({"y": np.where(LABELS, np.inf, 0.5)}, "", "y has missing or infinite values in row 3"),
         ({"y": np.zeros(COUNT, int)}, "", "task 1 has the single class '0'; a task needs at least two classes"),
         ({"y": np.stack([LABELS, LABELS], 1)}, "", r"y has the shape \[90, 2\]; classes must be \[N\]"),
+        ({"y": np.zeros((COUNT, 2, 2))}, "", r"y has the shape \[90, 2, 2\]; real numbers must be \[N\] or \[N, D\]"),
+        ({"y": np.zeros((COUNT, 0))}, "", r"y has the shape \[90, 0\]; real numbers must be"),
+        ({"y": LABELS * 1e20}, "", r"y has numbers beyond 1e\+18; give them in a larger unit"),
+        ({"y": np.arange(COUNT)}, "", "y has 90 different whole numbers in 90 examples; write kind: real"),
+        ({"y": np.array([b"a", b"\xff"])[LABELS]}, "", "a.npz cannot be read: 'utf-8' codec can't decode"),
+        ({"split": np.full((COUNT, 2), "train")}, "", r"split has the shape \[90, 2\]; it must be one text"),
         ({"y": np.array(["a", "b"])[LABELS]}, "kind: real", "kind: real needs numbers; y has texts"),
         ({"y": LABELS / 2}, "tasks: [[0, 1]]", "task 1 names classes, but y has real numbers"),
         ({"split": np.full(COUNT, "train")}, "", "task 1 has no test examples"),
@@ -259,6 +264,12 @@ def test_files_that_cannot_be_read_are_one_line(monkeypatch):
     assert "features must be numbers; no numbers are in colour" in refused("t.csv")
     Path("t.csv").write_text("a,y\n1,0\n2,\n")
     assert "y is missing in row 1" in refused("t.csv")
+    Path("t.csv").write_text("a,b,y\n1,2,0\n2,,1\n")
+    assert "t.csv: b has missing or infinite values in row 1, from 0" in refused("t.csv")
+    Path("t.csv").write_text("a,y\n")
+    assert "t.csv has no rows" in refused("t.csv")
+    Path("t.csv").write_text("a,,y\n1,0,0\n2,1,1\n")
+    assert "t.csv: column 1, from 0, has no name" in refused("t.csv")
     Path("t.csv").write_text("y,task\n1,0\n")
     assert "has no columns of features" in refused("t.csv")
     Path("t.parquet").touch()
@@ -315,43 +326,3 @@ def test_tasks_may_share_a_head(scenario):
             stream(scenario=scenario)
     else:
         assert stream(scenario=scenario).spec.heads == "shared"
-
-
-# Runs
-
-
-def test_a_run_of_numbers_is_scored_in_their_unit():
-    X = drawn()
-    write(X, 100 * X[:, 1] + 1000)
-    done = Run.load(modelzoo.run(configured(epochs=30, run_dir="run", set={"hp.lr": 0.05})))
-    for task in (1, 2, 3):
-        found = root_mean_squared_error(done.targets[task], done.predictions(task, "test"))
-        assert done.accuracy_matrix[-1, task - 1] == pytest.approx(found, rel=1e-4)
-    assert done.accuracy_matrix[-1].max() < 0.7 * 1000  # the standard deviation of the targets is 1000
-
-
-def test_a_stopped_run_goes_on_and_files_are_answered(monkeypatch, capsys):
-    X = drawn()
-    write(X)
-    given = ["--data_config", "d.yaml", "--hp_config", str(PROJECT / "config/hyperparam/mlp.yaml"), "--data_dir", ".",
-             "--set", "net.widths=[8]", "--epochs", "4", "--continual", "--threads", "1", "--quiet"]  # fmt: skip
-    assert modelzoo.main([*given, "--run_dir", "whole"]) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, 15)
-        assert modelzoo.main([*given, "--run_dir", "run"]) == 143
-    assert modelzoo.main([*given, "--resume", "--run_dir", "run"]) == 0
-    same_as("run", "whole")
-    # The test examples from the raw file: the answers that the run has saved.
-    test = stream().tasks[1].test
-    np.savez("new.npz", X=X[test.rows])
-    assert predict.main(["run", "--data", "new.npz", "--task", "name=1", "--out", "p.csv"]) == 0
-    with open("p.csv", newline="") as file:
-        header, *lines = csv.reader(file)
-    assert header == ["row", "task", "class", "probability", "p(0)", "p(1)"]
-    assert [line[0] for line in lines] == [str(row) for row in range(len(test))]
-    named = {task.name: task.number for task in Zoo.load("run").tasks}
-    np.testing.assert_allclose(
-        np.array([line[4:] for line in lines], float), Run.load("run").predictions(named["1"], "test"), atol=1e-5
-    )
-    assert predict.main(["run", "--data", "new.npz", "--task", "2", "image.png"]) == 2
-    assert "image.png" in capsys.readouterr().err

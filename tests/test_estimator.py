@@ -136,7 +136,7 @@ def test_it_is_the_run_of_the_program(method, halves, tmp_path, monkeypatch):
     both = np.concatenate([task[keep], task_test[keep_test]])
     np.savez("a.npz", X=X, y=np.concatenate([y[keep], y_test[keep_test]]), task=both, split=split)
     Path("d.yaml").write_text("{dataset: arrays, file: a.npz, data_dir: ., scale: false}")
-    options = {"memory": 20} if method == "derpp" else {}
+    options = {"zoo": {"replay_frac": 0.5}, "derpp": {"memory": 20}}.get(method, {})
     usual = {"data_config": "d.yaml", "hp_config": str(PROJECT / "config/hyperparam/mlp.yaml"), "epochs": 1,
              "continual": True, "quiet": True, "threads": 1, "run_dir": "run"}  # fmt: skip
     more = {"net.widths": [8], "hp.lr": 1e-4}
@@ -160,6 +160,23 @@ def test_regression_in_the_unit_of_the_targets():
     one = ZooRegressor(**{**SMALL, "epochs": 15, "scale": "first"}).fit(X, y[:, 0], task)
     assert one.predict(X, task).shape == (300,)
     assert one.score(X, y[:, 0], task) > 0.97
+    inputs, targets = StandardScaler().fit(X[task == 1]), StandardScaler().fit(y[task == 1, :1])  # of the first task
+    twin = clone(one).set_params(scale=None).fit(inputs.transform(X), targets.transform(y[:, :1]), task)
+    expected = targets.inverse_transform(twin.predict(inputs.transform(X), task))[:, 0]
+    np.testing.assert_allclose(one.predict(X, task), expected, rtol=1e-3)
+
+
+def test_arrays_that_do_not_fit(fitted, halves):
+    X, _, y, _, _, _ = halves
+    with pytest.raises(ValueError, match="task is missing in row 1, from 0"):
+        clone(fitted).fit(X, y, np.where(np.arange(len(y)) == 1, np.nan, 2.0))
+    one = ZooClassifier(**SMALL).fit(X[:, :2], np.arange(len(X)) % 2)
+    with pytest.raises(ValueError, match="some classes are numbers and others texts"):
+        one.partial_fit(X[:, :2], y)
+    assert one.fit(X[:, :2], y).classes_.tolist() == sorted({*y})  # from nothing
+    numbers = ZooRegressor(**SMALL).fit(X[:, :2], X[:, 2])
+    with pytest.raises(ValueError, match="y has 2 numbers for an example; it had 1 before"):
+        numbers.partial_fit(X[:, :2], X[:, 2:4])
 
 
 def test_series_and_wrong_settings():
@@ -176,3 +193,10 @@ def test_series_and_wrong_settings():
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=line):
             ZooClassifier(**{wrong: value}).fit(X, y)
+    for value, line in (
+        ({"seed": 3}, "'seed' is a parameter, or has no effect"),
+        ({"data.hold_out": 0.1}, "'data.hold_out' is a parameter, or has no effect"),
+        ([3], r"settings is \[3\]; it must map"),
+    ):
+        with pytest.raises(UserError, match=line):
+            ZooClassifier(settings=value).fit(X, y)

@@ -22,6 +22,7 @@ from datasets.images.digits import rotated_digits
 from datasets.images.settings import HALF, Normalisation
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
+from datasets.objectives import CrossEntropy
 from export import main
 from net import build_net, settings_class
 from records.checkpoints import RunCheckpoints
@@ -235,7 +236,7 @@ def random_zoo(model, shape, preprocess=ImagePreprocess(0, flip=False)):  # noqa
     tasks = [SavedTask(1, "one", ("a", "b")), SavedTask(2, "two", ("a", "b", "c"))]
     names, classes = tuple(task.name for task in tasks), tuple(task.classes for task in tasks)
     member = SavedMember(0, 1, False, (1, 2), (1.0, 1.0), names, classes, {"model": model}, shape, 0)
-    zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], preprocess, CPU)
+    zoo = Zoo(Path("none"), toy_config(), Manifest(), tasks, [member], CrossEntropy(), preprocess, CPU)
     with seeded(0, "net"), torch.no_grad():
         net = build_net(model, shape, settings_class(model)(), {1: 2, 2: 3}).eval()
         features = net.trunk(torch.randn(32, *shape))

@@ -18,6 +18,7 @@ import predict
 from datasets.objectives import CrossEntropy
 from datasets.task import Preprocess, StreamSpec, Table, Task, TaskStream
 from net import TRUNKS
+from records import Run
 from tests.toys import TOKENS, TokenTrunk, number_stream, table, token_stream
 from utils.errors import UserError
 from utils.seeding import generator
@@ -132,14 +133,26 @@ def test_a_zoo_of_classes_answers_whatever_its_inputs_are(kind, run, capsys):
 @pytest.mark.parametrize("kind", ["numbers", "tokens"])
 def test_what_has_no_classes_is_one_line_and_not_damaged(kind, run, capsys):
     assert run(kind) == 0
-    for program in PROGRAMS.values():
+    for name, program in PROGRAMS.items():
         capsys.readouterr()
         assert program("run") == 2
         told = capsys.readouterr().err
         assert told.count("\n") == 1
-        objective = {"numbers": "RealNumbers", "tokens": "Tokens"}[kind]
-        assert f"run was trained with {objective} on inputs made by Preprocess; a saved zoo needs CrossEntropy" in told
+        if kind == "tokens":
+            assert "run was trained with Tokens on inputs made by Preprocess; a saved zoo needs CrossEntropy" in told
+        elif name != "predict":
+            assert "run was trained with RealNumbers, and this needs classes" in told
         assert "damaged" not in told
+
+
+def test_a_zoo_of_real_numbers_answers_with_numbers(run):
+    assert run("numbers") == 0
+    zoo, task = Zoo.load("run", "cpu"), KINDS["numbers"](2).tasks[0]
+    found = zoo.numbers(task.test.store[task.test.rows], 1)
+    np.testing.assert_allclose(found, Run.load("run").predictions(1), atol=2e-6)
+    for refused in (lambda: zoo.predict(task.test.store, 1), lambda: zoo.combined("stacked")):
+        with pytest.raises(UserError, match="this needs classes"):
+            refused()
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"doubles"}))

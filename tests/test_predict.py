@@ -54,6 +54,13 @@ def test_a_row_for_each_image(pictures, capsys):
     assert capsys.readouterr().out == "10 images of 10 files: p.csv\n"
 
 
+def test_images_in_an_array(pictures):
+    np.savez("a.npz", X=pictures.numpy())
+    assert predict.main(["run", "--task", "middle", "--data", "a.npz", "--out", "p.csv"]) == 0
+    found = Zoo.load("run").predict(pictures, "middle").probabilities
+    np.testing.assert_allclose(np.array([row[4:] for row in read("p.csv")[1:]], float), found, atol=1e-5)
+
+
 def test_lines_without_a_file(pictures, capsys):
     assert predict.main(["run", "--task", "2", "pictures/more", "pictures/0.png", "--top", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -32,6 +32,8 @@ from utils.errors import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCALES = ("task", "first", None)
+# Settings of a run that have no effect here, or are parameters.
+_REFUSED = ("continual", "device", "evaluate", "evaluate_every", "method", "rounds", "seed", "threads", "warm_start")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,13 @@ class _Zoo(BaseEstimator, ABC):  # type: ignore[misc]
         seed = self.random_state
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31 - 1)
-        given = {"hp.batch": self.batch, "hp.lr": self.lr, **(self.settings or {})}
+        own = {} if self.settings is None else self.settings
+        if not isinstance(own, Mapping):
+            raise UserError(f"settings is {own!r}; it must map dotted keys to values, such as {{'net.widths': [64]}}")
+        for key in own:
+            if key in _REFUSED or str(key).startswith("data."):
+                raise UserError(f"settings: {key!r} is a parameter, or has no effect on arrays in memory; leave it out")
+        given = {"hp.batch": self.batch, "hp.lr": self.lr, **own}
         return with_settings(
             configure(
                 data_config=str(PROJECT / "config" / "dataset" / "arrays.yaml"),
@@ -193,6 +201,8 @@ class _Zoo(BaseEstimator, ABC):  # type: ignore[misc]
             labels = np.repeat(labels, count)
         if labels.shape != (count,):
             raise ValueError(f"task has the shape {list(labels.shape)}; it must be [{count}], or one value")
+        if (missing := labels != labels).any():  # NaN
+            raise ValueError(f"task is missing in row {int(missing.argmax())}, from 0")
         return labels
 
     @abstractmethod
@@ -259,9 +269,12 @@ class ZooClassifier(ClassifierMixin, _Zoo):  # type: ignore[misc]
 
     def _learn(self, X: Any, y: Any, task: Any, fresh: bool) -> Any:
         super()._learn(X, y, task, fresh)
-        own = [known.classes for known in self._known.values() if known.classes is not None]
-        self.classes_ = np.unique(np.concatenate([*own, *self._announced]))
+        self.classes_ = np.unique(np.concatenate([*self._classes(), *self._announced]))
         return self
+
+    def _classes(self) -> list[Array]:
+        """The classes of each task that is known."""
+        return [known.classes for known in self._known.values() if known.classes is not None]
 
     def predict_proba(self, X: Any, task: Any = None) -> Array:
         """Probabilities of `classes_`, [N, C]; 0 for classes that the task of an example does not have."""
@@ -284,6 +297,9 @@ class ZooClassifier(ClassifierMixin, _Zoo):  # type: ignore[misc]
     def _checked(self, X: Any, y: Any, fresh: bool) -> tuple[Array, Array]:
         X, y = validate_data(self, X, y, reset=fresh, dtype=np.float64, allow_nd=True)
         check_classification_targets(y)
+        before = [*([] if fresh else self._classes()), *self._announced]
+        if len({classes.dtype.kind in "OUS" for classes in (y, *before)}) > 1:
+            raise ValueError("some classes are numbers and others texts; make all of them texts")
         return X, y
 
     def _objective(self) -> Objective:
@@ -306,6 +322,9 @@ class ZooRegressor(RegressorMixin, _Zoo):  # type: ignore[misc]
     Tasks, parameters and errors are those of ZooClassifier. Targets are scaled as features are, and predictions scaled
     back.
     """
+
+    _flat: bool  # whether y is [N]
+    _numbers: int  # of a target
 
     def partial_fit(self, X: Any, y: Any, task: Any = None) -> "ZooRegressor":
         """Learn new tasks after those known, see `fit`; without `task` one, called by its number from 1."""
@@ -332,9 +351,12 @@ class ZooRegressor(RegressorMixin, _Zoo):  # type: ignore[misc]
         X, y = validate_data(
             self, X, y, reset=fresh, dtype=np.float64, allow_nd=True, multi_output=True, y_numeric=True
         )  # fmt: skip
+        found = np.asarray(y, np.float64).reshape(len(y), -1)
         if fresh:
-            self._flat = y.ndim == 1
-        return X, np.asarray(y, np.float64).reshape(len(y), -1)
+            self._flat, self._numbers = y.ndim == 1, found.shape[1]
+        if found.shape[1] != self._numbers:
+            raise ValueError(f"y has {found.shape[1]} numbers for an example; it had {self._numbers} before")
+        return X, found
 
     def _objective(self) -> Objective:
         return RealNumbers()

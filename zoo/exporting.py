@@ -116,7 +116,7 @@ def ship(zoo: Zoo, out: Path, formats: Sequence[str], tasks: Sequence[SavedTask]
     outputs = {output_of(task.number): task for task in tasks}
     files["tasks.json"] = json_bytes({
         "input": {"name": INPUT, "dtype": "float32", "shape": ["N", *zoo.input_shape],
-                  "range": [0, 1] if zoo.images else None},
+                  "range": [0, 1] if zoo.images else None, **({"columns": list(zoo.columns)} if zoo.columns else {})},
         "tasks": [{"number": task.number, "name": task.name, "output": output, "classes": list(task.classes)}
                   for output, task in outputs.items()],
     })  # fmt: skip

@@ -49,6 +49,11 @@ LIMITS = (
     "The directory that the zoo was made from still holds the task, and so do reports, exports and copies of it.",
 )
 
+OF_FIRST_TASK = (
+    "Inputs are scaled by mean and standard deviation of the forgotten task's training examples, because it was the "
+    "first: these numbers are in config.yaml, and every network was trained with them."
+)
+
 
 @dataclass(frozen=True)
 class LoadedMember:
@@ -170,6 +175,7 @@ def certificate(
     zoo: Zoo, forgotten: SavedTask, before: Sequence[LoadedMember], after: Sequence[LoadedMember]
 ) -> dict[str, Any]:
     """Which weights ever saw the examples of a task, and what became of them."""
+    scaled = forgotten.number == 1 and getattr(zoo.preprocess, "mean", None) is not None
     new = {member.saved.number: (number, member) for number, member in enumerate(after)}
     members = []
     for old in before:
@@ -190,5 +196,5 @@ def certificate(
         "from": str(zoo.path.absolute()),
         "from_manifest_sha256": hashlib.sha256((zoo.path / MANIFEST).read_bytes()).hexdigest(),
         "members": members,
-        "limits": list(LIMITS),
+        "limits": [*LIMITS, *([OF_FIRST_TASK] if scaled else [])],
     }

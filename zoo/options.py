@@ -48,10 +48,11 @@ def add_combination(
 
 
 def finished(path: str, device: str) -> Zoo:
-    """The zoo of a finished run; a UserError if it cannot be read, or is not finished."""
+    """The zoo of classes of a finished run; a UserError if it cannot be read, or is no such zoo."""
     zoo = Zoo.load(path, device)
     if zoo.config.method == METHOD:
         raise UserError(f"{path} is a run of train_task.py, one network of one task; name a run of modelzoo.py")
+    zoo.check_classes()
     if read_summary(zoo.path) is None:
         raise UserError(f"{path} is not finished; resume it first (modelzoo.py --resume)")
     return zoo

@@ -4,7 +4,7 @@ manifest.json + config.yaml + members/*.json -> Zoo; the weights of a member are
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product, zip_longest
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.arrays.scaling import ArrayPreprocess
+from datasets.arrays.scaling import ArrayPreprocess, ScaledNumbers
 from datasets.images.stream import ImagePreprocess
 from datasets.mixture import Mixture
-from datasets.objectives import CrossEntropy, Scores
+from datasets.objectives import CrossEntropy, Objective, RealNumbers, Scores
 from datasets.task import HELD_OUT, Examples, Preprocess, StreamSpec
 from evaluation.scenarios import DEFAULT_ROUTING, ROUTINGS, Answer, answer_of, task_log_probabilities
 from methods.config import RunConfig
@@ -40,6 +40,7 @@ AUTO = "auto"
 PREPROCESS: Mapping[str, type[Preprocess]] = {
     kind.__name__: kind for kind in (ImagePreprocess, ArrayPreprocess, FrozenFeatures, Preprocess)
 }
+OBJECTIVES: Mapping[str, type[Objective]] = {kind.__name__: kind for kind in (CrossEntropy, RealNumbers, ScaledNumbers)}
 PLAIN = "mean", "none", None  # the mean with the weights of training
 
 
@@ -97,11 +98,13 @@ class Zoo:
         combined_as: the arguments of `combined` that made these.
         input_shape: of one input, which is neither normalised nor padded.
         images, reads_files: whether inputs are images, and image files can be read as such.
+        columns: the names of the features of a table, in the order of an input; () if they have none.
+        of_classes: whether answers are classes, see `predict`; else they are real numbers, see `numbers`.
     """
 
     def __init__(
         self, path: Path, config: RunConfig, manifest: Manifest, tasks: Sequence[SavedTask],
-        members: Sequence[SavedMember], preprocess: Preprocess, device: torch.device,
+        members: Sequence[SavedMember], objective: Objective, preprocess: Preprocess, device: torch.device,
     ) -> None:  # fmt: skip
         self.path, self.config, self.manifest = path, config, manifest
         self.tasks, self.members = tuple(tasks), tuple(members)
@@ -112,7 +115,9 @@ class Zoo:
         self.images = isinstance(self.preprocess, ImagePreprocess)
         # Squares of grey or colour, as files become.
         self.reads_files = self.images and self.input_shape[0] in (1, 3) and len({*self.input_shape[1:]}) == 1
-        self._spec = StreamSpec(config.stream, members[0].input_shape, CrossEntropy(), preprocess)
+        self._spec = StreamSpec(config.stream, members[0].input_shape, objective, preprocess)
+        self.of_classes = isinstance(objective, CrossEntropy)
+        self.columns: tuple[str, ...] = getattr(self.preprocess, "columns", ())
         self._loaded: dict[int, tuple[MultiHead, Mapping[int, TaskWeights]]] = {}
         self.combinations: Mapping[int, Combination] = self._plain()
         self.combined_as: tuple[str, str, int | None] = PLAIN
@@ -121,16 +126,18 @@ class Zoo:
     def load(cls, path: str | Path, device: str = "auto") -> "Zoo":
         """The zoo of a run directory, on auto, cpu, cuda, cuda:N or mps; the run may be unfinished.
 
-        A UserError if no episode is complete, a file is damaged, or answers are no classes. No weights are read yet.
+        A UserError if no episode is complete, a file is damaged, or answers are neither classes nor numbers. No weights
+        are read yet.
         """
         path = Path(path).expanduser()
         content, manifest = opened(path)
-        objective, preprocess = content.get("objective"), content.get("preprocess")
-        if objective != CrossEntropy.__name__ or str(preprocess) not in PREPROCESS:
+        objective, preprocess = str(content.get("objective")), str(content.get("preprocess"))
+        if objective not in OBJECTIVES or preprocess not in PREPROCESS:
             raise UserError(
                 f"{path} was trained with {objective} on inputs made by {preprocess}; a saved zoo needs "
-                f"{CrossEntropy.__name__} and {' or '.join(PREPROCESS)}: read this run with Run.load"
+                f"{' or '.join(OBJECTIVES)} and {' or '.join(PREPROCESS)}: read this run with Run.load"
             )
+        on = pick_device(device)
         config = saved_config(str(path / CONFIG), content)
         members = answering(read_members(path, manifest))
         if not members:
@@ -138,8 +145,9 @@ class Zoo:
         facts = [task for m in members for task in zip(m.tasks, m.task_names, m.classes, strict=True)]
         tasks = {number: SavedTask(number, name, classes) for number, name, classes in sorted(facts)}
         with reading(path, CONFIG):
-            made = PREPROCESS[str(preprocess)].saved(f"{path / CONFIG}: inputs", content.get("inputs", {}))
-        return cls(path, config, manifest, [*tasks.values()], members, made, pick_device(device))
+            made = PREPROCESS[preprocess].saved(f"{path / CONFIG}: inputs", content.get("inputs", {}))
+            learned = OBJECTIVES[objective].saved(f"{path / CONFIG}: targets", content.get("targets", {}), on)
+        return cls(path, config, manifest, [*tasks.values()], members, learned, made, on)
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +178,7 @@ class Zoo:
         return tuple(member for member in self.members if number in member.tasks)
 
     def predict(self, images: Images, task: str | int, rule: str = DEFAULT_ROUTING) -> Prediction:
-        """Predict the classes of images; a UserError if they do not fit, or there is no such task or rule.
+        """Predict the classes of images; a UserError if they do not fit, there are no classes, or no such task or rule.
 
         Args:
             images: uint8 from 0 to 255 or floats from 0 to 1: [N, C, H, W], [N, H, W, C], of one channel also
@@ -180,6 +188,7 @@ class Zoo:
                 that all tasks share.
             rule: how it is found: entropy, confidence or energy.
         """
+        self.check_classes()
         stored = self.stored(images)
         check_choice("--routing", "rule", rule, ROUTINGS)
         if self.finds(task):
@@ -189,6 +198,24 @@ class Zoo:
         known = self.task(task)
         probabilities = self.answers(stored, [known.number])[known.number].probabilities
         return Prediction(probabilities, tuple((known, name) for name in known.classes), probabilities.argmax(-1))
+
+    def numbers(self, inputs: Images, task: str | int) -> Tensor:
+        """The real numbers that the zoo answers, [N, D] in the unit of the targets; a UserError as of `predict`."""
+        if self.of_classes:
+            raise UserError(f"{self.path} answers with classes, not with numbers; ask Zoo.predict")
+        number = self.task(task).number
+        outputs, one = self._outputs_of_members(self.stored(inputs), [number])[number], self.combinations[number]
+        answers = weighted_mean([self._spec.objective.predict(outputs[m]) for m in one.members], one.weights)
+        self._check_finite([answers])
+        return answers
+
+    def check_classes(self) -> None:
+        """UserError if answers are real numbers."""
+        if not self.of_classes:
+            raise UserError(
+                f"{self.path} was trained with {type(self._spec.objective).__name__}, and this needs classes; numbers "
+                "are answered by predict.py --task NAME, and by Zoo.numbers"
+            )
 
     def check_reads_files(self) -> None:
         """UserError if inputs cannot be read from image files."""
@@ -230,17 +257,25 @@ class Zoo:
 
     def answers(self, stored: Tensor, tasks: Sequence[int]) -> dict[int, Answer]:
         """The zoo's answers to inputs (see `stored`) as if they were of each of `tasks`; a UserError if not finite."""
-        outputs: dict[int, dict[int, Tensor]] = {task: {} for task in tasks}  # by task and member
+        outputs = self._outputs_of_members(stored, tasks)
+        answers = {task: self._answer(self.combinations[task], by_member) for task, by_member in outputs.items()}
+        self._check_finite([answer.probabilities for answer in answers.values()])
+        return answers
+
+    def _check_finite(self, answers: Iterable[Tensor]) -> None:
+        if not all(answer.isfinite().all() for answer in answers):
+            raise UserError(f"{self.path}: an answer is not finite; was a file of members/ changed?")
+
+    def _outputs_of_members(self, stored: Tensor, tasks: Sequence[int]) -> dict[int, dict[int, Tensor]]:
+        """By task and member, the outputs before softmax, [N, C]."""
+        outputs: dict[int, dict[int, Tensor]] = {task: {} for task in tasks}
         if self.frozen is not None:  # once for all members
             stored = features_of(self.frozen, stored, self.preprocess, self.device)
         for member in self.members:
             wanted = [task for task in tasks if member.number in self.combinations[task].members]
             for task, of_member in self._outputs(member, stored, wanted).items() if wanted else ():
                 outputs[task][member.number] = of_member
-        answers = {task: self._answer(self.combinations[task], by_member) for task, by_member in outputs.items()}
-        if not all(answer.probabilities.isfinite().all() for answer in answers.values()):
-            raise UserError(f"{self.path}: an answer is not finite; was a file of members/ changed?")
-        return answers
+        return outputs
 
     @cached_property
     def frozen(self) -> nn.Module | None:
@@ -276,6 +311,7 @@ class Zoo:
         other = copy.copy(self)
         other.combined_as, other.combinations = (combine, temperature, budget), self._plain()
         if other.combined_as != PLAIN:
+            self.check_classes()
             other.combinations = fitted(other.combinations, self.held_out, combine, temperature, budget)
         return other
 

@@ -15,6 +15,7 @@ import numpy as np
 from utils.errors import UserError, one_line, unknown
 
 TRAINING, TESTING = "train", "test"  # values of `split`
+SUFFIXES = ".npz", ".parquet", ".csv"
 _SHOWN = 60  # columns that an error message lists
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,12 +38,13 @@ class Arrays:
     y: Array  # [N] or [N, D] as in the file: whole numbers, texts, truth values or finite real numbers
     task: Array | None  # [N] texts
     tested: Array | None  # [N] bool: test examples
+    columns: tuple[str, ...] = ()  # the names of the features of a table
 
 
 def read_arrays(path: Path, names: Names) -> Arrays:
     """The arrays of a file; UserError says in one line what is missing or does not fit."""
-    found = _columns(path, names, [names.y])
-    X = _features(path, names.X, found[names.X])
+    found, columns = _columns(path, names, [names.y])
+    X = _features(path, names.X, found[names.X], columns)
     y, task, split = (_optional(path, found, given, len(X)) for given in (names.y, names.task, names.split))
     assert y is not None
     if y.dtype.kind not in "iubfU":
@@ -53,14 +55,17 @@ def read_arrays(path: Path, names: Names) -> Arrays:
         raise UserError(f"{path}: {names.task} must be one number or text for each example")
     if task is not None and task.dtype.kind == "f":
         _check_finite(f"{path}: {names.task}", task)
-    return Arrays(X, y, None if task is None else texts(task), _tested(path, names.split, split))
+    return Arrays(X, y, None if task is None else texts(task), _tested(path, names.split, split), columns)
 
 
-def read_inputs(path: Path, names: Names) -> Array:
-    """The features of a file alone, float32 or uint8 [N, ...]; y is not needed. UserError as in read_arrays."""
-    values = _columns(path, names)[names.X]
-    found = _features(path, names.X, values)
-    return values if values.dtype == np.uint8 else found  # images
+def read_inputs(path: Path, names: Names, columns: Sequence[str] = ()) -> Array:
+    """The features of a file alone, float32 or uint8 [N, ...]; y is not needed. UserError as in read_arrays.
+
+    `columns`: the features that are wanted of a table, by name in this order; others may be there.
+    """
+    found, named = _columns(path, names, wanted=columns)
+    values = _features(path, names.X, found[names.X], named)
+    return found[names.X] if found[names.X].dtype == np.uint8 else values  # images
 
 
 def texts(values: Array) -> Array:
@@ -70,30 +75,39 @@ def texts(values: Array) -> Array:
     return values.astype(str)
 
 
-def _columns(path: Path, names: Names, needed: Sequence[str] = ()) -> dict[str, Array]:
-    """The arrays of a file by name, those of a table with its features as one; `needed`: what must be beside them."""
-    readers = {".npz": _npz, ".parquet": _table, ".csv": _table}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: files of arrays end in {', '.join(readers)}")
+def _columns(
+    path: Path, names: Names, needed: Sequence[str] = (), wanted: Sequence[str] = ()
+) -> tuple[dict[str, Array], tuple[str, ...]]:  # fmt: skip
+    """The arrays of a file by name, those of a table with its features as one, and the names of these features.
+
+    `needed`: what must be beside the features; if it is empty they alone are read. `wanted`: the features of a table
+    (default: all other columns).
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: files of arrays end in {', '.join(SUFFIXES)}")
     try:
-        found = readers[path.suffix](path, names, needed)
+        found, columns = _npz(path, names, needed) if path.suffix == ".npz" else _table(path, names, needed, wanted)
+        bytes_of = {name: array for name, array in found.items() if array.dtype.kind == "S"}
+        return {**found, **{name: np.char.decode(array, "utf-8") for name, array in bytes_of.items()}}, columns
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)[:200]
         raise UserError(f"{path} cannot be read: {reason}") from None
-    return {name: np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array for name, array in found.items()}
 
 
-def _npz(path: Path, names: Names, needed: Sequence[str]) -> dict[str, Array]:
+def _npz(path: Path, names: Names, needed: Sequence[str]) -> tuple[dict[str, Array], tuple[str, ...]]:
     file = np.load(path, allow_pickle=False)
     if isinstance(file, np.ndarray):
         raise UserError(f"{path} is a single array; save several with numpy.savez")
     with file:
         if missing := [name for name in (names.X, *needed) if name not in file.files]:
             raise UserError(f"{path}: {unknown('array', missing[0], file.files)}")
-        return {name: file[name] for name in vars(names).values() if name in file.files}
+        asked = vars(names).values() if needed else [names.X]
+        return {name: file[name] for name in asked if name in file.files}, ()
 
 
-def _table(path: Path, names: Names, needed: Sequence[str]) -> dict[str, Array]:
+def _table(
+    path: Path, names: Names, needed: Sequence[str], wanted: Sequence[str]
+) -> tuple[dict[str, Array], tuple[str, ...]]:  # fmt: skip
     import pandas  # slow to import
 
     try:
@@ -101,18 +115,22 @@ def _table(path: Path, names: Names, needed: Sequence[str]) -> dict[str, Array]:
     except ImportError:
         raise UserError(f"{path}: parquet needs the package pyarrow; install it, or save npz or csv") from None
     frame.columns = frame.columns.astype(str)
-    if missing := [name for name in needed if name not in frame.columns]:
+    if missing := [name for name in (*needed, *wanted) if name not in frame.columns]:
         raise UserError(f"{path}: {unknown('column', missing[0], frame.columns)}")
+    if frame.empty:
+        raise UserError(f"{path} has no rows")
     others = {names.y, names.task, names.split}
-    features = frame[[name for name in frame.columns if name not in others]]
+    features = frame[list(wanted) or [name for name in frame.columns if name not in others]]
     if features.shape[1] == 0:
         raise UserError(f"{path} has no columns of features beside {', '.join(frame.columns)}")
+    if unnamed := [name for name in features.columns if name.startswith("Unnamed: ")]:  # as pandas calls it
+        raise UserError(f"{path}: column {unnamed[0].split()[1]}, from 0, has no name; drop it if it numbers the rows")
     wrong = [name for name, kind in features.dtypes.items() if not pandas.api.types.is_numeric_dtype(kind)]
     if wrong:
         shown = f"{', '.join(wrong[:_SHOWN])}{' ...' * (len(wrong) > _SHOWN)}"
         raise UserError(f"{path}: features must be numbers; no numbers are in {shown}: encode or drop them")
-    found = {name: _labels(path, name, frame[name]) for name in others & {*frame.columns}}
-    return {**found, names.X: features.to_numpy(np.float64, na_value=np.nan)}
+    found = {name: _labels(path, name, frame[name]) for name in (others & {*frame.columns} if needed else ())}
+    return {**found, names.X: features.to_numpy(np.float64, na_value=np.nan)}, tuple(features.columns)
 
 
 def _labels(path: Path, name: str, column: Any) -> Array:
@@ -123,7 +141,8 @@ def _labels(path: Path, name: str, column: Any) -> Array:
     return values if values.dtype.kind in "iubf" else column.astype(str).to_numpy(str)
 
 
-def _features(path: Path, name: str, values: Array) -> Array:
+def _features(path: Path, name: str, values: Array, columns: Sequence[str]) -> Array:
+    """The features as float32, of a table with the names `columns`; UserError if they are none."""
     where = f"{path}: {name}"
     if values.dtype.kind not in "iubf":
         raise UserError(f"{where} has values of {values.dtype}; features must be numbers")
@@ -131,7 +150,8 @@ def _features(path: Path, name: str, values: Array) -> Array:
         raise UserError(f"{where} has the shape {list(values.shape)}; features must be [N, D], or series [N, C, L]")
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(values, dtype=np.float32)
-    _check_finite(where, values)
+    for column, part in zip(columns, values.T, strict=True) if columns else [(name, values)]:
+        _check_finite(f"{path}: {column}", part)
     return values
 
 
@@ -158,6 +178,8 @@ def _optional(path: Path, found: Mapping[str, Array], name: str, count: int) -> 
 def _tested(path: Path, name: str, split: Array | None) -> Array | None:
     if split is None:
         return None
+    if split.ndim > 1:
+        raise UserError(f"{path}: {name} has the shape {list(split.shape)}; it must be one text for each example")
     if wrong := sorted({*texts(split.ravel()).tolist()} - {TRAINING, TESTING}):
         raise UserError(f"{path}: {name} has the value {wrong[0]!r}; it must be {TRAINING} or {TESTING}")
     return split == TESTING

@@ -24,12 +24,28 @@ def moments(values: np.ndarray) -> tuple[list[float], list[float]]:
     return mean.tolist(), np.where(still, 1.0, sd).tolist()
 
 
+def _plain(mean: Tensor, sd: Tensor) -> dict[str, list[float]]:
+    return {"mean": mean.tolist(), "sd": sd.tolist()}
+
+
+def _scale(where: str, facts: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The inverse of `_plain`; a UserError, which begins with `where`, if there are no such numbers."""
+    try:
+        mean, sd = (torch.tensor([float(value) for value in facts[key]]) for key in ("mean", "sd"))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{where} must have the lists of numbers mean and sd") from None
+    if mean.shape != sd.shape or not (sd > 0).all():
+        raise UserError(f"{where}: mean and sd must have as many numbers, sd above 0")
+    return mean, sd
+
+
 @dataclass(frozen=True)
 class ArrayPreprocess(Preprocess):
     """Stored numbers [B, D] or [B, C, ...] -> (x - mean) / sd, by feature or channel; as they are without any mean."""
 
     mean: Tensor | None = None  # [D] or [C], float32
     sd: Tensor | None = None
+    columns: tuple[str, ...] = ()  # the names of the D features; () if they have none
 
     def __call__(self, inputs: Tensor, choices: Tensor | None = None) -> Tensor:
         if self.mean is None or self.sd is None:
@@ -39,21 +55,13 @@ class ArrayPreprocess(Preprocess):
 
     @property
     def facts(self) -> dict[str, Any]:
-        if self.mean is None or self.sd is None:
-            return {}
-        return {"mean": self.mean.tolist(), "sd": self.sd.tolist()}
+        named = {"columns": list(self.columns)} if self.columns else {}
+        return named if self.mean is None or self.sd is None else {**_plain(self.mean, self.sd), **named}
 
     @classmethod
     def saved(cls, where: str, facts: Mapping[str, Any]) -> "ArrayPreprocess":
-        if not facts:
-            return cls()
-        try:
-            mean, sd = (torch.tensor([float(value) for value in facts[key]]) for key in ("mean", "sd"))
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{where} must have the lists of numbers mean and sd") from None
-        if mean.shape != sd.shape or not (sd > 0).all():
-            raise UserError(f"{where}: mean and sd must have as many numbers, sd above 0")
-        return cls(mean, sd)
+        columns = tuple(map(str, facts.get("columns", ())))
+        return cls(*_scale(where, facts), columns) if facts.keys() - {"columns"} else cls(columns=columns)
 
 
 class ScaledNumbers(RealNumbers):
@@ -64,6 +72,15 @@ class ScaledNumbers(RealNumbers):
 
     def __init__(self, mean: Tensor, sd: Tensor) -> None:
         self.mean, self.sd = mean, sd
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return _plain(self.mean, self.sd)
+
+    @classmethod
+    def saved(cls, where: str, facts: Mapping[str, Any], device: torch.device) -> "ScaledNumbers":
+        mean, sd = _scale(where, facts)
+        return cls(mean.to(device), sd.to(device))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return super().loss(outputs, self._scaled(targets))

@@ -24,9 +24,10 @@ from datasets.objectives import CrossEntropy, Objective
 from datasets.task import HELD_OUT, TEST, TRAIN, Examples, StreamSpec, Table, Task, TaskStream
 from utils.compute import place
 from utils.errors import UserError, expanded, unknown
-from utils.seeding import generator
+from utils.seeding import derive_seed, generator
 from utils.settings import Range, read, setting
 
+_LARGEST = 1e18  # target: its square is finite in single precision
 AUTO, CLASSES, REAL = "auto", "classes", "real"
 
 
@@ -153,28 +154,47 @@ def arrays(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     assert isinstance(config, ArrayConfig)
     own: ArraySettings = config.settings
     data = config.arrays
-    real = own.kind == REAL or (own.kind == AUTO and data.y.dtype.kind == "f")
-    if real and data.y.dtype.kind not in "iubf":
-        raise UserError(f"{config.path}: kind: real needs numbers; {own.y} has texts")
-    if not real and data.y.ndim != 1:
-        raise UserError(f"{config.path}: {own.y} has the shape {list(data.y.shape)}; classes must be [N]")
-    labels = None if real else Labels.of(data.y)
+    labels = _labels(config, own, data)
     groups = _groups(data.task, labels, len(data.X))
-    tested = _tested(data.X, groups, own.test_share) if data.tested is None else data.tested
-    held = _held_out(groups, tested, config.hold_out, seed)
-    found = [_rows(config, data, labels, tested, held, seed, number) for number in range(1, len(config.tasks) + 1)]
-    preprocess, objective = _scaled(own, data, found[0], real, device)
+    everything = np.ones(len(data.X), bool)
+    tested = _share(data.X, groups, everything, own.test_share) if data.tested is None else data.tested
+    held = ~everything
+    if config.hold_out:  # no task is trained on what another one holds out
+        salt = derive_seed(seed, "hold_out").to_bytes(8, "big")
+        held = _share(data.X, groups, ~tested, config.hold_out, salt)
+    # The first task gives the scale, also when it is forgotten; the others need not be in the file any more.
+    numbers = [number for number in range(1, len(config.tasks) + 1) if number == 1 or number not in config.forgotten]
+    found = {number: _rows(config, data, labels, tested, held, seed, number) for number in numbers}
+    preprocess, objective = _scaled(own, data, found[1], labels is None, device)
     store = place(torch.from_numpy(data.X), device)
     tasks = tuple(
-        _task(config, number, rows, store, device)
-        for number, rows in enumerate(found, 1)
-        if number not in config.forgotten
+        _task(config, number, rows, store, device) for number, rows in found.items() if number not in config.forgotten
     )
     return TaskStream(StreamSpec(config.stream, tuple(store.shape[1:]), objective, preprocess), tasks)
 
 
 arrays.Settings = ArraySettings  # type: ignore[attr-defined]
 arrays.Config = ArrayConfig  # type: ignore[attr-defined]
+
+
+def _labels(config: ArrayConfig, own: ArraySettings, data: Arrays) -> Labels | None:
+    """The classes of the targets, None if these are real numbers; UserError if they can be neither."""
+    where, y = f"{config.path}: {own.y}", data.y
+    real = own.kind == REAL or (own.kind == AUTO and y.dtype.kind == "f")
+    if real and y.dtype.kind not in "iubf":
+        raise UserError(f"{config.path}: kind: real needs numbers; {own.y} has texts")
+    if y.ndim > 1 + real or not y.size:
+        needed = "real numbers must be [N] or [N, D]" if real else "classes must be [N]"
+        raise UserError(f"{where} has the shape {list(y.shape)}; {needed}")
+    if real:
+        if np.abs(y.astype(np.float64)).max() > _LARGEST:
+            raise UserError(f"{where} has numbers beyond {_LARGEST:g}; give them in a larger unit")
+        return None
+    labels = Labels.of(y)
+    if own.kind == AUTO and y.dtype.kind in "iu" and 2 * len(labels.names) > len(y) > 2:
+        found = f"{len(labels.names):,} different whole numbers in {len(y):,} examples"
+        raise UserError(f"{where} has {found}; write kind: real if they are no classes, else kind: classes")
+    return labels
 
 
 def _scaled(
@@ -187,9 +207,10 @@ def _scaled(
         mean, sd = moments(first.targets[rows]) if own.scale else ([0.0], [1.0])
         objective = ScaledNumbers(torch.tensor(mean, device=device), torch.tensor(sd, device=device))
     if not own.scale:
-        return ArrayPreprocess(), objective
+        return ArrayPreprocess(columns=data.columns), objective
     mean, sd = moments(data.X[rows])
-    return ArrayPreprocess(torch.tensor(mean, device=device), torch.tensor(sd, device=device)), objective
+    scales = torch.tensor(mean, device=device), torch.tensor(sd, device=device)
+    return ArrayPreprocess(*scales, data.columns), objective
 
 
 def _task(config: ArrayConfig, number: int, rows: Rows, store: Tensor, device: torch.device) -> Task:
@@ -267,29 +288,19 @@ def _members(groups: Array, among: Array) -> Iterator[Array]:
     yield from np.split(rows, np.diff(groups[rows]).nonzero()[0] + 1)
 
 
-def _tested(X: Array, groups: Array, share: float) -> Array:
-    """Which examples are for testing, [N] bool: a share of each group, the same in every run.
+def _share(X: Array, groups: Array, among: Array, share: float, salt: bytes = b"") -> Array:
+    """Which examples are of a share of each group among some examples, [N] bool, for testing or to be held out.
 
-    The examples whose features have the smallest hash; equal examples of a group are never on both sides.
+    Those whose features have the smallest hash with the salt, whatever other examples there are; equal examples of a
+    group are never on both sides.
     """
-    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in X]
+    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8, salt=salt).digest() for row in X]
     order = np.frombuffer(b"".join(hashes), ">u8")
-    tested = np.zeros(len(X), bool)
-    for rows in _members(groups, ~tested):
+    chosen = np.zeros(len(X), bool)
+    for rows in _members(groups, among):
         if count := min(len(rows) - 1, max(1, round(share * len(rows)))):
-            tested[rows] = order[rows] <= np.sort(order[rows])[count - 1]
-    return tested
-
-
-def _held_out(groups: Array, tested: Array, share: float, seed: int) -> Array:
-    """Which training examples are held out, [N] bool; no task is trained on what another one holds out."""
-    held = np.zeros(len(groups), bool)
-    if share:
-        order = torch.randperm(len(held), generator=generator(seed, "hold_out")).numpy()
-        for rows in _members(groups, ~tested):
-            count = min(len(rows) - 1, max(1, round(share * len(rows))))
-            held[rows[order[rows].argsort()[:count]]] = True
-    return held
+            chosen[rows] = order[rows] <= np.sort(order[rows])[count - 1]
+    return chosen
 
 
 def _limit(config: ArrayConfig, splits: Mapping[str, Array], targets: Array, rng: torch.Generator) -> None:
