@@ -38,7 +38,7 @@ def undrawn():
     import reporting.style
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting.style, "svg_and_png", lambda drawn: ('<svg viewBox="0 0 1 1"></svg>', b""))
+        patch.setattr(reporting.style, "svg_and_png", lambda drawn: ('<svg viewBox="0 0 1 1"></svg>', b"PNG"))
         yield
 
 
