@@ -41,7 +41,7 @@ from training.monitor import Monitor
 from utils.errors import UserError
 from utils.files import GrowingFile
 
-DIGITS = ["--samples", "4", "--epochs", "1", "--quiet"]
+DIGITS = ["--set", "net.width=16", "--samples", "4", "--epochs", "1", "--quiet"]
 NUMBERS = ["--data_config", "numbers.yaml", "--epochs", "40", "--quiet"]
 
 

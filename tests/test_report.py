@@ -37,6 +37,7 @@ from tests.tables import read_metrics
 PROJECT = Path(__file__).parent.parent
 SPLIT, ROTATED = (str(PROJECT / "config" / "dataset" / f"{name}_digits.yaml") for name in ("split", "rotated"))
 MLP = str(PROJECT / "config" / "hyperparam" / "mlp.yaml")
+SMALL = ["--set", "net.width=16"]
 # Names that a page, an SVG and TeX could take for something else.
 NAMES = ["zero & one", "<b>two</b> three", "$4_5$ ^", '"6" 7\\', "8 % 9"]
 LABELS = [f"{number} {name}" for number, name in enumerate(NAMES, 1)]
@@ -237,7 +238,7 @@ def test_what_is_shown_without_the_task_is_explained_and_nothing_else(
     pairs = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [0, 9]]
     Path("d.yaml").write_text(yaml.safe_dump({"dataset": stream, "tasks": 6 if domain else pairs}))
     given = ["--data_config", "d.yaml", "--samples", "1", "--epochs", "1", "--method", "finetune", "--continual"]
-    assert modelzoo.main([*given, "--quiet", "--run_dir", "run"]) == 0
+    assert modelzoo.main([*given, *SMALL, "--quiet", "--run_dir", "run"]) == 0
     assert main(["run"]) == 0
     text = Path("run/report.html").read_text()
     header, *rows = Tables(text).tables[1]
@@ -384,7 +385,7 @@ def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys, undrawn):
 def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys, undrawn):
     """With half of the examples kept, the member that saw all of a task weighs twice."""
     monkeypatch.chdir(tmp_path)
-    given = ["--samples", "4", "--epochs", "1", "--quiet", "--continual", "--replay_frac", "0.5"]
+    given = [*SMALL, "--samples", "4", "--epochs", "1", "--quiet", "--continual", "--replay_frac", "0.5"]
     assert modelzoo.main([*given, "--run_dir", "zoo"]) == 0
     assert main(["zoo"]) == 0
     members, targets = answers(Path("zoo"), 1)
@@ -404,7 +405,7 @@ def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys, undrawn):
 def test_a_run_without_members_of_some_tasks_says_so(tmp_path, monkeypatch, capsys, undrawn):
     """Every member but the first saw task 2, so that only the first task has a member without it."""
     monkeypatch.chdir(tmp_path)
-    given = ["--samples", "2", "--epochs", "1", "--quiet", "--continual", "--tasks_per_round", "5"]
+    given = [*SMALL, "--samples", "2", "--epochs", "1", "--quiet", "--continual", "--tasks_per_round", "5"]
     assert modelzoo.main([*given, "--run_dir", "zoo"]) == 0
     assert forget.main(["zoo", "--task", "2", "--quiet", "--run_dir", "less"]) == 0
     for name, lost in [("zoo", None), ("less", 3)]:
@@ -418,7 +419,7 @@ def test_a_run_without_members_of_some_tasks_says_so(tmp_path, monkeypatch, caps
 
 def test_all_tasks_at_once(tmp_path, monkeypatch, capsys, undrawn):
     monkeypatch.chdir(tmp_path)
-    given = ["--samples", "3", "--epochs", "1", "--quiet"]
+    given = [*SMALL, "--samples", "3", "--epochs", "1", "--quiet"]
     assert modelzoo.main([*given, "--rounds", "3", "--tasks_per_round", "2", "--run_dir", "zoo"]) == 0
     assert modelzoo.main([*given, "--method", "joint", "--run_dir", "joint"]) == 0
     assert main(["zoo"]) == 0
@@ -434,7 +435,7 @@ def test_all_tasks_at_once(tmp_path, monkeypatch, capsys, undrawn):
 
 def test_a_run_that_was_interrupted_has_a_report(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    given = ["--continual", "--samples", "3", "--epochs", "1", "--quiet", "--run_dir", "run"]
+    given = [*SMALL, "--continual", "--samples", "3", "--epochs", "1", "--quiet", "--run_dir", "run"]
     monkeypatch.setattr(RunCheckpoints, "stop_if_asked", stop_after(2))
     with pytest.raises(Stopped):
         modelzoo.main(given)
