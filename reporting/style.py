@@ -9,6 +9,7 @@ import numpy as np
 import scipy
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -74,7 +75,8 @@ def svg_and_png(drawn: Figure) -> tuple[str, bytes]:
     text, pixels = io.StringIO(), io.BytesIO()
     drawn.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn.set_layout_engine("none")  # all has its place now; to find it again would take as long as to draw
-    drawn.savefig(pixels, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    drawn.set(dpi=200, facecolor="white")
+    FigureCanvasAgg(drawn).print_png(pixels, metadata={"Software": None})  # savefig would draw twice
     return printable(text.getvalue()), pixels.getvalue()
 
 

@@ -33,15 +33,28 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def undrawn():
+    """Figures of reports are prepared, with their data, but not drawn; for tests that look at the rest of the page."""
+    import reporting.style
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reporting.style, "svg_and_png", lambda drawn: ('<svg viewBox="0 0 1 1"></svg>', b"PNG"))
+        yield
+
+
+@pytest.fixture
 def in_process(monkeypatch):
-    """Benchmarks run modelzoo.py in this process, one run after the other."""
+    """Benchmarks run their programs in this process, one run after the other."""
     import benchmark
     import modelzoo
+    import train_task
     from studies.engines import Ended
+
+    programs = {"modelzoo.py": modelzoo.main, "train_task.py": train_task.main}
 
     def run_jobs(planned, engine, store, job_of, show):
         for job in map(job_of, planned):
-            code = modelzoo.main(job.command[2:])
+            code = programs[Path(job.command[1]).name](job.command[2:])
             yield Ended(job.name, 0.0, f"exit code {code}" * (code != 0))
 
     monkeypatch.setattr(benchmark, "run_jobs", run_jobs)

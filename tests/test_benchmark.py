@@ -151,14 +151,14 @@ def results():
 def test_a_benchmark_from_grid_to_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     grid = write_grid()
-    for run in grid.runs[2:]:  # by hand; the benchmark keeps them
+    for run in grid.runs[1:]:  # by hand; the benchmark keeps them
         assert modelzoo.main([*run.arguments, "--quiet"]) == 0
     assert command("--jobs", "2") == 0
     out = capsys.readouterr().out.splitlines()
-    assert "4 runs, 2 of them to do" in out
+    assert "4 runs, 1 of them to do" in out
     summaries = {run.name: json.loads(Path(run.directory, "summary.json").read_text()) for run in grid.runs}
     told = {line.partition(":")[0]: line for line in out}
-    for run in grid.runs[:2]:
+    for run in grid.runs[:1]:
         assert f"accuracy {summaries[run.name]['avg_acc_final']:.4f}" in told[run.name]
         assert "backward transfer" in Path("store/logs", f"{run.name}.log").read_text()  # its final table
     for name, summary in summaries.items():

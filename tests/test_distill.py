@@ -209,7 +209,7 @@ def test_the_student_comes_to_agree_with_the_zoo(zoo, stream):
 # What is written.
 
 
-def test_the_directory_is_a_run(stream, tmp_path, capsys):
+def test_the_directory_is_a_run(stream, tmp_path, capsys, undrawn):
     assert modelzoo.main(["--verify", "zoo-student"]) == 0
     assert {path.name for path in Path("zoo-student").iterdir()} == {
         "config.yaml", "episodes.csv", "manifest.json", "members", "metrics.csv", "predictions", "summary.json",

@@ -272,7 +272,7 @@ def test_the_normalisation_of_each_channel_and_the_padding_are_exported():
         ("conv", (3, 40, 40)),  # a grid that is pooled to 2x2
         ("wrn16_4", (3, 32, 32)),
         ("resnet18_nf20", (3, 32, 32)),
-        ("timm/resnet10t", (3, 32, 32)),
+        ("timm/test_resnet", (3, 32, 32)),
     ],
     ids=str,
 )

@@ -23,7 +23,7 @@ RECIPE = ["--hp_config", "hp.yaml", "--samples", "8", "--quiet", "--continual"]
 def write_configs():
     for name, tasks in {"first": FIRST, "more": MORE, "all": FIRST[:-1] + ", " + MORE[1:]}.items():
         Path(f"{name}.yaml").write_text(f"dataset: digits\ntasks: {tasks}\n")
-    Path("hp.yaml").write_text("model: conv\nepochs: 2\nbatch: 8\n")
+    Path("hp.yaml").write_text("model: conv\nwidth: 16\nepochs: 2\nbatch: 8\n")
 
 
 @pytest.fixture(autouse=True)

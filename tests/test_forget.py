@@ -175,7 +175,7 @@ def test_a_retrained_zoo_learns_what_is_left(run, capsys):
                                    torch.stack(cached).mean(0), atol=2e-6)  # fmt: skip
 
 
-def test_what_is_left_is_a_run_like_others(run, capsys):
+def test_what_is_left_is_a_run_like_others(run, capsys, undrawn):
     run("zoo", "--hold_out", "0.3")
     assert forget.main(["run", "--task", "middle", "--retrain", "--quiet"]) == 0
     assert main(["--verify", "run-without-2"]) == 0
@@ -300,7 +300,7 @@ def test_an_interrupted_zoo_answers_nothing_and_the_same_command_makes_it(moment
     assert main(["--verify", "run-without-2"]) == 0
 
 
-def test_what_was_not_measured_is_left_empty(run):
+def test_what_was_not_measured_is_left_empty(run, undrawn):
     """Without --retrain nothing is trained: no loss and no speed, instead of zeros."""
     run("zoo", *TWO)
     assert forget.main(["run", "--task", "2", "--quiet"]) == 0

@@ -40,7 +40,7 @@ def with_model(config, model, dropout=0.0, **hp):
     return replace(config, net=configured(model, dropout=dropout), hp=replace(config.hp, **hp))
 
 
-@pytest.mark.parametrize("model", ["conv", "wrn16_4", "timm/resnet10t"])
+@pytest.mark.parametrize("model", ["conv", "wrn16_4", "timm/test_resnet"])
 @pytest.mark.parametrize("bn", ["per_task", "freeze_after_first"])
 @pytest.mark.parametrize("method", ["packnet", "wsn"])
 def test_outputs_for_an_old_task_are_the_same_bits_after_every_later_episode(method, bn, model):

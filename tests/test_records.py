@@ -41,7 +41,7 @@ from training.monitor import Monitor
 from utils.errors import UserError
 from utils.files import GrowingFile
 
-DIGITS = ["--samples", "4", "--epochs", "1", "--quiet"]
+DIGITS = ["--set", "net.width=16", "--samples", "4", "--epochs", "1", "--quiet"]
 NUMBERS = ["--data_config", "numbers.yaml", "--epochs", "40", "--quiet"]
 
 
@@ -176,7 +176,7 @@ def test_console_and_table_name_the_metric_and_its_direction(runs):
     assert "accuracy" not in shown
 
 
-def test_a_report_names_the_metric(runs, capsys):
+def test_a_report_names_the_metric(runs, capsys, undrawn):
     for asked in (["numbers"], ["numbers", "er", "--out", "both"], ["numbers", "er", "--format", "md"]):
         with contextlib.chdir(runs):
             assert report.main(asked) == 0

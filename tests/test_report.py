@@ -37,6 +37,7 @@ from tests.tables import read_metrics
 PROJECT = Path(__file__).parent.parent
 SPLIT, ROTATED = (str(PROJECT / "config" / "dataset" / f"{name}_digits.yaml") for name in ("split", "rotated"))
 MLP = str(PROJECT / "config" / "hyperparam" / "mlp.yaml")
+SMALL = ["--set", "net.width=16"]
 # Names that a page, an SVG and TeX could take for something else.
 NAMES = ["zero & one", "<b>two</b> three", "$4_5$ ^", '"6" 7\\', "8 % 9"]
 LABELS = [f"{number} {name}" for number, name in enumerate(NAMES, 1)]
@@ -65,6 +66,16 @@ def page(runs):
         assert main([str(runs / "zoo0"), "--isolated", str(runs / "isolated0")]) == 0
     assert told.getvalue() == f"{runs / 'zoo0/report.html'}\n"
     return runs / "zoo0/report.html"
+
+
+@pytest.fixture(scope="module")
+def page_of_several(runs, tmp_path_factory):
+    """The page of all runs, in a folder of a long name."""
+    folder = tmp_path_factory.mktemp("several")
+    far = shutil.copytree(runs, folder / ("folder_of_a_long_name_" * 10))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([str(far), "--out", str(folder)]) == 0
+    return folder / "report.html"
 
 
 class Tables(HTMLParser):
@@ -186,7 +197,7 @@ def test_accuracy_on_each_class_and_confusion_follow_from_the_predictions(runs, 
         np.testing.assert_allclose(panel.images[0].get_array(), shares)
 
 
-def test_unlike_classes_show_what_the_largest_one_gives(tmp_path, monkeypatch, capsys):
+def test_unlike_classes_show_what_the_largest_one_gives(tmp_path, monkeypatch, capsys, undrawn):
     """Nine white and three black test images; a network asked to call all white has 75 %, balanced 50 %."""
     monkeypatch.chdir(tmp_path)
     for part, name, count in (("train", "a", 4), ("train", "b", 4), ("test", "a", 9), ("test", "b", 3)):
@@ -220,12 +231,14 @@ def test_accuracy_without_the_task_follows_from_the_measurements(runs, page):
 
 
 @pytest.mark.parametrize(("stream", "domain"), [("rotated_digits", True), ("digits", False)])
-def test_what_is_shown_without_the_task_is_explained_and_nothing_else(stream, domain, tmp_path, monkeypatch, capsys):
+def test_what_is_shown_without_the_task_is_explained_and_nothing_else(
+    stream, domain, tmp_path, monkeypatch, capsys, undrawn
+):
     monkeypatch.chdir(tmp_path)
     pairs = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [0, 9]]
     Path("d.yaml").write_text(yaml.safe_dump({"dataset": stream, "tasks": 6 if domain else pairs}))
     given = ["--data_config", "d.yaml", "--samples", "1", "--epochs", "1", "--method", "finetune", "--continual"]
-    assert modelzoo.main([*given, "--quiet", "--run_dir", "run"]) == 0
+    assert modelzoo.main([*given, *SMALL, "--quiet", "--run_dir", "run"]) == 0
     assert main(["run"]) == 0
     text = Path("run/report.html").read_text()
     header, *rows = Tables(text).tables[1]
@@ -357,7 +370,7 @@ def test_the_same_run_makes_the_same_report(runs, page, tmp_path, capsys):
         assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys):
+def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys, undrawn):
     assert main([str(runs / "er0")]) == 0
     page = runs / "er0/report.html"
     header, *rows, _ = Tables(page.read_text()).tables[3]
@@ -369,10 +382,10 @@ def test_one_network_for_all_tasks_has_no_ensemble(runs, capsys):
     assert figure(page, "cost").parameters_stored.is_monotonic_increasing
 
 
-def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
+def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys, undrawn):
     """With half of the examples kept, the member that saw all of a task weighs twice."""
     monkeypatch.chdir(tmp_path)
-    given = ["--samples", "4", "--epochs", "1", "--quiet", "--continual", "--replay_frac", "0.5"]
+    given = [*SMALL, "--samples", "4", "--epochs", "1", "--quiet", "--continual", "--replay_frac", "0.5"]
     assert modelzoo.main([*given, "--run_dir", "zoo"]) == 0
     assert main(["zoo"]) == 0
     members, targets = answers(Path("zoo"), 1)
@@ -389,10 +402,10 @@ def test_members_count_by_what_they_saw(tmp_path, monkeypatch, capsys):
     assert float(row[5]) == pytest.approx(rows.loss.item(), abs=1e-4)
 
 
-def test_a_run_without_members_of_some_tasks_says_so(tmp_path, monkeypatch, capsys):
+def test_a_run_without_members_of_some_tasks_says_so(tmp_path, monkeypatch, capsys, undrawn):
     """Every member but the first saw task 2, so that only the first task has a member without it."""
     monkeypatch.chdir(tmp_path)
-    given = ["--samples", "2", "--epochs", "1", "--quiet", "--continual", "--tasks_per_round", "5"]
+    given = [*SMALL, "--samples", "2", "--epochs", "1", "--quiet", "--continual", "--tasks_per_round", "5"]
     assert modelzoo.main([*given, "--run_dir", "zoo"]) == 0
     assert forget.main(["zoo", "--task", "2", "--quiet", "--run_dir", "less"]) == 0
     for name, lost in [("zoo", None), ("less", 3)]:
@@ -404,9 +417,9 @@ def test_a_run_without_members_of_some_tasks_says_so(tmp_path, monkeypatch, caps
     assert len(Tables(Path("less/report.html").read_text()).tables[0]) == 1 + 1 + 1  # header, task 1, mean
 
 
-def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
+def test_all_tasks_at_once(tmp_path, monkeypatch, capsys, undrawn):
     monkeypatch.chdir(tmp_path)
-    given = ["--samples", "3", "--epochs", "1", "--quiet"]
+    given = [*SMALL, "--samples", "3", "--epochs", "1", "--quiet"]
     assert modelzoo.main([*given, "--rounds", "3", "--tasks_per_round", "2", "--run_dir", "zoo"]) == 0
     assert modelzoo.main([*given, "--method", "joint", "--run_dir", "joint"]) == 0
     assert main(["zoo"]) == 0
@@ -422,7 +435,7 @@ def test_all_tasks_at_once(tmp_path, monkeypatch, capsys):
 
 def test_a_run_that_was_interrupted_has_a_report(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    given = ["--continual", "--samples", "3", "--epochs", "1", "--quiet", "--run_dir", "run"]
+    given = [*SMALL, "--continual", "--samples", "3", "--epochs", "1", "--quiet", "--run_dir", "run"]
     monkeypatch.setattr(RunCheckpoints, "stop_if_asked", stop_after(2))
     with pytest.raises(Stopped):
         modelzoo.main(given)
@@ -456,9 +469,8 @@ def stop_after(episodes):
     return stop
 
 
-def test_runs_are_compared(runs, tmp_path, capsys):
-    assert main([str(runs), "--out", str(tmp_path)]) == 0
-    text = (tmp_path / "report.html").read_text()
+def test_runs_are_compared(runs, page_of_several):
+    text = page_of_several.read_text()
     assert "mathdefault" not in text
     tables = Tables(text).tables
     accuracy = {row[0]: row[1:] for row in tables[0][1:]}
@@ -469,10 +481,10 @@ def test_runs_are_compared(runs, tmp_path, capsys):
         isolated = [measured(runs / f"isolated{seed}")[-1] for seed in "01"]
         assert row[0].startswith(f"{np.mean(final):.4f} ± ")
         assert row[5].startswith(f"{np.subtract(final, isolated).mean():+.4f} ± ")
-    saved = pd.read_csv(tmp_path / "figures/accuracy_over_episodes.csv", float_precision="round_trip")
+    saved = figure(page_of_several, "accuracy_over_episodes")
     for line in saved.itertuples():
         assert line.accuracy == pytest.approx(np.nanmean(measured(runs / f"{line.run}{line.seed}")[line.episode - 1]))
-    points = pd.read_csv(tmp_path / "figures/accuracy_against_cost.csv", float_precision="round_trip")
+    points = figure(page_of_several, "accuracy_against_cost")
     for line in points.itertuples():
         summary = json.loads((runs / f"{line.run}{line.seed}/summary.json").read_text())
         assert line.train_seconds == summary["train_seconds"]
@@ -526,7 +538,7 @@ def lines_of(capsys, *given):
     return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
 
 
-def test_tasks_are_matched_by_their_number(alike, capsys):
+def test_tasks_are_matched_by_their_number(alike, capsys, undrawn):
     """Without task 1, tasks 2 and 3 are compared with the isolated networks of these; those of 1 may be there."""
     left = json.loads((alike / "without/summary.json").read_text())["per_task_acc"]
     expected = np.mean(np.subtract(left, measured(alike / "iso")[-1, 1:]))
@@ -541,7 +553,7 @@ def test_tasks_are_matched_by_their_number(alike, capsys):
     assert [row[column] for row in shown[1:3]] == [f"{value:.4f}" for value in measured(alike / "iso")[-1, 1:]]
 
 
-def test_names_of_tasks_are_labels_only(alike, tmp_path, capsys):
+def test_names_of_tasks_are_labels_only(alike, tmp_path, capsys, undrawn):
     """One is named as a column of the data, two have the same name; under other names they are the same tasks."""
     (tmp_path / "stream.yaml").write_text(yaml.safe_dump({"dataset": "digits", "tasks": [t["classes"] for t in NAMED]}))
     given = (
@@ -628,7 +640,7 @@ def test_long_names_that_begin_alike_can_be_told_apart_in_the_figures(runs, tmp_
         assert all(float(left) + 4 * len(label) < width for left, label in labels)
 
 
-def test_groups_without_common_seeds_have_no_difference(runs, tmp_path, capsys):
+def test_groups_without_common_seeds_have_no_difference(runs, tmp_path, capsys, undrawn):
     assert main([str(runs / "zoo0"), str(runs / "isolated1"), "--out", str(tmp_path)]) == 0
     paired = {row[0]: row[1:] for row in Tables((tmp_path / "report.html").read_text()).tables[2][1:]}
     assert sorted(paired.values()) == [["0", "n/a", "n/a"], ["1", "+0.0000", "n/a"]]
@@ -707,7 +719,7 @@ def test_names_are_escaped_for_the_place_they_go_to(tmp_path, monkeypatch, capsy
         assert not any(cell.startswith("=") for cell in cells)
 
 
-def test_a_report_does_not_follow_links_out_of_the_run(runs, tmp_path, capsys):
+def test_a_report_does_not_follow_links_out_of_the_run(runs, tmp_path, capsys, undrawn):
     shutil.copytree(runs / "er0", tmp_path / "run")
     (tmp_path / "mine").write_text("mine")
     for name in ("report.html", "report.html.partial"):
@@ -741,7 +753,12 @@ def test_labels_are_moved_apart_in_their_order():
 MEASURE = """
 <script>
 onload = () => setTimeout(() => {
-  const frame = document.querySelector("iframe"), page = frame.contentDocument, wrong = [];
+  const answers = [...document.querySelectorAll("iframe")].map(frame => measured(frame.contentDocument));
+  document.body.innerHTML = "";
+  document.body.textContent = "MEASURED" + JSON.stringify(answers) + "END";
+}, 300);
+function measured(page) {
+  const wrong = [];
   const root = page.scrollingElement;
   if (root.scrollWidth > root.clientWidth) wrong.push("the page is wider than the window: " + root.scrollWidth);
   for (const element of page.querySelectorAll("h1, h2, h3, p, dt, dd, figcaption, figure, summary, li"))
@@ -758,29 +775,22 @@ onload = () => setTimeout(() => {
   for (const image of page.querySelectorAll("img"))
     if (!image.complete || !image.naturalWidth) wrong.push("image: " + image.src);
   const ground = page.defaultView.getComputedStyle(page.body).backgroundColor;
-  document.body.innerHTML = "";
-  document.body.textContent = "MEASURED" + JSON.stringify({wrong, ground}) + "END";
-}, 300);
+  return {wrong, ground};
+}
 </script>
 """
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("which", ["one run", "several runs"])
-def test_the_page_in_a_browser(which, scheme, width, runs, page, tmp_path, capsys):
-    """No error on the console, nothing missing, no text outside its box."""
-    if which == "several runs":
-        far = shutil.copytree(runs, tmp_path / ("folder_of_a_long_name_" * 10))
-        assert main([str(far), "--out", str(tmp_path)]) == 0
-        page = tmp_path / "report.html"
-    inside = html.escape(page.read_text())
+def test_the_pages_in_a_browser(scheme, page, page_of_several, tmp_path):
+    """No error on the console, nothing missing, no text outside its box, in narrow and in wide windows."""
+    frames = [f'<iframe width="{width}" height="9000" srcdoc="{html.escape(shown.read_text())}"></iframe>'
+              for shown in (page, page_of_several) for width in (400, 1400)]  # fmt: skip
     (tmp_path / "harness.html").write_text(
-        f'<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        f'<link rel="icon" href="data:,"><body><iframe width="{width}" height="9000" srcdoc="{inside}"></iframe>'
-        + MEASURE
+        '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        f'<link rel="icon" href="data:,"><body>{"".join(frames)}{MEASURE}'
     )
     preferred = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     done = subprocess.run(
@@ -789,18 +799,18 @@ def test_the_page_in_a_browser(which, scheme, width, runs, page, tmp_path, capsy
          (tmp_path / "harness.html").as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    found = re.search(r"MEASURED(\{.*?\})END", done.stdout)
+    found = re.search(r"MEASURED(\[.*?\])END", done.stdout)
     assert found, done.stderr[-2000:]
-    answer = json.loads(html.unescape(found[1]))
-    assert answer["wrong"] == []
-    assert answer["ground"] == {"light": "rgb(246, 247, 249)", "dark": "rgb(18, 22, 27)"}[scheme]
+    answers = json.loads(html.unescape(found[1]))
+    ground = {"light": "rgb(246, 247, 249)", "dark": "rgb(18, 22, 27)"}[scheme]
+    assert answers == [{"wrong": [], "ground": ground}] * 4
     assert "CONSOLE" not in done.stderr
 
 
 # Scenarios
 
 
-def test_runs_of_several_scenarios_stand_in_one_table(tmp_path):
+def test_runs_of_several_scenarios_stand_in_one_table(tmp_path, undrawn):
     """A method has a cell for each scenario; what task-trained heads do without the task has a mark."""
     runs = {}
     for method, scenario in [("er", "class"), ("er", "task"), ("zoo", "task"), ("er", "domain")]:

@@ -67,7 +67,7 @@ def refused(program, given, capsys):
     return told
 
 
-def test_a_run_says_how_the_task_is_told(here, capsys):
+def test_a_run_says_how_the_task_is_told(here, capsys, undrawn):
     for scenario in SCENARIOS:
         zero_shot = {"zero-shot"} if scenario == "domain" else set()  # the next task, before its episode
         assert set(read_metrics(f"er_{scenario}").scenario) == {f"{scenario}-incremental", *zero_shot}
@@ -86,7 +86,7 @@ def test_a_run_says_how_the_task_is_told(here, capsys):
     assert "task not told" not in told
 
 
-def test_task_trained_heads_are_never_called_class_incremental(here, capsys):
+def test_task_trained_heads_are_never_called_class_incremental(here, capsys, undrawn):
     assert learn(Path(), "task", "er", "told") == 0
     told = capsys.readouterr().out
     assert "task not told" in told

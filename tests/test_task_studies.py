@@ -198,7 +198,7 @@ def test_a_bad_grid_is_one_line_and_nothing_is_written(capsys, changes, words):
     assert not Path("store").exists()
 
 
-def test_a_grid_from_runs_to_tables(capsys):
+def test_a_grid_from_runs_to_tables(request, capsys):
     """Two processes: one cell, and one with two learning rates; then only what is missing."""
     streams = [
         {"stream": SECOND, "vary": {"data.length": [2], "net.hidden_size": [4]}},
@@ -240,6 +240,7 @@ def test_a_grid_from_runs_to_tables(capsys):
     gone = grid.runs[1].directory
     for path in sorted(gone.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
+    request.getfixturevalue("in_process")
     assert benchmark.main(command) == 0
     assert "6 runs, 1 of them to do" in capsys.readouterr().out
     assert {path for path, time in kept.items() if path.stat().st_mtime_ns != time} == {gone / "summary.json"}
@@ -250,7 +251,7 @@ def test_a_grid_from_runs_to_tables(capsys):
     assert {run.name for run in other.runs}.isdisjoint(run.name for run in grid.runs)
 
 
-def test_lists_of_mixers_in_a_table(capsys):
+def test_lists_of_mixers_in_a_table(in_process, capsys):
     recall = {
         "data.length": 8,
         "data.pairs": 1,

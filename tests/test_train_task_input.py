@@ -1,7 +1,5 @@
 """Wrong input to train_task.py: one line that says what would be right, exit code 2, and nothing written."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -120,10 +118,10 @@ def test_a_damaged_run_is_neither_verified_nor_resumed(folder, monkeypatch, caps
         assert f"{path} is damaged" in capsys.readouterr().err
 
 
-def test_the_program_says_what_is_wrong_without_a_trace(tmp_path):
-    answer = subprocess.run(
-        [sys.executable, PROJECT / "train_task.py", "--seeds", "0"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr == "train_task.py: --seeds is 0; it must be a whole number at least 1 and at most 1000\n"
+def test_the_program_says_what_is_wrong_without_a_trace(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train_task.main(["--seeds", "0"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error == "train_task.py: --seeds is 0; it must be a whole number at least 1 and at most 1000\n"
     assert list(tmp_path.iterdir()) == []

@@ -151,7 +151,7 @@ def test_a_run_killed_between_any_two_files_goes_on(case, monkeypatch):
     assert start("whole", *options) == 0
     if case == "until a score":  # where no checkpoint is due
         assert json.loads(Path("whole/summary.json").read_text())["reached"] % 6
-    counts = (n / 2 for n in range(2, 400, 1 if case == "one seed" else 3))
+    counts = (n / 2 for n in range(2, 400, 1 if case == "one seed" else 5))
     check = close_to if case == "two seeds" else same_as
     killed_at_writes(counts, lambda where, *more: start(where, *more, *options), check, monkeypatch)
 
