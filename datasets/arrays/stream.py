@@ -8,7 +8,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from datasets.arrays.scaling import ArrayPreprocess, ScaledNumbers, moments
 from datasets.config import ClassList, DataConfig
 from datasets.objectives import CrossEntropy, Objective
 from datasets.task import HELD_OUT, TEST, TRAIN, Examples, StreamSpec, Table, Task, TaskStream
+from datasets.validation import VALIDATION, real_test, taken
 from utils.compute import place
 from utils.errors import UserError, expanded, unknown
 from utils.seeding import generator
@@ -110,20 +111,20 @@ class ArrayConfig(DataConfig):
 
     @property
     def arrays(self) -> Arrays:
-        """The arrays of the file."""
+        """The arrays of the file; with validation without the rows that its `split` calls test."""
         path = self.data_dir / expanded(self.settings.file)
         try:
             found = path.stat()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{self.path}: file: {path} cannot be read: {reason}") from None
-        return _read(path.absolute(), self.settings.names, found.st_mtime_ns, found.st_size)
+        return _read(path.absolute(), self.settings.names, self.validation > 0, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path, names: Names, changed: int, size: int) -> Arrays:
+def _read(path: Path, names: Names, training_only: bool, changed: int, size: int) -> Arrays:
     """The arrays of a file, read once: the configuration asks for its tasks, and then the stream for everything."""
-    return read_arrays(path, names)
+    return read_arrays(path, names, training_only)
 
 
 @dataclass(frozen=True)
@@ -161,16 +162,23 @@ def arrays(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     labels = None if real else Labels.of(data.y)
     groups = _groups(data.task, labels, len(data.X))
     tested = _tested(data.X, groups, own.test_share) if data.tested is None else data.tested
+    if config.validation:
+        training = ~tested
+        data, groups = data.rows(training), groups[training]
+        labels = None if labels is None else replace(labels, codes=labels.codes[training])
+        tested = _held_out(groups, np.zeros(len(groups), bool), config.validation, seed, VALIDATION)
+    else:
+        tested = real_test(config, lambda: tested)
     held = _held_out(groups, tested, config.hold_out, seed)
-    found = [_rows(config, data, labels, tested, held, seed, number) for number in range(1, len(config.tasks) + 1)]
-    preprocess, objective = _scaled(own, data, found[0], real, device)
+    found = {
+        number: _rows(config, data, labels, tested, held, seed, number)
+        for number in range(1, len(config.tasks) + 1)
+    }  # fmt: skip
+    preprocess, objective = _scaled(own, data, found[1], real, device)
     store = place(torch.from_numpy(data.X), device)
-    tasks = tuple(
-        _task(config, number, rows, store, device)
-        for number, rows in enumerate(found, 1)
-        if number not in config.forgotten
-    )
-    return TaskStream(StreamSpec(config.stream, tuple(store.shape[1:]), objective, preprocess), tasks)
+    tasks = tuple(_task(config, number, found[number], store, device) for number in config.numbers)
+    spec = StreamSpec(config.stream, tuple(store.shape[1:]), objective, preprocess)
+    return TaskStream(spec, tasks, validated=config.validation > 0)
 
 
 arrays.Settings = ArraySettings  # type: ignore[attr-defined]
@@ -276,18 +284,18 @@ def _tested(X: Array, groups: Array, share: float) -> Array:
     order = np.frombuffer(b"".join(hashes), ">u8")
     tested = np.zeros(len(X), bool)
     for rows in _members(groups, ~tested):
-        if count := min(len(rows) - 1, max(1, round(share * len(rows)))):
+        if count := taken(share, len(rows)):
             tested[rows] = order[rows] <= np.sort(order[rows])[count - 1]
     return tested
 
 
-def _held_out(groups: Array, tested: Array, share: float, seed: int) -> Array:
+def _held_out(groups: Array, tested: Array, share: float, seed: int, name: str = "hold_out") -> Array:
     """Which training examples are held out, [N] bool; no task is trained on what another one holds out."""
     held = np.zeros(len(groups), bool)
     if share:
-        order = torch.randperm(len(held), generator=generator(seed, "hold_out")).numpy()
+        order = torch.randperm(len(held), generator=generator(seed, name)).numpy()
         for rows in _members(groups, ~tested):
-            count = min(len(rows) - 1, max(1, round(share * len(rows))))
+            count = taken(share, len(rows))
             held[rows[order[rows].argsort()[:count]]] = True
     return held
 
