@@ -42,8 +42,8 @@ def search(options: argparse.Namespace, execute: Execute | None = None) -> int:
     """Search as the YAML file `options.config` says, in the folder `options.store`; returns 0.
 
     `execute` makes the runs of processes and returns when all have ended, whether they failed or not; without, they are
-    made here, `options.jobs` at a time. A trial with a run that failed, as training may diverge, is worse than all others.
-    UserError if the input is wrong, TrainingError if the presets cannot be run.
+    made here, `options.jobs` at a time. A trial with a run that failed, as training may diverge, is worse than all
+    others. UserError if the input is wrong, TrainingError if the presets cannot be run.
     """
     store = Path(options.store)
     config = load_search(options.config, store)
@@ -81,10 +81,8 @@ def opened(config: Search, subject: Subject) -> "optuna.Study":
     return study
 
 
-def search_one(config: Search, subject: Subject, study: "optuna.Study", execute: Execute) -> bool:
-    """All trials of a subject that are not complete, `at_once` at a time; whether a run failed."""
-
-    failed = False
+def search_one(config: Search, subject: Subject, study: "optuna.Study", execute: Execute) -> None:
+    """All trials of a subject that are not complete, `at_once` at a time."""
     while len(study.trials) < config.trials or any(trial.state.name == "RUNNING" for trial in study.trials):
         known = study.trials
         begun = [trial for trial in known if trial.state.name == "RUNNING"]
@@ -157,6 +155,8 @@ def told(
     import optuna
 
     step, last = config.halving.factor**rung, rung == config.halving.rungs - 1
+    if max(study.trials[trial.number].intermediate_values, default=0) > step:
+        return True  # it went on before the search was interrupted
     score = math.nan if result is None else result["score"]
     higher = result is None or trial.user_attrs[METRIC][1]
     with warnings.catch_warnings():
