@@ -20,16 +20,16 @@ from utils.errors import TrainingError, UserError
 PROJECT = Path(__file__).parent.parent
 LR = {"low": 0.001, "high": 0.1, "log": True}
 SEARCH = {
-    "streams": ["config/dataset/split_digits.yaml"],
+    "streams": ["two_digits.yaml"],
     "hyperparams": ["config/hyperparam/conv.yaml"],
     "methods": ["finetune"],
-    "seeds": [7, 8],
+    "seeds": 1,
     "samples": 2,
     "epochs": 9,
     "validation": 0.2,
     "first_tasks": 2,
     "space": {"hp.lr": LR, "hp.batch": [8, 16], "net.width": {"low": 16, "high": 64, "step": 16}},
-    "trials": 9,
+    "trials": 4,
     "sampler": "random",
 }
 HALVING = {"factor": 3, "smallest": 0.11}
@@ -38,6 +38,7 @@ HALVING = {"factor": 3, "smallest": 0.11}
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("two_digits.yaml").write_text("dataset: digits\ntasks: [[0, 1], [2, 3], [4, 5]]\n")
 
 
 def write(**changes):
@@ -75,8 +76,8 @@ def run(execute=None, store="store", **changes):
 
 
 def test_trials_are_runs_with_validation_of_values_in_the_space():
-    rows, done = run()
-    assert [int(row["trial"]) for row in rows] == list(range(9))
+    rows, done = run(seeds=[7, 8])
+    assert [int(row["trial"]) for row in rows] == list(range(4))
     assert [rows[0][key] for key in SEARCH["space"]] == ["", "", ""]  # the presets
     presets = parse(["--hp_config", str(PROJECT / "config/hyperparam/conv.yaml")]).config
     assert done.runs[0].config.hp.lr == presets.hp.lr
@@ -92,11 +93,11 @@ def test_trials_are_runs_with_validation_of_values_in_the_space():
             assert 0.001 <= config.hp.lr <= 0.1
             assert config.hp.batch == int(row["hp.batch"]) in (8, 16)
             assert config.net.settings.width == int(row["net.width"]) in (16, 32, 48, 64)
-    assert len({row["hp.lr"] for row in rows}) == 9
+    assert len({row["hp.lr"] for row in rows}) == 4
 
 
 def test_the_best_settings_are_ready_to_use():
-    rows, _ = run()
+    rows, _ = run(seeds=[7, 8])
     best = max(rows, key=lambda row: float(row["score"]))
     config = parse(["--hp_config", "store/best-conv-finetune.yaml"]).config
     assert (str(config.hp.lr), str(config.hp.batch)) == (best["hp.lr"], best["hp.batch"])
@@ -114,7 +115,7 @@ def test_the_best_settings_are_ready_to_use():
         f"| {best['hp.lr']} | {best['hp.batch']} | {best['net.width']} | {float(best['score']):.4f} ± 0.1271 |" in table
     )
     assert f"| presets | presets | presets | presets | {float(rows[0]['score']):.4f} ± 0.1271 |" in table
-    assert "9 trials by random: 18 runs, 162 epochs, 36 s" in table
+    assert "4 trials by random: 8 runs, 72 epochs, 16 s" in table
     assert "test examples were not read, and nothing after the first 2 tasks" in table
 
 
@@ -127,7 +128,7 @@ def test_where_nothing_is_better_the_presets_are_found():
 
 def test_of_each_rung_the_best_third_goes_on():
     """As a brute-force simulation says, which compares a trial with those that came to its rung before."""
-    rows, done = run(halving=HALVING, trials=20)
+    rows, done = run(halving=HALVING, trials=12, space={"hp.lr": LR})
     assert {run.config.hp.epochs for run in done.runs} == {1, 3, 9}
     reached: dict[int, list[float]] = {0: [], 1: []}
     for row in rows:
@@ -143,17 +144,15 @@ def test_of_each_rung_the_best_third_goes_on():
         assert int(row["rung"]) == rung, row
         assert row["state"] == ("complete" if rung == 2 else "ended")
         assert int(row["length"]) == 3**rung
-        assert int(row["runs"]) == 2 * (rung + 1)
+        assert int(row["runs"]) == rung + 1
 
 
-@pytest.mark.parametrize(
-    "more", [{"sampler": "tpe", "trials": 14}, {"halving": HALVING, "at_once": 4, "sampler": "tpe"}]
-)
+@pytest.mark.parametrize("more", [{"trials": 12}, {"trials": 6, "halving": HALVING, "at_once": 4}])
 def test_a_search_that_was_ended_goes_on(more):
     """It makes the runs that were not finished, and finds what an undisturbed one finds."""
     more = {**more, "sampler": "tpe"}
     whole, alone = run(store="alone", **more)
-    for end in (1, 6, 13):
+    for end in (2, 8):
         with pytest.raises(KeyboardInterrupt):
             run(Pretended(ends_after=end), store=f"ended{end}", **more)
         with open(f"ended{end}/search.journal", "ab") as journal:
@@ -171,18 +170,18 @@ def test_tpe_finds_better_values_than_chance():
     space = {"hp.lr": {"low": 1.0e-6, "high": 1.0, "log": True}}
     means = {}
     for sampler in ("random", "tpe"):
-        rows, _ = run(store=sampler, sampler=sampler, trials=26, space=space, seeds=1)
-        means[sampler] = sum(float(row["score"]) for row in rows[12:]) / 14
+        rows, _ = run(store=sampler, sampler=sampler, trials=20, space=space)
+        means[sampler] = sum(float(row["score"]) for row in rows[12:]) / 8
     assert means["tpe"] > means["random"] + 0.03
 
 
 def test_a_trial_that_diverges_is_the_worst():
-    rows, _done = run(Pretended(lambda config: None if config.hp.lr > 0.02 else 0.5), halving=HALVING)
+    rows, _done = run(Pretended(lambda config: None if config.hp.lr > 0.02 else 0.5), halving=HALVING, trials=6)
     failed = [row for row in rows if row["state"] == "failed"]
     assert failed
     assert all(float(row["hp.lr"]) > 0.02 for row in failed)
     assert all(float(row["hp.lr"] or 0) <= 0.02 for row in rows if row not in failed)
-    again, rest = run(halving=HALVING)
+    again, rest = run(halving=HALVING, trials=6)
     assert again == rows
     assert not rest.runs
     with pytest.raises(TrainingError, match="conv, finetune: the presets cannot be run"):
@@ -259,7 +258,7 @@ def test_what_cannot_be_searched_is_refused_in_one_line(changes, words):
 
 def test_a_store_keeps_one_search():
     run(trials=2)
-    with pytest.raises(UserError, match="store has another search for conv, finetune than .*; name another --store"):
+    with pytest.raises(UserError, match=r"store has another search for conv, finetune than .*; name another --store"):
         run(space={"hp.lr": [0.1, 0.2]})
     rows, _ = run(trials=3)  # more of the same
     assert len(rows) == 3
@@ -283,7 +282,7 @@ def test_a_real_search_reads_no_test_examples(capsys, monkeypatch):
         for job in jobs:
             assert modelzoo.main(list(job.arguments)) == 0
 
-    changes = {"hyperparams": [str(PROJECT / "config/hyperparam/linear.yaml")], "space": {"hp.lr": LR}, "seeds": 1}
+    changes = {"hyperparams": [str(PROJECT / "config/hyperparam/linear.yaml")], "space": {"hp.lr": LR}}
     run(execute, trials=2, epochs=1, first_tasks=1, **changes)
     assert NOTICE in capsys.readouterr().out
     write(**changes, validation=0)
