@@ -1,13 +1,13 @@
 """Reading the YAML file of a search: a grid, and the space in which the best settings are looked for."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from records.configuration import value_at
-from studies.grid import AXES, PROGRAMS, method_entry
+from studies.grid import PROGRAMS, method_entry
 from studies.grid_file import VARYING, file_of, listed
 from studies.planned import Grid, PlannedRun
 from studies.store import check_run
@@ -215,8 +215,3 @@ def _halving(path: str, content: object) -> Halving:
     factor = Range(2, 100).check(f"{path}: halving: factor", content["factor"])
     share = Range(0, 1, whole=False, open_low=True).check(f"{path}: halving: smallest", content["smallest"])
     return Halving(factor, 1 + round(-math.log(share, factor)))
-
-
-def grid_keys() -> Sequence[str]:
-    """All keys of a search but for the options of its program."""
-    return (*AXES, *KEYS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from studies.grid_file import directory_name
+from studies.grid_file import directory_name, read_seeds
 from studies.search_file import KEYS, METRIC, RUNGS, Search, Subject
 from utils.files import csv_bytes, write_bytes
 from utils.yaml_files import load_yaml
@@ -70,15 +70,18 @@ def comparison(search: Search, hyper: str, chosen: Mapping[Subject, Mapping[str,
     (first, _), *_ = chosen.items()
     apart = (*KEYS, "validation", "data.validation", "first_tasks", "data.first_tasks", "methods", "seeds")
     base = {key: value for key, value in first.content.items() if key not in apart}
+    used = read_seeds(search.path, first.content)
+    start = 0 if min(used) >= _SEEDS else max(used) + 1
+    seeds = list(range(start, start + _SEEDS))
     if search.program == "train_task":
         (entry,) = base["hyperparams"]
         given = dict(entry) if isinstance(entry, dict) else {}
-        return {**base, "hyperparams": [entry, {**given, "hp_config": str(best_path(search, first))}], "seeds": _SEEDS}
+        return {**base, "hyperparams": [entry, {**given, "hp_config": str(best_path(search, first))}], "seeds": seeds}
     methods = []
     for subject, values in chosen.items():
         entry = dict(subject.entry)
         methods += [entry, {**entry, "label": f"{entry['label']}, found", **values}]
-    return {**base, "methods": methods, "seeds": _SEEDS}
+    return {**base, "methods": methods, "seeds": seeds}
 
 
 def _best(search: Search, subject: Subject, values: Mapping[str, Any]) -> bytes:
