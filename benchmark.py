@@ -34,14 +34,15 @@ from records.directory import read_config
 from records.summary import figure
 from reporting import one_line_errors
 from reporting.collecting import episodes, make_report, tables
-from studies.engines import ENGINES, Engine, Job
+from studies.dry_run import dry_run
+from studies.engines import ENGINES, Engine
 from studies.grid import load_grid
 from studies.grid_file import PROJECT, undashed
 from studies.papers import load_paper
 from studies.planned import Grid, PlannedJob, PlannedRun, chosen
 from studies.schedule import run_jobs
 from studies.store import check_run
-from studies.study_file import CANCEL, LOGS, Study, failure_of, log_of, study_job
+from studies.study_file import CANCEL, LOGS, Study, failure_of, study_job
 from studies.study_options import arguments, resources_of
 from training.features import frozen, task_stream
 from utils.compute import pick_device, runs_in_bf16
@@ -69,6 +70,9 @@ def benchmark(options: argparse.Namespace) -> int:
     wanted = chosen(grid, options.only or ())
     for run in grid.runs:
         check_run(run)
+    if options.dry_run:
+        dry_run(wanted, store, options.jobs or 1, options.pilot_seconds, PROGRAMS[grid.program])
+        return 0
     missing, left = to_do(wanted, store, again=options.rerun is not None)
     if options.engine == "local":
         check_machine(grid, options.config)
@@ -76,9 +80,8 @@ def benchmark(options: argparse.Namespace) -> int:
     begin(grid, store, options)
     engine = ENGINES[options.engine](resources_of(options))
     try:
-        count, unfinished = (len({run.name for job in jobs for run in job.runs}) for jobs in (wanted, missing))
-        finished = sum(len(job.runs) - job.missing for job in missing)
-        print(f"{count} runs, {unfinished - finished} of them to do", flush=True)
+        count = sum(len(process.runs) for process in wanted.processes)
+        print(f"{count} runs, {sum(process.missing for process in missing)} of them to do", flush=True)
         execute(missing, PROGRAMS[grid.program], engine, store, failures)
     finally:
         for name, reason in (left | failures).items():
@@ -94,16 +97,16 @@ def benchmark(options: argparse.Namespace) -> int:
     return 1 if left or failures else 0
 
 
-def to_do(wanted: Sequence[PlannedJob], store: Path, *, again: bool) -> tuple[list[PlannedJob], dict[str, str]]:
+def to_do(wanted: Grid, store: Path, *, again: bool) -> tuple[list[PlannedJob], dict[str, str]]:
     """The unfinished jobs, each once; and, unless they are to run `again`, the failed runs that are left: why."""
-    missing, left = dict[str, PlannedJob](), dict[str, str]()
-    for job in (process for planned in wanted for process in planned.processes):
-        if job.missing:
-            if not again and (reason := failure_of(store, job.name)):
-                left |= {run.name: reason for run in job.runs if not run.finished}
+    missing, left = list[PlannedJob](), dict[str, str]()
+    for process in wanted.processes:
+        if process.missing:
+            if not again and (reason := failure_of(store, process.name)):
+                left |= {run.name: reason for run in process.runs if not run.finished}
             else:
-                missing[job.name] = job
-    return list(missing.values()), left
+                missing.append(process)
+    return missing, left
 
 
 def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
@@ -112,8 +115,7 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
         (store / CANCEL).unlink(missing_ok=True)
-        processes = {process.name: process for job in grid.jobs for process in job.processes}
-        jobs = tuple(study_job(job, progress_of(job)[1]) for job in processes.values())
+        jobs = tuple(study_job(job, progress_of(job)[1]) for job in grid.processes)
         config = str(Path(options.config).resolve())
         data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else None
         Study(
@@ -165,16 +167,7 @@ def execute(
     """Run them and print a line for each that has ended; `failures` receives name of a run -> reason."""
     by_name = {job.name: job for job in planned}
     lines = ProgressLines(by_name)
-
-    def job_of(job: PlannedJob) -> Job:
-        threads = job.runs[0].config.threads
-        return Job(
-            job.name, [sys.executable, str(program), *job.arguments, "--quiet", "--resume"],
-            {} if threads is None else {"OMP_NUM_THREADS": str(threads)}, log_of(store, job.name),
-            [run.directory for run in job.runs],
-        )  # fmt: skip
-
-    with closing(lines), closing(run_jobs(planned, engine, store, job_of, lines.show)) as ended:
+    with closing(lines), closing(run_jobs(planned, engine, store, program, lines.show)) as ended:
         for number, end in enumerate(ended, 1):
             job, lines.ended, left = by_name[end.name], number, tqdm.format_interval(lines.left(number))
             failed = [run for run in job.runs if not run.finished]

@@ -27,6 +27,7 @@ from datasets.synthetic.modular import modular
 from datasets.synthetic.sequences import sequences
 from datasets.synthetic.superposition import superposition
 from datasets.task import Generator, TaskStream
+from datasets.validation import check_validated
 from utils.errors import UserError, unknown
 from utils.settings import NoSettings
 
@@ -72,6 +73,7 @@ def build_stream(config: DataConfig, seed: int, device: torch.device) -> TaskStr
     UserError if there is no such data or class, an option has no effect, or tasks do not fit the scenario.
     """
     stream = STREAMS[config.dataset](arranged(config, seed), seed, device)
+    check_validated(config, stream)
     for task in stream.tasks:
         count = len(task.train_eval) + len(task.held_out or ())
         if config.samples and (isinstance(task.train, Generator) or count > config.samples * task.num_outputs):

@@ -115,6 +115,15 @@ class DataConfig:
         Range(0, 0.9, whole=False), "share of each class's training examples that nothing is trained on, 0 to 0.9: to "
         "calibrate and combine members on (default: 0)", default=0.0, option="hold_out", metavar="F", group=_GROUP,
     )  # fmt: skip
+    validation: float = setting(
+        Range(0, 0.9, whole=False), "share of each class's training examples that takes the place of the test "
+        "examples, which are not read, 0 to 0.9: to choose settings (default: 0)",
+        default=0.0, option="validation", metavar="F", group=_GROUP,
+    )  # fmt: skip
+    first_tasks: int | None = setting(
+        Range(1), "learn the first N tasks of the stream alone (default: all)", default=None, option="first_tasks",
+        group=_GROUP,
+    )  # fmt: skip
     scenario: str = setting(
         SCENARIOS, "task: it is told, and each has a head; domain: it is not told, all share a head; class: it is not "
         "told, one head of all classes seen (default: task)",
@@ -133,6 +142,12 @@ class DataConfig:
     )  # fmt: skip
     path: str = setting(str, "the dataset YAML", default="", machine=True, internal=True)
     settings: Any = field(default_factory=NoSettings)  # of the data set
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the tasks that the stream has, from 1."""
+        among = range(1, len(self.tasks) + 1)[: self.first_tasks]
+        return [number for number in among if number not in self.forgotten]
 
     @property
     def drawn(self) -> str:

@@ -27,7 +27,8 @@ def in_scenario(stream: TaskStream, scenario: str) -> TaskStream:
     if scenario == "class":
         if spec.objective.energy(torch.zeros(1, 2)) is None or spec.heads != "task":
             raise UserError("--scenario class needs tasks of classes, with a head for each task otherwise")
-        return TaskStream(replace(spec, heads="growing", scenario=scenario), _with_own_outputs(stream), stream.notice)
+        spec = replace(spec, heads="growing", scenario=scenario)
+        return replace(stream, spec=spec, tasks=_with_own_outputs(stream), sums={})
     widths = sorted({task.num_outputs for task in stream.tasks})
     if len(widths) > 1:
         raise UserError(f"--scenario domain needs tasks with as many outputs; these have {widths}")

@@ -200,6 +200,7 @@ class TaskStream:
     tasks: tuple[Task, ...]
     notice: str = ""  # how many of the files of the data set are used, for people
     sums: Mapping[int, str] = field(default_factory=dict)  # fingerprints of tasks whose examples were computed
+    validated: bool = False  # the examples in the place of test examples are set aside from those for training
 
     def task(self, number: int) -> Task:
         """The task with that id; ids have gaps where tasks were forgotten."""

@@ -68,7 +68,7 @@ class PackNet(Subnets):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        room, tasks = self.settings.tasks, len(self.config.data.tasks)
+        room, tasks = self.settings.tasks, len(self.config.data.numbers)
         if room < tasks:
             raise UserError(f"--method packnet: its setting tasks is {room}; the stream has {tasks}")
 

@@ -100,7 +100,7 @@ def use(folder: Path, case: Case, tasks: Sequence[Sequence[int]]) -> list[str]:
     def build(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
         names = [str(number) for number in range(TASKS * CLASSES)]
         data = ImageDataset(
-            random_images(case, case.train), random_images(case, case.test), names, case.preprocess,
+            random_images(case, case.train), lambda: random_images(case, case.test), names, case.preprocess,
             lambda entry: Label(entry % 10, entry // 10), partial(permutation, math.prod(case.shape)),
         )  # fmt: skip
         return image_stream(config, data, seed, device)

@@ -42,6 +42,8 @@ def extended(invocation: Invocation, saved: Mapping[str, Any]) -> Invocation:
     check_name(config.method, f"{path}: method: ")
     if not config.continual:
         raise UserError(f"--extend: {base} has learned all tasks at once; only --continual runs can be extended")
+    if config.data.first_tasks is not None:
+        raise UserError(f"--extend: {base} learned the first {config.data.first_tasks} tasks alone; no others can join")
     if config.data.drawn:
         raise UserError(
             f"--extend: the tasks of {base} were drawn from its seed ({config.data.drawn}), all at once; none can join"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from datasets.task import TEST, TaskStream, TrainSource
+from datasets.validation import NOTICE
 from evaluation.watching import Watching
 from methods.base import new_network
 from net import count_parameters
@@ -149,7 +150,8 @@ def _group(
     network = f"{first.config.net.model}, {count_parameters(first.net):,} parameters"
     rates = [run.config.hp.lr for run in runs]
     only = first.config.evaluate_only
-    console.begins(task_header(first.watching, network, training, seeds, rates, _where(runs), only))
+    header = task_header(first.watching, network, training, seeds, rates, _where(runs), only)
+    console.begins([*header, *([("validation", NOTICE)] if first.config.data.validation else [])])
     console.training(training, only)
     return TaskGroup(runs, training, checkpoints, monitor)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datasets.objectives import ACCURACY, Metric
 from datasets.task import HELD_OUT, Episode, Examples, TaskStream
+from datasets.validation import NOTICE
 from evaluation.accuracy import further_splits
 from evaluation.measurements import TRAINED
 from evaluation.members import Learned
@@ -50,6 +51,7 @@ def header_of(
         ("stream", f"{config.stream}: {len(stream.tasks)} tasks, {mode}"),
         ("data", ", ".join(held)),
         *([("images", stream.notice)] if stream.notice else []),
+        *([("validation", NOTICE)] if config.data.validation else []),
         ("method", config.method),
         *([] if metric == ACCURACY else [("metric", better)]),
         ("network", f"{config.net.model}, {parameters:,} parameters and {_HEADS[stream.spec.heads]}"),

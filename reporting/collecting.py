@@ -39,7 +39,7 @@ def collect(store: Path, config: str | None = None, *, report: bool = True) -> N
     failed = failed_jobs(store)
     failures = {
         run.name: failure_of(store, job.name)
-        for job in (process for job in grid.jobs for process in job.processes)
+        for job in grid.processes
         if job.name in failed for run in job.runs if not run.finished
     }  # fmt: skip
     with one_line_errors(str(store), store):

@@ -106,9 +106,22 @@ def _watch_program(argv: Sequence[str]) -> int:
     return _program(partial(_watch, terminal=sys.stdout), argv)
 
 
+def _search(argv: Sequence[str]) -> int:
+    from studies.search import search  # loads torch
+    from studies.study_options import add_engine_options, check_engine_options
+
+    parser = _parser("search", "Search for settings on validation examples; test examples are not read.")
+    parser.add_argument("--config", metavar="YAML", required=True, help="the search, see docs/search.md")
+    add_engine_options(parser)
+    options = parser.parse_known(argv)
+    check_engine_options(options)
+    return search(options)
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "status": partial(_program, _status),
     "watch": _watch_program,
     "cancel": partial(_program, _cancel),
     "collect": partial(_program, _collect),
+    "search": partial(_program, _search),
 }

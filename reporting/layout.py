@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from datasets.validation import NOTICE
 from records.run import Run
 from reporting import style
 from reporting.drawing import DrawnFigure
@@ -96,6 +97,13 @@ def _csv(data: pd.DataFrame) -> bytes:
 
 def _link(data: pd.DataFrame) -> str:
     return "data:text/csv;charset=utf-8;base64," + base64.b64encode(_csv(data)).decode()
+
+
+def validated(runs: Sequence[Run]) -> list[str]:
+    """A line that says which of the runs have validation examples in the place of test examples; none if no run has."""
+    of = [run for run in runs if run.config["data"].get("validation")]
+    which = "" if len(of) == len(runs) else f" of {', '.join(str(run.path) for run in of)}"
+    return [f"Wherever this page says test, read validation{which}: {NOTICE}."] if of else []
 
 
 def count(number: int, noun: str) -> str:

@@ -17,7 +17,7 @@ from records.summary import curves_of, direction, figure, signed
 from reporting import analysis, compared, figures, mechanism_matrices, style
 from reporting.drawing import DrawnFigure
 from reporting.groups import Comparison, Group
-from reporting.layout import Page, Section, Sheet, configuration, count, duration
+from reporting.layout import Page, Section, Sheet, configuration, count, duration, validated
 from reporting.ranks import ranks_section
 from reporting.reuse import reuse_table
 from studies.replicates import replicate_of
@@ -94,7 +94,8 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
 def in_words(run: Run) -> list[str]:
     """Two paragraphs: what the run learned and how, and where it ran."""
     config, recipe, data = run.config, run.config["hp"], run.config["data"]
-    net, tasks = config["net"], len(data["tasks"]) - len(data["forgotten"])
+    net = config["net"]
+    tasks = len(data["tasks"][: data.get("first_tasks")]) - len(data["forgotten"])
     settings = ", ".join(f"{key} {value}" for key, value in net.items() if key not in ("model", "path"))
     length = next(count(recipe[key], key[:-1]) for key in ("epochs", "steps", "examples") if recipe.get(key))
     how = "one after another" if config["continual"] else "in the multi-task mode, all known from the start"
@@ -341,7 +342,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-    return [
+    return validated(runs) + [
         f"{run.path} is not finished: this is its state after episode {run.manifest.episode}"
         + (f" of {len(run.config['data']['tasks'])}." if run.continual else ".")
         for run in runs if not run.finished

@@ -17,7 +17,7 @@ from reporting import mechanism_figures, superposition_page
 from reporting import task_analysis as analysis
 from reporting import task_figures as figures
 from reporting.drawing import DrawnFigure
-from reporting.layout import Page, Section, Sheet, configuration, count, duration
+from reporting.layout import Page, Section, Sheet, configuration, count, duration, validated
 from reporting.style import colours
 from reporting.sweep import differs
 from reporting.sweep_page import of_a_sweep
@@ -229,7 +229,7 @@ def _data(run: Run) -> str:
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-    return [
+    return validated(runs) + [
         f"{run.path} is not finished: this is its state after {run.rows[-1].examples:,} examples."
         for run in runs if not run.finished
     ]  # fmt: skip

@@ -44,8 +44,7 @@ def dry_run(
     `program` makes the runs (default: that of the grid).
     """
     program = program or PROJECT / f"{grid.program}.py"
-    # Two labels may stand for the same run, which is done once.
-    every, cells = {job.name: job for job in grid.jobs}.values(), dict[tuple[str, str], list[PlannedJob]]()
+    every, cells = grid.processes, dict[tuple[str, str], list[PlannedJob]]()
     missing = [job for job in every if job.missing]
     for job in missing:
         cells.setdefault(_cell(job), []).append(job)

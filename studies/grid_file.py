@@ -227,10 +227,14 @@ class Names:
         self._existing = {path.name[-_HASH:]: path.name for path in found if _NAMED.search(path.name)}
 
     def name(self, words: Sequence[str], determined_by: str) -> str:
-        """The name of the directory of what `determined_by` tells apart; what file systems may dislike is left out."""
+        """The name of the directory of what `determined_by` tells apart."""
         checksum = hashlib.sha256(determined_by.encode()).hexdigest()[:_HASH]
-        readable = "-".join(re.sub("[^A-Za-z0-9._+-]+", "_", word) for word in words if word)
-        return self._existing.setdefault(checksum, f"{readable}-{checksum}")
+        return self._existing.setdefault(checksum, f"{file_name(words)}-{checksum}")
+
+
+def file_name(words: Sequence[str]) -> str:
+    """A name of some words without what file systems may not like; empty words are left out."""
+    return "-".join(re.sub("[^A-Za-z0-9._+-]+", "_", word) for word in words if word)
 
 
 def undashed(error: UserError) -> str:

@@ -1,7 +1,7 @@
 """What a study is to run: runs, the processes that make them, and all of a grid."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,13 +101,18 @@ class Grid:
     against: str = ""
 
     @property
+    def processes(self) -> list[PlannedJob]:
+        """All processes, each once: two labels may stand for the same run."""
+        return list({process.name: process for job in self.jobs for process in job.processes}.values())
+
+    @property
     def runs(self) -> tuple[PlannedRun, ...]:
-        """The runs of all processes."""
+        """The runs of all jobs."""
         return tuple(run for job in self.jobs for run in job.runs)
 
 
-def chosen(grid: Grid, patterns: Sequence[str]) -> list[PlannedJob]:
-    """The processes with a run whose label or name fits one of the patterns, all without patterns.
+def chosen(grid: Grid, patterns: Sequence[str]) -> Grid:
+    """The grid with those jobs alone that have a run whose label or name fits one of the patterns, if there are some.
 
     In a pattern * stands for any text. UserError for one that no run fits.
     """
@@ -119,4 +124,4 @@ def chosen(grid: Grid, patterns: Sequence[str]) -> list[PlannedJob]:
             labels = dict.fromkeys(run.label.removesuffix(SMOKE) for run in grid.runs)
             raise UserError(f"--only: {unknown('label', pattern, labels)}")
         found.update(fitting)
-    return [job for job in grid.jobs if job.name in found]
+    return replace(grid, jobs=tuple(job for job in grid.jobs if job.name in found))

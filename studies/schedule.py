@@ -1,5 +1,6 @@
 """Hand the jobs of a study to an engine: each once, none that another process works on, again those that were lost."""
 
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from records.lock import HERE, holder
 from studies.engines.base import Ended, Engine, Job
 from studies.planned import PlannedJob
-from studies.study_file import CANCEL, note_failure
+from studies.study_file import CANCEL, log_of, note_failure
 
 TRIES = 3  # of a job whose worker was lost
 _LOOK = 2.0  # seconds between two looks at the jobs of other processes
@@ -20,16 +21,17 @@ class Cancelled(KeyboardInterrupt):
 
 
 def run_jobs(
-    planned: Sequence[PlannedJob], engine: Engine, store: Path, job_of: Callable[[PlannedJob], Job],
+    planned: Sequence[PlannedJob], engine: Engine, store: Path, program: Path,
     show: Callable[[Sequence[str]], None] = lambda names: None,
 ) -> Generator[Ended, None, None]:  # fmt: skip
     """Run the jobs in this order and yield each when it has ended; closing the iterator ends the running ones.
 
+    `program`: modelzoo.py or train_task.py.
     A job whose runs are held by another process, such as one that a killed study has left behind, is waited for, and
     yielded when that has finished it. `show` is called once a second with the names of the jobs at work. Raises
     Cancelled when the file `cancel` appears in the store.
     """
-    study = _Study(planned, engine, store, job_of)
+    study = _Study(planned, engine, store, program)
     shown = 0.0
     try:
         while study.unfinished:
@@ -47,13 +49,21 @@ def run_jobs(
         engine.cancel()
 
 
+def job_of(planned: PlannedJob, store: Path, program: Path) -> Job:
+    """The command that makes the runs of a job, or goes on with them."""
+    threads = planned.runs[0].config.threads
+    return Job(
+        planned.name, [sys.executable, str(program), *planned.arguments, "--quiet", "--resume"],
+        {} if threads is None else {"OMP_NUM_THREADS": str(threads)}, log_of(store, planned.name),
+        [run.directory for run in planned.runs],
+    )  # fmt: skip
+
+
 class _Study:
     """The jobs of a study by what is known of them: waiting, handed over, or in the hands of other processes."""
 
-    def __init__(
-        self, planned: Sequence[PlannedJob], engine: Engine, store: Path, job_of: Callable[[PlannedJob], Job]
-    ) -> None:
-        self._engine, self._store, self._job_of = engine, store, job_of
+    def __init__(self, planned: Sequence[PlannedJob], engine: Engine, store: Path, program: Path) -> None:
+        self._engine, self._store, self._program = engine, store, program
         self._by_name = {job.name: job for job in planned}
         self._waiting = deque(self._by_name.values())
         self._handed: dict[str, None] = {}  # in their order
@@ -83,7 +93,7 @@ class _Study:
                 note_failure(self._store, job.name, "")
                 self._tries[job.name] += 1
                 self._handed[job.name] = None
-                self._engine.submit(self._job_of(job))
+                self._engine.submit(job_of(job, self._store, self._program))
 
     def ended(self) -> Generator[Ended, None, None]:
         """What has ended for good; jobs that were lost, or that another process was faster to begin, wait again."""

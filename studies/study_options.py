@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from studies import task_grid
+from studies.dry_run import PILOT_SECONDS
 from studies.engines import ENGINES, Resources
 from studies.grid import AXES, OPTIONS
 from studies.papers import paper_path
@@ -69,7 +70,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="\n".join([_HELP, *(textwrap.fill(note, 116, subsequent_indent="  ") for note in READING), EXIT_CODES]),
     )  # fmt: skip
     _add_what(parser)
-    _add_where(parser)
+    add_engine_options(parser)
     keys = {*AXES, *task_grid.AXES, *OPTIONS.declared, *task_grid.OPTIONS.declared, "continual"}
     options = parser.parse_known(argv, keys, "the --config YAML")
     if options.paper is None:
@@ -85,7 +86,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         check_text("--paper", options.paper)
         options.config = paper_path(options.paper)
         options.store = options.store or f"runs/papers/{Path(options.config).stem}{'-smoke' * options.smoke}"
-    _check_where(options)
+    options.pilot_seconds = float(whole("--pilot_seconds", options.pilot_seconds, Range(0, 10**6)))
+    check_engine_options(options)
     return options
 
 
@@ -109,10 +111,15 @@ def _add_what(parser: Parser) -> None:
                         "(default for --paper: runs/papers/NAME, with --smoke NAME-smoke)")  # fmt: skip
     parser.add_argument("--only", metavar="LABEL", nargs="+", help="only runs with these labels or names of runs, in "
                         "which * stands for any text (default: all)")  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", help="say which runs would be done, and about how long they "
+                        "take, measured with short pilots (default: do them)")  # fmt: skip
+    parser.add_argument("--pilot_seconds", metavar="S", default=f"{PILOT_SECONDS:g}", help="the time that all pilots "
+                        f"of a dry run may take (default: {PILOT_SECONDS:g})")  # fmt: skip
     parser.add_argument("--rerun", metavar="failed", help="run those that have failed again (default: leave them)")
 
 
-def _add_where(parser: Parser) -> None:
+def add_engine_options(parser: Parser) -> None:
+    """The options that say where runs are computed."""
     group = parser.add_argument_group("where runs are computed")
     group.add_argument("--engine", metavar="NAME", default="local", help=f"one of {', '.join(ENGINES)}: processes on "
                        "this machine, or a cluster; see docs/scaling.md (default: local)")  # fmt: skip
@@ -130,7 +137,8 @@ def _add_where(parser: Parser) -> None:
                        "partition=gpu; may be repeated")  # fmt: skip
 
 
-def _check_where(options: argparse.Namespace) -> None:
+def check_engine_options(options: argparse.Namespace) -> None:
+    """Convert and check what `add_engine_options` has added; UserError names the option."""
     if options.engine not in ENGINES:
         raise UserError(f"--engine: {unknown('engine', options.engine, ENGINES)}")
     if options.rerun not in (None, "failed"):

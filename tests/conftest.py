@@ -49,11 +49,12 @@ def in_process(monkeypatch):
     import modelzoo
     import train_task
     from studies.engines import Ended
+    from studies.schedule import job_of
 
     programs = {"modelzoo.py": modelzoo.main, "train_task.py": train_task.main}
 
-    def run_jobs(planned, engine, store, job_of, show):
-        for job in map(job_of, planned):
+    def run_jobs(planned, engine, store, program, show):
+        for job in (job_of(each, store, program) for each in planned):
             code = programs[Path(job.command[1]).name](job.command[2:])
             yield Ended(job.name, 0.0, f"exit code {code}" * (code != 0))
 

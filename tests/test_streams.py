@@ -408,7 +408,7 @@ def noisy_task(label_noise: float, seed: int, images: int = 40) -> tuple[Task, t
     split = random_split(images, 10, (1, 2, 2), 0)
     data = Images(torch.from_numpy(split.pixels), torch.from_numpy(split.labels))
     config = DataConfig("toy", (TaskConfig(tuple(range(10)), label_noise=label_noise),), path="d.yaml")
-    made = image_stream(config, ImageDataset(data, data, "0123456789", ImagePreprocess(0, False)), seed, CPU)
+    made = image_stream(config, ImageDataset(data, lambda: data, "0123456789", ImagePreprocess(0, False)), seed, CPU)
     return made.tasks[0], data.labels[made.tasks[0].train_eval.rows]
 
 

@@ -40,10 +40,17 @@ class Arrays:
     tested: Array | None  # [N] bool: test examples
     columns: tuple[str, ...] = ()  # the names of the features of a table
 
+    def rows(self, chosen: Array) -> "Arrays":
+        """Those of the examples that are chosen, [N] bool."""
+        parts = (None if part is None else part[chosen] for part in (self.X, self.y, self.task, self.tested))
+        return Arrays(*parts)  # type: ignore[arg-type]
 
-def read_arrays(path: Path, names: Names) -> Arrays:
-    """The arrays of a file; UserError says in one line what is missing or does not fit."""
+
+def read_arrays(path: Path, names: Names, training_only: bool = False) -> Arrays:
+    """The arrays of a file, or its training rows; UserError says in one line what is missing or does not fit."""
     found, columns = _columns(path, names, [names.y])
+    if training_only:
+        found = _training(path, names, found)
     X = _features(path, names.X, found[names.X], columns)
     y, task, split = (_optional(path, found, given, len(X)) for given in (names.y, names.task, names.split))
     assert y is not None
@@ -56,6 +63,17 @@ def read_arrays(path: Path, names: Names) -> Arrays:
     if task is not None and task.dtype.kind == "f":
         _check_finite(f"{path}: {names.task}", task)
     return Arrays(X, y, None if task is None else texts(task), _tested(path, names.split, split), columns)
+
+
+def _training(path: Path, names: Names, found: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays without the rows that `split` calls test."""
+    count = len(found[names.X]) if found[names.X].ndim else 0
+    tested = _tested(path, names.split, _optional(path, found, names.split, count))
+    if tested is None:
+        return dict(found)
+    # Arrays of another length are left as they are, and found out later.
+    kept = {name: array[~tested] for name, array in found.items() if array.ndim and len(array) == count}
+    return {**found, **kept}
 
 
 def read_inputs(path: Path, names: Names, columns: Sequence[str] = ()) -> Array:

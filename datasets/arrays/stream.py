@@ -8,7 +8,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from datasets.arrays.scaling import ArrayPreprocess, ScaledNumbers, moments
 from datasets.config import ClassList, DataConfig
 from datasets.objectives import CrossEntropy, Objective
 from datasets.task import HELD_OUT, TEST, TRAIN, Examples, StreamSpec, Table, Task, TaskStream
+from datasets.validation import VALIDATION, real_test, taken
 from utils.compute import place
 from utils.errors import UserError, expanded, unknown
 from utils.seeding import derive_seed, generator
@@ -111,20 +112,20 @@ class ArrayConfig(DataConfig):
 
     @property
     def arrays(self) -> Arrays:
-        """The arrays of the file."""
+        """The arrays of the file; with validation without the rows that its `split` calls test."""
         path = self.data_dir / expanded(self.settings.file)
         try:
             found = path.stat()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{self.path}: file: {path} cannot be read: {reason}") from None
-        return _read(path.absolute(), self.settings.names, found.st_mtime_ns, found.st_size)
+        return _read(path.absolute(), self.settings.names, self.validation > 0, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=1)
-def _read(path: Path, names: Names, changed: int, size: int) -> Arrays:
+def _read(path: Path, names: Names, training_only: bool, changed: int, size: int) -> Arrays:
     """The arrays of a file, read once: the configuration asks for its tasks, and then the stream for everything."""
-    return read_arrays(path, names)
+    return read_arrays(path, names, training_only)
 
 
 @dataclass(frozen=True)
@@ -156,21 +157,28 @@ def arrays(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     data = config.arrays
     labels = _labels(config, own, data)
     groups = _groups(data.task, labels, len(data.X))
-    everything = np.ones(len(data.X), bool)
-    tested = _share(data.X, groups, everything, own.test_share) if data.tested is None else data.tested
-    held = ~everything
+    nothing: Array = np.zeros(len(data.X), bool)
+    tested = _share(data.X, groups, ~nothing, own.test_share) if data.tested is None else data.tested
+    if config.validation:
+        training = ~tested
+        data, groups, nothing = data.rows(training), groups[training], nothing[training]
+        labels = None if labels is None else replace(labels, codes=labels.codes[training])
+        tested = _share(data.X, groups, ~nothing, config.validation, _salt(seed, VALIDATION))
+    else:
+        tested = real_test(config, lambda: tested)
+    held = nothing
     if config.hold_out:  # no task is trained on what another one holds out
-        salt = derive_seed(seed, "hold_out").to_bytes(8, "big")
-        held = _share(data.X, groups, ~tested, config.hold_out, salt)
+        held = _share(data.X, groups, ~tested, config.hold_out, _salt(seed, "hold_out"))
     # The first task gives the scale, also when it is forgotten; the others need not be in the file any more.
-    numbers = [number for number in range(1, len(config.tasks) + 1) if number == 1 or number not in config.forgotten]
+    numbers = sorted({1, *config.numbers})
     found = {number: _rows(config, data, labels, tested, held, seed, number) for number in numbers}
     preprocess, objective = _scaled(own, data, found[1], labels is None, device)
     store = place(torch.from_numpy(data.X), device)
     tasks = tuple(
-        _task(config, number, rows, store, device) for number, rows in found.items() if number not in config.forgotten
+        _task(config, number, rows, store, device) for number, rows in found.items() if number in config.numbers
     )
-    return TaskStream(StreamSpec(config.stream, tuple(store.shape[1:]), objective, preprocess), tasks)
+    spec = StreamSpec(config.stream, tuple(store.shape[1:]), objective, preprocess)
+    return TaskStream(spec, tasks, validated=config.validation > 0)
 
 
 arrays.Settings = ArraySettings  # type: ignore[attr-defined]
@@ -298,9 +306,13 @@ def _share(X: Array, groups: Array, among: Array, share: float, salt: bytes = b"
     order = np.frombuffer(b"".join(hashes), ">u8")
     chosen = np.zeros(len(X), bool)
     for rows in _members(groups, among):
-        if count := min(len(rows) - 1, max(1, round(share * len(rows)))):
+        if count := taken(share, len(rows)):
             chosen[rows] = order[rows] <= np.sort(order[rows])[count - 1]
     return chosen
+
+
+def _salt(seed: int, name: str) -> bytes:
+    return derive_seed(seed, name).to_bytes(8, "big")
 
 
 def _limit(config: ArrayConfig, splits: Mapping[str, Array], targets: Array, rng: torch.Generator) -> None:

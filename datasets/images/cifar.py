@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100, from the pickles of their "python version"."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,20 @@ def _fine_label(entry: int) -> Label:
     return Label(entry % 100, random=entry >= 100)
 
 
-def _load(name: str, folder: Path, files: Sequence[str], label_key: str, classes: int) -> tuple[Images, Images]:
+def _load(
+    name: str, folder: Path, files: Sequence[str], label_key: str, classes: int
+) -> tuple[Images, Callable[[], Images]]:  # fmt: skip
     """The two splits; the last of the files is the test split."""
+
     paths = [folder / file for file in files]
-    if not all(path.exists() for path in paths):
-        fetch(name, folder.parent, paths)
-    *train, test = [_read_batch(path, label_key, classes) for path in paths]
-    return Images(torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train])), test
+
+    def read(some: Sequence[Path]) -> Images:
+        if not all(path.exists() for path in some):
+            fetch(name, folder.parent, paths)
+        parts = [_read_batch(path, label_key, classes) for path in some]
+        return Images(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
+
+    return read(paths[:-1]), lambda: read(paths[-1:])
 
 
 def _read_batch(path: Path, label_key: str, classes: int) -> Images:

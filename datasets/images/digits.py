@@ -1,5 +1,7 @@
 """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn: no download."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -24,7 +26,7 @@ def rotated_digits(config: DataConfig, seed: int, device: torch.device) -> TaskS
     return image_stream(config, ImageDataset(*_load(), _NAMES, _PREPROCESS, decode_view, *views), seed, device)
 
 
-def _load() -> tuple[Images, Images]:
+def _load() -> tuple[Images, Callable[[], Images]]:
     """The same halves for training and testing in every run, with equal shares of each digit."""
     from sklearn.datasets import load_digits  # slow to import
     from sklearn.model_selection import train_test_split
@@ -34,4 +36,4 @@ def _load() -> tuple[Images, Images]:
     labels = torch.from_numpy(digits.target).long()
     halves = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=digits.target, random_state=0)
     train, test = (torch.from_numpy(half) for half in halves)
-    return Images(pixels[train], labels[train]), Images(pixels[test], labels[test])
+    return Images(pixels[train], labels[train]), lambda: Images(pixels[test], labels[test])

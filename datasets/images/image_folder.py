@@ -48,15 +48,16 @@ def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStr
     settings: FolderSettings = config.settings
     root, size = config.data_dir / expanded(settings.root), settings.image_size
     try:
-        names, files, skipped = _list(config.path, root)
+        names, files, skipped = _list(config, root)
     except OSError as error:
         raise UserError(f"{config.path}: root: {error.filename} cannot be read: {error.strerror}") from None
-    train, test = _decoded(config.data_dir, root, size, files)
+    train, *others = _decoded(config.data_dir, root, size, files)
     padding = 0 if settings.augment == "none" else min(size // 8, 4)
     preprocess = ImagePreprocess(padding, flip=settings.augment == "crop_flip")
-    stream = image_stream(config, ImageDataset(train, test, names, preprocess, decode=None), seed, device)
-    parts = [(part.rows.cpu(), split == TEST) for task in stream.tasks for split, part in task.splits.items()]
-    used = len(torch.cat([rows + len(train.labels) * of_test for rows, of_test in parts]).unique())
+    stream = image_stream(config, ImageDataset(train, lambda: others[0], names, preprocess, decode=None), seed, device)
+    of_test = TEST if others else ""
+    parts = [(part.rows.cpu(), split == of_test) for task in stream.tasks for split, part in task.splits.items()]
+    used = len(torch.cat([rows + len(train.labels) * behind for rows, behind in parts]).unique())
     skipped["that no task uses"] = sum(map(len, files.values())) - used
     return replace(stream, notice=f"{used:,} used" + f"; not used: {reasons(skipped)}" * any(skipped.values()))
 
@@ -64,11 +65,15 @@ def image_folder(config: DataConfig, seed: int, device: torch.device) -> TaskStr
 image_folder.Settings = FolderSettings  # type: ignore[attr-defined]
 
 
-def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, Files], Counter[str]]:
-    """Class names, the files of each split, both sorted, and how many files are not looked at, by reason."""
+def _list(config: DataConfig, root: Path) -> tuple[list[str], dict[str, Files], Counter[str]]:
+    """Class names, the files of each split, both sorted, and how many files are not looked at, by reason.
+
+    With validation there is the split "train" alone.
+    """
+    yaml_path = config.path
     files: dict[str, list[tuple[Path, str]]] = {}
     skipped: Counter[str] = Counter()
-    for split in _SPLITS:
+    for split in _SPLITS[:1] if config.validation else _SPLITS:
         if not (root / split).is_dir():
             where = f"{root}/train/<class>/ and {root}/test/<class>/ (root is relative to --data_dir)"
             raise UserError(f"{yaml_path}: root: {root / split} is not a folder; images go to {where}")
@@ -89,10 +94,11 @@ def _list(yaml_path: str, root: Path) -> tuple[list[str], dict[str, Files], Coun
 
 
 def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, Files]) -> list[Images]:
-    """The images of the two splits, from the array file if it was made of these files by this decoder."""
-    everything = files["train"] + files["test"]
+    """The images of each split, from the array file if it was made of these files by this decoder."""
+    everything = [file for split in _SPLITS for file in files.get(split, ())]
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
-    cache = data_dir / "cache" / f"{root.name}-{size}x{size}-{key}.safetensors"
+    part = "" if len(files) == len(_SPLITS) else f"-{'-'.join(files)}"
+    cache = data_dir / "cache" / f"{root.name}-{size}x{size}-{key}{part}.safetensors"
     names = [path.relative_to(root).as_posix() for path, _ in everything]
     facts: list[object] = [DECODER, size]
     for name, (path, number) in zip(names, everything, strict=True):
@@ -111,7 +117,8 @@ def _decoded(data_dir: Path, root: Path, size: int, files: dict[str, Files]) -> 
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(cache, tensor_bytes({"pixels": pixels, "fingerprint": fingerprint}))
     labels, border = torch.tensor([number for _, number in everything]), len(files["train"])
-    return [Images(pixels[part], labels[part], names[part]) for part in (slice(border), slice(border, None))]
+    parts = (slice(border), slice(border, None))[: len(files)]
+    return [Images(pixels[part], labels[part], names[part]) for part in parts]
 
 
 def _decode_all(paths: Sequence[Path], size: int) -> Tensor:

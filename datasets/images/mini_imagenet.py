@@ -29,7 +29,10 @@ def mini_imagenet(config: DataConfig, seed: int, device: torch.device) -> TaskSt
         raise UserError(f"Mini-ImageNet is not in {folder}; {put}, or use dataset: image_folder with your own images")
     classes = [entry for path in paths for entry in _read(path)]
     train = _join([images[: int(_TRAIN_SHARE * len(images))] for _, images in classes])
-    test = _join([images[int(_TRAIN_SHARE * len(images)) :] for _, images in classes])
+
+    def test() -> Images:
+        return _join([images[int(_TRAIN_SHARE * len(images)) :] for _, images in classes])
+
     data = ImageDataset(train, test, [name for name, _ in classes], ImagePreprocess(padding=4, flip=True))
     return image_stream(config, data, seed, device)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +42,16 @@ def permuted_mnist(config: DataConfig, seed: int, device: torch.device) -> TaskS
     return image_stream(config, data, seed, device)
 
 
-def _load(data_dir: Path) -> tuple[Images, Images]:
+def _load(data_dir: Path) -> tuple[Images, Callable[[], Images]]:
+    return _split(data_dir, "train"), lambda: _split(data_dir, "t10k")
+
+
+def _split(data_dir: Path, split: str) -> Images:
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
-    files = [data_dir / "MNIST" / "raw" / f"{split}-{kind}" for split in ("train", "t10k") for kind in kinds]
-    if not all(path.exists() or _gzipped(path).exists() for path in files):
-        fetch("MNIST", data_dir, files, "each may be gzipped")
-    return _split(*files[:2]), _split(*files[2:])
-
-
-def _split(images: Path, labels: Path) -> Images:
+    files = {part: [data_dir / "MNIST" / "raw" / f"{part}-{kind}" for kind in kinds] for part in ("train", "t10k")}
+    if not all(path.exists() or _gzipped(path).exists() for path in files[split]):
+        fetch("MNIST", data_dir, [*files["train"], *files["t10k"]], "each may be gzipped")
+    images, labels = files[split]
     pixels, targets = read_idx(images), read_idx(labels)
     if pixels.shape[1:] != (_SIDE, _SIDE) or targets.shape != pixels.shape[:1] or not len(targets) or targets.max() > 9:
         raise UserError(f"{images} and {labels.name} must hold as many images of 28x28 as labels 0-9; get them again")

@@ -17,6 +17,7 @@ from datasets.config import DataConfig, TaskConfig, class_name
 from datasets.images.settings import HALF, ImageSettings, Normalisation
 from datasets.objectives import CrossEntropy
 from datasets.task import HELD_OUT, TEST, TRAIN, Examples, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.validation import VALIDATION, real_test, taken
 from utils.compute import place
 from utils.errors import UserError, unknown
 from utils.seeding import derive_seed, generator
@@ -101,10 +102,10 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set, and what the entries of `classes` mean in its streams."""
+    """A data set, and what the entries of `classes` mean in its streams; `test` reads the test images."""
 
     train: Images
-    test: Images
+    test: Callable[[], Images]
     class_names: Sequence[str]
     preprocess: ImagePreprocess
     decode: Callable[[int], Label] | None = Label  # meaning of a whole number; None: it names a class, as a text does
@@ -115,8 +116,7 @@ class ImageDataset:
 def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torch.device) -> TaskStream:
     """The stream whose tasks have the classes that the dataset YAML names; UserError if the data set lacks one."""
     preprocess = _preprocess(config, data)
-    train, test = (replace(images, pixels=place(images.pixels, device)) for images in (data.train, data.test))
-    data = replace(data, train=train, test=test)
+    data, test = _placed(config, data, seed, device)
     known: dict[tuple[bytes, torch.device], Tensor] = {}
 
     def share(tensor: Tensor, where: torch.device = device) -> Tensor:
@@ -126,10 +126,31 @@ def image_stream(config: DataConfig, data: ImageDataset, seed: int, device: torc
             known[key] = tensor.to(where)
         return known[key]
 
-    numbers = [number for number in range(1, len(config.tasks) + 1) if number not in config.forgotten]
-    tasks = tuple(_build_task(config, data, seed, share, number) for number in numbers)
+    tasks = tuple(_build_task(config, data, test, seed, share, number) for number in config.numbers)
     shape = tuple(preprocess(data.train.pixels[:1]).shape[1:])
-    return TaskStream(StreamSpec(config.stream, shape, CrossEntropy(), preprocess), tasks)
+    spec = StreamSpec(config.stream, shape, CrossEntropy(), preprocess)
+    return TaskStream(spec, tasks, validated=config.validation > 0)
+
+
+def _placed(
+    config: DataConfig, data: ImageDataset, seed: int, device: torch.device
+) -> tuple[ImageDataset, Images]:  # fmt: skip
+    """The data set and its test images on the device; with validation, training images of each class in their place.
+
+    Which these are depends on the seed and the class alone, so that no task is trained on those of another.
+    """
+    whole = replace(data.train, pixels=place(data.train.pixels, device))
+    if not config.validation:
+        test = real_test(config, data.test)
+        return replace(data, train=whole), replace(test, pixels=place(test.pixels, device))
+    chosen = torch.zeros(len(whole.labels), dtype=torch.bool)
+    for number in whole.labels.unique().tolist():
+        rows = (whole.labels == number).nonzero().flatten()
+        order = _order(seed, whole, number, rows, VALIDATION)
+        chosen[rows[order[: taken(config.validation, len(rows))]]] = True
+    # The images are shared; no class has the label -1.
+    train, test = (replace(whole, labels=whole.labels.where(part, -1)) for part in (~chosen, chosen))
+    return replace(data, train=train), test
 
 
 def _preprocess(config: DataConfig, data: ImageDataset) -> ImagePreprocess:
@@ -141,13 +162,15 @@ def _preprocess(config: DataConfig, data: ImageDataset) -> ImagePreprocess:
     return replace(data.preprocess, pad=settings.pad, normalisation=settings.normalisation)
 
 
-def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callable[..., Tensor], number: int) -> Task:
+def _build_task(
+    config: DataConfig, data: ImageDataset, test: Images, seed: int, share: Callable[..., Tensor], number: int
+) -> Task:  # fmt: skip
     where, task = f"{config.path}: task {number}", config.tasks[number - 1]
     labels = [_decode(where, data, entry) for entry in task.classes]
     view, pixel_map = _view(where, data, labels)
     names = tuple(data.class_names[label.number] for label in labels)
     train_rows = _class_rows(where, "training", data.train, labels, names)
-    test_rows = _class_rows(where, "test", data.test, labels, names)
+    test_rows = _class_rows(where, VALIDATION if config.validation else "test", test, labels, names)
 
     def examples(images: Images, rows: list[Tensor], targets: list[Tensor]) -> Examples:
         store, on_device = images.pixels, None if pixel_map is None else share(pixel_map)
@@ -166,7 +189,7 @@ def _build_task(config: DataConfig, data: ImageDataset, seed: int, share: Callab
     parts = list(outputs[_noisy_targets(seed, number, task, labels, class_sizes)].split(counts))
     splits = {
         TRAIN: examples(data.train, chosen[::2], parts[::2]),
-        TEST: examples(data.test, test_rows, [outputs[_targets([len(rows) for rows in test_rows])]]),
+        TEST: examples(test, test_rows, [outputs[_targets([len(rows) for rows in test_rows])]]),
     }
     if config.hold_out:
         splits[HELD_OUT] = examples(data.train, chosen[1::2], parts[1::2])
@@ -221,11 +244,11 @@ def _class_rows(where: str, split: str, images: Images, labels: Sequence[Label],
     return rows
 
 
-def _order(seed: int, images: Images, number: int, rows: Tensor) -> Tensor:
-    """The order in which images of a class are held out; if they have names, it does not depend on other images."""
+def _order(seed: int, images: Images, number: int, rows: Tensor, purpose: str = "hold_out") -> Tensor:
+    """The order in which images of a class are set aside; if they have names, it does not depend on other images."""
     if images.names is None:
-        return torch.randperm(len(rows), generator=generator(seed, "hold_out", number))
-    ranks = [derive_seed(seed, "hold_out", class_name(images.names[row])) for row in rows.tolist()]
+        return torch.randperm(len(rows), generator=generator(seed, purpose, number))
+    ranks = [derive_seed(seed, purpose, class_name(images.names[row])) for row in rows.tolist()]
     return torch.tensor(ranks).argsort()
 
 
@@ -255,7 +278,7 @@ def _chosen(
         raise UserError(f"--hold_out {config.hold_out:g} leaves no training image of {name}, of one; leave it out")
 
     def share(of: int) -> int:
-        return min(of - 1, max(1, round(config.hold_out * of))) if config.hold_out else 0
+        return taken(config.hold_out, of) if config.hold_out else 0
 
     held, kept = (rows[part.sort().values] for part in order.tensor_split([share(len(rows))]))
     if limit is not None:

@@ -19,6 +19,7 @@ from datasets.config import DataConfig, TaskList
 from datasets.synthetic.algorithms import ALGORITHMS, MAP, Algorithm, draw
 from datasets.synthetic.amounts import COUNT, Amounts
 from datasets.task import TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.validation import random_stream
 from utils.errors import UserError
 from utils.seeding import generator
 from utils.settings import Range, setting
@@ -95,7 +96,8 @@ def algorithmic(config: DataConfig, seed: int, device: torch.device) -> TaskStre
     def inputs(length: int, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs on the CPU, where the same are drawn for every device; as a store and its rows on the device."""
         kind = f"{first.inputs} with a read-out" if own.readout else first.inputs
-        rng = generator(seed if split == TRAIN else 0, "algorithmic", kind, length, split)
+        own_seed, name = random_stream(config, split, seed)
+        rng = generator(own_seed, "algorithmic", kind, length, name)
         drawn = draw(first.inputs, own.splits[split], length, own.readout, rng, torch.device("cpu"))
         return drawn, _padded(drawn, width).to(device), torch.arange(len(drawn), device=device)
 
@@ -107,7 +109,7 @@ def algorithmic(config: DataConfig, seed: int, device: torch.device) -> TaskStre
 
     tasks = []
     for number, (task, length) in enumerate(zip(config.tasks, lengths, strict=True), 1):
-        if number in config.forgotten:
+        if number not in config.numbers:
             continue
         algorithm = ALGORITHMS[task.task]
         splits = {split: frozen(algorithm, length, split) for split in own.splits}
@@ -115,7 +117,8 @@ def algorithmic(config: DataConfig, seed: int, device: torch.device) -> TaskStre
         name = task.name or (f"{task.task} of length {length}" if task.length else task.task)
         source = fresh if own.fresh else Table(splits[TRAIN])
         tasks.append(Task(number, name, algorithm.outputs(length), source, splits))
-    return TaskStream(StreamSpec(config.stream, (width,), first.objective, Preprocess()), tuple(tasks))
+    spec = StreamSpec(config.stream, (width,), first.objective, Preprocess())
+    return TaskStream(spec, tuple(tasks), validated=config.validation > 0)
 
 
 algorithmic.Settings = AlgorithmSettings  # type: ignore[attr-defined]

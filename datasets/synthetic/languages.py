@@ -24,6 +24,7 @@ from datasets.synthetic.associative_recall import AssociativeRecall
 from datasets.synthetic.language import FIRST_SYMBOL, Documents, Language
 from datasets.synthetic.treecall import Treecall
 from datasets.task import TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.validation import random_stream
 from utils.errors import UserError, unknown
 from utils.seeding import generator, on_device
 from utils.settings import Range, declarations, optional, plain, read, setting
@@ -153,17 +154,18 @@ def languages(config: DataConfig, seed: int, device: torch.device) -> TaskStream
     vocabulary = FIRST_SYMBOL + max(language.symbols for language in spoken)
     tasks = []
     for number, (task, language) in enumerate(zip(config.tasks, spoken, strict=True), 1):
-        if number in config.forgotten:
+        if number not in config.numbers:
             continue
         fresh = FreshDocuments(language, length, False, own.epoch_examples, device)
         splits, said = {}, (task.language, plain(language.settings))
         for split, count in own.splits.items():
-            source = replace(fresh, withheld=split == TEST and language.settings.withheld > 0)
+            own_seed, name = random_stream(config, split, seed)
+            source = replace(fresh, withheld=name == TEST and language.settings.withheld > 0)
             with config.naming(number - 1):
-                splits[split] = source.frozen(count, seed if split == TRAIN else 0, *said, split)
+                splits[split] = source.frozen(count, own_seed, *said, name)
         tasks.append(Task(number, _name(task), vocabulary, fresh if own.fresh else Table(splits[TRAIN]), splits))
     spec = StreamSpec(config.stream, (length + 1,), Tokens(), Preprocess(), heads="identity", asked=1)
-    return TaskStream(spec, tuple(tasks))
+    return TaskStream(spec, tuple(tasks), validated=config.validation > 0)
 
 
 languages.Settings = LanguageSettings  # type: ignore[attr-defined]

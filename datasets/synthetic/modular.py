@@ -20,6 +20,7 @@ from torch import Tensor
 from datasets.config import DataConfig, TaskList
 from datasets.objectives import Tokens
 from datasets.task import DEV, TEST, TRAIN, Examples, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.validation import real_test, taken
 from utils.errors import UserError
 from utils.seeding import generator
 from utils.settings import Range, setting
@@ -106,7 +107,7 @@ def modular(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
         raise UserError(f"{config.path}: tasks has an operation twice; name each once")
     outputs, tasks = (*map(str, range(modulus)), *names), []
     for number, (task, name) in enumerate(zip(config.tasks, names, strict=True), 1):
-        if number in config.forgotten:
+        if number not in config.numbers:
             continue
         rows = table(name, modulus)
         chosen = _split(config, len(rows), generator(seed, "modular", name, modulus))
@@ -119,7 +120,7 @@ def modular(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
                 splits[split] = replace(splits[split], slices=_mirrored(rows, chosen[TRAIN], chosen[split]))
         tasks.append(Task(number, task.name or name, len(outputs), Table(splits[TRAIN]), splits, outputs))
     spec = StreamSpec(config.stream, (_ASKED + 2,), Tokens(), Preprocess(), heads="identity", asked=1)
-    return TaskStream(spec, tuple(tasks))
+    return TaskStream(spec, tuple(tasks), validated=config.validation > 0)
 
 
 modular.Settings = ModularSettings  # type: ignore[attr-defined]
@@ -159,8 +160,14 @@ def _split(config: DataConfig, count: int, rng: torch.Generator) -> dict[str, Te
     if not trained or rest < 2:
         raise UserError(f"{config.path}: train_share is {share:g}: of {count} pairs {trained} would be trained on, "
                         f"and {rest} left for development and test")  # fmt: skip
-    parts = torch.randperm(count, generator=rng).split([trained, rest // 2, rest - rest // 2])
-    return dict(zip((TRAIN, DEV, TEST), parts, strict=True))
+    train, dev, test = torch.randperm(count, generator=rng).split([trained, rest // 2, rest - rest // 2])
+    if config.validation:
+        if trained < 2:
+            raise UserError(f"--validation {config.validation:g} leaves no pair to train on, of one; leave it out")
+        test, train = train.tensor_split([taken(config.validation, trained)])
+    else:
+        test = real_test(config, lambda: test)
+    return {TRAIN: train, DEV: dev, TEST: test}
 
 
 def _mirrored(rows: Tensor, trained: Tensor, chosen: Tensor) -> dict[str, Tensor]:

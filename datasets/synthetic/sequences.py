@@ -23,6 +23,7 @@ from datasets.synthetic.asked import UNASKED, Kind, Layout, Shape, TokenLayout, 
 from datasets.synthetic.circuits import CIRCUITS
 from datasets.synthetic.recall import RECALL
 from datasets.task import DEV, TEST, TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.validation import random_stream
 from utils.errors import UserError
 from utils.seeding import generator, on_device
 from utils.settings import Range, read, setting
@@ -184,18 +185,19 @@ def sequences(config: DataConfig, seed: int, device: torch.device) -> TaskStream
     outputs = own.dimension if kinds[0].vectors else own.vocabulary
     tasks = []
     for number, (task, kind, blend) in enumerate(zip(config.tasks, kinds, blends, strict=True), 1):
-        if number in config.forgotten:
+        if number not in config.numbers:
             continue
         fresh = FreshSequences(kind, blend[TRAIN], layouts[TRAIN], own.epoch_examples, device)
         splits = {}
         for split, count in own.splits.items():
             source = replace(fresh, blend=blend[split], layout=layouts[split])
-            examples = source.frozen(count, seed if split == TRAIN else 0, task.task, split)
+            own_seed, name = random_stream(config, split, seed)
+            examples = source.frozen(count, own_seed, task.task, name)
             splits[split] = replace(examples, slices={}) if split == TRAIN else examples
         tasks.append(Task(number, _name(task), outputs, fresh if own.fresh else Table(splits[TRAIN]), splits))
     layout = max(layouts.values(), key=lambda layout: layout.length)
     spec = StreamSpec(config.stream, layout.shape, objective, Preprocess(), heads="identity", asked=layout.asked)
-    return TaskStream(spec, tuple(tasks))
+    return TaskStream(spec, tuple(tasks), validated=config.validation > 0)
 
 
 sequences.Settings = SequenceSettings  # type: ignore[attr-defined]

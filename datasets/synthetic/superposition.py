@@ -24,6 +24,7 @@ from datasets.objectives import Reconstruction
 from datasets.synthetic.amounts import Amounts
 from datasets.synthetic.recall import distinct
 from datasets.task import TRAIN, Examples, Generator, Preprocess, StreamSpec, Table, Task, TaskStream
+from datasets.validation import random_stream
 from utils.errors import UserError
 from utils.seeding import generator, on_device
 from utils.settings import Range, declarations, optional, setting
@@ -208,16 +209,18 @@ def superposition(config: DataConfig, seed: int, device: torch.device) -> TaskSt
     if len({law.features for law in laws}) > 1:
         raise UserError(f"{config.path}: tasks: all tasks of a stream must have the same number of features")
     for number, (task, law) in enumerate(zip(config.tasks, laws, strict=True), 1):
-        if number in config.forgotten:
+        if number not in config.numbers:
             continue
         fresh = FreshFeatures(task.task, law, own.epoch_examples, device)
+        if config.validation and task.task == TABLE:
+            raise UserError(f"--validation {config.validation:g}: task {number} is a table without other examples")
         splits = {
-            split: fresh.frozen(count, seed if split == TRAIN else 0, split) for split, count in own.splits.items()
+            split: fresh.frozen(count, *random_stream(config, split, seed)) for split, count in own.splits.items()
         }
         live = own.fresh and task.task != TABLE
         tasks.append(Task(number, _name(task), law.features, fresh if live else Table(splits[TRAIN]), splits))
     spec = StreamSpec(config.stream, (laws[0].features,), Reconstruction(), Preprocess(), heads="identity")
-    return TaskStream(spec, tuple(tasks))
+    return TaskStream(spec, tuple(tasks), validated=config.validation > 0)
 
 
 superposition.Settings = FeatureSettings  # type: ignore[attr-defined]
