@@ -207,7 +207,7 @@ def test_the_first_tasks_are_those_that_arrive_first():
     three = ([0, 1], [2, 3], [4, 5])
     for own in ({}, {"task_order": "seed"}):
         every, first = (
-            stream("digits", three, folder=own, seed=3, first_tasks=limit).tasks for limit in (None, 2)
+            stream("digits", three, seed=3, first_tasks=limit, **own).tasks for limit in (None, 2)
         )  # fmt: skip
         assert [task.classes for task in first] == [task.classes for task in every[:2]]
         for task, before in zip(first, every, strict=False):
