@@ -30,7 +30,8 @@ from tqdm import tqdm
 from methods import METHODS
 from methods.config import RunConfig
 from records.checkpoints import ENDING
-from records.directory import read_config
+from records.directory import shared_config
+from records.manifest import read_manifest
 from records.summary import figure
 from reporting import one_line_errors
 from reporting.collecting import episodes, make_report, tables
@@ -138,18 +139,27 @@ def command_of(options: argparse.Namespace) -> str:
 def check_machine(grid: Grid, path: str) -> None:
     """Raise UserError if this machine lacks a device, or would mix precisions within a row of a table."""
     made: dict[tuple[str, str], str] = {}
-    for run in sorted(grid.runs, key=lambda run: not run.finished):
-        try:
-            bf16 = not run.finished and runs_in_bf16(run.config.precision, pick_device(run.config.device))
-        except UserError as error:
-            raise UserError(f"{path}: {undashed(error)}") from None
-        precision = str(read_config(run.directory).get("precision")) if run.finished else "bf16" if bf16 else "fp32"
+    found = {run.name: (run, read_manifest(run.directory)) for run in grid.runs}
+    finished = {name: pair for name, pair in found.items() if pair[1] and pair[1].finished}
+    for run, manifest in (finished | found).values():  # finished ones first
+        if run.name in finished:
+            precision = str(shared_config(run.directory, manifest).get("precision"))  # type: ignore[arg-type]
+        else:
+            precision = _precision(run, path)
         first = made.setdefault((run.table, run.label), precision)
         if first != precision:
             raise UserError(
                 f"{path}: some runs of {run.label} are in {first}, others would be in {precision}; "
                 f"add precision: {first}, or name another --store"
             )
+
+
+def _precision(run: PlannedRun, path: str) -> str:
+    """The precision that a run would have on this machine."""
+    try:
+        return "bf16" if runs_in_bf16(run.config.precision, pick_device(run.config.device)) else "fp32"
+    except UserError as error:
+        raise UserError(f"{path}: {undashed(error)}") from None
 
 
 def check_data(runs: Sequence[PlannedRun], path: str) -> None:

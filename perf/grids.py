@@ -1,12 +1,14 @@
 """A study on this machine: how well two runs at a time use two cores, and that killing everything changes nothing.
 
-    python perf/grids.py [--seeds 6] [--engine local|ray] [--kills 5]
+    python perf/grids.py [--seeds 6] [--kills 5] [--ray]
 
 The grid: ten methods on rotated digits, `--seeds` seeds. It is run three times: one run at a time; two at a time; and
 two at a time while its processes are killed with signal 9, first benchmark.py, then the runs that it left behind,
 `--kills` times, and the command repeated. Efficiency: sum of the times of the runs one at a time, each from the start
 of its process to its end, / (2 × wall time of two at a time, from the start of benchmark.py to its report). The killed
-study must have the results of the others to the bit, and no run that had finished may be touched again.
+study must have the results of the others to the bit, and no run that had finished may be touched again. With --ray it
+is run once more, on a Ray cluster of two machines of one core each that are started on this one, of which one is killed
+in the middle.
 """
 
 import argparse
@@ -20,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,11 @@ def results(store: Path) -> dict[str, str]:
     return found
 
 
-def killed(folder: Path, store: str, kills: int, wall: float, more: Sequence[str]) -> tuple[int, int]:
-    """Run the study and kill it so many times: how many runs had finished before a kill, and were touched after it."""
+def killed(folder: Path, store: str, kills: int, wall: float) -> None:
+    """Run the study, kill it so many times, and print how many runs that had finished before were touched again."""
     draw, seen, workers_killed = random.Random(0), dict[Path, int](), 0
     for _ in range(kills):
-        study = start(folder, store, *more)
+        study = start(folder, store, "--jobs", "2")
         time.sleep(draw.uniform(0.4, 1.2) * wall / (kills + 1) + 3)
         study.kill()
         study.wait()
@@ -89,33 +90,56 @@ def killed(folder: Path, store: str, kills: int, wall: float, more: Sequence[str
                 workers_killed += 1
         seen |= {path: path.stat().st_mtime_ns for run in runs if (path := run / "summary.json").exists()
                  and path not in seen}  # fmt: skip
-    complete(folder, store, *more)
+    complete(folder, store, "--jobs", "2")
     touched = sum(path.stat().st_mtime_ns != before for path, before in seen.items())
     print(f"killed {kills} times, with {workers_killed} runs that it had left behind; {len(seen)} runs had finished by "
           f"then, of which {touched} were touched again")  # fmt: skip
-    return len(seen), touched
+
+
+def lost(folder: Path, store: str, wall: float) -> None:
+    """Run the study on a Ray cluster of two machines of one core, of which one dies in the middle."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster  # an optional requirement
+
+    own = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**own, "include_dashboard": False})
+    try:
+        doomed = cluster.add_node(**own)
+        begin = time.perf_counter()
+        study = start(folder, store, "--engine", "ray", "--address", cluster.address)
+        time.sleep(wall / 2)
+        done = sum((run / "summary.json").exists() for run in run_folders(folder / store))
+        doomed.all_processes["raylet"][0].process.kill()
+        study.communicate()
+        finished = sum((run / "summary.json").exists() for run in run_folders(folder / store))
+        print(f"on Ray, one of two machines killed when {done} runs had finished: {finished} finished, "
+              f"{time.perf_counter() - begin:.0f} s, exit code {study.returncode}")  # fmt: skip
+    finally:
+        cluster.shutdown()
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--engine", default="local")
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
     print(title(torch.device("cpu")))
-    more = ["--engine", options.engine, "--jobs", "2"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "grid.yaml").write_text(yaml.safe_dump({**GRID, "seeds": options.seeds}))
         _, alone = complete(folder, "alone", "--jobs", "1", "--cpus", "1")
-        wall, shared = complete(folder, "two", *more)
+        wall, shared = complete(folder, "two", "--jobs", "2")
         count = len(run_folders(folder / "alone"))
         print(f"{count} runs, one at a time: {alone:.0f} s in all")
         print(f"two at a time: {shared:.0f} s in all, {wall:.0f} s wall, efficiency {alone / (2 * wall):.2f}")
-        killed(folder, "killed", options.kills, wall, more)
-        one, two, three = (results(folder / store) for store in ("alone", "two", "killed"))
-        print(f"{len(one)} files: the same to the bit {one == two and one == three}")
+        killed(folder, "killed", options.kills, wall)
+        if options.ray:
+            lost(folder, "lost", wall)
+        alike = {name: results(folder / name) for name in ("alone", "two", "killed", *["lost"] * options.ray)}
+        same = all(found == alike["alone"] for found in alike.values())
+        print(f"{len(alike['alone'])} files of {', '.join(alike)}: the same to the bit: {same}")
 
 
 if __name__ == "__main__":
