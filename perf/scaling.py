@@ -28,7 +28,6 @@ from studies.planned import PlannedRun
 from studies.study_file import Study, study_job
 
 SEEDS, EPISODES = 10, 5
-RUN = "import sys; from reporting.commands import COMMANDS; sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))"
 
 
 def grid_of(runs: int, folder: Path) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def made(store: Path, model: Path, runs: int) -> float:
 def timed(command: str, store: Path, *more: str) -> float:
     """Seconds of a command of benchmark.py."""
     begin = time.perf_counter()
-    words = [sys.executable, "-c", RUN, command, "--store", str(store), *more]
+    words = [sys.executable, str(PROJECT / "benchmark.py"), command, "--store", str(store), *more]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=PROJECT)
     return time.perf_counter() - begin
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from records.summary import signed
 from studies.papers import Paper, Row
 from studies.statistics import mean_interval
-from studies.store import COLUMNS, figures, provenance_notes, write_results
+from studies.store import COLUMNS, figures, provenance_notes, read_finished, write_results
 from studies.tables import Values, latex_text, markdown_table, markdown_text, readable
 from utils.errors import one_line
 from utils.files import write_bytes
@@ -77,7 +77,7 @@ def cells(measured: Measured, failures: Mapping[str, str], smoke: bool) -> list[
 
 def write_paper(paper: Paper, store: Path, failures: Mapping[str, str], command: str) -> str:
     """Write results.csv, table.md and table.tex; returns the table for the terminal."""
-    measured = figures(paper.grid.runs)
+    measured = figures(read_finished(paper.grid.runs))
     write_results(paper.grid.runs, store, failures, measured, COLUMNS)
     rows = [cells(measure(row, measured), failures, paper.smoke is not None) for row in paper.rows]
     write_bytes(store / "table.md", _markdown(paper, rows, command).encode())
@@ -99,7 +99,7 @@ def _notes(paper: Paper) -> list[str]:
         for remark in (f"ours is {row.claim.metric}" * (row.claim.metric != "avg_acc_final"), row.claim.note)
         if remark
     ]  # fmt: skip
-    return remarks + provenance_notes([run for run in paper.grid.runs if run.finished])
+    return remarks + provenance_notes(read_finished(paper.grid.runs))
 
 
 def _commands(paper: Paper) -> list[str]:

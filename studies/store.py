@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evaluation import metrics
 from records.configuration import SECTIONS, alike, comparable, lacking
-from records.directory import check_free, holds_run, read_config, shared_config
+from records.directory import check_free, holds_run, shared_config
 from records.manifest import SUMMARY, read_manifest
 from records.summary import by_task, figure, key_of, read_summary
 from studies.differences import differences_table
@@ -45,18 +45,19 @@ def write_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: 
     table.md begins with differences if the grid asks for a comparison, ranks over streams if there are several, and the
     variance that seeds and task orders add, which is in variance.csv, too.
     """
-    runs, measured = grid.runs, figures(grid.runs)
+    runs, finished = grid.runs, read_finished(grid.runs)
+    measured = figures(finished)
     write_results(runs, store, failures, measured, COLUMNS)
     tables: dict[str, dict[str, dict[Replicate, Values]]] = {}
     headings = _headings(runs)
     for run, heading in zip(runs, headings, strict=True):
-        finished = tables.setdefault(heading, {}).setdefault(run.label, {})
+        row = tables.setdefault(heading, {}).setdefault(run.label, {})
         if run.name in measured:
-            finished[run.replicate] = measured[run.name]
+            row[run.replicate] = measured[run.name]
     seeds, orders = ({getattr(run.replicate, part) for run in runs} for part in ("seed", "order"))
     compared = [ComparisonTable(title, len(seeds), labels, len(orders)) for title, labels in tables.items()]
     notes = [f"Options, each for the methods that use it: {grid.options}."]
-    notes += provenance_notes([run for run in runs if run.name in measured])
+    notes += provenance_notes(finished)
     differences = differences_table(compared, grid.against) if grid.against else ""
     split = splits(compared)
     if split:
@@ -83,9 +84,25 @@ def write_results(
     write_bytes(store / "results.csv", csv_bytes(rows))
 
 
-def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
-    """The figures of each finished run by name; gains are over the isolated run with the same data, recipe and seed."""
-    finished = [(run, *both) for run in runs if (both := _finished(run.directory))]
+class FinishedRun(NamedTuple):
+    """A run of a grid that is complete, its config.yaml and its summary.json."""
+
+    run: PlannedRun
+    config: Mapping[str, Any]
+    summary: Values
+
+
+def read_finished(runs: Sequence[PlannedRun]) -> list[FinishedRun]:
+    """Those of the runs that are complete; UserError if one is damaged."""
+    found = [(run, manifest) for run in runs if (manifest := read_manifest(run.directory)) and manifest.finished]
+    return [
+        FinishedRun(run, shared_config(run.directory, manifest), read_summary(run.directory, manifest) or {})
+        for run, manifest in found
+    ]
+
+
+def figures(finished: Sequence[FinishedRun]) -> dict[str, dict[str, Any]]:
+    """The figures of each run by name; gains are over the isolated run with the same data, recipe and seed."""
     keys = _Keys()
     isolated: dict[str, list[tuple[Mapping[str, Any], Values]]] = {}
     for run, config, found in finished:
@@ -99,14 +116,6 @@ def figures(runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
         values = {name: found.get(name) for name in ("metric", "higher_is_better", *columns)}
         measured[run.name] = values | _gains(found, alone)
     return measured
-
-
-def _finished(directory: Path) -> tuple[Mapping[str, Any], Values] | None:
-    """config.yaml and summary.json of a run; None if it is not finished."""
-    manifest = read_manifest(directory)
-    if manifest is None or not manifest.finished:
-        return None
-    return shared_config(directory, manifest), read_summary(directory, manifest) or {}
 
 
 class _Keys:
@@ -182,18 +191,16 @@ def _in_words(key: str, value: Any) -> str:
     return f"{key.removeprefix('data.')} {value}"
 
 
-def provenance_notes(runs: Sequence[PlannedRun]) -> list[str]:
-    """Devices, versions and commits of the finished runs, and the date of the newest."""
+def provenance_notes(finished: Sequence[FinishedRun]) -> list[str]:
+    """Devices, versions and commits of the runs, and the date of the newest."""
     facts: dict[str, dict[str, None]] = {}  # a dict for a set that keeps its order
-    for run in runs:
-        manifest = read_manifest(run.directory)
-        config = read_config(run.directory) if manifest is None else shared_config(run.directory, manifest)
+    for _, config, _ in finished:
         commit = str(config["commit"])[:12] + " with changes" * config["uncommitted_changes"]
         made = {key: config[key] for key in ("device", "precision", "threads")}
         for key, value in {**made, **config["versions"], "commit": commit}.items():
             facts.setdefault(key, {})[str(value)] = None
-    if not runs:
+    if not finished:
         return []
     listed = ", ".join(f"{key} {' / '.join(values)}" for key, values in facts.items())
-    newest = date.fromtimestamp(max((run.directory / SUMMARY).stat().st_mtime for run in runs))
+    newest = date.fromtimestamp(max((run.directory / SUMMARY).stat().st_mtime for run, *_ in finished))
     return [f"Made with: {listed}.", f"Newest run: {newest}."]

@@ -22,7 +22,7 @@ from records.task_summary import by_development
 from studies.grid_file import RATE
 from studies.planned import Grid, PlannedJob, PlannedRun
 from studies.published import PublishedTable, published_for
-from studies.store import provenance_notes, write_results
+from studies.store import provenance_notes, read_finished, write_results
 from studies.tables import latex_text, markdown_table, markdown_text, readable
 from utils.errors import UserError, one_line
 from utils.files import write_bytes
@@ -114,7 +114,8 @@ class TextTable:
 
 def write_task_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:
     """Write results.csv, table.md and table.tex."""
-    summaries = {run.name: summary for run in grid.runs if (summary := run.summary)}
+    finished = read_finished(grid.runs)
+    summaries = {run.name: summary for run, _, summary in finished}
     keys = list(dict.fromkeys([*chain(*chain(*grid.axes.values())), RATE]))
     asking = [run for run in grid.runs if run.name in summaries and run.config.evaluate]
     answers = {run.name: last_answers(run.directory) for run in asking}
@@ -130,7 +131,7 @@ def write_task_tables(grid: Grid, store: Path, failures: Mapping[str, str], comm
         blocks = [_block(grid, name, summaries) for name in grid.axes if _stream_of(grid, name) == stream]
         sheets += [*_matrices(stream, blocks), _cells(stream, blocks), *_asked(stream, blocks, answers)]
     notes = [*READING, f"Options, unless a row has its own: {grid.options}."]
-    notes += provenance_notes([run for run in grid.runs if run.name in summaries])
+    notes += provenance_notes(finished)
     write_bytes(store / "table.md", _markdown(sheets, notes, command).encode())
     write_bytes(store / "table.tex", _latex(sheets, notes, command).encode())
 

@@ -7,7 +7,7 @@ import numpy as np
 from datasets.objectives import CrossEntropy
 from datasets.task import DEV
 from evaluation.measurements import TRAINED
-from records.directory import read_config
+from records.directory import shared_config
 from records.manifest import read_manifest
 from records.summary import figure
 from records.tables import read_measurements
@@ -27,7 +27,7 @@ READING = (
 
 def development_score(run: PlannedRun) -> float | None:
     """The main metric of a finished run on development examples, mean over tasks at its end; None if it has none."""
-    config, manifest = read_config(run.directory), read_manifest(run.directory)
+    manifest = read_manifest(run.directory)
     if manifest is None or not manifest.episode:
         return None
     rows, _ = read_measurements(run.directory, manifest)
@@ -35,7 +35,8 @@ def development_score(run: PlannedRun) -> float | None:
         row.main for row in rows
         if row.episode == manifest.episode and row.split == DEV and not row.slice and row.scenario in TRAINED.values()
     ]  # fmt: skip
-    if not values and run.config.data.hold_out and config.get("objective") == CrossEntropy.__name__:
+    held_out = not values and run.config.data.hold_out > 0
+    if held_out and shared_config(run.directory, manifest).get("objective") == CrossEntropy.__name__:
         found = Zoo.load(run.directory, "cpu").held_out_scores()
         values = [next(iter(scores.values())).value for scores in found.values()]
     return float(np.mean(values)) if values else None
@@ -69,10 +70,12 @@ def tuned_section(runs: Sequence[tuple[str, PlannedRun]], measured: Mapping[str,
 
 def _chosen(labels: Mapping[str, Sequence[PlannedRun]], untuned: str) -> list[str]:
     """The cells of the row of a method; [] if a run has no development examples."""
-    scores = {label: [development_score(run) for run in found] for label, found in labels.items()}
-    if any(score is None for found in scores.values() for score in found):
-        return []
-    known = {label: [score for score in found if score is not None] for label, found in scores.items()}
+    known: dict[str, list[float]] = {label: [] for label in labels}
+    for label, found in labels.items():
+        for run in found:
+            if (score := development_score(run)) is None:  # the others need not be read
+                return []
+            known[label].append(score)
     sign = 1 if next(iter(labels.values()))[0].summary["higher_is_better"] else -1
     best = max(known, key=lambda label: sign * float(np.mean(known[label])))
     runs, development = labels[best], known[best]
