@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def benchmark(options: argparse.Namespace) -> int:
     """Check the grid, run what is missing, write the tables and the report."""
-    store, failures = Path(options.store), dict[str, str]()
+    begun, store, failures = time.time(), Path(options.store), dict[str, str]()
     paper = load_paper(options.config, store, options.smoke, options.data_dir) if options.paper else None
     grid = paper.grid if paper else load_grid(options.config, store)
     wanted = chosen(grid, options.only or ())
@@ -78,7 +78,7 @@ def benchmark(options: argparse.Namespace) -> int:
     if options.engine == "local":
         check_machine(grid, options.config)
     check_data([run for job in missing for run in job.runs], options.config)
-    begin(grid, store, options)
+    begin(grid, store, options, begun)
     engine = ENGINES[options.engine](resources_of(options))
     try:
         count = sum(len(process.runs) for process in wanted.processes)
@@ -110,12 +110,16 @@ def to_do(wanted: Grid, store: Path, *, again: bool) -> tuple[list[PlannedJob], 
     return missing, left
 
 
-def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
-    """Make the store, and say in it what it is to hold; UserError if it cannot be written."""
+def begin(grid: Grid, store: Path, options: argparse.Namespace, begun: float) -> None:
+    """Make the store, and say in it what it is to hold; UserError if it cannot be written.
+
+    A wish to cancel the study is void if it is older than this command, which began at `begun`, in seconds of the epoch.
+    """
     try:
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
-        (store / CANCEL).unlink(missing_ok=True)
+        if (store / CANCEL).exists() and (store / CANCEL).stat().st_mtime < begun:
+            (store / CANCEL).unlink(missing_ok=True)
         jobs = tuple(study_job(job, progress_of(job)[1]) for job in grid.processes)
         config = str(Path(options.config).resolve())
         data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else None

@@ -92,7 +92,6 @@ class _Study:
         while self._waiting and self._room() > 0:
             job = self._waiting.popleft()
             if not job.missing:
-                note_failure(self._store, job.name, "")
                 yield Ended(job.name, time.perf_counter() - self._begin, "")
             elif (here := _held(job)) is not None:
                 self._elsewhere[job.name] = here

@@ -15,7 +15,11 @@ from utils.errors import UserError, unknown
 from utils.options import Parser, check_text, whole
 from utils.settings import Range
 
-_HELP = """the grid, a YAML file (see config/benchmark/):
+_HELP = """other commands, each with its own -h:
+  benchmark.py status, watch, cancel or collect --store DIR   how far a study is, end it, write its tables
+  benchmark.py search --config YAML --store DIR               look for settings on validation examples
+
+the grid, a YAML file (see config/benchmark/):
   streams, hyperparams   lists of YAML files, relative to the current directory, else to the project
   methods                list of names, or of mappings {method: zoo, label: small zoo, memory_per_class: 10}: the
                          label stands in the tables (default: the name), other keys are options of this entry only

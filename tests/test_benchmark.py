@@ -31,6 +31,7 @@ from benchmark import main
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
 from records.manifest import TARGETS, Entry, Manifest
+from reporting.commands import COMMANDS
 from reporting.groups import compare
 from studies.grid import AXES, load_grid
 from studies.schedule import TRIES
@@ -502,7 +503,7 @@ def test_help_explains_every_option(here, capsys):
         main(["-h"])
     assert done.value.code == 0
     told = capsys.readouterr().out
-    for word in ("--config", "--store", "--jobs", "--engine", *AXES, "results.csv", "exit code"):
+    for word in ("--config", "--store", "--jobs", "--engine", *AXES, *COMMANDS, "results.csv", "exit code"):
         assert word in told
     assert "%%" not in told
 
@@ -684,6 +685,16 @@ def test_a_study_ends_when_it_is_cancelled(here, capsys):
     assert "the same command continues" in capsys.readouterr().err
     order(grid.runs[0], "finish")
     assert command() == 0  # which takes the wish back, and finds no failed run
+    assert not Path("store/cancel").exists()
+
+
+def test_a_study_is_cancelled_while_its_command_still_looks_at_the_data(here, monkeypatch):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    Path("store").mkdir()
+    monkeypatch.setattr(benchmark, "check_data", lambda *_: Path("store/cancel").touch())
+    order(grid.runs[0], "sleep 60")
+    assert command() == 130
 
 
 def test_failed_runs_are_listed_when_the_tables_cannot_be_written(here, capsys):

@@ -18,6 +18,7 @@ from studies.engines.local import cores
 from studies.engines.slurm import SlurmEngine, cancel_slurm
 from studies.engines.supervise import order_of, supervise
 from studies.schedule import TRIES, run_jobs
+from studies.study_file import failed_jobs, note_failure
 from tests.test_benchmark import finish, write_grid
 from utils.errors import UserError
 
@@ -119,6 +120,7 @@ def test_what_a_killed_study_has_left_behind_counts_from_the_start(planned):
 
     def done(job):
         assert second.finished
+        assert failed_jobs(Path("store")) == set()
         finish(first)
         return ("",)
 
@@ -130,6 +132,7 @@ def test_what_a_killed_study_has_left_behind_counts_from_the_start(planned):
         lock.close()
 
     engine = Pretended(done)
+    note_failure(Path("store"), first.name, "of an earlier try")
     with ExitStack() as lock:
         lock.enter_context(locked(second.directory))
         ended = handed_over(planned, engine, show=show)
