@@ -113,7 +113,7 @@ def to_do(wanted: Grid, store: Path, *, again: bool) -> tuple[list[PlannedJob], 
 def begin(grid: Grid, store: Path, options: argparse.Namespace, begun: float) -> None:
     """Make the store, and say in it what it is to hold; UserError if it cannot be written.
 
-    A wish to cancel the study is void if it is older than this command, which began at `begun`, in seconds of the epoch.
+    A wish to cancel the study is void if it is older than this command, which began at `begun` (seconds of the epoch).
     """
     try:
         check_own(store / LOGS)
