@@ -21,7 +21,7 @@ import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
@@ -71,10 +71,12 @@ def benchmark(options: argparse.Namespace) -> int:
     wanted = chosen(grid, options.only or ())
     for run in grid.runs:
         check_run(run)
-    if options.dry_run:
-        dry_run(wanted, store, options.jobs or 1, options.pilot_seconds, PROGRAMS[grid.program])
-        return 0
     missing, left = to_do(wanted, store, again=options.rerun is not None)
+    if options.dry_run:
+        dry_run(wanted, missing, store, resources_of(options).slots, options.pilot_seconds, PROGRAMS[grid.program])
+        if left:
+            print(f"{len(left)} failed before and are left; --rerun failed runs them again")
+        return 0
     if options.engine == "local":
         check_machine(grid, options.config)
     check_data([run for job in missing for run in job.runs], options.config)
@@ -118,8 +120,9 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace, begun: float) ->
     try:
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
-        if (store / CANCEL).exists() and (store / CANCEL).stat().st_mtime < begun:
-            (store / CANCEL).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if (store / CANCEL).stat().st_mtime < begun:
+                (store / CANCEL).unlink()
         jobs = tuple(study_job(job, progress_of(job)[1]) for job in grid.processes)
         config = str(Path(options.config).resolve())
         data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else None

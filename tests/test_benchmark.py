@@ -34,6 +34,7 @@ from records.manifest import TARGETS, Entry, Manifest
 from reporting.commands import COMMANDS
 from reporting.groups import compare
 from studies.grid import AXES, load_grid
+from studies.planned import chosen
 from studies.schedule import TRIES
 from studies.tables import ComparisonTable, latex, markdown, readable
 
@@ -522,6 +523,13 @@ def test_runs_of_one_seed_come_first_and_finished_ones_are_kept(here, capsys):
     assert len(started()) == 3
 
 
+def test_runs_are_chosen_by_label_and_by_name(here):
+    grid = write_grid()
+    assert chosen(grid, ["isol*"]).runs == tuple(run for run in grid.runs if run.label == "isolated")
+    assert chosen(grid, [grid.runs[2].name, "*-finetune-seed1-*"]).runs == grid.runs[2:]
+    assert chosen(grid, []).runs == grid.runs
+
+
 def test_a_line_for_each_run(here, capsys):
     grid = write_grid(seeds=1)
     prepare(grid)
@@ -604,6 +612,15 @@ def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):
     for run in grid.runs:
         order(run, "finish")
     before = len(started())
+    assert command("--dry_run", "--pilot_seconds", "0") == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 0 of them to do in store" in out
+    assert "3 failed before and are left" in out
+    again = ["--rerun", "failed", "--gpus", "0,1", "--jobs_per_gpu", "3"]
+    assert command("--dry_run", "--pilot_seconds", "0", *again) == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 3 of them to do in store" in out
+    assert "with 6 at a time" in out
     assert command() == 1
     assert "3 failed before and were left; --rerun failed runs them again" in capsys.readouterr().err
     assert len(started()) == before

@@ -231,6 +231,18 @@ def test_how_a_job_of_this_machine_ends(tmp_path):
     assert log(tmp_path, "killed") == ["text", "again"]
 
 
+def test_a_job_that_does_not_end_when_it_is_asked_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("studies.engines.local._SECONDS_TO_END", 0.1)
+    engine = ENGINES["local"](Resources(tmp_path))
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('here', flush=True); time.sleep(9); print('end')"
+    )
+    engine.submit(python(tmp_path, "deaf", deaf))
+    wait_for(lambda: log(tmp_path, "deaf"))
+    engine.cancel()
+    assert log(tmp_path, "deaf") == ["here"]
+
+
 def test_a_job_of_this_machine_outlives_its_parent(tmp_path):
     (tmp_path / "logs").mkdir()
     parent = f"""
