@@ -21,7 +21,7 @@ import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
@@ -65,20 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def benchmark(options: argparse.Namespace) -> int:
     """Check the grid, run what is missing, write the tables and the report."""
-    store, failures = Path(options.store), dict[str, str]()
+    begun, store, failures = time.time(), Path(options.store), dict[str, str]()
     paper = load_paper(options.config, store, options.smoke, options.data_dir) if options.paper else None
     grid = paper.grid if paper else load_grid(options.config, store)
     wanted = chosen(grid, options.only or ())
     for run in grid.runs:
         check_run(run)
-    if options.dry_run:
-        dry_run(wanted, store, options.jobs or 1, options.pilot_seconds, PROGRAMS[grid.program])
-        return 0
     missing, left = to_do(wanted, store, again=options.rerun is not None)
+    if options.dry_run:
+        dry_run(wanted, missing, store, resources_of(options).slots, options.pilot_seconds, PROGRAMS[grid.program])
+        if left:
+            print(f"{len(left)} failed before and are left; --rerun failed runs them again")
+        return 0
     if options.engine == "local":
         check_machine(grid, options.config)
     check_data([run for job in missing for run in job.runs], options.config)
-    begin(grid, store, options)
+    begin(grid, store, options, begun)
     engine = ENGINES[options.engine](resources_of(options))
     try:
         count = sum(len(process.runs) for process in wanted.processes)
@@ -110,12 +112,17 @@ def to_do(wanted: Grid, store: Path, *, again: bool) -> tuple[list[PlannedJob], 
     return missing, left
 
 
-def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
-    """Make the store, and say in it what it is to hold; UserError if it cannot be written."""
+def begin(grid: Grid, store: Path, options: argparse.Namespace, begun: float) -> None:
+    """Make the store, and say in it what it is to hold; UserError if it cannot be written.
+
+    A wish to cancel the study is void if it is older than this command, which began at `begun` (seconds of the epoch).
+    """
     try:
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
-        (store / CANCEL).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if (store / CANCEL).stat().st_mtime < begun:
+                (store / CANCEL).unlink()
         jobs = tuple(study_job(job, progress_of(job)[1]) for job in grid.processes)
         config = str(Path(options.config).resolve())
         data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else None

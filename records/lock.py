@@ -106,7 +106,8 @@ def _opened(path: Path, option: str, closing: contextlib.ExitStack) -> int:
 def holder(folder: Path) -> dict[str, object]:
     """The living process that has locked a folder, by host, process and since; empty if there is none.
 
-    A process of another host counts as living until it has not touched the lock file for DEAD seconds.
+    A process that cannot be seen, as it is one of another host, counts as living until it has not touched the lock file
+    for DEAD seconds.
     """
     path = folder / LOCK
     try:
@@ -114,13 +115,14 @@ def holder(folder: Path) -> dict[str, object]:
             owner, touched = _holder(file.fileno()), os.fstat(file.fileno()).st_mtime
     except OSError:  # there is none
         return {}
-    if owner.get("host", HERE) != HERE:
-        return owner if time.time() - touched < DEAD else {}
-    return owner if _has_open(owner.get("process"), path) else {}
+    lives = _has_open(owner.get("process"), path) if owner.get("host", HERE) == HERE else None
+    if lives is None:
+        lives = time.time() - touched < DEAD
+    return owner if lives else {}
 
 
-def _has_open(process: object, path: Path) -> bool:
-    """Whether a process of this machine lives and, where the system tells, has this file open."""
+def _has_open(process: object, path: Path) -> bool | None:
+    """Whether a process of this machine lives and has this file open; None if it may live and the rest is unknown."""
     if type(process) is not int:
         return False
     try:
@@ -128,10 +130,10 @@ def _has_open(process: object, path: Path) -> bool:
     except ProcessLookupError:
         return False
     except OSError:  # it belongs to another user
-        return True
+        return None
     files = Path(f"/proc/{process}/fd")
     if not files.exists():  # no Linux; a process that has ended meanwhile is asked about again
-        return True
+        return None
     real = os.path.realpath(path)
     with contextlib.suppress(OSError):
         return real in map(os.path.realpath, files.iterdir())

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +11,15 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from records.lock import HERE
 from studies.showing import lines_of
 from studies.states import RUNNING, JobState, study_state
 from studies.study_file import CANCEL, read_study
-from utils.errors import one_line, run_program
+from utils.errors import handling, one_line, run_program
 from utils.files import write_bytes
 from utils.options import Parser
 
 _WAIT = 60.0  # seconds in which what is cancelled may save its state
-_HERE = socket.gethostname()
 
 
 def _parser(name: str, does: str) -> Parser:
@@ -63,7 +62,7 @@ def _cancel(argv: Sequence[str]) -> int:
 
 def _ask(running: Sequence[JobState], asked: set[object]) -> Sequence[JobState]:
     """Ask the processes of this machine to end, each once; returns the jobs."""
-    for process in {job.holder.get("process") for job in running if job.holder.get("host") == _HERE} - asked:
+    for process in {job.holder.get("process") for job in running if job.holder.get("host") == HERE} - asked:
         asked.add(process)
         with suppress(OSError, TypeError):  # it has ended, or belongs to another user
             os.kill(process, signal.SIGTERM)  # type: ignore[arg-type]
@@ -107,7 +106,8 @@ def _watch_program(argv: Sequence[str]) -> int:
 
 
 def _search(argv: Sequence[str]) -> int:
-    from studies.search import search  # loads torch
+    from records.checkpoints import ENDING  # loads torch
+    from studies.search import search
     from studies.study_options import add_engine_options, check_engine_options
 
     parser = _parser("search", "Search for settings on validation examples; test examples are not read.")
@@ -115,7 +115,8 @@ def _search(argv: Sequence[str]) -> int:
     add_engine_options(parser)
     options = parser.parse_known(argv)
     check_engine_options(options)
-    return search(options)
+    with handling(signal.default_int_handler, *ENDING):  # like Ctrl-C: its runs end with it
+        return search(options)
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {

@@ -35,20 +35,20 @@ class Estimate:
 
 
 def dry_run(
-    grid: Grid, store: Path, jobs: int, pilot_seconds: float = PILOT_SECONDS, program: Path | None = None
+    grid: Grid, missing: Sequence[PlannedJob], store: Path, jobs: int, pilot_seconds: float = PILOT_SECONDS,
+    program: Path | None = None,
 ) -> None:  # fmt: skip
-    """Print the runs that are missing in a store, cell by cell, and the time that they take with so many `jobs`.
+    """Print the missing runs of a grid, cell by cell, and the time that they take with so many `jobs` at a time.
 
     A cell whose runs differ only in their seed takes as long as its finished runs did. Of any other cell two short
     pilots are run, for `pilot_seconds` of all cells together, and the time is extrapolated along a straight line.
     `program` makes the runs (default: that of the grid).
     """
     program = program or PROJECT / f"{grid.program}.py"
-    every, cells = grid.processes, dict[tuple[str, str], list[PlannedJob]]()
-    missing = [job for job in every if job.missing]
+    cells = dict[tuple[str, str], list[PlannedJob]]()
     for job in missing:
         cells.setdefault(_cell(job), []).append(job)
-    count = sum(len(job.runs) for job in every)
+    count = sum(len(job.runs) for job in grid.processes)
     print(f"{count} runs, {sum(job.missing for job in missing)} of them to do in {store}", flush=True)
     finished = _finished_seconds(grid)
     pilots = _Pilots(program, jobs, pilot_seconds)

@@ -12,7 +12,7 @@ from studies.engines.base import Ended, Engine, Job
 from studies.planned import PlannedJob
 from studies.study_file import CANCEL, log_of, note_failure
 
-TRIES = 3  # of a job whose worker was lost
+TRIES = 3  # in all, of a job that loses its worker each time
 _LOOK = 2.0  # seconds between two looks at the jobs of other processes
 
 
@@ -41,12 +41,17 @@ def run_jobs(
             if time.monotonic() - shown >= 1:
                 shown = time.monotonic()
                 show(study.at_work)
-                if (store / CANCEL).exists():
-                    raise Cancelled(f"cancelled by {store / CANCEL}")
+                _check_cancel(store)
             if not ended:
                 time.sleep(0.05)
     finally:
         engine.cancel()
+
+
+def _check_cancel(store: Path) -> None:
+    """Raise Cancelled if somebody has asked all processes that work on the study to end."""
+    if (store / CANCEL).exists():
+        raise Cancelled(f"cancelled by {store / CANCEL}")
 
 
 def job_of(planned: PlannedJob, store: Path, program: Path) -> Job:
@@ -65,10 +70,12 @@ class _Study:
     def __init__(self, planned: Sequence[PlannedJob], engine: Engine, store: Path, program: Path) -> None:
         self._engine, self._store, self._program = engine, store, program
         self._by_name = {job.name: job for job in planned}
-        self._waiting = deque(self._by_name.values())
+        held = ((name, _held(job)) for name, job in self._by_name.items())
+        # Name -> whether a process of this machine works on it.
+        self._elsewhere = {name: here for name, here in held if here is not None}
+        self._waiting = deque(job for name, job in self._by_name.items() if name not in self._elsewhere)
         self._handed: dict[str, None] = {}  # in their order
-        self._elsewhere: dict[str, bool] = {}  # name -> whether a process of this machine works on it
-        self._tries = Counter[str]()
+        self._losses = Counter[str]()
         self._begin, self._looked = time.perf_counter(), 0.0
 
     @property
@@ -85,13 +92,11 @@ class _Study:
         while self._waiting and self._room() > 0:
             job = self._waiting.popleft()
             if not job.missing:
-                note_failure(self._store, job.name, "")
                 yield Ended(job.name, time.perf_counter() - self._begin, "")
             elif (here := _held(job)) is not None:
                 self._elsewhere[job.name] = here
             else:
                 note_failure(self._store, job.name, "")
-                self._tries[job.name] += 1
                 self._handed[job.name] = None
                 self._engine.submit(job_of(job, self._store, self._program))
 
@@ -100,15 +105,20 @@ class _Study:
         for end in self._engine.poll():
             job = self._by_name[end.name]
             del self._handed[end.name]
-            if end.failure and job.missing and (_held(job) is not None or self._again(end)):
+            if end.failure and job.missing and self._again(end):
                 self._waiting.append(job)
                 continue
-            failure = end.failure or "it ended without a summary.json" if job.missing else ""
+            failure = (end.failure or "it ended without a summary.json") if job.missing else ""
+            if failure:  # not a failure if it was asked to end
+                _check_cancel(self._store)
             note_failure(self._store, job.name, failure)
             yield replace(end, failure=failure)
 
     def _again(self, end: Ended) -> bool:
-        return end.lost and self._tries[end.name] < TRIES
+        if end.lost:  # whether its run is free yet or not: a job may bring down every machine that it comes to
+            self._losses[end.name] += 1
+            return self._losses[end.name] < TRIES
+        return _held(self._by_name[end.name]) is not None
 
     def _room(self) -> int:
         here = sum(self._elsewhere.values()) if self._engine.on_this_machine else 0

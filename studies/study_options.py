@@ -15,7 +15,11 @@ from utils.errors import UserError, unknown
 from utils.options import Parser, check_text, whole
 from utils.settings import Range
 
-_HELP = """the grid, a YAML file (see config/benchmark/):
+_HELP = """other commands, each with its own -h:
+  benchmark.py status, watch, cancel or collect --store DIR   how far a study is, end it, write its tables
+  benchmark.py search --config YAML --store DIR               look for settings on validation examples
+
+the grid, a YAML file (see config/benchmark/):
   streams, hyperparams   lists of YAML files, relative to the current directory, else to the project
   methods                list of names, or of mappings {method: zoo, label: small zoo, memory_per_class: 10}: the
                          label stands in the tables (default: the name), other keys are options of this entry only
@@ -51,7 +55,7 @@ the store:
   <stream>-<net>-<cell>-<checksum>/seed<s>/   those of train_task.py; with `rates` lr<rate>/seed<s>/
   logs/<run or cell>.log            what its process printed
   study.json                        what the store is to hold
-  results.csv                       a row per run: finished, failed (in this invocation) or missing; all figures
+  results.csv                       a row per run: finished, failed (when it was run last) or missing; all figures
   table.md, table.tex               means over seeds, rewritten by every invocation; table.md begins with ranks over
                                     streams, and with the values of hp. settings that development examples choose
   variance.csv                      with several seeds and task_orders: the variance that each adds
@@ -87,6 +91,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         options.config = paper_path(options.paper)
         options.store = options.store or f"runs/papers/{Path(options.config).stem}{'-smoke' * options.smoke}"
     options.pilot_seconds = float(whole("--pilot_seconds", options.pilot_seconds, Range(0, 10**6)))
+    if options.rerun not in (None, "failed"):
+        raise UserError(f"--rerun is {options.rerun!r}; it must be failed")
     check_engine_options(options)
     return options
 
@@ -141,8 +147,6 @@ def check_engine_options(options: argparse.Namespace) -> None:
     """Convert and check what `add_engine_options` has added; UserError names the option."""
     if options.engine not in ENGINES:
         raise UserError(f"--engine: {unknown('engine', options.engine, ENGINES)}")
-    if options.rerun not in (None, "failed"):
-        raise UserError(f"--rerun is {options.rerun!r}; it must be failed")
     for name in ("jobs", "cpus", "jobs_per_gpu"):
         if getattr(options, name) is not None:
             setattr(options, name, whole(f"--{name}", getattr(options, name), Range(1, 1024)))

@@ -31,8 +31,10 @@ from benchmark import main
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
 from records.manifest import TARGETS, Entry, Manifest
+from reporting.commands import COMMANDS
 from reporting.groups import compare
 from studies.grid import AXES, load_grid
+from studies.planned import chosen
 from studies.schedule import TRIES
 from studies.tables import ComparisonTable, latex, markdown, readable
 
@@ -502,7 +504,7 @@ def test_help_explains_every_option(here, capsys):
         main(["-h"])
     assert done.value.code == 0
     told = capsys.readouterr().out
-    for word in ("--config", "--store", "--jobs", "--engine", *AXES, "results.csv", "exit code"):
+    for word in ("--config", "--store", "--jobs", "--engine", *AXES, *COMMANDS, "results.csv", "exit code"):
         assert word in told
     assert "%%" not in told
 
@@ -519,6 +521,13 @@ def test_runs_of_one_seed_come_first_and_finished_ones_are_kept(here, capsys):
     assert "4 runs, 3 of them to do" in capsys.readouterr().out
     assert command() == 0
     assert len(started()) == 3
+
+
+def test_runs_are_chosen_by_label_and_by_name(here):
+    grid = write_grid()
+    assert chosen(grid, ["isol*"]).runs == tuple(run for run in grid.runs if run.label == "isolated")
+    assert chosen(grid, [grid.runs[2].name, "*-finetune-seed1-*"]).runs == grid.runs[2:]
+    assert chosen(grid, []).runs == grid.runs
 
 
 def test_a_line_for_each_run(here, capsys):
@@ -603,6 +612,15 @@ def test_a_failure_is_told_and_the_rest_goes_on(here, capsys):
     for run in grid.runs:
         order(run, "finish")
     before = len(started())
+    assert command("--dry_run", "--pilot_seconds", "0") == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 0 of them to do in store" in out
+    assert "3 failed before and are left" in out
+    again = ["--rerun", "failed", "--gpus", "0,1", "--jobs_per_gpu", "3"]
+    assert command("--dry_run", "--pilot_seconds", "0", *again) == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 3 of them to do in store" in out
+    assert "with 6 at a time" in out
     assert command() == 1
     assert "3 failed before and were left; --rerun failed runs them again" in capsys.readouterr().err
     assert len(started()) == before
@@ -677,12 +695,23 @@ def test_a_study_ends_when_it_is_cancelled(here, capsys):
     def cancel():
         wait_for(lambda: log.exists() and "asleep" in log.read_text())
         Path("store/cancel").touch()
+        os.kill(int(Path("started").read_text().split()[0]), signal.SIGTERM)  # as `benchmark.py cancel` does at once
 
     threading.Thread(target=cancel, daemon=True).start()
     assert command() == 130
     assert "the same command continues" in capsys.readouterr().err
     order(grid.runs[0], "finish")
-    assert command() == 0  # which takes the wish back
+    assert command() == 0  # which takes the wish back, and finds no failed run
+    assert not Path("store/cancel").exists()
+
+
+def test_a_study_is_cancelled_while_its_command_still_looks_at_the_data(here, monkeypatch):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    Path("store").mkdir()
+    monkeypatch.setattr(benchmark, "check_data", lambda *_: Path("store/cancel").touch())
+    order(grid.runs[0], "sleep 60")
+    assert command() == 130
 
 
 def test_failed_runs_are_listed_when_the_tables_cannot_be_written(here, capsys):

@@ -6,16 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from records.lock import locked
+from records.lock import LOCK, locked
 from studies.engines import ENGINES
-from studies.engines.base import Job, Resources
+from studies.engines.base import Ended, Engine, Job, Resources
 from studies.engines.local import cores
 from studies.engines.slurm import SlurmEngine, cancel_slurm
 from studies.engines.supervise import order_of, supervise
+from studies.schedule import TRIES, run_jobs
+from studies.study_file import failed_jobs, note_failure
+from tests.test_benchmark import finish, write_grid
 from utils.errors import UserError
 
 PROJECT = Path(__file__).parent.parent
@@ -71,6 +75,118 @@ def alive(process):
     return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
 
 
+# What is handed over, and when.
+
+
+class Pretended(Engine):
+    """Ends each job at once, as the function `ending` says, on this machine and one at a time."""
+
+    on_this_machine = True
+
+    def __init__(self, ending):
+        self.ending, self.submitted, self.running = ending, [], []
+
+    def room(self):
+        return 1 - len(self.running)
+
+    def submit(self, job):
+        assert len(self.submitted) < 9
+        self.submitted.append(job.name)
+        self.running.append(job)
+
+    def poll(self):
+        ended, self.running = self.running, []
+        return [Ended(job.name, 0.0, *self.ending(job)) for job in ended]
+
+    def cancel(self):
+        self.running = []
+
+
+@pytest.fixture
+def planned(here, monkeypatch):
+    """Two jobs of a study; what other processes do is looked at in each round."""
+    monkeypatch.setattr("studies.schedule._LOOK", 0.0)
+    Path("store/logs").mkdir(parents=True)
+    return write_grid(methods=["isolated"]).jobs
+
+
+def handed_over(planned, engine, **show):
+    return {end.name: end for end in run_jobs(planned, engine, Path("store"), Path("modelzoo.py"), **show)}
+
+
+def test_what_a_killed_study_has_left_behind_counts_from_the_start(planned):
+    """Its second job still runs here: the first one waits for it, as there is room for one."""
+    first, second = (job.runs[0] for job in planned)
+
+    def done(job):
+        assert second.finished
+        assert failed_jobs(Path("store")) == set()
+        finish(first)
+        return ("",)
+
+    def show(names):
+        assert (list(names), engine.submitted) == ([second.name], [])
+        finish(second, "elsewhere")
+        for path in Path("elsewhere", second.name).iterdir():
+            path.rename(second.directory / path.name)
+        lock.close()
+
+    engine = Pretended(done)
+    note_failure(Path("store"), first.name, "of an earlier try")
+    with ExitStack() as lock:
+        lock.enter_context(locked(second.directory))
+        ended = handed_over(planned, engine, show=show)
+    assert list(ended) == [second.name, first.name]
+    assert engine.submitted == [first.name]
+    assert {end.failure for end in ended.values()} == {""}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_job_that_loses_its_worker_each_time_has_failed(planned, held):
+    """Also where its process is saving its state, and holds the run, when the loss is seen."""
+    lock = planned[0].runs[0].directory / LOCK
+    lock.parent.mkdir(parents=True)
+
+    def lost(job):
+        if held:
+            lock.write_text('{"host": "elsewhere", "process": 1}')
+        return "lost", True
+
+    class Engine(Pretended):
+        def poll(self):
+            lock.unlink(missing_ok=True)
+            return super().poll()
+
+    engine = Engine(lost)
+    assert handed_over(planned[:1], engine)[planned[0].name].failure == "lost"
+    assert len(engine.submitted) == TRIES
+
+
+def test_a_job_that_another_process_was_faster_to_begin_is_waited_for(planned):
+    """It is refused more often than a job may be lost, and then finished by the other process."""
+    run, refused = planned[0].runs[0], []
+    lock = run.directory / LOCK
+    lock.parent.mkdir(parents=True)
+
+    def refuse(job):
+        refused.append(job)
+        lock.write_text('{"host": "elsewhere", "process": 1}')
+        return ("exit code 2: it is in use",)
+
+    class Engine(Pretended):
+        def poll(self):
+            lock.unlink(missing_ok=True)
+            if len(refused) > TRIES:
+                run.directory.rmdir()
+                finish(run)
+                refused.clear()
+            return super().poll()
+
+    engine = Engine(refuse)
+    assert handed_over(planned[:1], engine)[run.name].failure == ""
+    assert len(engine.submitted) == TRIES + 1
+
+
 # This machine.
 
 
@@ -113,6 +229,18 @@ def test_how_a_job_of_this_machine_ends(tmp_path):
     engine.submit(python(tmp_path, "killed", "print('again')"))
     assert endings(engine, 1)["killed"].failure == ""
     assert log(tmp_path, "killed") == ["text", "again"]
+
+
+def test_a_job_that_does_not_end_when_it_is_asked_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("studies.engines.local._SECONDS_TO_END", 0.1)
+    engine = ENGINES["local"](Resources(tmp_path))
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('here', flush=True); time.sleep(9); print('end')"
+    )
+    engine.submit(python(tmp_path, "deaf", deaf))
+    wait_for(lambda: log(tmp_path, "deaf"))
+    engine.cancel()
+    assert log(tmp_path, "deaf") == ["here"]
 
 
 def test_a_job_of_this_machine_outlives_its_parent(tmp_path):

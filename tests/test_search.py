@@ -11,6 +11,7 @@ import yaml
 import modelzoo
 from datasets.validation import NOTICE
 from records.invocation import parse
+from reporting.commands import COMMANDS
 from studies.grid import load_grid
 from studies.search import search
 from studies.search_file import load_search
@@ -294,3 +295,12 @@ def test_a_real_search_reads_no_test_examples(capsys, monkeypatch):
 def test_searches_that_ship_are_accepted():
     for path in (PROJECT / "config/benchmark").glob("search*.yaml"):
         assert load_search(str(path), Path("store")).subjects
+
+
+def test_a_search_from_the_command_line(capsys):
+    """Nothing is wrong with its options but the name of the engine; and then its file has no space."""
+    write(space={})
+    assert COMMANDS["search"](["--config", "s.yaml", "--store", "store", "--engine", "locale"]) == 2
+    assert capsys.readouterr().err.startswith("benchmark.py: --engine: unknown engine 'locale'; did you mean 'local'?")
+    assert COMMANDS["search"](["--config", "s.yaml", "--store", "store", "--jobs", "2"]) == 2
+    assert capsys.readouterr().err.startswith("benchmark.py: s.yaml: space ")

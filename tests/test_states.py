@@ -100,7 +100,8 @@ def study(here):
         begun(run, episode=1, seconds=6.0)
     leave_lock(runs[2], host="elsewhere", process=1)
     note_failure(STORE, grid.jobs[3].name, "exit code 1: the loss is not finite")
-    leave_lock(runs[5], process=2**22 + 1)  # no process has such a number
+    leave_lock(runs[5], process=os.getpid())  # the number of a dead process, which another one has now
+    leave_lock(runs[6], process=2**22 + 1)  # no process has such a number
     (runs[6].directory / "manifest.json").write_text("{")
     with locked(runs[1].directory):
         yield grid
@@ -121,11 +122,19 @@ def test_the_state_of_each_run(study, capsys):
     assert f"{study.jobs[3].name}: exit code 1: the loss is not finite" in text
 
 
-def test_a_failed_job_that_runs_again_is_running_and_a_lock_that_nobody_touches_is_void(study):
+def not_permitted(*_):
+    raise PermissionError
+
+
+def test_a_failed_job_that_runs_again_is_running_and_a_lock_that_nobody_touches_is_void(study, monkeypatch):
     with locked(study.runs[3].directory):
         assert study_state(STORE).runs[3].state == "running"
     os.utime(study.runs[2].directory / LOCK, (0, 0))
     assert study_state(STORE).runs[2].state == "interrupted"
+    monkeypatch.setattr(os, "kill", not_permitted)  # the process belongs to another user
+    assert study_state(STORE).runs[5].state == "running"
+    os.utime(study.runs[5].directory / LOCK, (0, 0))
+    assert study_state(STORE).runs[5].state == "interrupted"
 
 
 def test_long_lists_are_cut(here, capsys):
@@ -141,7 +150,9 @@ def test_long_lists_are_cut(here, capsys):
 def test_a_finished_run_is_looked_at_once(study):
     before = study_state(STORE)
     (study.runs[0].directory / "manifest.json").unlink()
-    assert study_state(STORE, before).runs[0].state == "finished"
+    begun(study.runs[7])
+    after = study_state(STORE, before)
+    assert (after.runs[0].state, after.runs[7].state) == ("finished", "interrupted")
     assert study_state(STORE).runs[0].state == "interrupted"
 
 
@@ -270,7 +281,7 @@ def test_a_dry_run_measures_cells_and_does_nothing(here, capsys):
     finish(grid.runs[0])
     seconds = read_manifest(grid.runs[0].directory).seconds
     Path("slow.py").write_text(SLOW.replace("assert", "if '--help' in sys.argv: sys.exit()\nassert", 1))
-    dry_run(grid, STORE, 2, program=Path("slow.py"))
+    dry_run(grid, grid.jobs[1:], STORE, 2, program=Path("slow.py"))
     out = capsys.readouterr().out
     assert seconds == 0.0
     assert "8 runs, 7 of them to do" in out
@@ -283,7 +294,7 @@ def test_a_dry_run_measures_cells_and_does_nothing(here, capsys):
 
 def test_cells_beyond_the_time_for_pilots_are_said_to_be_unmeasured(here, capsys):
     Path("slow.py").write_text("import time; time.sleep(60)")
-    dry_run(write_grid(), STORE, 1, 0.1, Path("slow.py"))
+    dry_run(grid := write_grid(), grid.jobs, STORE, 1, 0.1, Path("slow.py"))
     assert "time unknown" in (out := capsys.readouterr().out)
     assert "without 2 cells (4 jobs) that were not measured" in out
 

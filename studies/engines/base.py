@@ -44,7 +44,7 @@ class Resources:
 
     Attributes:
         store: the folder of the study; all machines see it by this path.
-        jobs: at a time on this machine; of other engines, at most so many are handed over at a time, None for all.
+        jobs: at a time; None: as many as have a GPU, or one, and on a cluster as many as its engine takes.
         gpus: numbers of the GPUs that jobs on this machine share; empty for those that they choose themselves.
         jobs_per_gpu: how many share one GPU, on every engine.
         cpus: cores of a job; None for an equal share of this machine.
@@ -59,6 +59,11 @@ class Resources:
     cpus: int | None = None
     address: str | None = None
     slurm: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at a time on this machine."""
+        return self.jobs or len(self.gpus) * self.jobs_per_gpu or 1
 
 
 class Engine(ABC):

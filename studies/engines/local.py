@@ -36,7 +36,7 @@ class LocalEngine(Engine):
     def __init__(self, resources: Resources) -> None:
         gpus, each = resources.gpus, resources.jobs_per_gpu
         self._gpus = [str(gpu) for _ in range(each) for gpu in gpus]
-        self._slots = resources.jobs or len(self._gpus) or 1
+        self._slots = resources.slots
         self._threads = str(resources.cpus or max(1, cores() // self._slots))
         self._running: list[_Running] = []
 
