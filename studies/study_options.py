@@ -86,6 +86,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         check_text("--paper", options.paper)
         options.config = paper_path(options.paper)
         options.store = options.store or f"runs/papers/{Path(options.config).stem}{'-smoke' * options.smoke}"
+    if options.rerun not in (None, "failed"):
+        raise UserError(f"--rerun is {options.rerun!r}; it must be failed")
     options.pilot_seconds = float(whole("--pilot_seconds", options.pilot_seconds, Range(0, 10**6)))
     check_engine_options(options)
     return options
@@ -141,8 +143,6 @@ def check_engine_options(options: argparse.Namespace) -> None:
     """Convert and check what `add_engine_options` has added; UserError names the option."""
     if options.engine not in ENGINES:
         raise UserError(f"--engine: {unknown('engine', options.engine, ENGINES)}")
-    if options.rerun not in (None, "failed"):
-        raise UserError(f"--rerun is {options.rerun!r}; it must be failed")
     for name in ("jobs", "cpus", "jobs_per_gpu"):
         if getattr(options, name) is not None:
             setattr(options, name, whole(f"--{name}", getattr(options, name), Range(1, 1024)))
