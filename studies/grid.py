@@ -63,7 +63,7 @@ def load_grid(path: str, store: Path) -> Grid:
     """Read a grid and plan its runs, whose directories are in `store`; UserError names the file and the key."""
     content = load_yaml(path)
     program = content.get("program", "modelzoo")
-    if program not in PROGRAMS:
+    if not isinstance(program, str) or program not in PROGRAMS:
         raise UserError(f"{path}: program: {unknown('program', program, PROGRAMS)}")
     return PROGRAMS[program](path, content, store)
 
