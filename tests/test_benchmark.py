@@ -28,6 +28,7 @@ from scipy import stats
 import benchmark
 import modelzoo
 from benchmark import main
+from datasets.arrangement import arranged
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
 from records.manifest import TARGETS, Entry, Manifest
@@ -278,6 +279,17 @@ def test_every_method_learns_the_tasks_in_every_order_with_every_seed(here):
         assert with_settings(parse(run.arguments)) == run.config
 
 
+@pytest.mark.parametrize(
+    ("tasks", "number", "first"),
+    [(3, 6, None), (4, 8, None), (4, 4, 1)],  # of four tasks 0 and 7 draw the same order
+)
+def test_as_many_orders_differ_as_are_asked_for(here, tasks, number, first):
+    """In the tasks that arrive, as the data set is read."""
+    own = {"methods": ["finetune"], "seeds": 1, "first_tasks": first, "task_orders": number}
+    grid = write_grid(**own, **{"data.tasks": [[0, n + 1] for n in range(tasks)]})
+    assert len({arranged(run.config.data, 0).tasks[:first] for run in grid.runs}) == len(grid.runs) == number
+
+
 def test_tables_are_over_seeds_and_orders_and_pair_over_both(here):
     """Differences from `isolated`: what the order adds cancels in pairs."""
     grid = write_grid(seeds=2, task_orders=[3, 5], against="isolated")
@@ -381,6 +393,12 @@ BAD: dict[str, Any] = {
     "no orders": ({"task_orders": 0}, "task_orders is 0", "at least 1"),
     "order drawn twice": (
         {"task_orders": 2, "data.task_order": "seed"}, "task_orders draws", "isolated has task_order: seed already",
+    ),
+    "more orders than there are": (
+        {"task_orders": 7, "data.tasks": [[0, 1], [2, 3], [4, 5]]}, "task_orders has 7 orders", "have 6",
+    ),
+    "numbers of one order": (
+        {"task_orders": [0, 1, 7], "data.tasks": [[0, 1], [2, 3], [4, 5], [6, 7]]}, "0 and 7 draw the same order",
     ),
     "unknown key": ({"sample": 3}, "unknown key 'sample'", "did you mean 'samples'"),
     "own key": ({"run_dir": "x"}, "unknown key 'run_dir'"),
