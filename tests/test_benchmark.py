@@ -267,6 +267,25 @@ def test_the_grids_of_the_project_are_good(path):
     assert reference or {"isolated", "zoo"} <= {run.config.method for run in grid.runs}
 
 
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"validation": 0.2}, "say test, read validation: test examples were not read"),
+        ({"methods": ["isolated", {"method": "finetune", "validation": 0.2}]},
+         "say test, read validation of finetune (split_digits, conv): test examples were not read"),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_tables_say_which_runs_read_no_test_examples(here, own, words):
+    grid = write_grid(seeds=1, **own)
+    for run in grid.runs:
+        finish(run)
+    benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
+    text = Path("store/table.md").read_text()
+    assert words in text
+    assert ("read validation" in text) == bool(words)
+
+
 # Orders of tasks.
 
 
