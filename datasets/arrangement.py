@@ -12,6 +12,12 @@ from utils.seeding import generator
 D = TypeVar("D", bound=DataConfig)
 
 
+def drawn_order(number: int, count: int) -> list[int]:
+    """The places of tasks, from 0, in the order that a number draws."""
+    found: list[int] = torch.randperm(count, generator=generator(number, "task_order")).tolist()
+    return found
+
+
 def arranged(config: D, seed: int) -> D:
     """The configuration with the tasks of a run in the order in which they arrive, and with the classes that they have.
 
@@ -31,6 +37,5 @@ def arranged(config: D, seed: int) -> D:
         tasks = [replace(task, classes=tuple(dealt[entry] for entry in task.classes)) for task in tasks]
     if config.task_order != WRITTEN:
         number = seed if config.numbered_order is None else config.numbered_order
-        order = torch.randperm(len(tasks), generator=generator(number, "task_order"))
-        tasks = [tasks[place] for place in order.tolist()]
+        tasks = [tasks[place] for place in drawn_order(number, len(tasks))]
     return replace(config, tasks=tuple(tasks))

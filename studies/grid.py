@@ -4,11 +4,15 @@ Published tables (studies/papers.py) are read and planned with the same function
 studies/task_grid.py.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datasets.arrangement import drawn_order
 from datasets.config import WRITTEN
 from methods import METHOD_OPTIONS, METHODS
 from records.configuration import fingerprint
@@ -63,7 +67,7 @@ def load_grid(path: str, store: Path) -> Grid:
     """Read a grid and plan its runs, whose directories are in `store`; UserError names the file and the key."""
     content = load_yaml(path)
     program = content.get("program", "modelzoo")
-    if program not in PROGRAMS:
+    if not isinstance(program, str) or program not in PROGRAMS:
         raise UserError(f"{path}: program: {unknown('program', program, PROGRAMS)}")
     return PROGRAMS[program](path, content, store)
 
@@ -77,8 +81,9 @@ def _methods_grid(path: str, content: Mapping[str, Any], store: Path) -> Grid:
         Setup(pairing.path, pairing.hyper, _varied(entry, pairing.options, values))
         for pairing in pairings for entry in entries for values in pairing.combinations
     ]  # fmt: skip
-    orders = read_seeds(path, content, "task_orders") if "task_orders" in content else []
-    grid = planned(path, "methods", store, setups, common, read_seeds(path, content), orders)
+    grid = planned(
+        path, "methods", store, setups, common, read_seeds(path, content), partial(task_orders, path, content)
+    )
     if (label := content.get("against", "")) not in ("", *(labels := {setup.entry.label for setup in setups})):
         raise UserError(f"{path}: against: {unknown('label', label, labels)}")
     return replace(grid, against=label)
@@ -89,9 +94,9 @@ PROGRAMS = {"modelzoo": _methods_grid, "train_task": task_grid.plan}
 
 def planned(
     path: str, key: str, store: Path, setups: Sequence[Setup], common: Mapping[str, Any], seeds: Sequence[int],
-    orders: Sequence[int] = (),
+    orders: Callable[[Sequence[PlannedRun]], Sequence[int]] = lambda runs: (),
 ) -> Grid:  # fmt: skip
-    """Every setup with every seed and, if there are any, every order of its tasks.
+    """Every setup with every seed and, if there are `orders` for these runs, every order of its tasks.
 
     Errors name the file and the key that lists the methods.
     """
@@ -101,8 +106,8 @@ def planned(
         if name in METHOD_OPTIONS and name not in used:
             raise UserError(f"{path}: {name} is not used by any method of the grid; leave it out")
     models, names = [_run(f"{path}: {key}", store, setup, common) for setup in setups], Names(store)
-    if orders:
-        models = [_with_order(path, run, order) for order in orders for run in models]
+    if numbers := orders(models):
+        models = [_with_order(path, run, order) for order in numbers for run in models]
     parts = [fingerprint(run.config, ("seed",)) for run in models]
     runs = [_with_seed(run, seed, names, part) for seed in seeds for run, part in zip(models, parts, strict=True)]
     jobs = distinct(path, [PlannedJob(run.name, run.arguments, (run,)) for run in runs])
@@ -159,6 +164,35 @@ def _run(where: str, store: Path, setup: Setup, common: Mapping[str, Any]) -> Pl
         raise UserError(f"{where}: {entry.label}: {undashed(error)}") from None
     net = Path(setup.hyper).stem
     return PlannedRun(store, "", entry.label, net, config, tuple(words), entry.untuned)
+
+
+def task_orders(path: str, content: Mapping[str, Any], runs: Sequence[PlannedRun]) -> list[int]:
+    """The numbers that draw the task orders of a grid; UserError if two of them draw the same order on a stream.
+
+    A number n in the file stands for the smallest n numbers that draw different orders on every stream.
+    """
+    if "task_orders" not in content:
+        return []
+    asked = read_seeds(path, content, "task_orders")
+    streams = {(len(run.config.data.tasks), run.config.data.first_tasks): run.config.stream for run in runs}
+    streams.pop((0, None), None)  # the file of the tasks is not there
+    for (count, first), stream in streams.items():
+        if len(asked) > (possible := math.perm(count, min(first or count, count))):
+            raise UserError(f"{path}: task_orders has {len(asked)} orders; the tasks of {stream} have {possible}")
+    numbers = iter(asked) if isinstance(content["task_orders"], list) else itertools.count()
+    known, found = dict[tuple[object, ...], int](), list[int]()
+    while len(found) < len(asked):
+        number = next(numbers)
+        drawn = {(stream, *drawn_order(number, count)[:first]): number for (count, first), stream in streams.items()}
+        if not (twice := known.keys() & drawn.keys()):
+            known |= drawn
+            found.append(number)
+        elif not isinstance(numbers, itertools.count):
+            stream, other = next((str(key[0]), known[key]) for key in twice)
+            raise UserError(
+                f"{path}: task_orders: {other} and {number} draw the same order of the tasks of {stream}; leave one out"
+            )
+    return found
 
 
 def _with_order(path: str, run: PlannedRun, order: int) -> PlannedRun:

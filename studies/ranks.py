@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studies.statistics import Friedman, critical_difference, friedman, not_separated, ranks
+from studies.statistics import Friedman, critical_difference, friedman, not_separated, permuted_p, ranks
 from studies.tables import ComparisonTable, markdown_table, markdown_text
 
 READING = (
     "Rank: 1 for the best mean of a stream, equal means share theirs; the mean over streams, each with one network. "
     "Streams count as independent: several networks on one stream, or streams of the same data, are less than that.",
-    "Friedman's test (1937) asks whether all methods rank alike, with F as Iman & Davenport (1980) correct it for few "
-    "streams. Only if its p is below 0.05, look at pairs: Nemenyi's test separates two methods at 5 % if their mean "
+    "Friedman's test (1937) asks whether all methods rank alike, with F as Iman & Davenport (1980) correct it. Over "
+    "fewer than five streams only the p by permutations (10,000 random ones of the ranks of each stream) can be "
+    "trusted. Only if that is below 0.05, look at pairs: Nemenyi's test separates two methods at 5 % if their mean "
     "ranks differ by at least the critical difference (Demšar 2006). Ranks forget how far methods are apart.",
 )
 
@@ -25,6 +26,7 @@ class Ranking:
     streams: int
     ranks: dict[str, float]  # label -> mean rank, best first
     test: Friedman
+    permuted_p: float  # of the same test
     difference: float  # that separates two mean ranks at 5 %
     groups: Sequence[tuple[str, ...]]
     left_out: Sequence[str]  # labels that have not finished on every stream
@@ -39,17 +41,12 @@ class Ranking:
         test, largest = self.test, len(self.ranks) - 1
         said = [
             "Friedman's test: all means are equal." if math.isnan(test.chi2) else
-            f"Friedman's test: chi² = {test.chi2:.3g}, p = {test.p:.3g}; F = {test.f:.3g}, p = {test.f_p:.3g}.",
+            f"Friedman's test: chi² = {test.chi2:.3g}, p = {test.p:.3g}; F = {test.f:.3g}, p = {test.f_p:.3g}; "
+            f"by permutations p = {self.permuted_p:.2g}.",
             f"Critical difference at 5 %: {self.difference:.2f} ranks.",
         ]  # fmt: skip
         if self.difference > largest:
             said.append(f"Mean ranks differ by at most {largest}: over so few streams no two methods can be separated.")
-        luck = float(math.factorial(len(self.ranks))) ** (1 - self.streams)
-        if luck > 1e-4:
-            said.append(
-                f"Chance gives all {self.streams} streams the same ranks with probability {luck:.2g}: a smaller p is "
-                "an artefact of the approximation, and the test has little power."
-            )
         if self.left_out:
             said.append(f"Left out, as they have no finished run on some stream: {', '.join(self.left_out)}.")
         return said
@@ -69,7 +66,13 @@ def ranking(tables: Sequence[ComparisonTable]) -> Ranking | None:
     difference = critical_difference(len(shared), len(means))
     left_out = [label for label in every if label not in shared]
     return Ranking(
-        len(means), best_first, friedman(scores), difference, not_separated(best_first, difference), left_out
+        len(means),
+        best_first,
+        friedman(scores),
+        permuted_p(scores),
+        difference,
+        not_separated(best_first, difference),
+        left_out,
     )
 
 

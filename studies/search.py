@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from records.configuration import fingerprint
 from records.lock import locked
 from records.summary import figure
 from studies.engines import ENGINES
 from studies.grid_file import PROJECT
 from studies.planned import Grid, PlannedJob
 from studies.schedule import run_jobs
-from studies.search_file import METRIC, RUNGS, Parameter, Search, Subject, length, load_search
+from studies.search_file import METRIC, RUNGS, Halving, Parameter, Search, Subject, length, load_search
 from studies.search_tables import write_outcome
 from studies.statistics import mean_interval
+from studies.store import check_run
 from studies.study_file import CANCEL, LOGS
 from studies.study_options import resources_of
 from utils.errors import TrainingError, UserError, one_line
@@ -73,9 +75,10 @@ def opened(config: Search, subject: Subject) -> "optuna.Study":
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
     study = optuna.create_study(
         storage=storage, study_name=subject.name, direction="maximize", load_if_exists=True,
-        sampler=optuna.samplers.RandomSampler(), pruner=_pruner(config),
+        sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner(),
     )  # fmt: skip
-    asked = json.loads(json.dumps([subject.content, [vars(each) for each in config.space], config.sampler,
+    presets = [fingerprint(run.config) for run in config.plan(subject, {}).runs]
+    asked = json.loads(json.dumps([subject.content, presets, [vars(each) for each in config.space], config.sampler,
                                    vars(config.halving), config.at_once], default=str))  # fmt: skip
     if study.user_attrs.setdefault("search", asked) != asked:
         raise UserError(
@@ -95,17 +98,29 @@ def search_one(config: Search, subject: Subject, study: "optuna.Study", execute:
         going = [draw(config, subject, study, trial.number, trial._trial_id) for trial in begun]
         going += [draw(config, subject, study, number) for number in range(len(known), last)]
         for rung in range(config.halving.rungs):
-            grids = [config.plan(subject, values, config.halving.shares[rung]) for _, values in going]
-            jobs = {run.name: job for grid in grids for job in grid.jobs for run in job.runs if job.missing}
+            grids = [planned(config, subject, values, config.halving.shares[rung]) for _, values in going]
+            jobs = {run.name: job for grid in grids if grid for job in grid.jobs for run in job.runs if job.missing}
             execute(list({job.name: job for job in jobs.values()}.values()))
             next_rung = []
             for (trial, values), grid in zip(going, grids, strict=True):
-                result = measured(grid, trial)
+                result = measured(grid, trial) if grid else None
                 if result is None and trial.number == 0:
                     raise TrainingError(f"{subject.name}: the presets cannot be run, see {config.store / 'logs'}")
                 if told(config, subject, study, trial, rung, result):
                     next_rung.append((trial, values))
             going = next_rung
+
+
+def planned(config: Search, subject: Subject, values: Mapping[str, Any], share: float) -> Grid | None:
+    """The runs of a trial; None for values that are accepted one by one, but not together."""
+    try:
+        grid = config.plan(subject, values, share)
+    except UserError as error:
+        print(one_line(f"failed: {subject.name}: {error}"), file=sys.stderr)
+        return None
+    for run in grid.runs:
+        check_run(run)
+    return grid
 
 
 def draw(
@@ -116,6 +131,9 @@ def draw(
 
     study.sampler = _sampler(config, derive_seed(0, "search", subject.name, number) % 2**32)
     trial = study.ask() if begun is None else optuna.trial.Trial(study, begun)
+    for key, distribution in trial.distributions.items():
+        if not distribution.single():  # killed while it was drawn: what is left is drawn after what is known
+            study.sampler.sample_independent(study, study.trials[number], key, distribution)
     return trial, {each.key: each.value(drawn(each, trial)) for each in config.space} if number else {}
 
 
@@ -168,8 +186,7 @@ def told(
         trial.set_user_attr(RUNGS, [*trial.user_attrs.get(RUNGS, [])[:rung], result])
         trial.report(score if higher else -score, step)
     # The presets run at full length, so that the others can be compared with them.
-    stays = last or not trial.should_prune() or trial.number == 0
-    stays &= result is not None
+    stays = result is not None and (last or trial.number == 0 or _among_best(study, trial.number, step, config.halving))
     if not stays:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     elif last:
@@ -184,6 +201,17 @@ def told(
     return stays and not last
 
 
+def _among_best(study: "optuna.Study", number: int, step: int, halving: Halving) -> bool:
+    """Whether a trial is among the best 1 / factor of those that have come to a rung, itself included; at least one is.
+
+    Trials come to a rung in the order of their numbers. Optuna's own pruner notes a trial as gone on before it decides,
+    so that it lets one go on whose search was killed in between.
+    """
+    came = [trial.intermediate_values.get(step, math.nan) for trial in study.trials[: number + 1]]
+    scores = sorted((score for score in came if not math.isnan(score)), reverse=True)
+    return came[-1] >= scores[max(1, len(scores) // halving.factor) - 1]
+
+
 def _sampler(config: Search, seed: int) -> "optuna.samplers.BaseSampler":
     """A sampler for one trial: a search that goes on draws what it would have drawn."""
     import optuna
@@ -191,12 +219,6 @@ def _sampler(config: Search, seed: int) -> "optuna.samplers.BaseSampler":
     if config.sampler == "random":
         return optuna.samplers.RandomSampler(seed)
     return optuna.samplers.TPESampler(seed=seed, constant_liar=config.at_once > 1)
-
-
-def _pruner(config: Search) -> "optuna.pruners.BasePruner":
-    import optuna
-
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=config.halving.factor)
 
 
 def _on_engine(config: Search, options: argparse.Namespace) -> Execute:

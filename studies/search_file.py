@@ -10,7 +10,6 @@ from records.configuration import value_at
 from studies.grid import PROGRAMS, method_entry
 from studies.grid_file import VARYING, file_of, listed
 from studies.planned import Grid, PlannedRun
-from studies.store import check_run
 from utils.errors import UserError, unknown
 from utils.settings import Range
 from utils.yaml_files import load_yaml
@@ -21,6 +20,8 @@ SEARCHED = ("net.", "hp.", "settings.")
 RUNGS, METRIC = "rungs", "metric"  # what a trial notes in the journal: results at its rungs, metric and direction
 LENGTHS = ("epochs", "steps", "examples")
 _DIGITS = 4  # of a real number that is drawn: more would not be told apart by any run
+_LARGEST = 10**12  # bound of a space
+_STEPPED = 12  # of a multiple of a step, without what rounding adds to it
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Parameter:
         """The value of a draw: of choices it is their place."""
         if self.choices:
             return self.choices[drawn]
-        return drawn if self.whole else float(f"{drawn:.{_DIGITS}g}")
+        if self.whole:
+            return drawn
+        return min(max(float(f"{drawn:.{_STEPPED if self.step else _DIGITS}g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,6 @@ class Search:
                     f"{self.path}: validation is 0, so that {run.label} would be tuned on test examples; add "
                     "validation: 0.2, for example"
                 )
-            check_run(run)
         return grid
 
     def _grid(self, subject: Subject, values: Mapping[str, Any]) -> Grid:
@@ -117,7 +119,7 @@ def load_search(path: str, store: Path) -> Search:
     """Read a search, whose runs are in `store`, and check all bounds of its space; UserError names file and key."""
     content = load_yaml(path)
     program = content.get("program", "modelzoo")
-    if program not in PROGRAMS:
+    if not isinstance(program, str) or program not in PROGRAMS:
         raise UserError(f"{path}: program: {unknown('program', program, PROGRAMS)}")
     for key in (*VARYING, "published", "against"):
         if key in content:
@@ -191,7 +193,7 @@ def _parameter(where: str, key: str, entry: object) -> Parameter:
         return Parameter(key, tuple(entry))
     if not isinstance(entry, dict) or not {"low", "high"} <= {*entry} <= {"low", "high", "log", "step"}:
         raise UserError(f"{where} must be a list of values, or low, high and perhaps log: true or step")
-    number, step, log = Range(-math.inf, whole=False), entry.get("step"), entry.get("log", False)
+    number, step, log = Range(-_LARGEST, _LARGEST, whole=False), entry.get("step"), entry.get("log", False)
     for name in entry.keys() & {"low", "high", "step"}:
         number.check(f"{where}: {name}", entry[name])
     low, high = entry["low"], entry["high"]

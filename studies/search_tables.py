@@ -68,8 +68,8 @@ def subject_words(subject: Subject) -> tuple[str, str]:
 def comparison(search: Search, hyper: str, chosen: Mapping[Subject, Mapping[str, Any]]) -> dict[str, Any]:
     """A grid that compares, with other seeds and on test examples, the presets of a network with the values found."""
     (first, _), *_ = chosen.items()
-    apart = (*KEYS, "validation", "data.validation", "first_tasks", "data.first_tasks", "methods", "seeds")
-    base = {key: value for key, value in first.content.items() if key not in apart}
+    base = {key: value for key, value in _tested(first.content).items() if key not in (*KEYS, "methods", "seeds")}
+    base |= {key: [_tested(entry) for entry in base[key]] for key in ("streams", "hyperparams")}
     used = read_seeds(search.path, first.content)
     start = 0 if min(used) >= _SEEDS else max(used) + 1
     seeds = list(range(start, start + _SEEDS))
@@ -79,9 +79,15 @@ def comparison(search: Search, hyper: str, chosen: Mapping[Subject, Mapping[str,
         return {**base, "hyperparams": [entry, {**given, "hp_config": str(best_path(search, first))}], "seeds": seeds}
     methods = []
     for subject, values in chosen.items():
-        entry = dict(subject.entry)
+        entry = _tested(subject.entry)
         methods += [entry, {**entry, "label": f"{entry['label']}, found", **values}]
     return {**base, "methods": methods, "seeds": seeds}
+
+
+def _tested(entry: Any) -> Any:
+    """An entry of a grid without what a search sets apart, for runs on all tasks and on test examples."""
+    apart = [prefix + key for prefix in ("", "data.") for key in ("validation", "first_tasks")]
+    return {key: value for key, value in entry.items() if key not in apart} if isinstance(entry, Mapping) else entry
 
 
 def _best(search: Search, subject: Subject, values: Mapping[str, Any]) -> bytes:

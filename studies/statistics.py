@@ -122,8 +122,8 @@ def friedman(values: ArrayLike) -> Friedman:
         F = (N - 1) chi2 / (N (k - 1) - chi2)
 
     R_j are sums of ranks, t the sizes of groups of equal scores in a row. Friedman (1937): chi2 has k - 1 degrees of
-    freedom for large N. Iman & Davenport (1980): F has k - 1 and (k - 1)(N - 1), which is closer for small N. NaN if
-    k < 2 or N < 2, or if all scores are ties.
+    freedom for large N. Iman & Davenport (1980): F has k - 1 and (k - 1)(N - 1), which is closer for small N, but not
+    for fewer than five. NaN if k < 2 or N < 2, or if all scores are ties.
     """
     found = ranks(values)
     n, k = found.shape
@@ -136,6 +136,21 @@ def friedman(values: ArrayLike) -> Friedman:
     f = (n - 1) * chi2 / left if left > 1e-9 * n * k else math.inf  # inf: every stream has the same ranks
     chi2_p, f_p = scipy.stats.chi2.sf(chi2, k - 1), scipy.stats.f.sf(f, k - 1, (k - 1) * (n - 1))
     return Friedman(chi2, float(chi2_p), f, float(f_p))
+
+
+def permuted_p(values: ArrayLike, draws: int = 10_000) -> float:
+    """The p of Friedman's test for any number of streams: how often random ranks have a chi2 as large, of `draws`.
+
+        p = (1 + number of draws with as large a chi2) / (1 + draws)
+
+    A draw puts the ranks of every row of scores [N, k] in a random order, always the same draws.
+    """
+    found, rng = ranks(values), np.random.default_rng(0)
+    sums = np.zeros((draws, found.shape[1]))
+    for row in found:
+        sums += rng.permuted(np.tile(row, (draws, 1)), axis=1)
+    spread = ((sums - sums.mean(1, keepdims=True)) ** 2).sum(1)
+    return float(1 + (spread >= ((found.sum(0) - found.sum(0).mean()) ** 2).sum() - 1e-9).sum()) / (1 + draws)
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datasets.validation import NOTICE
 from evaluation import metrics
 from records.configuration import SECTIONS, alike, comparable, lacking
 from records.directory import check_free, holds_run, shared_config
@@ -192,7 +193,7 @@ def _in_words(key: str, value: Any) -> str:
 
 
 def provenance_notes(finished: Sequence[FinishedRun]) -> list[str]:
-    """Devices, versions and commits of the runs, and the date of the newest."""
+    """Devices, versions and commits of the runs, the date of the newest, and which read no test examples."""
     facts: dict[str, dict[str, None]] = {}  # a dict for a set that keeps its order
     for _, config, _ in finished:
         commit = str(config["commit"])[:12] + " with changes" * config["uncommitted_changes"]
@@ -203,4 +204,12 @@ def provenance_notes(finished: Sequence[FinishedRun]) -> list[str]:
         return []
     listed = ", ".join(f"{key} {' / '.join(values)}" for key, values in facts.items())
     newest = date.fromtimestamp(max((run.directory / SUMMARY).stat().st_mtime for run, *_ in finished))
-    return [f"Made with: {listed}.", f"Newest run: {newest}."]
+    return [f"Made with: {listed}.", f"Newest run: {newest}.", *_validated([run for run, *_ in finished])]
+
+
+def _validated(runs: Sequence[PlannedRun]) -> list[str]:
+    """A line that says of which runs validation examples stand in the place of test examples; none if no run has."""
+    of = [run for run in runs if run.config.data.validation]
+    labels = ", ".join(dict.fromkeys(f"{run.label} ({run.table})" for run in of))
+    which = "" if len(of) == len(runs) else f" of {labels}"
+    return [f"Wherever these tables say test, read validation{which}: {NOTICE}."] if of else []

@@ -24,8 +24,8 @@ the grid, a YAML file (see config/benchmark/):
   methods                list of names, or of mappings {method: zoo, label: small zoo, memory_per_class: 10}: the
                          label stands in the tables (default: the name), other keys are options of this entry only
   seeds                  a number n for the seeds 0 to n - 1, or a list
-  task_orders            a number n for the orders 0 to n - 1 of the tasks, or a list: every method with every seed and
-                         every order, which is drawn from its number (data.task_order) and not from the seed
+  task_orders            a number n for n different orders of the tasks, or a list of numbers: every method with every
+                         seed and every order, which is drawn from its number (data.task_order) and not from the seed
   continual: false       all in the multi-task mode (default: continual, but for methods that have only the other)
   any option of modelzoo.py, without the dashes: epochs, samples, data_dir, memory, no_augment: true, ...; a method
                          that does not use it runs without it, and an entry that says how many examples are kept wins
@@ -90,6 +90,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         check_text("--paper", options.paper)
         options.config = paper_path(options.paper)
         options.store = options.store or f"runs/papers/{Path(options.config).stem}{'-smoke' * options.smoke}"
+    if options.rerun not in (None, "failed"):
+        raise UserError(f"--rerun is {options.rerun!r}; it must be failed")
     options.pilot_seconds = float(whole("--pilot_seconds", options.pilot_seconds, Range(0, 10**6)))
     if options.rerun not in (None, "failed"):
         raise UserError(f"--rerun is {options.rerun!r}; it must be failed")

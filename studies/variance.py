@@ -17,7 +17,7 @@ READING = (
     "†: the estimate of the variance is below 0 and shown as 0, which chance does where the effect is small. With two "
     "or three seeds or orders the estimates are rough.",
     "Where the seed or the order has a large share, runs that have it in common are not independent, and intervals of "
-    "means over all of them are too narrow. Pairs with the same seed and order are compared without it.",
+    "means over all of them are too narrow. Pairs are compared without what it adds to both methods alike.",
 )
 _PARTS = ("seed", "order", "rest")
 

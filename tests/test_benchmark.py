@@ -28,6 +28,7 @@ from scipy import stats
 import benchmark
 import modelzoo
 from benchmark import main
+from datasets.arrangement import arranged
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
 from records.manifest import TARGETS, Entry, Manifest
@@ -268,6 +269,25 @@ def test_the_grids_of_the_project_are_good(path):
     assert reference or {"isolated", "zoo"} <= {run.config.method for run in grid.runs}
 
 
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"validation": 0.2}, "say test, read validation: test examples were not read"),
+        ({"methods": ["isolated", {"method": "finetune", "validation": 0.2}]},
+         "say test, read validation of finetune (split_digits, conv): test examples were not read"),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_tables_say_which_runs_read_no_test_examples(here, own, words):
+    grid = write_grid(seeds=1, **own)
+    for run in grid.runs:
+        finish(run)
+    benchmark.tables(None, grid, Path("store"), {}, "benchmark.py")
+    text = Path("store/table.md").read_text()
+    assert words in text
+    assert ("read validation" in text) == bool(words)
+
+
 # Orders of tasks.
 
 
@@ -278,6 +298,17 @@ def test_every_method_learns_the_tasks_in_every_order_with_every_seed(here):
     assert found["finetune", 1, 2].name[:-11] == "split_digits-conv-finetune-order2-seed1"
     for run in grid.runs:
         assert with_settings(parse(run.arguments)) == run.config
+
+
+@pytest.mark.parametrize(
+    ("tasks", "number", "first"),
+    [(3, 6, None), (4, 8, None), (4, 4, 1)],  # of four tasks 0 and 7 draw the same order
+)
+def test_as_many_orders_differ_as_are_asked_for(here, tasks, number, first):
+    """In the tasks that arrive, as the data set is read."""
+    own = {"methods": ["finetune"], "seeds": 1, "first_tasks": first, "task_orders": number}
+    grid = write_grid(**own, **{"data.tasks": [[0, n + 1] for n in range(tasks)]})
+    assert len({arranged(run.config.data, 0).tasks[:first] for run in grid.runs}) == len(grid.runs) == number
 
 
 def test_tables_are_over_seeds_and_orders_and_pair_over_both(here):
@@ -383,6 +414,12 @@ BAD: dict[str, Any] = {
     "no orders": ({"task_orders": 0}, "task_orders is 0", "at least 1"),
     "order drawn twice": (
         {"task_orders": 2, "data.task_order": "seed"}, "task_orders draws", "isolated has task_order: seed already",
+    ),
+    "more orders than there are": (
+        {"task_orders": 7, "data.tasks": [[0, 1], [2, 3], [4, 5]]}, "task_orders has 7 orders", "have 6",
+    ),
+    "numbers of one order": (
+        {"task_orders": [0, 1, 7], "data.tasks": [[0, 1], [2, 3], [4, 5], [6, 7]]}, "0 and 7 draw the same order",
     ),
     "unknown key": ({"sample": 3}, "unknown key 'sample'", "did you mean 'samples'"),
     "own key": ({"run_dir": "x"}, "unknown key 'run_dir'"),

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import benchmark
 import modelzoo
 from datasets.validation import NOTICE
 from records.invocation import parse
 from reporting.commands import COMMANDS
 from studies.grid import load_grid
 from studies.search import search
-from studies.search_file import load_search
+from studies.search_file import Search, load_search
 from tests.test_benchmark import finish
 from utils.errors import TrainingError, UserError
 
@@ -167,6 +168,20 @@ def test_a_search_that_was_ended_goes_on(more):
     assert not nothing.runs
 
 
+def test_a_search_that_was_killed_at_any_line_of_its_journal_goes_on():
+    """Also where a trial was half drawn, or known to end but not ended."""
+    space = {key: SEARCH["space"][key] for key in ("net.width", "hp.lr")}
+    more = {"trials": 2, "halving": HALVING, "space": space}
+    whole, _ = run(Pretended(lambda config: config.hp.lr == 0.01), **more)
+    assert [row["state"] for row in whole] == ["complete", "ended"]
+    path = Path("store/search.journal")
+    lines = path.read_bytes().splitlines(keepends=True)
+    known = [place for place, line in enumerate(lines) if b'"trial_id":1' in line.replace(b" ", b"")]
+    for end in known:
+        path.write_bytes(b"".join(lines[:end]))
+        assert run(**more)[0] == whole, end
+
+
 def test_tpe_finds_better_values_than_chance():
     """Means over trials, which only a sampler that learns raises."""
     space = {"hp.lr": {"low": 1.0e-6, "high": 1.0, "log": True}}
@@ -190,6 +205,45 @@ def test_a_trial_that_diverges_is_the_worst():
         run(Pretended(lambda config: None), store="other")
 
 
+def test_values_that_do_not_go_together_are_a_failed_trial(capsys):
+    """A network may accept each of two values with the presets, but not both."""
+    changes = {"space": {"hp.lr": LR, "hp.batch": [8, 16]}}
+
+    class Refused(Pretended):
+        def __call__(self, jobs):
+            assert all(run_.config.hp.batch != 8 for job in jobs for run_ in job.runs)
+            super().__call__(jobs)
+
+    whole = Search.plan
+
+    def plan(self, subject, values, share=1.0):
+        if len(values) == 2 and values["hp.batch"] == 8:
+            raise UserError("batch 8 does not go with this rate")
+        return whole(self, subject, values, share)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Search, "plan", plan)
+        rows, _ = run(Refused(), trials=8, **changes)
+    failed = {row["trial"] for row in rows if row["state"] == "failed"}
+    assert failed == {row["trial"] for row in rows if row["hp.batch"] == "8"} != set()
+    assert capsys.readouterr().err.count("failed: conv, finetune: batch 8 does not go with this rate") == len(failed)
+
+
+@pytest.mark.parametrize(
+    ("entry", "draw", "value"),
+    [
+        ({"low": 0.9, "high": 0.99999}, 0.999987, 0.99999),  # four digits would be 1
+        ({"low": 0.12344, "high": 0.9}, 0.12344, 0.12344),
+        ({"low": 0.001, "high": 0.1}, 0.0123456, 0.01235),
+        ({"low": 0.0, "high": 0.9, "step": 0.00005}, 0.12345, 0.12345),
+        ({"low": 0.1, "high": 0.9, "step": 0.1}, 0.1 + 2 * 0.1, 0.3),
+    ],
+)
+def test_drawn_numbers_are_short_and_in_the_space(entry, draw, value):
+    write(space={"hp.beta1": entry})
+    assert load_search("s.yaml", Path("store")).space[0].value(draw) == value
+
+
 def test_lower_is_better_for_errors():
     class Errors(Pretended):
         def __call__(self, jobs):
@@ -211,6 +265,16 @@ def test_each_method_is_searched_for_itself():
     ]
     labels = {run_.label for run_ in load_grid("store/compare-conv.yaml", Path("test")).runs}
     assert labels == {"finetune", "finetune, found", "replay", "replay, found"}
+
+
+def test_what_is_found_is_compared_on_test_examples_wherever_validation_stands():
+    """In an entry as in the file."""
+    own = {"validation": 0.2, "data.first_tasks": 2}
+    run(trials=2, validation=0.1, streams=[{"stream": "two_digits.yaml", **own}],
+        hyperparams=[{"hp_config": "config/hyperparam/conv.yaml", "validation": 0.3}],
+        methods=[{"method": "finetune", **own}])  # fmt: skip
+    for run_ in load_grid("store/compare-conv.yaml", Path("test")).runs:
+        assert (run_.config.data.validation, run_.config.data.first_tasks) == (0, None)
 
 
 def test_train_task_is_searched_on_a_generated_task():
@@ -243,6 +307,8 @@ def test_train_task_is_searched_on_a_generated_task():
         ({"space": {"data.validation": [0.1, 0]}}, "settings that begin with net., hp., settings. can be searched"),
         ({"methods": [{"method": "finetune", "hp.lr": 0.1}]}, "hp.lr has no effect: conv, finetune sets it itself"),
         ({"vary": {"hp.lr": [0.1]}}, "vary is for grids; what a search varies stands in space"),
+        ({"program": ["modelzoo"]}, "program: unknown program"),
+        ({"space": {"hp.lr": {"low": 0.1, "high": math.inf}}}, "space: hp.lr: high is inf; it must be a number"),
         ({"sampler": "grid"}, "unknown sampler 'grid'"),
         ({"trials": 0}, "trials is 0"),
         ({"halving": {"factor": 3}}, "halving must have the keys factor and smallest"),
@@ -264,6 +330,18 @@ def test_a_store_keeps_one_search():
         run(space={"hp.lr": [0.1, 0.2]})
     rows, _ = run(trials=3)  # more of the same
     assert len(rows) == 3
+    Path("two_digits.yaml").write_text("dataset: digits\ntasks: [[0, 1], [2, 4], [6, 5]]\n")
+    with pytest.raises(UserError, match="another search"):
+        run(trials=3)
+
+
+def test_a_search_is_a_command(capsys):
+    """Trials whose runs are finished start no process."""
+    run(trials=2)
+    assert benchmark.main(["search", "--config", "s.yaml", "--store", "store"]) == 0
+    assert "store/table.md" in capsys.readouterr().out
+    assert benchmark.main(["search", "--config", "s.yaml", "--store", "store", "--jobs", "0"]) == 2
+    assert "--jobs is 0" in capsys.readouterr().err
 
 
 def test_a_real_search_reads_no_test_examples(capsys, monkeypatch):

@@ -16,6 +16,7 @@ from studies.statistics import (
     mean_interval,
     not_separated,
     paired_p,
+    permuted_p,
     ranks,
     share_interval,
     variance_components,
@@ -149,6 +150,16 @@ def test_friedmans_test_is_that_of_scipy_also_with_ties(scores):
     assume(any(len(set(row)) > 1 for row in scores))
     found, wanted = friedman(scores), stats.friedmanchisquare(*zip(*scores, strict=True))
     assert (found.chi2, found.p) == pytest.approx((wanted.statistic, wanted.pvalue), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("scores", [[[3, 2, 1], [3, 1, 2], [3, 2, 1]], [[1, 1, 0], [2, 1, 1], [2, 1, 0]], [[1, 2]] * 4])
+def test_the_p_of_permutations_is_that_of_all_of_them(scores):
+    """Each row in each order; F takes the first for significant."""
+    every = [stats.rankdata(row) for row in scores]
+    sums = [np.sum(rows, axis=0) for rows in itertools.product(*(list(itertools.permutations(row)) for row in every))]
+    spread = np.var(sums, axis=1)
+    wanted = np.mean(spread >= np.var(np.sum(every, axis=0)) - 1e-9)
+    assert permuted_p(scores) == pytest.approx(wanted, abs=4 * math.sqrt(wanted * (1 - wanted) / 10_000) + 1e-4)
 
 
 def test_the_worked_example_of_demsar():
