@@ -27,12 +27,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from methods import METHODS
-from methods.config import RunConfig
 from records.checkpoints import ENDING
 from records.directory import shared_config
 from records.manifest import read_manifest
 from records.summary import figure
+from records.task_config import TaskRunConfig
 from reporting import one_line_errors
 from reporting.collecting import episodes, make_report, tables
 from studies.dry_run import dry_run
@@ -43,7 +42,7 @@ from studies.papers import load_paper
 from studies.planned import Grid, PlannedJob, PlannedRun, chosen
 from studies.schedule import run_jobs
 from studies.store import check_run
-from studies.study_file import CANCEL, LOGS, Study, failure_of, study_job
+from studies.study_file import CANCEL, LOGS, Study, check_kind, failure_of, study_job
 from studies.study_options import arguments, resources_of
 from training.features import frozen, task_stream
 from utils.compute import pick_device, runs_in_bf16
@@ -117,13 +116,14 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace, begun: float) ->
 
     A wish to cancel the study is void if it is older than this command, which began at `begun` (seconds of the epoch).
     """
+    check_kind(store, search=False)
     try:
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            if (store / CANCEL).stat().st_mtime < begun:
+            if (store / CANCEL).stat().st_mtime < begun - 0.1:  # the clock of a disk lags some milliseconds
                 (store / CANCEL).unlink()
-        jobs = tuple(study_job(job, progress_of(job)[1]) for job in grid.processes)
+        jobs = tuple(study_job(job) for job in grid.processes)
         config = str(Path(options.config).resolve())
         data_dir = str(Path(options.data_dir).resolve()) if options.data_dir else None
         Study(
@@ -237,16 +237,13 @@ class ProgressLines:
 
 def progress_of(job: PlannedJob) -> tuple[int, int, str]:
     """What is complete of a process, what all of it is, and what is counted."""
-    config = job.runs[0].config
-    if not isinstance(config, RunConfig):
+    if isinstance(job.runs[0].config, TaskRunConfig):
         return len(job.runs) - job.missing, len(job.runs), "runs"
-    tasks = len(config.data.tasks)
-    rounds = (config.rounds or tasks) + config.warm_start if "rounds" in METHODS[config.method].options else 1
     try:
         done = episodes(job.runs[0])
     except UserError:  # the run reports it itself
         done = 0
-    return done, tasks if config.continual else rounds, "episodes"
+    return done, job.episodes, "episodes"
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def made(store: Path, model: Path, runs: int) -> float:
     for number, run in enumerate(grid.runs):
         copied(model, run, number)
     command = f"python benchmark.py --config {path} --store {store}"
-    jobs = tuple(study_job(job, EPISODES) for job in grid.jobs)
+    jobs = tuple(study_job(job) for job in grid.jobs)
     Study(command, str(path), False, grid.program, "local", jobs).write(store)
     return seconds
 

@@ -29,6 +29,8 @@ def collect(store: Path, config: str | None = None, *, report: bool = True) -> N
     if not store.is_dir():
         raise UserError(f"--store {store} does not exist")
     study = None if config else read_study(store)
+    if study and study.search:
+        raise UserError(f"--store {store} holds a search; what it has found is in search.csv and table.md")
     paper = load_paper(study.config, store, study.smoke, study.data_dir) if study and study.paper else None
     grid = paper.grid if paper else load_grid(config or study.config, store)  # type: ignore[union-attr]
     command = (

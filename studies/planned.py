@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from methods import METHODS
 from methods.config import RunConfig
 from records.manifest import read_manifest
 from records.summary import read_summary
@@ -68,6 +69,16 @@ class PlannedJob:
     runs: tuple[PlannedRun, ...]
     label: str = ""
     together: bool = True
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes each of its runs has, 1 for those of train_task.py."""
+        config = self.runs[0].config
+        if not isinstance(config, RunConfig):
+            return 1
+        tasks = len(config.data.numbers)
+        rounds = (config.rounds or tasks) + config.warm_start if "rounds" in METHODS[config.method].options else 1
+        return tasks if config.continual else rounds
 
     @property
     def processes(self) -> "tuple[PlannedJob, ...]":

@@ -12,6 +12,7 @@ for a rung to be full), Akiba et al. 2019 (Optuna).
 import argparse
 import json
 import math
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ from studies.search_file import METRIC, RUNGS, Halving, Parameter, Search, Subje
 from studies.search_tables import write_outcome
 from studies.statistics import mean_interval
 from studies.store import check_run
-from studies.study_file import CANCEL, LOGS
+from studies.study_file import CANCEL, LOGS, STUDY, Study, check_kind, read_study, study_job
 from studies.study_options import resources_of
 from utils.errors import TrainingError, UserError, one_line
 from utils.seeding import derive_seed
@@ -228,6 +229,7 @@ def _on_engine(config: Search, options: argparse.Namespace) -> Execute:
         if not jobs:
             return
         (config.store / LOGS).mkdir(parents=True, exist_ok=True)
+        _note(config, options, jobs)
         engine = ENGINES[options.engine](resources_of(options))
         with closing(run_jobs(jobs, engine, config.store, PROJECT / f"{config.program}.py")) as ended:
             for end in ended:
@@ -235,3 +237,14 @@ def _on_engine(config: Search, options: argparse.Namespace) -> Execute:
                     print(one_line(f"failed: {end.name}: {end.failure}"), file=sys.stderr)
 
     return execute
+
+
+def _note(config: Search, options: argparse.Namespace, jobs: Sequence[PlannedJob]) -> None:
+    """Add jobs to study.json, which other commands read."""
+    check_kind(config.store, search=True)
+    known = read_study(config.store).jobs if (config.store / STUDY).exists() else ()
+    every = {job.name: job for job in (*known, *map(study_job, jobs))}
+    command = shlex.join(["python", "benchmark.py", "search", "--config", config.path, "--store", str(config.store)])
+    path = str(Path(config.path).resolve())
+    study = Study(command, path, False, config.program, options.engine, tuple(every.values()), search=True)
+    study.write(config.store)

@@ -50,6 +50,7 @@ class Study:
         engine: that computes them.
         smoke: whether it is a quick version of a published table.
         data_dir: where the data of a published table lies; None for the place that its file says.
+        search: whether it is a search, which plans its runs as it goes.
     """
 
     command: str
@@ -60,15 +61,16 @@ class Study:
     jobs: tuple[StudyJob, ...]
     smoke: bool = False
     data_dir: str | None = None
+    search: bool = False
 
     def write(self, store: Path) -> None:
         write_bytes(store / STUDY, json_bytes({"format": _FORMAT, **asdict(self)}))
 
 
-def study_job(job: "PlannedJob", episodes: int) -> StudyJob:
+def study_job(job: "PlannedJob") -> StudyJob:
     """What study.json says of a process."""
     runs = (StudyRun(run.name, run.label, run.config.stream, run.net, run.config.seed) for run in job.runs)
-    return StudyJob(job.name, episodes, tuple(runs))
+    return StudyJob(job.name, job.episodes, tuple(runs))
 
 
 def read_study(store: Path) -> Study:
@@ -89,6 +91,16 @@ def read_study(store: Path) -> Study:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); the command of the study writes it again") from None
+
+
+def check_kind(store: Path, *, search: bool) -> None:
+    """UserError if a store holds a search and is to be filled by a grid, or the other way round."""
+    try:
+        found = read_study(store).search
+    except UserError:  # there is none, or it is damaged and written again
+        return
+    if found != search:
+        raise UserError(f"--store {store} holds a {'grid' if search else 'search'}; name another folder")
 
 
 def log_of(store: Path, job: str) -> Path:

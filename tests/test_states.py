@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from utils.yaml_files import load_yaml
 STORE = Path("store")
 HOLDER = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from records.lock import locked
 with locked(Path(sys.argv[1])):
@@ -51,7 +53,7 @@ time.sleep(0.1 * epochs[0])
 def begin(grid, episodes=2):
     """study.json of a grid, as benchmark.py writes it."""
     (STORE / "logs").mkdir(parents=True, exist_ok=True)
-    jobs = tuple(study_job(job, episodes) for job in grid.jobs)
+    jobs = tuple(replace(study_job(job), episodes=episodes) for job in grid.jobs)
     told = "python benchmark.py --config grid.yaml --store store"
     Study(told, str(Path("grid.yaml").resolve()), False, grid.program, "local", jobs).write(STORE)
 
