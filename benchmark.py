@@ -121,7 +121,7 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace, begun: float) ->
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            if (store / CANCEL).stat().st_mtime < begun - 0.1:  # the clock of a disk lags some milliseconds
+            if (store / CANCEL).stat().st_mtime < begun - 0.02:  # the clock of a disk lags some milliseconds
                 (store / CANCEL).unlink()
         jobs = tuple(study_job(job) for job in grid.processes)
         config = str(Path(options.config).resolve())
