@@ -17,6 +17,7 @@ if __name__ == "__main__" and (command := COMMANDS.get(" ".join(sys.argv[1:2])))
     sys.exit(command(sys.argv[2:]))  # they show a study at once, without waiting for torch
 
 import argparse
+import os
 import shlex
 import signal
 import time
@@ -42,7 +43,7 @@ from studies.grid_file import PROJECT, undashed
 from studies.papers import load_paper
 from studies.planned import Grid, PlannedJob, PlannedRun, chosen
 from studies.schedule import run_jobs
-from studies.store import check_run
+from studies.store import check_run, drop_empty, make_directories
 from studies.study_file import CANCEL, LOGS, Study, failure_of, study_job
 from studies.study_options import arguments, resources_of
 from training.features import frozen, task_stream
@@ -77,14 +78,17 @@ def benchmark(options: argparse.Namespace) -> int:
     missing, left = to_do(wanted, store, again=options.rerun is not None)
     if options.engine == "local":
         check_machine(grid, options.config)
+        check_gpus(options.gpus)
     check_data([run for job in missing for run in job.runs], options.config)
-    begin(grid, store, options)
+    if not begin(grid, wanted, store, options):  # another command has begun the same runs under other names meanwhile
+        return benchmark(options)
     engine = ENGINES[options.engine](resources_of(options))
     try:
         count = sum(len(process.runs) for process in wanted.processes)
         print(f"{count} runs, {sum(process.missing for process in missing)} of them to do", flush=True)
         execute(missing, PROGRAMS[grid.program], engine, store, failures)
     finally:
+        drop_empty(wanted.runs, store)
         for name, reason in (left | failures).items():
             print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
         if left:
@@ -110,11 +114,16 @@ def to_do(wanted: Grid, store: Path, *, again: bool) -> tuple[list[PlannedJob], 
     return missing, left
 
 
-def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
-    """Make the store, and say in it what it is to hold; UserError if it cannot be written."""
+def begin(grid: Grid, wanted: Grid, store: Path, options: argparse.Namespace) -> bool:
+    """Make the store, and say in it what it is to hold; UserError if it cannot be written.
+
+    False if directories of the `wanted` runs have appeared under other names, so that the grid is to be read again.
+    """
     try:
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
+        if not make_directories(wanted.runs, store):
+            return False
         (store / CANCEL).unlink(missing_ok=True)
         jobs = tuple(study_job(job, progress_of(job)[1]) for job in grid.processes)
         config = str(Path(options.config).resolve())
@@ -123,8 +132,10 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace) -> None:
             command_of(options), config, options.paper is not None, grid.program, options.engine, jobs,
             bool(options.smoke), data_dir,
         ).write(store)  # fmt: skip
+        return True
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
-        raise UserError(f"{store} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{getattr(error, 'filename', None) or store} cannot be written: {reason}") from None
 
 
 def command_of(options: argparse.Namespace) -> str:
@@ -152,6 +163,16 @@ def check_machine(grid: Grid, path: str) -> None:
                 f"{path}: some runs of {run.label} are in {first}, others would be in {precision}; "
                 f"add precision: {first}, or name another --store"
             )
+
+
+def check_gpus(gpus: Sequence[int]) -> None:
+    """Raise UserError for a number of a GPU that this machine lacks."""
+    count = torch.cuda.device_count()
+    if count and "CUDA_VISIBLE_DEVICES" in os.environ:  # it hides some, so that nobody can tell which there are
+        return
+    for gpu in gpus:
+        if gpu >= count:
+            raise UserError(f"--gpus: there is no GPU {gpu}; this machine has {count or 'none'}")
 
 
 def _precision(run: PlannedRun, path: str) -> str:

@@ -15,7 +15,14 @@ from utils.errors import UserError, unknown
 from utils.options import Parser, check_text, whole
 from utils.settings import Range
 
-_HELP = """the grid, a YAML file (see config/benchmark/):
+_HELP = """commands that look at a study from anywhere, each with a --help of its own:
+  benchmark.py status --store DIR    what is finished, running, failed and waiting, and the remaining time
+  benchmark.py watch --store DIR     the same as a page on the terminal
+  benchmark.py cancel --store DIR    end what runs; the first command goes on from there
+  benchmark.py collect --store DIR   tables and report of what is finished, without running anything
+  benchmark.py search --config YAML --store DIR   search for settings on validation examples, see docs/search.md
+
+the grid, a YAML file (see config/benchmark/):
   streams, hyperparams   lists of YAML files, relative to the current directory, else to the project
   methods                list of names, or of mappings {method: zoo, label: small zoo, memory_per_class: 10}: the
                          label stands in the tables (default: the name), other keys are options of this entry only
@@ -51,7 +58,7 @@ the store:
   <stream>-<net>-<cell>-<checksum>/seed<s>/   those of train_task.py; with `rates` lr<rate>/seed<s>/
   logs/<run or cell>.log            what its process printed
   study.json                        what the store is to hold
-  results.csv                       a row per run: finished, failed (in this invocation) or missing; all figures
+  results.csv                       a row per run: finished, failed or missing; all figures
   table.md, table.tex               means over seeds, rewritten by every invocation; table.md begins with ranks over
                                     streams, and with the values of hp. settings that development examples choose
   variance.csv                      with several seeds and task_orders: the variance that each adds
