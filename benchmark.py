@@ -17,6 +17,7 @@ if __name__ == "__main__" and (command := COMMANDS.get(" ".join(sys.argv[1:2])))
     sys.exit(command(sys.argv[2:]))  # they show a study at once, without waiting for torch
 
 import argparse
+import os
 import shlex
 import signal
 import time
@@ -41,7 +42,7 @@ from studies.grid_file import PROJECT, undashed
 from studies.papers import load_paper
 from studies.planned import Grid, PlannedJob, PlannedRun, chosen
 from studies.schedule import run_jobs
-from studies.store import check_run
+from studies.store import check_run, drop_empty, make_directories
 from studies.study_file import CANCEL, LOGS, Study, check_kind, failure_of, study_job
 from studies.study_options import arguments, resources_of
 from training.features import frozen, task_stream
@@ -78,14 +79,17 @@ def benchmark(options: argparse.Namespace) -> int:
         return 0
     if options.engine == "local":
         check_machine(grid, options.config)
+        check_gpus(options.gpus)
     check_data([run for job in missing for run in job.runs], options.config)
-    begin(grid, store, options, begun)
+    if not begin(grid, wanted, store, options, begun):  # another command has begun the same runs under other names
+        return benchmark(options)
     engine = ENGINES[options.engine](resources_of(options))
     try:
         count = sum(len(process.runs) for process in wanted.processes)
         print(f"{count} runs, {sum(process.missing for process in missing)} of them to do", flush=True)
         execute(missing, PROGRAMS[grid.program], engine, store, failures)
     finally:
+        drop_empty(wanted.runs, store)
         for name, reason in (left | failures).items():
             print(one_line(f"failed: {name}: {reason}"), file=sys.stderr)
         if left:
@@ -111,15 +115,18 @@ def to_do(wanted: Grid, store: Path, *, again: bool) -> tuple[list[PlannedJob], 
     return missing, left
 
 
-def begin(grid: Grid, store: Path, options: argparse.Namespace, begun: float) -> None:
+def begin(grid: Grid, wanted: Grid, store: Path, options: argparse.Namespace, begun: float) -> bool:
     """Make the store, and say in it what it is to hold; UserError if it cannot be written.
 
-    A wish to cancel the study is void if it is older than this command, which began at `begun` (seconds of the epoch).
+    False if directories of the `wanted` runs have appeared under other names, so that the grid is to be read again. A
+    wish to cancel the study is void if it is older than this command, which began at `begun` (seconds of the epoch).
     """
     check_kind(store, search=False)
     try:
         check_own(store / LOGS)
         (store / LOGS).mkdir(parents=True, exist_ok=True)
+        if not make_directories(wanted.runs, store):
+            return False
         with suppress(FileNotFoundError):
             if (store / CANCEL).stat().st_mtime < begun - 0.02:  # the clock of a disk lags some milliseconds
                 (store / CANCEL).unlink()
@@ -130,8 +137,10 @@ def begin(grid: Grid, store: Path, options: argparse.Namespace, begun: float) ->
             command_of(options), config, options.paper is not None, grid.program, options.engine, jobs,
             bool(options.smoke), data_dir,
         ).write(store)  # fmt: skip
+        return True
     except (OSError, ValueError) as error:  # ValueError: a null character is part of no path
-        raise UserError(f"{store} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{getattr(error, 'filename', None) or store} cannot be written: {reason}") from None
 
 
 def command_of(options: argparse.Namespace) -> str:
@@ -159,6 +168,16 @@ def check_machine(grid: Grid, path: str) -> None:
                 f"{path}: some runs of {run.label} are in {first}, others would be in {precision}; "
                 f"add precision: {first}, or name another --store"
             )
+
+
+def check_gpus(gpus: Sequence[int]) -> None:
+    """Raise UserError for a number of a GPU that this machine lacks."""
+    count = torch.cuda.device_count()
+    if count and "CUDA_VISIBLE_DEVICES" in os.environ:  # it hides some, so that nobody can tell which there are
+        return
+    for gpu in gpus:
+        if gpu >= count:
+            raise UserError(f"--gpus: there is no GPU {gpu}; this machine has {count or 'none'}")
 
 
 def _precision(run: PlannedRun, path: str) -> str:

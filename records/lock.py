@@ -123,7 +123,7 @@ def holder(folder: Path) -> dict[str, object]:
 
 def _has_open(process: object, path: Path) -> bool | None:
     """Whether a process of this machine lives and has this file open; None if it may live and the rest is unknown."""
-    if type(process) is not int:
+    if type(process) is not int or not 0 < process < 2**31:  # damaged; a negative number would be a group of processes
         return False
     try:
         os.kill(process, 0)

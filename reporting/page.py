@@ -300,10 +300,12 @@ def paired_table(comparison: Comparison, suffix: str) -> Sheet:
         for label, n, mean, half, p in lines if len(lines) > 1
     ]  # fmt: skip
     score = table.first.get("metric", ACCURACY.name)
-    notes = [f"Final {score} minus that of the best method with the same seed, mean ± half-width of the 95 % "
-             "t-interval; p of the paired two-sided t-test, not corrected for multiple comparisons."]  # fmt: skip
+    notes = [
+        f"Final {score} minus that of the best method with the same seed and task order, mean ± half-width of the "
+        "95 % t-interval; p of the paired two-sided t-test, not corrected for multiple comparisons."
+    ]
     data = pd.DataFrame(lines, columns=["method", "common_seeds", "difference", "half_width", "p"])
-    header = ["method", "common seeds", "difference from the best", "p"]
+    header = ["method", "pairs", "difference from the best", "p"]
     return Sheet(f"paired{suffix}", "Paired differences", header, rows, data, notes=notes)
 
 

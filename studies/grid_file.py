@@ -223,8 +223,12 @@ class Names:
     """
 
     def __init__(self, store: Path) -> None:
-        found = store.iterdir() if store.is_dir() else ()
+        found = sorted(store.iterdir()) if store.is_dir() else ()
         self._existing = {path.name[-_HASH:]: path.name for path in found if _NAMED.search(path.name)}
+
+    def agree(self, name: str) -> bool:
+        """Whether a directory has, or would get, this name, and no other one of the same checksum."""
+        return self._existing.get(name[-_HASH:], name) == name
 
     def name(self, words: Sequence[str], determined_by: str) -> str:
         """The name of the directory of what `determined_by` tells apart."""

@@ -187,7 +187,7 @@ def run_state(store: Path, run: StudyRun, failed: bool) -> RunState:
     directory = store / run.name
     content, since = _read_manifest(directory)
     episode, seconds = content.get("episode", 0), content.get("seconds", 0.0)
-    if SUMMARY in content.get("files", ()):
+    if SUMMARY in content.get("files", {}):
         return RunState(run, FINISHED, episode, seconds, since)
     owner = holder(directory)
     begun = bool(content) or (directory / _CONFIG).exists()
@@ -197,11 +197,13 @@ def run_state(store: Path, run: StudyRun, failed: bool) -> RunState:
 
 def _read_manifest(directory: Path) -> tuple[dict[str, Any], float]:
     """Its content and time; empty if there is none, or a damaged one, of which the run itself will tell."""
+    kinds: dict[str, Any] = {"episode": int, "seconds": (int, float), "files": dict}
     try:
-        with open(directory / MANIFEST, "rb") as file:
+        with open(os.open(directory / MANIFEST, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
             content, since = json.loads(file.read()), os.fstat(file.fileno()).st_mtime
-        return (content, since) if isinstance(content, dict) else ({}, 0.0)
-    except (OSError, ValueError, RecursionError):
+        well = isinstance(content, dict) and all(isinstance(content[key], kind) for key, kind in kinds.items())
+        return (content, since) if well else ({}, 0.0)
+    except (OSError, ValueError, KeyError, RecursionError):
         return {}, 0.0
 
 

@@ -1,7 +1,10 @@
 """The run directories of a benchmark: check them against the grid and collect their results."""
 
+import fcntl
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from itertools import chain
 from pathlib import Path
@@ -16,12 +19,14 @@ from records.directory import check_free, holds_run, shared_config
 from records.manifest import SUMMARY, read_manifest
 from records.summary import by_task, figure, key_of, read_summary
 from studies.differences import differences_table
+from studies.grid_file import Names
 from studies.planned import Grid, PlannedRun
 from studies.ranks import ranks_section
 from studies.replicates import Replicate, replicate_of, without_order
 from studies.tables import LEDGER, METRICS, ComparisonTable, Values, latex, markdown
 from studies.tuned import tuned_section
 from studies.variance import splits, variance_csv, variance_section
+from utils.errors import UserError
 from utils.files import csv_bytes, write_bytes
 from utils.settings import plain
 
@@ -35,9 +40,43 @@ COLUMNS = (
 def check_run(run: PlannedRun) -> None:
     """Raise UserError if a run cannot be put into its directory, or the results there are damaged."""
     if holds_run(run.directory):
-        read_summary(run.directory)  # before anything is run, as a damaged one is refused
+        try:
+            read_summary(run.directory)  # before anything is run, as a damaged one is refused
+        except UserError as error:
+            if "--overwrite" not in str(error):
+                raise
+            damage = str(error).partition("; ")[0]
+            raise UserError(f"{damage}; remove {run.directory}, and the same command makes the run again") from None
     else:
         check_free(run.directory, overwrite=False)
+
+
+def make_directories(runs: Sequence[PlannedRun], store: Path) -> bool:
+    """Make the directories of runs, so that commands begun at the same time agree on their names.
+
+    False, and nothing is made, if one has appeared under another name since the grid was read. OSError if the store
+    cannot be written.
+    """
+    names = dict.fromkeys(run.name.partition("/")[0] for run in runs)
+    folder = os.open(store, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every shared disk can lock folders
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        there = Names(store)
+        if not all(map(there.agree, names)):
+            return False
+        for name in names:
+            (store / name).mkdir(exist_ok=True)
+        return True
+    finally:
+        os.close(folder)
+
+
+def drop_empty(runs: Sequence[PlannedRun], store: Path) -> None:
+    """Remove the directories of runs that were not begun."""
+    for name in {run.name.partition("/")[0] for run in runs}:
+        with suppress(OSError):  # it is not empty
+            (store / name).rmdir()
 
 
 def write_tables(grid: Grid, store: Path, failures: Mapping[str, str], command: str) -> None:

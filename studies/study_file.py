@@ -4,9 +4,9 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import json_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -80,11 +80,8 @@ def read_study(store: Path) -> Study:
         content = json.loads(path.read_bytes())
         if content.pop("format") != _FORMAT:
             raise UserError(f"{path} was written by another version; the command of the study writes it again")
-        jobs = [
-            StudyJob(job["name"], job["episodes"], tuple(StudyRun(**run) for run in job["runs"]))
-            for job in content.pop("jobs")
-        ]
-        return Study(**content, jobs=tuple(jobs))
+        jobs = tuple(map(_read_job, content.pop("jobs")))
+        return Study(**content, jobs=jobs)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"--store {store} holds no study (it has no {STUDY}); benchmark.py --config makes one"
@@ -103,6 +100,14 @@ def check_kind(store: Path, *, search: bool) -> None:
         raise UserError(f"--store {store} holds a {'grid' if search else 'search'}; name another folder")
 
 
+def _read_job(content: dict[str, Any]) -> StudyJob:
+    job = StudyJob(content["name"], content["episodes"], tuple(StudyRun(**run) for run in content["runs"]))
+    names = [job.name, *(run.name for run in job.runs)]
+    if not all(isinstance(name, str) for name in names) or not job.runs or job.episodes < 1:
+        raise ValueError(f"{one_line(names)[:200]} is no job")
+    return job
+
+
 def log_of(store: Path, job: str) -> Path:
     """The file that receives what a job prints."""
     return store / LOGS / f"{job}.log"
@@ -112,8 +117,10 @@ def failure_of(store: Path, job: str) -> str:
     """Why a job has failed when it was run last; empty if it has not."""
     try:
         return _failed(store, job).read_text(encoding="utf-8", errors="replace").strip() or "failed"
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
+    except OSError as error:  # a folder, or of another user
+        return f"failed; why cannot be read ({error.strerror})"
 
 
 def note_failure(store: Path, job: str, failure: str) -> None:

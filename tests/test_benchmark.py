@@ -517,6 +517,7 @@ def refused(capsys, *words, more=()):
         (["--only", "zoom"], ["--only: unknown label 'zoom'", "isolated"]),
         (["--engine", "slurmy"], ["--engine: unknown engine 'slurmy'"]),
         (["--gpus", "0;1"], ["--gpus is '0;1'"]),
+        (["--gpus", "1000"], ["--gpus: there is no GPU 1000", "this machine has"]),
         (["--jobs_per_gpu", "2"], ["--jobs_per_gpu needs --gpus"]),
         (["--address", "auto"], ["--address is for --engine ray"]),
         (["--slurm", "gpu"], ["--slurm is 'gpu'", "KEY=VALUE"]),

@@ -25,6 +25,7 @@ from records.manifest import Entry, Manifest, read_manifest
 from reporting.commands import COMMANDS
 from studies.dry_run import dry_run, pilot_lengths, ranges, straight
 from studies.states import JobState, RunState, StudyState, study_state
+from studies.store import drop_empty, make_directories
 from studies.study_file import CANCEL, Study, StudyJob, StudyRun, note_failure, study_job
 from studies.watching import page
 from tests.test_benchmark import PROJECT, command, finish, order, prepare, wait_for, write_grid
@@ -137,6 +138,48 @@ def test_a_failed_job_that_runs_again_is_running_and_a_lock_that_nobody_touches_
     assert study_state(STORE).runs[5].state == "running"
     os.utime(study.runs[5].directory / LOCK, (0, 0))
     assert study_state(STORE).runs[5].state == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"episode": 1, "seconds": 1.0, "files": 5},
+        {"episode": "one", "seconds": 1.0, "files": {}},
+        {"episode": 1, "seconds": None, "files": {}},
+    ],
+)
+def test_a_damaged_manifest_or_lock_does_not_end_a_look_at_the_study(study, content):
+    (study.runs[6].directory / "manifest.json").write_text(json.dumps(content))
+    for process in (10**30, -1, 0):  # no process, and to the system a group of processes, each of which it could end
+        leave_lock(study.runs[6], process=process)
+        assert study_state(STORE).runs[6].state == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "part", [{"episodes": 0}, {"episodes": "x"}, {"runs": []}, {"runs": None}, {"name": 7}, {"runs": [{"name": 7}]}]
+)
+def test_a_damaged_study_is_one_line(study, capsys, part):
+    path = STORE / "study.json"
+    content = json.loads(path.read_text())
+    content["jobs"][0] |= part
+    path.write_text(json.dumps(content))
+    assert COMMANDS["status"](["--store", "store"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_commands_begun_at_the_same_time_agree_on_the_names_of_runs(here):
+    first = write_grid(methods=[{"method": "er", "label": "first", "memory_per_class": 1}])
+    other = {"methods": [{"method": "er", "label": "other", "memory_per_class": 1}]}
+    second = write_grid(**other)  # read before the first has made anything
+    STORE.mkdir()
+    assert all(make_directories(first.runs, STORE) for _ in range(2))
+    assert not make_directories(second.runs, STORE)
+    directories = [run.directory for run in first.runs]
+    assert [run.directory for run in write_grid(**other).runs] == directories == sorted(STORE.iterdir())
+    (directories[0] / "config.yaml").touch()
+    drop_empty(first.runs, STORE)
+    assert list(STORE.iterdir()) == directories[:1]
 
 
 def test_long_lists_are_cut(here, capsys):
