@@ -69,7 +69,10 @@ def episodes(run: PlannedRun) -> int:
 
 def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
     """Write the report of the finished runs, unless they are too many for one page."""
-    manifests = ((run, read_manifest(run.directory)) for run in runs)
+    labels: dict[Path, list[str]] = {}  # several rows of the tables may be the same run, which is shown once
+    for run in runs:
+        labels.setdefault(run.directory, []).append(run.label)
+    manifests = ((run, read_manifest(run.directory)) for run in {run.directory: run for run in runs}.values())
     shown = (run for run, manifest in manifests if manifest and manifest.finished and manifest.episode)
     runs = list(islice(shown, _REPORTED + 1))
     if len(runs) > _REPORTED:
@@ -83,5 +86,6 @@ def make_report(runs: Sequence[PlannedRun], store: Path, command: str) -> None:
         page = of_task_runs([Run.load(run.directory) for run in runs], command)
         print(f"the report is {page.write(store)}")
     elif runs:
-        comparisons = compare([run.directory for run in runs], labels={run.directory: run.label for run in runs})
+        names = {run.directory: " = ".join(labels[run.directory]) for run in runs}
+        comparisons = compare([run.directory for run in runs], labels=names)
         print(f"the report is {of_several_runs(comparisons, command).write(store)}")

@@ -189,6 +189,11 @@ def test_a_benchmark_from_grid_to_tables(tmp_path, monkeypatch, capsys):
     assert "4 runs, 0 of them to do" in capsys.readouterr().out
     assert Path("store/table.md").read_bytes() == before
 
+    write_grid(methods=["isolated", "finetune", {"method": "finetune", "label": "the same"}])
+    assert command() == 0  # two rows, and one curve
+    assert "| the same " in Path("store/table.md").read_text()
+    assert "finetune = the same" in Path("store/report.html").read_text()
+
 
 # Which runs.
 
