@@ -80,8 +80,8 @@ def of_several_runs(comparisons: Sequence[Comparison], command: str) -> Page:
     runs = [run for group in groups for run in group.runs.values()]
     orders = len({each.order for group in groups for each in group.runs}) > 1
     lead = (
-        f"{len(runs)} runs in {len(groups)} groups; the runs of a group differ in their seed"
-        f"{' or the order of their tasks, which is drawn,' if orders else ''} only. Tables show the "
+        f"{len(runs)} runs in {len(groups)} groups; the runs of a group differ only in their seed"
+        f"{' and in the order of tasks that was drawn' if orders else ''}. Tables show the "
         f"mean over seeds{' and orders' if orders else ''} ± the half-width of its 95 % t-interval."
     )
     return Page(

@@ -45,10 +45,12 @@ def critical_differences(found: Ranking) -> DrawnFigure:
     for place, (label, rank) in enumerate(found.ranks.items()):
         left = place < lines
         y = depth + (place if left else count - 1 - place) + 0.5
-        side = 1 - 0.04 * (count - 1) if left else count + 0.04 * (count - 1)
+        sign = -1 if left else 1
+        side = (1 if left else count) + sign * 0.04 * (count - 1)
         axes.plot([rank, rank, side], [_AXIS, y, y], color=MUTED, linewidth=0.9, solid_capstyle="butt")
-        axes.text(side, y, f"{short(label)}  {rank:.2f} " if left else f" {rank:.2f}  {short(label)}", color=INK,
-                  fontsize=8, ha="right" if left else "left", va="center")  # fmt: skip
+        text = f"{short(label)}  {rank:.2f}" if left else f"{rank:.2f}  {short(label)}"
+        axes.text(side + sign * 0.02 * (count - 1), y, text, color=INK, fontsize=8, ha="right" if left else "left",
+                  va="center")  # fmt: skip
     for number, group in enumerate(found.groups):
         low, high = found.ranks[group[0]], found.ranks[group[-1]]
         margin, y = 0.015 * (count - 1), 0.25 + 0.25 * number

@@ -13,6 +13,8 @@ from studies.statistics import level_with_best, mean_interval
 from utils.errors import one_line
 from utils.files import csv_bytes
 
+_NUMBER = re.compile(r"[*†]*[-+±]?\d|n/a|$")  # how a cell begins that is a number, or has none
+
 Values = Mapping[str, Any]  # figures by definition id, as in summary.json; None where undefined
 
 
@@ -149,9 +151,10 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_table(columns: Sequence[Sequence[str]]) -> str:
-    """A table from its columns, each a title and its cells; the first is aligned left."""
+    """A table from its columns, each a title and its cells; the first, and words, are aligned left."""
     widths = [max(map(len, column)) for column in columns]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    numbers = [number > 0 and all(map(_NUMBER.match, cells)) for number, (_, *cells) in enumerate(columns)]
+    rule = ["-" * (width - right) + ":" * right for width, right in zip(widths, numbers, strict=True)]
     padded = [[text.ljust(width) for text in column] for column, width in zip(columns, widths, strict=True)]
     header, *rows = zip(*padded, strict=True)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

@@ -116,5 +116,5 @@ def test_the_diagram_shows_ranks_and_joins_what_is_not_separated():
     assert len(bars) == 1
     assert bars[0].min() < 1.5 < bars[0].max() < 2
     svg, _ = svg_and_png(picture.drawn)
-    assert re.findall(r">([^<]*\d\.\d\d[^<]*)<", svg) == ["CD = 0.74", "a  1.50 ", "&lt;b&gt;  1.50 ", " 3.00  c"]
+    assert re.findall(r">([^<]*\d\.\d\d[^<]*)<", svg) == ["CD = 0.74", "a  1.50", "&lt;b&gt;  1.50", "3.00  c"]
     assert draw([table("one", values)]) is None
