@@ -37,7 +37,7 @@ from zoo import Prediction, SavedTask, Zoo
 from zoo.inputs import find_images, read_image
 from zoo.options import add_combination, add_machine, check_new, repeatable
 
-_CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
+CHUNK_BYTES, _CHUNK_IMAGES = 64 << 20, 1024
 Named = tuple[Sequence[object], Tensor]  # what inputs are called, and these
 
 
@@ -140,7 +140,7 @@ def arrays_of(zoo: Zoo, path: Path) -> Tensor:
 
 def chunks_of(inputs: Tensor) -> Iterator[Named]:
     """Numbers and inputs of rows, some at a time."""
-    size = max(1, _CHUNK_BYTES // inputs[0].nbytes)
+    size = max(1, CHUNK_BYTES // inputs[0].nbytes)
     for start in range(0, len(inputs), size):
         part = inputs[start : start + size]
         yield range(start, start + len(part)), part
@@ -159,7 +159,7 @@ def decoded(files: Sequence[Path], shape: tuple[int, ...], skipped: list[str]) -
         except UserError as error:
             return str(error)
 
-    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // math.prod(shape)))
+    size = max(1, min(_CHUNK_IMAGES, CHUNK_BYTES // math.prod(shape)))
     chunks = [files[start : start + size] for start in range(0, len(files), size)]
     with (
         warnings.catch_warnings(),

@@ -23,7 +23,7 @@ Inputs = list[Tensor]  # [B, L, ...] each
 Advance = Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
-class Case(NamedTuple):
+class Recurrence(NamedTuple):
     """A recurrence: its inputs, its chunked form, its first state and its step."""
 
     name: str
@@ -110,16 +110,16 @@ def rwkv7_step(state: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]
 
 
 CASES = [
-    Case("Mamba, 16 states", mamba_inputs, mamba_chunked, (2 * WIDTH, STATE), mamba_step),
-    Case("Mamba-2, 16 states", mamba2_inputs, scans.scalar_scan, (2 * WIDTH // 64, STATE, 64), mamba2_step),
-    Case("GLA, one head", gla_inputs, scans.vector_scan, (1, WIDTH // 2, WIDTH), gla_step),
-    Case("DeltaNet, two heads", delta_inputs, delta.delta_rule, (2, 32, 32), delta_step),
-    Case("Gated DeltaNet, two heads", gated_delta_inputs, delta.delta_rule, (2, 32, 64), gated_delta_step),
-    Case("RWKV-7, one head", rwkv7_inputs, delta.generalised_delta_rule, (1, WIDTH, WIDTH), rwkv7_step),
+    Recurrence("Mamba, 16 states", mamba_inputs, mamba_chunked, (2 * WIDTH, STATE), mamba_step),
+    Recurrence("Mamba-2, 16 states", mamba2_inputs, scans.scalar_scan, (2 * WIDTH // 64, STATE, 64), mamba2_step),
+    Recurrence("GLA, one head", gla_inputs, scans.vector_scan, (1, WIDTH // 2, WIDTH), gla_step),
+    Recurrence("DeltaNet, two heads", delta_inputs, delta.delta_rule, (2, 32, 32), delta_step),
+    Recurrence("Gated DeltaNet, two heads", gated_delta_inputs, delta.delta_rule, (2, 32, 64), gated_delta_step),
+    Recurrence("RWKV-7, one head", rwkv7_inputs, delta.generalised_delta_rule, (1, WIDTH, WIDTH), rwkv7_step),
 ]
 
 
-def loop(case: Case, inputs: Inputs, split: bool) -> Tensor:
+def loop(case: Recurrence, inputs: Inputs, split: bool) -> Tensor:
     """The outputs of a loop over positions."""
     positions: Sequence[Sequence[Tensor]]
     length = inputs[0].shape[1]
@@ -132,7 +132,7 @@ def loop(case: Case, inputs: Inputs, split: bool) -> Tensor:
     return torch.stack(outputs, 1)
 
 
-def measured(case: Case, options: argparse.Namespace) -> None:
+def measured(case: Recurrence, options: argparse.Namespace) -> None:
     """A line of the table."""
     inputs = [part.requires_grad_() for part in case.inputs(options.batch, options.length)]
     forms: list[Callable[[], Tensor]] = [

@@ -19,7 +19,7 @@ from utils.errors import handling, one_line, run_program
 from utils.files import write_bytes
 from utils.options import Parser
 
-_WAIT = 60.0  # seconds in which what is cancelled may save its state
+WAIT = 60.0  # seconds in which what is cancelled may save its state
 
 
 def _parser(name: str, does: str) -> Parser:
@@ -48,7 +48,7 @@ def _cancel(argv: Sequence[str]) -> int:
     write_bytes(store / CANCEL, b"")
     if count := _cancel_slurm(store):
         print(f"{count} jobs of Slurm cancelled", flush=True)
-    asked, end = set[object](), time.monotonic() + _WAIT
+    asked, end = set[object](), time.monotonic() + WAIT
     while running := _ask(study_state(store).among(RUNNING), asked):
         if time.monotonic() > end:
             break

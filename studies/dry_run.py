@@ -27,7 +27,7 @@ _OWN = ("epochs", "steps", "examples", "set=hp.epochs", "set=hp.steps", "set=hp.
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Duration:
     """Seconds of one process, None if they are not known, and how they were found."""
 
     seconds: float | None
@@ -53,11 +53,11 @@ def dry_run(
     finished = _finished_seconds(grid)
     pilots = _Pilots(program, jobs, pilot_seconds)
     start = pilots.start() if any(cell in finished for cell in cells) else 0.0
-    estimates = dict[tuple[str, str], Estimate]()
+    estimates = dict[tuple[str, str], Duration]()
     for number, (cell, own) in enumerate(cells.items()):
         if cell in finished:
             how = f"as {len(finished[cell])} finished"
-            estimates[cell] = Estimate(start + statistics.fmean(finished[cell]), how)
+            estimates[cell] = Duration(start + statistics.fmean(finished[cell]), how)
         else:
             estimates[cell] = pilots.measure(own[0])
         if number < _CELLS:
@@ -81,7 +81,7 @@ def _finished_seconds(grid: Grid) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def _line(cell: tuple[str, str], jobs: Sequence[PlannedJob], estimate: Estimate) -> str:
+def _line(cell: tuple[str, str], jobs: Sequence[PlannedJob], estimate: Duration) -> str:
     seeds = sorted({run.config.seed for job in jobs for run in job.runs if not run.finished})
     shown = f"seed{'s' * (len(seeds) > 1)} {ranges(seeds)}"
     runs = sum(job.missing for job in jobs)
@@ -102,7 +102,7 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
-def _total(cells: Iterable[Sequence[PlannedJob]], estimates: Sequence[Estimate], jobs: int) -> list[str]:
+def _total(cells: Iterable[Sequence[PlannedJob]], estimates: Sequence[Duration], jobs: int) -> list[str]:
     pairs = list(zip(cells, estimates, strict=True))
     known = [(len(own), estimate.seconds) for own, estimate in pairs if estimate.seconds is not None]
     unknown = [own for own, estimate in pairs if estimate.seconds is None]
@@ -123,22 +123,22 @@ class _Pilots:
         """Seconds until a process has loaded its libraries."""
         return self._seconds(["--help"], None) or 0.0
 
-    def measure(self, job: PlannedJob) -> Estimate:
+    def measure(self, job: PlannedJob) -> Duration:
         """The time of a process, along a straight line through two shorter ones."""
         recipe, times = job.runs[0].config.hp, list[float]()
         unit, full, lengths = pilot_lengths(recipe)
         if self._left <= 0:
-            return Estimate(None, "no time was left for pilots")
+            return Duration(None, "no time was left for pilots")
         for length in lengths:
             words = [word for word in job.arguments if word.partition("=")[0][2:] not in _OWN
                      and "=".join(word.split("=")[:2])[2:] not in _OWN]  # fmt: skip
             words += [f"--{unit}={length}", f"--set=hp.augment={str(recipe.augments).lower()}", "--quiet"]
             seconds = self._seconds(words, job.runs[0].config.threads)
             if seconds is None:
-                return Estimate(None, "a pilot failed, or took too long")
+                return Duration(None, "a pilot failed, or took too long")
             times.append(seconds)
         how = f"from pilots of {' and '.join(f'{length:,}' for length in lengths)} {unit}"
-        return Estimate(straight(lengths, times, full), how)
+        return Duration(straight(lengths, times, full), how)
 
     def _seconds(self, words: Sequence[str], threads: int | None) -> float | None:
         """Of a process; None if it fails, or takes more time than is left."""

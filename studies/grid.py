@@ -19,7 +19,7 @@ from records.configuration import fingerprint
 from records.invocation import KEPT, options, parse, with_settings
 from studies import task_grid
 from studies.grid_file import (
-    Names,
+    DirectoryNames,
     Options,
     arguments,
     check_label,
@@ -105,7 +105,7 @@ def planned(
     for name in common:
         if name in METHOD_OPTIONS and name not in used:
             raise UserError(f"{path}: {name} is not used by any method of the grid; leave it out")
-    models, names = [_run(f"{path}: {key}", store, setup, common) for setup in setups], Names(store)
+    models, names = [_run(f"{path}: {key}", store, setup, common) for setup in setups], DirectoryNames(store)
     if numbers := orders(models):
         models = [_with_order(path, run, order) for order in numbers for run in models]
     parts = [fingerprint(run.config, ("seed",)) for run in models]
@@ -206,7 +206,7 @@ def _with_order(path: str, run: PlannedRun, order: int) -> PlannedRun:
     return replace(run, config=config, arguments=(*run.arguments, *arguments({"data.task_order": order})))
 
 
-def _with_seed(run: PlannedRun, seed: int, names: Names, determined_by: str) -> PlannedRun:
+def _with_seed(run: PlannedRun, seed: int, names: DirectoryNames, determined_by: str) -> PlannedRun:
     """The run with a seed; `determined_by`: a checksum of everything else."""
     order = run.config.data.numbered_order
     words = (run.config.stream, run.net, run.label, "" if order is None else f"order{order}", f"seed{seed}")

@@ -216,7 +216,7 @@ def arguments(given: Mapping[str, Any]) -> list[str]:
     return found
 
 
-class Names:
+class DirectoryNames:
     """Names of directories in a store: words to read, and a checksum of what determines the results.
 
     What has the same checksum has one directory, whatever a grid calls it: one that is already there, or the first.

@@ -13,7 +13,7 @@ from studies.planned import PlannedJob
 from studies.study_file import CANCEL, log_of, note_failure
 
 TRIES = 3  # in all, of a job that loses its worker each time
-_LOOK = 2.0  # seconds between two looks at the jobs of other processes
+LOOK = 2.0  # seconds between two looks at the jobs of other processes
 
 
 class Cancelled(KeyboardInterrupt):
@@ -126,7 +126,7 @@ class _Study:
 
     def _look_elsewhere(self) -> None:
         """Jobs that nobody holds any more come next."""
-        if time.monotonic() - self._looked < _LOOK:
+        if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
         for name in list(self._elsewhere):

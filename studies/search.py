@@ -29,7 +29,7 @@ from studies.engines import ENGINES
 from studies.grid_file import PROJECT
 from studies.planned import Grid, PlannedJob
 from studies.schedule import run_jobs
-from studies.search_file import METRIC, RUNGS, Halving, Parameter, Search, Subject, length, load_search
+from studies.search_file import METRIC, RUNGS, Halving, Parameter, Search, SearchSubject, length, load_search
 from studies.search_tables import write_outcome
 from studies.statistics import mean_interval
 from studies.store import check_run
@@ -64,7 +64,7 @@ def search(options: argparse.Namespace, execute: Execute | None = None) -> int:
     return 0
 
 
-def opened(config: Search, subject: Subject) -> "optuna.Study":
+def opened(config: Search, subject: SearchSubject) -> "optuna.Study":
     """The study of a subject, as far as it was known to the journal; UserError if it is of another search."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -89,7 +89,7 @@ def opened(config: Search, subject: Subject) -> "optuna.Study":
     return study
 
 
-def search_one(config: Search, subject: Subject, study: "optuna.Study", execute: Execute) -> None:
+def search_one(config: Search, subject: SearchSubject, study: "optuna.Study", execute: Execute) -> None:
     """All trials of a subject that are not complete, `at_once` at a time."""
     while len(study.trials) < config.trials or any(trial.state.name == "RUNNING" for trial in study.trials):
         known = study.trials
@@ -112,7 +112,7 @@ def search_one(config: Search, subject: Subject, study: "optuna.Study", execute:
             going = next_rung
 
 
-def planned(config: Search, subject: Subject, values: Mapping[str, Any], share: float) -> Grid | None:
+def planned(config: Search, subject: SearchSubject, values: Mapping[str, Any], share: float) -> Grid | None:
     """The runs of a trial; None for values that are accepted one by one, but not together."""
     try:
         grid = config.plan(subject, values, share)
@@ -125,7 +125,7 @@ def planned(config: Search, subject: Subject, values: Mapping[str, Any], share: 
 
 
 def draw(
-    config: Search, subject: Subject, study: "optuna.Study", number: int, begun: int | None = None
+    config: Search, subject: SearchSubject, study: "optuna.Study", number: int, begun: int | None = None
 ) -> tuple["optuna.trial.Trial", dict[str, Any]]:  # fmt: skip
     """A trial, new or `begun` with that id, and its values: the presets are those of the first, which has none."""
     import optuna
@@ -171,7 +171,7 @@ def measured(grid: Grid, trial: "optuna.trial.Trial") -> dict[str, Any] | None:
 
 
 def told(
-    config: Search, subject: Subject, study: "optuna.Study", trial: "optuna.trial.Trial", rung: int,
+    config: Search, subject: SearchSubject, study: "optuna.Study", trial: "optuna.trial.Trial", rung: int,
     result: Mapping[str, Any] | None,
 ) -> bool:  # fmt: skip
     """Tell the study what a trial reached at a rung; whether it goes on to the next one."""

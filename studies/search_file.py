@@ -67,7 +67,7 @@ class Halving:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class SearchSubject:
     """What one set of values is looked for: a network with a method, on all streams of the search."""
 
     name: str
@@ -83,14 +83,14 @@ class Search:
     path: str
     store: Path
     program: str
-    subjects: tuple[Subject, ...]
+    subjects: tuple[SearchSubject, ...]
     space: tuple[Parameter, ...]
     trials: int
     sampler: str
     halving: Halving
     at_once: int  # trials that are drawn before any of them is known
 
-    def plan(self, subject: Subject, values: Mapping[str, Any], share: float = 1.0) -> Grid:
+    def plan(self, subject: SearchSubject, values: Mapping[str, Any], share: float = 1.0) -> Grid:
         """The runs of a trial at a share of their length, checked; without values those of the presets.
 
         UserError if a value is not accepted, or if test examples would be read.
@@ -110,7 +110,7 @@ class Search:
                 )
         return grid
 
-    def _grid(self, subject: Subject, values: Mapping[str, Any]) -> Grid:
+    def _grid(self, subject: SearchSubject, values: Mapping[str, Any]) -> Grid:
         varied = {key: [value] for key, value in values.items()}
         return PROGRAMS[self.program](self.path, {**subject.content, "vary": varied}, self.store)
 
@@ -151,7 +151,7 @@ def length(run: PlannedRun) -> tuple[str, int]:
     return next((key, value) for key in LENGTHS if (value := getattr(run.config.hp, key, None)))
 
 
-def _subjects(path: str, content: Mapping[str, Any], program: str) -> tuple[Subject, ...]:
+def _subjects(path: str, content: Mapping[str, Any], program: str) -> tuple[SearchSubject, ...]:
     for key in ("streams", "hyperparams"):
         for entry in listed(path, content, key):
             for more in (*VARYING, "hyperparams"):
@@ -163,13 +163,15 @@ def _subjects(path: str, content: Mapping[str, Any], program: str) -> tuple[Subj
         name = hyper.get("hp_config") if isinstance(hyper, dict) else hyper
         file, net = file_of(path, "hyperparams", name), Path(str(name)).stem
         if program == "train_task":
-            found.append(Subject(net, file, {}, {**base, "hyperparams": [hyper]}))
+            found.append(SearchSubject(net, file, {}, {**base, "hyperparams": [hyper]}))
             continue
         for entry in listed(path, content, "methods"):
             checked = method_entry(f"{path}: methods", entry)
             own = {"method": checked.method, "label": checked.label, **checked.options}
             found.append(
-                Subject(f"{net}, {checked.label}", file, own, {**base, "hyperparams": [hyper], "methods": [entry]})
+                SearchSubject(
+                    f"{net}, {checked.label}", file, own, {**base, "hyperparams": [hyper], "methods": [entry]}
+                )
             )
     names = [subject.name for subject in found]
     if twice := next((name for name in names if names.count(name) > 1), None):

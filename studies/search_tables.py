@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from studies.grid_file import file_name, read_seeds
-from studies.search_file import KEYS, METRIC, RUNGS, Search, Subject
+from studies.search_file import KEYS, METRIC, RUNGS, Search, SearchSubject
 from utils.files import csv_bytes, write_bytes
 from utils.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-Trials = Mapping[Subject, Sequence["FrozenTrial"]]
+Trials = Mapping[SearchSubject, Sequence["FrozenTrial"]]
 PRESETS = "presets"
 _SHOWN = 5  # of the best trials
 _SEEDS = 5  # of the comparison on test data
@@ -54,18 +54,18 @@ def ranked(search: Search, trials: Sequence["FrozenTrial"]) -> list["FrozenTrial
     return sorted(whole, key=lambda trial: (-sign * results_of(trial)[-1]["score"], trial.number))
 
 
-def best_path(search: Search, subject: Subject) -> Path:
+def best_path(search: Search, subject: SearchSubject) -> Path:
     """The file with the best settings of a network, for --hp_config."""
     return search.store / f"{file_name(['best', *subject_words(subject)])}.yaml"
 
 
-def subject_words(subject: Subject) -> tuple[str, str]:
+def subject_words(subject: SearchSubject) -> tuple[str, str]:
     """The network and the method of a subject."""
     net, _, label = subject.name.partition(", ")
     return net, label
 
 
-def comparison(search: Search, hyper: str, chosen: Mapping[Subject, Mapping[str, Any]]) -> dict[str, Any]:
+def comparison(search: Search, hyper: str, chosen: Mapping[SearchSubject, Mapping[str, Any]]) -> dict[str, Any]:
     """A grid that compares, with other seeds and on test examples, the presets of a network with the values found."""
     (first, _), *_ = chosen.items()
     base = {key: value for key, value in _tested(first.content).items() if key not in (*KEYS, "methods", "seeds")}
@@ -90,7 +90,7 @@ def _tested(entry: Any) -> Any:
     return {key: value for key, value in entry.items() if key not in apart} if isinstance(entry, Mapping) else entry
 
 
-def _best(search: Search, subject: Subject, values: Mapping[str, Any]) -> bytes:
+def _best(search: Search, subject: SearchSubject, values: Mapping[str, Any]) -> bytes:
     """The YAML file of the network with the best values; those of a method stand in its first lines, as options."""
     content = load_yaml(subject.hyper)
     content |= {key.partition(".")[2]: value for key, value in values.items() if not key.startswith("settings.")}
@@ -100,7 +100,7 @@ def _best(search: Search, subject: Subject, values: Mapping[str, Any]) -> bytes:
     return (head + yaml.safe_dump(content, sort_keys=False)).encode()
 
 
-def _rows(search: Search, trials: Mapping[Subject, Sequence["FrozenTrial"]]) -> list[list[object]]:
+def _rows(search: Search, trials: Mapping[SearchSubject, Sequence["FrozenTrial"]]) -> list[list[object]]:
     keys = [each.key for each in search.space]
     rows: list[list[object]] = [
         ["net", "method", "trial", "state", *keys, "rung", "length", "unit", "metric", "score", "half_width", "runs",
@@ -121,7 +121,7 @@ def _rows(search: Search, trials: Mapping[Subject, Sequence["FrozenTrial"]]) -> 
     return rows
 
 
-def _table(search: Search, trials: Mapping[Subject, Sequence["FrozenTrial"]]) -> str:
+def _table(search: Search, trials: Mapping[SearchSubject, Sequence["FrozenTrial"]]) -> str:
     """The best trials of each subject beside the presets, and what they cost."""
     lines = []
     for subject, found in trials.items():

@@ -19,7 +19,7 @@ from records.directory import check_free, holds_run, shared_config
 from records.manifest import SUMMARY, read_manifest
 from records.summary import by_task, figure, key_of, read_summary
 from studies.differences import differences_table
-from studies.grid_file import Names
+from studies.grid_file import DirectoryNames
 from studies.planned import Grid, PlannedRun
 from studies.ranks import ranks_section
 from studies.replicates import Replicate, replicate_of, without_order
@@ -62,7 +62,7 @@ def make_directories(runs: Sequence[PlannedRun], store: Path) -> bool:
     try:
         with suppress(OSError):  # not every shared disk can lock folders
             fcntl.flock(folder, fcntl.LOCK_EX)
-        there = Names(store)
+        there = DirectoryNames(store)
         if not all(map(there.agree, names)):
             return False
         for name in names:

@@ -13,7 +13,7 @@ from records.task_invocation import PROGRAM, parse
 from records.task_plan import of_one_task
 from studies.grid_file import (
     RATE,
-    Names,
+    DirectoryNames,
     Options,
     arguments,
     distinct,
@@ -49,7 +49,7 @@ def plan(path: str, content: Mapping[str, Any], store: Path) -> Grid:
     """The cells of every stream, network and combination of the varied values; UserError names the file and the key."""
     common = {key: OPTIONS.check(path, key, value, AXES) for key, value in content.items() if key not in AXES}
     pairings, seeds = read_streams(path, content, OPTIONS), _consecutive(path, read_seeds(path, content))
-    axes, jobs, names = dict[str, list[tuple[str, ...]]](), list[PlannedJob](), Names(store)
+    axes, jobs, names = dict[str, list[tuple[str, ...]]](), list[PlannedJob](), DirectoryNames(store)
     for pairing in pairings:
         files = {"data_config": pairing.path, "hp_config": pairing.hyper}
         rates = pairing.rates or pairing.vary.get(RATE, ())
@@ -81,8 +81,8 @@ def _consecutive(path: str, seeds: Sequence[int]) -> Sequence[int]:
 
 
 def _cell(
-    path: str, store: Path, names: Names, given: Mapping[str, Any], label: Sequence[str], rates: Sequence[float],
-    seeds: Sequence[int],
+    path: str, store: Path, names: DirectoryNames, given: Mapping[str, Any], label: Sequence[str],
+    rates: Sequence[float], seeds: Sequence[int],
 ) -> PlannedJob:  # fmt: skip
     """The process of one cell; with several learning rates it has a run for each of them and each seed."""
     words, runs = arguments(given), list[PlannedRun]()

@@ -100,7 +100,7 @@ def test_a_stopped_run_goes_on_and_files_are_answered(monkeypatch, capsys):
     # The test examples from the raw file: the answers that the run has saved.
     test = stream().tasks[1].test
     np.savez("new.npz", X=X[test.rows])
-    monkeypatch.setattr(predict, "_CHUNK_BYTES", 64)  # of a few rows
+    monkeypatch.setattr(predict, "CHUNK_BYTES", 64)  # of a few rows
     assert predict.main(["run", "--data", "new.npz", "--task", "name=1", "--out", "p.csv"]) == 0
     with open("p.csv", newline="") as file:
         header, *lines = csv.reader(file)

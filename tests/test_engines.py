@@ -105,7 +105,7 @@ class Pretended(Engine):
 @pytest.fixture
 def planned(here, monkeypatch):
     """Two jobs of a study; what other processes do is looked at in each round."""
-    monkeypatch.setattr("studies.schedule._LOOK", 0.0)
+    monkeypatch.setattr("studies.schedule.LOOK", 0.0)
     Path("store/logs").mkdir(parents=True)
     return write_grid(methods=["isolated"]).jobs
 
@@ -232,7 +232,7 @@ def test_how_a_job_of_this_machine_ends(tmp_path):
 
 
 def test_a_job_that_does_not_end_when_it_is_asked_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("studies.engines.local._SECONDS_TO_END", 0.1)
+    monkeypatch.setattr("studies.engines.local.SECONDS_TO_END", 0.1)
     engine = ENGINES["local"](Resources(tmp_path))
     deaf = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print('here', flush=True); time.sleep(9); print('end')"
@@ -279,7 +279,7 @@ supervise([Order(command, {{"OMP_NUM_THREADS": "1"}}, Path("/"), Path("a.log"), 
 
 def test_runs_that_are_in_use_are_waited_for(tmp_path, monkeypatch):
     job = python(tmp_path, "a", "print('here')", runs=[tmp_path / "run"])
-    monkeypatch.setattr("studies.engines.supervise._SECONDS_FOR_LEASES", 0.1)
+    monkeypatch.setattr("studies.engines.supervise.SECONDS_FOR_LEASES", 0.1)
     with locked(tmp_path / "run"):
         (outcome,) = supervise([order_of(job, 1)])
         assert outcome.lost

@@ -348,7 +348,7 @@ def test_a_real_search_reads_no_test_examples(capsys, monkeypatch):
     """Runs of modelzoo.py, for which the test half of the digits does not exist."""
     import datasets.images.digits as digits
 
-    loaded = digits._load
+    loaded = digits.load
 
     def without_test():
         def fail():
@@ -356,7 +356,7 @@ def test_a_real_search_reads_no_test_examples(capsys, monkeypatch):
 
         return loaded()[0], fail
 
-    monkeypatch.setattr(digits, "_load", without_test)
+    monkeypatch.setattr(digits, "load", without_test)
 
     def execute(jobs):
         for job in jobs:

@@ -258,7 +258,7 @@ def test_cancel_ends_what_runs_here_and_says_what_runs_elsewhere(here, capsys, m
     }
     begun(grid.runs[1])
     leave_lock(grid.runs[1], host="elsewhere", process=7)
-    monkeypatch.setattr("reporting.commands._WAIT", 0.1)
+    monkeypatch.setattr("reporting.commands.WAIT", 0.1)
     assert COMMANDS["cancel"](["--store", "store"]) == 1
     assert f"still running: {grid.runs[1].name}, host elsewhere process 7" in capsys.readouterr().out
 

@@ -105,7 +105,7 @@ def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch):
     data = Mixture([(task.id, task.train_eval) for task in toy_stream(3).tasks])
     spec = toy_stream(1).spec
     together = list(batches(data, spec, 8, generator(0, "b"), augment=True))
-    monkeypatch.setattr("training.batches._CHUNK_BYTES", 1)
+    monkeypatch.setattr("training.batches.CHUNK_BYTES", 1)
     for one, other in zip(together, batches(data, spec, 8, generator(0, "b"), augment=True), strict=True):
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.targets, other.targets)

@@ -13,7 +13,7 @@ from datasets.task import StreamSpec
 
 # Batches are gathered and augmented together, up to this many bytes of network input: the cost of
 # launching those operations is shared by all batches of the chunk, and the chunk stays in the cache.
-_CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20
 # A small task may use no more batches of a replay memory than these.
 _REPLAYS_AT_ONCE = 64
 Columns = tuple[Tensor, Tensor, Tensor]  # inputs, targets and task ids of some examples
@@ -85,7 +85,7 @@ def _lots(
 
 def _batches_at_once(size: int, spec: StreamSpec) -> int:
     """How many batches of `size` are gathered together."""
-    return max(1, _CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
+    return max(1, CHUNK_BYTES // (size * 4 * math.prod(spec.input_shape)))
 
 
 class Replays(Iterator[Batch]):

@@ -17,16 +17,16 @@ _PREPROCESS = ImagePreprocess(padding=1, flip=False)
 
 def split_digits(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Tasks are sets of the digits 0 to 9."""
-    return image_stream(config, ImageDataset(*_load(), _NAMES, _PREPROCESS), seed, device)
+    return image_stream(config, ImageDataset(*load(), _NAMES, _PREPROCESS), seed, device)
 
 
 def rotated_digits(config: DataConfig, seed: int, device: torch.device) -> TaskStream:
     """Label 10x + y is digit y rotated by 10x degrees, or by the x-th drawn angle."""
     views = rotations(config, seed, 8)
-    return image_stream(config, ImageDataset(*_load(), _NAMES, _PREPROCESS, decode_view, *views), seed, device)
+    return image_stream(config, ImageDataset(*load(), _NAMES, _PREPROCESS, decode_view, *views), seed, device)
 
 
-def _load() -> tuple[Images, Callable[[], Images]]:
+def load() -> tuple[Images, Callable[[], Images]]:
     """The same halves for training and testing in every run, with equal shares of each digit."""
     from sklearn.datasets import load_digits  # slow to import
     from sklearn.model_selection import train_test_split

@@ -13,7 +13,7 @@ from studies.engines.base import Ended, Engine, Job, Resources
 
 # Between asking a process to end, upon which a run saves its state, and killing it. Jobs do not receive Ctrl-C
 # themselves: this process asks them to end, and kills them at the next Ctrl-C.
-_SECONDS_TO_END = 60
+SECONDS_TO_END = 60
 _KILLED = -9
 
 
@@ -104,7 +104,7 @@ def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
     """Ask processes, each in its own session, to end; if they do not, or at Ctrl-C, kill them and their children."""
     for process in processes:
         process.terminate()
-    end = time.monotonic() + _SECONDS_TO_END
+    end = time.monotonic() + SECONDS_TO_END
     try:
         for process in processes:
             process.wait(max(0.0, end - time.monotonic()))

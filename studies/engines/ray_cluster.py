@@ -16,7 +16,7 @@ from utils.errors import UserError
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _MANY = 1000  # jobs handed over at a time; a cluster that grows on demand sees from them that it should
-_SECONDS_TO_END = 65  # a machine gives its jobs 60
+SECONDS_TO_END = 65  # a machine gives its jobs 60
 _LEAST_STORE = 80 * 2**20  # bytes of Ray's shared memory, which nothing here uses; Ray refuses less than 75 MiB
 
 
@@ -64,7 +64,7 @@ class RayEngine(Engine):
         with suppress(KeyboardInterrupt):  # then they are killed
             for reference in self._running:
                 self._ray.cancel(reference)
-            self._ready(_SECONDS_TO_END)
+            self._ready(SECONDS_TO_END)
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         self._running = {}

@@ -21,7 +21,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 _MANY = 10_000
 _ARRAY = 1000  # jobs of one array; Slurm takes 1001, unless its administrator has changed that
 _SECONDS_BETWEEN = 15.0  # two questions to the queue; results are looked for more often, but not by asking it
-_SECONDS_TO_END = 60
+SECONDS_TO_END = 60
 _MOST_STOPS = 100  # how often a job goes on after a time limit or a preemption
 _FINAL = ("CANCELLED", "DEADLINE", "FAILED", "OUT_OF_MEMORY")  # states in which another try would end the same way
 
@@ -97,7 +97,7 @@ class SlurmEngine(Engine):
         self._waiting = []
         ids = {handed.slurm.job_id for handed in self._handed}
         _scancel(ids)
-        end = time.monotonic() + _SECONDS_TO_END
+        end = time.monotonic() + SECONDS_TO_END
         with suppress(KeyboardInterrupt, UserError):  # Slurm kills them
             while ids & _queue() and time.monotonic() < end:
                 time.sleep(self._seconds / 10)

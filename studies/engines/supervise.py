@@ -17,7 +17,7 @@ from utils.errors import SignalError, handling
 
 _ASKED = (signal.SIGTERM, signal.SIGUSR2)  # Slurm: by preemption and scancel; by submitit's --signal before a limit
 _CHILD = Path(__file__).with_name("child.py")
-_SECONDS_FOR_LEASES = 60  # for the process of a lost worker, which saves its state
+SECONDS_FOR_LEASES = 60  # for the process of a lost worker, which saves its state
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def run_pack(orders: Sequence[Order]) -> list[Outcome]:
 
 def _held(orders: Sequence[Order]) -> dict[int, str]:
     """The orders that have runs in the hands of another process even after a while, and a line about each."""
-    end = time.monotonic() + _SECONDS_FOR_LEASES
+    end = time.monotonic() + SECONDS_FOR_LEASES
     while True:
         held = {
             number: f"{run} is in use on {owner.get('host', 'another machine')}"
