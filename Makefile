@@ -57,6 +57,8 @@ perf: install
 	$(BIN)/python perf/safety.py
 	$(BIN)/python perf/reports.py
 	$(BIN)/python perf/predicting.py
+	$(BIN)/python perf/scaling.py
+	$(BIN)/python perf/grids.py
 	$(BIN)/python perf/peers.py
 
 clean:
