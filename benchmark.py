@@ -47,7 +47,7 @@ from studies.study_file import CANCEL, LOGS, Study, check_kind, failure_of, stud
 from studies.study_options import arguments, resources_of
 from training.features import frozen, task_stream
 from utils.compute import pick_device, runs_in_bf16
-from utils.errors import UserError, one_line, run_program
+from utils.errors import UserError, one_line, run_program, unknown
 from utils.files import check_own
 
 PROGRAMS = {name: PROJECT / f"{name}.py" for name in ("modelzoo", "train_task")}
@@ -60,7 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command := COMMANDS.get(" ".join(words[:1])):
         return command(words[1:])
     stopped = "interrupted; the same command continues with the remaining runs"
-    return run_program("benchmark.py", lambda: benchmark(arguments(words)), stopped)
+    return run_program("benchmark.py", lambda: benchmark(_study(words)), stopped)
+
+
+def _study(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a study; UserError names a command that does not exist."""
+    if words and not words[0].startswith("-"):
+        raise UserError(unknown("command", words[0], COMMANDS))
+    return arguments(words)
 
 
 def benchmark(options: argparse.Namespace) -> int:

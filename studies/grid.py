@@ -66,6 +66,8 @@ class Setup(NamedTuple):
 def load_grid(path: str, store: Path) -> Grid:
     """Read a grid and plan its runs, whose directories are in `store`; UserError names the file and the key."""
     content = load_yaml(path)
+    if "space" in content:
+        raise UserError(f"{path}: space makes it a search: benchmark.py search --config {path}")
     program = content.get("program", "modelzoo")
     if not isinstance(program, str) or program not in PROGRAMS:
         raise UserError(f"{path}: program: {unknown('program', program, PROGRAMS)}")

@@ -426,6 +426,7 @@ BAD: dict[str, Any] = {
     "numbers of one order": (
         {"task_orders": [0, 1, 7], "data.tasks": [[0, 1], [2, 3], [4, 5], [6, 7]]}, "0 and 7 draw the same order",
     ),
+    "a search": ({"space": {"hp.lr": [0.1]}}, "space makes it a search", "benchmark.py search --config grid.yaml"),
     "unknown key": ({"sample": 3}, "unknown key 'sample'", "did you mean 'samples'"),
     "own key": ({"run_dir": "x"}, "unknown key 'run_dir'"),
     "key missing": ({"streams": None}, "key 'streams' is missing"),
@@ -531,6 +532,11 @@ def refused(capsys, *words, more=()):
 def test_bad_options(here, capsys, options, words):
     write_grid()
     refused(capsys, *words, more=options)
+
+
+def test_a_command_that_does_not_exist(here, capsys):
+    assert main(["statuss", "--store", "store"]) == 2
+    assert capsys.readouterr().err.startswith("benchmark.py: unknown command 'statuss'; did you mean 'status'?")
 
 
 def test_what_must_be_given(here, capsys):
