@@ -16,6 +16,7 @@ from pathlib import Path
 from utils.errors import UserError, one_line
 
 LOCK = ".lock"
+IN_USE = "is in use by"  # what the refusal of a folder says of it
 HERE = socket.gethostname()
 BEAT = 30.0  # seconds between two touches of the lock file by its owner
 DEAD = 600.0  # seconds without one, after which another host may take the lock over
@@ -82,7 +83,7 @@ def _taken(path: Path, me: dict[str, object]) -> str:
 
 def _opened(path: Path, option: str, closing: contextlib.ExitStack) -> int:
     """The lock file, locked; again if its last owner has removed it between the opening and the locking."""
-    used = f"{option}{path.parent} is in use by"
+    used = f"{option}{path.parent} {IN_USE}"
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         closing.callback(os.close, lock)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from records.lock import HERE, holder
+from records.lock import HERE, IN_USE, holder
 from studies.engines.base import Ended, Engine, Job
 from studies.planned import PlannedJob
 from studies.study_file import CANCEL, log_of, note_failure
@@ -118,7 +118,8 @@ class _Study:
         if end.lost:  # whether its run is free yet or not: a job may bring down every machine that it comes to
             self._losses[end.name] += 1
             return self._losses[end.name] < TRIES
-        return _held(self._by_name[end.name]) is not None
+        # Another process was faster to begin, and may have ended by now.
+        return IN_USE in end.failure or _held(self._by_name[end.name]) is not None
 
     def _room(self) -> int:
         here = sum(self._elsewhere.values()) if self._engine.on_this_machine else 0

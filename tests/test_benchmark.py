@@ -31,6 +31,7 @@ from benchmark import main
 from datasets.arrangement import arranged
 from records.configuration import plain_config
 from records.invocation import parse, with_settings
+from records.lock import locked
 from records.manifest import TARGETS, Entry, Manifest
 from reporting.commands import COMMANDS
 from reporting.groups import compare
@@ -38,6 +39,7 @@ from studies.grid import AXES, load_grid
 from studies.planned import chosen
 from studies.schedule import TRIES
 from studies.tables import ComparisonTable, latex, markdown, readable
+from utils.errors import UserError
 
 PROJECT = Path(__file__).parent.parent
 GRID: dict[str, Any] = {
@@ -733,6 +735,22 @@ with locked(Path({str(grid.runs[0].directory)!r})):
     assert started() == [grid.runs[1].name]
     out = capsys.readouterr().out
     assert out.index(grid.runs[0].name) < out.index(grid.runs[1].name)  # one at a time
+
+
+def test_a_run_that_another_process_had_begun_and_left_is_begun_again(here):
+    grid = write_grid(seeds=1)
+    prepare(grid)
+    with pytest.raises(UserError) as refusal, locked(Path("busy")), locked(Path("busy")):
+        pass
+    order(grid.runs[0], f"fail {refusal.value}")
+
+    def leave():
+        wait_for(lambda: started() == [grid.runs[0].name])
+        order(grid.runs[0], "finish")
+
+    threading.Thread(target=leave, daemon=True).start()
+    assert command() == 0
+    assert started().count(grid.runs[0].name) >= 2
 
 
 def test_a_study_ends_when_it_is_cancelled(here, capsys):
