@@ -111,7 +111,7 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 def to_do(wanted: Grid, store: Path, *, again: bool) -> tuple[list[PlannedJob], dict[str, str]]:
-    """The unfinished jobs, each once; and, unless they are to run `again`, the failed runs that are left: why."""
+    """The jobs to run, and why each failed run is left out; with `again` none is."""
     missing, left = list[PlannedJob](), dict[str, str]()
     for process in wanted.processes:
         if process.missing:
@@ -123,7 +123,7 @@ def to_do(wanted: Grid, store: Path, *, again: bool) -> tuple[list[PlannedJob], 
 
 
 def begin(grid: Grid, wanted: Grid, store: Path, options: argparse.Namespace, begun: float) -> bool:
-    """Make the store, and say in it what it is to hold; UserError if it cannot be written.
+    """Make the store and write study.json; UserError if it cannot be written.
 
     False if directories of the `wanted` runs have appeared under other names, so that the grid is to be read again. A
     wish to cancel the study is void if it is older than this command, which began at `begun` (seconds of the epoch).

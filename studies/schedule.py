@@ -1,4 +1,4 @@
-"""Hand the jobs of a study to an engine: each once, none that another process works on, again those that were lost."""
+"""Hands the jobs of a study to an engine; waits for jobs that other processes work on, and retries lost ones."""
 
 import sys
 import time
@@ -55,7 +55,7 @@ def _check_cancel(store: Path) -> None:
 
 
 def job_of(planned: PlannedJob, store: Path, program: Path) -> Job:
-    """The command that makes the runs of a job, or goes on with them."""
+    """The command that begins or resumes the runs of a job."""
     threads = planned.runs[0].config.threads
     return Job(
         planned.name, [sys.executable, str(program), *planned.arguments, "--quiet", "--resume"],
@@ -101,7 +101,7 @@ class _Study:
                 self._engine.submit(job_of(job, self._store, self._program))
 
     def ended(self) -> Generator[Ended, None, None]:
-        """What has ended for good; jobs that were lost, or that another process was faster to begin, wait again."""
+        """The jobs that have ended for good; lost ones, and those that another process began first, are put back."""
         for end in self._engine.poll():
             job = self._by_name[end.name]
             del self._handed[end.name]

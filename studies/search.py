@@ -65,7 +65,7 @@ def search(options: argparse.Namespace, execute: Execute | None = None) -> int:
 
 
 def opened(config: Search, subject: SearchSubject) -> "optuna.Study":
-    """The study of a subject, as far as it was known to the journal; UserError if it is of another search."""
+    """The Optuna study of a subject, loaded from the journal or new; UserError if it is of another search."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
@@ -174,7 +174,7 @@ def told(
     config: Search, subject: SearchSubject, study: "optuna.Study", trial: "optuna.trial.Trial", rung: int,
     result: Mapping[str, Any] | None,
 ) -> bool:  # fmt: skip
-    """Tell the study what a trial reached at a rung; whether it goes on to the next one."""
+    """Record what a trial reached at a rung; returns whether it is run at the next one."""
     import optuna
 
     step, last = config.halving.factor**rung, rung == config.halving.rungs - 1
@@ -214,7 +214,7 @@ def _among_best(study: "optuna.Study", number: int, step: int, halving: Halving)
 
 
 def _sampler(config: Search, seed: int) -> "optuna.samplers.BaseSampler":
-    """A sampler for one trial: a search that goes on draws what it would have drawn."""
+    """A sampler for one trial, seeded by its number, so that a resumed search draws the same values."""
     import optuna
 
     if config.sampler == "random":
@@ -223,7 +223,7 @@ def _sampler(config: Search, seed: int) -> "optuna.samplers.BaseSampler":
 
 
 def _on_engine(config: Search, options: argparse.Namespace) -> Execute:
-    """Makes runs where the command line says."""
+    """A function that makes runs on the engine of the command line."""
 
     def execute(jobs: Sequence[PlannedJob]) -> None:
         if not jobs:

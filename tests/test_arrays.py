@@ -260,18 +260,17 @@ def test_files_that_cannot_be_read_are_one_line(monkeypatch):
     Path("one.npy").rename("one.npz")
     assert "one.npz is a single array" in refused("one.npz")
     assert "files of arrays end in .npz, .parquet, .csv" in refused("d.yaml")
-    Path("t.csv").write_text("a,y,colour\n1,0,red\n2,1,blue\n")
-    assert "features must be numbers; no numbers are in colour" in refused("t.csv")
-    Path("t.csv").write_text("a,y\n1,0\n2,\n")
-    assert "y is missing in row 1" in refused("t.csv")
-    Path("t.csv").write_text("a,b,y\n1,2,0\n2,,1\n")
-    assert "t.csv: b has missing or infinite values in row 1, from 0" in refused("t.csv")
-    Path("t.csv").write_text("a,y\n")
-    assert "t.csv has no rows" in refused("t.csv")
-    Path("t.csv").write_text("a,,y\n1,0,0\n2,1,1\n")
-    assert "t.csv: column 1, from 0, has no name" in refused("t.csv")
-    Path("t.csv").write_text("y,task\n1,0\n")
-    assert "has no columns of features" in refused("t.csv")
+    tables = {
+        "a,y,colour\n1,0,red\n2,1,blue\n": "features must be numbers; no numbers are in colour",
+        "a,y\n1,0\n2,\n": "y is missing in row 1",
+        "a,b,y\n1,2,0\n2,,1\n": "t.csv: b has missing or infinite values in row 1, from 0",
+        "a,y\n": "t.csv has no rows",
+        "a,,y\n1,0,0\n2,1,1\n": "t.csv: column 1, from 0, has no name",
+        "y,task\n1,0\n": "has no columns of features",
+    }
+    for content, words in tables.items():
+        Path("t.csv").write_text(content)
+        assert words in refused("t.csv")
     Path("t.parquet").touch()
 
     def missing(path):

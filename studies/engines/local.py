@@ -18,7 +18,7 @@ _KILLED = -9
 
 
 @dataclass(frozen=True)
-class _Running:
+class _Process:
     job: Job
     process: subprocess.Popen[bytes]
     begin: float
@@ -38,7 +38,7 @@ class LocalEngine(Engine):
         self._gpus = [str(gpu) for _ in range(each) for gpu in gpus]
         self._slots = resources.slots
         self._threads = str(resources.cpus or max(1, cores() // self._slots))
-        self._running: list[_Running] = []
+        self._running: list[_Process] = []
 
     def room(self) -> int:
         return self._slots - len(self._running)
@@ -53,7 +53,7 @@ class LocalEngine(Engine):
                 job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env={**os.environ, **own, **job.environment}, start_new_session=True,
             )  # fmt: skip
-        self._running.append(_Running(job, process, time.perf_counter(), slot))
+        self._running.append(_Process(job, process, time.perf_counter(), slot))
 
     def poll(self) -> list[Ended]:
         ended = [running for running in self._running if running.process.poll() is not None]

@@ -21,7 +21,7 @@ _LEAST_STORE = 80 * 2**20  # bytes of Ray's shared memory, which nothing here us
 
 
 @dataclass(frozen=True)
-class _Running:
+class _Task:
     job: Job
     begin: float
 
@@ -48,14 +48,14 @@ class RayEngine(Engine):
             raise UserError(f"no machine of the Ray cluster has {self._cpus} cores for a job{' and a GPU' * gpus}")
         self._task = self._ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0)(_one)
         self._most = resources.jobs or _MANY
-        self._running: dict[Any, _Running] = {}
+        self._running: dict[Any, _Task] = {}
 
     def room(self) -> int:
         return self._most - len(self._running)
 
     def submit(self, job: Job) -> None:
         reference = self._task.options(name=job.name).remote(order_of(job, self._cpus))
-        self._running[reference] = _Running(job, time.perf_counter())
+        self._running[reference] = _Task(job, time.perf_counter())
 
     def poll(self) -> list[Ended]:
         return [self._ended(reference, self._running.pop(reference)) for reference in self._ready(0)]
@@ -75,7 +75,7 @@ class RayEngine(Engine):
         waiting = list(self._running)
         return self._ray.wait(waiting, num_returns=len(waiting), timeout=seconds)[0] if waiting else []
 
-    def _ended(self, reference: Any, running: _Running) -> Ended:
+    def _ended(self, reference: Any, running: _Task) -> Ended:
         errors = self._ray.exceptions
         try:
             outcome: Outcome = self._ray.get(reference)
