@@ -17,6 +17,8 @@ from records.run import Run
 from records.task_invocation import parse
 from reporting.affinity import loss_affinity
 from studies.grid import load_grid
+from studies.study_file import note_failure
+from tests.test_benchmark import seal
 from utils.errors import UserError
 
 PROJECT = Path(__file__).parent.parent
@@ -308,3 +310,23 @@ def test_affinity_is_the_loss_of_members_of_two_tasks_against_those_of_one(capsy
         assert found[pair] == pytest.approx(values, rel=1e-4)
     assert (table.difference == table.together - table.alone).all()
     capsys.readouterr()
+
+
+def test_of_a_failed_cell_only_the_unfinished_runs_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid, store = write_grid(seeds=2), Path("store")
+    cell = grid.jobs[0]
+    done, other = cell.runs[:2]
+    done.directory.mkdir(parents=True)
+    for name in ("config.yaml", "summary.json"):
+        (done.directory / name).write_text("{}")
+    seal(done.directory)
+    (store / "logs").mkdir()
+    note_failure(store, cell.name, "exit code 1")
+    missing, left = benchmark.to_do(grid, store, again=False)
+    assert left == {run.name: "exit code 1" for run in cell.runs if run is not done}
+    assert other.name in left
+    assert cell.name not in {job.name for job in missing}
+    missing, left = benchmark.to_do(grid, store, again=True)
+    assert left == {}
+    assert cell.name in {job.name for job in missing}
