@@ -76,15 +76,16 @@ def affinity_over_runs(groups: Sequence[Group]) -> DrawnFigure | None:
     names = runs[0].task_labels
     values = np.full((len(names), len(names)), np.nan)
     for task, other, difference in zip(data.task, data["with"], data.difference, strict=True):
-        values[names.index(task), names.index(other)] = difference
+        values[names.index(task), names.index(other)] = 100 * difference  # short enough for the cells of ten tasks
     drawn, (axes,) = empty_figure(height(len(names)))
-    bound = max(0.01, np.nanmax(np.abs(values)))
-    bar = heat_map(axes, values, DIVERGING.reversed(), Normalize(-bound, bound), lambda value: signed(value, 3))
-    bar.set_label("difference of loss / uninformed loss")
+    bound = max(1.0, np.nanmax(np.abs(values)))
+    bar = heat_map(axes, values, DIVERGING.reversed(), Normalize(-bound, bound), lambda value: signed(value, 1))
+    bar.set_label("difference of loss, %")
     axes.set(xlabel="trained together with task", ylabel="loss on task")
     caption = (
         "Which tasks help each other. Row i, column j: test loss on task i, divided by that of the uninformed "
         "prediction, of single members that were trained on task j too, minus that of members trained on task i alone; "
-        "means over the members of all runs with the same network and recipe. Below 0: task j helps task i."
+        "in per cent; means over the members of all runs with the same network and recipe. Below 0: task j helps task "
+        "i."
     )
     return DrawnFigure("affinity_over_runs", "Task affinity", caption, drawn, data)
